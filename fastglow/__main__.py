@@ -1,0 +1,8 @@
+"""`python -m fastglow`: the `fastglow` command without its installed script."""
+
+import sys
+
+from fastglow.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

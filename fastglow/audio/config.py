@@ -1,0 +1,68 @@
+"""The audio parameters that a model, its training data and its vocoder must agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+
+from fastglow.errors import FastglowError
+
+
+@dataclass(frozen=True)
+class MelConfig:
+    """Parameters of a log-mel spectrogram; the defaults are those of the published checkpoints.
+
+    Fields: `sampling_rate` [Hz], `filter_length` (FFT size, even) [samples], `hop_length` [samples],
+    `win_length` (<= filter_length) [samples], `n_mel_channels`, `mel_fmin` [Hz], `mel_fmax` [Hz].
+    `mel_fmax=None` becomes the Nyquist frequency, so that two configs that mean the same compare equal.
+    Hashable. Raises FastglowError for values that make no filterbank.
+    """
+
+    sampling_rate: int = 22050
+    filter_length: int = 1024
+    hop_length: int = 256
+    win_length: int = 1024
+    n_mel_channels: int = 80
+    mel_fmin: float = 0.0
+    mel_fmax: float | None = 8000.0
+
+    def __post_init__(self):
+        for name in ("sampling_rate", "filter_length", "hop_length", "win_length", "n_mel_channels"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise FastglowError(f"{name} must be a positive integer, not {value!r}")
+        if self.filter_length % 2:
+            raise FastglowError(f"filter_length must be even, not {self.filter_length}")
+        if self.win_length > self.filter_length:
+            raise FastglowError(
+                f"win_length {self.win_length} exceeds filter_length {self.filter_length}: "
+                "make the window no longer than the FFT"
+            )
+        nyquist = self.sampling_rate / 2
+        fmax = nyquist if self.mel_fmax is None else self.mel_fmax
+        for name, value in (("mel_fmin", self.mel_fmin), ("mel_fmax", fmax)):
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise FastglowError(f"{name} must be a frequency in Hz, not {value!r}")
+            object.__setattr__(self, name, float(value))
+        if not 0 <= self.mel_fmin < self.mel_fmax:
+            raise FastglowError(
+                f"mel_fmin {self.mel_fmin:g} Hz must lie between 0 and mel_fmax ({self.mel_fmax:g} Hz)"
+            )
+        if self.mel_fmax > nyquist:
+            raise FastglowError(
+                f"mel_fmax {self.mel_fmax:g} Hz exceeds {nyquist:g} Hz, half of sampling_rate "
+                f"{self.sampling_rate}: lower it or give None"
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> MelConfig:
+        """The config that `as_dict` gave; absent fields take their defaults, unknown ones are refused."""
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise FastglowError(f"unknown audio parameter {name!r}: known are {', '.join(known)}")
+        return cls(**values)
+
+    def as_dict(self) -> dict:
+        """The fields as plain ints and floats, ready for JSON."""
+        return asdict(self)

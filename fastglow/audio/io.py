@@ -1,0 +1,153 @@
+"""Audio files and streams, in and out."""
+
+from __future__ import annotations
+
+import io
+import os
+import secrets
+import warnings
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from fastglow.errors import FastglowError
+
+# What write_audio writes: suffix without its dot -> libsndfile's name.
+_WRITABLE = {"wav": "WAV", "flac": "FLAC"}
+
+
+def read_audio(path, sampling_rate: int | None = None) -> tuple[np.ndarray, int]:
+    """Reads a WAV, FLAC, Ogg or MP3 file (anything libsndfile knows) -> (audio, sampling rate in Hz).
+
+    The audio is mono, float32 [N], finite and in [-1, 1]. Several channels are averaged. With
+    `sampling_rate` given, other rates are resampled to it by soxr ("HQ"), which is told by a warning (once
+    per pair of rates under Python's default filter). Decoders and resampling filters overshoot: audio that
+    would leave [-1, 1] is scaled down to peak at 1, told by a warning if it was more than 1 dB.
+
+    Raises FastglowError, naming the file, when it is missing, unreadable, empty or holds NaN or infinity.
+    """
+    path = Path(path)
+    if sampling_rate is not None and sampling_rate < 1:
+        raise FastglowError(f"sampling_rate must be positive, not {sampling_rate}")
+    if not path.exists():
+        raise FastglowError(f"{path}: no such audio file")
+    if path.is_dir():
+        raise FastglowError(f"{path}: is a folder, not an audio file")
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, OSError, TypeError) as error:
+        # TypeError is soundfile's answer to a headerless file with the suffix .raw.
+        reason = " ".join(str(getattr(error, "error_string", error)).split())
+        raise FastglowError(f"{path}: cannot be read as audio: {reason}") from error
+    audio = samples.mean(axis=1)
+    if audio.size == 0:
+        raise FastglowError(f"{path}: holds no audio samples")
+    if not np.isfinite(audio).all():
+        raise FastglowError(f"{path}: holds samples that are NaN or infinite")
+    if sampling_rate is not None and sampling_rate != rate:
+        warnings.warn(f"resampling audio from {rate} Hz to {sampling_rate} Hz", stacklevel=2)
+        audio = soxr.resample(audio, rate, sampling_rate)
+        if audio.size == 0:
+            raise FastglowError(f"{path}: too short to be resampled from {rate} to {sampling_rate} Hz")
+        rate = sampling_rate
+    peak = float(np.abs(audio).max())
+    if peak > 1.0:
+        if peak > 1.12:
+            warnings.warn(f"{path}: peaks at {peak:g}, scaled down to 1", stacklevel=2)
+        # fp64 division so that no rounded quotient exceeds 1.
+        audio = (audio / np.float64(peak)).astype(np.float32)
+    return audio, rate
+
+
+def write_audio(target, audio, sampling_rate: int, format: str | None = None) -> int:
+    """Writes mono audio as 16-bit PCM and returns how many samples had to be clipped.
+
+    `target` is a path or a binary stream with a `write` method, which need not be seekable (a pipe). `audio`
+    is a floating-point NumPy array or torch tensor [N] on any device, in [-1, 1]; samples are rounded to
+    the nearest step, and those outside are clipped to the loudest value, never wrapped around, with a
+    warning. `format` is "wav" or "flac"; by default it is the path's suffix, and "wav" for a stream.
+
+    A file is written under a temporary name in the same folder and then renamed, so it appears complete or
+    not at all; devices and named pipes are written to directly. Raises FastglowError for audio that is not
+    [N], not floating point, empty or not finite, for an unknown format and for a path that cannot be
+    written; errors of a stream are left to its owner.
+    """
+    is_stream = hasattr(target, "write")
+    if format is None:
+        format = "wav" if is_stream else Path(target).suffix.removeprefix(".")
+    if format.lower() not in _WRITABLE:
+        name = "" if is_stream else f"{target}: "
+        known = ", ".join("." + suffix for suffix in _WRITABLE)
+        raise FastglowError(f"{name}cannot write audio as {format!r}: supported are {known}")
+    pcm, n_clipped = _to_pcm16(audio)
+    data = _encode(pcm, sampling_rate, _WRITABLE[format.lower()])
+    if is_stream:
+        _write_all(target, data)
+    else:
+        try:
+            _write_file(Path(target), data)
+        except OSError as error:
+            raise FastglowError(f"{target}: cannot be written: {error.strerror or error}") from error
+    if n_clipped:
+        warnings.warn(f"{n_clipped} of {pcm.size} samples were outside [-1, 1] and clipped", stacklevel=2)
+    return n_clipped
+
+
+def _to_pcm16(audio) -> tuple[np.ndarray, int]:
+    """float [N] -> (int16 [N], how many samples lay outside [-1, 1])."""
+    if hasattr(audio, "detach"):
+        # .double() because NumPy has no bf16.
+        if not audio.is_floating_point():
+            raise FastglowError(f"audio must be floating point in [-1, 1], not {audio.dtype}")
+        audio = audio.detach().double().cpu().numpy()
+    audio = np.asarray(audio)
+    if audio.ndim != 1:
+        raise FastglowError(f"audio must have shape [N], not {list(audio.shape)}: write one clip at a time")
+    if not np.issubdtype(audio.dtype, np.floating):
+        raise FastglowError(f"audio must be floating point in [-1, 1], not {audio.dtype}")
+    if audio.size == 0:
+        raise FastglowError("there is no audio to write: it has 0 samples")
+    if not np.isfinite(audio).all():
+        raise FastglowError("audio holds samples that are NaN or infinite")
+    # 32768 steps to 1.0 is how 16-bit files are read, so what was read is written back bit for bit.
+    steps = np.rint(audio.astype(np.float64) * 32768.0)
+    n_clipped = int((np.abs(steps) > 32768).sum())
+    return np.clip(steps, -32768, 32767).astype(np.int16), n_clipped
+
+
+def _encode(pcm: np.ndarray, sampling_rate: int, format: str) -> bytes:
+    # In memory, because libsndfile must seek back to complete the header.
+    buffer = io.BytesIO()
+    try:
+        soundfile.write(buffer, pcm, sampling_rate, format=format, subtype="PCM_16")
+    except soundfile.LibsndfileError as error:
+        raise FastglowError(f"cannot write {format} at {sampling_rate} Hz: {error.error_string}") from error
+    return buffer.getvalue()
+
+
+def _write_all(stream, data: bytes) -> None:
+    # An unbuffered stream may take only part of what it is given.
+    rest = memoryview(data)
+    while rest:
+        taken = stream.write(rest)
+        rest = rest[len(rest) if taken is None else taken :]
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        with open(path, "wb") as device:
+            device.write(data)
+        return
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    # "x" refuses a name that exists; opening it ourselves gives the file the user's usual permissions.
+    with open(temporary, "xb") as file:
+        try:
+            file.write(data)
+            file.close()
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise

@@ -1,0 +1,375 @@
+"""The files a checkpoint comes in: torch.save's zip archive, its older stream, and safetensors.
+
+A container is opened without reading any weights: it gives the tree of plain data with descriptions of
+tensors in it, and reads single tensors on demand. The file is mapped into memory, so what a file declares
+costs nothing before it has been compared with what the file holds.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from fastglow.errors import FastglowError
+
+from .unpickling import (
+    STORAGE_DTYPES,
+    Global,
+    PickledTensor,
+    Storage,
+    check_shape,
+    damaged,
+    read_pickle,
+    show,
+)
+
+_ZIP_MAGIC = b"PK\x03\x04"
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_PROTOCOL = 1001
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    ValueError,
+    struct.error,
+    EOFError,
+    IndexError,
+    NotImplementedError,
+    OSError,
+)
+
+
+class StoredTensor(Protocol):
+    """What is known of a tensor before its numbers are read."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+class Container:
+    """An open checkpoint file.
+
+    Attributes:
+        kind: what sort of file it is, for people.
+        top: the object that was saved: plain data, `Inert` records and descriptions of tensors.
+        metadata: text that stands beside the tensors (safetensors).
+        n_bytes: size of the file.
+    """
+
+    kind: str
+    top: Any
+    metadata: dict[str, str]
+    n_bytes: int
+
+    def read(self, tensor: StoredTensor) -> Tensor:
+        """The numbers of one tensor, as contiguous memory of its own on the CPU."""
+        raise FastglowError(f"{self.kind} holds no tensors")
+
+    def read_all(self, tensors: Mapping[str, StoredTensor], data: bool = True) -> dict[str, Tensor]:
+        """Read several tensors; `data=False` makes tensors on the meta device, which have a shape only.
+
+        Raises:
+            FastglowError: the tensors are together much larger than the file (overlapping storages).
+        """
+        declared = sum(tensor.nbytes for tensor in tensors.values())
+        if declared > 2 * self.n_bytes + 2**16:
+            raise damaged(f"its tensors would take {declared:,} bytes, the file has {self.n_bytes:,}")
+        if data:
+            return {name: self.read(tensor) for name, tensor in tensors.items()}
+        return {name: torch.empty(t.shape, dtype=t.dtype, device="meta") for name, t in tensors.items()}
+
+
+class _PickleContainer(Container):
+    """Common to both formats of torch.save: storages are records of a mapped file."""
+
+    metadata: dict[str, str] = {}
+
+    def __init__(self, data: mmap.mmap):
+        self.data = data
+        self.n_bytes = len(data)
+
+    def record(self, key: str) -> tuple[int, int]:
+        """(position in the file, bytes) of a storage."""
+        raise damaged(f"storage {show(key)} is missing")
+
+    def read(self, tensor: PickledTensor) -> Tensor:
+        storage = tensor.storage
+        start, available = self.record(storage.key)
+        needed = storage.offset + storage.nbytes
+        if needed > available:
+            raise damaged(f"storage {show(storage.key)} has {available} bytes, {needed} expected")
+        if not tensor.numel:
+            return torch.empty(tensor.shape, dtype=tensor.dtype)
+        if tensor.numel > tensor.span:
+            raise damaged(f"a tensor of shape {show(tensor.shape)} uses each number several times")
+        size = tensor.dtype.itemsize
+        start += storage.offset + tensor.offset * size
+        flat = torch.frombuffer(bytearray(self.data[start : start + tensor.span * size]), dtype=tensor.dtype)
+        return flat.as_strided(tensor.shape, tensor.stride).contiguous()
+
+    def storage(self, persistent_id: Any) -> Storage:
+        """The storage that torch's persistent id ("storage", type, key, device, elements) stands for."""
+        if not (isinstance(persistent_id, tuple) and len(persistent_id) in (5, 6)):
+            raise damaged("a reference to a storage is malformed")
+        tag, kind, key, _device, n_elements = persistent_id[:5]
+        if not (
+            tag == "storage" and isinstance(kind, Global) and isinstance(key, str) and type(n_elements) is int
+        ):
+            raise damaged("a reference to a storage is malformed")
+        dtype = STORAGE_DTYPES.get(kind.name)
+        if dtype is None:
+            raise FastglowError(
+                f"storage type {show(kind.name)} is not supported: save the weights as floats"
+            )
+        if n_elements < 0 or n_elements * dtype.itemsize > self.n_bytes:
+            raise damaged(
+                f"storage {show(key)} claims {n_elements} numbers, the file has {self.n_bytes} bytes"
+            )
+        return Storage(key, dtype, n_elements * dtype.itemsize)
+
+
+class ZipContainer(_PickleContainer):
+    """torch.save since 1.6: an uncompressed zip archive with `data.pkl` and one record a storage."""
+
+    kind = "torch.save zip archive"
+
+    def __init__(self, data: mmap.mmap):
+        super().__init__(data)
+        try:
+            entries = zipfile.ZipFile(data).infolist()
+        except _ZIP_ERRORS as e:
+            raise damaged(f"its zip directory cannot be read ({show(str(e))})") from None
+        self._entries = {entry.filename: entry for entry in entries}
+        self._verified: dict[str, tuple[int, int]] = {}
+        self._n_bytes_located = 0
+        names = [name for name in self._entries if name.split("/")[1:] == ["data.pkl"]]
+        if not names:
+            raise FastglowError("a zip archive, but not one that torch.save wrote (it has no data.pkl)")
+        self._folder = names[0].removesuffix("data.pkl")
+        if f"{self._folder}constants.pkl" in self._entries:
+            raise FastglowError(
+                "a TorchScript archive, which is a program: save its state_dict with torch.save"
+            )
+        if f"{self._folder}byteorder" in self._entries and self._content("byteorder") != b"little":
+            raise FastglowError("written by a big-endian machine: load and save it there as safetensors")
+        self.top = read_pickle(BytesIO(self._content("data.pkl")), self.storage)
+
+    def record(self, key: str) -> tuple[int, int]:
+        return self._locate(f"data/{key}")
+
+    def _content(self, name: str) -> bytes:
+        start, size = self._locate(name)
+        return self.data[start : start + size]
+
+    def _locate(self, name: str) -> tuple[int, int]:
+        """(position, bytes) of an entry, after its checksum has been verified once."""
+        if name not in self._verified:
+            entry = self._entries.get(self._folder + name)
+            if entry is None:
+                raise damaged(f"record {show(name)} is missing")
+            if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+                raise FastglowError(
+                    f"record {show(name)} is compressed or encrypted: unpack it and torch.save it again"
+                )
+            header = self.data[entry.header_offset : entry.header_offset + _LOCAL_HEADER.size]
+            if entry.header_offset < 0 or len(header) < _LOCAL_HEADER.size:
+                raise damaged(f"record {show(name)} lies outside the file")
+            magic, name_size, extra_size = _LOCAL_HEADER.unpack(header)
+            start = entry.header_offset + _LOCAL_HEADER.size + name_size + extra_size
+            if magic != _ZIP_MAGIC or start + entry.file_size > self.n_bytes:
+                raise damaged(f"record {show(name)} lies outside the file")
+            self._n_bytes_located += entry.file_size
+            if self._n_bytes_located > self.n_bytes:
+                raise damaged("its records overlap")
+            # torch.serialization.set_crc32_options(False) writes zeros for the checksums
+            if entry.CRC:
+                with memoryview(self.data) as view, view[start : start + entry.file_size] as content:
+                    checksum = zlib.crc32(content)
+                if checksum != entry.CRC:
+                    raise damaged(f"the checksum of record {show(name)} is wrong")
+            self._verified[name] = (start, entry.file_size)
+        return self._verified[name]
+
+
+class LegacyContainer(_PickleContainer):
+    """torch.save before 1.6: five pickles one after the other, then the bytes of the storages."""
+
+    kind = "torch.save stream (before torch 1.6)"
+
+    def __init__(self, data: mmap.mmap):
+        super().__init__(data)
+        data.seek(0)
+        if read_pickle(data) != _LEGACY_MAGIC:
+            raise FastglowError(
+                "a pickle, but not one that torch.save wrote: save the state_dict with torch.save"
+            )
+        if (protocol := read_pickle(data)) != _LEGACY_PROTOCOL:
+            raise FastglowError(
+                f"torch.save protocol {show(protocol)} is unknown ({_LEGACY_PROTOCOL} expected)"
+            )
+        system = read_pickle(data)
+        if isinstance(system, dict) and system.get("little_endian") is False:
+            raise FastglowError("written by a big-endian machine: load and save it there as safetensors")
+        self._declared: dict[str, Storage] = {}
+        self.top = read_pickle(data, self.storage)
+        keys = read_pickle(data)
+        if not isinstance(keys, list):
+            raise damaged("the list of storages is missing")
+        self._records: dict[str, tuple[int, int]] = {}
+        position = data.tell()
+        for key in keys:
+            storage = self._declared.get(key) if isinstance(key, str) else None
+            if storage is None:
+                raise damaged(f"storage {show(key)} belongs to no tensor")
+            # 8 bytes with the number of elements, then the elements
+            position += 8
+            n_elements = storage.nbytes // storage.dtype.itemsize
+            if data[position - 8 : position] != n_elements.to_bytes(8, "little"):
+                raise damaged(
+                    f"storage {show(key)} should have {n_elements} numbers, the file says otherwise"
+                )
+            if position + storage.nbytes > self.n_bytes:
+                raise damaged(
+                    f"storage {show(key)} needs {storage.nbytes} bytes, {self.n_bytes - position} are left"
+                )
+            self._records[key] = (position, storage.nbytes)
+            position += storage.nbytes
+
+    def record(self, key: str) -> tuple[int, int]:
+        return self._records[key] if key in self._records else super().record(key)
+
+    def storage(self, persistent_id: Any) -> Any:
+        if isinstance(persistent_id, tuple) and len(persistent_id) == 4 and persistent_id[0] == "module":
+            return persistent_id[1]  # a class with its source code, which is left alone
+        storage = super().storage(persistent_id)
+        storage = self._declared.setdefault(storage.key, storage)
+        view = persistent_id[5] if len(persistent_id) == 6 else None
+        if view is None:
+            return storage
+        if not (isinstance(view, tuple) and len(view) == 3 and type(view[1]) is type(view[2]) is int):
+            raise damaged("a reference to a storage is malformed")
+        _, offset, n_elements = view
+        size = storage.dtype.itemsize
+        if offset < 0 or n_elements < 0 or (offset + n_elements) * size > storage.nbytes:
+            raise damaged(f"a part of storage {show(storage.key)} reaches past its end")
+        return Storage(storage.key, storage.dtype, n_elements * size, offset * size)
+
+
+class _SafeTensor:
+    """A tensor of a safetensors file, not read yet."""
+
+    def __init__(self, name: str, handle: Any):
+        self.name = name
+        part = handle.get_slice(name)
+        self.shape = tuple(part.get_shape())
+        check_shape(self.shape)
+        dtype = part.get_dtype()
+        if dtype not in _SAFETENSORS_DTYPES:
+            raise FastglowError(f"key {show(name)!r} has dtype {show(dtype)}: save it as F32, F16 or BF16")
+        self.dtype = _SAFETENSORS_DTYPES[dtype]
+
+    @property
+    def nbytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+_SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class SafetensorsContainer(Container):
+    """A safetensors file; the tree is the flat dictionary of its tensors."""
+
+    kind = "safetensors"
+
+    def __init__(self, handle: Any, n_bytes: int):
+        self._handle = handle
+        self.n_bytes = n_bytes
+        self.metadata = handle.metadata() or {}
+        self.top = {name: _SafeTensor(name, handle) for name in handle.keys()}
+
+    def read(self, tensor: _SafeTensor) -> Tensor:
+        return self._handle.get_tensor(tensor.name).clone()
+
+
+def _foreign_kind(head: bytes) -> str | None:
+    """A hint for files that people take for checkpoints."""
+    text = head[:64].lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html")):
+        return "a web page, not a checkpoint: the download link answered with an error or a question"
+    if text.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the file itself: fetch it with git lfs pull"
+    if head.startswith(b"\x1f\x8b"):
+        return "gzip-compressed: unpack it first"
+    if head[257:262] == b"ustar":
+        return "a tar archive (or torch.save's of 2016): unpack it, or save it again with a later torch"
+    return None
+
+
+def _is_safetensors(head: bytes) -> bool:
+    # the header's length, at most 100 MB, then the header; the library judges the rest
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= 100_000_000
+
+
+@contextmanager
+def open_checkpoint(path: str | os.PathLike) -> Iterator[Container]:
+    """Open a checkpoint file of any supported kind; its tensors can be read until the block ends.
+
+    Raises:
+        FastglowError: whatever is wrong with the file, here or inside the block, as one line that begins
+            with the path.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as f:
+            mode = os.fstat(f.fileno()).st_mode
+            if not stat.S_ISREG(mode):
+                raise FastglowError("not a regular file")
+            n_bytes = os.fstat(f.fileno()).st_size
+            head = f.read(512)
+            if not head:
+                raise FastglowError("the file is empty")
+            if _is_safetensors(head):
+                with safe_open(path, framework="pt") as handle:
+                    yield SafetensorsContainer(handle, n_bytes)
+                return
+            with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                if head.startswith(_ZIP_MAGIC):
+                    yield ZipContainer(data)
+                elif head.startswith(b"\x80"):
+                    yield LegacyContainer(data)
+                else:
+                    raise FastglowError(_foreign_kind(head) or "neither a torch.save nor a safetensors file")
+    except FastglowError as e:
+        raise FastglowError(f"{path}: {' '.join(str(e).split())}") from None
+    except SafetensorError as e:
+        raise FastglowError(
+            f"{path}: {damaged(f'its safetensors header is wrong ({show(str(e))})')}"
+        ) from None
+    except OSError as e:
+        raise FastglowError(f"{path}: {e.strerror or show(str(e))}") from None

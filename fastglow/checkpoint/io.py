@@ -1,0 +1,245 @@
+"""Loading, saving and converting checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from fastglow.errors import FastglowError
+from fastglow.models import Tacotron2, WaveGlow
+
+from .containers import Container, open_checkpoint
+from .layouts import CONFIGS, NOT_IN_SHAPES, TITLES, infer_config, usable_hint
+from .renaming import canonical_state
+from .sources import FORMAT_VERSION, Source, UnsupportedModel, identify
+from .unpickling import show
+
+PathLike = str | os.PathLike
+MODELS: dict[str, type[nn.Module]] = {"tacotron2": Tacotron2, "waveglow": WaveGlow}
+# Keywords of ours that the constructors of DeepLearningExamples do not take.
+_NOT_NVIDIA = ("p_prenet_dropout", "p_encoder_dropout", "p_postnet_dropout")
+_NOT_NVIDIA_WAVEGLOW = {"upsample_kernel_size": 1024, "upsample_stride": 256, "alternate_halves": False}
+
+
+def read_state(
+    container: Container, source: Source, *, data: bool = True, dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """The model of an open container under canonical names.
+
+    Args:
+        source: what `identify` made of the container; gets the hints and notes that the names give.
+        data: False reads shapes only (tensors on the meta device).
+        dtype: floating-point tensors are converted to it; None keeps the file's.
+
+    Raises:
+        FastglowError: not a supported model, or a tensor in the file cannot be used.
+    """
+    if source.unsupported:
+        raise UnsupportedModel(source.unsupported)
+    # coqui's stop layer is folded with other weights, whose values are needed for that
+    tensors = container.read_all(source.tensors, data=data or source.names == "coqui")
+    for name, tensor in tensors.items():
+        if name.endswith("num_batches_tracked"):
+            tensors[name] = tensor.to(torch.int64)
+        elif not tensor.is_floating_point():
+            raise FastglowError(
+                f"key {show(name)!r} has dtype {tensor.dtype}: expected floating-point weights"
+            )
+        elif dtype is not None:
+            tensors[name] = tensor.to(dtype)
+    return canonical_state(source, tensors)
+
+
+class _SkipInitialisation(TorchFunctionMode):
+    """Leaves large parameters as they are where torch would draw numbers that are overwritten at once."""
+
+    _DRAWS = (nn.init.kaiming_uniform_, nn.init.uniform_, torch.Tensor.uniform_)
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in self._DRAWS:
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.numel() > 2**12:
+                return tensor
+        return func(*args, **kwargs)
+
+
+def _build(model: str, config: Any, state: Mapping[str, Tensor]) -> nn.Module:
+    with _SkipInitialisation(), torch.random.fork_rng(devices=[]):
+        network = MODELS[model](**asdict(config))
+    network.load_state_dict(state, assign=True)
+    return network.eval()
+
+
+def _checked_overrides(model: str, overrides: Mapping[str, Any]) -> None:
+    for name, value in overrides.items():
+        if name not in NOT_IN_SHAPES[model]:
+            raise FastglowError(
+                f"{show(name)} cannot be chosen for a {TITLES[model]} checkpoint, its tensors decide it "
+                f"(choices: {', '.join(NOT_IN_SHAPES[model])})"
+            )
+        if not usable_hint(model, name, value):
+            raise FastglowError(f"{name}={show(value)} is not a value of the kind that {TITLES[model]} takes")
+
+
+def load_checkpoint(
+    path: PathLike,
+    device: str | torch.device = "cpu",
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    expect: str | None = None,
+    **overrides: Any,
+) -> nn.Module:
+    """Build the model that a checkpoint file holds.
+
+    Reads NVIDIA/tacotron2, DeepLearningExamples (NGC, torch.hub), torchaudio, SpeechBrain, coqui TTS (plain
+    location-sensitive attention, one frame a step), NVIDIA/waveglow of every generation including whole
+    pickled modules, and `save_checkpoint`'s safetensors. No code in the file is run: torch's own loader is
+    not used, see `fastglow.checkpoint.unpickling`. Every dimension follows from the tensors' shapes.
+
+    Args:
+        path: the file.
+        device: where the model goes.
+        dtype: of the weights; float32 whatever the file has, since CPUs are slow in half precision. None
+            keeps the file's, tensor by tensor.
+        expect: "tacotron2" or "waveglow" to refuse the other one.
+        overrides: constructor keywords that are in no tensor, instead of the file's or the default:
+            for Tacotron 2 mask_padding, max_decoder_steps, gate_threshold, decoder_no_early_stopping and
+            the p_* dropouts; for WaveGlow upsample_stride and alternate_halves, and, where it has no
+            early outputs, n_early_every and n_early_size.
+
+    Returns:
+        `fastglow.Tacotron2` or `fastglow.WaveGlow` in eval mode. coqui's `p_prenet_dropout` is 0 unless
+        its configuration keeps the dropout at inference.
+
+    Raises:
+        FastglowError: one line that begins with the path: the file is missing, damaged, asks for code to be
+            run (the name it asked for), holds another model, lacks a key or has one of the wrong shape
+            (key, shape expected, shape found).
+    """
+    path = Path(path)
+    if expect is not None and expect not in CONFIGS:
+        raise FastglowError(f"expect={show(expect)}: expected one of {', '.join(CONFIGS)}")
+    if dtype is not None and not dtype.is_floating_point:
+        raise FastglowError(f"dtype {dtype} is not a floating-point type")
+    with open_checkpoint(path) as container:
+        source = identify(container, path)
+        if expect not in (None, source.model):
+            raise FastglowError(f"this is a {TITLES[source.model]} checkpoint, a {TITLES[expect]} is needed")
+        _checked_overrides(source.model, overrides)
+        state = read_state(container, source, dtype=dtype)
+        config = infer_config(source.model, state, {**source.hints, **overrides})
+    return _build(source.model, config, state).to(device)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place if the block succeeds, and else disappears."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.touch(exist_ok=False)
+        yield temporary
+        os.replace(temporary, path)
+    except (OSError, SafetensorError, RuntimeError) as e:
+        reason = e.strerror if isinstance(e, OSError) else show(" ".join(str(e).split()))
+        raise FastglowError(f"{path}: cannot be written: {reason}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _model_name(model: nn.Module) -> str:
+    for name, cls in MODELS.items():
+        if isinstance(model, cls):
+            return name
+    raise FastglowError(
+        f"a {type(model).__name__} cannot be saved: expected fastglow.Tacotron2 or fastglow.WaveGlow"
+    )
+
+
+def _plain_state(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """state_dict as contiguous CPU tensors with memory of their own."""
+    state = {}
+    for key, tensor in model.state_dict().items():
+        wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        state[key] = tensor.detach().to("cpu", wanted).clone(memory_format=torch.contiguous_format)
+    return state
+
+
+def save_checkpoint(model: nn.Module, path: PathLike, *, dtype: torch.dtype | None = None) -> None:
+    """Write a model as safetensors: NVIDIA's key names, the configuration as JSON in the metadata.
+
+    Args:
+        model: `fastglow.Tacotron2` or `fastglow.WaveGlow`, on any device.
+        path: replaced in one step once everything is written.
+        dtype: floating-point tensors are stored as this; None keeps each as it is.
+
+    Raises:
+        FastglowError: another kind of model, or the file cannot be written.
+    """
+    metadata = {
+        "fastglow_format": str(FORMAT_VERSION),
+        "model": _model_name(model),
+        "config": json.dumps(asdict(model.config)),
+    }
+    with _replacing(Path(path)) as temporary:
+        save_file(_plain_state(model, dtype), temporary, metadata)
+
+
+def _nvidia_config(name: str, model: nn.Module) -> dict[str, Any]:
+    """The configuration with the keywords that the constructors of DeepLearningExamples take."""
+    config = asdict(model.config)
+    if name == "waveglow":
+        for keyword, fixed in _NOT_NVIDIA_WAVEGLOW.items():
+            if (value := config.pop(keyword)) != fixed:
+                raise FastglowError(
+                    f"{keyword}={value} has no place in NVIDIA's layout, whose WaveGlow has {fixed}"
+                )
+        return config
+    return {keyword: value for keyword, value in config.items() if keyword not in _NOT_NVIDIA}
+
+
+def save_nvidia_checkpoint(model: nn.Module, path: PathLike) -> None:
+    """Write a model as DeepLearningExamples does: torch.save of {"config", "state_dict"}, plain tensors.
+
+    torch.load reads it with weights_only=True, and so do DeepLearningExamples' inference.py and torch.hub's
+    code. `infer`'s prenet dropout, which the reference fixes at 0.5, is not recorded.
+
+    Raises:
+        FastglowError: another kind of model, a WaveGlow that NVIDIA's class cannot express (alternating
+            halves, another upsampler), or the file cannot be written.
+    """
+    name = _model_name(model)
+    content = {"config": _nvidia_config(name, model), "state_dict": _plain_state(model)}
+    with _replacing(Path(path)) as temporary:
+        torch.save(content, temporary)
+
+
+def convert_checkpoint(src: PathLike, dst: PathLike, to: str = "fastglow") -> None:
+    """Read a checkpoint of any supported format and write it as ours or NVIDIA's; dtypes are kept.
+
+    Where the source's weight normalisation was removed, g is each row's norm, rounded to the file's dtype.
+
+    Args:
+        to: "fastglow" (safetensors) or "nvidia" (DeepLearningExamples' layout).
+
+    Raises:
+        FastglowError: as `load_checkpoint` and the savers; `dst` is left as it was.
+    """
+    writers = {"fastglow": save_checkpoint, "nvidia": save_nvidia_checkpoint}
+    if to not in writers:
+        raise FastglowError(f"to={show(to)}: expected one of {', '.join(writers)}")
+    writers[to](load_checkpoint(src, dtype=None), dst)

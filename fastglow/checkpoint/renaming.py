@@ -1,0 +1,293 @@
+"""From every source's names and structures to the canonical ones (NVIDIA's), exactly."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastglow.errors import FastglowError
+
+from .layouts import usable_hint
+from .sources import Source, UnsupportedModel
+from .unpickling import show
+
+State = dict[str, Tensor]
+
+# torchaudio's names are the reference's without the wrappers `.conv` and `.linear_layer`.
+_TORCHAUDIO = (
+    (
+        re.compile(r"((?:encoder|postnet)\.convolutions\.\d+\.0|.*\.location_conv)\.(weight|bias)"),
+        r"\1.conv.\2",
+    ),
+    (
+        re.compile(
+            r"(.*\.prenet\.layers\.\d+|.*\.(?:query_layer|memory_layer|v|location_dense)"
+            r"|decoder\.(?:linear_projection|gate_layer))\.(weight|bias)"
+        ),
+        r"\1.linear_layer.\2",
+    ),
+)
+_COQUI = (
+    (re.compile(r"((?:encoder|postnet)\.convolutions\.\d+)\.convolution1d\.(.*)"), r"\1.0.conv.\2"),
+    (re.compile(r"((?:encoder|postnet)\.convolutions\.\d+)\.batch_normalization\.(.*)"), r"\1.1.\2"),
+    (re.compile(r"decoder\.prenet\.linear_layers\.(.*)"), r"decoder.prenet.layers.\1"),
+    (re.compile(r"decoder\.attention\.inputs_layer\.(.*)"), r"decoder.attention_layer.memory_layer.\1"),
+    (
+        re.compile(r"decoder\.attention\.location_layer\.location_conv1d\.(.*)"),
+        r"decoder.attention_layer.location_layer.location_conv.conv.\1",
+    ),
+    (re.compile(r"decoder\.attention\.(.*)"), r"decoder.attention_layer.\1"),
+)
+_NORMED = re.compile(r"WN\.\d+\.(start|cond_layer|(in|cond|res_skip|res|skip)_layers\.\d+)")
+
+
+def _rename(state: Mapping[str, Tensor], rules: tuple[tuple[re.Pattern[str], str], ...]) -> State:
+    renamed: State = {}
+    for key, tensor in state.items():
+        for pattern, replacement in rules:
+            if match := pattern.fullmatch(key):
+                key = match.expand(replacement)
+                break
+        renamed[key] = tensor
+    return renamed
+
+
+def _torchaudio(state: State, _source: Source) -> State:
+    return _rename(state, _TORCHAUDIO)
+
+
+def _coqui(state: State, source: Source) -> State:
+    """coqui's Tacotron 2 with location-sensitive attention and one frame a step.
+
+    Its stop token is a linear function of (decoder hidden state, predicted frame). The frame is itself
+    linear in (decoder hidden state, context), so the two fold into the reference's gate layer.
+    """
+    config = source.foreign_config or {}
+    _refuse_other_coqui(config)
+    state = _rename({k: v for k, v in state.items() if not k.startswith("decoder_backward.")}, _COQUI)
+    if config.get("attention_norm") is None:
+        source.notes.append("attention_norm is not known: softmax is assumed, coqui's own default is sigmoid")
+    # a constant added to every energy, which the softmax takes away again
+    state.pop("decoder.attention_layer.v.linear_layer.bias", None)
+    _fold_prenet(state)
+    _fold_stopnet(state)
+
+    dropout = config.get("prenet_dropout", True) and config.get("prenet_dropout_at_inference", False)
+    source.hints["p_prenet_dropout"] = 0.5 if dropout else 0.0
+    if not dropout:
+        source.notes.append("its prenet has no dropout at inference: p_prenet_dropout is 0")
+    source.hints["gate_threshold"] = 0.5
+    steps = config.get("max_decoder_steps", 10000)
+    if usable_hint("tacotron2", "max_decoder_steps", steps):
+        source.hints["max_decoder_steps"] = steps
+    source.notes.append(
+        "coqui's mel spectrograms are scaled in their own way: a WaveGlow needs them converted"
+    )
+    return state
+
+
+def _refuse_other_coqui(config: Mapping[str, Any]) -> None:
+    """Refuse what coqui's configuration asks for and no tensor shows."""
+    refused = (
+        ("attention_norm", "softmax", "the reference's attention is a softmax"),
+        ("attention_type", "original", "only location-sensitive attention is supported"),
+        ("use_forward_attn", False, "forward attention is not supported"),
+        ("location_attn", True, "only location-sensitive attention is supported"),
+        ("use_speaker_embedding", False, "multi-speaker models are not supported"),
+        ("use_d_vector_file", False, "multi-speaker models are not supported"),
+    )
+    for name, supported, why in refused:
+        if config.get(name, supported) not in (supported, None):
+            raise UnsupportedModel(f"coqui configuration {name}={show(config[name])}: {why}")
+    r = config.get("r")
+    if isinstance(r, int) and r > 1:
+        raise UnsupportedModel(f"coqui model with r={r} frames a step, only r=1 is the reference's model")
+
+
+def _fold_prenet(state: State) -> None:
+    """Batch normalisation after a prenet layer (no bias) folds into the weight if it adds nothing."""
+    for i in range(2):
+        layer = f"decoder.prenet.layers.{i}"
+        norm = {
+            name: state.pop(f"{layer}.batch_normalization.{name}")
+            for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+            if f"{layer}.batch_normalization.{name}" in state
+        }
+        if not norm:
+            continue
+        weight = state.get(f"{layer}.linear_layer.weight")
+        names = ("weight", "bias", "running_mean", "running_var")
+        if (
+            weight is None
+            or weight.dim() != 2
+            or any(n not in norm or norm[n].shape != weight.shape[:1] for n in names)
+        ):
+            raise FastglowError(f"key '{layer}.batch_normalization' is incomplete or of the wrong shape")
+        scale = norm["weight"].double() / (norm["running_var"].double() + 1e-5).sqrt()
+        if torch.count_nonzero(norm["bias"].double() - norm["running_mean"].double() * scale):
+            raise UnsupportedModel(
+                f"coqui prenet_type=bn: '{layer}.batch_normalization' adds a bias, "
+                "which the reference's prenet does not have"
+            )
+        state[f"{layer}.linear_layer.weight"] = (weight.double() * scale.unsqueeze(1)).to(weight.dtype)
+
+
+def _fold_stopnet(state: State) -> None:
+    """stop = W_h h + W_o (P [h; c] + p) + b, so the gate's weight is [W_h, 0] + W_o P, its bias b + W_o p."""
+    prefix = "decoder.stopnet.1.linear_layer"
+    projection = [state.get(f"decoder.linear_projection.linear_layer.{name}") for name in ("weight", "bias")]
+    stop = [state.pop(f"{prefix}.{name}", None) for name in ("weight", "bias")]
+    for name, tensor in zip(("weight", "bias"), stop, strict=True):
+        if tensor is None:
+            raise FastglowError(f"key '{prefix}.{name}' is missing: without it nothing tells when to stop")
+    hidden = state.get("decoder.decoder_rnn.weight_hh")
+    if any(t is None for t in (*projection, hidden)) or projection[0].dim() != 2 or hidden.dim() != 2:
+        return  # reported with the other missing and misshapen keys
+    n_frame, n_in = projection[0].shape
+    if tuple(projection[1].shape) != (n_frame,):
+        return
+    postnet = state.get("postnet.convolutions.0.0.conv.weight")
+    if postnet is not None and postnet.dim() == 3 and n_frame != postnet.shape[1]:
+        raise UnsupportedModel(
+            f"coqui model with r={n_frame / postnet.shape[1]:g} frames a step "
+            f"('decoder.linear_projection.linear_layer.weight' has {n_frame} rows for {postnet.shape[1]} mel "
+            "channels), only r=1 is the reference's model"
+        )
+    n_hidden = hidden.shape[1]
+    expected = (1, n_hidden + n_frame)
+    if tuple(stop[0].shape) != expected or tuple(stop[1].shape) != (1,) or n_hidden > n_in:
+        found = list(stop[0].shape)
+        raise FastglowError(
+            f"key '{prefix}.weight' has the wrong shape: expected {list(expected)}, found {found}"
+        )
+    dtype = stop[0].dtype
+    weight, bias = (tensor.double() for tensor in stop)
+    matrix, offset = (tensor.double() for tensor in projection)
+    gate = weight[:, n_hidden:] @ matrix
+    gate[:, :n_hidden] += weight[:, :n_hidden]
+    state["decoder.gate_layer.linear_layer.weight"] = gate.to(dtype)
+    state["decoder.gate_layer.linear_layer.bias"] = (bias + weight[:, n_hidden:] @ offset).to(dtype)
+
+
+def _waveglow(state: State, _source: Source) -> State:
+    state = _split_fused_conditioning(_one_weight_norm(state))
+    return _join_residual_and_skip(state)
+
+
+def _one_weight_norm(state: State) -> State:
+    """All spellings of weight normalisation as `weight_g` and `weight_v`."""
+    result: State = {}
+    for key, tensor in state.items():
+        layer, _, name = key.rpartition(".")
+        if layer.endswith(".parametrizations.weight") and name in ("original0", "original1"):
+            layer, name = layer.removesuffix(".parametrizations.weight"), "vg"[name == "original0"]
+            result[f"{layer}.weight_{name}"] = tensor
+        elif name == "weight" and _NORMED.fullmatch(layer):
+            if f"{layer}.weight_v" not in state:
+                result[f"{layer}.weight_v"], result[f"{layer}.weight_g"] = _apart(key, tensor)
+        else:
+            result[key] = tensor
+    return result
+
+
+def _apart(key: str, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(v, g) of a plain weight [out, in, kernel]: v is the weight itself, g the norm of each row."""
+    if weight.dim() != 3:
+        raise FastglowError(
+            f"key '{key}' has the wrong shape: expected [?, ?, ?], found {list(weight.shape)}"
+        )
+    g = weight.double().norm(dim=(1, 2), keepdim=True)
+    if weight.is_meta or g.count_nonzero() == g.numel():
+        return weight, g.to(weight.dtype)
+    # a row of zeros has no direction: any v with g = 0 stands for it
+    return torch.where(g == 0, torch.ones_like(weight), weight), g.to(weight.dtype)
+
+
+def _layers(state: Mapping[str, Tensor], kind: str) -> dict[tuple[str, str], list[int]]:
+    """(WN.k, tensor name) -> the layer numbers of `WN.k.<kind>.i.<name>`, ascending."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for key in state:
+        if match := re.fullmatch(rf"(WN\.\d{{1,6}})\.{kind}\.(\d{{1,6}})\.(\w+)", key):
+            found.setdefault((match[1], match[3]), []).append(int(match[2]))
+    return {key: sorted(numbers) for key, numbers in found.items()}
+
+
+def _split_fused_conditioning(state: State) -> State:
+    """Generation C's one `cond_layer` a flow -> one a layer; exact, since each row is normalised alone."""
+    result: State = {}
+    layers = _layers(state, "in_layers")
+    for key, tensor in state.items():
+        match = re.fullmatch(r"(WN\.\d+)\.cond_layer\.(\w+)", key)
+        if match is None:
+            result[key] = tensor
+            continue
+        numbers = layers.get((match[1], "bias"))
+        if numbers is None:
+            raise FastglowError(
+                f"key '{match[1]}.in_layers.0.bias' is missing: expected shape [?], found none"
+            )
+        n_rows = state[f"{match[1]}.in_layers.{numbers[0]}.bias"].numel()
+        n_layers = numbers[-1] + 1
+        if not n_rows or tensor.dim() == 0 or tensor.shape[0] != n_layers * n_rows:
+            expected = [n_layers * n_rows, *tensor.shape[1:]]
+            raise FastglowError(
+                f"key '{key}' has the wrong shape: expected {expected}, found {list(tensor.shape)}"
+            )
+        for i, part in enumerate(tensor.split(n_rows)):
+            result[f"{match[1]}.cond_layers.{i}.{match[2]}"] = part.clone()
+    return result
+
+
+def _join_residual_and_skip(state: State) -> State:
+    """Generation A's `res_layers` and `skip_layers` -> `res_skip_layers`, the residual rows first."""
+    result = {
+        key: tensor for key, tensor in state.items() if not re.match(r"WN\.\d+\.(res|skip)_layers\.", key)
+    }
+    for (flow, name), numbers in _layers(state, "skip_layers").items():
+        for i in numbers:
+            parts = [state[f"{flow}.skip_layers.{i}.{name}"]]
+            if i < numbers[-1]:
+                residual = f"{flow}.res_layers.{i}.{name}"
+                if residual not in state:
+                    expected = list(parts[0].shape)
+                    raise FastglowError(f"key '{residual}' is missing: expected shape {expected}, found none")
+                parts.insert(0, state[residual])
+            if any(part.dim() == 0 or part.shape[1:] != parts[0].shape[1:] for part in parts):
+                raise FastglowError(
+                    f"key '{flow}.skip_layers.{i}.{name}' has the wrong shape: "
+                    f"expected {list(parts[0].shape)}, found {list(parts[-1].shape)}"
+                )
+            result[f"{flow}.res_skip_layers.{i}.{name}"] = torch.cat(parts)
+    return result
+
+
+_RULES: dict[str, Callable[[State, Source], State]] = {
+    "nvidia": lambda state, _source: state,
+    "torchaudio": _torchaudio,
+    "coqui": _coqui,
+    "waveglow": _waveglow,
+}
+
+
+def canonical_state(source: Source, state: Mapping[str, Tensor]) -> State:
+    """The state_dict under canonical names.
+
+    Args:
+        source: from `identify`; hints and notes are added to it.
+        state: its tensors, read; on the meta device where only shapes matter (not coqui's).
+
+    Raises:
+        FastglowError: a tensor that a rule needs is missing or of another shape, or coqui's configuration
+            asks for what the reference's model does not have.
+    """
+    result = _RULES[source.names](dict(state), source)
+    for key in list(result):
+        if source.model == "tacotron2" and (stem := key.removesuffix(".running_var")) != key:
+            # files from before torch 0.4.1 lack batch normalisation's step counter
+            counter = torch.zeros((), dtype=torch.int64, device=result[key].device)
+            result.setdefault(f"{stem}.num_batches_tracked", counter)
+    return result

@@ -1,0 +1,508 @@
+"""Tacotron 2 (Shen et al. 2018) as NVIDIA trained and published it (DeepLearningExamples, tacotron2/model.py)."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import sqrt
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from fastglow import kernels
+from fastglow.errors import FastglowError
+from fastglow.modules import ConvNorm, LinearNorm, LocationAttention
+from fastglow.modules.convolution import length_mask
+
+# Prenet noise is drawn for this many decoder steps at a time: one step's draw costs as much as the step.
+NOISE_BLOCK = 64
+
+
+LSTMCellLike = Callable[[Tensor, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]
+
+
+class DecoderStepLimitWarning(UserWarning):
+    """The stop gate of an item never fired within max_decoder_steps."""
+
+
+@dataclass
+class Tacotron2Config:
+    """Constructor keywords of `Tacotron2`; names and defaults are those of the reference's arg_parser.py.
+
+    The last three are fastglow's: dropout probabilities that the reference fixes at 0.5.
+    """
+
+    mask_padding: bool = False
+    n_mel_channels: int = 80
+    n_symbols: int = 148
+    symbols_embedding_dim: int = 512
+    encoder_kernel_size: int = 5
+    encoder_n_convolutions: int = 3
+    encoder_embedding_dim: int = 512
+    attention_rnn_dim: int = 1024
+    attention_dim: int = 128
+    attention_location_n_filters: int = 32
+    attention_location_kernel_size: int = 31
+    n_frames_per_step: int = 1
+    decoder_rnn_dim: int = 1024
+    prenet_dim: int = 256
+    max_decoder_steps: int = 2000
+    gate_threshold: float = 0.5
+    p_attention_dropout: float = 0.1
+    p_decoder_dropout: float = 0.1
+    postnet_embedding_dim: int = 512
+    postnet_kernel_size: int = 5
+    postnet_n_convolutions: int = 5
+    decoder_no_early_stopping: bool = False
+    p_prenet_dropout: float = 0.5
+    p_encoder_dropout: float = 0.5
+    p_postnet_dropout: float = 0.5
+
+    def __post_init__(self):
+        if self.symbols_embedding_dim != self.encoder_embedding_dim:
+            raise FastglowError(
+                f"symbols_embedding_dim {self.symbols_embedding_dim} must equal "
+                f"encoder_embedding_dim {self.encoder_embedding_dim}: the encoder's convolutions read the embedding"
+            )
+        if self.encoder_embedding_dim % 2:
+            raise FastglowError(
+                f"encoder_embedding_dim {self.encoder_embedding_dim} is odd: the encoder's LSTM has two directions"
+            )
+        if self.n_frames_per_step < 1:
+            raise FastglowError(f"n_frames_per_step {self.n_frames_per_step} must be at least 1")
+
+
+def conv_block(in_channels: int, out_channels: int, kernel_size: int, w_init_gain: str) -> nn.Sequential:
+    """Convolution and batch normalisation, [B, in_channels, T] -> [B, out_channels, T]."""
+    return nn.Sequential(
+        ConvNorm(in_channels, out_channels, kernel_size, w_init_gain=w_init_gain),
+        nn.BatchNorm1d(out_channels),
+    )
+
+
+class Prenet(nn.Module):
+    """Two bottleneck layers whose dropout never goes off; parameters `layers.N.linear_layer.weight`."""
+
+    def __init__(self, in_dim: int, sizes: Sequence[int], p_dropout: float):
+        super().__init__()
+        self.p_dropout = p_dropout
+        self.layers = nn.ModuleList(
+            LinearNorm(n_in, n_out, bias=False)
+            for n_in, n_out in zip([in_dim, *sizes[:-1]], sizes, strict=True)
+        )
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        """[..., in_dim] -> [..., sizes[-1]]; `noise` as in `kernels.prenet`."""
+        return kernels.prenet(
+            x,
+            [layer.linear_layer.weight for layer in self.layers],
+            self.p_dropout,
+            noise,
+        )
+
+
+class Encoder(nn.Module):
+    """Convolutions over the symbols, then a bidirectional LSTM."""
+
+    def __init__(self, config: Tacotron2Config):
+        super().__init__()
+        dim = config.encoder_embedding_dim
+        self.p_dropout = config.p_encoder_dropout
+        self.convolutions = nn.ModuleList(
+            conv_block(dim, dim, config.encoder_kernel_size, "relu")
+            for _ in range(config.encoder_n_convolutions)
+        )
+        self.lstm = nn.LSTM(dim, dim // 2, batch_first=True, bidirectional=True)
+
+    def forward(self, x: Tensor, input_lengths: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Encode a padded batch.
+
+        Args:
+            x: embedded symbols, [B, dim, T].
+            input_lengths: [B], in any order.
+            mask: [B, 1, T], 1 inside an item. With it an item's padding stays zero between the
+                convolutions, as beyond the end of an item alone; without it the padding's embedding
+                and biases leak in, as they do in the reference.
+
+        Returns:
+            [B, T, dim].
+        """
+        if mask is not None:
+            x = x * mask
+        for conv in self.convolutions:
+            x = F.dropout(F.relu(conv(x)), self.p_dropout, self.training)
+            if mask is not None:
+                x = x * mask
+        packed = pack_padded_sequence(
+            x.transpose(1, 2),
+            input_lengths.cpu(),
+            batch_first=True,
+            enforce_sorted=False,
+        )
+        outputs, _ = self.lstm(packed)
+        return pad_packed_sequence(outputs, batch_first=True, total_length=x.shape[2])[0]
+
+
+class Postnet(nn.Module):
+    """Convolutions that predict what the decoder's mel spectrogram lacks."""
+
+    def __init__(self, config: Tacotron2Config):
+        super().__init__()
+        self.p_dropout = config.p_postnet_dropout
+        channels = [
+            config.n_mel_channels,
+            *[config.postnet_embedding_dim] * (config.postnet_n_convolutions - 1),
+            config.n_mel_channels,
+        ]
+        last = config.postnet_n_convolutions - 1
+        self.convolutions = nn.ModuleList(
+            conv_block(
+                n_in,
+                n_out,
+                config.postnet_kernel_size,
+                "linear" if i == last else "tanh",
+            )
+            for i, (n_in, n_out) in enumerate(pairwise(channels))
+        )
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, n_mel_channels, T] -> the residual, same shape; `mask` [B, 1, T] as in `Encoder.forward`."""
+        for i, conv in enumerate(self.convolutions):
+            x = conv(x)
+            if i < len(self.convolutions) - 1:
+                x = torch.tanh(x)
+            x = F.dropout(x, self.p_dropout, self.training)
+            if mask is not None:
+                x = x * mask
+        return x
+
+
+class DecoderState(NamedTuple):
+    """What a decoder step hands to the next one."""
+
+    attention_hidden: Tensor  # [B, attention_rnn_dim]
+    attention_cell: Tensor  # [B, attention_rnn_dim]
+    decoder_hidden: Tensor  # [B, decoder_rnn_dim]
+    decoder_cell: Tensor  # [B, decoder_rnn_dim]
+    attention_weights: Tensor  # [B, T_in]
+    attention_weights_cum: Tensor  # [B, T_in]
+    attention_context: Tensor  # [B, encoder_embedding_dim]
+
+
+class Decoder(nn.Module):
+    """Autoregressive decoder: prenet, attention LSTM, location-sensitive attention, decoder LSTM."""
+
+    def __init__(self, config: Tacotron2Config):
+        super().__init__()
+        memory_dim = config.encoder_embedding_dim
+        self.n_mel_channels = config.n_mel_channels
+        self.n_frames_per_step = config.n_frames_per_step
+        self.max_decoder_steps = config.max_decoder_steps
+        self.gate_threshold = config.gate_threshold
+        self.early_stopping = not config.decoder_no_early_stopping
+        self.p_attention_dropout = config.p_attention_dropout
+        self.p_decoder_dropout = config.p_decoder_dropout
+        self.step_dim = config.n_mel_channels * config.n_frames_per_step
+        self.prenet = Prenet(self.step_dim, [config.prenet_dim] * 2, config.p_prenet_dropout)
+        self.attention_rnn = nn.LSTMCell(config.prenet_dim + memory_dim, config.attention_rnn_dim)
+        self.attention_layer = LocationAttention(
+            config.attention_rnn_dim,
+            memory_dim,
+            config.attention_dim,
+            config.attention_location_n_filters,
+            config.attention_location_kernel_size,
+        )
+        self.decoder_rnn = nn.LSTMCell(config.attention_rnn_dim + memory_dim, config.decoder_rnn_dim)
+        self.linear_projection = LinearNorm(config.decoder_rnn_dim + memory_dim, self.step_dim)
+        self.gate_layer = LinearNorm(config.decoder_rnn_dim + memory_dim, 1, w_init_gain="sigmoid")
+
+    def initial_state(self, memory: Tensor) -> DecoderState:
+        """Zeros for the encoder outputs `memory` [B, T_in, encoder_embedding_dim]."""
+        batch_size, max_time, memory_dim = memory.shape
+        sizes = [
+            *[self.attention_rnn.hidden_size] * 2,
+            *[self.decoder_rnn.hidden_size] * 2,
+            max_time,
+            max_time,
+            memory_dim,
+        ]
+        return DecoderState(*(memory.new_zeros(batch_size, size) for size in sizes))
+
+    def decode(
+        self,
+        decoder_input: Tensor,
+        state: DecoderState,
+        memory: Tensor,
+        processed_memory: Tensor,
+        mask: Tensor | None,
+        cells: tuple[LSTMCellLike, LSTMCellLike] | None = None,
+    ) -> tuple[Tensor, DecoderState]:
+        """One step up to the output projections.
+
+        Args:
+            decoder_input: prenet output, [B, prenet_dim].
+            state: of the step before.
+            memory: [B, T_in, encoder_embedding_dim]; processed_memory: [B, T_in, attention_dim].
+            mask: [B, T_in] bool, True in padding, or None.
+            cells: what computes the attention and decoder LSTM; absent: the modules.
+
+        Returns:
+            (decoder hidden and context [B, decoder_rnn_dim + encoder_embedding_dim], the new state).
+        """
+        attention_rnn, decoder_rnn = cells or (self.attention_rnn, self.decoder_rnn)
+        attention_hidden, attention_cell = attention_rnn(
+            torch.cat((decoder_input, state.attention_context), dim=1),
+            (state.attention_hidden, state.attention_cell),
+        )
+        attention_hidden = F.dropout(attention_hidden, self.p_attention_dropout, self.training)
+        context, weights = self.attention_layer(
+            attention_hidden,
+            memory,
+            processed_memory,
+            torch.stack((state.attention_weights, state.attention_weights_cum), dim=1),
+            mask,
+        )
+        decoder_hidden, decoder_cell = decoder_rnn(
+            torch.cat((attention_hidden, context), dim=1),
+            (state.decoder_hidden, state.decoder_cell),
+        )
+        decoder_hidden = F.dropout(decoder_hidden, self.p_decoder_dropout, self.training)
+        state = DecoderState(
+            attention_hidden,
+            attention_cell,
+            decoder_hidden,
+            decoder_cell,
+            weights,
+            state.attention_weights_cum + weights,
+            context,
+        )
+        return torch.cat((decoder_hidden, context), dim=1), state
+
+    def forward(self, memory: Tensor, mels: Tensor, memory_lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Teacher-forced decoding.
+
+        Args:
+            memory: [B, T_in, encoder_embedding_dim]; memory_lengths: [B].
+            mels: targets, [B, n_mel_channels, T] with T a multiple of n_frames_per_step.
+
+        Returns:
+            (mel [B, n_mel_channels, T], gate logits [B, T / n_frames_per_step], alignments
+            [B, T / n_frames_per_step, T_in]).
+        """
+        batch_size, _, n_frames = mels.shape
+        if n_frames % self.n_frames_per_step:
+            raise FastglowError(
+                f"{n_frames} mel frames are no multiple of n_frames_per_step {self.n_frames_per_step}: pad the mels"
+            )
+        steps = mels.transpose(1, 2).reshape(batch_size, -1, self.step_dim).transpose(0, 1)
+        go_frame = steps.new_zeros(1, batch_size, self.step_dim)
+        # The last target is never an input, but the reference passes it through the prenet: the random numbers
+        # that dropout takes, and with them a training run, stay those of the reference.
+        decoder_inputs = self.prenet(torch.cat((go_frame, steps)))[:-1]  # [steps, B, prenet_dim]
+
+        mask = ~length_mask(memory_lengths, memory.shape[1])
+        processed_memory = self.attention_layer.memory_layer(memory)
+        state = self.initial_state(memory)
+        cells = tuple(
+            kernels.LSTMLoop(cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
+            for cell in (self.attention_rnn, self.decoder_rnn)
+        )
+        hidden_contexts, alignments = [], []
+        for decoder_input in decoder_inputs:
+            hidden_context, state = self.decode(decoder_input, state, memory, processed_memory, mask, cells)
+            hidden_contexts.append(hidden_context)
+            alignments.append(state.attention_weights)
+        hidden_contexts = torch.stack(
+            hidden_contexts, dim=1
+        )  # [B, steps, decoder_rnn_dim + encoder_embedding_dim]
+        mel = self.linear_projection(hidden_contexts).view(batch_size, n_frames, self.n_mel_channels)
+        gate = self.gate_layer(hidden_contexts).squeeze(2)
+        return mel.transpose(1, 2), gate, torch.stack(alignments, dim=1)
+
+    def infer(self, memory: Tensor, memory_lengths: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Free-running decoding until every item's gate has fired.
+
+        Args:
+            memory: [B, T_in, encoder_embedding_dim]; memory_lengths: [B].
+            seeds: [B] int64, of the prenet's dropout.
+
+        Returns:
+            (mel [B, n_mel_channels, T], steps before the gate fired [B] int64, alignments
+            [B, T / n_frames_per_step, T_in]). An item that was never stopped has max_decoder_steps.
+        """
+        batch_size = memory.shape[0]
+        mask = ~length_mask(memory_lengths, memory.shape[1])
+        processed_memory = self.attention_layer.memory_layer(memory)
+        state = self.initial_state(memory)
+        frame = memory.new_zeros(batch_size, self.step_dim)
+        running = torch.ones(batch_size, dtype=torch.bool, device=memory.device)
+        steps_before_stop = torch.zeros(batch_size, dtype=torch.int64, device=memory.device)
+        frames, alignments = [], []
+        for step in range(self.max_decoder_steps):
+            if step % NOISE_BLOCK == 0:
+                noise = self.prenet_noise(seeds, step, NOISE_BLOCK)
+            decoder_input = self.prenet(frame, noise[:, :, step % NOISE_BLOCK])
+            hidden_context, state = self.decode(decoder_input, state, memory, processed_memory, mask)
+            frame = self.linear_projection(hidden_context)
+            gate = self.gate_layer(hidden_context).squeeze(1)
+            frames.append(frame)
+            alignments.append(state.attention_weights)
+            running = running & (torch.sigmoid(gate.float()) <= self.gate_threshold)
+            steps_before_stop += running
+            if self.early_stopping and not running.any():
+                break
+        mel = torch.stack(frames, dim=1).view(batch_size, -1, self.n_mel_channels).transpose(1, 2)
+        return mel, steps_before_stop, torch.stack(alignments, dim=1)
+
+    def prenet_noise(self, seeds: Tensor, start: int, steps: int) -> Tensor:
+        """Uniform numbers for the prenet's dropout at `steps` decoder steps from `start`.
+
+        They depend on the item's seed, the layer, the step and the unit only.
+
+        Returns:
+            float32 [n_layers, B, steps, prenet_dim].
+        """
+        return torch.stack(
+            [
+                kernels.uniform_noise(seeds, stream, start, steps, layer.linear_layer.out_features)
+                for stream, layer in enumerate(self.prenet.layers)
+            ]
+        )
+
+
+class Tacotron2(nn.Module):
+    """Text to mel spectrogram. Keywords: `Tacotron2Config`. state_dict keys: NVIDIA's."""
+
+    def __init__(self, **kw):
+        super().__init__()
+        config = Tacotron2Config(**kw)
+        self.config = config
+        self.embedding = nn.Embedding(config.n_symbols, config.symbols_embedding_dim)
+        bound = sqrt(6.0 / (config.n_symbols + config.symbols_embedding_dim))
+        nn.init.uniform_(self.embedding.weight, -bound, bound)
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.postnet = Postnet(config)
+
+    def forward(self, inputs: tuple[Tensor, Tensor, Tensor, int, Tensor]) -> list[Tensor]:
+        """Teacher-forced pass with the reference's semantics: padding is seen by the convolutions.
+
+        Args:
+            inputs: (text [B, T_in] int64, input_lengths [B], mels [B, n_mel_channels, T], max_len,
+                output_lengths [B]); max_len is T_in, kept for the reference's call. Items may come in
+                any order; T must be a multiple of n_frames_per_step.
+
+        Returns:
+            [mel, mel_postnet, gate, alignments]: [B, n_mel_channels, T] twice, gate logits
+            [B, T / n_frames_per_step], [B, T / n_frames_per_step, T_in]. With mask_padding the frames
+            past output_lengths are 0 and their gate is 1000.
+
+        Raises:
+            FastglowError: T is no multiple of n_frames_per_step.
+        """
+        text, input_lengths, mels, _, output_lengths = inputs
+        memory = self.encoder(self.embedding(text).transpose(1, 2), input_lengths)
+        mel, gate, alignments = self.decoder(memory, mels, input_lengths)
+        mel_postnet = mel + self.postnet(mel)
+        if self.config.mask_padding and output_lengths is not None:
+            padding = ~length_mask(output_lengths, mel.shape[2])
+            mel = mel.masked_fill(padding.unsqueeze(1), 0.0)
+            mel_postnet = mel_postnet.masked_fill(padding.unsqueeze(1), 0.0)
+            gate = gate.masked_fill(padding[:, :: self.config.n_frames_per_step], 1e3)
+        return [mel, mel_postnet, gate, alignments]
+
+    @torch.no_grad()
+    def infer(
+        self,
+        text: Tensor,
+        input_lengths: Tensor,
+        *,
+        seed: int | Sequence[int] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Free-running synthesis; every item gets what it would get alone, whatever it is batched with.
+
+        Call `eval()` first, as for any module with batch normalisation.
+
+        Args:
+            text: symbol ids, [B, T_in] int64, padded with anything.
+            input_lengths: [B], in any order.
+            seed: of the prenet's dropout: one for all items, or one an item. An item's result depends
+                on its own seed only. None: drawn from PyTorch's generator.
+
+        Returns:
+            (mel_postnet [B, n_mel_channels, T], mel_lengths [B] int32, alignments
+            [B, T / n_frames_per_step, T_in]). mel_lengths leaves out the step on which the gate fires;
+            the mel holds it, and zeros after it.
+
+        Raises:
+            FastglowError: shapes, lengths, symbol ids or seeds that do not fit.
+
+        Warns:
+            DecoderStepLimitWarning: an item was not stopped within max_decoder_steps.
+        """
+        self._check_text(text, input_lengths)
+        batch_size, max_input_length = text.shape
+        text_mask = length_mask(input_lengths.to(text.device), max_input_length)
+        text = text.masked_fill(~text_mask, 0)
+        memory = self.encoder(
+            self.embedding(text).transpose(1, 2),
+            input_lengths,
+            text_mask.unsqueeze(1).to(self.embedding.weight.dtype),
+        )
+        mel, steps, alignments = self.decoder.infer(
+            memory,
+            input_lengths.to(text.device),
+            item_seeds(seed, batch_size, text.device),
+        )
+        r = self.config.n_frames_per_step
+        frame_mask = length_mask((steps + 1) * r, mel.shape[2]).unsqueeze(1).to(mel.dtype)
+        mel = mel * frame_mask
+        mel = mel + self.postnet(mel, frame_mask)
+        alignments = alignments * frame_mask[:, 0, ::r].unsqueeze(2)
+        endless = (steps == self.config.max_decoder_steps).nonzero().flatten().tolist()
+        if endless and not self.config.decoder_no_early_stopping:
+            warnings.warn(
+                f"the stop gate of item(s) {endless} did not fire within max_decoder_steps "
+                f"{self.config.max_decoder_steps}: end the text with punctuation, or split it",
+                DecoderStepLimitWarning,
+                stacklevel=2,
+            )
+        return mel, (steps * r).int(), alignments
+
+    def _check_text(self, text: Tensor, input_lengths: Tensor) -> None:
+        if text.dim() != 2 or text.shape[0] == 0:
+            raise FastglowError(f"text has shape {tuple(text.shape)}: pass a batch [B, T_in]")
+        if input_lengths.shape != text.shape[:1]:
+            raise FastglowError(
+                f"input_lengths has shape {tuple(input_lengths.shape)} for {text.shape[0]} texts: pass one an item"
+            )
+        lowest, highest = int(input_lengths.min()), int(input_lengths.max())
+        if lowest < 1 or highest > text.shape[1]:
+            raise FastglowError(
+                f"input_lengths from {lowest} to {highest} do not fit texts padded to {text.shape[1]}: "
+                "every length must be from 1 to that"
+            )
+        if int(text.min()) < 0 or int(text.max()) >= self.config.n_symbols:
+            raise FastglowError(
+                f"symbol ids from {int(text.min())} to {int(text.max())}, but this model knows 0 to "
+                f"{self.config.n_symbols - 1}: use the text front end it was trained with"
+            )
+
+
+def item_seeds(seed: int | Sequence[int] | None, batch_size: int, device: torch.device) -> Tensor:
+    """One int64 seed an item, [B]: `seed` itself if there are several, else the same for all, else random ones.
+
+    Raises:
+        FastglowError: the number of seeds is not the number of items, or one does not fit 64 bits.
+    """
+    if seed is None:
+        return torch.randint(2**62, (batch_size,)).to(device)
+    seeds = [seed] * batch_size if isinstance(seed, int) else [int(s) for s in seed]
+    if len(seeds) != batch_size:
+        raise FastglowError(f"{len(seeds)} seeds for {batch_size} items: pass one seed, or one an item")
+    if not all(-(2**63) <= s < 2**63 for s in seeds):
+        raise FastglowError(f"seed {max(seeds, key=abs)} does not fit 64 bits: use a smaller one")
+    return torch.tensor(seeds, dtype=torch.int64, device=device)

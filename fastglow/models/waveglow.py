@@ -1,0 +1,215 @@
+"""WaveGlow (Prenger et al. 2018) as NVIDIA published it (DeepLearningExamples, waveglow/model.py)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from fastglow import kernels
+from fastglow.errors import FastglowError
+from fastglow.modules import WN, InvertibleConv1x1
+from fastglow.modules.convolution import length_mask
+
+from .tacotron2 import item_seeds
+
+
+@dataclass
+class WaveGlowConfig:
+    """Constructor arguments of `WaveGlow`; defaults are those of the reference's arg_parser.py.
+
+    The last three are fastglow's. `alternate_halves` is for the checkpoints of NVIDIA's first week
+    (`glow_old`): on odd flows the coupling transforms the first half instead of the second.
+    """
+
+    n_mel_channels: int = 80
+    n_flows: int = 12
+    n_group: int = 8
+    n_early_every: int = 4
+    n_early_size: int = 2
+    WN_config: dict[str, int] = field(
+        default_factory=lambda: {"n_layers": 8, "n_channels": 512, "kernel_size": 3}
+    )
+    upsample_kernel_size: int = 1024
+    upsample_stride: int = 256
+    alternate_halves: bool = False
+
+    def __post_init__(self):
+        if self.n_group % 2 or self.n_early_size % 2:
+            raise FastglowError(
+                f"n_group {self.n_group} and n_early_size {self.n_early_size} must both be even: "
+                "the coupling splits the channels in halves"
+            )
+        if self.n_remaining_channels < 2:
+            raise FastglowError(
+                f"{self.n_flows} flows with n_early_every {self.n_early_every} and n_early_size {self.n_early_size} "
+                f"leave no channels of the {self.n_group}: use fewer or smaller early outputs"
+            )
+        if self.upsample_kernel_size < self.upsample_stride or self.upsample_stride % self.n_group:
+            raise FastglowError(
+                f"upsample_stride {self.upsample_stride} must be a multiple of n_group {self.n_group} "
+                f"and at most upsample_kernel_size {self.upsample_kernel_size}"
+            )
+
+    def is_early(self, flow: int) -> bool:
+        """Whether channels leave (forward) or enter (inverse) at this flow."""
+        return flow > 0 and flow % self.n_early_every == 0
+
+    @property
+    def n_remaining_channels(self) -> int:
+        """Channels that pass through every flow."""
+        return self.n_group - self.n_early_size * sum(self.is_early(k) for k in range(self.n_flows))
+
+
+class WaveGlow(nn.Module):
+    """Mel spectrogram to audio. Arguments: `WaveGlowConfig`. state_dict keys: NVIDIA's, with one `cond_layers.N` a layer."""
+
+    def __init__(self, *args, **kw):
+        super().__init__()
+        config = WaveGlowConfig(*args, **kw)
+        self.config = config
+        self.n_mel_channels = config.n_mel_channels
+        self.upsample = nn.ConvTranspose1d(
+            config.n_mel_channels,
+            config.n_mel_channels,
+            config.upsample_kernel_size,
+            stride=config.upsample_stride,
+        )
+        self.WN = nn.ModuleList()
+        self.convinv = nn.ModuleList()
+        n_channels = config.n_group
+        for k in range(config.n_flows):
+            if config.is_early(k):
+                n_channels -= config.n_early_size
+            self.convinv.append(InvertibleConv1x1(n_channels))
+            self.WN.append(
+                WN(
+                    n_channels // 2,
+                    config.n_mel_channels * config.n_group,
+                    **config.WN_config,
+                )
+            )
+
+    def forward(self, forward_input: tuple[Tensor, Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Audio to noise, for training.
+
+        Args:
+            forward_input: (mel [B, n_mel_channels, frames], audio [B, N] in [-1, 1]); the upsampled mel
+                must cover the audio. Samples past the last whole group of n_group are left out.
+
+        Returns:
+            (z [B, n_group, N / n_group], log s of every flow, each [B, n_half, N / n_group], log|det W|
+            of every flow times B * N / n_group, each a scalar).
+
+        Raises:
+            FastglowError: the mel is too short for the audio.
+        """
+        mel, audio = forward_input
+        spect = self.upsample(mel)
+        if spect.shape[2] < audio.shape[1]:
+            raise FastglowError(
+                f"a mel of {mel.shape[2]} frames covers {spect.shape[2]} samples, the audio has {audio.shape[1]}: "
+                "cut the audio or pass the whole mel"
+            )
+        spect = self._group(spect[:, :, : audio.shape[1]])
+        audio = self._group(audio.unsqueeze(1))
+        early_outputs, log_s_list, log_det_list = [], [], []
+        for k, (convinv, wn) in enumerate(zip(self.convinv, self.WN, strict=True)):
+            if self.config.is_early(k):
+                early_outputs.append(audio[:, : self.config.n_early_size])
+                audio = audio[:, self.config.n_early_size :]
+            audio, log_det = convinv(audio)
+            kept, changed = self._split(audio, k)
+            changed, log_s = kernels.affine_coupling(changed, wn(kept, spect))
+            audio = self._join(kept, changed, k)
+            log_s_list.append(log_s)
+            log_det_list.append(log_det)
+        return torch.cat([*early_outputs, audio], dim=1), log_s_list, log_det_list
+
+    @torch.no_grad()
+    def infer(
+        self,
+        mel: Tensor,
+        sigma: float = 1.0,
+        *,
+        lengths: Tensor | None = None,
+        noise: Tensor | None = None,
+        seed: int | Sequence[int] | None = None,
+    ) -> Tensor:
+        """Mel spectrogram to audio; every item gets what it would get alone.
+
+        Args:
+            mel: log-mel, [B, n_mel_channels, T].
+            sigma: standard deviation of the noise that is turned into audio.
+            lengths: mel frames of each item, [B]; absent: all are T long.
+            noise: standard normal numbers, [B, n_group, T * upsample_stride / n_group]: first the
+                channels that pass through every flow, then the early ones in the order they enter.
+            seed: of the noise, one for all items or one an item; None: drawn from PyTorch's generator.
+
+        Returns:
+            audio [B, T * upsample_stride], zeros past the end of each item.
+
+        Raises:
+            FastglowError: shapes or lengths that do not fit, or both noise and seed given.
+        """
+        config = self.config
+        if mel.dim() != 3 or mel.shape[1] != config.n_mel_channels or mel.shape[2] == 0:
+            raise FastglowError(
+                f"mel has shape {tuple(mel.shape)}: this WaveGlow takes [B, {config.n_mel_channels}, T] with T > 0"
+            )
+        batch_size, _, n_frames = mel.shape
+        n_groups = n_frames * config.upsample_stride // config.n_group
+        mask = None
+        if lengths is not None:
+            if lengths.shape != (batch_size,) or int(lengths.min()) < 0 or int(lengths.max()) > n_frames:
+                raise FastglowError(
+                    f"lengths {lengths.tolist()} do not fit a mel of shape {tuple(mel.shape)}: one from 0 to T an item"
+                )
+            groups = lengths.to(mel.device) * config.upsample_stride // config.n_group
+            mask = length_mask(groups, n_groups).unsqueeze(1).to(mel.dtype)  # [B, 1, n_groups]
+            mel = mel.masked_fill(~length_mask(lengths.to(mel.device), n_frames).unsqueeze(1), 0.0)
+        if noise is None:
+            seeds = item_seeds(seed, batch_size, mel.device)
+            noise = kernels.normal_noise(seeds, 0, 0, n_groups, config.n_group).transpose(1, 2)
+        elif seed is not None:
+            raise FastglowError(f"both noise and seed {seed} given: pass one of them")
+        elif noise.shape != (batch_size, config.n_group, n_groups):
+            raise FastglowError(
+                f"noise has shape {tuple(noise.shape)}: this mel takes {(batch_size, config.n_group, n_groups)}"
+            )
+        noise = sigma * noise.to(mel.dtype)
+
+        spect = self._group(self.upsample(mel)[:, :, : n_frames * config.upsample_stride])
+        audio, unused = (
+            noise[:, : config.n_remaining_channels],
+            noise[:, config.n_remaining_channels :],
+        )
+        for k in reversed(range(config.n_flows)):
+            kept, changed = self._split(audio, k)
+            changed = kernels.affine_coupling_inverse(changed, self.WN[k](kept, spect, mask))
+            audio = self.convinv[k].infer(self._join(kept, changed, k))
+            if config.is_early(k):
+                entering, unused = (
+                    unused[:, : config.n_early_size],
+                    unused[:, config.n_early_size :],
+                )
+                audio = torch.cat((entering, audio), dim=1)
+        if mask is not None:
+            audio = audio.masked_fill(mask == 0, 0.0)
+        return audio.transpose(1, 2).reshape(batch_size, -1)
+
+    def _group(self, x: Tensor) -> Tensor:
+        """[B, C, N] -> [B, C * n_group, N // n_group], the samples of a group next to each other."""
+        x = x.unfold(2, self.config.n_group, self.config.n_group)  # [B, C, N // n_group, n_group]
+        return x.transpose(2, 3).flatten(1, 2)
+
+    def _swaps(self, flow: int) -> bool:
+        return self.config.alternate_halves and flow % 2 == 1
+
+    def _split(self, audio: Tensor, flow: int) -> tuple[Tensor, Tensor]:
+        """(the half that conditions the coupling, the half that it changes)."""
+        first, second = audio.chunk(2, dim=1)
+        return (second, first) if self._swaps(flow) else (first, second)
+
+    def _join(self, kept: Tensor, changed: Tensor, flow: int) -> Tensor:
+        return torch.cat((changed, kept) if self._swaps(flow) else (kept, changed), dim=1)

@@ -1,0 +1,29 @@
+"""WaveGlow's invertible 1x1 convolution."""
+
+import torch
+from torch import Tensor, nn
+
+from fastglow import kernels
+
+
+class InvertibleConv1x1(nn.Module):
+    """Drop-in for the reference's Invertible1x1Conv; parameter `conv.weight` [c, c, 1]."""
+
+    def __init__(self, c: int):
+        super().__init__()
+        self.conv = nn.Conv1d(c, c, kernel_size=1, bias=False)
+        rotation = torch.linalg.qr(torch.randn(c, c))[0]
+        if torch.det(rotation) < 0:
+            rotation[:, 0] = -rotation[:, 0]
+        with torch.no_grad():
+            self.conv.weight.copy_(rotation.unsqueeze(2))
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, c, T] -> (W z [B, c, T], B * T * log|det W|, a scalar)."""
+        batch_size, _, n_of_groups = z.shape
+        z, log_det = kernels.invertible_conv1x1(z, self.conv.weight)
+        return z, batch_size * n_of_groups * log_det
+
+    def infer(self, z: Tensor) -> Tensor:
+        """[B, c, T] -> W^-1 z [B, c, T]."""
+        return kernels.invertible_conv1x1_inverse(z, self.conv.weight)

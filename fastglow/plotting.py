@@ -1,0 +1,49 @@
+"""Pictures of alignments and mel spectrograms. Needs matplotlib (pip install fastglow[plot])."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastglow.errors import FastglowError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def plot_synthesis(
+    mels: dict[str, np.ndarray],
+    alignment: np.ndarray | None = None,
+    title: str = "",
+) -> "Figure":
+    """One picture of an utterance: the alignment, if there is one, above its mel spectrograms.
+
+    Args:
+        mels: log-mels [n_mel_channels, T] by caption.
+        alignment: attention weights [decoder steps, T_in].
+        title: shown on top, cut to a line.
+
+    Returns:
+        a matplotlib Figure, not attached to any window system.
+
+    Raises:
+        FastglowError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise FastglowError("plots need matplotlib: pip install 'fastglow[plot]'") from error
+    n_rows = len(mels) + (alignment is not None)
+    figure = Figure(figsize=(10, 3.2 * n_rows), layout="constrained")
+    axes = iter(figure.subplots(n_rows, 1, squeeze=False)[:, 0])
+    if alignment is not None:
+        ax = next(axes)
+        image = ax.imshow(alignment.T, aspect="auto", origin="lower", interpolation="none", vmin=0, vmax=1)
+        ax.set(xlabel="decoder step", ylabel="symbol", title="alignment")
+        figure.colorbar(image, ax=ax)
+    for caption, mel in mels.items():
+        ax = next(axes)
+        image = ax.imshow(mel, aspect="auto", origin="lower", interpolation="none")
+        ax.set(xlabel="frame", ylabel="mel channel", title=caption)
+        figure.colorbar(image, ax=ax)
+    figure.suptitle(title if len(title) <= 100 else title[:99] + "…")
+    return figure

@@ -1,0 +1,115 @@
+"""Amounts of money."""
+
+import re
+
+from fastglow.text.numbers import NUMBER, number
+
+# Singular, plural, hundredth singular, hundredth plural; an empty name means that there are no coins to speak of.
+_CURRENCIES = {
+    "$": ("dollar", "dollars", "cent", "cents"),
+    "£": ("pound", "pounds", "penny", "pence"),
+    "€": ("euro", "euros", "cent", "cents"),
+    "₹": ("rupee", "rupees", "paisa", "paise"),
+    "¥": ("yen", "yen", "", ""),
+    "₩": ("won", "won", "", ""),
+    "₽": ("ruble", "rubles", "kopeck", "kopecks"),
+    "₺": ("lira", "lira", "kurus", "kurus"),
+    "₪": ("shekel", "shekels", "agora", "agorot"),
+    "₫": ("dong", "dong", "", ""),
+    "฿": ("baht", "baht", "satang", "satang"),
+    "₱": ("peso", "pesos", "centavo", "centavos"),
+    "₿": ("bitcoin", "bitcoins", "", ""),
+}
+_CODES = {"USD": "$", "GBP": "£", "EUR": "€", "INR": "₹", "JPY": "¥", "KRW": "₩", "RUB": "₽", "TRY": "₺", "ILS": "₪"}
+_NATIONS = {
+    "US": "you ess ",
+    "U.S.": "you ess ",
+    "A": "australian ",
+    "AU": "australian ",
+    "C": "canadian ",
+    "CA": "canadian ",
+    "NZ": "new zealand ",
+    "HK": "hong kong ",
+    "S": "singapore ",
+}
+_CODE_NATIONS = {"AUD": "australian ", "CAD": "canadian ", "NZD": "new zealand ", "HKD": "hong kong "}
+_SCALES = {
+    "k": "thousand",
+    "m": "million",
+    "mn": "million",
+    "mm": "million",
+    "b": "billion",
+    "bn": "billion",
+    "t": "trillion",
+    "tn": "trillion",
+}
+
+_SIGN = "[" + "".join(_CURRENCIES) + "]"
+_NATION = r"(?:(?<![A-Za-z.])(US|U\.S\.|AU?|CA?|NZ|HK|S)(?=\$))?"
+_SCALE = r"(?:[ -]?(hundred|thousand|[mb]illion|trillion|[kK]|[Mm]n?|mm|MM|[Bb]n?|[Tt]n)(?![A-Za-z0-9]))?"
+_CODE = "|".join([*_CODES, *_CODE_NATIONS])
+
+_BEFORE = re.compile(rf"{_NATION}({_SIGN}) ?({NUMBER})(?: ?[-–] ?(?:{_SIGN})?({NUMBER}))?{_SCALE}(-)?")
+_AFTER = re.compile(
+    rf"(?<![\w.])(?<!\d,)({NUMBER})(?: ?[-–] ?({NUMBER}))?{_SCALE} ?(?:({_SIGN})(?! ?\d)|({_CODE})\b)"
+)
+_CODE_BEFORE = re.compile(rf"\b({_CODE}) ?({NUMBER})(?: ?[-–] ?({NUMBER}))?{_SCALE}")
+_CENTS = re.compile(rf"(?<![\w.])(?<!\d,)({NUMBER}) ?¢")
+_PENCE = re.compile(r"(?<![\w.,-])(\d{1,2})p\b")
+_LONE_SIGN = re.compile(rf" ?(?:{_SIGN}|¢) ?")
+
+
+def read_currency(text: str) -> str:
+    """``"$3.5 million"``, ``"£1.05"``, ``"€5-10"``, ``"5 USD"``, ``"50p"``, ``"A$20k"`` in words."""
+    text = _BEFORE.sub(_before, text)
+    text = _AFTER.sub(_after, text)
+    text = _CODE_BEFORE.sub(_code_before, text)
+    text = _CENTS.sub(lambda match: _coins("$", match[1]), text)
+    text = _PENCE.sub(lambda match: _coins("£", match[1]), text)
+    return _LONE_SIGN.sub(lambda match: f" {_name(match[0].strip())} ", text)
+
+
+def _before(match: re.Match) -> str:
+    nation, sign, first, last, scale, hyphen = match.groups()
+    # "a $5-million loss", "a $20-a-day job": the hyphen ties the amount to what follows.
+    return _amount(_NATIONS.get(nation, ""), sign, first, last, scale) + " " * bool(hyphen)
+
+
+def _after(match: re.Match) -> str:
+    first, last, scale, sign, code = match.groups()
+    return _amount(_CODE_NATIONS.get(code, ""), sign or _CODES.get(code, "$"), first, last, scale)
+
+
+def _code_before(match: re.Match) -> str:
+    code, first, last, scale = match.groups()
+    return _amount(_CODE_NATIONS.get(code, ""), _CODES.get(code, "$"), first, last, scale)
+
+
+def _amount(nation: str, sign: str, first: str, last: str | None, scale: str | None) -> str:
+    one, many, coin, _ = _CURRENCIES[sign]
+    if last or scale:
+        spoken = number(first) + (f" to {number(last)}" if last else "")
+        spoken += f" {_SCALES.get(scale.lower(), scale)}" if scale else ""
+        return f"{spoken} {nation}{many}"
+    whole, _, fraction = first.replace(",", "").partition(".")
+    # One decimal is tenths of a dollar; three or more are no coins.
+    if not coin or not 1 <= len(fraction) <= 2:
+        unit = one if whole == "1" and not fraction else many
+        return f"{number(first)} {nation}{unit}"
+    cents = int(fraction.ljust(2, "0"))
+    whole = whole.lstrip("0")
+    parts = [f"{number(whole)} {nation}{one if whole == '1' else many}"] if whole or not cents else []
+    if not whole and not cents:
+        return f"zero {nation}{many}"
+    if cents:
+        parts.append(_coins(sign, str(cents)))
+    return " and ".join(parts)
+
+
+def _coins(sign: str, amount: str) -> str:
+    _, _, one, many = _CURRENCIES[sign]
+    return f"{number(amount)} {one if amount == '1' else many}"
+
+
+def _name(sign: str) -> str:
+    return "cents" if sign == "¢" else _CURRENCIES[sign][0]

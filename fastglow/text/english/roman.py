@@ -1,0 +1,84 @@
+"""Roman numerals where the word before them says that they are numbers."""
+
+import re
+
+from fastglow.text.english.context import after, before, ends_sentence
+from fastglow.text.numbers import cardinal, ordinal
+
+_HEADINGS = frozenset(
+    """
+    act apollo appendix art article book bowl canto category ch chapter class division episode exhibit fig figure grade
+    group lesson level mark movement number opus page part phase psalm pt rule scene season sec section sonata stage
+    step symphony table tier title type unit verse vol volume war
+    """.split()
+)
+_REIGNING = frozenset(
+    """
+    abdulhamid adrian albert alexander alexius alfonso amenhotep andrew anne baldwin bela benedict boniface boris carl
+    carlos casimir catherine celestine charles christian clement cleopatra conrad constantine darius david edmund edward
+    elizabeth emmanuel ernest eugene felipe ferdinand francis franz frederick friedrich george gregory gustav haakon
+    harald henri henry honorius hugh innocent isabella ivan james john joseph juan julius justinian karl ladislaus leo
+    leopold lothair louis ludwig mahmud manuel margaret maria martin mary matthias maximilian mehmed michael murad
+    napoleon nicholas olav otto paul pedro peter philip philippe pius ptolemy rama rameses ramesses ramses richard robert
+    rudolf rudolph selim seti sigismund sixtus stephen suleiman theodosius thutmose umberto urban valentinian victor
+    victoria vladislaus wilhelm william xerxes
+    """.split()
+)
+_VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100}
+_VALID = re.compile(r"C{0,3}(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})")
+_NUMERAL = re.compile(r"(?<![\w.'&-])(?:[IVXLC]{1,8}|[ivxl]{2,8})(?![\w&]|'(?!s\b)|-\w|\.\w)")
+_PREVIOUS = re.compile(r"(?:\b(\w+)\.? )?\b(\w+)\.? \Z")
+
+# After "Charles I" these follow; "Henry I know" is about somebody else.
+_AFTER_NUMERAL_I = re.compile(r"[,.;:!?)]|\Z|'s\b| (?:of|was|had|is|and|the|who|died|ruled|became|reigned)\b")
+# After "the Book I" these follow; after "Part I" hardly ever.
+_AFTER_PRONOUN_I = re.compile(
+    r" (?:am|was|have|had|will|would|can|could|shall|should|do|did|think|thought|know|knew|read|wrote|saw|said|love|like"
+    r"|want|wanted|found|met|mentioned|told|bought|made|got|never|always|really|ever|once|first|just)\b"
+)
+
+
+def read_roman_numerals(text: str) -> str:
+    """``"Henry VIII"`` -> ``"Henry the eighth"``, ``"World War II"`` -> ``"World War two"``."""
+    return _NUMERAL.sub(_numeral, text)
+
+
+def _numeral(match: re.Match) -> str:
+    numeral, following = match[0], after(match)
+    context = _PREVIOUS.search(before(match))
+    if not context or not _VALID.fullmatch(numeral.upper()):
+        return numeral
+    earlier, word = context[1] or "", context[2]
+    if _is_heading(word, numeral, following):
+        return cardinal(_value(numeral))
+    if numeral.islower():
+        return numeral
+    if _is_reigning(word, numeral, following):
+        return f"the {ordinal(_value(numeral))}"
+    if word == "the" and earlier.lower() in _REIGNING:
+        return ordinal(_value(numeral))
+    if len(numeral) == 1 or not word[0].isupper() or set(numeral) - set("IVX"):
+        return numeral
+    # A suffix of a full name, "John Smith III", is an ordinal; a numbered thing, "Rocky II", is not.
+    if numeral in ("II", "III", "IV") and earlier[:1].isupper() and not word.isupper():
+        return f"the {ordinal(_value(numeral))}"
+    return cardinal(_value(numeral))
+
+
+def _is_heading(word: str, numeral: str, following: str) -> bool:
+    if word.lower() not in _HEADINGS:
+        return False
+    return len(numeral) > 1 or (word[0].isupper() and not _AFTER_PRONOUN_I.match(following))
+
+
+def _is_reigning(name: str, numeral: str, following: str) -> bool:
+    if not name[0].isupper() or name.lower() not in _REIGNING:
+        return False
+    if len(numeral) == 1 and following.startswith(". ") and not ends_sentence(following[1:]):
+        return False  # an initial: "George V. Higgins"
+    return numeral != "I" or bool(_AFTER_NUMERAL_I.match(following))
+
+
+def _value(numeral: str) -> int:
+    values = [_VALUES[letter] for letter in numeral.upper()]
+    return sum(-value if value < max(values[i:]) else value for i, value in enumerate(values))

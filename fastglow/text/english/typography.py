@@ -1,0 +1,82 @@
+"""From any Unicode to ASCII and the signs that later steps read out; and the last tidying of punctuation."""
+
+import re
+import unicodedata
+
+from fastglow.text.transliteration import ascii_of
+from fastglow.text.unspeakable import is_silent
+
+# Stands for one {ARPAbet} group while the text around it is rewritten. A Unicode noncharacter, so no text needs it.
+GROUP = "\ufdd0"
+
+# Signs that survive until the step that reads them.
+MICRO = "\u00b5"
+OHM = "\u2126"
+_SIGNS = frozenset("$£€¥₹¢₩₽₺₪₫฿₱₿°×÷±≤≥≠≈∞√²³‰§©−–—" + MICRO + OHM)
+
+_REPLACEMENTS = {
+    **dict.fromkeys("‘’‚‛′ʼʹ`´", "'"),
+    **dict.fromkeys("“”„‟″«»‹›", '"'),
+    **dict.fromkeys("‐‑‧", "-"),
+    **dict.fromkeys("‒", "–"),
+    **dict.fromkeys("―⸺⸻", "—"),
+    **dict.fromkeys("•‣▪●◦·†‡®™℠", " "),
+    **dict.fromkeys("⁰¹⁴⁵⁶⁷⁸⁹⁺⁻", ""),
+    **dict.fromkeys("→⇒➔", " to "),
+    **dict.fromkeys("⁄∕", "/"),
+    **dict.fromkeys("∙⋅∗✕✖", "×"),
+    "、": ", ",
+    "。": ". ",
+    "…": "...",
+    "№": " No. ",
+    "¶": " ",
+    "π": "pi",
+    "￥": "¥",
+    "￡": "£",
+    "￠": "¢",
+}
+
+# Superscripts are exponents after a digit or a lone letter, footnote marks elsewhere.
+_EXPONENT = re.compile(r"(?:(?<=\d)|(?<=\b[A-Za-z]))(?:[⁺⁻]?(?:[⁰¹²³⁴-⁹]{2,}|[⁰¹⁴-⁹])|[⁺⁻][²³])")
+_EXPONENT_DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-", "⁺")
+# Greek letters that are units after a number or a space: mu in "5 μm", omega in "3 kΩ".
+_MICRO = re.compile(r"(?<=[\d ])\u03bc(?=[AFLVWglms](?![^\W\d_]))")
+_OHM = re.compile(r"(?<=[\dkKM ])\u03a9(?!\w)")
+_ORDINAL_DEGREE = re.compile(r"(?<=\d)º")
+
+
+def to_signs(text: str, dropped: list[str]) -> str:
+    """ASCII, the signs above and ``GROUP``, with single spaces; what cannot be spoken joins ``dropped``.
+
+    Compatibility forms (full-width, circled, superscript, fractions, ligatures) become their plain characters,
+    other scripts are transliterated. Currency signs stay: their step comes later.
+    """
+    text = _EXPONENT.sub(lambda match: "^" + match[0].translate(_EXPONENT_DIGITS), text)
+    text = _MICRO.sub(MICRO, text)
+    text = _OHM.sub(OHM, text)
+    text = _ORDINAL_DEGREE.sub("°", text)
+    table = {}
+    for character in dict.fromkeys(text):
+        if not (character.isascii() and character.isprintable()) and character != GROUP:
+            plain = _plain(character)
+            if plain is None:
+                plain = " "
+                if not character.isspace():
+                    dropped.append(character)
+            table[ord(character)] = plain
+    return " ".join(text.translate(table).split())
+
+
+def _plain(character: str) -> str | None:
+    """The readable form of one character; ``None`` when it has none."""
+    if character in _REPLACEMENTS:
+        return _REPLACEMENTS[character]
+    if character in _SIGNS:
+        return character
+    compatible = unicodedata.normalize("NFKC", character)
+    if compatible != character:
+        if "⁄" in compatible:
+            return " " + compatible.replace("⁄", "/")
+        return "".join(_plain(part) or "" for part in compatible) or None
+    plain = character if character.isascii() and character.isprintable() else ascii_of(character)
+    return plain or ("" if is_silent(character) else None)

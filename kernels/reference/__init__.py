@@ -1,0 +1,1 @@
+"""Plain PyTorch definitions of every operation: any dtype, any device, differentiable."""

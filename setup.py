@@ -1,0 +1,64 @@
+"""Packaging: `kernels/` and `train/` at the root are installed as `fastglow.kernels` and `fastglow.train`."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+PACKAGE_DIR = {"fastglow": "fastglow", "fastglow.kernels": "kernels", "fastglow.train": "train"}
+PACKAGES = [*PACKAGE_DIR]
+for package, folder in PACKAGE_DIR.items():
+    PACKAGES += [f"{package}.{name}" for name in find_packages(str(ROOT / folder))]
+
+version: dict[str, str] = {}
+exec((ROOT / "fastglow" / "_version.py").read_text(encoding="utf-8"), version)
+
+PLOT = ["matplotlib>=3.7"]
+TRAIN = ["tensorboard>=2.14", *PLOT]
+TEST = ["hypothesis>=6.100", "pytest>=8", "pytest-benchmark>=4", "ruff>=0.9", "setuptools>=70.1", *TRAIN]
+
+setup(
+    name="fastglow",
+    version=version["__version__"],
+    description="Fast Tacotron 2 + WaveGlow text-to-speech: drop-in models, training, a bundled voice",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
+        "Topic :: Multimedia :: Sound/Audio :: Speech",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+    python_requires=">=3.10",
+    packages=PACKAGES,
+    package_dir=PACKAGE_DIR,
+    package_data={
+        "fastglow": [f"voices/**/{pattern}" for pattern in ("voice.json", "*.safetensors", "*.md")],
+    },
+    include_package_data=False,
+    zip_safe=False,
+    install_requires=[
+        "click>=8.1",
+        "inflect>=7.0",
+        "numpy>=1.24",
+        "safetensors>=0.4.3",
+        "soundfile>=0.12.1",
+        "soxr>=0.3.7",
+        "torch>=2.6",
+        "tqdm>=4.64",
+        "unidecode>=1.3.6",
+    ],
+    extras_require={
+        "plot": PLOT,
+        "train": TRAIN,
+        "test": TEST,
+        "all": sorted({*PLOT, *TRAIN, *TEST}),
+    },
+    entry_points={"console_scripts": ["fastglow = fastglow.cli:main"]},
+)

@@ -1,0 +1,68 @@
+"""What every test shares: golden tensors, seeds, the `gpu` marker."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+GOLDEN = Path(__file__).parent / "data" / "golden"
+
+# How long an example takes says more about the machine's load than about the code.
+hypothesis.settings.register_profile(
+    "fastglow",
+    hypothesis.settings.get_profile("default"),
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("fastglow")
+
+
+class Golden(dict[str, torch.Tensor]):
+    """The tensors of one golden file, keyed `group/name`, and its model's constructor keywords."""
+
+    def __init__(self, path: Path) -> None:
+        with np.load(path) as arrays:
+            super().__init__((key, torch.from_numpy(arrays[key])) for key in arrays.files if key != "config")
+            self.config: dict = json.loads(str(arrays["config"])) if "config" in arrays.files else {}
+
+    def group(self, name: str) -> dict[str, torch.Tensor]:
+        """The tensors under `name/`, keyed without it: `group("state")` is a state_dict."""
+        prefix = f"{name}/"
+        found = {key.removeprefix(prefix): value for key, value in self.items() if key.startswith(prefix)}
+        if not found:
+            raise KeyError(f"no group {name!r} among {sorted({key.split('/')[0] for key in self})}")
+        return found
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """`golden("waveglow_tiny")`: a new `Golden` at each call, so that a test may write to its tensors."""
+    return lambda name: Golden(GOLDEN / f"{name}.npz")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """Sums are split by thread: one thread gives the same bits on any number of cores."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA GPU, and this machine has none")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(skip)

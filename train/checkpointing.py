@@ -1,0 +1,104 @@
+"""Training checkpoints: everything that a run needs to go on bit for bit on the same device.
+
+The layout is DeepLearningExamples' (config, state_dict, optimizer, epoch), with what resuming needs
+besides, all plain tensors and containers: `torch.load(weights_only=True)` and
+`fastglow.load_checkpoint` read it.
+"""
+
+import logging
+import os
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastglow.errors import FastglowError
+
+logger = logging.getLogger(__name__)
+
+_NAME = re.compile(r"checkpoint_(\d+)\.pt")
+_REQUIRED = {
+    "model",
+    "config",
+    "state_dict",
+    "optimizer",
+    "epoch",
+    "iteration",
+    "batch",
+    "random_state",
+    "training",
+}
+
+
+def random_state() -> dict[str, Any]:
+    """State of every generator that training may draw from, as plain containers and tensors."""
+    version, python_state, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": [version, list(python_state), gauss],
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Inverse of `random_state`."""
+    version, python_state, gauss = state["python"]
+    random.setstate((version, tuple(python_state), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def save_training_checkpoint(folder: Path, checkpoint: dict[str, Any], keep: int) -> Path:
+    """Writes checkpoint_<iteration>.pt whole or not at all, then removes all but the newest `keep` (0: none)."""
+    path = folder / f"checkpoint_{checkpoint['iteration']}.pt"
+    temporary = path.with_suffix(".tmp")
+    torch.save(checkpoint, temporary)
+    temporary.replace(path)
+    if keep > 0:
+        for old in _by_iteration(folder)[keep:]:
+            old.unlink()
+    return path
+
+
+def load_training_checkpoint(path: str | os.PathLike, model_name: str) -> dict[str, Any]:
+    """Reads a checkpoint of `fastglow train`.
+
+    Raises:
+        FastglowError: missing, damaged, of another model, or not a training checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FastglowError(f"{path} does not exist: pass a checkpoint of `fastglow train`")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever its parts raise on damaged bytes
+        raise FastglowError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+    if not isinstance(checkpoint, dict) or not _REQUIRED <= checkpoint.keys():
+        raise FastglowError(f"{path} cannot be resumed from; to start from its weights use --init-from")
+    if checkpoint["model"] != model_name:
+        raise FastglowError(f"{path} is a training checkpoint of {checkpoint['model']}, not of {model_name}")
+    return checkpoint
+
+
+def find_newest_checkpoint(folder: Path, model_name: str) -> dict[str, Any] | None:
+    """The newest checkpoint of a folder that reads well, or None; damaged ones are passed over with a warning."""
+    for path in _by_iteration(folder):
+        try:
+            return load_training_checkpoint(path, model_name)
+        except FastglowError as error:
+            logger.warning("passing over %s", error)
+    return None
+
+
+def _by_iteration(folder: Path) -> list[Path]:
+    """Checkpoints of a folder, newest first."""
+    found = [(int(match[1]), path) for path in folder.glob("*.pt") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]

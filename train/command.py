@@ -1,0 +1,172 @@
+"""The commands `fastglow prepare` and `fastglow train`."""
+
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import MISSING, Field, fields
+from typing import Any, get_args, get_origin, get_type_hints
+
+import click
+
+from fastglow.audio import MelConfig
+from fastglow.models import Tacotron2Config, WaveGlowConfig
+
+from .config import Tacotron2TrainConfig, WaveGlowTrainConfig
+
+# Options of the models under the names that DeepLearningExamples gave them.
+WAVEGLOW_ALIASES = {
+    "n_flows": "--flows",
+    "n_group": "--groups",
+    "n_early_every": "--early-every",
+    "n_early_size": "--early-size",
+}
+WN_OPTIONS = {
+    "n_layers": ("--wn-layers", "Layers in a coupling network."),
+    "n_channels": ("--wn-channels", "Channels in a coupling network."),
+    "kernel_size": ("--wn-kernel-size", "Kernel size of the dilated convolutions."),
+}
+
+
+def _option_type(annotation: Any) -> Any:
+    """str, int, float or bool of `annotation`, looking into `X | None` and list[X]."""
+    arguments = [argument for argument in get_args(annotation) if argument is not type(None)]
+    return _option_type(arguments[0]) if arguments else annotation
+
+
+def dataclass_options(config: type, help_of: Callable[[Field], str | None], aliases: dict[str, str] | None = None):
+    """Decorator: one click option for every field of a dataclass for which `help_of` has a text."""
+    hints = get_type_hints(config)
+
+    def decorate(command):
+        for f in reversed(fields(config)):
+            text = help_of(f)
+            if text is None:
+                continue
+            default = f.default_factory() if f.default_factory is not MISSING else f.default
+            name = f"--{f.name.replace('_', '-')}"
+            extra = list(f.metadata.get("aliases", ())) + ([aliases[f.name]] if aliases and f.name in aliases else [])
+            kind = _option_type(hints[f.name])
+            if kind is bool:
+                declaration = f"{'/'.join([name])}/--no-{name[2:]}"
+                command = click.option(declaration, *extra, f.name, default=default, show_default=True, help=text)(command)
+                continue
+            command = click.option(
+                name,
+                *extra,
+                f.name,
+                type=kind,
+                default=default,
+                multiple=get_origin(hints[f.name]) is list,
+                show_default=default not in ("", None, []),
+                help=text,
+            )(command)
+        return command
+
+    return decorate
+
+
+def _take(config: type, options: dict[str, Any]) -> dict[str, Any]:
+    """The options that are fields of `config`."""
+    names = {f.name for f in fields(config)}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in options.items() if k in names}
+
+
+@click.command()
+@click.argument("dataset", type=click.Path())
+@click.option("--out", required=True, type=click.Path(file_okay=False), help="Folder to fill.")
+@click.option("--cleaners", "--text-cleaners", multiple=True, default=["english_cleaners"], show_default=True,
+              help="Text cleaner of the training to come (repeatable).")  # fmt: skip
+@click.option("--validation", "n_validation", default=100, show_default=True,
+              help="Distinct sentences to hold out, at most a tenth.")  # fmt: skip
+@click.option("--min-seconds", default=0.3, show_default=True, help="Shorter clips are bad.")
+@click.option("--max-seconds", default=20.0, show_default=True, help="Longer clips are bad.")
+@click.option("--trim-db", type=float, help="Cut silence this far below the loudest part off both ends.")
+@click.option("--on-bad", type=click.Choice(["skip", "stop"]), default="skip", show_default=True,
+              help="Go on without bad items, or stop at the first.")  # fmt: skip
+@click.option("--workers", type=int, help="Threads; default: one a core.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+@dataclass_options(MelConfig, lambda f: f"Audio parameter {f.name}.")
+def prepare(dataset, out, cleaners, n_validation, min_seconds, max_seconds, trim_db, on_bad, workers, quiet, **audio):
+    """Check the recordings of DATASET and cache their log-mels in --out.
+
+    DATASET is a folder in LJ-Speech layout (metadata.csv and wavs/) or a filelist of path|text.
+    """
+    from .prepare import prepare as run
+
+    report = run(
+        dataset,
+        out,
+        MelConfig(**audio),
+        cleaners=cleaners,
+        n_validation=n_validation,
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
+        trim_db=trim_db,
+        on_bad=on_bad,
+        workers=workers,
+        progress=not quiet,
+    )
+    for name, reason in report.rejected:
+        click.echo(f"left out {name}: {reason}", err=True)
+    counts = {split: len(items) for split, items in report.dataset.items.items()}
+    click.echo(
+        f"{out}: {counts['train']} items to train on, {counts['validation']} to validate, "
+        f"{report.hours:.2f} hours, {len(report.rejected)} left out"
+    )
+
+
+@click.group()
+def train():
+    """Train a model on a prepared data set."""
+
+
+def _data_options(command):
+    command = click.option("--quiet", is_flag=True, help="No progress bar.")(command)
+    command = click.option("--out", "-o", required=True, type=click.Path(file_okay=False), help="Output folder.")(command)
+    return click.option("--data", "-d", required=True, type=click.Path(), help="Prepared data set.")(command)
+
+
+def _train(model_name: str, config, model_config, quiet: bool) -> None:
+    from .loop import train as run
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    click.echo(f"saved {run(model_name, config, model_config, progress=not quiet)}")
+
+
+@train.command()
+@_data_options
+@dataclass_options(Tacotron2TrainConfig, lambda f: f.metadata.get("help"))
+@dataclass_options(Tacotron2Config, lambda f: f"Model's {f.name}.")
+def tacotron2(quiet, **options):
+    """Train Tacotron 2 (or go on with --resume, or fine-tune with --init-from)."""
+    _train(
+        "tacotron2",
+        Tacotron2TrainConfig(**_take(Tacotron2TrainConfig, options)),
+        Tacotron2Config(**_take(Tacotron2Config, options)),
+        quiet,
+    )
+
+
+def _wn_options(command):
+    defaults = WaveGlowConfig().WN_config
+    for name, (flag, text) in reversed(WN_OPTIONS.items()):
+        command = click.option(flag, f"wn_{name}", default=defaults[name], show_default=True, help=text)(command)
+    return command
+
+
+@train.command()
+@_data_options
+@dataclass_options(WaveGlowTrainConfig, lambda f: f.metadata.get("help"))
+@dataclass_options(
+    WaveGlowConfig, lambda f: None if f.name == "WN_config" else f"Model's {f.name}.", WAVEGLOW_ALIASES
+)
+@_wn_options
+def waveglow(quiet, **options):
+    """Train WaveGlow (or go on with --resume, or fine-tune with --init-from)."""
+    wn_config = {name: options.pop(f"wn_{name}") for name in WN_OPTIONS}
+    _train(
+        "waveglow",
+        WaveGlowTrainConfig(**_take(WaveGlowTrainConfig, options)),
+        WaveGlowConfig(**_take(WaveGlowConfig, options), WN_config=wn_config),
+        quiet,
+    )

@@ -1,0 +1,107 @@
+"""Options of a training run: what `fastglow train` takes from the command line and saves in every checkpoint.
+
+Names and defaults are those of DeepLearningExamples' train.py where it has them.
+"""
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from fastglow.errors import FastglowError
+
+
+def option(default: Any, help: str, *aliases: str) -> Any:
+    """A dataclass field that is also a command-line option."""
+    metadata = {"help": help, "aliases": aliases}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class TrainConfig:
+    """Options that both models share."""
+
+    data: str
+    out: str
+    epochs: int = option(1501, "Number of total epochs to run.")
+    batch_size: int = option(48, "Batch size.", "-bs")
+    learning_rate: float = option(1e-3, "Learning rate.", "-lr")
+    weight_decay: float = option(1e-6, "Weight decay of Adam.")
+    grad_clip_thresh: float = option(1.0, "Largest norm of the gradient.")
+    anneal_steps: list[int] = option([], "Epoch after which to decrease the learning rate (repeatable).")
+    anneal_factor: float = option(
+        0.1, "Factor of each decrease; 0.3 alternates 0.3 and 0.1/0.3 as NVIDIA's does."
+    )
+    seed: int = option(1234, "Seed of weights, shuffling, segments and dropout.")
+    device: str = option("", "Device to train on, such as cpu or cuda:0; default: the GPU if there is one.")
+    init_from: str = option(
+        "", "Checkpoint of any published format whose weights to start from (fine-tuning)."
+    )
+    checkpoint_path: str = option("", "Training checkpoint to resume from.")
+    resume: bool = option(
+        False, "Resume from the newest valid checkpoint in the output folder.", "--resume-from-last"
+    )
+    use_saved_learning_rate: bool = option(False, "After resuming keep the checkpoint's learning rate.")
+    epochs_per_checkpoint: int = option(50, "Epochs between checkpoints.")
+    iters_per_checkpoint: int = option(0, "Iterations between checkpoints, besides those by epoch; 0: none.")
+    keep_checkpoints: int = option(0, "How many of the newest checkpoints to keep; 0: all.")
+    max_iterations: int = option(0, "Stop after this many iterations in total; 0: no limit.")
+    epochs_per_validation: int = option(1, "Epochs between validations.")
+    bucket_batches: int = option(
+        0, "Sort this many batches' worth of shuffled items by length: less padding; 0: off."
+    )
+    num_workers: int = option(1, "Processes that load data; 0: load in the training process.")
+    uniform_initialize_bn_weight: bool = option(True, "Draw the initial batch-norm weights from [0, 1).")
+    cudnn_benchmark: bool = option(False, "Let cuDNN pick its algorithms by timing them.")
+    tensorboard: bool = option(True, "Write TensorBoard logs to OUT/logs.")
+
+    def __post_init__(self):
+        for name in (
+            "epochs",
+            "batch_size",
+            "learning_rate",
+            "epochs_per_checkpoint",
+            "epochs_per_validation",
+        ):
+            if getattr(self, name) <= 0:
+                raise FastglowError(f"{name} {getattr(self, name)} must be positive")
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def learning_rate_at(self, epoch: int) -> float:
+        """Learning rate of an epoch (0-based) under anneal_steps and anneal_factor."""
+        passed = sum(epoch >= step for step in self.anneal_steps)
+        if self.anneal_factor == 0.3:  # 1, 0.3, 0.1, 0.03, 0.01, ...
+            return self.learning_rate * 0.1 ** (passed // 2) * (0.3 if passed % 2 else 1.0)
+        return self.learning_rate * self.anneal_factor**passed
+
+    @classmethod
+    def option_fields(cls):
+        return [f for f in fields(cls) if "help" in f.metadata]
+
+
+@dataclass
+class Tacotron2TrainConfig(TrainConfig):
+    """Options of Tacotron 2's training."""
+
+    text_cleaners: list[str] = option(["english_cleaners"], "Text cleaner (repeatable).")
+    guided_attention_weight: float = option(0.0, "Weight of the guided-attention loss; 0: off.")
+    guided_attention_sigma: float = option(0.2, "Width of the guided-attention loss's free band.")
+
+
+@dataclass
+class WaveGlowTrainConfig(TrainConfig):
+    """Options of WaveGlow's training."""
+
+    batch_size: int = option(10, "Batch size.", "-bs")
+    learning_rate: float = option(1e-4, "Learning rate.", "-lr")
+    epochs: int = option(1001, "Number of total epochs to run.")
+    weight_decay: float = option(0.0, "Weight decay of Adam.")
+    segment_length: int = option(4000, "Samples of audio in one item.")
+    sigma: float = option(1.0, "Standard deviation of the noise that the audio is mapped to.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.segment_length <= 0:
+            raise FastglowError(f"segment_length {self.segment_length} must be positive")

@@ -1,0 +1,300 @@
+"""The training loop of both models."""
+
+import logging
+import random
+import signal
+import time
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from fastglow._version import __version__
+from fastglow.errors import FastglowError
+
+from .checkpointing import (
+    find_newest_checkpoint,
+    load_training_checkpoint,
+    random_state,
+    restore_random_state,
+    save_training_checkpoint,
+)
+from .config import TrainConfig
+from .data import EpochBatchSampler
+from .manifest import PreparedDataset
+from .reporting import Reporter
+from .tasks import TASKS, Task
+
+logger = logging.getLogger(__name__)
+
+
+def train(model_name: str, config: TrainConfig, model_config: Any, progress: bool = True) -> Path:
+    """Trains a model on a prepared data set.
+
+    Args:
+        model_name: 'tacotron2' or 'waveglow'.
+        config: the task's `TrainConfig`.
+        model_config: the model's config; a resumed run takes the checkpoint's instead.
+        progress: show a progress bar on standard error.
+
+    Returns:
+        path of the last checkpoint.
+
+    Raises:
+        FastglowError: data, checkpoint or options that do not fit; a loss that is not finite, with the
+            items of its batch.
+    """
+    return Trainer(model_name, config, model_config, progress).run()
+
+
+class Trainer:
+    """State of a run: model, optimizer, position in the data."""
+
+    def __init__(self, model_name: str, config: TrainConfig, model_config: Any, progress: bool):
+        self.config = config
+        self.progress = progress
+        self.out = Path(config.out)
+        checkpoint = self._find_checkpoint(model_name)
+        dataset = PreparedDataset.open(config.data)
+        if not dataset.items["train"]:
+            raise FastglowError(f"{config.data} holds no training items: prepare more data")
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FastglowError(
+                f"cannot write to {self.out} ({error.strerror}): pass another --out"
+            ) from error
+        if checkpoint is not None:
+            model_config = TASKS[model_name].model_config_class(**checkpoint["config"])
+        self.task: Task = TASKS[model_name](config, model_config, dataset)
+        self.device = pick_device(config.device)
+        seed_everything(config.seed)
+        torch.backends.cudnn.benchmark = config.cudnn_benchmark
+        self.model = self._build_model()
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.epoch = self.iteration = self.batch = 0
+        self.stop_requested = False
+        if checkpoint is not None:
+            self._restore(checkpoint)
+
+        self.trainset = self.task.build_dataset("train")
+        self.valset = self.task.build_dataset("validation")
+        self.sampler = EpochBatchSampler(
+            self.trainset.lengths(), config.batch_size, config.seed, config.bucket_batches
+        )
+
+    def run(self) -> Path:
+        """Trains to the last epoch or iteration, or until SIGINT or SIGTERM; saves at the end in every case."""
+        last_saved = None
+        with Reporter(self.out, self.config.tensorboard) as self.reporter, self._stopping_on_signals():
+            while not self._finished():
+                self._run_epoch()
+                if self.stop_requested:
+                    break
+                if self.batch < self.sampler.batches_per_epoch:
+                    continue  # max_iterations ended the epoch early
+                self.epoch, self.batch = self.epoch + 1, 0
+                if self.epoch % self.config.epochs_per_validation == 0:
+                    self.validate()
+                if self.epoch % self.config.epochs_per_checkpoint == 0:
+                    last_saved = self.save()
+            if last_saved is None or last_saved.name != f"checkpoint_{self.iteration}.pt":
+                last_saved = self.save()
+        return last_saved
+
+    def _finished(self) -> bool:
+        config = self.config
+        return self.epoch >= config.epochs or 0 < config.max_iterations <= self.iteration
+
+    def _run_epoch(self) -> None:
+        config = self.config
+        self.sampler.epoch, self.sampler.start = self.epoch, self.batch
+        if hasattr(self.trainset, "epoch"):
+            self.trainset.epoch = self.epoch
+        loader = DataLoader(
+            self.trainset,
+            batch_sampler=self.sampler,
+            collate_fn=self.task.collate,
+            num_workers=config.num_workers,
+            # The loader draws a seed from a generator at every epoch: not from the one that training resumes with.
+            generator=torch.Generator().manual_seed(config.seed),
+        )
+        if not config.use_saved_learning_rate:
+            for group in self.optimizer.param_groups:
+                group["lr"] = config.learning_rate_at(self.epoch)
+        self.model.train()
+        bar = tqdm(
+            loader,
+            desc=f"epoch {self.epoch + 1}/{config.epochs}",
+            total=self.sampler.batches_per_epoch,
+            initial=self.batch,
+            unit="batch",
+            disable=not self.progress,
+        )
+        for batch in bar:
+            started = time.perf_counter()
+            scalars = self._step(batch.to(self.device))
+            scalars["items_per_second"] = batch.n_items / (time.perf_counter() - started)
+            self.iteration += 1
+            self.batch += 1
+            self.reporter.scalars("train", scalars, self.iteration)
+            bar.set_postfix_str(f"loss {scalars['loss']:.4f}, {scalars['items_per_second']:,.0f} items/s")
+            if config.iters_per_checkpoint and self.iteration % config.iters_per_checkpoint == 0:
+                self.save()
+            if self.stop_requested or self._finished():
+                break
+        bar.close()
+
+    def _step(self, batch: Any) -> dict[str, float]:
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = self.task.losses(self.model, batch)
+        scalars = {name: value.item() for name, value in losses.items()}
+        if not np.isfinite(scalars["loss"]):
+            raise FastglowError(
+                f"loss is {scalars['loss']} at iteration {self.iteration}, batch {self.batch} of epoch {self.epoch}, "
+                f"items {', '.join(batch.ids)}: look at these items, or lower the learning rate and resume"
+            )
+        losses["loss"].backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip_thresh)
+        self.optimizer.step()
+        return {**scalars, "grad_norm": norm.item(), "learning_rate": self.optimizer.param_groups[0]["lr"]}
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Mean losses over the validation split, and a sample of its first item; draws no random numbers of training."""
+        if len(self.valset) == 0:
+            return {}
+        before = random_state()
+        seed_everything(self.config.seed)
+        self.model.eval()
+        loader = DataLoader(self.valset, batch_size=self.config.batch_size, collate_fn=self.task.collate)
+        totals: dict[str, float] = {}
+        for batch in loader:
+            for name, value in self.task.losses(self.model, batch.to(self.device)).items():
+                totals[name] = totals.get(name, 0.0) + value.item() * len(batch.ids)
+        means = {name: total / len(self.valset) for name, total in totals.items()}
+        self.reporter.scalars("validation", means, self.iteration)
+        self.reporter.sample(
+            self.task.sample(self.model), self.task.dataset.audio.sampling_rate, self.iteration
+        )
+        logger.info("epoch %d, iteration %d: validation loss %.4f", self.epoch, self.iteration, means["loss"])
+        restore_random_state(before)
+        return means
+
+    def save(self) -> Path:
+        """Writes a checkpoint of the present state."""
+        checkpoint = {
+            "model": self.task.name,
+            "config": asdict(self.task.model_config),
+            "state_dict": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "iteration": self.iteration,
+            "batch": self.batch,
+            "random_state": random_state(),
+            "training": self.config.as_dict(),
+            "audio": self.task.dataset.audio.as_dict(),
+            "versions": {"fastglow": __version__, "torch": str(torch.__version__)},
+        }
+        return save_training_checkpoint(self.out, checkpoint, self.config.keep_checkpoints)
+
+    def _find_checkpoint(self, model_name: str) -> dict[str, Any] | None:
+        config = self.config
+        if config.checkpoint_path:
+            return load_training_checkpoint(config.checkpoint_path, model_name)
+        if config.resume:
+            checkpoint = find_newest_checkpoint(self.out, model_name)
+            if checkpoint is None:
+                logger.warning("no valid checkpoint in %s: starting from the beginning", self.out)
+            return checkpoint
+        if any(self.out.glob("checkpoint_*.pt")):
+            raise FastglowError(
+                f"{self.out} holds checkpoints already: pass --resume to go on, or another --out"
+            )
+        return None
+
+    def _build_model(self) -> nn.Module:
+        model = self.task.build_model()
+        if self.config.uniform_initialize_bn_weight:
+            for module in model.modules():
+                if isinstance(module, nn.BatchNorm1d):
+                    nn.init.uniform_(module.weight)
+        if self.config.init_from:
+            self._init_from(model)
+        return model.to(self.device)
+
+    def _init_from(self, model: nn.Module) -> None:
+        from fastglow.checkpoint import load_checkpoint
+
+        source = load_checkpoint(self.config.init_from)
+        if type(source) is not type(model):
+            raise FastglowError(
+                f"{self.config.init_from} is a {type(source).__name__}, not a {type(model).__name__}"
+            )
+        wanted, found = model.state_dict(), source.state_dict()
+        for name, tensor in wanted.items():
+            shape = tuple(found[name].shape) if name in found else "nothing"
+            if shape != tuple(tensor.shape):
+                raise FastglowError(
+                    f"{self.config.init_from}: {name} has shape {shape}, this run's model {tuple(tensor.shape)}: "
+                    "give the model options that the checkpoint was trained with"
+                )
+        model.load_state_dict(found)
+
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
+        try:
+            self.model.load_state_dict(checkpoint["state_dict"])
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise FastglowError(
+                f"the checkpoint does not fit its own config: {' '.join(str(error).split())}"
+            ) from error
+        self.epoch, self.iteration, self.batch = (checkpoint[key] for key in ("epoch", "iteration", "batch"))
+        restore_random_state(checkpoint["random_state"])
+        logger.info("resumed at epoch %d, iteration %d", self.epoch, self.iteration)
+
+    @contextmanager
+    def _stopping_on_signals(self):
+        """SIGINT and SIGTERM end the run after the batch in progress, with a checkpoint."""
+
+        def request_stop(number, frame):
+            self.stop_requested = True
+
+        try:
+            previous = {
+                number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)
+            }
+        except ValueError:  # not in the main thread, where signals cannot be caught
+            previous = {}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def pick_device(name: str) -> torch.device:
+    """The named device, or the GPU if there is one; raises FastglowError when it is not there."""
+    if not name:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise FastglowError(f"device {name!r} is not available here: use --device cpu") from error
+    return device
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python's, NumPy's and PyTorch's generators."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

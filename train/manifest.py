@@ -1,0 +1,99 @@
+"""The prepared data set on disk: what `fastglow prepare` writes and training reads.
+
+dataset.json      audio parameters, source, counts, rejected items with reasons
+train.jsonl       one item a line: id, text, samples, frames
+validation.jsonl
+mels/<id>.npy     log-mel [n_mel_channels, frames], float32
+audio/<id>.npy    samples [N], int16
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fastglow.audio import MelConfig
+from fastglow.errors import FastglowError
+
+SPLITS = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One clip: `id` names its files, `samples` and `frames` are its lengths in the caches."""
+
+    id: str
+    text: str
+    samples: int
+    frames: int
+
+
+@dataclass
+class PreparedDataset:
+    """A folder that `fastglow prepare` filled."""
+
+    folder: Path
+    audio: MelConfig
+    items: dict[str, list[Item]]  # by split
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike) -> "PreparedDataset":
+        """Reads the manifests; raises FastglowError when the folder was not (or not wholly) prepared."""
+        folder = Path(folder)
+        try:
+            description = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+            items = {
+                split: [
+                    Item(**json.loads(line))
+                    for line in (folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+                ]
+                for split in SPLITS
+            }
+            return cls(folder, MelConfig.from_dict(description["audio"]), items)
+        except FileNotFoundError as error:
+            raise FastglowError(
+                f"{error.filename} is missing: run `fastglow prepare DATASET --out {folder}` first"
+            ) from error
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise FastglowError(
+                f"{folder} holds a damaged manifest ({error}): run `fastglow prepare` again"
+            ) from error
+
+    def mel(self, item: Item) -> np.ndarray:
+        """Cached log-mel, float32 [n_mel_channels, frames]."""
+        return self._load("mels", item)
+
+    def samples(self, item: Item) -> np.ndarray:
+        """Cached samples, int16 [N], mapped and not read."""
+        return self._load("audio", item, mmap_mode="r")
+
+    def path(self, kind: str, item_id: str) -> Path:
+        return self.folder / kind / f"{item_id}.npy"
+
+    def _load(self, kind: str, item: Item, **kw) -> np.ndarray:
+        path = self.path(kind, item.id)
+        try:
+            return np.load(path, **kw)
+        except (OSError, ValueError, EOFError) as error:
+            raise FastglowError(f"{path} cannot be read ({error}): run `fastglow prepare` again") from error
+
+    def write(self, source: str, rejected: list[tuple[str, str]]) -> None:
+        """Writes the manifests, dataset.json last: its presence says that the caches are whole."""
+        for split in SPLITS:
+            lines = (json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in self.items[split])
+            _replace(self.folder / f"{split}.jsonl", "".join(lines))
+        description = {
+            "source": source,
+            "audio": self.audio.as_dict(),
+            "counts": {split: len(self.items[split]) for split in SPLITS},
+            "rejected": [{"item": name, "reason": reason} for name, reason in rejected],
+        }
+        _replace(self.folder / "dataset.json", json.dumps(description, indent=2, ensure_ascii=False) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

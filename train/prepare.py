@@ -1,0 +1,216 @@
+"""From a folder of recordings to a prepared data set: read, check, resample, trim, cache log-mels."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from fastglow.audio import MelConfig, MelSpectrogram, read_audio
+from fastglow.errors import FastglowError
+
+from .manifest import Item, PreparedDataset
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+TRIM_WINDOW = 512  # samples
+
+
+@dataclass(frozen=True)
+class Source:
+    """A line of a data set that was not looked at yet."""
+
+    id: str
+    path: Path
+    text: str
+
+
+@dataclass
+class PrepareReport:
+    """What `prepare` did: the prepared data set, and every rejected item with its reason."""
+
+    dataset: PreparedDataset
+    rejected: list[tuple[str, str]]
+
+    @property
+    def hours(self) -> float:
+        samples = sum(item.samples for items in self.dataset.items.values() for item in items)
+        return samples / self.dataset.audio.sampling_rate / 3600
+
+
+def read_sources(dataset: Path) -> list[Source]:
+    """The lines of an LJ-Speech folder (metadata.csv and wavs/) or of a filelist of `path|text`.
+
+    A filelist's paths are relative to its folder. Of an LJ-Speech line the last column is the text.
+
+    Raises:
+        FastglowError: neither of them, a line without text, or an id that comes twice.
+    """
+    if dataset.is_dir():
+        filelist, is_lj = dataset / "metadata.csv", True
+        if not filelist.is_file():
+            raise FastglowError(
+                f"{dataset} holds no metadata.csv: pass a folder in LJ-Speech layout or a filelist of path|text"
+            )
+    elif dataset.is_file():
+        filelist, is_lj = dataset, False
+    else:
+        raise FastglowError(
+            f"{dataset} does not exist: pass a folder in LJ-Speech layout or a filelist of path|text"
+        )
+    sources, seen = [], set()
+    for number, line in enumerate(filelist.read_text(encoding="utf-8-sig").splitlines(), 1):
+        if not line.strip():
+            continue
+        name, *texts = line.split("|")
+        if not texts:
+            raise FastglowError(f"{filelist} line {number} has no '|': write path|text")
+        path = _find_recording(dataset / "wavs", name) if is_lj else filelist.parent / name
+        item_id = name if is_lj else "_".join(Path(name).with_suffix("").parts).lstrip("/_.")
+        if item_id in seen:
+            raise FastglowError(
+                f"{filelist} line {number} names {name} a second time: every item needs a name of its own"
+            )
+        seen.add(item_id)
+        sources.append(Source(item_id, path, texts[-1].strip()))
+    if not sources:
+        raise FastglowError(f"{filelist} holds no lines: nothing to prepare")
+    return sources
+
+
+def _find_recording(folder: Path, name: str) -> Path:
+    candidates = [folder / f"{name}{suffix}" for suffix in AUDIO_SUFFIXES]
+    return next((path for path in candidates if path.exists()), candidates[0])
+
+
+def split_texts(texts: Iterable[str], n_validation: int) -> set[str]:
+    """The held-out texts: the first `n_validation` distinct ones in the order of their hashes.
+
+    A sentence that was recorded several times is held out with all its takes, and which sentences
+    are held out does not change when others are added.
+    """
+    by_hash = sorted(set(texts), key=lambda text: hashlib.sha256(text.lower().encode()).digest())
+    return set(by_hash[:n_validation])
+
+
+def trim_silence(audio: np.ndarray, trim_db: float, keep: int) -> np.ndarray:
+    """Cuts both ends where every window is more than `trim_db` below the loudest one, but for `keep` samples."""
+    n_windows = len(audio) // TRIM_WINDOW
+    if n_windows == 0:
+        return audio
+    energy = np.square(audio[: n_windows * TRIM_WINDOW].reshape(n_windows, TRIM_WINDOW)).mean(axis=1)
+    loud = np.flatnonzero(energy > energy.max() * 10 ** (-trim_db / 10))
+    if len(loud) == 0:
+        return audio
+    return audio[max(0, loud[0] * TRIM_WINDOW - keep) : (loud[-1] + 1) * TRIM_WINDOW + keep]
+
+
+def prepare(
+    dataset: str | os.PathLike,
+    out: str | os.PathLike,
+    audio: MelConfig | None = None,
+    *,
+    cleaners: Sequence[str] = ("english_cleaners",),
+    n_validation: int = 100,
+    min_seconds: float = 0.3,
+    max_seconds: float = 20.0,
+    trim_db: float | None = None,
+    on_bad: str = "skip",
+    workers: int | None = None,
+    progress: bool = True,
+) -> PrepareReport:
+    """Checks every recording of a data set and caches its samples and log-mel.
+
+    Args:
+        dataset: LJ-Speech folder or filelist, see `read_sources`.
+        out: folder that is filled, see `fastglow.train.manifest`.
+        audio: parameters of the log-mel; recordings at other rates are resampled.
+        cleaners: text cleaners of the training to come: a text of which they leave nothing is bad.
+        n_validation: distinct sentences to hold out, at most a tenth of them.
+        min_seconds, max_seconds: shorter and longer clips are bad.
+        trim_db: cut silence at both ends down to 50 ms, where it is this far below the loudest part.
+        on_bad: 'skip' lists bad items in the report and goes on, 'stop' raises at the first.
+        workers: threads; absent: one a core.
+        progress: show a progress bar on standard error.
+
+    Raises:
+        FastglowError: no data set, an unwritable folder, a bad item with on_bad='stop', or no good ones.
+    """
+    audio = audio or MelConfig()
+    sources = read_sources(Path(dataset))
+    result = PreparedDataset(Path(out), audio, {"train": [], "validation": []})
+    try:
+        for kind in ("mels", "audio"):
+            (result.folder / kind).mkdir(parents=True, exist_ok=True)
+        (result.folder / "dataset.json").unlink(missing_ok=True)
+    except OSError as error:
+        raise FastglowError(f"cannot write to {out} ({error.strerror}): pass another --out") from error
+    mel_spectrogram = MelSpectrogram.from_config(audio)
+
+    def cache(source: Source) -> Item | str:
+        try:
+            return _cache(source, result, mel_spectrogram, cleaners, min_seconds, max_seconds, trim_db)
+        except FastglowError as error:
+            return str(error)
+
+    items, rejected = [], []
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        outcomes = tqdm(pool.map(cache, sources), total=len(sources), unit="clip", disable=not progress)
+        for source, outcome in zip(sources, outcomes, strict=True):
+            if isinstance(outcome, Item):
+                items.append(outcome)
+            elif on_bad == "stop":
+                pool.shutdown(cancel_futures=True)
+                raise FastglowError(f"{source.id}: {outcome} (leave --on-bad at skip to go on without it)")
+            else:
+                rejected.append((source.id, outcome))
+    if not items:
+        raise FastglowError(
+            f"none of the {len(sources)} items of {dataset} is usable; the first: {rejected[0][1]}"
+        )
+    texts = [item.text for item in items]
+    held_out = split_texts(texts, min(n_validation, len(set(texts)) // 10))
+    for item in items:
+        result.items["validation" if item.text in held_out else "train"].append(item)
+    result.write(str(dataset), rejected)
+    return PrepareReport(result, rejected)
+
+
+def _cache(
+    source: Source,
+    dataset: PreparedDataset,
+    mel_spectrogram: MelSpectrogram,
+    cleaners: Sequence[str],
+    min_seconds: float,
+    max_seconds: float,
+    trim_db: float | None,
+) -> Item:
+    from fastglow.text import text_to_sequence
+
+    if not text_to_sequence(source.text, cleaners):
+        raise FastglowError(f"text {source.text!r} has nothing to speak")
+    rate = dataset.audio.sampling_rate
+    samples, _ = read_audio(source.path, rate)
+    if trim_db is not None:
+        samples = trim_silence(samples, trim_db, keep=rate // 20)
+    seconds = len(samples) / rate
+    if not min_seconds <= seconds <= max_seconds:
+        raise FastglowError(
+            f"{source.path} lasts {seconds:.2f} s, allowed are {min_seconds:g} to {max_seconds:g} s"
+        )
+    if not samples.any():
+        raise FastglowError(f"{source.path} is silent throughout")
+    pcm = np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
+    mel = mel_spectrogram(torch.from_numpy(pcm.astype(np.float32) / 32768.0).unsqueeze(0))[0].numpy()
+    for kind, array in (("audio", pcm), ("mels", mel)):
+        path = dataset.path(kind, source.id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("wb") as file:
+            np.save(file, array)
+        temporary.replace(path)
+    return Item(source.id, source.text, len(pcm), mel.shape[1])

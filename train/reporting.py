@@ -1,0 +1,51 @@
+"""What a run shows: TensorBoard scalars, pictures and sound, and the same pictures and sound as files."""
+
+from pathlib import Path
+
+from fastglow.audio import write_audio
+from fastglow.errors import FastglowError
+from fastglow.plotting import plot_synthesis
+
+from .tasks import Sample
+
+
+class Reporter:
+    """Writes to OUT/logs (TensorBoard) and OUT/samples (PNG and WAV)."""
+
+    def __init__(self, out: Path, tensorboard: bool):
+        self.samples = out / "samples"
+        self.writer = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise FastglowError(
+                    "training logs need tensorboard: pip install 'fastglow[train]', or pass --no-tensorboard"
+                ) from error
+            self.writer = SummaryWriter(str(out / "logs"))
+
+    def __enter__(self) -> "Reporter":
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+    def scalars(self, group: str, values: dict[str, float], iteration: int) -> None:
+        if self.writer is not None:
+            for name, value in values.items():
+                self.writer.add_scalar(f"{group}/{name}", value, iteration)
+
+    def sample(self, sample: Sample, sampling_rate: int, iteration: int) -> None:
+        """A validation item as picture and sound."""
+        figure = plot_synthesis(sample.mels, sample.alignment, sample.text)
+        self.samples.mkdir(exist_ok=True)
+        stem = self.samples / f"{iteration:08d}"
+        figure.savefig(stem.with_suffix(".png"), dpi=80)
+        write_audio(stem.with_suffix(".wav"), sample.audio, sampling_rate)
+        if self.writer is not None:
+            self.writer.add_figure("validation/mel", figure, iteration)
+            self.writer.add_audio(
+                "validation/audio", sample.audio[None], iteration, sample_rate=sampling_rate
+            )
+            self.writer.flush()

@@ -1,0 +1,155 @@
+"""What differs between the two models' training: model, data, loss, and what validation shows."""
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from fastglow.audio import griffin_lim
+from fastglow.errors import FastglowError
+from fastglow.models import Tacotron2, Tacotron2Config, WaveGlow, WaveGlowConfig
+
+from .config import Tacotron2TrainConfig, TrainConfig, WaveGlowTrainConfig
+from .data import SegmentBatch, SegmentDataset, TextMelBatch, TextMelCollate, TextMelDataset, collate_segments
+from .losses import GuidedAttentionLoss, Tacotron2Loss, WaveGlowLoss
+from .manifest import PreparedDataset
+
+SAMPLE_SEED = 0  # of validation's samples: the same noise every time shows the model's change only
+
+
+class Sample:
+    """What one validation item sounds and looks like."""
+
+    def __init__(
+        self, audio: np.ndarray, mels: dict[str, np.ndarray], alignment: np.ndarray | None, text: str
+    ):
+        self.audio = audio
+        self.mels = mels
+        self.alignment = alignment
+        self.text = text
+
+
+class Task(ABC):
+    """One model's side of the training loop."""
+
+    name: str
+    config_class: type[TrainConfig]
+    model_config_class: type
+
+    def __init__(self, config: TrainConfig, model_config: Any, dataset: PreparedDataset):
+        if model_config.n_mel_channels != dataset.audio.n_mel_channels:
+            raise FastglowError(
+                f"the model takes {model_config.n_mel_channels} mel channels, {dataset.folder} was prepared with "
+                f"{dataset.audio.n_mel_channels}: make them agree"
+            )
+        self.config = config
+        self.model_config = model_config
+        self.dataset = dataset
+
+    @abstractmethod
+    def build_model(self) -> nn.Module: ...
+
+    @abstractmethod
+    def build_dataset(self, split: str) -> Dataset: ...
+
+    @abstractmethod
+    def collate(self, items: list) -> Any: ...
+
+    @abstractmethod
+    def losses(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
+        """Named scalars; 'loss' is what is minimised."""
+
+    @abstractmethod
+    def sample(self, model: nn.Module) -> Sample:
+        """Synthesis of the first validation item."""
+
+
+class Tacotron2Task(Task):
+    name = "tacotron2"
+    config_class = Tacotron2TrainConfig
+    model_config_class = Tacotron2Config
+
+    def __init__(self, config: Tacotron2TrainConfig, model_config: Tacotron2Config, dataset: PreparedDataset):
+        super().__init__(config, model_config, dataset)
+        self.collate_batch = TextMelCollate(model_config.n_frames_per_step)
+        self.criterion = Tacotron2Loss()
+        self.guided_attention = GuidedAttentionLoss(config.guided_attention_sigma)
+
+    def build_model(self) -> Tacotron2:
+        return Tacotron2(**asdict(self.model_config))
+
+    def build_dataset(self, split: str) -> TextMelDataset:
+        return TextMelDataset(self.dataset, split, self.config.text_cleaners)
+
+    def collate(self, items: list) -> TextMelBatch:
+        return self.collate_batch(items)
+
+    def losses(self, model: nn.Module, batch: TextMelBatch) -> dict[str, Tensor]:
+        output = model(
+            (batch.text, batch.input_lengths, batch.mel, batch.text.shape[1], batch.output_lengths)
+        )
+        losses = {"loss": self.criterion(output, (batch.mel, batch.gate))}
+        if self.config.guided_attention_weight > 0:
+            steps = -(-batch.output_lengths // self.model_config.n_frames_per_step)
+            attention_loss = self.guided_attention(output[3], batch.input_lengths, steps)
+            losses["guided_attention_loss"] = attention_loss
+            losses["loss"] = losses["loss"] + self.config.guided_attention_weight * attention_loss
+        return losses
+
+    @torch.no_grad()
+    def sample(self, model: Tacotron2) -> Sample:
+        dataset = self.build_dataset("validation")
+        _, text, target = dataset[0]
+        device = next(model.parameters()).device
+        mel, lengths, alignments = model.infer(
+            text[None].to(device), torch.tensor([len(text)], device=device), seed=SAMPLE_SEED
+        )
+        length = max(1, int(lengths[0]))
+        mel = mel[0, :, :length].float().cpu()
+        audio = griffin_lim(mel, self.dataset.audio, seed=SAMPLE_SEED)
+        mels = {"predicted": mel.numpy(), "recorded": target.numpy()}
+        return Sample(audio.numpy(), mels, alignments[0].float().cpu().numpy(), dataset.items[0].text)
+
+
+class WaveGlowTask(Task):
+    name = "waveglow"
+    config_class = WaveGlowTrainConfig
+    model_config_class = WaveGlowConfig
+
+    def __init__(self, config: WaveGlowTrainConfig, model_config: WaveGlowConfig, dataset: PreparedDataset):
+        super().__init__(config, model_config, dataset)
+        if model_config.upsample_stride != dataset.audio.hop_length:
+            raise FastglowError(
+                f"upsample_stride {model_config.upsample_stride} must equal the data's hop_length "
+                f"{dataset.audio.hop_length}: make them agree"
+            )
+        self.criterion = WaveGlowLoss(config.sigma)
+
+    def build_model(self) -> WaveGlow:
+        return WaveGlow(**asdict(self.model_config))
+
+    def build_dataset(self, split: str) -> SegmentDataset:
+        return SegmentDataset(self.dataset, split, self.config.segment_length, self.config.seed)
+
+    def collate(self, items: list) -> SegmentBatch:
+        return collate_segments(items)
+
+    def losses(self, model: nn.Module, batch: SegmentBatch) -> dict[str, Tensor]:
+        return {"loss": self.criterion(model((batch.mel, batch.audio)))}
+
+    @torch.no_grad()
+    def sample(self, model: WaveGlow) -> Sample:
+        item = self.dataset.items["validation"][0]
+        mel = torch.from_numpy(self.dataset.mel(item))
+        device = next(model.parameters()).device
+        audio = model.infer(mel[None].to(device), sigma=0.6, seed=SAMPLE_SEED)[0].float().cpu().clamp(-1, 1)
+        generated = self.build_dataset("validation").mel_spectrogram(audio[None])[0]
+        mels = {"generated": generated.numpy(), "recorded": mel.numpy()}
+        return Sample(audio.numpy(), mels, None, item.text)
+
+
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Tacotron2Task, WaveGlowTask)}
