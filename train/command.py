@@ -48,7 +48,9 @@ def dataclass_options(config: type, help_of: Callable[[Field], str | None], alia
             kind = _option_type(hints[f.name])
             if kind is bool:
                 declaration = f"{'/'.join([name])}/--no-{name[2:]}"
-                command = click.option(declaration, *extra, f.name, default=default, show_default=True, help=text)(command)
+                command = click.option(declaration, *extra, f.name, default=default, show_default=True, help=text)(
+                    command
+                )
                 continue
             command = click.option(
                 name,
@@ -122,7 +124,9 @@ def train():
 
 def _data_options(command):
     command = click.option("--quiet", is_flag=True, help="No progress bar.")(command)
-    command = click.option("--out", "-o", required=True, type=click.Path(file_okay=False), help="Output folder.")(command)
+    command = click.option("--out", "-o", required=True, type=click.Path(file_okay=False), help="Output folder.")(
+        command
+    )
     return click.option("--data", "-d", required=True, type=click.Path(), help="Prepared data set.")(command)
 
 
@@ -157,9 +161,7 @@ def _wn_options(command):
 @train.command()
 @_data_options
 @dataclass_options(WaveGlowTrainConfig, lambda f: f.metadata.get("help"))
-@dataclass_options(
-    WaveGlowConfig, lambda f: None if f.name == "WN_config" else f"Model's {f.name}.", WAVEGLOW_ALIASES
-)
+@dataclass_options(WaveGlowConfig, lambda f: None if f.name == "WN_config" else f"Model's {f.name}.", WAVEGLOW_ALIASES)
 @_wn_options
 def waveglow(quiet, **options):
     """Train WaveGlow (or go on with --resume, or fine-tune with --init-from)."""

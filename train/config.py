@@ -29,27 +29,19 @@ class TrainConfig:
     weight_decay: float = option(1e-6, "Weight decay of Adam.")
     grad_clip_thresh: float = option(1.0, "Largest norm of the gradient.")
     anneal_steps: list[int] = option([], "Epoch after which to decrease the learning rate (repeatable).")
-    anneal_factor: float = option(
-        0.1, "Factor of each decrease; 0.3 alternates 0.3 and 0.1/0.3 as NVIDIA's does."
-    )
+    anneal_factor: float = option(0.1, "Factor of each decrease; 0.3 alternates 0.3 and 0.1/0.3 as NVIDIA's does.")
     seed: int = option(1234, "Seed of weights, shuffling, segments and dropout.")
     device: str = option("", "Device to train on, such as cpu or cuda:0; default: the GPU if there is one.")
-    init_from: str = option(
-        "", "Checkpoint of any published format whose weights to start from (fine-tuning)."
-    )
+    init_from: str = option("", "Checkpoint of any published format whose weights to start from (fine-tuning).")
     checkpoint_path: str = option("", "Training checkpoint to resume from.")
-    resume: bool = option(
-        False, "Resume from the newest valid checkpoint in the output folder.", "--resume-from-last"
-    )
+    resume: bool = option(False, "Resume from the newest valid checkpoint in the output folder.", "--resume-from-last")
     use_saved_learning_rate: bool = option(False, "After resuming keep the checkpoint's learning rate.")
     epochs_per_checkpoint: int = option(50, "Epochs between checkpoints.")
     iters_per_checkpoint: int = option(0, "Iterations between checkpoints, besides those by epoch; 0: none.")
     keep_checkpoints: int = option(0, "How many of the newest checkpoints to keep; 0: all.")
     max_iterations: int = option(0, "Stop after this many iterations in total; 0: no limit.")
     epochs_per_validation: int = option(1, "Epochs between validations.")
-    bucket_batches: int = option(
-        0, "Sort this many batches' worth of shuffled items by length: less padding; 0: off."
-    )
+    bucket_batches: int = option(0, "Sort this many batches' worth of shuffled items by length: less padding; 0: off.")
     num_workers: int = option(1, "Processes that load data; 0: load in the training process.")
     uniform_initialize_bn_weight: bool = option(True, "Draw the initial batch-norm weights from [0, 1).")
     cudnn_benchmark: bool = option(False, "Let cuDNN pick its algorithms by timing them.")

@@ -30,9 +30,7 @@ class TextMelDataset(Dataset):
         self.sequences = [torch.tensor(text_to_sequence(item.text, cleaners)) for item in self.items]
         for item, sequence in zip(self.items, self.sequences, strict=True):
             if len(sequence) == 0:
-                raise FastglowError(
-                    f"{item.id}: {list(cleaners)} leave nothing to speak of {item.text!r}: remove it"
-                )
+                raise FastglowError(f"{item.id}: {list(cleaners)} leave nothing to speak of {item.text!r}: remove it")
 
     def __len__(self) -> int:
         return len(self.items)
@@ -131,9 +129,7 @@ class SegmentBatch:
     audio: Tensor  # [B, segment_length]
 
     def to(self, device: torch.device) -> "SegmentBatch":
-        return SegmentBatch(
-            self.ids, self.mel.to(device, non_blocking=True), self.audio.to(device, non_blocking=True)
-        )
+        return SegmentBatch(self.ids, self.mel.to(device, non_blocking=True), self.audio.to(device, non_blocking=True))
 
     @property
     def n_items(self) -> int:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from fastglow._version import __version__
+from fastglow.devices import pick_device
 from fastglow.errors import FastglowError
 
 from .checkpointing import (
@@ -67,9 +68,7 @@ class Trainer:
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise FastglowError(
-                f"cannot write to {self.out} ({error.strerror}): pass another --out"
-            ) from error
+            raise FastglowError(f"cannot write to {self.out} ({error.strerror}): pass another --out") from error
         if checkpoint is not None:
             model_config = TASKS[model_name].model_config_class(**checkpoint["config"])
         self.task: Task = TASKS[model_name](config, model_config, dataset)
@@ -87,9 +86,7 @@ class Trainer:
 
         self.trainset = self.task.build_dataset("train")
         self.valset = self.task.build_dataset("validation")
-        self.sampler = EpochBatchSampler(
-            self.trainset.lengths(), config.batch_size, config.seed, config.bucket_batches
-        )
+        self.sampler = EpochBatchSampler(self.trainset.lengths(), config.batch_size, config.seed, config.bucket_batches)
 
     def run(self) -> Path:
         """Trains to the last epoch or iteration, or until SIGINT or SIGTERM; saves at the end in every case."""
@@ -169,7 +166,7 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mean losses over the validation split, and a sample of its first item; draws no random numbers of training."""
+        """Mean losses of the validation split and a sample; leaves the generators as training needs them."""
         if len(self.valset) == 0:
             return {}
         before = random_state()
@@ -182,9 +179,7 @@ class Trainer:
                 totals[name] = totals.get(name, 0.0) + value.item() * len(batch.ids)
         means = {name: total / len(self.valset) for name, total in totals.items()}
         self.reporter.scalars("validation", means, self.iteration)
-        self.reporter.sample(
-            self.task.sample(self.model), self.task.dataset.audio.sampling_rate, self.iteration
-        )
+        self.reporter.sample(self.task.sample(self.model), self.task.dataset.audio.sampling_rate, self.iteration)
         logger.info("epoch %d, iteration %d: validation loss %.4f", self.epoch, self.iteration, means["loss"])
         restore_random_state(before)
         return means
@@ -216,9 +211,7 @@ class Trainer:
                 logger.warning("no valid checkpoint in %s: starting from the beginning", self.out)
             return checkpoint
         if any(self.out.glob("checkpoint_*.pt")):
-            raise FastglowError(
-                f"{self.out} holds checkpoints already: pass --resume to go on, or another --out"
-            )
+            raise FastglowError(f"{self.out} holds checkpoints already: pass --resume to go on, or another --out")
         return None
 
     def _build_model(self) -> nn.Module:
@@ -236,9 +229,7 @@ class Trainer:
 
         source = load_checkpoint(self.config.init_from)
         if type(source) is not type(model):
-            raise FastglowError(
-                f"{self.config.init_from} is a {type(source).__name__}, not a {type(model).__name__}"
-            )
+            raise FastglowError(f"{self.config.init_from} is a {type(source).__name__}, not a {type(model).__name__}")
         wanted, found = model.state_dict(), source.state_dict()
         for name, tensor in wanted.items():
             shape = tuple(found[name].shape) if name in found else "nothing"
@@ -269,9 +260,7 @@ class Trainer:
             self.stop_requested = True
 
         try:
-            previous = {
-                number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)
-            }
+            previous = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
         except ValueError:  # not in the main thread, where signals cannot be caught
             previous = {}
         try:
@@ -279,18 +268,6 @@ class Trainer:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-
-
-def pick_device(name: str) -> torch.device:
-    """The named device, or the GPU if there is one; raises FastglowError when it is not there."""
-    if not name:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise FastglowError(f"device {name!r} is not available here: use --device cpu") from error
-    return device
 
 
 def seed_everything(seed: int) -> None:

@@ -79,7 +79,5 @@ class GuidedAttentionLoss(nn.Module):
         inputs = torch.arange(max_inputs, device=alignments.device) / input_lengths.unsqueeze(1)  # [B, T_in]
         distance = inputs.unsqueeze(1) - steps.unsqueeze(2)  # [B, T, T_in]
         penalty = 1 - torch.exp(-distance.square() / (2 * self.g**2))
-        inside = length_mask(output_steps, max_steps).unsqueeze(2) & length_mask(
-            input_lengths, max_inputs
-        ).unsqueeze(1)
+        inside = length_mask(output_steps, max_steps).unsqueeze(2) & length_mask(input_lengths, max_inputs).unsqueeze(1)
         return (alignments * penalty)[inside].mean()

@@ -57,9 +57,7 @@ class PreparedDataset:
                 f"{error.filename} is missing: run `fastglow prepare DATASET --out {folder}` first"
             ) from error
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise FastglowError(
-                f"{folder} holds a damaged manifest ({error}): run `fastglow prepare` again"
-            ) from error
+            raise FastglowError(f"{folder} holds a damaged manifest ({error}): run `fastglow prepare` again") from error
 
     def mel(self, item: Item) -> np.ndarray:
         """Cached log-mel, float32 [n_mel_channels, frames]."""

@@ -59,9 +59,7 @@ def read_sources(dataset: Path) -> list[Source]:
     elif dataset.is_file():
         filelist, is_lj = dataset, False
     else:
-        raise FastglowError(
-            f"{dataset} does not exist: pass a folder in LJ-Speech layout or a filelist of path|text"
-        )
+        raise FastglowError(f"{dataset} does not exist: pass a folder in LJ-Speech layout or a filelist of path|text")
     sources, seen = [], set()
     for number, line in enumerate(filelist.read_text(encoding="utf-8-sig").splitlines(), 1):
         if not line.strip():
@@ -169,9 +167,7 @@ def prepare(
             else:
                 rejected.append((source.id, outcome))
     if not items:
-        raise FastglowError(
-            f"none of the {len(sources)} items of {dataset} is usable; the first: {rejected[0][1]}"
-        )
+        raise FastglowError(f"none of the {len(sources)} items of {dataset} is usable; the first: {rejected[0][1]}")
     texts = [item.text for item in items]
     held_out = split_texts(texts, min(n_validation, len(set(texts)) // 10))
     for item in items:
@@ -199,9 +195,7 @@ def _cache(
         samples = trim_silence(samples, trim_db, keep=rate // 20)
     seconds = len(samples) / rate
     if not min_seconds <= seconds <= max_seconds:
-        raise FastglowError(
-            f"{source.path} lasts {seconds:.2f} s, allowed are {min_seconds:g} to {max_seconds:g} s"
-        )
+        raise FastglowError(f"{source.path} lasts {seconds:.2f} s, allowed are {min_seconds:g} to {max_seconds:g} s")
     if not samples.any():
         raise FastglowError(f"{source.path} is silent throughout")
     pcm = np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)

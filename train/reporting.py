@@ -45,7 +45,5 @@ class Reporter:
         write_audio(stem.with_suffix(".wav"), sample.audio, sampling_rate)
         if self.writer is not None:
             self.writer.add_figure("validation/mel", figure, iteration)
-            self.writer.add_audio(
-                "validation/audio", sample.audio[None], iteration, sample_rate=sampling_rate
-            )
+            self.writer.add_audio("validation/audio", sample.audio[None], iteration, sample_rate=sampling_rate)
             self.writer.flush()

@@ -24,9 +24,7 @@ SAMPLE_SEED = 0  # of validation's samples: the same noise every time shows the 
 class Sample:
     """What one validation item sounds and looks like."""
 
-    def __init__(
-        self, audio: np.ndarray, mels: dict[str, np.ndarray], alignment: np.ndarray | None, text: str
-    ):
+    def __init__(self, audio: np.ndarray, mels: dict[str, np.ndarray], alignment: np.ndarray | None, text: str):
         self.audio = audio
         self.mels = mels
         self.alignment = alignment
@@ -89,9 +87,7 @@ class Tacotron2Task(Task):
         return self.collate_batch(items)
 
     def losses(self, model: nn.Module, batch: TextMelBatch) -> dict[str, Tensor]:
-        output = model(
-            (batch.text, batch.input_lengths, batch.mel, batch.text.shape[1], batch.output_lengths)
-        )
+        output = model((batch.text, batch.input_lengths, batch.mel, batch.text.shape[1], batch.output_lengths))
         losses = {"loss": self.criterion(output, (batch.mel, batch.gate))}
         if self.config.guided_attention_weight > 0:
             steps = -(-batch.output_lengths // self.model_config.n_frames_per_step)

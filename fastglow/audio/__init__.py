@@ -6,7 +6,7 @@ _HOMES = {
     "Denoiser": "denoiser",
     "MelConfig": "config",
     "MelSpectrogram": "mel",
-    "griffin_lim": "griffin_lim",
+    "griffin_lim": "griffinlim",
     "read_audio": "io",
     "write_audio": "io",
 }

@@ -45,9 +45,7 @@ class MelConfig:
                 raise FastglowError(f"{name} must be a frequency in Hz, not {value!r}")
             object.__setattr__(self, name, float(value))
         if not 0 <= self.mel_fmin < self.mel_fmax:
-            raise FastglowError(
-                f"mel_fmin {self.mel_fmin:g} Hz must lie between 0 and mel_fmax ({self.mel_fmax:g} Hz)"
-            )
+            raise FastglowError(f"mel_fmin {self.mel_fmin:g} Hz must lie between 0 and mel_fmax ({self.mel_fmax:g} Hz)")
         if self.mel_fmax > nyquist:
             raise FastglowError(
                 f"mel_fmax {self.mel_fmax:g} Hz exceeds {nyquist:g} Hz, half of sampling_rate "

@@ -37,14 +37,16 @@ class Denoiser(nn.Module):
         mode: str = "zeros",
     ):
         super().__init__()
+        # Three windows over every sample keep the last one away from a division by the window's end.
+        if n_overlap < 3:
+            raise FastglowError(f"n_overlap must be at least 3, not {n_overlap}")
         self.filter_length = filter_length
         self.hop_length = filter_length // n_overlap
         self.win_length = win_length
-        # Three windows over every sample keep the last one away from a division by the window's end.
         if not 3 * self.hop_length <= win_length <= filter_length:
             raise FastglowError(
                 f"win_length {win_length} must lie between 3 hops ({3 * self.hop_length}) and filter_length "
-                f"({filter_length}): raise n_overlap (now {n_overlap})"
+                f"({filter_length})"
             )
         sources = {"zeros": torch.zeros, "normal": torch.randn}
         if mode not in sources:

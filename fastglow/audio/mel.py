@@ -173,8 +173,7 @@ def check_audio(audio: Tensor, filter_length: int) -> None:
     """Raises FastglowError unless `audio` is floating point [B, N] and long enough to be reflect-padded."""
     if audio.dim() != 2:
         raise FastglowError(
-            f"audio must have shape [B, N], not {list(audio.shape)}: one clip is audio[None], "
-            "stereo is averaged first"
+            f"audio must have shape [B, N], not {list(audio.shape)}: one clip is audio[None], stereo is averaged first"
         )
     if not audio.is_floating_point():
         raise FastglowError(f"audio must be floating point in [-1, 1], not {audio.dtype}: scale it first")

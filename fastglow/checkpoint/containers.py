@@ -119,7 +119,8 @@ class _PickleContainer(Container):
             raise damaged(f"a tensor of shape {show(tensor.shape)} uses each number several times")
         size = tensor.dtype.itemsize
         start += storage.offset + tensor.offset * size
-        flat = torch.frombuffer(bytearray(self.data[start : start + tensor.span * size]), dtype=tensor.dtype)
+        with memoryview(self.data) as view, view[start : start + tensor.span * size] as content:
+            flat = torch.frombuffer(bytearray(content), dtype=tensor.dtype)
         return flat.as_strided(tensor.shape, tensor.stride).contiguous()
 
     def storage(self, persistent_id: Any) -> Storage:
@@ -127,19 +128,13 @@ class _PickleContainer(Container):
         if not (isinstance(persistent_id, tuple) and len(persistent_id) in (5, 6)):
             raise damaged("a reference to a storage is malformed")
         tag, kind, key, _device, n_elements = persistent_id[:5]
-        if not (
-            tag == "storage" and isinstance(kind, Global) and isinstance(key, str) and type(n_elements) is int
-        ):
+        if not (tag == "storage" and isinstance(kind, Global) and isinstance(key, str) and type(n_elements) is int):
             raise damaged("a reference to a storage is malformed")
         dtype = STORAGE_DTYPES.get(kind.name)
         if dtype is None:
-            raise FastglowError(
-                f"storage type {show(kind.name)} is not supported: save the weights as floats"
-            )
+            raise FastglowError(f"storage type {show(kind.name)} is not supported: save the weights as floats")
         if n_elements < 0 or n_elements * dtype.itemsize > self.n_bytes:
-            raise damaged(
-                f"storage {show(key)} claims {n_elements} numbers, the file has {self.n_bytes} bytes"
-            )
+            raise damaged(f"storage {show(key)} claims {n_elements} numbers, the file has {self.n_bytes} bytes")
         return Storage(key, dtype, n_elements * dtype.itemsize)
 
 
@@ -162,9 +157,7 @@ class ZipContainer(_PickleContainer):
             raise FastglowError("a zip archive, but not one that torch.save wrote (it has no data.pkl)")
         self._folder = names[0].removesuffix("data.pkl")
         if f"{self._folder}constants.pkl" in self._entries:
-            raise FastglowError(
-                "a TorchScript archive, which is a program: save its state_dict with torch.save"
-            )
+            raise FastglowError("a TorchScript archive, which is a program: save its state_dict with torch.save")
         if f"{self._folder}byteorder" in self._entries and self._content("byteorder") != b"little":
             raise FastglowError("written by a big-endian machine: load and save it there as safetensors")
         self.top = read_pickle(BytesIO(self._content("data.pkl")), self.storage)
@@ -215,13 +208,9 @@ class LegacyContainer(_PickleContainer):
         super().__init__(data)
         data.seek(0)
         if read_pickle(data) != _LEGACY_MAGIC:
-            raise FastglowError(
-                "a pickle, but not one that torch.save wrote: save the state_dict with torch.save"
-            )
+            raise FastglowError("a pickle, but not one that torch.save wrote: save the state_dict with torch.save")
         if (protocol := read_pickle(data)) != _LEGACY_PROTOCOL:
-            raise FastglowError(
-                f"torch.save protocol {show(protocol)} is unknown ({_LEGACY_PROTOCOL} expected)"
-            )
+            raise FastglowError(f"torch.save protocol {show(protocol)} is unknown ({_LEGACY_PROTOCOL} expected)")
         system = read_pickle(data)
         if isinstance(system, dict) and system.get("little_endian") is False:
             raise FastglowError("written by a big-endian machine: load and save it there as safetensors")
@@ -240,13 +229,9 @@ class LegacyContainer(_PickleContainer):
             position += 8
             n_elements = storage.nbytes // storage.dtype.itemsize
             if data[position - 8 : position] != n_elements.to_bytes(8, "little"):
-                raise damaged(
-                    f"storage {show(key)} should have {n_elements} numbers, the file says otherwise"
-                )
+                raise damaged(f"storage {show(key)} should have {n_elements} numbers, the file says otherwise")
             if position + storage.nbytes > self.n_bytes:
-                raise damaged(
-                    f"storage {show(key)} needs {storage.nbytes} bytes, {self.n_bytes - position} are left"
-                )
+                raise damaged(f"storage {show(key)} needs {storage.nbytes} bytes, {self.n_bytes - position} are left")
             self._records[key] = (position, storage.nbytes)
             position += storage.nbytes
 
@@ -368,8 +353,6 @@ def open_checkpoint(path: str | os.PathLike) -> Iterator[Container]:
     except FastglowError as e:
         raise FastglowError(f"{path}: {' '.join(str(e).split())}") from None
     except SafetensorError as e:
-        raise FastglowError(
-            f"{path}: {damaged(f'its safetensors header is wrong ({show(str(e))})')}"
-        ) from None
+        raise FastglowError(f"{path}: {damaged(f'its safetensors header is wrong ({show(str(e))})')}") from None
     except OSError as e:
         raise FastglowError(f"{path}: {e.strerror or show(str(e))}") from None

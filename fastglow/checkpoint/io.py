@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -23,8 +25,10 @@ from fastglow.models import Tacotron2, WaveGlow
 from .containers import Container, open_checkpoint
 from .layouts import CONFIGS, NOT_IN_SHAPES, TITLES, infer_config, usable_hint
 from .renaming import canonical_state
-from .sources import FORMAT_VERSION, Source, UnsupportedModel, identify
+from .sources import FORMAT_VERSION, METADATA_KEY, Source, UnsupportedModel, identify
 from .unpickling import show
+
+logger = logging.getLogger(__name__)
 
 PathLike = str | os.PathLike
 MODELS: dict[str, type[nn.Module]] = {"tacotron2": Tacotron2, "waveglow": WaveGlow}
@@ -54,9 +58,7 @@ def read_state(
         if name.endswith("num_batches_tracked"):
             tensors[name] = tensor.to(torch.int64)
         elif not tensor.is_floating_point():
-            raise FastglowError(
-                f"key {show(name)!r} has dtype {tensor.dtype}: expected floating-point weights"
-            )
+            raise FastglowError(f"key {show(name)!r} has dtype {tensor.dtype}: expected floating-point weights")
         elif dtype is not None:
             tensors[name] = tensor.to(dtype)
     return canonical_state(source, tensors)
@@ -67,9 +69,7 @@ class _SkipInitialisation(TorchFunctionMode):
 
     _DRAWS = (nn.init.kaiming_uniform_, nn.init.uniform_, torch.Tensor.uniform_)
 
-    def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         if func in self._DRAWS:
             tensor = args[0] if args else kwargs["tensor"]
@@ -143,6 +143,8 @@ def load_checkpoint(
         _checked_overrides(source.model, overrides)
         state = read_state(container, source, dtype=dtype)
         config = infer_config(source.model, state, {**source.hints, **overrides})
+    for note in source.notes:
+        logger.warning("%s: %s", path, note)
     return _build(source.model, config, state).to(device)
 
 
@@ -152,7 +154,9 @@ def _replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(stat.S_IMODE(mode))  # safetensors' writer gives the owner's rights only
         os.replace(temporary, path)
     except (OSError, SafetensorError, RuntimeError) as e:
         reason = e.strerror if isinstance(e, OSError) else show(" ".join(str(e).split()))
@@ -165,9 +169,7 @@ def _model_name(model: nn.Module) -> str:
     for name, cls in MODELS.items():
         if isinstance(model, cls):
             return name
-    raise FastglowError(
-        f"a {type(model).__name__} cannot be saved: expected fastglow.Tacotron2 or fastglow.WaveGlow"
-    )
+    raise FastglowError(f"a {type(model).__name__} cannot be saved: expected fastglow.Tacotron2 or fastglow.WaveGlow")
 
 
 def _plain_state(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -180,7 +182,10 @@ def _plain_state(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str
 
 
 def save_checkpoint(model: nn.Module, path: PathLike, *, dtype: torch.dtype | None = None) -> None:
-    """Write a model as safetensors: NVIDIA's key names, the configuration as JSON in the metadata.
+    """Write a model as safetensors: NVIDIA's key names, and in the metadata what the tensors do not tell.
+
+    The metadata's one entry, "fastglow", is JSON: {"format": 1, "model": "tacotron2" or "waveglow",
+    "config": the constructor's keywords}.
 
     Args:
         model: `fastglow.Tacotron2` or `fastglow.WaveGlow`, on any device.
@@ -190,11 +195,9 @@ def save_checkpoint(model: nn.Module, path: PathLike, *, dtype: torch.dtype | No
     Raises:
         FastglowError: another kind of model, or the file cannot be written.
     """
-    metadata = {
-        "fastglow_format": str(FORMAT_VERSION),
-        "model": _model_name(model),
-        "config": json.dumps(asdict(model.config)),
-    }
+    description = {"format": FORMAT_VERSION, "model": _model_name(model), "config": asdict(model.config)}
+    # one entry: safetensors writes several in random order, and the same model should give the same bytes
+    metadata = {METADATA_KEY: json.dumps(description)}
     with _replacing(Path(path)) as temporary:
         save_file(_plain_state(model, dtype), temporary, metadata)
 
@@ -205,9 +208,7 @@ def _nvidia_config(name: str, model: nn.Module) -> dict[str, Any]:
     if name == "waveglow":
         for keyword, fixed in _NOT_NVIDIA_WAVEGLOW.items():
             if (value := config.pop(keyword)) != fixed:
-                raise FastglowError(
-                    f"{keyword}={value} has no place in NVIDIA's layout, whose WaveGlow has {fixed}"
-                )
+                raise FastglowError(f"{keyword}={value} has no place in NVIDIA's layout, whose WaveGlow has {fixed}")
         return config
     return {keyword: value for keyword, value in config.items() if keyword not in _NOT_NVIDIA}
 

@@ -167,9 +167,7 @@ def _check_shapes(layout: Layout, shapes: Mapping[str, Shape], dims: Mapping[str
     for key, expressions in layout:
         expected = tuple(_evaluate(expression, dims) for expression in expressions)
         if key not in shapes:
-            raise FastglowError(
-                f"key '{key}' is missing: {title} expects shape {_sizes(expected)}, found none"
-            )
+            raise FastglowError(f"key '{key}' is missing: {title} expects shape {_sizes(expected)}, found none")
         if shapes[key] != expected:
             raise FastglowError(
                 f"key '{key}' has the wrong shape: expected {_sizes(expected)}, found {_sizes(shapes[key])}"
@@ -255,9 +253,7 @@ def _waveglow_dims(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> dic
 
 def default_config(model: str) -> dict[str, Any]:
     """The constructor's defaults."""
-    return {
-        f.name: f.default if f.default is not MISSING else f.default_factory() for f in fields(CONFIGS[model])
-    }
+    return {f.name: f.default if f.default is not MISSING else f.default_factory() for f in fields(CONFIGS[model])}
 
 
 def usable_hint(model: str, name: str, value: Any) -> bool:

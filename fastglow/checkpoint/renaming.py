@@ -84,9 +84,7 @@ def _coqui(state: State, source: Source) -> State:
     steps = config.get("max_decoder_steps", 10000)
     if usable_hint("tacotron2", "max_decoder_steps", steps):
         source.hints["max_decoder_steps"] = steps
-    source.notes.append(
-        "coqui's mel spectrograms are scaled in their own way: a WaveGlow needs them converted"
-    )
+    source.notes.append("coqui's mel spectrograms are scaled in their own way: a WaveGlow needs them converted")
     return state
 
 
@@ -161,9 +159,7 @@ def _fold_stopnet(state: State) -> None:
     expected = (1, n_hidden + n_frame)
     if tuple(stop[0].shape) != expected or tuple(stop[1].shape) != (1,) or n_hidden > n_in:
         found = list(stop[0].shape)
-        raise FastglowError(
-            f"key '{prefix}.weight' has the wrong shape: expected {list(expected)}, found {found}"
-        )
+        raise FastglowError(f"key '{prefix}.weight' has the wrong shape: expected {list(expected)}, found {found}")
     dtype = stop[0].dtype
     weight, bias = (tensor.double() for tensor in stop)
     matrix, offset = (tensor.double() for tensor in projection)
@@ -197,9 +193,7 @@ def _one_weight_norm(state: State) -> State:
 def _apart(key: str, weight: Tensor) -> tuple[Tensor, Tensor]:
     """(v, g) of a plain weight [out, in, kernel]: v is the weight itself, g the norm of each row."""
     if weight.dim() != 3:
-        raise FastglowError(
-            f"key '{key}' has the wrong shape: expected [?, ?, ?], found {list(weight.shape)}"
-        )
+        raise FastglowError(f"key '{key}' has the wrong shape: expected [?, ?, ?], found {list(weight.shape)}")
     g = weight.double().norm(dim=(1, 2), keepdim=True)
     if weight.is_meta or g.count_nonzero() == g.numel():
         return weight, g.to(weight.dtype)
@@ -227,16 +221,12 @@ def _split_fused_conditioning(state: State) -> State:
             continue
         numbers = layers.get((match[1], "bias"))
         if numbers is None:
-            raise FastglowError(
-                f"key '{match[1]}.in_layers.0.bias' is missing: expected shape [?], found none"
-            )
+            raise FastglowError(f"key '{match[1]}.in_layers.0.bias' is missing: expected shape [?], found none")
         n_rows = state[f"{match[1]}.in_layers.{numbers[0]}.bias"].numel()
         n_layers = numbers[-1] + 1
         if not n_rows or tensor.dim() == 0 or tensor.shape[0] != n_layers * n_rows:
             expected = [n_layers * n_rows, *tensor.shape[1:]]
-            raise FastglowError(
-                f"key '{key}' has the wrong shape: expected {expected}, found {list(tensor.shape)}"
-            )
+            raise FastglowError(f"key '{key}' has the wrong shape: expected {expected}, found {list(tensor.shape)}")
         for i, part in enumerate(tensor.split(n_rows)):
             result[f"{match[1]}.cond_layers.{i}.{match[2]}"] = part.clone()
     return result
@@ -244,13 +234,13 @@ def _split_fused_conditioning(state: State) -> State:
 
 def _join_residual_and_skip(state: State) -> State:
     """Generation A's `res_layers` and `skip_layers` -> `res_skip_layers`, the residual rows first."""
-    result = {
-        key: tensor for key, tensor in state.items() if not re.match(r"WN\.\d+\.(res|skip)_layers\.", key)
-    }
+    result = {key: tensor for key, tensor in state.items() if not re.match(r"WN\.\d+\.(res|skip)_layers\.", key)}
+    inputs = _layers(state, "in_layers")
     for (flow, name), numbers in _layers(state, "skip_layers").items():
+        last = max(inputs.get((flow, name), numbers))
         for i in numbers:
             parts = [state[f"{flow}.skip_layers.{i}.{name}"]]
-            if i < numbers[-1]:
+            if i < last:
                 residual = f"{flow}.res_layers.{i}.{name}"
                 if residual not in state:
                     expected = list(parts[0].shape)

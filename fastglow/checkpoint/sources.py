@@ -16,6 +16,7 @@ from .layouts import NOT_IN_SHAPES, usable_hint
 from .unpickling import Inert, show
 
 FORMAT_VERSION = 1
+METADATA_KEY = "fastglow"
 _MAX_WRAPPERS = 4
 _MAX_MODULES = 10_000
 _MAX_NAME = 1000
@@ -107,7 +108,8 @@ def _flatten(module: Inert) -> dict[str, StoredTensor]:
         if not pending:
             return tensors
         prefix, part = pending.pop()
-        unsaved = part.state.get("_non_persistent_buffers_set", ())
+        unsaved = part.state.get("_non_persistent_buffers_set")
+        unsaved = unsaved if isinstance(unsaved, set) else set()
         for group in ("_parameters", "_buffers"):
             for name, value in _entries(part, group):
                 if _is_tensor(value) and name not in unsaved:
@@ -130,9 +132,7 @@ def _state(top: Any) -> tuple[Any, str | None]:
                 return value, key
         if any(_is_tensor(value) for value in top.values()):
             return top, None
-    content = (
-        f"a dictionary of {', '.join(show(k, 30) for k in list(top)[:5])}" if isinstance(top, dict) else None
-    )
+    content = f"a dictionary of {', '.join(show(k, 30) for k in list(top)[:5])}" if isinstance(top, dict) else None
     content = content or (top.class_name if isinstance(top, Inert) else type(top).__name__)
     raise FastglowError(f"holds no model weights (its content is {show(content)})")
 
@@ -178,8 +178,8 @@ def _integer(top: Any, key: str) -> int | None:
     return value if type(value) is int else None
 
 
-def _foreign_config(top: Any, path: Path) -> tuple[dict[str, Any] | None, str]:
-    """coqui's configuration and where it was found: config.json beside the file decides."""
+def _foreign_config(top: Any, path: Path) -> dict[str, Any] | None:
+    """coqui's configuration: config.json beside the file, or else the copy in recent files."""
     beside = path.parent / "config.json"
     if beside.is_file():
         try:
@@ -187,23 +187,25 @@ def _foreign_config(top: Any, path: Path) -> tuple[dict[str, Any] | None, str]:
         except (ValueError, RecursionError) as e:
             raise FastglowError(f"config.json beside it is not JSON ({show(str(e))})") from None
         if isinstance(config, dict):
-            return config, str(beside.name)
+            return config
     config = top.get("config") if isinstance(top, dict) else None
-    return (config, "the checkpoint's config") if isinstance(config, dict) else (None, "")
+    return config if isinstance(config, dict) else None
 
 
 def _module_hints(module: Inert, model: str) -> dict[str, Any]:
     """Constructor keywords among the attributes of a pickled module and its parts."""
     names = NOT_IN_SHAPES[model]
-    parts = [part for part in (_child(module, "decoder"), module) if part is not None]
-    hints = {name: part.state[name] for part in parts for name in names if name in part.state}
+    parts = [_child(module, "decoder"), module, module.state.get("config")]  # our own models have a config
+    hints = {
+        name: part.state[name] for part in parts if isinstance(part, Inert) for name in names if name in part.state
+    }
     if model == "waveglow":
         upsample = _child(module, "upsample")
         stride = upsample.state.get("stride") if upsample is not None else None
         if isinstance(stride, tuple) and len(stride) == 1:
             hints["upsample_stride"] = stride[0]
-        # NVIDIA's glow_old.py, which the first published model was made with
-        hints["alternate_halves"] = module.class_name.split(".")[-2:] == ["glow_old", "WaveGlow"]
+        if module.class_name.split(".")[-2:] == ["glow_old", "WaveGlow"]:
+            hints["alternate_halves"] = True
     return hints
 
 
@@ -241,19 +243,18 @@ def _format(top: Any, state: Any, key: str | None, model: str, names: str, gener
     return "flat state_dict in NVIDIA's names (SpeechBrain's, or bare)"
 
 
-def _own_metadata(container: Container) -> dict[str, Any] | None:
-    """The configuration that `save_checkpoint` wrote beside the tensors, or None."""
-    version = container.metadata.get("fastglow_format")
-    if version is None:
+def _own_config(container: Container) -> dict[str, Any] | None:
+    """The configuration that `save_checkpoint` wrote beside the tensors; None in a file of someone else's."""
+    if METADATA_KEY not in container.metadata:
         return None
-    if version != str(FORMAT_VERSION):
-        raise FastglowError(
-            f"fastglow format {show(version)}, this fastglow reads {FORMAT_VERSION}: update fastglow"
-        )
     try:
-        config = json.loads(container.metadata.get("config", "{}"))
+        description = json.loads(container.metadata[METADATA_KEY])
     except (ValueError, RecursionError) as e:
-        raise FastglowError(f"its metadata's config is not JSON ({show(str(e))})") from None
+        raise FastglowError(f"its metadata is not JSON ({show(str(e))})") from None
+    version = description.get("format") if isinstance(description, dict) else None
+    if version != FORMAT_VERSION:
+        raise FastglowError(f"fastglow format {show(version)}, this fastglow reads {FORMAT_VERSION}: update fastglow")
+    config = description.get("config")
     return config if isinstance(config, dict) else {}
 
 
@@ -287,14 +288,13 @@ def identify(container: Container, path: Path) -> Source:
     generation = _waveglow_generation(tensors) if model == "waveglow" else ""
     source.format = _format(top, state, key, model, names, generation)
 
-    own = _own_metadata(container)
+    own = _own_config(container)
     if own is not None:
         source.format = f"fastglow format {FORMAT_VERSION}"
         config = own
     elif names == "coqui":
         source.iteration = _integer(top, "step")
-        source.foreign_config, where = _foreign_config(top, path)
-        source.notes.append(f"configuration read from {where}" if where else "no config.json beside it")
+        source.foreign_config = _foreign_config(top, path)
         config = {}
     elif _is_module(state):
         config = _module_hints(state, model)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import pickletools
 import re
+import reprlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,9 +23,9 @@ import torch
 
 from fastglow.errors import FastglowError
 
-# A checkpoint with optimizer state takes some 200,000 operations. Each may make an object of a few dozen
-# bytes, so the limit bounds the memory that a hostile file can ask for.
-MAX_OPERATIONS = 2_000_000
+# A checkpoint with optimizer state takes some 150,000 operations, a few microseconds each. Each may make an
+# object of some dozen bytes, so the limit bounds the time and the memory that a hostile file can ask for.
+MAX_OPERATIONS = 1_000_000
 MAX_INT_BITS = 128
 MAX_DIMENSIONS = 8
 
@@ -87,7 +88,7 @@ _IDENTIFIER = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 def show(value: object, limit: int = 100) -> str:
     """`value` as it may stand in a one-line message, whatever a file put into it."""
-    text = value if isinstance(value, str) else repr(value)
+    text = value[: limit + 1] if isinstance(value, str) else reprlib.repr(value)
     text = text if text.isascii() and text.isprintable() else ascii(text)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
@@ -111,7 +112,7 @@ class Global:
         self.name = name
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Inert:
     """An object that the file describes: its class's name and its state, nothing that runs.
 
@@ -123,7 +124,7 @@ class Inert:
     items: dict[Any, Any] = field(default_factory=dict)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Storage:
     """`nbytes` bytes of numbers: those at `offset` of the record `key` of the container."""
 
@@ -133,7 +134,7 @@ class Storage:
     offset: int = 0
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class PickledTensor:
     """A view of a storage; `offset` and `stride` in elements."""
 
@@ -152,9 +153,7 @@ class PickledTensor:
         # the stride of a dimension of one element means nothing, and may be anything
         self.stride = tuple(step if n > 1 else 1 for n, step in zip(self.shape, self.stride, strict=True))
         if self.span and (self.offset + self.span) * self.dtype.itemsize > self.storage.nbytes:
-            raise damaged(
-                f"a tensor of shape {show(self.shape)} reaches past its {self.storage.nbytes} bytes"
-            )
+            raise damaged(f"a tensor of shape {show(self.shape)} reaches past its {self.storage.nbytes} bytes")
 
     @property
     def numel(self) -> int:
@@ -212,24 +211,18 @@ def _require(kind: type | tuple[type, ...], value: Any, what: str) -> Any:
 
 
 def _ints(values: Any) -> tuple[int, ...]:
-    return tuple(
-        _require(int, n, "a tensor's size") for n in _require((tuple, list), values, "a tensor's shape")
-    )
+    return tuple(_require(int, n, "a tensor's size") for n in _require((tuple, list), values, "a tensor's shape"))
 
 
 def _tensor(storage, offset, size, stride, *_unused) -> PickledTensor:
     storage = _require(Storage, storage, "a tensor's storage")
-    return PickledTensor(
-        storage, storage.dtype, _require(int, offset, "a tensor's offset"), _ints(size), _ints(stride)
-    )
+    return PickledTensor(storage, storage.dtype, _require(int, offset, "a tensor's offset"), _ints(size), _ints(stride))
 
 
 def _tensor_v3(storage, offset, size, stride, _requires_grad, _hooks, dtype, *_unused) -> PickledTensor:
     storage = _require(Storage, storage, "a tensor's storage")
     dtype = _require(torch.dtype, dtype, "a tensor's dtype")
-    return PickledTensor(
-        storage, dtype, _require(int, offset, "a tensor's offset"), _ints(size), _ints(stride)
-    )
+    return PickledTensor(storage, dtype, _require(int, offset, "a tensor's offset"), _ints(size), _ints(stride))
 
 
 def _tensor_of_type(function, _type, args, _state) -> PickledTensor:
@@ -256,9 +249,7 @@ def _checked_key(key: Any) -> Any:
 def _mapping(items=(), *_unused) -> dict:
     if isinstance(items, (Global, type(None))):  # defaultdict's factory
         return {}
-    pairs = (
-        items.items() if isinstance(items, dict) else _require((list, tuple), items, "a dictionary's items")
-    )
+    pairs = items.items() if isinstance(items, dict) else _require((list, tuple), items, "a dictionary's items")
     return {_checked_key(key): value for key, value in pairs}
 
 
@@ -330,21 +321,13 @@ class _Machine:
     def run(self, stream: BinaryIO) -> Any:
         for count, (opcode, argument, _position) in enumerate(pickletools.genops(stream)):
             if count >= MAX_OPERATIONS:
-                raise FastglowError(
-                    f"more than {MAX_OPERATIONS:,} pickle operations: not a checkpoint of weights"
-                )
-            if opcode.name == "STOP":
-                return self.stack.pop()
-            if opcode.name in _CONSTANTS:
-                self.stack.append(_CONSTANTS[opcode.name])
-            elif opcode.name in _LITERALS:
-                self.stack.append(argument)
-            elif opcode.name in _ACTIONS:
-                _ACTIONS[opcode.name](self, argument)
-            else:
-                raise FastglowError(
-                    f"refused: the pickle operation {opcode.name} has no place in a checkpoint"
-                )
+                raise FastglowError(f"more than {MAX_OPERATIONS:,} pickle operations: not a checkpoint of weights")
+            action = _ACTIONS.get(opcode.name)
+            if action is None:
+                if opcode.name == "STOP":
+                    return self.stack.pop()
+                raise FastglowError(f"refused: the pickle operation {opcode.name} has no place in a checkpoint")
+            action(self, argument)
         raise damaged("a pickle without an end")
 
     def push(self, value: Any) -> None:
@@ -457,12 +440,14 @@ class _Machine:
 
 
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-_LITERALS = {
+_LITERALS = (
     *("FLOAT", "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING"),
     *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
     *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
-}
+)
 _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
+    **{name: lambda m, _, value=value: m.stack.append(value) for name, value in _CONSTANTS.items()},
+    **dict.fromkeys(_LITERALS, _Machine.push),
     "PROTO": lambda m, _: None,
     "FRAME": lambda m, _: None,
     "MARK": _Machine.mark,

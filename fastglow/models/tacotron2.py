@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import sqrt
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -71,8 +72,12 @@ class Tacotron2Config:
             raise FastglowError(
                 f"encoder_embedding_dim {self.encoder_embedding_dim} is odd: the encoder's LSTM has two directions"
             )
-        if self.n_frames_per_step < 1:
-            raise FastglowError(f"n_frames_per_step {self.n_frames_per_step} must be at least 1")
+        for name in ("encoder_kernel_size", "attention_location_kernel_size", "postnet_kernel_size"):
+            if getattr(self, name) % 2 == 0:
+                raise FastglowError(f"{name} {getattr(self, name)} is even: use an odd one, which keeps the length")
+        for name in ("n_frames_per_step", "max_decoder_steps"):
+            if getattr(self, name) < 1:
+                raise FastglowError(f"{name} {getattr(self, name)} must be at least 1")
 
 
 def conv_block(in_channels: int, out_channels: int, kernel_size: int, w_init_gain: str) -> nn.Sequential:
@@ -90,8 +95,7 @@ class Prenet(nn.Module):
         super().__init__()
         self.p_dropout = p_dropout
         self.layers = nn.ModuleList(
-            LinearNorm(n_in, n_out, bias=False)
-            for n_in, n_out in zip([in_dim, *sizes[:-1]], sizes, strict=True)
+            LinearNorm(n_in, n_out, bias=False) for n_in, n_out in zip([in_dim, *sizes[:-1]], sizes, strict=True)
         )
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -112,8 +116,7 @@ class Encoder(nn.Module):
         dim = config.encoder_embedding_dim
         self.p_dropout = config.p_encoder_dropout
         self.convolutions = nn.ModuleList(
-            conv_block(dim, dim, config.encoder_kernel_size, "relu")
-            for _ in range(config.encoder_n_convolutions)
+            conv_block(dim, dim, config.encoder_kernel_size, "relu") for _ in range(config.encoder_n_convolutions)
         )
         self.lstm = nn.LSTM(dim, dim // 2, batch_first=True, bidirectional=True)
 
@@ -315,9 +318,7 @@ class Decoder(nn.Module):
             hidden_context, state = self.decode(decoder_input, state, memory, processed_memory, mask, cells)
             hidden_contexts.append(hidden_context)
             alignments.append(state.attention_weights)
-        hidden_contexts = torch.stack(
-            hidden_contexts, dim=1
-        )  # [B, steps, decoder_rnn_dim + encoder_embedding_dim]
+        hidden_contexts = torch.stack(hidden_contexts, dim=1)  # [B, steps, decoder_rnn_dim + encoder_embedding_dim]
         mel = self.linear_projection(hidden_contexts).view(batch_size, n_frames, self.n_mel_channels)
         gate = self.gate_layer(hidden_contexts).squeeze(2)
         return mel.transpose(1, 2), gate, torch.stack(alignments, dim=1)
@@ -462,13 +463,13 @@ class Tacotron2(nn.Module):
         mel = mel * frame_mask
         mel = mel + self.postnet(mel, frame_mask)
         alignments = alignments * frame_mask[:, 0, ::r].unsqueeze(2)
-        endless = (steps == self.config.max_decoder_steps).nonzero().flatten().tolist()
-        if endless and not self.config.decoder_no_early_stopping:
+        endless = (steps == self.decoder.max_decoder_steps).nonzero().flatten().tolist()
+        if endless and self.decoder.early_stopping:
             warnings.warn(
                 f"the stop gate of item(s) {endless} did not fire within max_decoder_steps "
-                f"{self.config.max_decoder_steps}: end the text with punctuation, or split it",
+                f"{self.decoder.max_decoder_steps}: end the text with punctuation, or split it",
                 DecoderStepLimitWarning,
-                stacklevel=2,
+                stacklevel=3,  # past torch.no_grad's wrapper
             )
         return mel, (steps * r).int(), alignments
 
@@ -485,9 +486,10 @@ class Tacotron2(nn.Module):
                 f"input_lengths from {lowest} to {highest} do not fit texts padded to {text.shape[1]}: "
                 "every length must be from 1 to that"
             )
-        if int(text.min()) < 0 or int(text.max()) >= self.config.n_symbols:
+        ids = text[length_mask(input_lengths.to(text.device), text.shape[1])]
+        if int(ids.min()) < 0 or int(ids.max()) >= self.config.n_symbols:
             raise FastglowError(
-                f"symbol ids from {int(text.min())} to {int(text.max())}, but this model knows 0 to "
+                f"symbol ids from {int(ids.min())} to {int(ids.max())}, but this model knows 0 to "
                 f"{self.config.n_symbols - 1}: use the text front end it was trained with"
             )
 
@@ -500,7 +502,7 @@ def item_seeds(seed: int | Sequence[int] | None, batch_size: int, device: torch.
     """
     if seed is None:
         return torch.randint(2**62, (batch_size,)).to(device)
-    seeds = [seed] * batch_size if isinstance(seed, int) else [int(s) for s in seed]
+    seeds = [seed] * batch_size if isinstance(seed, Integral) else [int(s) for s in seed]
     if len(seeds) != batch_size:
         raise FastglowError(f"{len(seeds)} seeds for {batch_size} items: pass one seed, or one an item")
     if not all(-(2**63) <= s < 2**63 for s in seeds):

@@ -27,9 +27,7 @@ class WaveGlowConfig:
     n_group: int = 8
     n_early_every: int = 4
     n_early_size: int = 2
-    WN_config: dict[str, int] = field(
-        default_factory=lambda: {"n_layers": 8, "n_channels": 512, "kernel_size": 3}
-    )
+    WN_config: dict[str, int] = field(default_factory=lambda: {"n_layers": 8, "n_channels": 512, "kernel_size": 3})
     upsample_kernel_size: int = 1024
     upsample_stride: int = 256
     alternate_halves: bool = False
@@ -40,6 +38,8 @@ class WaveGlowConfig:
                 f"n_group {self.n_group} and n_early_size {self.n_early_size} must both be even: "
                 "the coupling splits the channels in halves"
             )
+        if self.n_early_every < 1:
+            raise FastglowError(f"n_early_every {self.n_early_every} must be at least 1")
         if self.n_remaining_channels < 2:
             raise FastglowError(
                 f"{self.n_flows} flows with n_early_every {self.n_early_every} and n_early_size {self.n_early_size} "
@@ -62,7 +62,7 @@ class WaveGlowConfig:
 
 
 class WaveGlow(nn.Module):
-    """Mel spectrogram to audio. Arguments: `WaveGlowConfig`. state_dict keys: NVIDIA's, with one `cond_layers.N` a layer."""
+    """Mel spectrogram to audio. Arguments: `WaveGlowConfig`. state_dict keys: DeepLearningExamples'."""
 
     def __init__(self, *args, **kw):
         super().__init__()
@@ -153,9 +153,9 @@ class WaveGlow(nn.Module):
             FastglowError: shapes or lengths that do not fit, or both noise and seed given.
         """
         config = self.config
-        if mel.dim() != 3 or mel.shape[1] != config.n_mel_channels or mel.shape[2] == 0:
+        if mel.dim() != 3 or mel.shape[1] != config.n_mel_channels or 0 in mel.shape:
             raise FastglowError(
-                f"mel has shape {tuple(mel.shape)}: this WaveGlow takes [B, {config.n_mel_channels}, T] with T > 0"
+                f"mel has shape {tuple(mel.shape)}: this WaveGlow takes [B, {config.n_mel_channels}, T], B and T > 0"
             )
         batch_size, _, n_frames = mel.shape
         n_groups = n_frames * config.upsample_stride // config.n_group

@@ -13,8 +13,7 @@ class InvertibleConv1x1(nn.Module):
         super().__init__()
         self.conv = nn.Conv1d(c, c, kernel_size=1, bias=False)
         rotation = torch.linalg.qr(torch.randn(c, c))[0]
-        if torch.det(rotation) < 0:
-            rotation[:, 0] = -rotation[:, 0]
+        rotation[:, 0] *= torch.linalg.det(rotation).sign()  # no `if`: the meta device has no values
         with torch.no_grad():
             self.conv.weight.copy_(rotation.unsqueeze(2))
 

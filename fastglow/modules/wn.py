@@ -50,9 +50,7 @@ class WN(nn.Module):
             last = i == n_layers - 1
             self.in_layers.append(WeightNormConv1d(n_channels, 2 * n_channels, kernel_size))
             self.cond_layers.append(WeightNormConv1d(n_mel_channels, 2 * n_channels, 1))
-            self.res_skip_layers.append(
-                WeightNormConv1d(n_channels, n_channels if last else 2 * n_channels, 1)
-            )
+            self.res_skip_layers.append(WeightNormConv1d(n_channels, n_channels if last else 2 * n_channels, 1))
 
     def forward(self, audio: Tensor, spect: Tensor, mask: Tensor | None = None) -> Tensor:
         """b and log s of the affine coupling.

@@ -74,9 +74,9 @@ def english_cleaners(text: str, dropped: list[str]) -> str:
 
 @_cleaner
 def english_speech_cleaners(text: str, dropped: list[str]) -> str:
-    """fastglow's English, the default of the bundled voice: see ``fastglow.text.english.normalize``."""
+    """fastglow's English, the default of the bundled voice: see ``fastglow.text.english.normalization``."""
     # Its patterns take a while to compile: only those who use it pay.
-    from fastglow.text.english import normalize
+    from fastglow.text.english.normalization import normalize
 
     return normalize(text, dropped)
 

@@ -10,7 +10,7 @@ _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 _DENOMINATORS = frozenset([*range(2, 11), 12, 16, 20, 32, 64, 100, 1000])
 
 # An integer, grouped or not, or a decimal; for patterns that look at what stands before it themselves.
-NUMBER = r"(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?!,?\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
+NUMBER = r"(?:\d{1,3}(?:,\d{2,3}){0,8},\d{3}(?!,?\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
 
 # "3/4", or "2 1/2".
 FRACTION = r"(?:\d{1,4}[ -])?\d{1,3}/\d{1,3}(?![/\d])"

@@ -5,12 +5,10 @@ from collections.abc import Iterable, Sequence
 from fastglow.errors import FastglowError
 from fastglow.text.arpabet import split_arpabet
 from fastglow.text.cleaners import find_cleaner
-from fastglow.text.symbol_set import PAD, PHONE_MARK, symbols
+from fastglow.text.symbol_set import PHONE_MARK, symbols
 from fastglow.text.unspeakable import is_silent, warn_dropped
 
 _id_of = {symbol: index for index, symbol in enumerate(symbols)}
-# The pad symbol means "no text here"; a text cannot ask for it.
-_speakable = {character: index for character, index in _id_of.items() if len(character) == 1 and character != PAD}
 
 
 def text_to_sequence(text: str, cleaner_names: Sequence[str]) -> list[int]:
@@ -18,7 +16,8 @@ def text_to_sequence(text: str, cleaner_names: Sequence[str]) -> list[int]:
 
     ``{HH AW1 S}`` in the text stands for ARPAbet phones, separated by white space. What has no symbol after
     cleaning is dropped, and one ``UnspeakableTextWarning`` names it: characters, and unknown phones in braces.
-    Double quotation marks, combining marks and invisible characters are dropped without a word.
+    Double quotation marks, combining marks and invisible characters are dropped without a word. An underscore is
+    the pad symbol, id 0: the reference means to drop it, but its test compares identities and lets it through.
 
     Args:
         text: any Unicode string, however malformed.
@@ -63,7 +62,7 @@ def sequence_to_text(sequence: Iterable[int]) -> str:
 
 def _append_characters(text: str, sequence: list[int], dropped: list[str]) -> None:
     for character in text:
-        index = _speakable.get(character)
+        index = _id_of.get(character)
         if index is not None:
             sequence.append(index)
         elif not is_silent(character):

@@ -34,7 +34,7 @@ def warn_dropped(dropped: Iterable[str], stacklevel: int) -> None:
 
 
 def _name(item: str) -> str:
-    if item.startswith("{"):
+    if len(item) > 1:
         return f"unknown phone {ascii(item)}"
     code = f"U+{ord(item):04X}"
     return f"{item!r} ({code})" if item.isprintable() else code

@@ -32,14 +32,10 @@ def location_attention(
     Returns:
         (context [B, n_memory], attention weights [B, T]).
     """
-    n_filters, _, kernel_size = location_conv_weight.shape
+    kernel_size = location_conv_weight.shape[2]
     # The convolution as a matrix product over its windows: with two input channels convolution routines are slow.
-    windows = F.pad(attention_weights_cat, [(kernel_size - 1) // 2] * 2).unfold(
-        2, kernel_size, 1
-    )  # [B, 2, T, k]
-    location = F.linear(
-        windows.transpose(1, 2).flatten(2), location_conv_weight.view(n_filters, -1)
-    )  # [B, T, F]
+    windows = F.pad(attention_weights_cat, [(kernel_size - 1) // 2] * 2).unfold(2, kernel_size, 1)  # [B, 2, T, k]
+    location = F.linear(windows.transpose(1, 2).flatten(2), location_conv_weight.flatten(1))  # [B, T, F]
     location = F.linear(location, location_dense_weight)  # [B, T, A]
     energies = F.linear(query, query_weight).unsqueeze(1) + location + processed_memory
     energies = F.linear(torch.tanh(energies), v_weight).squeeze(2)  # [B, T]

@@ -28,11 +28,14 @@ class LSTMLoop:
     def __call__(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """x [B, n_in], state (h, c) of [B, n] each -> (h', c'), each [B, n]."""
         h, c = state
-        return _Step.apply(torch.cat((x, h), dim=1), c, self.token, self.weight, self.bias, self.steps)
+        h, c, token = _Step.apply(torch.cat((x, h), dim=1), c, self.token, self.weight, self.bias, self.steps)
+        if token.requires_grad:  # not in a step without gradients: it would cut the later ones off
+            self.token = token
+        return h, c
 
 
 class _Weights(Function):
-    """Turns the weights into a token that every step takes: autograd comes back here after the last of them."""
+    """Turns the weights into a token that goes from step to step: autograd comes back here after all of them."""
 
     @staticmethod
     def forward(ctx, weight, bias, steps):
@@ -42,6 +45,8 @@ class _Weights(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, _):
+        if not ctx.steps:  # no step's output had a gradient
+            return None, None, None
         inputs, d_gates = (torch.cat(tensors) for tensors in zip(*ctx.steps, strict=True))
         ctx.steps.clear()
         return d_gates.T @ inputs, d_gates.sum(dim=0), None
@@ -56,12 +61,20 @@ class _Step(Function):
         tanh_c = torch.tanh(c_next)
         ctx.save_for_backward(xh, c, i, f, g, o, tanh_c, weight)
         ctx.steps = steps
-        return o * tanh_c, c_next
+        ctx.set_materialize_grads(False)
+        return o * tanh_c, c_next, xh.new_zeros(())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, d_h, d_c_next):
+    def backward(ctx, d_h, d_c_next, d_token):
+        if d_token is None:
+            # The backward pass starts here. One that needed the gradients of inputs only has left its steps.
+            ctx.steps.clear()
+        if d_h is None and d_c_next is None:
+            return None, None, d_token, None, None, None
         xh, c, i, f, g, o, tanh_c, weight = ctx.saved_tensors
+        d_h = torch.zeros_like(c) if d_h is None else d_h
+        d_c_next = torch.zeros_like(c) if d_c_next is None else d_c_next
         d_c_next = torch.addcmul(d_c_next, d_h * o, 1 - tanh_c * tanh_c)
         d_gates = torch.cat(
             (

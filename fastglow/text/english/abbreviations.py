@@ -119,10 +119,10 @@ _PHRASES = {
 }
 
 _PHRASE = re.compile(rf"\b({'|'.join(map(re.escape, _PHRASES))})\b\.?", re.IGNORECASE)
-_DOTTED = re.compile(r"(?<![\w.'-])([A-Za-z]{1,6})\.(?!\w)")
+_DOTTED = re.compile(r"(?<![A-Za-z'])(?<!\w-)([A-Za-z]{1,6})\.(?!\w)")
 _BARE_TITLE = re.compile(r"\b(Mrs?|Ms|Drs?|Prof|St|Sgt|Capt|Lt)(?= [A-Z])")
 _BARE_STREET = re.compile(r"(?<=[a-z] )(St|Ave|Blvd|Rd|Dr)(?=,|\Z)")
-_VERSUS = re.compile(r"\bvs\b|(?<=[a-z] )v\.(?= [A-Z])")
+_VERSUS = re.compile(r"(?<![A-Za-z'])(?<![A-Za-z]-)(?i:vs)(?![A-Za-z']|-[A-Za-z])|(?<=[a-z] )v\.(?= [A-Z])")
 _WITH = re.compile(r"(?<![\w/])w/(o(?![\w/]))? ?")
 _AND_OR = re.compile(r"\band/or\b", re.IGNORECASE)
 

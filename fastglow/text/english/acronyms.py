@@ -9,6 +9,7 @@ _SPECIAL = {
     "AAA": "triple ay",
     "IEEE": "eye triple ee",
     "JPEG": "jay peg",
+    "JSON": "jay son",
     "MPEG": "em peg",
     "OK": "okay",
     "PHD": "pee aitch dee",
@@ -68,7 +69,7 @@ _DOTTED = re.compile(r"\b[A-Za-z](?:\.[A-Za-z])+\b\.?")
 _PAIR = re.compile(r"\b([A-Z]{1,3})&([A-Z]{1,3})\b|\b([A-Z])/([A-Z])\b")
 _CAPITALS = re.compile(r"(?<![A-Za-z'])([A-Z]{2,})(s?)(?![A-Za-z])")
 _INITIAL = re.compile(r"\b([A-Z])\.(?= ?[A-Z])")
-_LETTER = re.compile(r"(?<![\w'])([A-HJ-Zb-hj-z])(?='s\b|(?![\w']))")
+_LETTER = re.compile(r"(?<![\w'])([A-HJ-Zb-hj-z])(?='s\b|(?!\w|'\w))")
 
 # "vitamin A", but "a vitamin".
 _BEFORE_LETTER_A = frozenset("an grade vitamin plan type group hepatitis class team section option size".split())

@@ -98,9 +98,9 @@ def _amount(nation: str, sign: str, first: str, last: str | None, scale: str | N
         return f"{number(first)} {nation}{unit}"
     cents = int(fraction.ljust(2, "0"))
     whole = whole.lstrip("0")
-    parts = [f"{number(whole)} {nation}{one if whole == '1' else many}"] if whole or not cents else []
-    if not whole and not cents:
-        return f"zero {nation}{many}"
+    parts = []
+    if whole or not cents:
+        parts.append(f"{number(whole or '0')} {nation}{one if whole == '1' else many}")
     if cents:
         parts.append(_coins(sign, str(cents)))
     return " and ".join(parts)

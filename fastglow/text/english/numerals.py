@@ -18,15 +18,16 @@ _VERSION = re.compile(r"(?<![\w.,])[vV]?(\d{1,15}(?:\.\d{1,15}){2,15})(?![\w]|\.
 _MARKED_VERSION = re.compile(r"\b[vV](?:er)?\.? ?(\d{1,15}\.\d{1,15})(?![\w]|\.\d)")
 
 _START = r"(?<![\w./])(?<!\d,)"
-_MINUS = re.compile(r"(?<![\w)./-])-(?=\.?\d|[$£€¥₹]\d)")
+_MINUS = re.compile(r"(?<![\w)./%°‰$£€¥₹¢-])-(?=\.?\d|[$£€¥₹]\d)")
 _RANGE = re.compile(rf"{_START}({NUMBER})(?:-| ?– ?| - )({NUMBER})(?![\d-]|[.,/]\d)( ?=)?")
 _ORDINAL = re.compile(rf"{_START}(\d{{1,3}}(?:,\d{{3}}){{1,4}}|\d{{1,15}}) ?(?:st|nd|rd|th)\b", re.IGNORECASE)
 _SCIENTIFIC = re.compile(rf"{_START}({NUMBER})[eE]([+-]?)(\d{{1,3}})\b")
-_POWER = re.compile(rf"\^(-?)({NUMBER})")
+_POWER = re.compile(rf"\^(-?)({NUMBER})(?=([A-Za-z]?))")
 _TIMES = re.compile(rf"{_START}({NUMBER})x(?![\w])")
 _BY = re.compile(rf"{_START}({NUMBER})(?:[x×]| x )(?={NUMBER}(?![A-Za-wyz]))")
 _SCALED = re.compile(rf"{_START}({NUMBER})([kKMB]|bn|tn)(?![A-Za-z0-9])")
 _FRACTION = re.compile(rf"(?<![\w./,-]){FRACTION}(?!\w|[.,]\d)")
+_OVER = re.compile(r"(?<=\d) ?/ ?(?=\d)")
 _NUMBER = re.compile(NUMBER)
 
 _SCALES = {"k": "thousand", "M": "million", "B": "billion", "bn": "billion", "tn": "trillion"}
@@ -38,6 +39,7 @@ _BEFORE_YEAR = frozenset(
 )
 # "1850 was", not "1850 prisoners".
 _SINGULAR_S = frozenset("was is as has its this his was does us series thus yes".split())
+_IRREGULAR_PLURALS = frozenset("people men women children feet sheep fish cattle".split())
 _BEFORE_COUNT = frozenset("about nearly almost exactly only some over under another these those all".split())
 _BEFORE_SIMPLE = frozenset("room number page chapter flight route highway channel boeing apartment suite bus".split())
 
@@ -67,6 +69,7 @@ def read_numbers(text: str) -> str:
     text = _RANGE.sub(_range, text)
     text = _ORDINAL.sub(lambda match: ordinal(match[1]), text)
     text = _FRACTION.sub(_fraction, text)
+    text = _OVER.sub(" over ", text)
     text = _BY.sub(lambda match: f"{match[1]} by ", text)
     text = _TIMES.sub(lambda match: f"{number(match[1])} times", text)
     text = _SCALED.sub(_scaled, text)
@@ -100,15 +103,17 @@ def _scientific(match: re.Match) -> str:
 
 def _power(match: re.Match) -> str:
     if not match[1] and match[2] in ("2", "3"):
-        return " squared " if match[2] == "2" else " cubed "
-    return f" to the power of {'minus ' if match[1] else ''}{number(match[2])} "
+        spoken = "squared" if match[2] == "2" else "cubed"
+    else:
+        spoken = f"to the power of {'minus ' if match[1] else ''}{number(match[2])}"
+    return f" {spoken}{' ' if match[3] else ''}"
 
 
 def _range(match: re.Match) -> str:
     first, last, equals = match.groups()
     if equals:
         return f"{number(first)} minus {number(last)}{equals}"
-    if _looks_like_year(first) and (_looks_like_year(last) or (len(last) == 2 and int(last) > int(first[2:]))):
+    if _looks_like_year(first) and (_looks_like_year(last) or (len(last) == 2 and last.isdigit() and int(last) > int(first[2:]))):
         return f"{year(int(first))} to {year(int(last)) if len(last) == 4 else cardinal(last)}"
     return f"{number(first)} to {number(last)}"
 
@@ -131,7 +136,7 @@ def _scaled(match: re.Match) -> str:
 
 
 def _separate_letters(text: str) -> str:
-    text = re.sub(r"(?<=\d)[aA]\b|\b[aA](?=\d)", " ay ", text)
+    text = re.sub(r"(?<=\d)[aA]\b(?!')|\b[aA](?=\d)", " ay ", text)
     text = re.sub(r"(?<=[A-Za-z])(?=\d)|(?<=\d)(?=[A-Za-z])", " ", text)
     return re.sub(r"(?<=[A-Za-z])-(?=\d)", " ", text)
 
@@ -144,13 +149,19 @@ def _number(match: re.Match) -> str:
 
 
 def _looks_like_year(written: str) -> bool:
-    return len(written) == 4 and written.isdigit() and "1100" <= written < "2100"
+    return len(written) == 4 and written.isdigit() and "1000" <= written < "2100"
 
 
 def _is_year(value: int, match: re.Match) -> bool:
     previous = last_word(before(match)).lower()
-    following = re.match(r" ([a-z]+)", after(match))
-    counts_things = bool(following) and following[1].endswith("s") and following[1] not in _SINGULAR_S
-    if previous in _BEFORE_SIMPLE or (counts_things and value < 1500):
+    if previous in _BEFORE_SIMPLE:
         return False
+    following = re.match(r" ([a-z]+)", after(match))
+    counts_things = bool(following) and _is_plural(following[1])
+    if value < 1500:
+        return previous in _BEFORE_YEAR and not counts_things
     return previous in _BEFORE_YEAR or not (counts_things or previous in _BEFORE_COUNT)
+
+
+def _is_plural(noun: str) -> bool:
+    return noun in _IRREGULAR_PLURALS or (noun.endswith("s") and noun not in _SINGULAR_S)

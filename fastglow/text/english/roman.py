@@ -2,8 +2,8 @@
 
 import re
 
-from fastglow.text.english.context import after, before, ends_sentence
-from fastglow.text.numbers import cardinal, ordinal
+from fastglow.text.english.context import SENTENCE_STARTERS, after, before, ends_sentence
+from fastglow.text.numbers import ordinal
 
 _HEADINGS = frozenset(
     """
@@ -39,7 +39,7 @@ _AFTER_PRONOUN_I = re.compile(
 
 
 def read_roman_numerals(text: str) -> str:
-    """``"Henry VIII"`` -> ``"Henry the eighth"``, ``"World War II"`` -> ``"World War two"``."""
+    """``"Henry VIII"`` -> ``"Henry the eighth"``, ``"World War II"`` -> ``"World War 2"``."""
     return _NUMERAL.sub(_numeral, text)
 
 
@@ -50,7 +50,7 @@ def _numeral(match: re.Match) -> str:
         return numeral
     earlier, word = context[1] or "", context[2]
     if _is_heading(word, numeral, following):
-        return cardinal(_value(numeral))
+        return str(_value(numeral))
     if numeral.islower():
         return numeral
     if _is_reigning(word, numeral, following):
@@ -60,9 +60,13 @@ def _numeral(match: re.Match) -> str:
     if len(numeral) == 1 or not word[0].isupper() or set(numeral) - set("IVX"):
         return numeral
     # A suffix of a full name, "John Smith III", is an ordinal; a numbered thing, "Rocky II", is not.
-    if numeral in ("II", "III", "IV") and earlier[:1].isupper() and not word.isupper():
+    if numeral in ("II", "III", "IV") and _is_first_name(earlier) and not word.isupper():
         return f"the {ordinal(_value(numeral))}"
-    return cardinal(_value(numeral))
+    return str(_value(numeral))
+
+
+def _is_first_name(word: str) -> bool:
+    return word[:1].isupper() and not word[1:].isupper() and word.lower() not in SENTENCE_STARTERS
 
 
 def _is_heading(word: str, numeral: str, following: str) -> bool:

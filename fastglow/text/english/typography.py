@@ -80,3 +80,24 @@ def _plain(character: str) -> str | None:
         return "".join(_plain(part) or "" for part in compatible) or None
     plain = character if character.isascii() and character.isprintable() else ascii_of(character)
     return plain or ("" if is_silent(character) else None)
+
+
+_QUOTED_GAP = re.compile(r'(?<=\w)"(?=\w)')
+_SPACE_BEFORE_MARK = re.compile(r" (?=[,;:!?](?!\w)|\.(?![\w.]))")
+_AND = re.compile(r"(?<!\w)(?:'n'?|n')(?!\w)")
+_EDGE_APOSTROPHE = re.compile(rf"(?<![A-Za-z0-9{GROUP}])'|'(?![A-Za-z0-9])|_")
+_MISSING_SPACE = re.compile(r"((?<=[A-Za-z)])[,;:!?](?!\d)|(?<=[A-Za-z]{2})\.|(?<=[A-Za-z])\.(?=[A-Za-z]{2}))(?=[A-Za-z(\d$£€¥₹])")
+
+
+def settle_quotes(text: str) -> str:
+    """No double quotation marks, no space before a mark, no doubled full stop, long dashes for double hyphens."""
+    text = _QUOTED_GAP.sub(" ", text).replace('"', "")
+    text = re.sub(r"(?<!\.)\.\.(?!\.)", ".", re.sub("-{2,}", "—", text))
+    return _SPACE_BEFORE_MARK.sub("", text)
+
+
+def settle_words(text: str) -> str:
+    """Apostrophes stay inside words only (``'tis`` sounds the same without), and a space follows every mark."""
+    text = _EDGE_APOSTROPHE.sub(" ", _AND.sub("and", text))
+    text = " ".join(_MISSING_SPACE.sub(r"\1 ", text).split())
+    return _SPACE_BEFORE_MARK.sub("", text)

@@ -200,7 +200,8 @@ def _with_unit(first: str, joiner: str | None, last: str | None, unit: str, adje
     if joiner:
         spoken += f" {_JOINERS[joiner]} {quantity(last)}"
     elif "/" in first and " " not in first and "percent" not in unit:
-        return f"{spoken} of {'an' if unit in ('hour', 'ounce', 'inch', 'ohm') else 'a'} {unit}"
+        part = "half" if first == "1/2" else f"{spoken} of"
+        return f"{part} {'an' if unit in ('hour', 'ounce', 'inch', 'ohm') else 'a'} {unit}"
     singular = adjective or (first == "1" and not last)
     return f"{spoken} {unit if singular else _plural(unit)}"
 

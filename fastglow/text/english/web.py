@@ -75,12 +75,12 @@ def _read(address: str) -> str:
 
 
 def _read_part(part: str) -> str:
-    if part.isdigit():
+    if part[0] in "0123456789":
         if len(part) == 4 and "1100" <= part < "2100":
             return year(int(part))
         return number(part) if len(part) < 4 else spell_digits(part)
     if not part.isalpha():
         return _DELIMITERS.get(part, "")
-    if part.lower() in _SPELT_PARTS or is_spelt(part.upper()):
+    if part.lower() in _SPELT_PARTS or is_spelt(part.upper(), shouted=True):
         return spell(part)
     return part.lower()

@@ -1,0 +1,69 @@
+"""The steps of ``english_speech_cleaners``, in their order."""
+
+import re
+
+from fastglow.text.arpabet import split_arpabet
+from fastglow.text.english.abbreviations import expand_abbreviations
+from fastglow.text.english.acronyms import is_shouted, read_capitals
+from fastglow.text.english.currency import read_currency
+from fastglow.text.english.dates import read_dates
+from fastglow.text.english.numerals import read_codes, read_long_numbers, read_minus_signs, read_numbers
+from fastglow.text.english.roman import read_roman_numerals
+from fastglow.text.english.signs import read_signs, read_signs_in_context, tidy
+from fastglow.text.english.times import read_times
+from fastglow.text.english.typography import GROUP, settle_quotes, settle_words, to_signs
+from fastglow.text.english.units import read_heights, read_units
+from fastglow.text.english.web import read_addresses
+
+# Each step sees what the ones before it have left in digits and signs; what is in lower-case words is finished.
+_STEPS = (
+    read_heights,
+    settle_quotes,
+    read_addresses,
+    read_long_numbers,
+    read_dates,
+    read_times,
+    settle_words,
+    read_roman_numerals,
+    read_codes,
+    read_minus_signs,
+    read_currency,
+    read_units,
+    expand_abbreviations,
+    read_signs_in_context,
+    read_numbers,
+)
+
+
+def normalize(text: str, dropped: list[str]) -> str:
+    """Write out English text in lower-case words: numbers, money, units, dates, times, abbreviations, signs.
+
+    Letters and acronyms that are spelt become letter names (``"BBC"`` -> ``"bee bee see"``), other scripts are
+    transliterated, quotation marks go, one mark at most is left between two words. ``{ARPAbet}`` groups stay as they
+    are. The result holds no character without a symbol, and cleaning it again does not change it. Text without a
+    word in it gives an empty string. Characters that cannot be spoken join ``dropped``.
+    """
+    hidden, groups = _hide_groups(text, dropped)
+    hidden = to_signs(hidden, dropped)
+    shouted = is_shouted(hidden)
+    for step in _STEPS:
+        hidden = step(hidden)
+    spoken = tidy(read_signs(read_capitals(hidden, shouted)))
+    remaining = iter(groups)
+    return re.sub(GROUP, lambda match: next(remaining), spoken)
+
+
+def _hide_groups(text: str, dropped: list[str]) -> tuple[str, list[str]]:
+    """Put ``GROUP`` where ``{...}`` stood; braces that form no group are dropped."""
+    hidden, groups = [], []
+    for piece, is_group in split_arpabet(text):
+        if is_group:
+            hidden.append(GROUP)
+            groups.append(f"{{{piece}}}")
+            continue
+        for reserved in ("{", "}", GROUP):
+            if reserved in piece:
+                dropped.append(reserved)
+                piece = piece.replace(reserved, " ")
+        hidden.append(piece)
+    return "".join(hidden), groups

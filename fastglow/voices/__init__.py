@@ -1,0 +1,91 @@
+"""Voices: a folder with voice.json and the safetensors that it names. Bundled ones stand beside this file."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastglow.audio import MelConfig
+from fastglow.errors import FastglowError
+
+BUNDLED = Path(__file__).parent
+DEFAULT_VOICE = "kathleen"
+VOCODERS = ("griffin-lim", "waveglow")
+
+
+@dataclass(frozen=True)
+class Voice:
+    """What voice.json says.
+
+    Attributes:
+        name, language, description: for people; language is a BCP 47 tag.
+        tacotron2: path of the acoustic model.
+        waveglow: path of the neural vocoder, or None.
+        vocoder: the default one, of `VOCODERS`.
+        text_cleaners: those the acoustic model was trained with.
+        audio: parameters of the mel that the models share.
+        sigma: default standard deviation of WaveGlow's noise.
+        denoise: default strength of WaveGlow's denoiser.
+    """
+
+    name: str
+    language: str
+    description: str
+    tacotron2: Path
+    waveglow: Path | None
+    vocoder: str
+    text_cleaners: tuple[str, ...]
+    audio: MelConfig
+    sigma: float = 0.6
+    denoise: float = 0.0
+
+    @classmethod
+    def load(cls, name_or_folder: str | Path) -> "Voice":
+        """Reads a bundled voice by name, or any voice by folder (or the path of its voice.json).
+
+        Raises:
+            FastglowError: no such voice, or a voice.json that is incomplete or names missing files.
+        """
+        folder = _find(name_or_folder)
+        path = folder / "voice.json"
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            voice = cls(
+                name=str(values["name"]),
+                language=str(values["language"]),
+                description=str(values["description"]),
+                tacotron2=folder / values["tacotron2"],
+                waveglow=folder / values["waveglow"] if values.get("waveglow") else None,
+                vocoder=values["vocoder"],
+                text_cleaners=tuple(values["text_cleaners"]),
+                audio=MelConfig.from_dict(values["audio"]),
+                sigma=float(values.get("sigma", cls.sigma)),
+                denoise=float(values.get("denoise", cls.denoise)),
+            )
+        except KeyError as error:
+            raise FastglowError(f"{path} lacks {error}: add it") from error
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError, TypeError, AttributeError) as error:
+            raise FastglowError(f"{path} is no readable voice description: {error}") from error
+        if voice.vocoder not in VOCODERS:
+            raise FastglowError(f"{path}: vocoder {voice.vocoder!r} is none of {', '.join(VOCODERS)}")
+        for file in (voice.tacotron2, voice.waveglow):
+            if file is not None and not file.is_file():
+                raise FastglowError(f"{path} names {file.name}, which is not in {folder}")
+        return voice
+
+
+def list_voices() -> list[str]:
+    """Names of the bundled voices."""
+    return sorted(path.parent.name for path in BUNDLED.glob("*/voice.json"))
+
+
+def _find(name_or_folder: str | Path) -> Path:
+    path = Path(name_or_folder)
+    if path.name == "voice.json":
+        path = path.parent
+    for folder in (path, BUNDLED / path):
+        if (folder / "voice.json").is_file():
+            return folder
+    raise FastglowError(
+        f"unknown voice {str(name_or_folder)!r}: bundled are {', '.join(list_voices()) or 'none'}, "
+        "or pass a folder with a voice.json"
+    )

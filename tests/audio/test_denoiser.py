@@ -1,0 +1,113 @@
+"""The denoiser: the reference's values, odd lengths, precision, errors."""
+
+import pytest
+import torch
+from torch import nn
+
+from fastglow.audio import Denoiser
+from fastglow.errors import FastglowError
+from fastglow.models.waveglow import WaveGlow
+
+
+class Hum(nn.Module):
+    """Stands for a WaveGlow of `n_mel_channels` that hums at one frequency, louder for louder mels."""
+
+    def __init__(self, n_mel_channels=7, dtype=torch.float32):
+        super().__init__()
+        self.n_mel_channels = n_mel_channels
+        self.upsample = nn.ConvTranspose1d(n_mel_channels, n_mel_channels, 4, dtype=dtype)
+        self.heard = None
+
+    def infer(self, mel, sigma):
+        assert sigma == 0 and mel.shape == (1, self.n_mel_channels, 88)
+        assert mel.dtype == self.upsample.weight.dtype
+        self.heard = mel
+        n = torch.arange(88 * 256)
+        return (0.1 * torch.cos(2 * torch.pi * n / 32))[None].to(mel.dtype)
+
+
+@pytest.fixture(scope="module")
+def reference(golden):
+    tensors = golden("waveglow_denoiser")
+    waveglow = WaveGlow(**tensors.config)
+    waveglow.load_state_dict(tensors.group("state"))
+    return waveglow, tensors
+
+
+def test_bias_spectrum_equals_the_reference(reference):
+    waveglow, tensors = reference
+    torch.testing.assert_close(Denoiser(waveglow).bias_spec, tensors["denoiser/bias_spec"], rtol=1e-5, atol=1e-5)
+
+
+def test_audio_equals_the_reference(reference):
+    waveglow, tensors = reference
+    expected = tensors["denoiser/audio_strength01"][:, 0]
+    denoiser = Denoiser(waveglow)
+    audio = tensors["infer/audio_sigma07"]
+    torch.testing.assert_close(denoiser(audio, strength=0.1), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(denoiser(audio), expected, rtol=0, atol=1e-5)
+    # What the strength does is far above that tolerance.
+    assert (audio - expected).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("n", [513, 1000, 5120, 7777])
+def test_strength_zero_gives_back_the_audio(n):
+    audio = 0.3 * torch.randn(2, n)
+    torch.testing.assert_close(Denoiser(Hum())(audio, strength=0.0), audio, rtol=0, atol=1e-6)
+
+
+def test_takes_out_the_hum_and_leaves_the_rest():
+    denoiser = Denoiser(Hum())
+    n = torch.arange(9000)
+    hum = 0.1 * torch.cos(2 * torch.pi * n / 32)
+    voice = 0.1 * torch.cos(2 * torch.pi * n / 100)
+    cleaned = denoiser((hum + voice)[None], strength=1.0)[0]
+    middle = slice(2000, 7000)
+    assert (cleaned - voice)[middle].norm() < 0.05 * hum[middle].norm()
+
+
+def test_batched_equals_alone():
+    denoiser = Denoiser(Hum())
+    audio = 0.3 * torch.randn(3, 4001)
+    batched = denoiser(audio)
+    for i in range(3):
+        torch.testing.assert_close(batched[i], denoiser(audio[i : i + 1])[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_dtypes_come_back_as_they_are(dtype):
+    denoiser = Denoiser(Hum(dtype=dtype))
+    audio = (0.3 * torch.randn(1, 3000)).to(dtype)
+    cleaned = denoiser(audio)
+    assert cleaned.dtype == dtype
+    expected = Denoiser(Hum(dtype=dtype))(audio.float())
+    torch.testing.assert_close(cleaned.float(), expected, rtol=torch.finfo(dtype).eps, atol=1e-6)
+
+
+def test_modes_and_other_sizes():
+    waveglow = Hum()
+    denoiser = Denoiser(waveglow, filter_length=512, n_overlap=8, win_length=400, mode="normal")
+    assert waveglow.heard.std() > 0.5
+    assert denoiser.bias_spec.shape == (1, 257, 1)
+    assert denoiser.state_dict() == {}
+    assert "bias_spec" in dict(denoiser.named_buffers())
+    audio = 0.3 * torch.randn(1, 1234)
+    torch.testing.assert_close(denoiser(audio, strength=0.0), audio, rtol=0, atol=1e-6)
+    Denoiser(waveglow, mode="zeros")
+    assert torch.equal(waveglow.heard, torch.zeros(1, 7, 88))
+
+
+def test_errors_are_named():
+    with pytest.raises(FastglowError, match="unknown denoiser mode 'hum'"):
+        Denoiser(Hum(), mode="hum")
+    with pytest.raises(FastglowError, match="n_overlap must be at least 3, not 0"):
+        Denoiser(Hum(), n_overlap=0)
+    with pytest.raises(FastglowError, match=r"win_length 512 must lie between 3 hops \(768\)"):
+        Denoiser(Hum(), win_length=512)
+    denoiser = Denoiser(Hum())
+    with pytest.raises(FastglowError, match=r"\[B, N\], not \[3000\]"):
+        denoiser(torch.zeros(3000))
+    with pytest.raises(FastglowError, match="at least 513"):
+        denoiser(torch.zeros(1, 400))
+    with pytest.raises(FastglowError, match="strength must not be negative: -1"):
+        denoiser(torch.zeros(1, 3000), strength=-1)

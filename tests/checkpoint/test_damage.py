@@ -1,0 +1,230 @@
+"""Damaged files of every kind: one line that says so, or a model, never anything else."""
+
+import io
+import os
+import zipfile
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastglow import FastglowError, load_checkpoint, save_checkpoint
+from fastglow.checkpoint import inspect_checkpoint
+
+KINDS = ("zip", "legacy", "pickled zip", "pickled legacy", "safetensors", "coqui")
+
+
+@pytest.fixture(scope="session")
+def files(build, tmp_path_factory):
+    """The bytes of a small valid file of every kind."""
+    folder = tmp_path_factory.mktemp("valid")
+    torch.manual_seed(0)
+    tacotron2, waveglow = build.tacotron2(), build.waveglow(n_flows=2)
+    content = {"state_dict": tacotron2.state_dict(), "config": {"max_decoder_steps": 5}, "epoch": 1}
+    torch.save(content, folder / "zip")
+    torch.save(content, folder / "legacy", _use_new_zipfile_serialization=False)
+    state = build.separate_residual(waveglow.state_dict())
+    build.save_pickled_waveglow(folder / "pickled zip", state, module="glow_old")
+    build.save_pickled_waveglow(folder / "pickled legacy", state, legacy=True)
+    save_checkpoint(waveglow, folder / "safetensors")
+    coqui = build.coqui_names(tacotron2.state_dict(), generator=torch.Generator().manual_seed(0))
+    torch.save({"model": coqui}, folder / "coqui")
+    return {kind: (folder / kind).read_bytes() for kind in KINDS}
+
+
+@pytest.fixture(scope="session")
+def scratch(tmp_path_factory):
+    return tmp_path_factory.mktemp("damaged")
+
+
+def opens_or_says_why(folder, data):
+    path = folder / "checkpoint"
+    path.write_bytes(data)
+    for function in (load_checkpoint, inspect_checkpoint):
+        try:
+            function(path)
+        except FastglowError as e:
+            message = str(e)
+            assert message.startswith(f"{path}: ")
+            assert len(message.splitlines()) == 1 and message.isprintable()
+            assert len(message) < len(str(path)) + 700
+    assert os.listdir(folder) == ["checkpoint"]
+
+
+def damage(draw, data, low=0, high=None):
+    """`data` cut short, or with some bytes between `low` and `high` changed, taken out or put in."""
+    high = len(data) if high is None else high
+    data = bytearray(data)
+    if draw(st.booleans(), label="truncate"):
+        return bytes(data[: draw(st.integers(low, high), label="length")])
+    for _ in range(draw(st.integers(1, 6), label="changes")):
+        position = draw(st.integers(low, min(high, len(data)) - 1), label="position")
+        kind = draw(st.sampled_from(["bit", "byte", "delete", "insert"]))
+        if kind == "bit":
+            data[position] ^= 1 << draw(st.integers(0, 7))
+        elif kind == "byte":
+            data[position] = draw(st.integers(0, 255))
+        elif kind == "delete":
+            del data[position : position + draw(st.integers(1, 8))]
+        else:
+            data[position:position] = draw(st.binary(min_size=1, max_size=8))
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=25)
+@given(data=st.data())
+def test_damage_anywhere(files, scratch, kind, data):
+    opens_or_says_why(scratch, damage(data.draw, files[kind]))
+
+
+@pytest.mark.parametrize("kind", ["legacy", "pickled legacy", "safetensors"])
+@settings(max_examples=50)
+@given(data=st.data())
+def test_damage_in_the_description(files, scratch, kind, data):
+    """Files without checksums: what is changed here changes names, shapes, offsets and opcodes."""
+    n_bytes = files[kind].find(b"}") + 1 if kind == "safetensors" else files[kind].rfind(b"]q\x00(X")
+    opens_or_says_why(scratch, damage(data.draw, files[kind], 0, max(n_bytes, 2000)))
+
+
+@pytest.mark.parametrize("kind", ["zip", "pickled zip", "coqui"])
+@settings(max_examples=50)
+@given(data=st.data())
+def test_damage_in_the_pickle_under_a_right_checksum(files, scratch, kind, data):
+    with zipfile.ZipFile(io.BytesIO(files[kind])) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    changed = {
+        name: damage(data.draw, content) if name.endswith("/data.pkl") else content for name, content in records.items()
+    }
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in changed.items():
+            archive.writestr(name, content)
+    opens_or_says_why(scratch, buffer.getvalue())
+
+
+@pytest.mark.parametrize("kind", ["zip", "safetensors"])
+@settings(max_examples=40)
+@given(data=st.data())
+def test_damage_in_the_directory(files, scratch, kind, data):
+    content = files[kind]
+    if kind == "zip":
+        opens_or_says_why(scratch, damage(data.draw, content, content.find(b"PK\x01\x02")))
+    else:
+        opens_or_says_why(scratch, damage(data.draw, content, 0, 12))
+
+
+@settings(max_examples=50)
+@given(st.binary(max_size=600))
+def test_any_bytes(scratch, data):
+    opens_or_says_why(scratch, data)
+
+
+@settings(max_examples=50)
+@given(st.sampled_from([b"\x80\x02", b"\x80\x04", b"PK\x03\x04", b"\x10\0\0\0\0\0\0\0{"]), st.binary(max_size=300))
+def test_any_bytes_behind_a_known_beginning(scratch, start, data):
+    opens_or_says_why(scratch, start + data)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9, 0.999])
+def test_truncated_files_are_called_so(files, tmp_path, kind, fraction):
+    data = files[kind]
+    path = tmp_path / "cut.pt"
+    path.write_bytes(data[: int(len(data) * fraction)])
+    for function in (load_checkpoint, inspect_checkpoint):
+        with pytest.raises(FastglowError, match="damaged or truncated file: .*; download or copy it again"):
+            function(path)
+
+
+def test_a_flipped_bit_in_a_checksummed_record_is_found(files, tmp_path):
+    data = bytearray(files["zip"])
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        entry = archive.getinfo("zip/data/0")
+    data[entry.header_offset + 400] ^= 4
+    (tmp_path / "m.pt").write_bytes(data)
+    with pytest.raises(FastglowError, match=r"damaged or truncated file: the checksum of record data/0 is wrong"):
+        load_checkpoint(tmp_path / "m.pt")
+
+
+def test_files_without_checksums_are_read(build, same_weights, tmp_path):
+    model = build.tacotron2()
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(model.state_dict(), tmp_path / "m.pt")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    same_weights(load_checkpoint(tmp_path / "m.pt"), model)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the file is empty"),
+        (b"\n<!DOCTYPE html><html><title>Google Drive - Quota exceeded</title>", "a web page, not a checkpoint"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 112", "a Git LFS pointer"),
+        (b"\x1f\x8b\x08\x00" + bytes(40), "gzip-compressed: unpack it first"),
+        (b"x" * 257 + b"ustar\x0000" + bytes(300), "a tar archive"),
+        (b"hello, world", "neither a torch.save nor a safetensors file"),
+        (b"\x80\x04]\x94.", "a pickle, but not one that torch.save wrote"),
+    ],
+)
+def test_files_that_are_no_checkpoints(tmp_path, content, message):
+    path = tmp_path / "m.pt"
+    path.write_bytes(content)
+    with pytest.raises(FastglowError) as caught:
+        load_checkpoint(path)
+    assert str(caught.value).startswith(f"{path}: {message}")
+
+
+def test_paths_that_are_no_files(tmp_path):
+    for path, message in ((tmp_path, "Is a directory"), (tmp_path / "none.pt", "No such file or directory")):
+        with pytest.raises(FastglowError) as caught:
+            load_checkpoint(path)
+        assert str(caught.value) == f"{path}: {message}"
+    os.mkfifo(tmp_path / "fifo")
+    descriptor = os.open(tmp_path / "fifo", os.O_RDWR)  # keeps a reader of the pipe from waiting for ever
+    try:
+        with pytest.raises(FastglowError, match="not a regular file"):
+            load_checkpoint(tmp_path / "fifo")
+    finally:
+        os.close(descriptor)
+
+
+def rewritten(data, change):
+    """A zip file's records after `change(name, content)`, with their checksums right again."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(buffer, "w") as new:
+        for name in old.namelist():
+            for new_name, content, compression in change(name, old.read(name)):
+                new.writestr(new_name, content, compression)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda n, c: [(n, c, zipfile.ZIP_DEFLATED)], "is compressed or encrypted"),
+        (lambda n, c: [(n, c, 0), (n.replace("data.pkl", "constants.pkl"), c, 0)], "a TorchScript archive"),
+        (lambda n, c: [] if n.endswith("data.pkl") else [(n, c, 0)], "not one that torch.save wrote"),
+        (lambda n, c: [] if "/data/" in n else [(n, c, 0)], "record data/0 is missing"),
+        (lambda n, c: [(n, b"big" if n.endswith("byteorder") else c, 0)], "written by a big-endian machine"),
+        (lambda n, c: [(n, c[:-1] if "/data/" in n else c, 0)], "storage 0 has 1919 bytes, 1920 expected"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_archives_that_are_not_quite_checkpoints(files, tmp_path, change, message):
+    path = tmp_path / "m.pt"
+    path.write_bytes(rewritten(files["zip"], change))
+    with pytest.raises(FastglowError) as caught:
+        load_checkpoint(path)
+    assert message in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_is_refused(tmp_path):
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "m.pt")
+    with pytest.raises(FastglowError, match="a TorchScript archive, which is a program"):
+        load_checkpoint(tmp_path / "m.pt")
