@@ -78,6 +78,9 @@ class Tacotron2TrainConfig(TrainConfig):
     """Options of Tacotron 2's training."""
 
     text_cleaners: list[str] = option(["english_cleaners"], "Text cleaner (repeatable).")
+    init_mel_bias: bool = option(
+        False, "Start the output's bias at the data's mean mel, which training otherwise takes long to find."
+    )
     guided_attention_weight: float = option(0.0, "Weight of the guided-attention loss; 0: off.")
     guided_attention_sigma: float = option(0.2, "Width of the guided-attention loss's free band.")
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from fastglow.audio import MelConfig, MelSpectrogram, read_audio
 from fastglow.errors import FastglowError
+from fastglow.text import text_to_sequence
 
 from .manifest import Item, PreparedDataset
 
@@ -128,7 +129,7 @@ def prepare(
         out: folder that is filled, see `fastglow.train.manifest`.
         audio: parameters of the log-mel; recordings at other rates are resampled.
         cleaners: text cleaners of the training to come: a text of which they leave nothing is bad.
-        n_validation: distinct sentences to hold out, at most a tenth of them.
+        n_validation: distinct sentences to hold out with all their takes, at most a tenth of them but for one.
         min_seconds, max_seconds: shorter and longer clips are bad.
         trim_db: cut silence at both ends down to 50 ms, where it is this far below the loudest part.
         on_bad: 'skip' lists bad items in the report and goes on, 'stop' raises at the first.
@@ -168,8 +169,8 @@ def prepare(
                 rejected.append((source.id, outcome))
     if not items:
         raise FastglowError(f"none of the {len(sources)} items of {dataset} is usable; the first: {rejected[0][1]}")
-    texts = [item.text for item in items]
-    held_out = split_texts(texts, min(n_validation, len(set(texts)) // 10))
+    texts = {item.text for item in items}
+    held_out = split_texts(texts, min(n_validation, max(1, len(texts) // 10)) if len(texts) > 1 else 0)
     for item in items:
         result.items["validation" if item.text in held_out else "train"].append(item)
     result.write(str(dataset), rejected)
@@ -185,8 +186,6 @@ def _cache(
     max_seconds: float,
     trim_db: float | None,
 ) -> Item:
-    from fastglow.text import text_to_sequence
-
     if not text_to_sequence(source.text, cleaners):
         raise FastglowError(f"text {source.text!r} has nothing to speak")
     rate = dataset.audio.sampling_rate

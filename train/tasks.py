@@ -1,5 +1,6 @@
 """What differs between the two models' training: model, data, loss, and what validation shows."""
 
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import asdict
 from typing import Any
@@ -12,6 +13,7 @@ from torch.utils.data import Dataset
 from fastglow.audio import griffin_lim
 from fastglow.errors import FastglowError
 from fastglow.models import Tacotron2, Tacotron2Config, WaveGlow, WaveGlowConfig
+from fastglow.models.tacotron2 import DecoderStepLimitWarning
 
 from .config import Tacotron2TrainConfig, TrainConfig, WaveGlowTrainConfig
 from .data import SegmentBatch, SegmentDataset, TextMelBatch, TextMelCollate, TextMelDataset, collate_segments
@@ -19,6 +21,8 @@ from .losses import GuidedAttentionLoss, Tacotron2Loss, WaveGlowLoss
 from .manifest import PreparedDataset
 
 SAMPLE_SEED = 0  # of validation's samples: the same noise every time shows the model's change only
+
+MEAN_MEL_ITEMS = 100  # how many items the mean mel is taken of: more do not change it
 
 
 class Sample:
@@ -78,7 +82,14 @@ class Tacotron2Task(Task):
         self.guided_attention = GuidedAttentionLoss(config.guided_attention_sigma)
 
     def build_model(self) -> Tacotron2:
-        return Tacotron2(**asdict(self.model_config))
+        model = Tacotron2(**asdict(self.model_config))
+        if self.config.init_mel_bias:
+            items = self.dataset.items["train"][:MEAN_MEL_ITEMS]
+            mean = np.mean([self.dataset.mel(item).mean(axis=1) for item in items], axis=0)
+            bias = torch.from_numpy(mean).repeat(self.model_config.n_frames_per_step)
+            with torch.no_grad():
+                model.decoder.linear_projection.linear_layer.bias.copy_(bias)
+        return model
 
     def build_dataset(self, split: str) -> TextMelDataset:
         return TextMelDataset(self.dataset, split, self.config.text_cleaners)
@@ -101,9 +112,12 @@ class Tacotron2Task(Task):
         dataset = self.build_dataset("validation")
         _, text, target = dataset[0]
         device = next(model.parameters()).device
-        mel, lengths, alignments = model.infer(
-            text[None].to(device), torch.tensor([len(text)], device=device), seed=SAMPLE_SEED
-        )
+        with warnings.catch_warnings():
+            # A young model does not know when to stop: that is no news.
+            warnings.simplefilter("ignore", DecoderStepLimitWarning)
+            mel, lengths, alignments = model.infer(
+                text[None].to(device), torch.tensor([len(text)], device=device), seed=SAMPLE_SEED
+            )
         length = max(1, int(lengths[0]))
         mel = mel[0, :, :length].float().cpu()
         audio = griffin_lim(mel, self.dataset.audio, seed=SAMPLE_SEED)

@@ -13,6 +13,7 @@ import stat
 import struct
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
@@ -61,7 +62,7 @@ class StoredTensor(Protocol):
     def nbytes(self) -> int: ...
 
 
-class Container:
+class Container(ABC):
     """An open checkpoint file.
 
     Attributes:
@@ -76,9 +77,9 @@ class Container:
     metadata: dict[str, str]
     n_bytes: int
 
-    def read(self, tensor: StoredTensor) -> Tensor:
-        """The numbers of one tensor, as contiguous memory of its own on the CPU."""
-        raise FastglowError(f"{self.kind} holds no tensors")
+    @abstractmethod
+    def read(self, tensor: Any) -> Tensor:
+        """The numbers of one of this container's tensors, as contiguous memory of its own on the CPU."""
 
     def read_all(self, tensors: Mapping[str, StoredTensor], data: bool = True) -> dict[str, Tensor]:
         """Read several tensors; `data=False` makes tensors on the meta device, which have a shape only.
@@ -103,9 +104,9 @@ class _PickleContainer(Container):
         self.data = data
         self.n_bytes = len(data)
 
+    @abstractmethod
     def record(self, key: str) -> tuple[int, int]:
         """(position in the file, bytes) of a storage."""
-        raise damaged(f"storage {show(key)} is missing")
 
     def read(self, tensor: PickledTensor) -> Tensor:
         storage = tensor.storage
@@ -236,7 +237,9 @@ class LegacyContainer(_PickleContainer):
             position += storage.nbytes
 
     def record(self, key: str) -> tuple[int, int]:
-        return self._records[key] if key in self._records else super().record(key)
+        if key not in self._records:
+            raise damaged(f"storage {show(key)} is missing")
+        return self._records[key]
 
     def storage(self, persistent_id: Any) -> Any:
         if isinstance(persistent_id, tuple) and len(persistent_id) == 4 and persistent_id[0] == "module":

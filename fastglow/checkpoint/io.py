@@ -129,7 +129,7 @@ def load_checkpoint(
     Raises:
         FastglowError: one line that begins with the path: the file is missing, damaged, asks for code to be
             run (the name it asked for), holds another model, lacks a key or has one of the wrong shape
-            (key, shape expected, shape found).
+            (key, shape expected, shape found). Also where the device is not there or full.
     """
     path = Path(path)
     if expect is not None and expect not in CONFIGS:
@@ -143,15 +143,22 @@ def load_checkpoint(
         _checked_overrides(source.model, overrides)
         state = read_state(container, source, dtype=dtype)
         config = infer_config(source.model, state, {**source.hints, **overrides})
+        for name, value in overrides.items():
+            if getattr(config, name) != value:  # WaveGlow's early outputs, where there are some
+                raise FastglowError(f"{name}={show(value)} does not fit: its tensors say {getattr(config, name)}")
     for note in source.notes:
         logger.warning("%s: %s", path, note)
-    return _build(source.model, config, state).to(device)
+    model = _build(source.model, config, state)
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as e:  # the latter where torch was built without the device
+        raise FastglowError(f"device {device}: {show(str(e).partition(chr(10))[0])}") from None
 
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place if the block succeeds, and else disappears."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
     try:
         temporary.touch(exist_ok=False)
         mode = temporary.stat().st_mode
@@ -198,8 +205,9 @@ def save_checkpoint(model: nn.Module, path: PathLike, *, dtype: torch.dtype | No
     description = {"format": FORMAT_VERSION, "model": _model_name(model), "config": asdict(model.config)}
     # one entry: safetensors writes several in random order, and the same model should give the same bytes
     metadata = {METADATA_KEY: json.dumps(description)}
+    state = _plain_state(model, dtype)
     with _replacing(Path(path)) as temporary:
-        save_file(_plain_state(model, dtype), temporary, metadata)
+        save_file(state, temporary, metadata)
 
 
 def _nvidia_config(name: str, model: nn.Module) -> dict[str, Any]:

@@ -235,7 +235,8 @@ def _format(top: Any, state: Any, key: str | None, model: str, names: str, gener
     if names == "torchaudio":
         return "torchaudio, training checkpoint" if key else "torchaudio, flat state_dict"
     if key is not None and isinstance(top.get("config"), dict):
-        return "DeepLearningExamples"
+        own = isinstance(top.get("model"), str) and "random_state" in top
+        return "fastglow training checkpoint" if own else "DeepLearningExamples"
     if model == "waveglow":
         return f"NVIDIA/waveglow names, generation {generation}, {'wrapped' if key else 'flat'} state_dict"
     if key is not None:

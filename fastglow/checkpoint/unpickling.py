@@ -14,7 +14,7 @@ import pickletools
 import re
 import reprlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, BinaryIO
@@ -26,16 +26,12 @@ from fastglow.errors import FastglowError
 # A checkpoint with optimizer state takes some 150,000 operations, a few microseconds each. Each may make an
 # object of some dozen bytes, so the limit bounds the time and the memory that a hostile file can ask for.
 MAX_OPERATIONS = 1_000_000
+# One operation may copy what earlier ones made (`list(x)`, `update(x)`): entries and bytes copied in all.
+MAX_COPIED = 4_000_000
 MAX_INT_BITS = 128
 MAX_DIMENSIONS = 8
 
-DTYPES = {
-    f"torch.{name}": getattr(torch, name)
-    for name in (
-        *("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"),
-        *("complex64", "complex128"),
-    )
-}
+DTYPES = {f"torch.{name}": value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 _STORAGES = {
     "Double": torch.float64,
     "Float": torch.float32,
@@ -81,7 +77,7 @@ INERT_CALLS = {
     # what torch < 1.1 stored in every module's `_backend`
     "torch.nn.backends.thnn._get_thnn_function_backend",
 }
-_PYTHON_2_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg", "UserDict": "collections"}
+_PYTHON_2_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
@@ -114,14 +110,10 @@ class Global:
 
 @dataclass(eq=False, repr=False)
 class Inert:
-    """An object that the file describes: its class's name and its state, nothing that runs.
-
-    `items` are the entries of an object that inherits from dict.
-    """
+    """An object that the file describes: its class's name and its state, nothing that runs."""
 
     class_name: str
     state: dict[Any, Any] = field(default_factory=dict)
-    items: dict[Any, Any] = field(default_factory=dict)
 
 
 @dataclass(eq=False, repr=False)
@@ -211,18 +203,25 @@ def _require(kind: type | tuple[type, ...], value: Any, what: str) -> Any:
 
 
 def _ints(values: Any) -> tuple[int, ...]:
-    return tuple(_require(int, n, "a tensor's size") for n in _require((tuple, list), values, "a tensor's shape"))
+    if len(_require((tuple, list), values, "a tensor's shape")) > MAX_DIMENSIONS:
+        raise damaged(f"a tensor has {len(values)} dimensions")
+    return tuple(_require(int, n, "a tensor's size") for n in values)
 
 
-def _tensor(storage, offset, size, stride, *_unused) -> PickledTensor:
+def _tensor(
+    storage, offset, size, stride, _requires_grad=None, _hooks=None, metadata=None, *, dtype=None
+) -> PickledTensor:
+    """torch._utils._rebuild_tensor and _rebuild_tensor_v2."""
     storage = _require(Storage, storage, "a tensor's storage")
-    return PickledTensor(storage, storage.dtype, _require(int, offset, "a tensor's offset"), _ints(size), _ints(stride))
-
-
-def _tensor_v3(storage, offset, size, stride, _requires_grad, _hooks, dtype, *_unused) -> PickledTensor:
-    storage = _require(Storage, storage, "a tensor's storage")
-    dtype = _require(torch.dtype, dtype, "a tensor's dtype")
+    if isinstance(metadata, dict) and (metadata.get("neg") or metadata.get("conj")):
+        raise FastglowError("a tensor is a negative or conjugate view: save it after resolve_neg().resolve_conj()")
+    dtype = storage.dtype if dtype is None else _require(torch.dtype, dtype, "a tensor's dtype")
     return PickledTensor(storage, dtype, _require(int, offset, "a tensor's offset"), _ints(size), _ints(stride))
+
+
+def _tensor_v3(storage, offset, size, stride, requires_grad, hooks, dtype, metadata=None) -> PickledTensor:
+    """torch._utils._rebuild_tensor_v3, for dtypes that have no storage class."""
+    return _tensor(storage, offset, size, stride, requires_grad, hooks, metadata, dtype=dtype)
 
 
 def _tensor_of_type(function, _type, args, _state) -> PickledTensor:
@@ -257,13 +256,14 @@ def _members(items=()) -> set:
     return {_checked_key(item) for item in _require((list, tuple, set, frozenset), items, "a set's members")}
 
 
-def _reconstructor(cls, _base, state=None) -> Inert:
-    items = dict(state) if isinstance(state, dict) else {}
-    return Inert(_require(Global, cls, "an object's class").name, items=items)
+def _reconstructor(cls, _base, _base_state=None) -> Inert:
+    return Inert(_require(Global, cls, "an object's class").name)
 
 
 def _new_object(cls, *args) -> Any:
     name = _require(Global, cls, "an object's class").name
+    if name.startswith("copyreg."):
+        raise _refusal(name)
     return CALLS[name](*args) if name in CALLS else Inert(name)
 
 
@@ -317,6 +317,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.n_copied = 0
 
     def run(self, stream: BinaryIO) -> Any:
         for count, (opcode, argument, _position) in enumerate(pickletools.genops(stream)):
@@ -332,6 +333,12 @@ class _Machine:
 
     def push(self, value: Any) -> None:
         self.stack.append(value)  # looked up after the value was made, which may change the stack
+
+    def count_copies(self, *values: Any) -> None:
+        """To be told before `values` are copied, so that doing so again and again comes to an end."""
+        self.n_copied += sum(len(value) for value in values if isinstance(value, Sized))
+        if self.n_copied > MAX_COPIED:
+            raise FastglowError(f"copies more than {MAX_COPIED:,} entries of its own: not a checkpoint of weights")
 
     def pop_marked(self) -> list[Any]:
         items, self.stack = self.stack, self.marked.pop()
@@ -367,16 +374,14 @@ class _Machine:
 
     def append(self, items: list[Any]) -> None:
         target = self.stack[-1]
-        if isinstance(target, list):
-            target.extend(items)
-        elif not isinstance(target, Inert):  # the entries of an object that inherits from list are of no use
-            raise damaged(f"appending to {show(type(target).__name__)}")
+        if not isinstance(target, Inert):  # what an object that inherits from list holds is of no use
+            _require(list, target, "a list").extend(items)
 
     def set_items(self, flat: list[Any]) -> None:
         target = self.stack[-1]
-        items = target.items if isinstance(target, Inert) else _require(dict, target, "a dictionary")
-        for key, value in zip(flat[::2], flat[1::2], strict=True):
-            items[_checked_key(key)] = value
+        if not isinstance(target, Inert):
+            items = _require(dict, target, "a dictionary")
+            items.update((_checked_key(key), value) for key, value in zip(flat[::2], flat[1::2], strict=True))
 
     def make_dict(self, _argument) -> None:
         items = self.pop_marked()
@@ -398,6 +403,7 @@ class _Machine:
         """REDUCE and its like: only the names of the tables above are answered."""
         name = _require(Global, function, "what the file calls").name
         args = _require(tuple, args, "the arguments of a call")
+        self.count_copies(args, *args)
         if name in CALLS:
             self.stack.append(CALLS[name](*args))
         elif name in INERT_CALLS:
@@ -419,8 +425,9 @@ class _Machine:
         self.call(cls, tuple(args))
 
     def new_object(self, _argument) -> None:
-        args, cls = self.stack.pop(), self.stack.pop()
-        self.stack.append(_new_object(cls, *_require(tuple, args, "the arguments of a class")))
+        args, cls = _require(tuple, self.stack.pop(), "the arguments of a class"), self.stack.pop()
+        self.count_copies(args, *args)
+        self.stack.append(_new_object(cls, *args))
 
     def new_object_ex(self, _argument) -> None:
         _kwargs, _args, cls = self.stack.pop(), self.stack.pop(), self.stack.pop()
@@ -431,7 +438,9 @@ class _Machine:
         state, target = self.stack.pop(), self.stack[-1]
         if not isinstance(target, Inert):
             return
-        for part in state if isinstance(state, tuple) else (state,):  # (__dict__, __slots__)
+        parts = state[:2] if isinstance(state, tuple) else (state,)  # (__dict__, __slots__)
+        self.count_copies(*parts)
+        for part in parts:
             if isinstance(part, dict):
                 target.state.update(part)
 

@@ -40,7 +40,7 @@ WAVEGLOW = {
     "upsample_kernel_size": 64,
     "upsample_stride": 16,
 }
-NORMED = re.compile(r"(.*\.(?:start|(?:in|cond|res_skip)_layers\.\d+))\.weight_(g|v)")
+NORMED = re.compile(r"(WN\.\d+\..*)\.weight_(g|v)")
 
 
 def _randomised(model: nn.Module) -> nn.Module:

@@ -73,14 +73,14 @@ def damage(draw, data, low=0, high=None):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_damage_anywhere(files, scratch, kind, data):
     opens_or_says_why(scratch, damage(data.draw, files[kind]))
 
 
 @pytest.mark.parametrize("kind", ["legacy", "pickled legacy", "safetensors"])
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_damage_in_the_description(files, scratch, kind, data):
     """Files without checksums: what is changed here changes names, shapes, offsets and opcodes."""
@@ -89,7 +89,7 @@ def test_damage_in_the_description(files, scratch, kind, data):
 
 
 @pytest.mark.parametrize("kind", ["zip", "pickled zip", "coqui"])
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_damage_in_the_pickle_under_a_right_checksum(files, scratch, kind, data):
     with zipfile.ZipFile(io.BytesIO(files[kind])) as archive:
@@ -105,7 +105,7 @@ def test_damage_in_the_pickle_under_a_right_checksum(files, scratch, kind, data)
 
 
 @pytest.mark.parametrize("kind", ["zip", "safetensors"])
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_damage_in_the_directory(files, scratch, kind, data):
     content = files[kind]
@@ -115,13 +115,13 @@ def test_damage_in_the_directory(files, scratch, kind, data):
         opens_or_says_why(scratch, damage(data.draw, content, 0, 12))
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(st.binary(max_size=600))
 def test_any_bytes(scratch, data):
     opens_or_says_why(scratch, data)
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(st.sampled_from([b"\x80\x02", b"\x80\x04", b"PK\x03\x04", b"\x10\0\0\0\0\0\0\0{"]), st.binary(max_size=300))
 def test_any_bytes_behind_a_known_beginning(scratch, start, data):
     opens_or_says_why(scratch, start + data)

@@ -271,6 +271,14 @@ def test_the_report_reads_well(build, tmp_path):
     assert "symbols" not in rows and "not supported" not in rows
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
+def test_a_device_that_is_not_there(build, tmp_path):
+    save_checkpoint(build.tacotron2(), tmp_path / "m")
+    with pytest.raises(FastglowError, match="device cuda: ") as caught:
+        load_checkpoint(tmp_path / "m", device="cuda")
+    assert len(str(caught.value).splitlines()) == 1
+
+
 @pytest.mark.gpu
 def test_models_go_to_and_come_from_the_gpu(build, same_weights, tmp_path):
     model = build.tacotron2()

@@ -52,6 +52,10 @@ def contents(build, model):
             {"state_dict": prefixed("module.", names), "epoch": 3},
             "torchaudio, training checkpoint",
         ),
+        "fastglow train": (
+            {**dle, "state_dict": state, "model": "tacotron2", "iteration": 9, "random_state": {"python": [3]}},
+            "fastglow training checkpoint",
+        ),
         "torch.compile": (prefixed("_orig_mod.", state), None),
         "whole module": (model, "pickled fastglow.models.tacotron2.Tacotron2"),
         "whole module in DataParallel": (torch.nn.DataParallel(model), None),
@@ -60,7 +64,14 @@ def contents(build, model):
 
 NAMES = [
     *("NVIDIA/tacotron2", "NVIDIA/tacotron2, DataParallel", "DLE", "DLE, DDP", "DLE, 2019", "SpeechBrain"),
-    *("torchaudio", "torchaudio, trained", "torch.compile", "whole module", "whole module in DataParallel"),
+    *(
+        "torchaudio",
+        "torchaudio, trained",
+        "fastglow train",
+        "torch.compile",
+        "whole module",
+        "whole module in DataParallel",
+    ),
 ]
 
 

@@ -218,6 +218,18 @@ def test_tensors_of_old_torch_are_read(tmp_path):
         load_checkpoint(path)
 
 
+def test_negative_views_and_new_dtypes(tmp_path):
+    """A lazily negated tensor keeps its numbers' sign in its metadata; uint16 has no storage class."""
+    view = torch.tensor([1 + 2j]).conj().imag
+    assert view.is_neg()
+    torch.save({"embedding.weight": view}, tmp_path / "m.pt")
+    with pytest.raises(FastglowError, match="a tensor is a negative or conjugate view"):
+        load_checkpoint(tmp_path / "m.pt")
+    torch.save({"decoder.attention": torch.zeros(2, 3, dtype=torch.uint16)}, tmp_path / "m.pt")
+    with pytest.raises(FastglowError, match="key 'decoder.attention' has dtype torch.uint16"):
+        load_checkpoint(tmp_path / "m.pt")
+
+
 def zip_bytes(pickled, records=()):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -260,6 +272,26 @@ BOMBS = {
     "long integer": (b"\x80\x02\x8b\x10\x27\x00\x00" + b"\x7f" * 10_000 + b".", {}),
     "deep tuple as key": (b"\x80\x02})" + b"\x85" * 100_000 + b"Ns.", {}),
     "laughing lists": (b"\x80\x02]" + b"]q\x00h\x00h\x00\x86" * 50 + b".", {}),
+    "copied lists": (
+        b"\x80\x02](" + b"N" * 50_000 + b"eq\x00" + b"cbuiltins\nlist\nh\x00\x85R0" * 20_000 + b".",
+        {},
+    ),
+    "encoded strings": (
+        b"\x80\x02X\x00\x00\x10\x00" + b"x" * 2**20 + b"q\x00" + b"c_codecs\nencode\nh\x00\x85R" * 20_000 + b".",
+        {},
+    ),
+    "copied state": (
+        b"\x80\x02}("
+        + b"".join(b"I%d\nN" % i for i in range(50_000))
+        + b"uq\x00"
+        + b"cglow\nWN\n)\x81h\x00b" * 20_000
+        + b".",
+        {},
+    ),
+    "objects of objects": (
+        b"\x80\x02ccopyreg\n__newobj__\nq\x00(" + b"h\x00" * 50_000 + b"tR.",
+        {},
+    ),
     "list in itself": (b"\x80\x02]q\x00h\x00a.", {}),
     "dictionary in itself": (b"\x80\x02}q\x00S'model'\nh\x00s.", {}),
 }
@@ -307,8 +339,7 @@ def test_trees_of_modules_without_end_are_refused(tmp_path, pickled):
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
 def test_bombs_cost_no_memory(tmp_path):
     """In a process that may take 300 MB more than it has, every bomb is still refused for what it is."""
-    endless = {"endless operations": (b"\x80\x02" + b"]" * 3_000_000 + b".", {})}
-    for name, (pickled, records) in {**BOMBS, **endless}.items():
+    for name, (pickled, records) in BOMBS.items():
         (tmp_path / f"{name.replace(' ', '_')}.pt").write_bytes(zip_bytes(pickled, records))
     script = (
         "import glob, os, resource, sys\n"
@@ -325,4 +356,4 @@ def test_bombs_cost_no_memory(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["refused"] * (len(BOMBS) + 1)
+    assert done.stdout.split() == ["refused"] * len(BOMBS)

@@ -51,9 +51,7 @@ def test_gradients(leaf, weight, size):
 
 def test_gradient_of_the_log_determinant_is_the_transposed_inverse(weight):
     (gradient,) = torch.autograd.grad(invertible_conv1x1(weight.transpose(0, 2), weight)[1], weight)
-    np.testing.assert_allclose(
-        gradient.squeeze(2), np.linalg.inv(weight.detach().squeeze(2).numpy()).T, atol=1e-12
-    )
+    np.testing.assert_allclose(gradient.squeeze(2), np.linalg.inv(weight.detach().squeeze(2).numpy()).T, atol=1e-12)
 
 
 def test_a_permutation_has_log_determinant_zero():

@@ -65,7 +65,7 @@ def mel_and_audio(model, batch_size=2, n_frames=3):
 
 
 def noise_of(model, z):
-    """z of `forward` in the order in which `infer` takes it: what passes every flow, then the last early output first."""
+    """z of `forward` in the order in which `infer` takes it: what passes every flow, then the last early output."""
     config = model.config
     n_early = sum(k > 0 and k % config.n_early_every == 0 for k in range(config.n_flows))
     early = [z[:, i * config.n_early_size : (i + 1) * config.n_early_size] for i in range(n_early)]
@@ -113,7 +113,7 @@ def test_log_determinant_is_the_jacobians(structure):
     z, log_s_list, log_det_list = model((mel, audio))
     assert jacobian.shape == (24, 24)
     log_det = sum(log_s.sum() for log_s in log_s_list) + sum(log_det_list)
-    assert abs(log_det) > 0.1
+    assert abs(log_det) > 1e-3
     np.testing.assert_allclose(log_det.item(), np.linalg.slogdet(jacobian.numpy()).logabsdet, atol=1e-10)
 
 
@@ -245,8 +245,8 @@ def test_seeds():
     audio = model.infer(mel, seed=[1, 2, 1])
     torch.manual_seed(99)
     assert torch.equal(model.infer(mel, seed=[1, 2, 1]), audio)
-    assert torch.equal(audio[0], audio[2])
-    assert not torch.equal(audio[0], audio[1])
+    torch.testing.assert_close(audio[0], audio[2], atol=1e-12, rtol=0)
+    assert (audio[0] - audio[1]).abs().max() > 1e-3
     torch.testing.assert_close(model.infer(mel, seed=2), audio[1].expand(3, -1), atol=1e-12, rtol=0)
     longer = model.infer(torch.cat((mel, mel), dim=2), lengths=torch.tensor([3, 3, 3]), seed=[1, 2, 1])
     torch.testing.assert_close(longer[:, : audio.shape[1]], audio, atol=1e-12, rtol=0)

@@ -81,7 +81,7 @@ def test_waveglow_loss(sigma):
 
 
 def test_waveglow_loss_is_the_likelihood_of_the_audio():
-    """For a linear flow, z = a x + b, it is the normal density's -log at x, without log sqrt(2 pi sigma^2), a sample."""
+    """For z = a x + b it is -log of x's normal density, a sample, without its constant log sqrt(2 pi sigma^2)."""
     a, b, sigma = torch.tensor([1.7, -0.4, 0.6], dtype=torch.float64).unbind()
     x = torch.randn(1, 1, 9, dtype=torch.float64)
     log_s = [a.log().expand_as(x)]

@@ -73,6 +73,7 @@ _LETTER = re.compile(r"(?<![\w'])([A-HJ-Zb-hj-z])(?='s\b|(?!\w|'\w))")
 
 # "vitamin A", but "a vitamin".
 _BEFORE_LETTER_A = frozenset("an grade vitamin plan type group hepatitis class team section option size".split())
+_NEXT_LETTER = re.compile(r",? [B-HJ-Z](?![\w.])")
 _ENDS_CLAUSE = re.compile(r"[,;:.!?)]|\Z|'s\b")
 
 
@@ -136,5 +137,6 @@ def _initial(match: re.Match) -> str:
 def _letter(match: re.Match) -> str:
     if match[1] != "A":
         return spell(match[1])
-    named = last_word(before(match)).lower() in _BEFORE_LETTER_A and _ENDS_CLAUSE.match(after(match).lstrip())
-    return spell("A") if named else match[1]
+    following = after(match)
+    named = last_word(before(match)).lower() in _BEFORE_LETTER_A and _ENDS_CLAUSE.match(following.lstrip())
+    return spell("A") if named or _NEXT_LETTER.match(following) else match[1]

@@ -18,7 +18,7 @@ _VERSION = re.compile(r"(?<![\w.,])[vV]?(\d{1,15}(?:\.\d{1,15}){2,15})(?![\w]|\.
 _MARKED_VERSION = re.compile(r"\b[vV](?:er)?\.? ?(\d{1,15}\.\d{1,15})(?![\w]|\.\d)")
 
 _START = r"(?<![\w./])(?<!\d,)"
-_MINUS = re.compile(r"(?<![\w)./%°‰$£€¥₹¢-])-(?=\.?\d|[$£€¥₹]\d)")
+_MINUS = re.compile(r"(?<![\w)./^%°‰$£€¥₹¢-])-(?=\.?\d|[$£€¥₹]\d)")
 _RANGE = re.compile(rf"{_START}({NUMBER})(?:-| ?– ?| - )({NUMBER})(?![\d-]|[.,/]\d)( ?=)?")
 _ORDINAL = re.compile(rf"{_START}(\d{{1,3}}(?:,\d{{3}}){{1,4}}|\d{{1,15}}) ?(?:st|nd|rd|th)\b", re.IGNORECASE)
 _SCIENTIFIC = re.compile(rf"{_START}({NUMBER})[eE]([+-]?)(\d{{1,3}})\b")

@@ -78,8 +78,9 @@ def _plain(character: str) -> str | None:
         if "⁄" in compatible:
             return " " + compatible.replace("⁄", "/")
         return "".join(_plain(part) or "" for part in compatible) or None
-    plain = character if character.isascii() and character.isprintable() else ascii_of(character)
-    return plain or ("" if is_silent(character) else None)
+    if character.isascii():
+        return character if character.isprintable() else None
+    return ascii_of(character) or ("" if is_silent(character) else None)
 
 
 _QUOTED_GAP = re.compile(r'(?<=\w)"(?=\w)')

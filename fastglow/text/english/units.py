@@ -136,6 +136,7 @@ _PER = {spelling: name for name, spellings in _DENOMINATORS.items() for spelling
 _IRREGULAR_PLURALS = {"foot": "feet", "inch": "inches", "degree": "degrees"}
 # After these a full stop belongs to the abbreviation.
 _DOTTED = frozenset("cal ft gal hr hrs in lb lbs mi min mins oz sec secs yd yds".split())
+_MARKED = {"'": "feet", '"': "inches"}
 _JOINERS = {"-": "to", "–": "to", "to": "to", "±": "plus or minus", "x": "by", "×": "by"}
 
 
@@ -158,13 +159,15 @@ _PER_UNIT = re.compile(rf"(?<=[a-z])/({_any_of(_PER)}){_END}")
 _SYMBOL_RANGE = re.compile(r"(?<=[%°‰]) ?[-–] ?(?=\d)")
 
 _HEIGHT = re.compile(r"(?<![\w'.])(\d{1,2})' ?(\d{1,2})(?:\"|''|(?![\w']))")
-_DIMENSION = re.compile(r"(?<![\w'.])(\d{1,4})('|\")(?= ?(?:x|×|by|tall|high|wide|long|deep|thick)(?![A-Za-z]))")
+_AREA = re.compile(r"(?<![\w'.])(\d{1,4})('|\") ?[x×] ?(\d{1,4})\2")
+_DIMENSION = re.compile(r"(?<![\w'.])(\d{1,4})('|\")(?= ?(?:by|tall|high|wide|long|deep|thick)(?![A-Za-z]))")
 
 
 def read_heights(text: str) -> str:
     """``6'2"`` and ``12" wide``, while quotation marks are still there."""
     text = _HEIGHT.sub(_height, text)
-    return _DIMENSION.sub(lambda match: f"{match[1]} {'feet' if match[2] == chr(39) else 'inches'}", text)
+    text = _AREA.sub(lambda match: f"{match[1]} by {match[3]} {_MARKED[match[2]]}", text)
+    return _DIMENSION.sub(lambda match: f"{match[1]} {_MARKED[match[2]]}", text)
 
 
 def read_units(text: str) -> str:

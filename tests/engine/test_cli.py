@@ -1,0 +1,190 @@
+"""The command as a user calls it; those calls that need real streams run it as a process."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from fastglow import FastglowError, Synthesizer, save_checkpoint
+from fastglow.cli import main
+
+from .conftest import make_tacotron2, make_waveglow
+
+ROOT = Path(__file__).parents[2]
+UNSTOPPED = "ignore::fastglow.models.tacotron2.DecoderStepLimitWarning"
+
+
+def run(*arguments, stdin=b""):
+    return subprocess.run(
+        [sys.executable, "-m", "fastglow", *map(str, arguments)],
+        input=stdin,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.filterwarnings(UNSTOPPED)
+def test_text_to_file(voice_folder, tmp_path, capsys):
+    out = tmp_path / "out.wav"
+    assert main(["synth", "Hello there.", "-o", str(out), "--voice", str(voice_folder), "--seed", "3"]) == 0
+    audio, rate = soundfile.read(out, dtype="int16")
+    assert rate == 22050
+    assert soundfile.info(out).subtype == "PCM_16"
+    expected = Synthesizer.from_voice(voice_folder).synthesize("Hello there.", seed=3).audio
+    np.testing.assert_allclose(audio / 32767, expected.clip(-1, 1), atol=2 / 32767)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    report = captured.err.splitlines()[-1]
+    for part in (f"{len(expected) / 22050:.2f} s of audio", "x real time", "mel frames", "seed 3"):
+        assert part in report
+
+
+@pytest.mark.filterwarnings(UNSTOPPED)
+def test_json_report_and_plot(voice_folder, tmp_path, capsys):
+    out, plot = tmp_path / "out.flac", tmp_path / "plot.png"
+    arguments = ["Hello. Bye.", "-o", str(out), "--voice", str(voice_folder), "--json", "--plot", str(plot)]
+    assert main(["synth", *arguments]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["audio_seconds"] == pytest.approx(soundfile.info(out).duration, abs=1e-4)
+    assert [sentence["text"] for sentence in report["sentences"]] == ["Hello.", "Bye."]
+    assert report["mel_frames"] == sum(sentence["mel_frames"] for sentence in report["sentences"])
+    assert report["times_real_time"] == pytest.approx(report["audio_seconds"] / report["compute_seconds"])
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.flac", "plot.png"]
+
+
+def test_standard_input_to_standard_output(voice_folder):
+    result = run("synth", "-o", "-", "--voice", voice_folder, "--seed", "5", "--json", stdin="Héllo.".encode())
+    assert result.returncode == 0, result.stderr
+    audio, rate = soundfile.read(io.BytesIO(result.stdout))
+    assert rate == 22050
+    report = json.loads(result.stderr.splitlines()[-1])
+    assert report["audio_seconds"] == pytest.approx(len(audio) / rate)
+
+
+def test_a_decoder_that_never_stops_is_told(voice_folder, tmp_path, capsys):
+    model = make_tacotron2(max_decoder_steps=3)
+    model.decoder.gate_layer.linear_layer.bias.data.fill_(-1e4)
+    save_checkpoint(model, tmp_path / "endless.safetensors")
+    arguments = ["synth", "Hello.", "-o", str(tmp_path / "o.wav"), "--tacotron2", str(tmp_path / "endless.safetensors")]
+    assert main([*arguments, "--json"]) == 0
+    captured = capsys.readouterr()
+    report = json.loads(captured.out)
+    assert report["mel_frames"] == 6
+    assert report["sentences"][0]["stopped"] is False
+    assert "did not fire within max_decoder_steps 3" in report["warnings"][0]
+    assert captured.err.startswith("fastglow: warning: the stop gate")
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.filterwarnings(UNSTOPPED)
+def test_anyones_checkpoints(tmp_path, voice_folder, capsys):
+    save_checkpoint(make_tacotron2(), tmp_path / "t.safetensors")
+    save_checkpoint(make_waveglow(), tmp_path / "w.safetensors")
+    out = tmp_path / "o.wav"
+    own = ["--tacotron2", str(tmp_path / "t.safetensors"), "--waveglow", str(tmp_path / "w.safetensors")]
+    assert main(["synth", "Hello.", "-o", str(out), "--seed", "1", "--sigma", "0.5", *own, "--json"]) == 0
+    with_own = soundfile.read(out)[0]
+    voice = ["--voice", str(voice_folder), "--vocoder", "waveglow", "--cleaners", "english_cleaners"]
+    assert main(["synth", "Hello.", "-o", str(out), "--seed", "1", *voice, "--json"]) == 0
+    np.testing.assert_array_equal(with_own, soundfile.read(out)[0])
+    swapped = ["--voice", str(voice_folder), "--waveglow", str(tmp_path / "w.safetensors"), "--sigma", "0.5"]
+    assert main(["synth", "Hello.", "-o", str(out), "--seed", "1", *swapped, "-q"]) == 0
+    np.testing.assert_array_equal(with_own, soundfile.read(out)[0])
+
+
+@pytest.mark.filterwarnings(UNSTOPPED)
+def test_input_file(voice_folder, tmp_path):
+    source = tmp_path / "text.txt"
+    source.write_bytes("\ufeffHello there.\n".encode())
+    outputs = []
+    for name, arguments in (("a", ["-i", str(source)]), ("b", ["Hello", "there."])):
+        outputs.append(tmp_path / f"{name}.wav")
+        assert (
+            main(["synth", *arguments, "-o", str(outputs[-1]), "--voice", str(voice_folder), "--seed", "1", "-q"]) == 0
+        )
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [
+        (["", "-o", "{tmp}/x.wav"], "the text is empty"),
+        (["  \n", "-o", "{tmp}/x.wav"], "the text is empty"),
+        (["\u200b\u200b", "-o", "{tmp}/x.wav"], "nothing to speak"),
+        (["Hello."], "no output given"),
+        (["Hello.", "-o", "{tmp}/x.wav", "--voice", "nobody"], "unknown voice 'nobody'"),
+        (["Hello.", "-o", "{tmp}/x.wav", "--tacotron2", "{tmp}/no.pt"], "no.pt"),
+        (["Hello.", "-o", "{tmp}/x.wav", "--waveglow", "{tmp}/garbage.pt"], "garbage.pt"),
+        (["Hello.", "-o", "{tmp}/x.wav", "--tacotron2", "{voice}/waveglow.safetensors"], "holds a WaveGlow"),
+        (["Hello.", "-o", "{tmp}/absent/x.wav"], "there is no folder"),
+        (["Hello.", "-o", "{tmp}"], "it is a folder"),
+        (["Hello.", "-o", "{tmp}/x.xyz"], "supported are .wav, .flac"),
+        (["Hello.", "-o", "{tmp}/x.wav", "--plot", "{tmp}/absent/p.png"], "there is no folder"),
+        (["Hello.", "-o", "{tmp}/x.wav", "--device", "cuda:99"], "'cuda:99' is not available"),
+        (["Hello.", "-o", "{tmp}/x.wav", "--device", "abacus"], "'abacus' is not available"),
+        (["Hello.", "-o", "{tmp}/x.wav", "--vocoder", "wavenet"], "'wavenet' is not one of"),
+        (["Hello.", "-o", "{tmp}/x.wav", "--cleaners", "dutch"], "unknown cleaner 'dutch'"),
+        (["Hello.", "-o", "{tmp}/x.wav", "--seed", str(2**70)], "does not fit 64 bits"),
+        (["Hello.", "-o", "{tmp}/x.wav", "--sentence-silence", "-1"], "sentence silence"),
+        (["Hello.", "-i", "{tmp}/garbage.pt", "-o", "{tmp}/x.wav"], "pass one of them"),
+        (["-i", "{tmp}/absent.txt", "-o", "{tmp}/x.wav"], "cannot read"),
+        (["Hello.", "--no-such-option"], "--no-such-option"),
+    ],
+)
+def test_mistakes_are_one_line_exit_2_and_leave_nothing(voice_folder, tmp_path, capsys, arguments, pattern):
+    (tmp_path / "garbage.pt").write_bytes(b"no checkpoint at all")
+    arguments = [argument.format(tmp=tmp_path, voice=voice_folder) for argument in arguments]
+    if not {"--voice", "--tacotron2", "--waveglow"} & set(arguments):
+        arguments += ["--voice", str(voice_folder)]
+    assert main(["synth", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = (line for line in captured.err.splitlines() if "warning" not in line)
+    assert line.startswith("fastglow: ")
+    assert pattern in line
+    assert [path.name for path in tmp_path.iterdir()] == ["garbage.pt"]
+
+
+def test_a_failing_write_leaves_the_old_file(voice_folder, tmp_path, monkeypatch):
+    out = tmp_path / "o.wav"
+    out.write_bytes(b"precious")
+
+    def fail(*arguments, **keywords):
+        raise FastglowError("the disk is full")
+
+    monkeypatch.setattr("fastglow.audio.io.write_audio", fail)
+    assert main(["synth", "Hello.", "-o", str(out), "--voice", str(voice_folder), "-q"]) == 2
+    assert out.read_bytes() == b"precious"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_voices_convert_and_inspect(voice_folder, tmp_path, capsys):
+    assert main(["synth", "--list-voices"]) == 0
+    assert "kathleen\ten-US" in capsys.readouterr().out
+    target = tmp_path / "nvidia.pt"
+    assert main(["convert", str(voice_folder / "tacotron2.safetensors"), str(target), "--to", "nvidia"]) == 0
+    assert main(["inspect", str(target)]) == 0
+    printed = capsys.readouterr().out
+    assert "DeepLearningExamples" in printed
+    assert "Tacotron 2" in printed
+    assert main(["inspect", str(target), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"] == "tacotron2"
+    assert main(["inspect", str(tmp_path / "absent.pt")]) == 2
+    assert main(["convert", str(target), str(tmp_path / "no" / "x.safetensors")]) == 2
+    assert main(["inspect"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 3
+
+
+def test_help_and_version(capsys):
+    assert main(["--version"]) == 0
+    assert main(["--help"]) == 0
+    output = capsys.readouterr().out
+    for command in ("synth", "train", "prepare", "convert", "inspect"):
+        assert command in output

@@ -1,0 +1,180 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastglow import FastglowError, Speech, Synthesizer
+from fastglow.audio import Denoiser, MelConfig
+from fastglow.engine.frontend import Frontend
+from fastglow.engine.synthesizer import SilentTextWarning, sentence_seed
+from fastglow.text import split_sentences, symbols, text_to_sequence
+from fastglow.text.unspeakable import UnspeakableTextWarning
+
+from .conftest import make_tacotron2, make_waveglow
+
+TEXT = "Printing, in the only sense. It began there! Did it?"
+UNSTOPPED = "ignore::fastglow.models.tacotron2.DecoderStepLimitWarning"
+pytestmark = pytest.mark.filterwarnings(UNSTOPPED)
+
+
+@pytest.fixture(scope="module")
+def synthesizer(voice_folder):
+    return Synthesizer.from_voice(voice_folder, device="cpu", vocoder="waveglow")
+
+
+def test_speech_is_what_models_and_vocoder_give_alone(synthesizer):
+    """One sentence, step by step through the public parts."""
+    speech = synthesizer.synthesize("Hello there.", seed=11)
+    ids = text_to_sequence("Hello there.", ["english_speech_cleaners"])
+    tacotron2, waveglow = make_tacotron2(), make_waveglow()
+    mel, lengths, alignments = tacotron2.infer(torch.tensor([ids]), torch.tensor([len(ids)]), seed=11)
+    n = int(lengths[0])
+    audio = waveglow.infer(mel[:, :, :n], 0.5, seed=11)
+    assert isinstance(speech, Speech)
+    assert speech.sample_rate == 22050
+    assert speech.mel.shape == (80, n)
+    assert speech.alignment.shape == (n // 2, len(ids))
+    np.testing.assert_allclose(speech.mel, mel[0, :, :n], atol=1e-6)
+    np.testing.assert_allclose(speech.alignment, alignments[0, : n // 2], atol=1e-6)
+    assert speech.audio.dtype == np.float32
+    assert speech.audio.shape == (n * 256,)
+    np.testing.assert_allclose(speech.audio, audio[0], atol=1e-5)
+    assert speech.timings["total"] == pytest.approx(speech.timings["acoustic"] + speech.timings["vocoder"])
+
+
+def test_sentences_are_joined_with_silence(synthesizer):
+    speech = synthesizer.synthesize(TEXT, seed=4, sentence_silence=0.1)
+    assert [sentence.text for sentence in speech.sentences] == split_sentences(TEXT)
+    parts = [sentence.audio for sentence in speech.sentences]
+    silence = np.zeros(2205, np.float32)
+    np.testing.assert_array_equal(speech.audio, np.concatenate([parts[0], silence, parts[1], silence, parts[2]]))
+    assert speech.mel.shape[1] == sum(sentence.mel.shape[1] for sentence in speech.sentences)
+    rows, columns = (sum(sentence.alignment.shape[axis] for sentence in speech.sentences) for axis in (0, 1))
+    assert speech.alignment.shape == (rows, columns)
+    n_rows, n_columns = speech.sentences[0].alignment.shape
+    np.testing.assert_array_equal(speech.alignment[:n_rows, :n_columns], speech.sentences[0].alignment)
+    assert not speech.alignment[:n_rows, n_columns:].any()
+
+
+def test_same_seed_same_bits_and_the_seed_is_told(synthesizer):
+    first = synthesizer.synthesize(TEXT)
+    assert np.array_equal(first.audio, synthesizer.synthesize(TEXT, seed=first.seed).audio)
+    assert not np.array_equal(first.audio, synthesizer.synthesize(TEXT, seed=first.seed + 1).audio)
+
+
+@pytest.mark.parametrize("vocoder", ["griffin-lim", "waveglow"])
+def test_stream_gives_the_bits_of_synthesize(voice_folder, vocoder):
+    synthesizer = Synthesizer.from_voice(voice_folder, device="cpu", vocoder=vocoder)
+    chunks = list(synthesizer.stream(TEXT, seed=9, sentence_silence=0.05))
+    assert len(chunks) == 3
+    assert np.array_equal(np.concatenate(chunks), synthesizer.synthesize(TEXT, seed=9, sentence_silence=0.05).audio)
+
+
+def test_batch_gives_every_text_its_own_result_in_order(synthesizer):
+    texts = ["A long sentence stands here, with many words in it, to make lengths differ.", "No.", "", TEXT, "No."]
+    with pytest.warns(SilentTextWarning, match="nothing to speak in ''"):
+        batch = synthesizer.synthesize_batch(texts, seed=21)
+    assert len(batch) == len(texts)
+    for text, speech in zip(texts, batch, strict=True):
+        if not text:
+            assert speech.audio.shape == (0,)
+            assert speech.mel.shape == (80, 0)
+            assert speech.alignment.shape == (0, 0)
+            continue
+        alone = synthesizer.synthesize(text, seed=21)
+        assert [s.text for s in speech.sentences] == [s.text for s in alone.sentences]
+        np.testing.assert_allclose(speech.mel, alone.mel, atol=1e-5)
+        np.testing.assert_allclose(speech.audio, alone.audio, atol=1e-4)
+
+
+def test_sentence_seeds_differ_and_the_first_is_the_texts_own():
+    seeds = {sentence_seed(seed, index) for seed in (0, 1, -1, 2**63 - 1) for index in range(100)}
+    assert len(seeds) == 400
+    assert all(-(2**63) <= seed < 2**63 for seed in seeds)
+    assert sentence_seed(-5, 0) == -5
+    with pytest.raises(FastglowError, match="does not fit 64 bits"):
+        sentence_seed(2**63, 0)
+
+
+def test_denoiser_is_applied(voice_folder):
+    plain = Synthesizer.from_voice(voice_folder, device="cpu", vocoder="waveglow").synthesize("Hello.", seed=1)
+    denoised = Synthesizer.from_voice(voice_folder, device="cpu", vocoder="waveglow", denoise=0.3)
+    expected = Denoiser(make_waveglow())(torch.from_numpy(plain.audio)[None], 0.3)[0]
+    np.testing.assert_allclose(denoised.synthesize("Hello.", seed=1).audio, expected, atol=1e-5)
+    assert not np.allclose(expected, plain.audio, atol=1e-4)
+
+
+def test_reduced_precision_stays_near(voice_folder):
+    full = Synthesizer.from_voice(voice_folder, device="cpu", vocoder="waveglow")
+    reduced = Synthesizer.from_voice(voice_folder, device="cpu", dtype=torch.bfloat16, vocoder="waveglow")
+    a, b = full.synthesize("Hello.", seed=1), reduced.synthesize("Hello.", seed=1)
+    n = min(4, a.mel.shape[1], b.mel.shape[1])
+    assert n > 0
+    np.testing.assert_allclose(a.mel[:, :n], b.mel[:, :n], atol=0.2)
+    assert np.isfinite(b.audio).all()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@settings(max_examples=15)
+@given(text=st.text(max_size=60))
+def test_any_text_is_spoken_or_told_silent(voice_folder, text):
+    synthesizer = _cached(voice_folder)
+    speech = synthesizer.synthesize(text, seed=0)
+    assert np.isfinite(speech.audio).all()
+    speakable = any(text_to_sequence(sentence, ["english_speech_cleaners"]) for sentence in split_sentences(text))
+    if not speakable:
+        assert len(speech.audio) == 0
+
+
+_synthesizers = {}
+
+
+def _cached(voice_folder):
+    if voice_folder not in _synthesizers:
+        _synthesizers[voice_folder] = Synthesizer.from_voice(voice_folder, device="cpu", vocoder="waveglow")
+    return _synthesizers[voice_folder]
+
+
+def test_torchaudio_symbol_tables():
+    """Ids by the position in torchaudio's documented tables: twelve marks, then letters or phones."""
+    characters = "_-!'(),.:;? abcdefghijklmnopqrstuvwxyz"
+    assert Frontend(["english_cleaners"], 38)("Ab, c?") == [characters.index(c) for c in "ab, c?"]
+    phones = Frontend(["english_cleaners"], 96)
+    with pytest.warns(UnspeakableTextWarning):
+        ids = phones("x {AA AA0 ZH}.")
+    table = [*characters[:12], *(s[1:] for s in symbols if s.startswith("@"))]
+    assert len(table) == 96
+    assert [table[i] for i in ids] == [" ", "AA", "AA0", "ZH", "."]
+    with pytest.raises(FastglowError, match="no known symbol table has 77 symbols"):
+        Frontend(["english_cleaners"], 77)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [
+        ({"vocoder": "wavenet"}, "unknown vocoder 'wavenet'"),
+        ({"vocoder": "waveglow"}, "needs a WaveGlow"),
+        ({"vocoder": "griffin-lim", "audio": MelConfig(n_mel_channels=40)}, "has 80 mel channels, the voice 40"),
+        ({"vocoder": "griffin-lim", "device": "cuda:77"}, "'cuda:77' is not available"),
+        (
+            {"vocoder": "waveglow", "waveglow": {"upsample_stride": 200, "upsample_kernel_size": 800}},
+            "makes 200 samples",
+        ),
+        ({"vocoder": "waveglow", "waveglow": {}, "sigma": -1.0}, "must not be negative"),
+        ({"vocoder": "griffin-lim", "text_cleaners": ["no_such"]}, "unknown cleaner 'no_such'"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(arguments, pattern):
+    arguments = {**arguments}
+    if "waveglow" in arguments:
+        arguments["waveglow"] = make_waveglow(**arguments["waveglow"])
+    with pytest.raises(FastglowError, match=pattern) as raised:
+        Synthesizer(make_tacotron2(), **arguments).synthesize("Hello.")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("silence", [-0.1, float("nan"), 61.0])
+def test_odd_silences_are_refused(synthesizer, silence):
+    with pytest.raises(FastglowError, match="sentence silence"):
+        synthesizer.synthesize("Hello.", sentence_silence=silence)

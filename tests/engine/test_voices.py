@@ -1,0 +1,49 @@
+import json
+import shutil
+
+import pytest
+
+from fastglow.errors import FastglowError
+from fastglow.voices import DEFAULT_VOICE, Voice, list_voices
+
+
+def test_bundled_voices_load():
+    assert DEFAULT_VOICE in list_voices()
+    for name in list_voices():
+        voice = Voice.load(name)
+        assert voice.name == name
+        folder = voice.tacotron2.parent
+        assert (folder / "README.md").is_file()
+        assert sum(file.stat().st_size for file in folder.iterdir()) <= 24e6
+
+
+def test_a_folder_and_its_voice_json_are_the_same(voice_folder):
+    assert Voice.load(voice_folder) == Voice.load(str(voice_folder / "voice.json"))
+
+
+@pytest.mark.parametrize(
+    ("change", "pattern"),
+    [
+        ({"vocoder": "wavenet"}, "vocoder 'wavenet' is none of"),
+        ({"tacotron2": "absent.safetensors"}, "names absent.safetensors, which is not in"),
+        ({"audio": {"hop": 3}}, "unknown audio parameter 'hop'"),
+        ({"text_cleaners": None}, "no readable voice description"),
+        ({"name": ...}, "lacks 'name'"),
+    ],
+)
+def test_a_damaged_description_is_told(voice_folder, tmp_path, change, pattern):
+    folder = tmp_path / "voice"
+    shutil.copytree(voice_folder, folder)
+    values = json.loads((folder / "voice.json").read_text()) | change
+    (folder / "voice.json").write_text(json.dumps({k: v for k, v in values.items() if v is not ...}))
+    with pytest.raises(FastglowError, match=pattern) as raised:
+        Voice.load(folder)
+    assert "\n" not in str(raised.value)
+
+
+def test_unknown_voices_and_garbage(tmp_path):
+    with pytest.raises(FastglowError, match="unknown voice 'nobody': bundled are"):
+        Voice.load("nobody")
+    (tmp_path / "voice.json").write_bytes(b"\xff{")
+    with pytest.raises(FastglowError, match="no readable voice description"):
+        Voice.load(tmp_path)

@@ -1,0 +1,83 @@
+import pytest
+import torch
+
+from fastglow.train.data import EpochBatchSampler, SegmentDataset, TextMelCollate, TextMelDataset
+from fastglow.train.manifest import PreparedDataset
+
+
+@pytest.mark.parametrize("bucket_batches", [0, 3])
+def test_an_epoch_holds_every_item_once_in_an_order_of_its_own(bucket_batches):
+    lengths = [(7 * i) % 23 for i in range(24)]
+    sampler = EpochBatchSampler(lengths, 4, seed=5, bucket_batches=bucket_batches)
+    orders = []
+    for epoch in range(3):
+        sampler.epoch = epoch
+        batches = list(sampler)
+        assert sorted(i for batch in batches for i in batch) == list(range(24))
+        assert batches == list(sampler)
+        sampler.start = 2
+        assert list(sampler) == batches[2:]
+        assert len(sampler) == len(batches) - 2
+        sampler.start = 0
+        orders.append(batches)
+    assert orders[0] != orders[1] != orders[2]
+    assert list(EpochBatchSampler(lengths, 4, seed=6, bucket_batches=bucket_batches)) != orders[0]
+
+
+def test_buckets_put_alike_lengths_together():
+    lengths = torch.randperm(96).tolist()
+    spread = {}
+    for bucket_batches in (0, 8):
+        sampler = EpochBatchSampler(lengths, 8, seed=0, bucket_batches=bucket_batches)
+        spread[bucket_batches] = sum(max(lengths[i] for i in b) - min(lengths[i] for i in b) for b in sampler)
+    assert spread[8] < spread[0] / 3
+
+
+def test_incomplete_batches_are_left_out_unless_there_is_no_other():
+    assert [len(b) for b in EpochBatchSampler([1] * 10, 4, seed=0)] == [4, 4]
+    assert [len(b) for b in EpochBatchSampler([1] * 3, 4, seed=0)] == [3]
+
+
+@pytest.mark.parametrize("n_frames_per_step", [1, 3])
+def test_text_mel_batch(prepared, n_frames_per_step):
+    dataset = TextMelDataset(PreparedDataset.open(prepared), "train", ["english_cleaners"])
+    items = [dataset[i] for i in range(4)]
+    batch = TextMelCollate(n_frames_per_step)(items)
+    by_id = {item_id: (text, mel) for item_id, text, mel in items}
+    assert batch.input_lengths.tolist() == sorted((len(text) for text, _ in by_id.values()), reverse=True)
+    assert batch.mel.shape[2] % n_frames_per_step == 0
+    assert batch.mel.shape[2] - max(mel.shape[1] for _, mel in by_id.values()) < n_frames_per_step
+    for i, item_id in enumerate(batch.ids):
+        text, mel = by_id[item_id]
+        assert batch.output_lengths[i] == mel.shape[1]
+        assert torch.equal(batch.text[i, : len(text)], text)
+        assert not batch.text[i, len(text) :].any()
+        assert torch.equal(batch.mel[i, :, : mel.shape[1]], mel)
+        assert not batch.mel[i, :, mel.shape[1] :].any()
+        assert batch.gate[i].tolist() == [float(t >= mel.shape[1] - 1) for t in range(batch.mel.shape[2])]
+    assert batch.n_items == sum(mel.shape[1] for _, mel in by_id.values())
+
+
+def test_segments_are_cuts_of_the_clip_that_depend_on_seed_and_epoch(prepared):
+    prepared = PreparedDataset.open(prepared)
+    dataset = SegmentDataset(prepared, "train", 2048, seed=3)
+    _, mel, audio = dataset[2]
+    assert audio.shape == (2048,)
+    assert mel.shape == (80, 9)
+    samples = torch.from_numpy(prepared.samples(dataset.items[2]).copy()) / 32768
+    windows = samples.unfold(0, 2048, 1)
+    assert (windows == audio).all(dim=1).any()
+    torch.testing.assert_close(mel, dataset.mel_spectrogram(audio[None])[0])
+    assert torch.equal(dataset[2][2], audio)
+    dataset.epoch = 1
+    assert not torch.equal(dataset[2][2], audio)
+    assert not torch.equal(SegmentDataset(prepared, "train", 2048, seed=4)[2][2], audio)
+
+
+def test_a_clip_shorter_than_a_segment_is_padded(prepared):
+    prepared = PreparedDataset.open(prepared)
+    dataset = SegmentDataset(prepared, "train", 100_000, seed=0)
+    _, _, audio = dataset[0]
+    n = dataset.items[0].samples
+    assert torch.equal(audio[:n] * 32768, torch.from_numpy(prepared.samples(dataset.items[0]).copy()).float())
+    assert not audio[n:].any()
