@@ -184,8 +184,8 @@ def _check_writable(path: str | None) -> None:
 def _build_synthesizer(voice, tacotron2, waveglow, vocoder, cleaners, sigma, denoise, device, dtype):
     import torch
 
-    from fastglow.engine.synthesizer import DEFAULT_SIGMA, Synthesizer, load_model
-    from fastglow.models import Tacotron2, WaveGlow
+    from fastglow.checkpoint import load_checkpoint
+    from fastglow.engine.synthesizer import DEFAULT_SIGMA, Synthesizer
 
     dtype = getattr(torch, dtype)
     if tacotron2 is None and waveglow is None:
@@ -201,9 +201,9 @@ def _build_synthesizer(voice, tacotron2, waveglow, vocoder, cleaners, sigma, den
     # A model given beside a voice takes the place of the voice's; both together need no voice.
     base = None if tacotron2 else Voice.load(voice)
     return Synthesizer(
-        load_model(tacotron2 or base.tacotron2, Tacotron2),
+        load_checkpoint(tacotron2 or base.tacotron2, expect="tacotron2"),
         vocoder or ("waveglow" if waveglow else "griffin-lim"),
-        load_model(waveglow, WaveGlow) if waveglow and vocoder != "griffin-lim" else None,
+        load_checkpoint(waveglow, expect="waveglow") if waveglow and vocoder != "griffin-lim" else None,
         audio=base.audio if base else None,
         text_cleaners=cleaners or (base.text_cleaners if base else ("english_cleaners",)),
         sigma=DEFAULT_SIGMA if sigma is None else sigma,

@@ -1,9 +1,11 @@
 """The commands `fastglow prepare` and `fastglow train`."""
 
+import json
 import logging
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
+from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import click
@@ -80,6 +82,11 @@ def _take(config: type, options: dict[str, Any]) -> dict[str, Any]:
               help="Text cleaner of the training to come (repeatable).")  # fmt: skip
 @click.option("--validation", "n_validation", default=100, show_default=True,
               help="Distinct sentences to hold out, at most a tenth.")  # fmt: skip
+@click.option(
+    "--validation-files",
+    type=click.Path(),
+    help="Data set whose items are all held out, instead of sentences of DATASET.",
+)
 @click.option("--min-seconds", default=0.3, show_default=True, help="Shorter clips are bad.")
 @click.option("--max-seconds", default=20.0, show_default=True, help="Longer clips are bad.")
 @click.option("--trim-db", type=float, help="Cut silence this far below the loudest part off both ends.")
@@ -88,7 +95,20 @@ def _take(config: type, options: dict[str, Any]) -> dict[str, Any]:
 @click.option("--workers", type=int, help="Threads; default: one a core.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @dataclass_options(MelConfig, lambda f: f"Audio parameter {f.name}.")
-def prepare(dataset, out, cleaners, n_validation, min_seconds, max_seconds, trim_db, on_bad, workers, quiet, **audio):
+def prepare(
+    dataset,
+    out,
+    cleaners,
+    n_validation,
+    validation_files,
+    min_seconds,
+    max_seconds,
+    trim_db,
+    on_bad,
+    workers,
+    quiet,
+    **audio,
+):
     """Check the recordings of DATASET and cache their log-mels in --out.
 
     DATASET is a folder in LJ-Speech layout (metadata.csv and wavs/) or a filelist of path|text.
@@ -101,6 +121,7 @@ def prepare(dataset, out, cleaners, n_validation, min_seconds, max_seconds, trim
         MelConfig(**audio),
         cleaners=cleaners,
         n_validation=n_validation,
+        validation=validation_files,
         min_seconds=min_seconds,
         max_seconds=max_seconds,
         trim_db=trim_db,
@@ -122,7 +143,33 @@ def train():
     """Train a model on a prepared data set."""
 
 
+def _read_config_file(ctx: click.Context, parameter: click.Parameter, path: str | None) -> None:
+    """Makes a JSON file's values the defaults of the other options; DeepLearningExamples' groups are looked into."""
+    if path is None:
+        return
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        flat = {}
+        for key, value in values.items():
+            flat |= value if isinstance(value, dict) else {key: value}
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
+        raise click.BadParameter(f"{path} is no JSON object of options: {error}") from error
+    flat = {key.replace("-", "_"): value for key, value in flat.items()}
+    unknown = flat.keys() - {p.name for p in ctx.command.params}
+    if unknown:
+        raise click.BadParameter(f"{path} sets {', '.join(sorted(unknown))}, which this command does not know")
+    ctx.default_map = flat
+
+
 def _data_options(command):
+    command = click.option(
+        "--config-file",
+        type=click.Path(),
+        is_eager=True,
+        expose_value=False,
+        callback=_read_config_file,
+        help="JSON file of options; those on the command line go before it.",
+    )(command)
     command = click.option("--quiet", is_flag=True, help="No progress bar.")(command)
     command = click.option("--out", "-o", required=True, type=click.Path(file_okay=False), help="Output folder.")(
         command

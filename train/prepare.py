@@ -115,6 +115,7 @@ def prepare(
     *,
     cleaners: Sequence[str] = ("english_cleaners",),
     n_validation: int = 100,
+    validation: str | os.PathLike | None = None,
     min_seconds: float = 0.3,
     max_seconds: float = 20.0,
     trim_db: float | None = None,
@@ -130,6 +131,7 @@ def prepare(
         audio: parameters of the log-mel; recordings at other rates are resampled.
         cleaners: text cleaners of the training to come: a text of which they leave nothing is bad.
         n_validation: distinct sentences to hold out with all their takes, at most a tenth of them but for one.
+        validation: data set whose items are all held out, instead of `n_validation` sentences of `dataset`.
         min_seconds, max_seconds: shorter and longer clips are bad.
         trim_db: cut silence at both ends down to 50 ms, where it is this far below the loudest part.
         on_bad: 'skip' lists bad items in the report and goes on, 'stop' raises at the first.
@@ -141,6 +143,12 @@ def prepare(
     """
     audio = audio or MelConfig()
     sources = read_sources(Path(dataset))
+    held_out_ids = set()
+    if validation is not None:
+        held_out_sources = read_sources(Path(validation))
+        held_out_ids = {source.id for source in held_out_sources}
+        # A clip that stands in both lists is held out.
+        sources = [source for source in sources if source.id not in held_out_ids] + held_out_sources
     result = PreparedDataset(Path(out), audio, {"train": [], "validation": []})
     try:
         for kind in ("mels", "audio"):
@@ -169,12 +177,18 @@ def prepare(
                 rejected.append((source.id, outcome))
     if not items:
         raise FastglowError(f"none of the {len(sources)} items of {dataset} is usable; the first: {rejected[0][1]}")
-    texts = {item.text for item in items}
-    held_out = split_texts(texts, min(n_validation, max(1, len(texts) // 10)) if len(texts) > 1 else 0)
+    if validation is None:
+        held_out = _held_out_texts(items, n_validation)
+        held_out_ids = {item.id for item in items if item.text in held_out}
     for item in items:
-        result.items["validation" if item.text in held_out else "train"].append(item)
+        result.items["validation" if item.id in held_out_ids else "train"].append(item)
     result.write(str(dataset), rejected)
     return PrepareReport(result, rejected)
+
+
+def _held_out_texts(items: Sequence[Item], n_validation: int) -> set[str]:
+    texts = {item.text for item in items}
+    return split_texts(texts, min(n_validation, max(1, len(texts) // 10)) if len(texts) > 1 else 0)
 
 
 def _cache(

@@ -120,7 +120,7 @@ class Tacotron2Task(Task):
             )
         length = max(1, int(lengths[0]))
         mel = mel[0, :, :length].float().cpu()
-        audio = griffin_lim(mel, self.dataset.audio, seed=SAMPLE_SEED)
+        audio = griffin_lim(mel, self.dataset.audio, seed=SAMPLE_SEED).clamp(-1, 1)
         mels = {"predicted": mel.numpy(), "recorded": target.numpy()}
         return Sample(audio.numpy(), mels, alignments[0].float().cpu().numpy(), dataset.items[0].text)
 

@@ -155,9 +155,9 @@ class Synthesizer:
         if vocoder == "waveglow" and voice.waveglow is None:
             raise FastglowError(f"voice {voice.name} has no WaveGlow: use --vocoder griffin-lim, or pass --waveglow")
         return cls(
-            load_model(voice.tacotron2, Tacotron2),
+            load_checkpoint(voice.tacotron2, expect="tacotron2"),
             vocoder,
-            load_model(voice.waveglow, WaveGlow) if vocoder == "waveglow" else None,
+            load_checkpoint(voice.waveglow, expect="waveglow") if vocoder == "waveglow" else None,
             audio=voice.audio,
             text_cleaners=text_cleaners or voice.text_cleaners,
             sigma=voice.sigma if sigma is None else sigma,
@@ -314,14 +314,6 @@ class _Job:
     text: str
     symbols: list[int]
     seed: int
-
-
-def load_model(path: str | Path, kind: type[Tacotron2] | type[WaveGlow]) -> Tacotron2 | WaveGlow:
-    """`load_checkpoint`, and an error if the file holds the other model."""
-    model = load_checkpoint(path)
-    if not isinstance(model, kind):
-        raise FastglowError(f"{path} holds a {type(model).__name__}, not a {kind.__name__}")
-    return model
 
 
 def random_seed() -> int:

@@ -70,7 +70,7 @@ def fraction(numerator: int, denominator: int) -> str | None:
 
 
 def quantity(text: str) -> str:
-    """A ``NUMBER``, a fraction or both: ``"2 1/2"`` -> ``"two and a half"``, ``"5/17"`` -> ``"five over seventeen"``."""
+    """A ``NUMBER``, a fraction or both: ``"2 1/2"`` -> ``"two and a half"``, ``"5/17"``."""
     numerator, slash, denominator = text.partition("/")
     if not slash:
         return number(text)

@@ -10,7 +10,9 @@ from fastglow.text.english.context import SENTENCE_STARTERS, next_word
 
 # What they introduce belongs to their sentence.
 _INTRODUCING = frozenset("approx cf e.g esp i.e incl viz vs".split())
-_CALENDAR = frozenset("jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thur thurs fri sat sun".split())
+_CALENDAR = frozenset(
+    "jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thur thurs fri sat sun".split()
+)
 _UNITS = frozenset("gal hr hrs in lb lbs min mins oz sec secs yd yds".split())
 # These end a sentence only when a word follows that usually begins one.
 _AMBIGUOUS = frozenset({*GENERAL, *STREETS, "al", "est", "max", "min"} - _INTRODUCING)

@@ -122,7 +122,10 @@ def test_input_file(voice_folder, tmp_path):
         (["Hello.", "-o", "{tmp}/x.wav", "--voice", "nobody"], "unknown voice 'nobody'"),
         (["Hello.", "-o", "{tmp}/x.wav", "--tacotron2", "{tmp}/no.pt"], "no.pt"),
         (["Hello.", "-o", "{tmp}/x.wav", "--waveglow", "{tmp}/garbage.pt"], "garbage.pt"),
-        (["Hello.", "-o", "{tmp}/x.wav", "--tacotron2", "{voice}/waveglow.safetensors"], "holds a WaveGlow"),
+        (
+            ["Hello.", "-o", "{tmp}/x.wav", "--tacotron2", "{voice}/waveglow.safetensors"],
+            "this is a WaveGlow checkpoint",
+        ),
         (["Hello.", "-o", "{tmp}/absent/x.wav"], "there is no folder"),
         (["Hello.", "-o", "{tmp}"], "it is a folder"),
         (["Hello.", "-o", "{tmp}/x.xyz"], "supported are .wav, .flac"),

@@ -87,7 +87,7 @@ MEASURES = [
     ("1 ft", "one foot"),
     ("5'10\"", "five feet ten inches"),
     ("6′2″ tall", "six feet two inches tall"),
-    ("12\" x 5\"", "twelve by five inches"),
+    ('12" x 5"', "twelve by five inches"),
     ("5 in. long", "five inches long"),
     ("a 5-in screen", "a five inch screen"),
     ("3 in wide", "three inches wide"),
@@ -469,7 +469,7 @@ def test_dropped_characters_are_handed_to_a_list():
     assert dropped == ["😀"]
 
 
-PATHOLOGICAL = ["a", "1", ".", "{", "(", "1,11", "1.", "A.", "a-", "'", "www.", "a@", "$1-", "1/", "\n ", "Dr. ", "\u0300\u0316"]
+PATHOLOGICAL = "a|1|.|{|(|1,11|1.|A.|a-|'|www.|a@|$1-|1/|Dr. |\u0300\u0316".split("|") + ["\n "]
 
 
 @pytest.mark.parametrize("unit", PATHOLOGICAL)

@@ -145,3 +145,14 @@ def test_trim_keeps_the_loud_part_and_a_margin():
     np.testing.assert_array_equal(trim_silence(audio, 100, keep=0), audio[10240 : 10240 + 2 * 5120])
     short = np.ones(10, np.float32)
     assert trim_silence(short, 40, keep=0) is short
+
+
+def test_a_data_set_of_its_own_to_validate(clips, tmp_path):
+    lines = [line.split("|") for line in (clips / "metadata.csv").read_text().splitlines()]
+    entries = [f"{clips}/wavs/{name}.ogg|{text}\n" for name, text, _ in lines]
+    everything = _write(tmp_path / "all.txt", "".join(entries))
+    held_out = _write(tmp_path / "held_out.txt", "".join(entries[2:4]))
+    report = prepare(everything, tmp_path / "out", validation=held_out, progress=False, workers=1)
+    found = {split: [item.text for item in items] for split, items in report.dataset.items.items()}
+    assert found["validation"] == [text for _, text, _ in lines[2:4]]
+    assert found["train"] == [text for _, text, _ in lines[:2] + lines[4:]]

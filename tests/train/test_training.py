@@ -284,3 +284,20 @@ def test_prepare_command_lists_what_it_left_out(clips, tmp_path, capsys):
     assert "1 items to train on, 0 to validate" in output.out
     assert "left out missing: " in output.err
     assert json.loads((tmp_path / "out" / "dataset.json").read_text())["counts"] == {"train": 1, "validation": 0}
+
+
+def test_options_from_a_config_file(prepared, tmp_path, capsys):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"optimization": {"learning-rate": 0.25, "batch_size": 2}, "max-iterations": 1}))
+    arguments = command_line("waveglow", prepared, tmp_path / "run")
+    for flag in ("--learning-rate", "--max-iterations"):
+        i = arguments.index(flag)
+        del arguments[i : i + 2]
+    assert main([*arguments, "--config-file", str(file)]) == 0
+    training = load_training_checkpoint(tmp_path / "run" / "checkpoint_1.pt", "waveglow")["training"]
+    assert (training["learning_rate"], training["batch_size"]) == (0.25, 3)  # the command line goes first
+    for content, pattern in (('{"no-such": 1}', "sets no_such"), ("[1]", "no JSON object")):
+        file.write_text(content)
+        capsys.readouterr()
+        assert main([*arguments, "--config-file", str(file)]) == 2
+        assert pattern in capsys.readouterr().err

@@ -50,9 +50,7 @@ _SCALE = r"(?:[ -]?(hundred|thousand|[mb]illion|trillion|[kK]|[Mm]n?|mm|MM|[Bb]n
 _CODE = "|".join([*_CODES, *_CODE_NATIONS])
 
 _BEFORE = re.compile(rf"{_NATION}({_SIGN}) ?({NUMBER})(?: ?[-–] ?(?:{_SIGN})?({NUMBER}))?{_SCALE}(-)?")
-_AFTER = re.compile(
-    rf"(?<![\w.])(?<!\d,)({NUMBER})(?: ?[-–] ?({NUMBER}))?{_SCALE} ?(?:({_SIGN})(?! ?\d)|({_CODE})\b)"
-)
+_AFTER = re.compile(rf"(?<![\w.])(?<!\d,)({NUMBER})(?: ?[-–] ?({NUMBER}))?{_SCALE} ?(?:({_SIGN})(?! ?\d)|({_CODE})\b)")
 _CODE_BEFORE = re.compile(rf"\b({_CODE}) ?({NUMBER})(?: ?[-–] ?({NUMBER}))?{_SCALE}")
 _CENTS = re.compile(rf"(?<![\w.])(?<!\d,)({NUMBER}) ?¢")
 _PENCE = re.compile(r"(?<![\w.,-])(\d{1,2})p\b")

@@ -17,12 +17,8 @@ _YEAR = r"(?:,? ?(?<=[, ])(\d{4})(?![\d,:.%]\d|[\w%$]))?"
 
 _ISO = re.compile(r"(?<![\w-])(\d{4})-(\d\d)-(\d\d)(?:T(?=\d\d:)|(?![\w-]))")
 _SLASHED = re.compile(r"(?<![\w/.-])(\d{1,2})([/.-])(\d{1,2})\2(\d{4}|\d\d)(?![\w/-]|\.\d)")
-_MONTH_DAY = re.compile(
-    rf"\b({_MONTH}) {_DAY}(?: ?[-–] ?{_DAY})?{_YEAR}(?![\w:%]|[.,]\d| ?[ap]\.?m\b)", re.IGNORECASE
-)
-_DAY_MONTH = re.compile(
-    rf"(?<![\w.,:/$-]){_DAY}(?: ?[-–] ?{_DAY})?(?: of)? ({_MONTH})(?!\w){_YEAR}", re.IGNORECASE
-)
+_MONTH_DAY = re.compile(rf"\b({_MONTH}) {_DAY}(?: ?[-–] ?{_DAY})?{_YEAR}(?![\w:%]|[.,]\d| ?[ap]\.?m\b)", re.IGNORECASE)
+_DAY_MONTH = re.compile(rf"(?<![\w.,:/$-]){_DAY}(?: ?[-–] ?{_DAY})?(?: of)? ({_MONTH})(?!\w){_YEAR}", re.IGNORECASE)
 _MONTH_YEAR = re.compile(rf"\b({_MONTH}),? (\d{{4}})(?!\w|[,.:]\d)", re.IGNORECASE)
 _LONE_MONTH = re.compile(r"\b(Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)\.(?!\w)")
 _WEEKDAY = re.compile(rf"\b(Mon|Tues?|Wed|Thu(?:rs?)?|Fri|Sat|Sun)\b\.?(?=,? (?:{_MONTH}\b|\d))", re.IGNORECASE)

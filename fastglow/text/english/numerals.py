@@ -34,8 +34,8 @@ _SCALES = {"k": "thousand", "M": "million", "B": "billion", "bn": "billion", "tn
 _SPECIAL_FRACTIONS = {"9/11": "nine eleven", "24/7": "twenty-four seven", "50/50": "fifty fifty"}
 
 _BEFORE_YEAR = frozenset(
-    "in since until till during year circa around early late mid summer autumn fall winter spring january february march "
-    "april may june july august september october november december".split()
+    "in since until till during year circa around early late mid summer autumn fall winter spring january february "
+    "march april may june july august september october november december".split()
 )
 # "1850 was", not "1850 prisoners".
 _SINGULAR_S = frozenset("was is as has its this his was does us series thus yes".split())
@@ -113,8 +113,10 @@ def _range(match: re.Match) -> str:
     first, last, equals = match.groups()
     if equals:
         return f"{number(first)} minus {number(last)}{equals}"
-    if _looks_like_year(first) and (_looks_like_year(last) or (len(last) == 2 and last.isdigit() and int(last) > int(first[2:]))):
-        return f"{year(int(first))} to {year(int(last)) if len(last) == 4 else cardinal(last)}"
+    if _looks_like_year(first) and _looks_like_year(last):
+        return f"{year(int(first))} to {year(int(last))}"
+    if _looks_like_year(first) and len(last) == 2 and first[2:] < last:
+        return f"{year(int(first))} to {number(last)}"
     return f"{number(first)} to {number(last)}"
 
 

@@ -19,8 +19,8 @@ _REIGNING = frozenset(
     elizabeth emmanuel ernest eugene felipe ferdinand francis franz frederick friedrich george gregory gustav haakon
     harald henri henry honorius hugh innocent isabella ivan james john joseph juan julius justinian karl ladislaus leo
     leopold lothair louis ludwig mahmud manuel margaret maria martin mary matthias maximilian mehmed michael murad
-    napoleon nicholas olav otto paul pedro peter philip philippe pius ptolemy rama rameses ramesses ramses richard robert
-    rudolf rudolph selim seti sigismund sixtus stephen suleiman theodosius thutmose umberto urban valentinian victor
+    napoleon nicholas olav otto paul pedro peter philip philippe pius ptolemy rama rameses ramesses ramses richard
+    robert rudolf rudolph selim seti sigismund sixtus stephen suleiman theodosius thutmose umberto urban valentinian victor
     victoria vladislaus wilhelm william xerxes
     """.split()
 )
@@ -33,8 +33,8 @@ _PREVIOUS = re.compile(r"(?:\b(\w+)\.? )?\b(\w+)\.? \Z")
 _AFTER_NUMERAL_I = re.compile(r"[,.;:!?)]|\Z|'s\b| (?:of|was|had|is|and|the|who|died|ruled|became|reigned)\b")
 # After "the Book I" these follow; after "Part I" hardly ever.
 _AFTER_PRONOUN_I = re.compile(
-    r" (?:am|was|have|had|will|would|can|could|shall|should|do|did|think|thought|know|knew|read|wrote|saw|said|love|like"
-    r"|want|wanted|found|met|mentioned|told|bought|made|got|never|always|really|ever|once|first|just)\b"
+    r" (?:am|was|have|had|will|would|can|could|shall|should|do|did|think|thought|know|knew|read|wrote|saw|said|love"
+    r"|like|want|wanted|found|met|mentioned|told|bought|made|got|never|always|really|ever|once|first|just)\b"
 )
 
 

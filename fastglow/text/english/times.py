@@ -13,7 +13,7 @@ _RATIO = re.compile(r"(?<![\w:.,])(\d{1,4}):(\d{1,4})(?!\w|[:.,]\d)")
 
 
 def read_times(text: str) -> str:
-    """``"3:05 pm"`` -> ``"three oh five pee em"``, ``"9:00"`` -> ``"nine o'clock"``, ``"3:1"`` -> ``"three to one"``."""
+    """``"3:05 pm"`` -> ``"three oh five pee em"``, ``"9:00"``, and ``"3:1"`` -> ``"three to one"``."""
     text = _CLOCK.sub(_clock, text)
     text = _HOUR.sub(_hour, text)
     return _RATIO.sub(lambda match: f"{cardinal(match[1])} to {cardinal(match[2])}", text)

@@ -87,7 +87,9 @@ _QUOTED_GAP = re.compile(r'(?<=\w)"(?=\w)')
 _SPACE_BEFORE_MARK = re.compile(r" (?=[,;:!?](?!\w)|\.(?![\w.]))")
 _AND = re.compile(r"(?<!\w)(?:'n'?|n')(?!\w)")
 _EDGE_APOSTROPHE = re.compile(rf"(?<![A-Za-z0-9{GROUP}])'|'(?![A-Za-z0-9])|_")
-_MISSING_SPACE = re.compile(r"((?<=[A-Za-z)])[,;:!?](?!\d)|(?<=[A-Za-z]{2})\.|(?<=[A-Za-z])\.(?=[A-Za-z]{2}))(?=[A-Za-z(\d$£€¥₹])")
+_MISSING_SPACE = re.compile(
+    r"((?<=[A-Za-z)])[,;:!?](?!\d)|(?<=[A-Za-z]{2})\.|(?<=[A-Za-z])\.(?=[A-Za-z]{2}))(?=[A-Za-z(\d$£€¥₹])"
+)
 
 
 def settle_quotes(text: str) -> str:
