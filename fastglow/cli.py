@@ -17,6 +17,8 @@ from fastglow.voices import DEFAULT_VOICE, VOCODERS, Voice, list_voices
 # Commands whose modules are slow to import, and only loaded when called for.
 _ELSEWHERE = {"prepare": "fastglow.train.command", "train": "fastglow.train.command"}
 
+DTYPES = ("float32", "bfloat16", "float16")
+
 
 class _Commands(click.Group):
     def list_commands(self, ctx):
@@ -52,7 +54,7 @@ def cli():
 @click.option("--sigma", type=float, help="Standard deviation of WaveGlow's noise. Default: the voice's, or 0.6.")
 @click.option("--denoise", type=float, help="Strength of WaveGlow's denoiser. Default: the voice's, or 0 (off).")
 @click.option("--device", help="Such as cpu or cuda:0. Default: the GPU if there is one.")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True,
+@click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True,
               help="Type of the weights.")  # fmt: skip
 @click.option("--sentence-silence", default=0.2, show_default=True, help="Seconds of silence between sentences.")
 @click.option("--plot", type=click.Path(), help="Save alignment and mel spectrogram as PNG (needs matplotlib).")
@@ -102,12 +104,15 @@ def synth(text, input_file, output, list_voices, plot, as_json, quiet, seed, sen
 @click.argument("target", type=click.Path())
 @click.option("--to", type=click.Choice(["fastglow", "nvidia"]), default="fastglow", show_default=True,
               help="fastglow: safetensors; nvidia: DeepLearningExamples' layout.")  # fmt: skip
-def convert(source, target, to):
+@click.option("--dtype", type=click.Choice(DTYPES), help="Type of the weights to write. Default: as they are.")
+def convert(source, target, to, dtype):
     """Convert a checkpoint of any published format."""
+    import torch
+
     from fastglow.checkpoint import convert_checkpoint
 
     _check_writable(target)
-    convert_checkpoint(source, target, to=to)
+    convert_checkpoint(source, target, to=to, dtype=dtype and getattr(torch, dtype))
     click.echo(f"{source} -> {target}")
 
 

@@ -212,9 +212,7 @@ print(fastglow._checkout.CheckoutFinder in sys.meta_path)
 
 
 def test_runs_as_a_module(layout):
-    done = layout.run(
-        "import runpy, sys; sys.argv[1:] = ['--help']; runpy.run_module('fastglow', run_name='__main__')"
-    )
+    done = layout.run("import runpy, sys; sys.argv[1:] = ['--help']; runpy.run_module('fastglow', run_name='__main__')")
     assert "synth" in done.stdout
 
 
@@ -235,9 +233,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
 def test_wheel_holds_the_voices(wheel):
     voices = ROOT / "fastglow" / "voices"
     shipped = {
-        path.relative_to(ROOT).as_posix()
-        for path in voices.rglob("*")
-        if path.suffix not in ("", ".pyc", ".py")
+        path.relative_to(ROOT).as_posix() for path in voices.rglob("*") if path.suffix not in ("", ".pyc", ".py")
     }
     assert any(name.endswith("/voice.json") for name in shipped)
     assert any(name.endswith(".safetensors") for name in shipped)

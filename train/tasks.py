@@ -2,7 +2,7 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -25,14 +25,21 @@ SAMPLE_SEED = 0  # of validation's samples: the same noise every time shows the 
 MEAN_MEL_ITEMS = 100  # how many items the mean mel is taken of: more do not change it
 
 
+@dataclass
 class Sample:
-    """What one validation item sounds and looks like."""
+    """What one validation item sounds and looks like.
 
-    def __init__(self, audio: np.ndarray, mels: dict[str, np.ndarray], alignment: np.ndarray | None, text: str):
-        self.audio = audio
-        self.mels = mels
-        self.alignment = alignment
-        self.text = text
+    Attributes:
+        audio: float32 [N] in [-1, 1].
+        mels: log-mels [n_mel_channels, T] by caption.
+        alignment: [decoder steps, symbols], or None for a vocoder.
+        text: what is spoken.
+    """
+
+    audio: np.ndarray
+    mels: dict[str, np.ndarray]
+    alignment: np.ndarray | None
+    text: str
 
 
 class Task(ABC):

@@ -237,13 +237,14 @@ def save_nvidia_checkpoint(model: nn.Module, path: PathLike) -> None:
         torch.save(content, temporary)
 
 
-def convert_checkpoint(src: PathLike, dst: PathLike, to: str = "fastglow") -> None:
-    """Read a checkpoint of any supported format and write it as ours or NVIDIA's; dtypes are kept.
+def convert_checkpoint(src: PathLike, dst: PathLike, to: str = "fastglow", *, dtype: torch.dtype | None = None) -> None:
+    """Read a checkpoint of any supported format and write it as ours or NVIDIA's.
 
     Where the source's weight normalisation was removed, g is each row's norm, rounded to the file's dtype.
 
     Args:
         to: "fastglow" (safetensors) or "nvidia" (DeepLearningExamples' layout).
+        dtype: of the weights that are written; None keeps the file's.
 
     Raises:
         FastglowError: as `load_checkpoint` and the savers; `dst` is left as it was.
@@ -251,4 +252,4 @@ def convert_checkpoint(src: PathLike, dst: PathLike, to: str = "fastglow") -> No
     writers = {"fastglow": save_checkpoint, "nvidia": save_nvidia_checkpoint}
     if to not in writers:
         raise FastglowError(f"to={show(to)}: expected one of {', '.join(writers)}")
-    writers[to](load_checkpoint(src, dtype=None), dst)
+    writers[to](load_checkpoint(src, dtype=dtype), dst)

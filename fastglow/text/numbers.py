@@ -62,11 +62,18 @@ def number(text: str) -> str:
 
 
 def fraction(numerator: int, denominator: int) -> str | None:
-    """``3, 4`` -> ``"three quarters"``; ``None`` where the pair is not said as a fraction (9/11, 24/7, 10/10)."""
+    """``3, 4`` -> ``"three quarters"``; ``None`` where the pair is not said as a fraction (9/11, 24/7, 8/10)."""
     if not 0 < numerator < denominator or denominator not in _DENOMINATORS:
+        return None
+    if numerator > 1 and denominator in (10, 100):
         return None
     part = {2: "half", 4: "quarter"}.get(denominator) or ordinal(denominator)
     return f"{cardinal(numerator)} {part if numerator == 1 else part + 's'}"
+
+
+def said_slash(denominator: str) -> str:
+    """``8/10`` is a mark, eight out of ten; ``120/80`` is one hundred twenty over eighty."""
+    return "out of" if denominator in ("10", "100") else "over"
 
 
 def quantity(text: str) -> str:
@@ -77,7 +84,7 @@ def quantity(text: str) -> str:
     whole, _, numerator = numerator.replace("-", " ").rpartition(" ")
     part = fraction(int(numerator), int(denominator))
     if not part:
-        part = f"{cardinal(numerator)} over {cardinal(denominator)}"
+        part = f"{cardinal(numerator)} {said_slash(denominator)} {cardinal(denominator)}"
         return f"{cardinal(whole)} {part}" if whole else part
     if whole and numerator == "1" and denominator in ("2", "4"):
         part = part.replace("one", "a")

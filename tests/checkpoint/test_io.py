@@ -286,3 +286,10 @@ def test_models_go_to_and_come_from_the_gpu(build, same_weights, tmp_path):
     loaded = load_checkpoint(tmp_path / "m", device="cuda", dtype=torch.float16)
     assert {(p.device.type, p.dtype) for p in loaded.parameters()} == {("cuda", torch.float16)}
     same_weights(load_checkpoint(tmp_path / "m"), model.cpu())
+
+
+def test_convert_to_another_dtype(build, tmp_path):
+    save_checkpoint(build.waveglow(), tmp_path / "full.safetensors")
+    convert_checkpoint(tmp_path / "full.safetensors", tmp_path / "half.safetensors", dtype=torch.float16)
+    full, half = (load_file(tmp_path / f"{name}.safetensors") for name in ("full", "half"))
+    assert all(torch.equal(half[key], tensor.half()) for key, tensor in full.items())

@@ -23,7 +23,7 @@ CURRENCY = [
     ("$1,234.56", "one thousand two hundred thirty-four dollars and fifty-six cents"),
     ("$1.234", "one point two three four dollars"),
     ("$3.5 million", "three point five million dollars"),
-    ("a $3-million loss", "a three million dollars loss"),
+    ("a $3-million loss", "a three million dollar loss"),
     ("$20k", "twenty thousand dollars"),
     ("$2bn", "two billion dollars"),
     ("$1.2M", "one point two million dollars"),
@@ -53,6 +53,8 @@ CURRENCY = [
     ("5 USD", "five dollars"),
     ("EUR 20", "twenty euros"),
     ("3 million CAD", "three million canadian dollars"),
+    ("Rs. 500", "five hundred rupees"),
+    ("a $1.5-billion deal", "a one point five billion dollar deal"),
     ("a lot of $", "a lot of dollar"),
 ]
 
@@ -104,6 +106,10 @@ MEASURES = [
     ("5 μm", "five micrometers"),
     ("20 ± 5 kg", "twenty plus or minus five kilograms"),
     ("100 kWh/yr", "one hundred kilowatt hours per year"),
+    ("14°F–95°F", "fourteen degrees fahrenheit to ninety-five degrees fahrenheit"),
+    ("2 tbsp. sugar", "two tablespoons sugar"),
+    ("420 ppm", "four hundred twenty parts per million"),
+    ("c. 7 mi", "circa seven miles"),
     ("10 kΩ", "ten kilohms"),
 ]
 
@@ -115,6 +121,7 @@ DATES_AND_TIMES = [
     ("at 5 p.m. Monday", "at five pee em monday"),
     ("7:30AM", "seven thirty ay em"),
     ("5pm", "five pee em"),
+    ("It was 5 pm. John left.", "it was five pee em. john left."),
     ("5-6 pm", "five to six pee em"),
     ("14:30", "fourteen thirty"),
     ("9:00", "nine o'clock"),
@@ -138,6 +145,7 @@ DATES_AND_TIMES = [
     ("the 5th of May", "the fifth of may"),
     ("on 22nd November 1963", "on the twenty-second of november, nineteen sixty-three"),
     ("Sun., Jan. 5", "sunday, january fifth"),
+    ("Mon-Fri", "monday to friday"),
     ("2021-01-05", "january fifth, twenty twenty-one"),
     ("2021-01-05T14:30", "january fifth, twenty twenty-one fourteen thirty"),
     ("1/5/2021", "january fifth, twenty twenty-one"),
@@ -191,6 +199,9 @@ NUMBERS = [
     ("24/7", "twenty-four seven"),
     ("9/11", "nine eleven"),
     ("10/10", "ten out of ten"),
+    ("8/10", "eight out of ten"),
+    ("9.5/10", "nine point five out of ten"),
+    ("1/10", "one tenth"),
     ("120/80", "one hundred twenty over eighty"),
     ("-5", "minus five"),
     ("−5", "minus five"),
@@ -218,6 +229,7 @@ NUMBERS = [
     ("1e-3", "one times ten to the minus three"),
     ("10^6", "ten to the power of six"),
     ("10⁻⁶", "ten to the power of minus six"),
+    ("E = mc²", "ee equals mc squared"),
     ("x²", "ex squared"),
     ("٣", "three"),
     ("a 24-hour day", "a twenty-four-hour day"),
@@ -241,6 +253,12 @@ NAMES_AND_ABBREVIATIONS = [
     ("Vol. II", "volume two"),
     ("John Smith III", "john smith the third"),
     ("Rocky II", "rocky two"),
+    ("Methods, II. Results", "methods, two. results"),
+    ("an IV drip", "an eye vee drip"),
+    ("221B Baker St., London", "two hundred twenty-one bee baker street, london"),
+    ("No 10 Downing St. is small", "number ten downing street is small"),
+    ("6 ft. Then", "six feet. then"),
+    ("pp 3-4", "pages three to four"),
     ("I am", "i am"),
     ("Dr. Smith", "doctor smith"),
     ("Dr Smith", "doctor smith"),
@@ -268,6 +286,7 @@ NAMES_AND_ABBREVIATIONS = [
     ("apples, pears, etc.", "apples, pears, et cetera."),
     ("e.g. apples", "for example apples"),
     ("i.e., pears", "that is, pears"),
+    ("by Smith et al.", "by smith and others."),
     ("Smith et al. wrote", "smith and others wrote"),
     ("us vs. them", "us versus them"),
     ("Roe v. Wade", "roe versus wade"),
@@ -337,6 +356,7 @@ ADDRESSES = [
     ("example.com", "example dot com"),
     ("user@example.com", "user at example dot com"),
     ("foo_bar.baz@mail.co.uk,", "foo underscore bar dot baz at mail dot co dot you kay,"),
+    ("C# and .NET", "see sharp and dot net"),
     ("notes.txt", "notes dot tee ex tee"),
     ("the end.Next", "the end. next"),
 ]
@@ -419,7 +439,7 @@ def clean_quietly(text):
         return english_speech_cleaners(text)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(any_text | dense_text | snippet_text)
 def test_any_text_becomes_speakable_and_stays_as_it_is(text):
     once = clean_quietly(text)
@@ -475,4 +495,4 @@ PATHOLOGICAL = "a|1|.|{|(|1,11|1.|A.|a-|'|www.|a@|$1-|1/|Dr. |\u0300\u0316".spli
 @pytest.mark.parametrize("unit", PATHOLOGICAL)
 def test_long_monotonous_text(unit):
     """A pattern whose cost is quadratic would keep this test busy for minutes."""
-    clean_quietly(unit * (60_000 // len(unit)))
+    clean_quietly(unit * (30_000 // len(unit)))

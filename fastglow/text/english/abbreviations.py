@@ -2,7 +2,7 @@
 
 import re
 
-from fastglow.text.english.context import SENTENCE_STARTERS, after, before, ends_sentence, next_word
+from fastglow.text.english.context import SENTENCE_STARTERS, after, before, ends_sentence, final_stop, next_word
 
 # Written out wherever they stand before a full stop; these never end a sentence.
 TITLES = {
@@ -47,6 +47,7 @@ BEFORE_NAME = {
 BEFORE_NUMBER = {
     "apt": "apartment",
     "art": "article",
+    "c": "circa",
     "ca": "circa",
     "ch": "chapter",
     "eq": "equation",
@@ -110,18 +111,21 @@ GENERAL = {
     "viz": "namely",
     "vs": "versus",
 }
+# After a number these are feet, seconds and pints.
+_UNITS_TOO = frozenset("ft pt sec".split())
 # With stops inside; the last stop may be missing.
 _PHRASES = {
     "e.g": "for example",
     "i.e": "that is",
     "a.k.a": "also known as",
-    "et al": "and others",
 }
 
 _PHRASE = re.compile(rf"\b({'|'.join(map(re.escape, _PHRASES))})\b\.?", re.IGNORECASE)
+_ET_AL = re.compile(r"\bet al\b\.?")
 _DOTTED = re.compile(r"(?<![A-Za-z'])(?<!\w-)([A-Za-z]{1,6})\.(?!\w)")
 _BARE_TITLE = re.compile(r"\b(Mrs?|Ms|Drs?|Prof|St|Sgt|Capt|Lt)(?= [A-Z])")
-_BARE_STREET = re.compile(r"(?<=[a-z] )(St|Ave|Blvd|Rd|Dr)(?=,|\Z)")
+_BARE_NUMBER = re.compile(r"\b(pp|Nos?|Vols?|Figs?|Ch)(?= ?\d)")
+_BARE_STREET = re.compile(r"(?<=[a-z] )(St|Ave|Blvd|Rd)(?=,|\Z)")
 _VERSUS = re.compile(r"(?<![A-Za-z'])(?<![A-Za-z]-)(?i:vs)(?![A-Za-z']|-[A-Za-z])|(?<=[a-z] )v\.(?= [A-Z])")
 _WITH = re.compile(r"(?<![\w/])w/(o(?![\w/]))? ?")
 _AND_OR = re.compile(r"\band/or\b", re.IGNORECASE)
@@ -142,7 +146,9 @@ def expand_abbreviations(text: str) -> str:
     The full stop of an abbreviation goes, unless it ends the sentence too.
     """
     text = _PHRASE.sub(lambda match: _PHRASES[match[1].lower()], text)
+    text = _ET_AL.sub(lambda match: "and others" + final_stop(match), text)
     text = _DOTTED.sub(_dotted, text)
+    text = _BARE_NUMBER.sub(lambda match: BEFORE_NUMBER[match[1].lower()], text)
     text = _BARE_TITLE.sub(_bare_title, text)
     text = _BARE_STREET.sub(lambda match: STREETS[match[1].lower()], text)
     text = _VERSUS.sub("versus", text)
@@ -154,6 +160,8 @@ def _dotted(match: re.Match) -> str:
     word, following = match[1], after(match)
     key = word.lower()
     stop = "." if ends_sentence(following) else ""
+    if key in _UNITS_TOO and before(match)[-2:-1].isdigit():
+        return match[0]
     if key in BEFORE_NUMBER and _NUMBER_FOLLOWS.match(following):
         return BEFORE_NUMBER[key]
     if key in STREETS and _is_street(match):

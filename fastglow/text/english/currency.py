@@ -46,7 +46,7 @@ _SCALES = {
 
 _SIGN = "[" + "".join(_CURRENCIES) + "]"
 _NATION = r"(?:(?<![A-Za-z.])(US|U\.S\.|AU?|CA?|NZ|HK|S)(?=\$))?"
-_SCALE = r"(?:[ -]?(hundred|thousand|[mb]illion|trillion|[kK]|[Mm]n?|mm|MM|[Bb]n?|[Tt]n)(?![A-Za-z0-9]))?"
+_SCALE = r"(?:([ -]?)(hundred|thousand|[mb]illion|trillion|[kK]|[Mm]n?|mm|MM|[Bb]n?|[Tt]n)(?![A-Za-z0-9]))?"
 _CODE = "|".join([*_CODES, *_CODE_NATIONS])
 
 _BEFORE = re.compile(rf"{_NATION}({_SIGN}) ?({NUMBER})(?: ?[-–] ?(?:{_SIGN})?({NUMBER}))?{_SCALE}(-)?")
@@ -54,11 +54,13 @@ _AFTER = re.compile(rf"(?<![\w.])(?<!\d,)({NUMBER})(?: ?[-–] ?({NUMBER}))?{_SC
 _CODE_BEFORE = re.compile(rf"\b({_CODE}) ?({NUMBER})(?: ?[-–] ?({NUMBER}))?{_SCALE}")
 _CENTS = re.compile(rf"(?<![\w.])(?<!\d,)({NUMBER}) ?¢")
 _PENCE = re.compile(r"(?<![\w.,-])(\d{1,2})p\b")
+_RUPEES = re.compile(r"\bRs\.? ?(?=\d)")
 _LONE_SIGN = re.compile(rf" ?(?:{_SIGN}|¢) ?")
 
 
 def read_currency(text: str) -> str:
     """``"$3.5 million"``, ``"£1.05"``, ``"€5-10"``, ``"5 USD"``, ``"50p"``, ``"A$20k"`` in words."""
+    text = _RUPEES.sub("₹", text)
     text = _BEFORE.sub(_before, text)
     text = _AFTER.sub(_after, text)
     text = _CODE_BEFORE.sub(_code_before, text)
@@ -68,27 +70,27 @@ def read_currency(text: str) -> str:
 
 
 def _before(match: re.Match) -> str:
-    nation, sign, first, last, scale, hyphen = match.groups()
-    # "a $5-million loss", "a $20-a-day job": the hyphen ties the amount to what follows.
-    return _amount(_NATIONS.get(nation, ""), sign, first, last, scale) + " " * bool(hyphen)
+    nation, sign, first, last, tie, scale, hyphen = match.groups()
+    spoken = _amount(_NATIONS.get(nation, ""), sign, first, last, scale, adjective=tie == "-")
+    return spoken + " " * bool(hyphen)  # "a $20-a-day job"
 
 
 def _after(match: re.Match) -> str:
-    first, last, scale, sign, code = match.groups()
+    first, last, _, scale, sign, code = match.groups()
     return _amount(_CODE_NATIONS.get(code, ""), sign or _CODES.get(code, "$"), first, last, scale)
 
 
 def _code_before(match: re.Match) -> str:
-    code, first, last, scale = match.groups()
+    code, first, last, _, scale = match.groups()
     return _amount(_CODE_NATIONS.get(code, ""), _CODES.get(code, "$"), first, last, scale)
 
 
-def _amount(nation: str, sign: str, first: str, last: str | None, scale: str | None) -> str:
+def _amount(nation: str, sign: str, first: str, last: str | None, scale: str | None, adjective: bool = False) -> str:
     one, many, coin, _ = _CURRENCIES[sign]
     if last or scale:
         spoken = number(first) + (f" to {number(last)}" if last else "")
         spoken += f" {_SCALES.get(scale.lower(), scale)}" if scale else ""
-        return f"{spoken} {nation}{many}"
+        return f"{spoken} {nation}{one if adjective else many}"
     whole, _, fraction = first.replace(",", "").partition(".")
     # One decimal is tenths of a dollar; three or more are no coins.
     if not coin or not 1 <= len(fraction) <= 2:

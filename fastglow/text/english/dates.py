@@ -21,7 +21,9 @@ _MONTH_DAY = re.compile(rf"\b({_MONTH}) {_DAY}(?: ?[-–] ?{_DAY})?{_YEAR}(?![\w
 _DAY_MONTH = re.compile(rf"(?<![\w.,:/$-]){_DAY}(?: ?[-–] ?{_DAY})?(?: of)? ({_MONTH})(?!\w){_YEAR}", re.IGNORECASE)
 _MONTH_YEAR = re.compile(rf"\b({_MONTH}),? (\d{{4}})(?!\w|[,.:]\d)", re.IGNORECASE)
 _LONE_MONTH = re.compile(r"\b(Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)\.(?!\w)")
-_WEEKDAY = re.compile(rf"\b(Mon|Tues?|Wed|Thu(?:rs?)?|Fri|Sat|Sun)\b\.?(?=,? (?:{_MONTH}\b|\d))", re.IGNORECASE)
+_DAY_NAME = r"\b(Mon|Tues?|Wed|Thu(?:rs?)?|Fri|Sat|Sun)\b\.?"
+_WEEKDAYS = re.compile(rf"{_DAY_NAME} ?[-–] ?{_DAY_NAME}")
+_WEEKDAY = re.compile(rf"{_DAY_NAME}(?=,? (?:(?i:{_MONTH})\b|\d))")
 
 _DECADE = re.compile(r"(?<![\w.,$£€'])'?(\d{3}0|[2-9]0)'?s\b")
 _SHORT_YEAR = re.compile(r"(?<![\w'])'(\d\d)(?![\w'])")
@@ -34,7 +36,8 @@ def read_dates(text: str) -> str:
     """
     text = _ISO.sub(_iso, text)
     text = _SLASHED.sub(_slashed, text)
-    text = _WEEKDAY.sub(_weekday, text)
+    text = _WEEKDAYS.sub(lambda match: f"{_weekday(match[1])} to {_weekday(match[2])}", text)
+    text = _WEEKDAY.sub(lambda match: _weekday(match[1]), text)
     text = _DAY_MONTH.sub(_day_month, text)
     text = _MONTH_DAY.sub(_month_day, text)
     text = _MONTH_YEAR.sub(_month_year, text)
@@ -88,10 +91,8 @@ def _month_year(match: re.Match) -> str:
     return f"{_month_name(match[1])} {year(int(match[2]))}"
 
 
-def _weekday(match: re.Match) -> str:
-    if not match[0][0].isupper():
-        return match[0]
-    return next(day for day in _DAYS if day.startswith(match[1].lower()[:3]))
+def _weekday(written: str) -> str:
+    return next(day for day in _DAYS if day.startswith(written.lower()[:3]))
 
 
 def _is_month(written: str) -> bool:

@@ -27,9 +27,9 @@ _STEPS = (
     read_roman_numerals,
     read_codes,
     read_minus_signs,
+    expand_abbreviations,
     read_currency,
     read_units,
-    expand_abbreviations,
     read_signs_in_context,
     read_numbers,
 )

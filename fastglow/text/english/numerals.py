@@ -3,7 +3,7 @@
 import re
 
 from fastglow.text.english.context import after, before, last_word
-from fastglow.text.numbers import FRACTION, NUMBER, cardinal, number, ordinal, quantity, spell_digits, year
+from fastglow.text.numbers import FRACTION, NUMBER, cardinal, number, ordinal, quantity, said_slash, spell_digits, year
 
 # Nobody follows a number of this many digits; it is read digit by digit.
 _LONG = re.compile(r"(?<!\d)(\d{1,15}\.)?(\d{16,})(?!\d)")
@@ -27,7 +27,7 @@ _TIMES = re.compile(rf"{_START}({NUMBER})x(?![\w])")
 _BY = re.compile(rf"{_START}({NUMBER})(?:[x×]| x )(?={NUMBER}(?![A-Za-wyz]))")
 _SCALED = re.compile(rf"{_START}({NUMBER})([kKMB]|bn|tn)(?![A-Za-z0-9])")
 _FRACTION = re.compile(rf"(?<![\w./,-]){FRACTION}(?!\w|[.,]\d)")
-_OVER = re.compile(r"(?<=\d) ?/ ?(?=\d)")
+_OVER = re.compile(r"(?<=\d) ?/ ?(?=(\d+))")
 _NUMBER = re.compile(NUMBER)
 
 _SCALES = {"k": "thousand", "M": "million", "B": "billion", "bn": "billion", "tn": "trillion"}
@@ -38,7 +38,7 @@ _BEFORE_YEAR = frozenset(
     "march april may june july august september october november december".split()
 )
 # "1850 was", not "1850 prisoners".
-_SINGULAR_S = frozenset("was is as has its this his was does us series thus yes".split())
+_SINGULAR_S = frozenset("as does has his is its series this thus us was yes".split())
 _IRREGULAR_PLURALS = frozenset("people men women children feet sheep fish cattle".split())
 _BEFORE_COUNT = frozenset("about nearly almost exactly only some over under another these those all".split())
 _BEFORE_SIMPLE = frozenset("room number page chapter flight route highway channel boeing apartment suite bus".split())
@@ -69,7 +69,7 @@ def read_numbers(text: str) -> str:
     text = _RANGE.sub(_range, text)
     text = _ORDINAL.sub(lambda match: ordinal(match[1]), text)
     text = _FRACTION.sub(_fraction, text)
-    text = _OVER.sub(" over ", text)
+    text = _OVER.sub(lambda match: f" {said_slash(match[1])} ", text)
     text = _BY.sub(lambda match: f"{match[1]} by ", text)
     text = _TIMES.sub(lambda match: f"{number(match[1])} times", text)
     text = _SCALED.sub(_scaled, text)
@@ -131,6 +131,8 @@ def _fraction(match: re.Match) -> str:
 
 def _scaled(match: re.Match) -> str:
     value, scale = match.groups()
+    if scale == "B" and len(value) > 2 and value.isdigit():
+        return f"{number(value)} bee"  # more often a house than billions
     # 4K and 8K are names of screens, not thousands.
     if scale == "K" and value in ("4", "8"):
         return f"{number(value)} kay"

@@ -20,8 +20,8 @@ _REIGNING = frozenset(
     harald henri henry honorius hugh innocent isabella ivan james john joseph juan julius justinian karl ladislaus leo
     leopold lothair louis ludwig mahmud manuel margaret maria martin mary matthias maximilian mehmed michael murad
     napoleon nicholas olav otto paul pedro peter philip philippe pius ptolemy rama rameses ramesses ramses richard
-    robert rudolf rudolph selim seti sigismund sixtus stephen suleiman theodosius thutmose umberto urban valentinian victor
-    victoria vladislaus wilhelm william xerxes
+    robert rudolf rudolph selim seti sigismund sixtus stephen suleiman theodosius thutmose umberto urban valentinian
+    victor victoria vladislaus wilhelm william xerxes
     """.split()
 )
 _VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100}
@@ -29,6 +29,8 @@ _VALID = re.compile(r"C{0,3}(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})")
 _NUMERAL = re.compile(r"(?<![\w.'&-])(?:[IVXLC]{1,8}|[ivxl]{2,8})(?![\w&]|'(?!s\b)|-\w|\.\w)")
 _PREVIOUS = re.compile(r"(?:\b(\w+)\.? )?\b(\w+)\.? \Z")
 
+# Not an abbreviation of anything, whatever stands before it.
+_UNMISTAKABLE = re.compile("II|(?!XXX$)[IVX]{3,}")
 # After "Charles I" these follow; "Henry I know" is about somebody else.
 _AFTER_NUMERAL_I = re.compile(r"[,.;:!?)]|\Z|'s\b| (?:of|was|had|is|and|the|who|died|ruled|became|reigned)\b")
 # After "the Book I" these follow; after "Part I" hardly ever.
@@ -44,39 +46,38 @@ def read_roman_numerals(text: str) -> str:
 
 
 def _numeral(match: re.Match) -> str:
-    numeral, following = match[0], after(match)
+    numeral = match[0]
+    if not _VALID.fullmatch(numeral.upper()):
+        return numeral
     context = _PREVIOUS.search(before(match))
-    if not context or not _VALID.fullmatch(numeral.upper()):
-        return numeral
-    earlier, word = context[1] or "", context[2]
-    if _is_heading(word, numeral, following):
+    earlier, word = (context[1] or "", context[2]) if context else ("", "")
+    if _is_number_of(word, numeral, after(match)):
         return str(_value(numeral))
-    if numeral.islower():
-        return numeral
-    if _is_reigning(word, numeral, following):
+    if _is_reigning(word, numeral, after(match)) or (numeral in ("II", "III", "IV") and _is_full_name(earlier, word)):
         return f"the {ordinal(_value(numeral))}"
-    if word == "the" and earlier.lower() in _REIGNING:
+    if word == "the" and earlier.lower() in _REIGNING and numeral.isupper():
         return ordinal(_value(numeral))
-    if len(numeral) == 1 or not word[0].isupper() or set(numeral) - set("IVX"):
-        return numeral
-    # A suffix of a full name, "John Smith III", is an ordinal; a numbered thing, "Rocky II", is not.
-    if numeral in ("II", "III", "IV") and _is_first_name(earlier) and not word.isupper():
-        return f"the {ordinal(_value(numeral))}"
-    return str(_value(numeral))
+    is_numbered = len(numeral) > 1 and set(numeral) <= set("IVX") and _is_name(word)
+    return str(_value(numeral)) if is_numbered or _UNMISTAKABLE.fullmatch(numeral) else numeral
 
 
-def _is_first_name(word: str) -> bool:
-    return word[:1].isupper() and not word[1:].isupper() and word.lower() not in SENTENCE_STARTERS
+def _is_name(word: str) -> bool:
+    return word[:1].isupper() and word.lower() not in SENTENCE_STARTERS
 
 
-def _is_heading(word: str, numeral: str, following: str) -> bool:
-    if word.lower() not in _HEADINGS:
+def _is_full_name(first: str, last: str) -> bool:
+    """``"John Smith"``, whose III is the third, unlike that of ``"Rocky III"`` or ``"USS Enterprise III"``."""
+    return _is_name(first) and _is_name(last) and not first[1:].isupper() and not last.isupper()
+
+
+def _is_number_of(heading: str, numeral: str, following: str) -> bool:
+    if heading.lower() not in _HEADINGS:
         return False
-    return len(numeral) > 1 or (word[0].isupper() and not _AFTER_PRONOUN_I.match(following))
+    return len(numeral) > 1 or (heading[0].isupper() and not _AFTER_PRONOUN_I.match(following))
 
 
 def _is_reigning(name: str, numeral: str, following: str) -> bool:
-    if not name[0].isupper() or name.lower() not in _REIGNING:
+    if not numeral.isupper() or not name[:1].isupper() or name.lower() not in _REIGNING:
         return False
     if len(numeral) == 1 and following.startswith(". ") and not ends_sentence(following[1:]):
         return False  # an initial: "George V. Higgins"

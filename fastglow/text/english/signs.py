@@ -10,8 +10,8 @@ _IN_CONTEXT = [
     for pattern, replacement in [
         (r"°C\b", " degrees celsius "),
         (r"°F\b", " degrees fahrenheit "),
-        (r"(?:(?<=\b[A-Za-z])|(?<=\d))²", " squared "),
-        (r"(?:(?<=\b[A-Za-z])|(?<=\d))³", " cubed "),
+        (r"(?:(?<=\b[A-Za-z])|(?<=\b[A-Za-z]{2})|(?<=\d))²", " squared "),
+        (r"(?:(?<=\b[A-Za-z])|(?<=\b[A-Za-z]{2})|(?<=\d))³", " cubed "),
         (r"[²³]", ""),
         (MICRO, " micro "),
         (OHM, " ohms "),

@@ -6,7 +6,7 @@ from fastglow.text.english.context import final_stop
 from fastglow.text.english.letters import spell
 from fastglow.text.numbers import cardinal, two_digits
 
-_HALF = r"([ap])(?:\.? ?m\b\.?)"
+_HALF = r"([ap])(?:\. ?m\b\.?|m\b)"
 _CLOCK = re.compile(rf"(?<![\w:.])(\d{{1,2}}):([0-5]\d)(?::([0-5]\d))?(?: ?{_HALF})?(?!\w|[:.]\d)", re.IGNORECASE)
 _HOUR = re.compile(rf"(?<![\w:.,$-])(\d{{1,2}})(?: ?[-–] ?(\d{{1,2}}))? ?{_HALF}(?!\w)", re.IGNORECASE)
 _RATIO = re.compile(r"(?<![\w:.,])(\d{1,4}):(\d{1,4})(?!\w|[:.,]\d)")

@@ -27,6 +27,11 @@ _SPELLINGS = {
     "microliter": f"{MICRO}l {MICRO}L",
     "centiliter": "cl cL",
     "gallon": "gal",
+    "tablespoon": "tbsp",
+    "teaspoon": "tsp",
+    "pint": "pt pts",
+    "quart": "qt qts",
+    "part per million": "ppm",
     "hour": "h hr hrs",
     "minute": "min mins",
     "second": "s sec secs",
@@ -135,7 +140,7 @@ _PER = {spelling: name for name, spellings in _DENOMINATORS.items() for spelling
 
 _IRREGULAR_PLURALS = {"foot": "feet", "inch": "inches", "degree": "degrees"}
 # After these a full stop belongs to the abbreviation.
-_DOTTED = frozenset("cal ft gal hr hrs in lb lbs mi min mins oz sec secs yd yds".split())
+_DOTTED = frozenset("cal ft gal hr hrs in lb lbs mi min mins oz sec secs tbsp tsp pt pts qt qts yd yds".split())
 _MARKED = {"'": "feet", '"': "inches"}
 _JOINERS = {"-": "to", "–": "to", "to": "to", "±": "plus or minus", "x": "by", "×": "by"}
 
@@ -156,7 +161,7 @@ _AFTER_INCHES = re.compile(
     r" ?\)| ?[x×] ?\d| (?:by \d|in diameter|long|wide|tall|deep|thick|high|of (?:rain|snow|water))"
 )
 _PER_UNIT = re.compile(rf"(?<=[a-z])/({_any_of(_PER)}){_END}")
-_SYMBOL_RANGE = re.compile(r"(?<=[%°‰]) ?[-–] ?(?=\d)")
+_SYMBOL_RANGE = re.compile(r"(?:(?<=[%°‰])|(?<=°[CF])) ?[-–] ?(?=\d)")
 
 _HEIGHT = re.compile(r"(?<![\w'.])(\d{1,2})' ?(\d{1,2})(?:\"|''|(?![\w']))")
 _AREA = re.compile(r"(?<![\w'.])(\d{1,4})('|\") ?[x×] ?(\d{1,4})\2")

@@ -7,7 +7,7 @@ from fastglow.text.english.letters import spell
 from fastglow.text.numbers import number, spell_digits, year
 
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-_TOP_LEVEL = r"(?:co\.uk|com|org|net|edu|gov|mil|info|biz|io|ai|dev|app|tv|eu|uk|de|fr|ch|ca)"
+_TOP_LEVEL = r"(?:COM|NET|ORG|co\.uk|com|org|net|edu|gov|mil|info|biz|io|ai|dev|app|tv|eu|uk|de|fr|ch|ca)"
 _EXTENSIONS = (
     "bat bin bmp cc cfg cpp css csv dll doc docx exe gif gz h hpp html htm ini jpeg jpg js json log md mp3 mp4 ogg pdf "
     "php png ppt pptx py rb rs rtf sh sql svg tar toml ts tsv txt wav xls xlsx xml yaml yml zip"
@@ -15,11 +15,10 @@ _EXTENSIONS = (
 
 _EMAIL = re.compile(rf"(?<![\w.+%-])([\w.+%-]{{1,64}})@((?:{_LABEL}\.){{1,6}}[A-Za-z]{{2,24}})(?![\w-])")
 _URL = re.compile(r"(?<!\w)(?:(?:https?|ftp)://|(?=www\.\w))[^\s\"<>(){}\[\]\ufdd0]+", re.IGNORECASE)
-_DOMAIN = re.compile(
-    rf"(?<![\w@.-])(?:{_LABEL}\.){{1,6}}{_TOP_LEVEL}(?![\w-]|\.\w)(?:/[^\s\"<>(){{}}\[\]\ufdd0]*)?", re.IGNORECASE
-)
+_DOMAIN = re.compile(rf"(?<![\w@.-])(?:{_LABEL}\.){{1,6}}{_TOP_LEVEL}(?![\w-]|\.\w)(?:/[^\s\"<>(){{}}\[\]\ufdd0]*)?")
 _FILE = re.compile(rf"(?<![\w@.-])[\w-]{{1,64}}\.(?:{_EXTENSIONS.replace(' ', '|')})(?![\w-]|\.\w)")
 
+_BARE_EXTENSION = re.compile(rf"(?<![\w.])\.(?=(?:NET|{_EXTENSIONS.replace(' ', '|')})(?!\w))")
 _SCHEME = re.compile(r"\w+://")
 _TRAILING = re.compile(r"[.,;:!?'*_]+\Z")
 _PART = re.compile(r"[A-Za-z]+|[0-9]+|.", re.DOTALL)
@@ -60,7 +59,8 @@ def read_addresses(text: str) -> str:
     text = _EMAIL.sub(lambda match: _read(match[0]), text)
     text = _URL.sub(_url, text)
     text = _DOMAIN.sub(_url, text)
-    return _FILE.sub(lambda match: _read(match[0]), text)
+    text = _FILE.sub(lambda match: _read(match[0]), text)
+    return _BARE_EXTENSION.sub("dot ", text)
 
 
 def _url(match: re.Match) -> str:
