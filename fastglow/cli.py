@@ -6,17 +6,20 @@ import os
 import sys
 import warnings
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from fastglow._version import __version__
 from fastglow.errors import FastglowError
+from fastglow.files import replacing
 from fastglow.voices import DEFAULT_VOICE, VOCODERS, Voice, list_voices
 
 # Commands whose modules are slow to import, and only loaded when called for.
 _ELSEWHERE = {"prepare": "fastglow.train.command", "train": "fastglow.train.command"}
 
+PLOTTED_SENTENCES = 10
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -40,7 +43,7 @@ def cli():
 @click.argument("text", nargs=-1)
 @click.option("-i", "--input", "input_file", type=click.Path(), help="Read the text from a file; - is standard input.")
 @click.option("-o", "--output", type=click.Path(), help="WAV or FLAC file to write; - is WAV to standard output.")
-@click.option("-v", "--voice", default=DEFAULT_VOICE, show_default=True, help="Bundled voice, or a voice's folder.")
+@click.option("-v", "--voice", help=f"Bundled voice, or a voice's folder. Default: {DEFAULT_VOICE}.")
 @click.option("--list-voices", is_flag=True, help="List the bundled voices and exit.")
 @click.option(
     "--tacotron2",
@@ -57,36 +60,40 @@ def cli():
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True,
               help="Type of the weights.")  # fmt: skip
 @click.option("--sentence-silence", default=0.2, show_default=True, help="Seconds of silence between sentences.")
-@click.option("--plot", type=click.Path(), help="Save alignment and mel spectrogram as PNG (needs matplotlib).")
+@click.option(
+    "--plot", type=click.Path(), help="Save alignment and mel of the first 10 sentences as PNG (needs matplotlib)."
+)
 @click.option("--json", "as_json", is_flag=True, help="Report as one JSON object, on standard output if it is free.")
 @click.option("-q", "--quiet", is_flag=True, help="No report and no progress bar; warnings are still printed.")
-def synth(text, input_file, output, list_voices, plot, as_json, quiet, seed, sentence_silence, **options):
+@click.pass_obj
+def synth(caught, text, input_file, output, list_voices, plot, as_json, quiet, seed, sentence_silence, **options):
     """Speak TEXT, or --input, or standard input."""
     if list_voices:
         _print_voices()
         return
+    from fastglow.audio.io import check_format
+    from fastglow.plotting import require_matplotlib
+
     text = _read_text(text, input_file)
     if output is None:
         raise FastglowError("no output given: pass -o FILE.wav, or -o - for standard output")
+    if output == "-" and sys.stdout is None:
+        raise FastglowError("standard output is closed: pass -o FILE.wav")
     for path in (output, plot):
         _check_writable(path)
+    if output != "-":
+        check_format(output)
+    if plot:
+        require_matplotlib()
     if not text.strip():
         raise FastglowError("the text is empty: pass some words, -i FILE, or text on standard input")
 
-    from fastglow.audio import write_audio
-
-    with _warnings_as_lines() as caught:
-        synthesizer = _build_synthesizer(**options)
-        speech = synthesizer.synthesize(text, seed, sentence_silence=sentence_silence, progress=not quiet)
-        if not speech.sentences:
-            raise FastglowError(f"there is nothing to speak in {text.strip()[:60]!r}: pass some words")
-        if plot:
-            _save_plot(speech, plot)
-        if output == "-":
-            write_audio(sys.stdout.buffer, speech.audio, speech.sample_rate)
-            sys.stdout.buffer.flush()
-        else:
-            write_audio(output, speech.audio, speech.sample_rate)
+    synthesizer = _build_synthesizer(**options)
+    speech = synthesizer.synthesize(text, seed, sentence_silence=sentence_silence, progress=not quiet)
+    if not speech.sentences:
+        raise FastglowError(f"there is nothing to speak in {text.strip()[:60]!r}: pass some words")
+    with _plotted(speech, plot):
+        _write_speech(speech, output)
     report = _report(speech, output, synthesizer, caught)
     if as_json:
         click.echo(json.dumps(report, ensure_ascii=False), err=output == "-")
@@ -132,7 +139,8 @@ def inspect(file, as_json):
 def main(args: list[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0, 2 for what a user can mend, 130 after Ctrl-C."""
     try:
-        return cli.main(args, prog_name="fastglow", standalone_mode=False) or 0
+        with _warnings_as_lines() as caught:
+            return cli.main(args, prog_name="fastglow", standalone_mode=False, obj=caught) or 0
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help(), err=True)
         return 2
@@ -142,10 +150,8 @@ def main(args: list[str] | None = None) -> int:
         message = str(error)
     except click.Abort:
         return 130
-    except BrokenPipeError:
-        # Nobody reads standard output any more; the interpreter's own flush at exit must not complain of it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 2
+    except OSError as error:
+        message = f"{error.filename or 'file'}: {error.strerror}"
     click.echo(f"fastglow: {' '.join(message.split())}", err=True)
     return 2
 
@@ -189,46 +195,52 @@ def _check_writable(path: str | None) -> None:
 def _build_synthesizer(voice, tacotron2, waveglow, vocoder, cleaners, sigma, denoise, device, dtype):
     import torch
 
-    from fastglow.checkpoint import load_checkpoint
-    from fastglow.engine.synthesizer import DEFAULT_SIGMA, Synthesizer
+    from fastglow.engine import Synthesizer
 
-    dtype = getattr(torch, dtype)
-    if tacotron2 is None and waveglow is None:
-        return Synthesizer.from_voice(
-            voice,
-            device,
-            dtype,
-            vocoder=vocoder,
-            sigma=sigma,
-            denoise=denoise,
-            text_cleaners=cleaners or None,
-        )
-    # A model given beside a voice takes the place of the voice's; both together need no voice.
-    base = None if tacotron2 else Voice.load(voice)
-    return Synthesizer(
-        load_checkpoint(tacotron2 or base.tacotron2, expect="tacotron2"),
-        vocoder or ("waveglow" if waveglow else "griffin-lim"),
-        load_checkpoint(waveglow, expect="waveglow") if waveglow and vocoder != "griffin-lim" else None,
-        audio=base.audio if base else None,
-        text_cleaners=cleaners or (base.text_cleaners if base else ("english_cleaners",)),
-        sigma=DEFAULT_SIGMA if sigma is None else sigma,
-        denoise=denoise or 0.0,
-        device=device,
-        dtype=dtype,
-    )
+    given = {
+        "tacotron2": tacotron2 and Path(tacotron2),
+        "waveglow": waveglow and Path(waveglow),
+        "vocoder": vocoder or (waveglow and "waveglow"),
+        "text_cleaners": cleaners or None,
+        "sigma": sigma,
+        "denoise": denoise,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    # Somebody's acoustic model needs no voice; everything else stands in for a part of one.
+    base = Voice(**given) if tacotron2 and not voice else replace(Voice.load(voice or DEFAULT_VOICE), **given)
+    return Synthesizer.from_voice(base, device, getattr(torch, dtype))
 
 
-def _save_plot(speech, path) -> None:
+@contextmanager
+def _plotted(speech, path):
+    """Saves the plot if there is a path and the block, which saves the audio, succeeds."""
+    if not path:
+        yield
+        return
     from fastglow.plotting import plot_synthesis
 
-    title = " ".join(sentence.text for sentence in speech.sentences)
-    figure = plot_synthesis({"mel": speech.mel}, speech.alignment, title)
-    temporary = Path(path).with_name(f".{Path(path).name}.tmp")
-    try:
+    # An alignment's size grows with the square of the text's.
+    shown = replace(speech, sentences=speech.sentences[:PLOTTED_SENTENCES])
+    title = " ".join(sentence.text for sentence in shown.sentences)
+    figure = plot_synthesis({"mel": shown.mel}, shown.alignment, title)
+    with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+
+
+def _write_speech(speech, output) -> None:
+    from fastglow.audio import write_audio
+
+    if output != "-":
+        write_audio(output, speech.audio, speech.sample_rate)
+        return
+    try:
+        write_audio(sys.stdout.buffer, speech.audio, speech.sample_rate)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        # What is left in the buffer must not be tried again, and complained of, when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise FastglowError(f"cannot write to standard output: {error.strerror}") from error
 
 
 def _report(speech, output, synthesizer, caught) -> dict:

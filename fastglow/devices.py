@@ -15,7 +15,7 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).cpu()  # meta and the like hold no numbers
     except Exception as error:  # every backend has its own way to be absent
         raise FastglowError(f"device {str(name)!r} is not available on this machine: use --device cpu") from error
     return device

@@ -1,5 +1,6 @@
 """Pictures of alignments and mel spectrograms. Needs matplotlib (pip install fastglow[plot])."""
 
+import importlib.util
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -8,6 +9,12 @@ from fastglow.errors import FastglowError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+def require_matplotlib() -> None:
+    """Raises FastglowError unless matplotlib is installed: asked before work is done whose picture is wanted."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise FastglowError("plots need matplotlib: pip install 'fastglow[plot]'")
 
 
 def plot_synthesis(
@@ -28,10 +35,9 @@ def plot_synthesis(
     Raises:
         FastglowError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise FastglowError("plots need matplotlib: pip install 'fastglow[plot]'") from error
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
     n_rows = len(mels) + (alignment is not None)
     figure = Figure(figsize=(10, 3.2 * n_rows), layout="constrained")
     axes = iter(figure.subplots(n_rows, 1, squeeze=False)[:, 0])
@@ -45,5 +51,6 @@ def plot_synthesis(
         image = ax.imshow(mel, aspect="auto", origin="lower", interpolation="none")
         ax.set(xlabel="frame", ylabel="mel channel", title=caption)
         figure.colorbar(image, ax=ax)
-    figure.suptitle(title if len(title) <= 100 else title[:99] + "…")
+    title = " ".join(title.split())
+    figure.suptitle(title if len(title) <= 100 else title[:99] + "…", parse_math=False)
     return figure

@@ -4,12 +4,12 @@ Every function takes and returns plain tensors and is differentiable. What is he
 reference of each operation (`fastglow.kernels.reference`), which defines its numbers.
 """
 
+from .lstm_loop import LSTMLoop
 from .reference.affine_coupling import affine_coupling, affine_coupling_inverse
 from .reference.gated_activation import gated_activation
 from .reference.invertible_conv1x1 import invertible_conv1x1, invertible_conv1x1_inverse
 from .reference.location_attention import location_attention
 from .reference.lstm_cell import lstm_cell
-from .reference.lstm_loop import LSTMLoop
 from .reference.philox import normal_noise, uniform_noise
 from .reference.prenet import prenet
 from .reference.wavenet_layer import wavenet_layer

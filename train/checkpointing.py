@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from fastglow.errors import FastglowError
+from fastglow.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,10 @@ _REQUIRED = {
     "random_state",
     "training",
 }
+
+
+class DamagedCheckpoint(FastglowError):
+    """A file that is no whole checkpoint: `--resume` passes it over."""
 
 
 def random_state() -> dict[str, Any]:
@@ -57,13 +62,21 @@ def restore_random_state(state: dict[str, Any]) -> None:
 
 
 def save_training_checkpoint(folder: Path, checkpoint: dict[str, Any], keep: int) -> Path:
-    """Writes checkpoint_<iteration>.pt whole or not at all, then removes all but the newest `keep` (0: none)."""
+    """Writes checkpoint_<iteration>.pt whole or not at all; of it and those before it keeps the newest `keep` (0: all).
+
+    Raises:
+        FastglowError: it cannot be written.
+    """
     path = folder / f"checkpoint_{checkpoint['iteration']}.pt"
-    temporary = path.with_suffix(".tmp")
-    torch.save(checkpoint, temporary)
-    temporary.replace(path)
+    try:
+        with replacing(path) as temporary:
+            torch.save(checkpoint, temporary)
+    except (OSError, RuntimeError) as error:
+        raise FastglowError(f"{path} cannot be written: {' '.join(str(error).split())}") from error
     if keep > 0:
-        for old in _by_iteration(folder)[keep:]:
+        older = _by_iteration(folder)
+        older = older[older.index(path) + 1 :]
+        for old in older[keep - 1 :]:
             old.unlink()
     return path
 
@@ -80,7 +93,7 @@ def load_training_checkpoint(path: str | os.PathLike, model_name: str) -> dict[s
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever its parts raise on damaged bytes
-        raise FastglowError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+        raise DamagedCheckpoint(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(checkpoint, dict) or not _REQUIRED <= checkpoint.keys():
         raise FastglowError(f"{path} cannot be resumed from; to start from its weights use --init-from")
     if checkpoint["model"] != model_name:
@@ -89,12 +102,19 @@ def load_training_checkpoint(path: str | os.PathLike, model_name: str) -> dict[s
 
 
 def find_newest_checkpoint(folder: Path, model_name: str) -> dict[str, Any] | None:
-    """The newest checkpoint of a folder that reads well, or None; damaged ones are passed over with a warning."""
-    for path in _by_iteration(folder):
+    """The newest checkpoint of a folder that reads well, damaged ones passed over with a warning; None if it has none.
+
+    Raises:
+        FastglowError: it is another model's, or there are only damaged ones.
+    """
+    paths = _by_iteration(folder)
+    for path in paths:
         try:
             return load_training_checkpoint(path, model_name)
-        except FastglowError as error:
+        except DamagedCheckpoint as error:
             logger.warning("passing over %s", error)
+    if paths:
+        raise FastglowError(f"every checkpoint in {folder} is damaged: remove them to start anew")
     return None
 
 

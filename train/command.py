@@ -49,7 +49,7 @@ def dataclass_options(config: type, help_of: Callable[[Field], str | None], alia
             extra = list(f.metadata.get("aliases", ())) + ([aliases[f.name]] if aliases and f.name in aliases else [])
             kind = _option_type(hints[f.name])
             if kind is bool:
-                declaration = f"{'/'.join([name])}/--no-{name[2:]}"
+                declaration = f"{name}/--no-{name[2:]}"
                 command = click.option(declaration, *extra, f.name, default=default, show_default=True, help=text)(
                     command
                 )

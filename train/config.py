@@ -3,7 +3,7 @@
 Names and defaults are those of DeepLearningExamples' train.py where it has them.
 """
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fastglow.errors import FastglowError
@@ -55,8 +55,13 @@ class TrainConfig:
             "epochs_per_checkpoint",
             "epochs_per_validation",
         ):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:  # so written, NaN is refused too
                 raise FastglowError(f"{name} {getattr(self, name)} must be positive")
+        for name in ("num_workers", "weight_decay", "grad_clip_thresh", "anneal_factor", "seed"):
+            if not getattr(self, name) >= 0:
+                raise FastglowError(f"{name} {getattr(self, name)} must not be negative")
+        if self.seed >= 2**63:
+            raise FastglowError(f"seed {self.seed} does not fit 64 bits: use a smaller one")
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -68,10 +73,6 @@ class TrainConfig:
             return self.learning_rate * 0.1 ** (passed // 2) * (0.3 if passed % 2 else 1.0)
         return self.learning_rate * self.anneal_factor**passed
 
-    @classmethod
-    def option_fields(cls):
-        return [f for f in fields(cls) if "help" in f.metadata]
-
 
 @dataclass
 class Tacotron2TrainConfig(TrainConfig):
@@ -80,6 +81,9 @@ class Tacotron2TrainConfig(TrainConfig):
     text_cleaners: list[str] = option(["english_cleaners"], "Text cleaner (repeatable).")
     init_mel_bias: bool = option(
         False, "Start the output's bias at the data's mean mel, which training otherwise takes long to find."
+    )
+    gate_positive_weight: float = option(
+        1.0, "Weight of the stop gate's positive targets; with --mask-padding there is one in a clip: 5 to 10 help."
     )
     guided_attention_weight: float = option(0.0, "Weight of the guided-attention loss; 0: off.")
     guided_attention_sigma: float = option(0.2, "Width of the guided-attention loss's free band.")

@@ -4,6 +4,7 @@ import logging
 import random
 import signal
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -33,6 +34,9 @@ from .reporting import Reporter
 from .tasks import TASKS, Task
 
 logger = logging.getLogger(__name__)
+
+# Options that say where and how long, and change nothing in what is computed.
+WHEREABOUTS = {"data", "out", "resume", "checkpoint_path", "init_from", "max_iterations", "tensorboard", "device"}
 
 
 def train(model_name: str, config: TrainConfig, model_config: Any, progress: bool = True) -> Path:
@@ -71,6 +75,7 @@ class Trainer:
             raise FastglowError(f"cannot write to {self.out} ({error.strerror}): pass another --out") from error
         if checkpoint is not None:
             model_config = TASKS[model_name].model_config_class(**checkpoint["config"])
+            self._compare_with(checkpoint, dataset)
         self.task: Task = TASKS[model_name](config, model_config, dataset)
         self.device = pick_device(config.device)
         seed_everything(config.seed)
@@ -99,10 +104,10 @@ class Trainer:
                 if self.batch < self.sampler.batches_per_epoch:
                     continue  # max_iterations ended the epoch early
                 self.epoch, self.batch = self.epoch + 1, 0
-                if self.epoch % self.config.epochs_per_validation == 0:
-                    self.validate()
                 if self.epoch % self.config.epochs_per_checkpoint == 0:
                     last_saved = self.save()
+                if self.epoch % self.config.epochs_per_validation == 0:
+                    self.validate()
             if last_saved is None or last_saved.name != f"checkpoint_{self.iteration}.pt":
                 last_saved = self.save()
         return last_saved
@@ -136,7 +141,7 @@ class Trainer:
             unit="batch",
             disable=not self.progress,
         )
-        for batch in bar:
+        for batch in _plain_errors(bar):
             started = time.perf_counter()
             scalars = self._step(batch.to(self.device))
             scalars["items_per_second"] = batch.n_items / (time.perf_counter() - started)
@@ -154,15 +159,19 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         losses = self.task.losses(self.model, batch)
         scalars = {name: value.item() for name, value in losses.items()}
-        if not np.isfinite(scalars["loss"]):
-            raise FastglowError(
-                f"loss is {scalars['loss']} at iteration {self.iteration}, batch {self.batch} of epoch {self.epoch}, "
-                f"items {', '.join(batch.ids)}: look at these items, or lower the learning rate and resume"
-            )
+        self._check_finite("loss", scalars["loss"], batch)
         losses["loss"].backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip_thresh)
+        self._check_finite("the gradient's norm", norm.item(), batch)
         self.optimizer.step()
         return {**scalars, "grad_norm": norm.item(), "learning_rate": self.optimizer.param_groups[0]["lr"]}
+
+    def _check_finite(self, name: str, value: float, batch: Any) -> None:
+        if not np.isfinite(value):
+            raise FastglowError(
+                f"{name} is {value} at iteration {self.iteration}, batch {self.batch} of epoch {self.epoch}, "
+                f"items {', '.join(batch.ids)}: look at these items, or lower the learning rate and resume"
+            )
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -179,7 +188,11 @@ class Trainer:
                 totals[name] = totals.get(name, 0.0) + value.item() * len(batch.ids)
         means = {name: total / len(self.valset) for name, total in totals.items()}
         self.reporter.scalars("validation", means, self.iteration)
-        self.reporter.sample(self.task.sample(self.model), self.task.dataset.audio.sampling_rate, self.iteration)
+        try:
+            self.reporter.sample(self.task.sample(self.model), self.task.dataset.audio.sampling_rate, self.iteration)
+        except FastglowError as error:
+            # What a young model says may be no sound at all; that must not end the training.
+            logger.warning("no validation sample at iteration %d: %s", self.iteration, error)
         logger.info("epoch %d, iteration %d: validation loss %.4f", self.epoch, self.iteration, means["loss"])
         restore_random_state(before)
         return means
@@ -213,6 +226,20 @@ class Trainer:
         if any(self.out.glob("checkpoint_*.pt")):
             raise FastglowError(f"{self.out} holds checkpoints already: pass --resume to go on, or another --out")
         return None
+
+    def _compare_with(self, checkpoint: dict[str, Any], dataset: PreparedDataset) -> None:
+        """Tells what differs from the run that is resumed: it goes on bit for bit only if nothing does."""
+        if checkpoint["audio"] != dataset.audio.as_dict():
+            raise FastglowError(
+                f"{self.config.data} was prepared with other audio parameters than the resumed run's data: "
+                "prepare it with the same ones"
+            )
+        now, then = self.config.as_dict(), checkpoint["training"]
+        changed = [
+            f"{k} {then[k]} -> {v}" for k, v in now.items() if k in then and then[k] != v and k not in WHEREABOUTS
+        ]
+        if changed:
+            logger.warning("options that differ from the resumed run's: %s", ", ".join(changed))
 
     def _build_model(self) -> nn.Module:
         model = self.task.build_model()
@@ -268,6 +295,15 @@ class Trainer:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+def _plain_errors(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches; a FastglowError of a loader's process comes as it was raised, without the process's traceback."""
+    try:
+        yield from batches
+    except FastglowError as error:
+        message = str(error).rstrip().splitlines()[-1]
+        raise FastglowError(message.partition(f"{FastglowError.__name__}: ")[2] or message) from error
 
 
 def seed_everything(seed: int) -> None:

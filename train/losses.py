@@ -9,7 +9,15 @@ from fastglow.modules.convolution import length_mask
 
 
 class Tacotron2Loss(nn.Module):
-    """Squared error of the mels before and after the postnet, plus cross entropy of the stop gate."""
+    """Squared error of the mels before and after the postnet, plus cross entropy of the stop gate.
+
+    Args:
+        gate_positive_weight: weight of the gate's few positive targets; the reference's is 1.
+    """
+
+    def __init__(self, gate_positive_weight: float = 1.0):
+        super().__init__()
+        self.gate_positive_weight = gate_positive_weight
 
     def forward(self, model_output: list[Tensor], targets: tuple[Tensor, Tensor]) -> Tensor:
         """Mean loss over everything, padding included, as in the reference.
@@ -32,7 +40,9 @@ class Tacotron2Loss(nn.Module):
         return (
             F.mse_loss(mel, mel_target)
             + F.mse_loss(mel_postnet, mel_target)
-            + F.binary_cross_entropy_with_logits(gate, gate_target)
+            + F.binary_cross_entropy_with_logits(
+                gate, gate_target, pos_weight=gate.new_tensor(self.gate_positive_weight)
+            )
         )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from fastglow.audio import MelConfig
 from fastglow.errors import FastglowError
+from fastglow.files import replacing
 
 SPLITS = ("train", "validation")
 
@@ -56,7 +57,9 @@ class PreparedDataset:
             raise FastglowError(
                 f"{error.filename} is missing: run `fastglow prepare DATASET --out {folder}` first"
             ) from error
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except OSError as error:
+            raise FastglowError(f"{folder} is no prepared data set: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError) as error:
             raise FastglowError(f"{folder} holds a damaged manifest ({error}): run `fastglow prepare` again") from error
 
     def mel(self, item: Item) -> np.ndarray:
@@ -81,17 +84,16 @@ class PreparedDataset:
         """Writes the manifests, dataset.json last: its presence says that the caches are whole."""
         for split in SPLITS:
             lines = (json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in self.items[split])
-            _replace(self.folder / f"{split}.jsonl", "".join(lines))
+            _write(self.folder / f"{split}.jsonl", "".join(lines))
         description = {
             "source": source,
             "audio": self.audio.as_dict(),
             "counts": {split: len(self.items[split]) for split in SPLITS},
             "rejected": [{"item": name, "reason": reason} for name, reason in rejected],
         }
-        _replace(self.folder / "dataset.json", json.dumps(description, indent=2, ensure_ascii=False) + "\n")
+        _write(self.folder / "dataset.json", json.dumps(description, indent=2, ensure_ascii=False) + "\n")
 
 
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from fastglow.audio import MelConfig, MelSpectrogram, read_audio
 from fastglow.errors import FastglowError
+from fastglow.files import replacing
 from fastglow.text import text_to_sequence
 
 from .manifest import Item, PreparedDataset
@@ -61,15 +62,24 @@ def read_sources(dataset: Path) -> list[Source]:
         filelist, is_lj = dataset, False
     else:
         raise FastglowError(f"{dataset} does not exist: pass a folder in LJ-Speech layout or a filelist of path|text")
+    try:
+        lines = filelist.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FastglowError(f"{filelist} cannot be read as UTF-8 text: {error}") from error
     sources, seen = [], set()
-    for number, line in enumerate(filelist.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         name, *texts = line.split("|")
-        if not texts:
-            raise FastglowError(f"{filelist} line {number} has no '|': write path|text")
+        if not texts or not name:
+            raise FastglowError(f"{filelist} line {number} has no name before or no text after a '|': write path|text")
+        if len(texts) > 1 and not is_lj:
+            raise FastglowError(f"{filelist} line {number} has {len(texts) + 1} columns: write path|text")
+        if is_lj and Path(name).name != name:
+            raise FastglowError(f"{filelist} line {number} names {name}: write the plain name of a file in wavs/")
         path = _find_recording(dataset / "wavs", name) if is_lj else filelist.parent / name
-        item_id = name if is_lj else "_".join(Path(name).with_suffix("").parts).lstrip("/_.")
+        # One flat name, whatever folders the path goes through.
+        item_id = name if is_lj else "_".join(part for part in Path(name).with_suffix("").parts if part not in "/..")
         if item_id in seen:
             raise FastglowError(
                 f"{filelist} line {number} names {name} a second time: every item needs a name of its own"
@@ -141,6 +151,8 @@ def prepare(
     Raises:
         FastglowError: no data set, an unwritable folder, a bad item with on_bad='stop', or no good ones.
     """
+    if workers is not None and workers < 1:
+        raise FastglowError(f"{workers} workers: use 1 or more")
     audio = audio or MelConfig()
     sources = read_sources(Path(dataset))
     held_out_ids = set()
@@ -163,6 +175,9 @@ def prepare(
             return _cache(source, result, mel_spectrogram, cleaners, min_seconds, max_seconds, trim_db)
         except FastglowError as error:
             return str(error)
+        except OSError as error:
+            # Not the item's fault: the next one would not fit on the disk either.
+            raise FastglowError(f"cannot write to {out}: {error.strerror}") from error
 
     items, rejected = [], []
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
@@ -216,8 +231,6 @@ def _cache(
     for kind, array in (("audio", pcm), ("mels", mel)):
         path = dataset.path(kind, source.id)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             np.save(file, array)
-        temporary.replace(path)
     return Item(source.id, source.text, len(pcm), mel.shape[1])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from fastglow.audio import write_audio
 from fastglow.errors import FastglowError
-from fastglow.plotting import plot_synthesis
+from fastglow.plotting import plot_synthesis, require_matplotlib
 
 from .tasks import Sample
 
@@ -15,6 +15,7 @@ class Reporter:
     def __init__(self, out: Path, tensorboard: bool):
         self.samples = out / "samples"
         self.writer = None
+        require_matplotlib()
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter

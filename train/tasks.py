@@ -14,6 +14,7 @@ from fastglow.audio import griffin_lim
 from fastglow.errors import FastglowError
 from fastglow.models import Tacotron2, Tacotron2Config, WaveGlow, WaveGlowConfig
 from fastglow.models.tacotron2 import DecoderStepLimitWarning
+from fastglow.text import symbols
 
 from .config import Tacotron2TrainConfig, TrainConfig, WaveGlowTrainConfig
 from .data import SegmentBatch, SegmentDataset, TextMelBatch, TextMelCollate, TextMelDataset, collate_segments
@@ -85,7 +86,7 @@ class Tacotron2Task(Task):
     def __init__(self, config: Tacotron2TrainConfig, model_config: Tacotron2Config, dataset: PreparedDataset):
         super().__init__(config, model_config, dataset)
         self.collate_batch = TextMelCollate(model_config.n_frames_per_step)
-        self.criterion = Tacotron2Loss()
+        self.criterion = Tacotron2Loss(config.gate_positive_weight)
         self.guided_attention = GuidedAttentionLoss(config.guided_attention_sigma)
 
     def build_model(self) -> Tacotron2:
@@ -99,7 +100,14 @@ class Tacotron2Task(Task):
         return model
 
     def build_dataset(self, split: str) -> TextMelDataset:
-        return TextMelDataset(self.dataset, split, self.config.text_cleaners)
+        dataset = TextMelDataset(self.dataset, split, self.config.text_cleaners)
+        highest = max((int(sequence.max()) for sequence in dataset.sequences), default=0)
+        if highest >= self.model_config.n_symbols:
+            raise FastglowError(
+                f"the texts have symbol {highest}, the model n_symbols {self.model_config.n_symbols}: "
+                f"use --n-symbols {len(symbols)}"
+            )
+        return dataset
 
     def collate(self, items: list) -> TextMelBatch:
         return self.collate_batch(items)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import secrets
 import warnings
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import soundfile
 import soxr
 
 from fastglow.errors import FastglowError
+from fastglow.files import replacing
 
 # What write_audio writes: suffix without its dot -> libsndfile's name.
 _WRITABLE = {"wav": "WAV", "flac": "FLAC"}
@@ -75,24 +74,33 @@ def write_audio(target, audio, sampling_rate: int, format: str | None = None) ->
     written; errors of a stream are left to its owner.
     """
     is_stream = hasattr(target, "write")
-    if format is None:
-        format = "wav" if is_stream else Path(target).suffix.removeprefix(".")
-    if format.lower() not in _WRITABLE:
-        name = "" if is_stream else f"{target}: "
-        known = ", ".join("." + suffix for suffix in _WRITABLE)
-        raise FastglowError(f"{name}cannot write audio as {format!r}: supported are {known}")
+    if is_stream:
+        format = check_format("", format or "wav")
+    else:
+        format = check_format(target, format)
     pcm, n_clipped = _to_pcm16(audio)
-    data = _encode(pcm, sampling_rate, _WRITABLE[format.lower()])
+    data = _encode(pcm, sampling_rate, _WRITABLE[format])
     if is_stream:
         _write_all(target, data)
     else:
         try:
-            _write_file(Path(target), data)
+            with replacing(target) as path:
+                path.write_bytes(data)
         except OSError as error:
             raise FastglowError(f"{target}: cannot be written: {error.strerror or error}") from error
     if n_clipped:
         warnings.warn(f"{n_clipped} of {pcm.size} samples were outside [-1, 1] and clipped", stacklevel=2)
     return n_clipped
+
+
+def check_format(path, format: str | None = None) -> str:
+    """The format that `write_audio` would use, "wav" or "flac"; raises FastglowError if it knows none."""
+    format = (Path(path).suffix.removeprefix(".") if format is None else format).lower()
+    if format not in _WRITABLE:
+        name = f"{path}: " if path else ""
+        known = ", ".join("." + suffix for suffix in _WRITABLE)
+        raise FastglowError(f"{name}cannot write audio as {format!r}: supported are {known}")
+    return format
 
 
 def _to_pcm16(audio) -> tuple[np.ndarray, int]:
@@ -133,21 +141,3 @@ def _write_all(stream, data: bytes) -> None:
     while rest:
         taken = stream.write(rest)
         rest = rest[len(rest) if taken is None else taken :]
-
-
-def _write_file(path: Path, data: bytes) -> None:
-    path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_file():
-        with open(path, "wb") as device:
-            device.write(data)
-        return
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    # "x" refuses a name that exists; opening it ourselves gives the file the user's usual permissions.
-    with open(temporary, "xb") as file:
-        try:
-            file.write(data)
-            file.close()
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import secrets
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fastglow.errors import FastglowError
+from fastglow.files import replacing
 from fastglow.models import Tacotron2, WaveGlow
 
 from .containers import Container, open_checkpoint
@@ -156,20 +155,14 @@ def load_checkpoint(
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place if the block succeeds, and else disappears."""
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+def _writing(path: Path) -> Iterator[Path]:
+    """`replacing`, with the ways in which writers fail as a FastglowError."""
     try:
-        temporary.touch(exist_ok=False)
-        mode = temporary.stat().st_mode
-        yield temporary
-        temporary.chmod(stat.S_IMODE(mode))  # safetensors' writer gives the owner's rights only
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            yield temporary
     except (OSError, SafetensorError, RuntimeError) as e:
         reason = e.strerror if isinstance(e, OSError) else show(" ".join(str(e).split()))
         raise FastglowError(f"{path}: cannot be written: {reason}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _model_name(model: nn.Module) -> str:
@@ -206,7 +199,7 @@ def save_checkpoint(model: nn.Module, path: PathLike, *, dtype: torch.dtype | No
     # one entry: safetensors writes several in random order, and the same model should give the same bytes
     metadata = {METADATA_KEY: json.dumps(description)}
     state = _plain_state(model, dtype)
-    with _replacing(Path(path)) as temporary:
+    with _writing(Path(path)) as temporary:
         save_file(state, temporary, metadata)
 
 
@@ -233,7 +226,7 @@ def save_nvidia_checkpoint(model: nn.Module, path: PathLike) -> None:
     """
     name = _model_name(model)
     content = {"config": _nvidia_config(name, model), "state_dict": _plain_state(model)}
-    with _replacing(Path(path)) as temporary:
+    with _writing(Path(path)) as temporary:
         torch.save(content, temporary)
 
 

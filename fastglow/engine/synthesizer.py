@@ -4,8 +4,9 @@ import secrets
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from fastglow.checkpoint import load_checkpoint
 from fastglow.devices import pick_device
 from fastglow.errors import FastglowError
 from fastglow.models import Tacotron2, WaveGlow
+from fastglow.models.tacotron2 import DecoderStepLimitWarning
 from fastglow.text import split_sentences
 from fastglow.voices import VOCODERS, Voice
 
@@ -136,32 +138,32 @@ class Synthesizer:
     @classmethod
     def from_voice(
         cls,
-        name: str | Path,
+        name: str | Path | Voice,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
-        *,
-        vocoder: str | None = None,
-        sigma: float | None = None,
-        denoise: float | None = None,
-        text_cleaners: Sequence[str] | None = None,
+        **overrides: Any,
     ) -> "Synthesizer":
-        """A bundled voice by name, or any by folder; what is not given is as its voice.json says.
+        """A bundled voice by name, any by folder, or a `Voice`.
+
+        Args:
+            name: which.
+            device, dtype: as above.
+            overrides: fields of `Voice` to have otherwise: vocoder, sigma, denoise, text_cleaners, ...
 
         Raises:
             FastglowError: unknown voice, unreadable files, absent device, or a vocoder that the voice lacks.
         """
-        voice = Voice.load(name)
-        vocoder = vocoder or voice.vocoder
-        if vocoder == "waveglow" and voice.waveglow is None:
-            raise FastglowError(f"voice {voice.name} has no WaveGlow: use --vocoder griffin-lim, or pass --waveglow")
+        voice = replace(name if isinstance(name, Voice) else Voice.load(name), **overrides)
+        if voice.vocoder == "waveglow" and voice.waveglow is None:
+            raise FastglowError("the vocoder waveglow needs a WaveGlow checkpoint: pass one, or use griffin-lim")
         return cls(
             load_checkpoint(voice.tacotron2, expect="tacotron2"),
-            vocoder,
-            load_checkpoint(voice.waveglow, expect="waveglow") if vocoder == "waveglow" else None,
+            voice.vocoder,
+            load_checkpoint(voice.waveglow, expect="waveglow") if voice.vocoder == "waveglow" else None,
             audio=voice.audio,
-            text_cleaners=text_cleaners or voice.text_cleaners,
-            sigma=voice.sigma if sigma is None else sigma,
-            denoise=voice.denoise if denoise is None else denoise,
+            text_cleaners=voice.text_cleaners,
+            sigma=voice.sigma,
+            denoise=voice.denoise,
             device=device,
             dtype=dtype,
         )
@@ -193,9 +195,11 @@ class Synthesizer:
     def synthesize_batch(
         self, texts: Sequence[str], seed: int | None = None, *, sentence_silence: float = 0.2
     ) -> list[Speech]:
-        """Speaks several texts, their sentences decoded together; each gets what `synthesize` gives it with this seed.
+        """Speaks several texts, their sentences decoded together.
 
-        The results come in the order of the texts.
+        Each gets what `synthesize` gives it with this seed, but for the rounding of larger matrix products
+        (1e-4 of full scale in float32). The results come in the order of the texts; their timings are those of
+        the whole batch.
         """
         seed = random_seed() if seed is None else seed
         jobs = [(i, job) for i, text in enumerate(texts) for job in self._jobs(text, seed)]
@@ -251,9 +255,12 @@ class Synthesizer:
         text = torch.zeros(len(jobs), int(lengths.max()), dtype=torch.int64)
         for i, job in enumerate(jobs):
             text[i, : len(job.symbols)] = torch.tensor(job.symbols)
-        mels, mel_lengths, alignments = self.tacotron2.infer(
-            text.to(self.device), lengths.to(self.device), seed=[job.seed for job in jobs]
-        )
+        with warnings.catch_warnings():
+            # It counts items, where a reader of warnings knows sentences: told again below.
+            warnings.simplefilter("ignore", DecoderStepLimitWarning)
+            mels, mel_lengths, alignments = self.tacotron2.infer(
+                text.to(self.device), lengths.to(self.device), seed=[job.seed for job in jobs]
+            )
         mel_lengths = mel_lengths.tolist()
         acoustic_done = time.perf_counter()
         config = self.tacotron2.config
@@ -264,6 +271,13 @@ class Synthesizer:
                     f"the model had nothing to say to {_shorten(job.text)!r}", SilentTextWarning, stacklevel=4
                 )
             steps = n_frames // config.n_frames_per_step
+            if steps == config.max_decoder_steps:
+                warnings.warn(
+                    f"the stop gate did not fire within max_decoder_steps {steps} and cut the speech of "
+                    f"{_shorten(job.text)!r}: end it with punctuation, or split it",
+                    DecoderStepLimitWarning,
+                    stacklevel=4,
+                )
             mel = mels[i, :, :n_frames]
             audio = self.vocoder(mel, job.seed) if n_frames else mel.new_zeros(0)
             sentences.append(

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from math import sqrt
 from numbers import Integral
@@ -75,6 +75,11 @@ class Tacotron2Config:
         for name in ("encoder_kernel_size", "attention_location_kernel_size", "postnet_kernel_size"):
             if getattr(self, name) % 2 == 0:
                 raise FastglowError(f"{name} {getattr(self, name)} is even: use an odd one, which keeps the length")
+        for name in (f.name for f in fields(self) if f.name.startswith("p_")):
+            if not 0 <= getattr(self, name) <= 1:
+                raise FastglowError(f"{name} {getattr(self, name)} is no probability: use 0 to 1")
+        if self.p_prenet_dropout == 1:
+            raise FastglowError("p_prenet_dropout 1 drops everything: use less, this dropout never goes off")
         for name in ("n_frames_per_step", "max_decoder_steps"):
             if getattr(self, name) < 1:
                 raise FastglowError(f"{name} {getattr(self, name)} must be at least 1")

@@ -14,10 +14,9 @@ VOCODERS = ("griffin-lim", "waveglow")
 
 @dataclass(frozen=True)
 class Voice:
-    """What voice.json says.
+    """What voice.json says; the defaults are for somebody else's checkpoints, which have none.
 
     Attributes:
-        name, language, description: for people; language is a BCP 47 tag.
         tacotron2: path of the acoustic model.
         waveglow: path of the neural vocoder, or None.
         vocoder: the default one, of `VOCODERS`.
@@ -25,18 +24,19 @@ class Voice:
         audio: parameters of the mel that the models share.
         sigma: default standard deviation of WaveGlow's noise.
         denoise: default strength of WaveGlow's denoiser.
+        name, language, description: for people; language is a BCP 47 tag.
     """
 
-    name: str
-    language: str
-    description: str
     tacotron2: Path
-    waveglow: Path | None
-    vocoder: str
-    text_cleaners: tuple[str, ...]
-    audio: MelConfig
+    waveglow: Path | None = None
+    vocoder: str = "griffin-lim"
+    text_cleaners: tuple[str, ...] = ("english_cleaners",)
+    audio: MelConfig = MelConfig()
     sigma: float = 0.6
     denoise: float = 0.0
+    name: str = ""
+    language: str = ""
+    description: str = ""
 
     @classmethod
     def load(cls, name_or_folder: str | Path) -> "Voice":
@@ -63,8 +63,12 @@ class Voice:
             )
         except KeyError as error:
             raise FastglowError(f"{path} lacks {error}: add it") from error
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError, TypeError, AttributeError) as error:
+        except FastglowError:
+            raise
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             raise FastglowError(f"{path} is no readable voice description: {error}") from error
+        if isinstance(values["text_cleaners"], str):
+            raise FastglowError(f"{path}: text_cleaners must be a list of names")
         if voice.vocoder not in VOCODERS:
             raise FastglowError(f"{path}: vocoder {voice.vocoder!r} is none of {', '.join(VOCODERS)}")
         for file in (voice.tacotron2, voice.waveglow):

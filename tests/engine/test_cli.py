@@ -48,11 +48,20 @@ def test_text_to_file(voice_folder, tmp_path, capsys):
 @pytest.mark.filterwarnings(UNSTOPPED)
 def test_json_report_and_plot(voice_folder, tmp_path, capsys):
     out, plot = tmp_path / "out.flac", tmp_path / "plot.png"
-    arguments = ["Hello. Bye.", "-o", str(out), "--voice", str(voice_folder), "--json", "--plot", str(plot)]
+    arguments = [
+        "Hello. It fell from $5 (3%) to $4.",
+        "-o",
+        str(out),
+        "--voice",
+        str(voice_folder),
+        "--json",
+        "--plot",
+        str(plot),
+    ]
     assert main(["synth", *arguments]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["audio_seconds"] == pytest.approx(soundfile.info(out).duration, abs=1e-4)
-    assert [sentence["text"] for sentence in report["sentences"]] == ["Hello.", "Bye."]
+    assert [sentence["text"] for sentence in report["sentences"]] == ["Hello.", "It fell from $5 (3%) to $4."]
     assert report["mel_frames"] == sum(sentence["mel_frames"] for sentence in report["sentences"])
     assert report["times_real_time"] == pytest.approx(report["audio_seconds"] / report["compute_seconds"])
     assert plot.read_bytes().startswith(b"\x89PNG")
@@ -68,6 +77,19 @@ def test_standard_input_to_standard_output(voice_folder):
     assert report["audio_seconds"] == pytest.approx(len(audio) / rate)
 
 
+@pytest.mark.parametrize("output", ["closed", "/dev/full", "a reader that left"])
+def test_standard_output_that_cannot_be_written(voice_folder, output):
+    redirection = {"closed": ">&-", "/dev/full": "> /dev/full", "a reader that left": "| true; exit ${PIPESTATUS[0]}"}
+    command = f"{sys.executable} -m fastglow synth Hello. -o - -q --seed 1 --voice {voice_folder} {redirection[output]}"
+    result = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert result.returncode == 2
+    lines = [line for line in result.stderr.splitlines() if "warning" not in line]
+    assert len(lines) == 1
+    assert "standard output" in lines[0]
+
+
 def test_a_decoder_that_never_stops_is_told(voice_folder, tmp_path, capsys):
     model = make_tacotron2(max_decoder_steps=3)
     model.decoder.gate_layer.linear_layer.bias.data.fill_(-1e4)
@@ -78,7 +100,7 @@ def test_a_decoder_that_never_stops_is_told(voice_folder, tmp_path, capsys):
     report = json.loads(captured.out)
     assert report["mel_frames"] == 6
     assert report["sentences"][0]["stopped"] is False
-    assert "did not fire within max_decoder_steps 3" in report["warnings"][0]
+    assert "max_decoder_steps 3 and cut the speech of 'Hello.'" in report["warnings"][0]
     assert captured.err.startswith("fastglow: warning: the stop gate")
     assert captured.err.count("\n") == 1
 
@@ -129,6 +151,10 @@ def test_input_file(voice_folder, tmp_path):
         (["Hello.", "-o", "{tmp}/absent/x.wav"], "there is no folder"),
         (["Hello.", "-o", "{tmp}"], "it is a folder"),
         (["Hello.", "-o", "{tmp}/x.xyz"], "supported are .wav, .flac"),
+        (["Hello.", "-o", "{tmp}/x.xyz", "--plot", "{tmp}/p.png"], "supported are .wav, .flac"),
+        (["Hello.", "-o", "{tmp}/" + 300 * "x" + ".wav"], "File name too long"),
+        (["Hello.", "-o", "{tmp}/x.wav", "--voice", 300 * "x"], "File name too long"),
+        (["Hello.", "-o", "{tmp}/x.wav", "--device", "meta"], "'meta' is not available"),
         (["Hello.", "-o", "{tmp}/x.wav", "--plot", "{tmp}/absent/p.png"], "there is no folder"),
         (["Hello.", "-o", "{tmp}/x.wav", "--device", "cuda:99"], "'cuda:99' is not available"),
         (["Hello.", "-o", "{tmp}/x.wav", "--device", "abacus"], "'abacus' is not available"),

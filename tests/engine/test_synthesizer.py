@@ -122,9 +122,11 @@ def test_any_text_is_spoken_or_told_silent(voice_folder, text):
     synthesizer = _cached(voice_folder)
     speech = synthesizer.synthesize(text, seed=0)
     assert np.isfinite(speech.audio).all()
-    speakable = any(text_to_sequence(sentence, ["english_speech_cleaners"]) for sentence in split_sentences(text))
-    if not speakable:
-        assert len(speech.audio) == 0
+    speakable = [s for s in split_sentences(text) if text_to_sequence(s, ["english_speech_cleaners"])]
+    # The gate of random weights may fire at once: then a sentence has no audio, and is not listed.
+    assert {sentence.text for sentence in speech.sentences} <= set(speakable)
+    assert bool(len(speech.audio)) == bool(speech.sentences)
+    assert speech.sentences or not any(len(s.split()) > 2 for s in speakable)
 
 
 _synthesizers = {}
@@ -154,7 +156,7 @@ def test_torchaudio_symbol_tables():
     ("arguments", "pattern"),
     [
         ({"vocoder": "wavenet"}, "unknown vocoder 'wavenet'"),
-        ({"vocoder": "waveglow"}, "needs a WaveGlow"),
+        ({"vocoder": "waveglow"}, "needs a WaveGlow checkpoint"),
         ({"vocoder": "griffin-lim", "audio": MelConfig(n_mel_channels=40)}, "has 80 mel channels, the voice 40"),
         ({"vocoder": "griffin-lim", "device": "cuda:77"}, "'cuda:77' is not available"),
         (

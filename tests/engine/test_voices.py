@@ -1,8 +1,10 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
+from fastglow import Synthesizer
 from fastglow.errors import FastglowError
 from fastglow.voices import DEFAULT_VOICE, Voice, list_voices
 
@@ -12,6 +14,9 @@ def test_bundled_voices_load():
     for name in list_voices():
         voice = Voice.load(name)
         assert voice.name == name
+        speech = Synthesizer.from_voice(name, device="cpu").synthesize("This voice can speak.", seed=1)
+        assert 0.5 < speech.seconds < 10
+        assert np.abs(speech.audio).max() > 0.05
         folder = voice.tacotron2.parent
         assert (folder / "README.md").is_file()
         assert sum(file.stat().st_size for file in folder.iterdir()) <= 24e6
@@ -29,6 +34,8 @@ def test_a_folder_and_its_voice_json_are_the_same(voice_folder):
         ({"audio": {"hop": 3}}, "unknown audio parameter 'hop'"),
         ({"text_cleaners": None}, "no readable voice description"),
         ({"name": ...}, "lacks 'name'"),
+        ({"sigma": "loud"}, "no readable voice description"),
+        ({"text_cleaners": "english_cleaners"}, "must be a list"),
     ],
 )
 def test_a_damaged_description_is_told(voice_folder, tmp_path, change, pattern):

@@ -94,7 +94,11 @@ def test_on_bad_stop_names_the_first(damaged, tmp_path):
     [
         (lambda d: d / "absent", "does not exist"),
         (lambda d: d, "holds no metadata.csv"),
-        (lambda d: _write(d / "list.txt", "a.wav without a bar\n"), "line 1 has no '|'"),
+        (lambda d: _write(d / "list.txt", "a.wav without a bar\n"), "line 1 has no name"),
+        (lambda d: _write(d / "list.txt", "|words\n"), "line 1 has no name"),
+        (lambda d: _write(d / "list.txt", "a.wav|words|0\n"), "line 1 has 3 columns"),
+        (lambda d: _write(d / "metadata.csv", "../a|words\n").parent, "names ../a: write the plain name"),
+        (lambda d: _write(d / "list.txt", "a.wav|caf\xe9\n", "latin-1"), "cannot be read as UTF-8"),
         (lambda d: _write(d / "list.txt", "a.wav|x\na.wav|y\n"), "line 2 names a.wav a second time"),
         (lambda d: _write(d / "list.txt", "\n"), "holds no lines"),
         (lambda d: _write(d / "list.txt", "a.wav|x\n"), "none of the 1 items"),
@@ -106,8 +110,8 @@ def test_errors_are_one_line(tmp_path, make, pattern):
     assert "\n" not in str(raised.value)
 
 
-def _write(path, text):
-    path.write_text(text)
+def _write(path, text, encoding="utf-8"):
+    path.write_text(text, encoding=encoding)
     return path
 
 

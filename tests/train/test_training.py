@@ -29,6 +29,7 @@ MODELS = ["tacotron2", "waveglow"]
 
 def configs(model, data, out, **options):
     options = {
+        "device": "cpu",
         "num_workers": 0,
         "batch_size": 3,
         "tensorboard": False,
@@ -101,7 +102,18 @@ def command_line(model, data, out, *extra):
     small = SMALL_TACOTRON2 if model == "tacotron2" else SMALL_WAVEGLOW
     return [
         *("train", model, "--data", str(data), "--out", str(out), "--batch-size", "3", "--learning-rate", "5e-3"),
-        *("--num-workers", "0", "--no-tensorboard", "--quiet", "--iters-per-checkpoint", "3", "--max-iterations", "8"),
+        *(
+            "--device",
+            "cpu",
+            "--num-workers",
+            "0",
+            "--no-tensorboard",
+            "--quiet",
+            "--iters-per-checkpoint",
+            "3",
+            "--max-iterations",
+            "8",
+        ),
         *("--epochs-per-validation", "3"),
         *own,
         *options_of(small),
@@ -185,7 +197,64 @@ def test_newest_valid_checkpoint_is_found(prepared, tmp_path, caplog):
         assert find_newest_checkpoint(tmp_path, "waveglow")["iteration"] == 2
     assert "checkpoint_3.pt is damaged" in caplog.text
     with pytest.raises(FastglowError, match="training checkpoint of waveglow, not of tacotron2"):
-        load_training_checkpoint(tmp_path / "checkpoint_2.pt", "tacotron2")
+        find_newest_checkpoint(tmp_path, "tacotron2")
+    for path in tmp_path.glob("checkpoint_*.pt"):
+        path.write_bytes(b"nothing")
+    with pytest.raises(FastglowError, match="every checkpoint in .* is damaged"):
+        find_newest_checkpoint(tmp_path, "waveglow")
+    assert find_newest_checkpoint(tmp_path / "samples", "waveglow") is None
+
+
+def test_a_new_checkpoint_outlives_damaged_later_ones(prepared, tmp_path):
+    (tmp_path / "checkpoint_100.pt").write_bytes(b"damaged")
+    path = run("waveglow", prepared, tmp_path / "other", max_iterations=2)
+    (tmp_path / "checkpoint_2.pt").write_bytes(path.read_bytes())
+    saved = run("waveglow", prepared, tmp_path, max_iterations=3, resume=True, keep_checkpoints=1)
+    assert sorted(p.name for p in tmp_path.glob("*.pt")) == ["checkpoint_100.pt", "checkpoint_3.pt"]
+    assert load_training_checkpoint(saved, "waveglow")["iteration"] == 3
+
+
+def test_options_that_differ_are_told_on_resuming(prepared, tmp_path, caplog):
+    run("waveglow", prepared, tmp_path, max_iterations=1)
+    with caplog.at_level(logging.WARNING):
+        run("waveglow", prepared, tmp_path, max_iterations=2, resume=True)
+        assert not caplog.text
+        run("waveglow", prepared, tmp_path, max_iterations=3, resume=True, batch_size=2)
+    assert "options that differ from the resumed run's: batch_size 3 -> 2" in caplog.text
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step(prepared, tmp_path, monkeypatch):
+    config, model_config = configs("waveglow", prepared, tmp_path)
+    trainer = Trainer("waveglow", config, model_config, progress=False)
+    losses = trainer.task.losses
+    # The square root's slope at 0 is infinite, its value is not.
+    monkeypatch.setattr(
+        trainer.task, "losses", lambda m, b: {"loss": losses(m, b)["loss"] + (0 * m.upsample.bias[0]).abs().sqrt()}
+    )
+    before = trainer.model.upsample.bias.detach().clone()
+    with pytest.raises(FastglowError, match="the gradient's norm is nan at iteration 0, .*arctic"):
+        trainer._step(trainer.task.collate([trainer.trainset[0]]))
+    assert torch.equal(trainer.model.upsample.bias, before)
+
+
+def test_a_sample_that_is_no_sound_does_not_end_the_training(prepared, tmp_path, monkeypatch, caplog):
+    def fail(self, model):
+        raise FastglowError("it is silent")
+
+    monkeypatch.setattr("fastglow.train.tasks.WaveGlowTask.sample", fail)
+    with caplog.at_level(logging.WARNING):
+        run("waveglow", prepared, tmp_path, max_iterations=2, epochs_per_validation=1)
+    assert "no validation sample at iteration 2: it is silent" in caplog.text
+
+
+def test_an_error_in_a_loader_process_is_one_line(prepared, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(prepared, folder)
+    for path in (folder / "mels").iterdir():
+        path.unlink()
+    with pytest.raises(FastglowError, match=r"\.npy cannot be read .*: run `fastglow prepare` again$") as raised:
+        run("tacotron2", folder, tmp_path / "run", num_workers=1)
+    assert "\n" not in str(raised.value)
 
 
 def test_old_checkpoints_are_removed_when_asked(prepared, tmp_path):
@@ -221,6 +290,9 @@ def test_existing_run_is_not_overwritten(prepared, tmp_path):
         ({"init_from": "absent.pt"}, "absent.pt"),
         ({"device": "cuda:99"}, "device 'cuda:99' is not available"),
         ({"batch_size": 0}, "batch_size 0 must be positive"),
+        ({"learning_rate": float("nan")}, "learning_rate nan must be positive"),
+        ({"num_workers": -1}, "num_workers -1 must not be negative"),
+        ({"seed": 2**63}, "does not fit 64 bits"),
         ({"data": "nowhere"}, "run `fastglow prepare"),
     ],
 )
