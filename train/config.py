@@ -96,7 +96,6 @@ class WaveGlowTrainConfig(TrainConfig):
     batch_size: int = option(10, "Batch size.", "-bs")
     learning_rate: float = option(1e-4, "Learning rate.", "-lr")
     epochs: int = option(1001, "Number of total epochs to run.")
-    weight_decay: float = option(0.0, "Weight decay of Adam.")
     segment_length: int = option(4000, "Samples of audio in one item.")
     sigma: float = option(1.0, "Standard deviation of the noise that the audio is mapped to.")
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from math import sqrt
-from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -17,6 +16,8 @@ from fastglow import kernels
 from fastglow.errors import FastglowError
 from fastglow.modules import ConvNorm, LinearNorm, LocationAttention
 from fastglow.modules.convolution import length_mask
+
+from .seeds import item_seeds
 
 # Prenet noise is drawn for this many decoder steps at a time: one step's draw costs as much as the step.
 NOISE_BLOCK = 64
@@ -497,19 +498,3 @@ class Tacotron2(nn.Module):
                 f"symbol ids from {int(ids.min())} to {int(ids.max())}, but this model knows 0 to "
                 f"{self.config.n_symbols - 1}: use the text front end it was trained with"
             )
-
-
-def item_seeds(seed: int | Sequence[int] | None, batch_size: int, device: torch.device) -> Tensor:
-    """One int64 seed an item, [B]: `seed` itself if there are several, else the same for all, else random ones.
-
-    Raises:
-        FastglowError: the number of seeds is not the number of items, or one does not fit 64 bits.
-    """
-    if seed is None:
-        return torch.randint(2**62, (batch_size,)).to(device)
-    seeds = [seed] * batch_size if isinstance(seed, Integral) else [int(s) for s in seed]
-    if len(seeds) != batch_size:
-        raise FastglowError(f"{len(seeds)} seeds for {batch_size} items: pass one seed, or one an item")
-    if not all(-(2**63) <= s < 2**63 for s in seeds):
-        raise FastglowError(f"seed {max(seeds, key=abs)} does not fit 64 bits: use a smaller one")
-    return torch.tensor(seeds, dtype=torch.int64, device=device)

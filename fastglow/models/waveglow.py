@@ -11,7 +11,7 @@ from fastglow.errors import FastglowError
 from fastglow.modules import WN, InvertibleConv1x1
 from fastglow.modules.convolution import length_mask
 
-from .tacotron2 import item_seeds
+from .seeds import item_seeds
 
 
 @dataclass

@@ -125,3 +125,12 @@ def test_guided_attention_loss_likes_the_diagonal():
     diagonal = GuidedAttentionLoss()(torch.eye(6).unsqueeze(0), lengths, lengths)
     assert diagonal == 0
     assert GuidedAttentionLoss()(torch.eye(6).flip(1).unsqueeze(0), lengths, lengths) > 0.1
+
+
+def test_tacotron2_loss_weighs_the_gates_positive_targets():
+    mel, gate = torch.randn(2, 3, 5), torch.randn(2, 5)
+    target = torch.tensor([[0.0, 0, 0, 1, 1], [0, 0, 0, 0, 1]])
+    loss = Tacotron2Loss(gate_positive_weight=7.0)([mel, mel, gate, None], (mel, target))
+    p = torch.sigmoid(gate)
+    expected = -(7 * target * p.log() + (1 - target) * (1 - p).log()).mean()
+    torch.testing.assert_close(loss, expected)
