@@ -39,7 +39,7 @@ setup(
     packages=PACKAGES,
     package_dir=PACKAGE_DIR,
     package_data={
-        "fastglow": [f"voices/**/{pattern}" for pattern in ("voice.json", "*.safetensors", "*.md")],
+        "fastglow": [f"voices/**/{pattern}" for pattern in ("voice.json", "lexicon.txt.gz", "*.safetensors", "*.md")],
     },
     include_package_data=False,
     zip_safe=False,
@@ -52,6 +52,7 @@ setup(
         "soxr>=0.3.7",
         "torch>=2.6",
         "tqdm>=4.64",
+        "triton>=3.2; platform_system == 'Linux'",
         "unidecode>=1.3.6",
     ],
     extras_require={

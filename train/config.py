@@ -79,6 +79,13 @@ class Tacotron2TrainConfig(TrainConfig):
     """Options of Tacotron 2's training."""
 
     text_cleaners: list[str] = option(["english_cleaners"], "Text cleaner (repeatable).")
+    lexicon: str = option(
+        "", "Pronunciations in CMUdict's format: words found there are read as ARPAbet.", "--cmudict-path"
+    )
+    p_arpabet: float = option(1.0, "Probability that a word of the lexicon is read as ARPAbet and not as letters.")
+    p_frame_dropout: float = option(
+        0.0, "Probability that a decoder step is not shown the previous frames, so that it must read the text."
+    )
     init_mel_bias: bool = option(
         False, "Start the output's bias at the data's mean mel, which training otherwise takes long to find."
     )

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, Sampler
 
 from fastglow.audio import MelSpectrogram
 from fastglow.errors import FastglowError
-from fastglow.text import text_to_sequence
+from fastglow.text import Lexicon, text_to_sequence
 
 from .manifest import PreparedDataset
 
@@ -22,14 +22,29 @@ def generator_for(*key: int) -> torch.Generator:
 
 
 class TextMelDataset(Dataset):
-    """(item id, symbol ids [T_in] int64, log-mel [n_mel_channels, T] float32) of every item of a split."""
+    """(item id, symbol ids [T_in] int64, log-mel [n_mel_channels, T] float32) of every item of a split.
 
-    def __init__(self, dataset: PreparedDataset, split: str, cleaners: Sequence[str]):
+    A word that `lexicon` has is given as phones with probability `p_arpabet`; `epoch` picks which.
+    """
+
+    def __init__(
+        self,
+        dataset: PreparedDataset,
+        split: str,
+        cleaners: Sequence[str],
+        lexicon: Lexicon | None = None,
+        p_arpabet: float = 1.0,
+        seed: int = 0,
+    ):
         self.dataset = dataset
         self.items = dataset.items[split]
-        self.sequences = [torch.tensor(text_to_sequence(item.text, cleaners)) for item in self.items]
-        for item, sequence in zip(self.items, self.sequences, strict=True):
-            if len(sequence) == 0:
+        self.cleaners = cleaners
+        self.lexicon = lexicon
+        self.p_arpabet = p_arpabet
+        self.seed = seed
+        self.epoch = 0
+        for index, item in enumerate(self.items):
+            if len(self.sequence(index)) == 0:
                 raise FastglowError(f"{item.id}: {list(cleaners)} leave nothing to speak of {item.text!r}: remove it")
 
     def __len__(self) -> int:
@@ -37,7 +52,17 @@ class TextMelDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[str, Tensor, Tensor]:
         item = self.items[index]
-        return item.id, self.sequences[index], torch.from_numpy(self.dataset.mel(item))
+        return item.id, self.sequence(index), torch.from_numpy(self.dataset.mel(item))
+
+    def sequence(self, index: int) -> Tensor:
+        """Symbol ids of an item in this epoch."""
+        generator = np.random.default_rng((self.seed, self.epoch, index))
+
+        def pronounce(word: str) -> str | None:
+            return self.lexicon(word) if generator.random() < self.p_arpabet else None
+
+        text = self.items[index].text
+        return torch.tensor(text_to_sequence(text, self.cleaners, pronounce if self.lexicon else None))
 
     def lengths(self) -> list[int]:
         return [item.frames for item in self.items]

@@ -14,7 +14,7 @@ from fastglow.audio import griffin_lim
 from fastglow.errors import FastglowError
 from fastglow.models import Tacotron2, Tacotron2Config, WaveGlow, WaveGlowConfig
 from fastglow.models.tacotron2 import DecoderStepLimitWarning
-from fastglow.text import symbols
+from fastglow.text import Lexicon, symbols
 
 from .config import Tacotron2TrainConfig, TrainConfig, WaveGlowTrainConfig
 from .data import SegmentBatch, SegmentDataset, TextMelBatch, TextMelCollate, TextMelDataset, collate_segments
@@ -100,8 +100,11 @@ class Tacotron2Task(Task):
         return model
 
     def build_dataset(self, split: str) -> TextMelDataset:
-        dataset = TextMelDataset(self.dataset, split, self.config.text_cleaners)
-        highest = max((int(sequence.max()) for sequence in dataset.sequences), default=0)
+        config = self.config
+        lexicon = Lexicon(config.lexicon) if config.lexicon else None
+        p_arpabet = config.p_arpabet if split == "train" else 1.0
+        dataset = TextMelDataset(self.dataset, split, config.text_cleaners, lexicon, p_arpabet, config.seed)
+        highest = max((int(dataset.sequence(index).max()) for index in range(len(dataset))), default=0)
         if highest >= self.model_config.n_symbols:
             raise FastglowError(
                 f"the texts have symbol {highest}, the model n_symbols {self.model_config.n_symbols}: "
@@ -113,7 +116,8 @@ class Tacotron2Task(Task):
         return self.collate_batch(items)
 
     def losses(self, model: nn.Module, batch: TextMelBatch) -> dict[str, Tensor]:
-        output = model((batch.text, batch.input_lengths, batch.mel, batch.text.shape[1], batch.output_lengths))
+        previous = self.drop_frames(batch.mel) if model.training else batch.mel
+        output = model((batch.text, batch.input_lengths, previous, batch.text.shape[1], batch.output_lengths))
         losses = {"loss": self.criterion(output, (batch.mel, batch.gate))}
         if self.config.guided_attention_weight > 0:
             steps = -(-batch.output_lengths // self.model_config.n_frames_per_step)
@@ -121,6 +125,19 @@ class Tacotron2Task(Task):
             losses["guided_attention_loss"] = attention_loss
             losses["loss"] = losses["loss"] + self.config.guided_attention_weight * attention_loss
         return losses
+
+    def drop_frames(self, mel: Tensor) -> Tensor:
+        """Zeros what a decoder step is to see of the previous one, with probability p_frame_dropout a step.
+
+        Without it a decoder learns to go on from the frames before, rather than to read the text, long before it
+        speaks. A zero frame is what the decoder starts from: the bias-free prenet makes zeros of it.
+        """
+        p, r = self.config.p_frame_dropout, self.model_config.n_frames_per_step
+        if p == 0:
+            return mel
+        steps = mel.shape[2] // r
+        kept = torch.rand(mel.shape[0], 1, steps, 1, device=mel.device) >= p
+        return (mel.unflatten(2, (steps, r)) * kept).flatten(2)
 
     @torch.no_grad()
     def sample(self, model: Tacotron2) -> Sample:

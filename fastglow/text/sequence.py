@@ -5,13 +5,14 @@ from collections.abc import Iterable, Sequence
 from fastglow.errors import FastglowError
 from fastglow.text.arpabet import split_arpabet
 from fastglow.text.cleaners import find_cleaner
+from fastglow.text.lexicon import Pronounce, pronounce_words
 from fastglow.text.symbol_set import PHONE_MARK, symbols
 from fastglow.text.unspeakable import is_silent, warn_dropped
 
 _id_of = {symbol: index for index, symbol in enumerate(symbols)}
 
 
-def text_to_sequence(text: str, cleaner_names: Sequence[str]) -> list[int]:
+def text_to_sequence(text: str, cleaner_names: Sequence[str], pronounce: Pronounce | None = None) -> list[int]:
     """Clean a text and look up its symbols.
 
     ``{HH AW1 S}`` in the text stands for ARPAbet phones, separated by white space. What has no symbol after
@@ -22,6 +23,7 @@ def text_to_sequence(text: str, cleaner_names: Sequence[str]) -> list[int]:
     Args:
         text: any Unicode string, however malformed.
         cleaner_names: names of ``cleaner_names()``, applied in turn; one name may be given as a plain string.
+        pronounce: phones of a word, such as a ``Lexicon``; words for which it has none stay letters.
 
     Returns:
         Indices into ``symbols``; empty when nothing can be spoken.
@@ -36,6 +38,8 @@ def text_to_sequence(text: str, cleaner_names: Sequence[str]) -> list[int]:
     dropped: list[str] = []
     for clean in [find_cleaner(name) for name in cleaner_names]:
         text = clean(text, dropped)
+    if pronounce is not None:
+        text = pronounce_words(text, pronounce)
 
     sequence: list[int] = []
     for piece, is_group in split_arpabet(text):

@@ -1,7 +1,14 @@
-"""Inputs of the operations' tests."""
+"""What the operations' tests share: inputs, forcing and proving the Triton path, comparison with fp64."""
+
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from torch import Tensor
+
+from fastglow.kernels import backend
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture(params=["contiguous", "strided"])
@@ -11,7 +18,7 @@ def leaf(request):
     Strided ones have their dimensions in reverse order in memory, and gaps between the numbers.
     """
 
-    def make(*shape: int) -> torch.Tensor:
+    def make(*shape: int) -> Tensor:
         if request.param == "contiguous":
             x = torch.randn(*shape, dtype=torch.float64)
         else:
@@ -20,3 +27,63 @@ def leaf(request):
         return x.requires_grad_()
 
     return make
+
+
+@pytest.fixture
+def device() -> str:
+    """Where the kernels run: the GPU if there is one, else the interpreter on the CPU."""
+    return DEVICE
+
+
+@pytest.fixture
+def poison(monkeypatch) -> None:
+    """Whatever a kernel leaves unwritten is NaN."""
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
+    for name in ("new_empty",):
+        monkeypatch.setattr(Tensor, name, _poisoned(getattr(Tensor, name)))
+
+
+@pytest.fixture
+def triton_backend(request, poison) -> Iterator[None]:
+    """Forces the Triton backend on poisoned memory, and fails if the test launched no kernel."""
+    before = backend.launches.total()
+    with backend.use_backend("triton"):
+        yield
+    assert backend.launches.total() > before, "no kernel was launched"
+
+
+def assert_as_exact_as(
+    actual: Tensor, reference: Tensor, exact: Tensor, factor: float, cap: float, floor: float = 1e-6
+) -> None:
+    """The largest error of `actual` is at most `factor` times that of `reference`, and at most `cap`.
+
+    Args:
+        actual: the kernel's result.
+        reference: of PyTorch's own operations in the same dtype.
+        exact: of the reference in float64.
+        factor: 2 for outputs, 3 for gradients.
+        cap: in units of the largest absolute value of `exact`.
+        floor: what the reference's error is taken to be at least, in the same units; a reference that hits the
+            exact result by luck asks for no more than rounding.
+    """
+    assert actual.shape == exact.shape
+    assert actual.dtype == reference.dtype
+    assert bool(actual.isfinite().all()), "not finite: unwritten or overflown"
+    scale = exact.abs().max().item() if exact.numel() else 0.0
+    error = _largest_error(actual, exact)
+    allowed = factor * max(_largest_error(reference, exact), floor * scale)
+    assert error <= allowed, f"error {error:.3g}, PyTorch's {_largest_error(reference, exact):.3g}"
+    assert error <= cap * max(scale, 1e-30), f"error {error:.3g} of {scale:.3g}"
+
+
+def _largest_error(x: Tensor, exact: Tensor) -> float:
+    return (x.double().cpu() - exact.cpu()).abs().max().item() if exact.numel() else 0.0
+
+
+def _poisoned(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def allocate_poisoned(*args, **kwargs) -> Tensor:
+        tensor = allocate(*args, **kwargs)
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+    return allocate_poisoned

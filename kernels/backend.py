@@ -1,0 +1,113 @@
+"""Which implementation of an operation runs: its Triton kernels or its PyTorch reference.
+
+By default the kernels serve CUDA tensors and the references everything else. ``FASTGLOW_BACKEND=triton|reference``,
+or `use_backend` in code, forces one. This is the only file of the library that reads the environment.
+"""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+import triton
+from torch import Tensor
+
+from fastglow.errors import FastglowError
+
+VARIABLE = "FASTGLOW_BACKEND"
+AUTOMATIC, TRITON, REFERENCE = "auto", "triton", "reference"
+
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+launches: Counter[str] = Counter()
+"""How often the kernels of each operation were launched, by the operation's name: shows which path ran."""
+
+_logger = logging.getLogger("fastglow")
+_forced: ContextVar[str | None] = ContextVar("fastglow_backend", default=None)
+_said: set[tuple[str, str]] = set()
+
+
+def backend_name() -> str:
+    """'auto', 'triton' or 'reference'.
+
+    Raises:
+        FastglowError: FASTGLOW_BACKEND is something else.
+    """
+    name = _forced.get()
+    if name is None:
+        name = os.environ.get(VARIABLE) or AUTOMATIC
+        _check(name, VARIABLE)
+    return name
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Forces a backend, as FASTGLOW_BACKEND does, for the calls inside (in this thread or task).
+
+    Args:
+        name: 'auto', 'triton' or 'reference'.
+
+    Raises:
+        FastglowError: another name.
+    """
+    _check(name, "backend")
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def picks_triton(op: str, *tensors: Tensor | None, unsupported: str | None = None) -> bool:
+    """Whether the Triton kernels of `op` are to serve a call.
+
+    Args:
+        op: the operation's name.
+        tensors: every tensor argument; absent ones may be given as None.
+        unsupported: why the kernels cannot serve this call whatever its tensors, or None.
+
+    Raises:
+        FastglowError: the Triton backend is forced and cannot serve the call.
+    """
+    name = backend_name()
+    if name == REFERENCE:
+        return False
+    present = [tensor for tensor in tensors if tensor is not None]
+    on_gpu = all(tensor.is_cuda for tensor in present)
+    if name == AUTOMATIC and not on_gpu:
+        return False
+    reason = unsupported or _reason_against(present, on_gpu)
+    if reason is None:
+        return True
+    if name == TRITON:
+        raise FastglowError(f"{op}: the Triton backend cannot serve this call: {reason} (unset {VARIABLE}?)")
+    if (op, reason) not in _said:
+        _said.add((op, reason))
+        _logger.warning("%s runs on the PyTorch reference: %s", op, reason)
+    return False
+
+
+def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """The dtype that autocast gives matrix products on the tensor's device, or None where it is off."""
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
+def _reason_against(tensors: list[Tensor], on_gpu: bool) -> str | None:
+    for tensor in tensors:
+        if tensor.is_floating_point() and tensor.dtype not in KERNEL_DTYPES:
+            return f"{str(tensor.dtype).removeprefix('torch.')} is not among float32, float16 and bfloat16"
+    if len({tensor.device for tensor in tensors}) > 1:
+        return f"its tensors lie on {', '.join(sorted({str(tensor.device) for tensor in tensors}))}"
+    compiles_for_meta = all(tensor.is_meta for tensor in tensors)
+    if not on_gpu and not compiles_for_meta and not triton.knobs.runtime.interpret:
+        return f"{tensors[0].device} tensors need TRITON_INTERPRET=1, set before fastglow is imported"
+    return None
+
+
+def _check(name: str, source: str) -> None:
+    if name not in (AUTOMATIC, TRITON, REFERENCE):
+        raise FastglowError(f"{source} {name!r} is unknown: use {AUTOMATIC}, {TRITON} or {REFERENCE}")

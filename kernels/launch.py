@@ -1,0 +1,138 @@
+"""Launching kernels, and the launch configurations they run with.
+
+A kernel has a few configurations that it can run with, listed beside it. Which one serves a call is looked up in
+``configs/<gpu>.json``, written by ``make tune``, at the nearest shape measured; a heuristic decides where that
+GPU or kernel was never measured. Nothing is tuned at run time.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from .backend import launches
+
+CONFIG_FOLDER = Path(__file__).parent / "configs"
+
+Config = Mapping[str, int]
+"""Block sizes by the kernel's parameter names, with num_warps and num_stages."""
+
+_compile_only: ContextVar[list | None] = ContextVar("fastglow_compile_only", default=None)
+_config_for_all: ContextVar[tuple[str, Config] | None] = ContextVar("fastglow_config", default=None)
+
+
+def launch(op: str, kernel: Any, grid: tuple[int, ...], *args: Any, device: torch.device, **options: Any) -> None:
+    """Launches a jitted kernel on `device` and counts it under the operation's name."""
+    compiled = _compile_only.get()
+    if compiled is not None:
+        compiled.append((op, kernel.__name__, kernel.warmup(*args, grid=grid, **options)))
+        return
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        kernel[grid](*args, **options)
+    launches[op] += 1
+
+
+def pick_config(
+    kernel: str,
+    candidates: tuple[Config, ...],
+    heuristic: Callable[..., Config],
+    tensor: Tensor,
+    **shape: int,
+) -> Config:
+    """The launch configuration of a kernel for a shape.
+
+    Args:
+        kernel: the key in the JSON files: the kernel's name without ``_kernel``.
+        candidates: all configurations that the kernel may run with.
+        heuristic: picks one of them from (dtype, **shape) where nothing was measured.
+        tensor: whose device and dtype count.
+        shape: the sizes that the choice depends on.
+    """
+    forced = _config_for_all.get()
+    if forced is not None and forced[0] == kernel:
+        return forced[1]
+    measured = _nearest(_gpu_of(tensor), kernel, str(tensor.dtype).removeprefix("torch."), tuple(shape.items()))
+    return measured if measured in candidates else heuristic(tensor.dtype, **shape)
+
+
+@contextmanager
+def compile_only() -> Iterator[list[tuple[str, str, Any]]]:
+    """Kernels are compiled for the active driver's target and not run; yields (op, kernel, compiled) one a launch.
+
+    The results of the calls inside are uninitialised: use meta tensors.
+    """
+    compiled: list[tuple[str, str, Any]] = []
+    token = _compile_only.set(compiled)
+    try:
+        yield compiled
+    finally:
+        _compile_only.reset(token)
+
+
+@contextmanager
+def use_config(kernel: str, config: Config) -> Iterator[None]:
+    """One kernel runs with this configuration inside, whatever the shape: for tuning and for tests."""
+    token = _config_for_all.set((kernel, config))
+    try:
+        yield
+    finally:
+        _config_for_all.reset(token)
+
+
+def gpu_slug(name: str) -> str:
+    """'NVIDIA H200' -> 'nvidia-h200', as the JSON files of configurations and baselines are named."""
+    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+
+
+def next_power_of_2(n: int) -> int:
+    return triton.next_power_of_2(n)
+
+
+def pointer_table(tensors: Sequence[Tensor]) -> Tensor:
+    """The addresses of tensors on one device, [n] int64 on that device, for kernels that serve many in one launch.
+
+    Tables are kept by their addresses: making a new one copies from the host, which a CUDA graph cannot record.
+    """
+    return _pointer_table(tuple(tensor.data_ptr() for tensor in tensors), tensors[0].device)
+
+
+def _gpu_of(tensor: Tensor) -> str | None:
+    return gpu_slug(_device_name(tensor.device.index or 0)) if tensor.is_cuda else None
+
+
+@lru_cache(maxsize=256)
+def _pointer_table(addresses: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(addresses, dtype=torch.int64, device=device)
+
+
+@lru_cache
+def _device_name(index: int) -> str:
+    return torch.cuda.get_device_name(index)
+
+
+@lru_cache
+def _measured(gpu: str | None) -> dict[str, list[dict]]:
+    """Entries {'dtype', 'shape', 'config'} by kernel; empty for a GPU that was not tuned on."""
+    path = CONFIG_FOLDER / f"{gpu}.json"
+    return json.loads(path.read_text(encoding="utf-8"))["kernels"] if gpu and path.exists() else {}
+
+
+@lru_cache
+def _nearest(gpu: str | None, kernel: str, dtype: str, shape: tuple[tuple[str, int], ...]) -> Config | None:
+    def distance(entry: dict) -> float:
+        return sum(abs(math.log2(max(1, size)) - math.log2(max(1, entry["shape"][name]))) for name, size in shape)
+
+    entries = [
+        entry
+        for entry in _measured(gpu).get(kernel, ())
+        if entry["dtype"] == dtype and entry["shape"].keys() == dict(shape).keys()
+    ]
+    return min(entries, key=distance)["config"] if entries else None
