@@ -53,6 +53,9 @@ def cli():
 @click.option("--waveglow", type=click.Path(), help="WaveGlow of any published format.")
 @click.option("--vocoder", type=click.Choice(VOCODERS), help="Default: the voice's, or waveglow where one is given.")
 @click.option("--cleaners", multiple=True, help="Text cleaner (repeatable). Default: the voice's, or english_cleaners.")
+@click.option("--lexicon", "lexicons", type=click.Path(), multiple=True,
+              help="Pronunciations in CMUdict's format, for a model trained on ARPAbet (repeatable; the first that has "
+                   "a word counts, the voice's own comes last).")  # fmt: skip
 @click.option("--seed", type=int, help="Same seed, same audio. Default: a new one each time, which is printed.")
 @click.option("--sigma", type=float, help="Standard deviation of WaveGlow's noise. Default: the voice's, or 0.6.")
 @click.option("--denoise", type=float, help="Strength of WaveGlow's denoiser. Default: the voice's, or 0 (off).")
@@ -192,10 +195,11 @@ def _check_writable(path: str | None) -> None:
         raise FastglowError(f"cannot write {path}: no permission in {folder}")
 
 
-def _build_synthesizer(voice, tacotron2, waveglow, vocoder, cleaners, sigma, denoise, device, dtype):
+def _build_synthesizer(voice, tacotron2, waveglow, vocoder, cleaners, lexicons, sigma, denoise, device, dtype):
     import torch
 
     from fastglow.engine import Synthesizer
+    from fastglow.text import Lexicon
 
     given = {
         "tacotron2": tacotron2 and Path(tacotron2),
@@ -208,6 +212,8 @@ def _build_synthesizer(voice, tacotron2, waveglow, vocoder, cleaners, sigma, den
     given = {name: value for name, value in given.items() if value is not None}
     # Somebody's acoustic model needs no voice; everything else stands in for a part of one.
     base = Voice(**given) if tacotron2 and not voice else replace(Voice.load(voice or DEFAULT_VOICE), **given)
+    if lexicons:
+        base = replace(base, lexicon=Lexicon(*lexicons, *([base.lexicon] if base.lexicon else [])))
     return Synthesizer.from_voice(base, device, getattr(torch, dtype))
 
 

@@ -80,11 +80,13 @@ class Tacotron2TrainConfig(TrainConfig):
 
     text_cleaners: list[str] = option(["english_cleaners"], "Text cleaner (repeatable).")
     lexicon: str = option(
-        "", "Pronunciations in CMUdict's format: words found there are read as ARPAbet.", "--cmudict-path"
+        "", "File of pronunciations in CMUdict's format; its words are read as ARPAbet.", "--cmudict-path"
     )
-    p_arpabet: float = option(1.0, "Probability that a word of the lexicon is read as ARPAbet and not as letters.")
+    p_arpabet: float = option(
+        1.0, "Probability that a word of the lexicon is read as ARPAbet and not as letters, drawn anew every epoch."
+    )
     p_frame_dropout: float = option(
-        0.0, "Probability that a decoder step is not shown the previous frames, so that it must read the text."
+        0.0, "Probability that a decoder step is shown zeros for the previous frames, so that it must read the text."
     )
     init_mel_bias: bool = option(
         False, "Start the output's bias at the data's mean mel, which training otherwise takes long to find."
@@ -94,6 +96,13 @@ class Tacotron2TrainConfig(TrainConfig):
     )
     guided_attention_weight: float = option(0.0, "Weight of the guided-attention loss; 0: off.")
     guided_attention_sigma: float = option(0.2, "Width of the guided-attention loss's free band.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.p_arpabet <= 1:
+            raise FastglowError(f"p_arpabet {self.p_arpabet} must be from 0 to 1")
+        if not 0 <= self.p_frame_dropout < 1:
+            raise FastglowError(f"p_frame_dropout {self.p_frame_dropout} must be at least 0 and less than 1")
 
 
 @dataclass

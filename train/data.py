@@ -11,6 +11,7 @@ from torch.utils.data import Dataset, Sampler
 from fastglow.audio import MelSpectrogram
 from fastglow.errors import FastglowError
 from fastglow.text import Lexicon, text_to_sequence
+from fastglow.text.cleaners import find_cleaner
 
 from .manifest import PreparedDataset
 
@@ -38,11 +39,13 @@ class TextMelDataset(Dataset):
     ):
         self.dataset = dataset
         self.items = dataset.items[split]
-        self.cleaners = cleaners
         self.lexicon = lexicon
         self.p_arpabet = p_arpabet
         self.seed = seed
         self.epoch = 0
+        self.cleaned = [item.text for item in self.items]
+        for name in cleaners:
+            self.cleaned = [find_cleaner(name)(text) for text in self.cleaned]
         for index, item in enumerate(self.items):
             if len(self.sequence(index)) == 0:
                 raise FastglowError(f"{item.id}: {list(cleaners)} leave nothing to speak of {item.text!r}: remove it")
@@ -61,8 +64,7 @@ class TextMelDataset(Dataset):
         def pronounce(word: str) -> str | None:
             return self.lexicon(word) if generator.random() < self.p_arpabet else None
 
-        text = self.items[index].text
-        return torch.tensor(text_to_sequence(text, self.cleaners, pronounce if self.lexicon else None))
+        return torch.tensor(text_to_sequence(self.cleaned[index], [], None if self.lexicon is None else pronounce))
 
     def lengths(self) -> list[int]:
         return [item.frames for item in self.items]

@@ -88,6 +88,7 @@ class Tacotron2Task(Task):
         self.collate_batch = TextMelCollate(model_config.n_frames_per_step)
         self.criterion = Tacotron2Loss(config.gate_positive_weight)
         self.guided_attention = GuidedAttentionLoss(config.guided_attention_sigma)
+        self.lexicon = Lexicon(config.lexicon) if config.lexicon else None
 
     def build_model(self) -> Tacotron2:
         model = Tacotron2(**asdict(self.model_config))
@@ -101,13 +102,16 @@ class Tacotron2Task(Task):
 
     def build_dataset(self, split: str) -> TextMelDataset:
         config = self.config
-        lexicon = Lexicon(config.lexicon) if config.lexicon else None
-        p_arpabet = config.p_arpabet if split == "train" else 1.0
-        dataset = TextMelDataset(self.dataset, split, config.text_cleaners, lexicon, p_arpabet, config.seed)
-        highest = max((int(dataset.sequence(index).max()) for index in range(len(dataset))), default=0)
+        # Validation reads as the finished voice will: as ARPAbet whatever it can.
+        p_arpabet = config.p_arpabet if split == "train" else float(config.p_arpabet > 0)
+        dataset = TextMelDataset(self.dataset, split, config.text_cleaners, self.lexicon, p_arpabet, config.seed)
+        if self.lexicon is not None and p_arpabet > 0:
+            highest = len(symbols) - 1  # which phones are drawn differs from epoch to epoch
+        else:
+            highest = max((int(dataset.sequence(index).max()) for index in range(len(dataset))), default=0)
         if highest >= self.model_config.n_symbols:
             raise FastglowError(
-                f"the texts have symbol {highest}, the model n_symbols {self.model_config.n_symbols}: "
+                f"the texts can have symbol {highest}, the model n_symbols {self.model_config.n_symbols}: "
                 f"use --n-symbols {len(symbols)}"
             )
         return dataset

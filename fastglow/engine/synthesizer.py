@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fastglow.devices import pick_device
 from fastglow.errors import FastglowError
 from fastglow.models import Tacotron2, WaveGlow
 from fastglow.models.tacotron2 import DecoderStepLimitWarning
-from fastglow.text import split_sentences
+from fastglow.text import Lexicon, split_sentences
 from fastglow.voices import VOCODERS, Voice
 
 from .frontend import Frontend
@@ -106,13 +107,15 @@ class Synthesizer:
         waveglow: needed by the vocoder of that name.
         audio: parameters of the mel; default: those of the published checkpoints.
         text_cleaners: those the acoustic model was trained with.
+        lexicon: pronunciations, for an acoustic model that was trained on ARPAbet: a file in CMUdict's format, or a
+            `fastglow.text.Lexicon`.
         sigma: standard deviation of WaveGlow's noise.
         denoise: strength of WaveGlow's denoiser; 0: off.
         device: default: the GPU if there is one.
         dtype: of the weights; default float32.
 
     Raises:
-        FastglowError: models that do not fit each other, the vocoder or the device.
+        FastglowError: models that do not fit each other, the vocoder, the lexicon or the device; a bad lexicon.
     """
 
     def __init__(
@@ -123,6 +126,7 @@ class Synthesizer:
         *,
         audio: MelConfig | None = None,
         text_cleaners: Sequence[str] = ("english_cleaners",),
+        lexicon: str | PathLike | Lexicon | None = None,
         sigma: float = DEFAULT_SIGMA,
         denoise: float = 0.0,
         device: str | torch.device | None = None,
@@ -130,7 +134,9 @@ class Synthesizer:
     ):
         self.device = pick_device(device)
         self.audio = audio or MelConfig()
-        self.frontend = Frontend(text_cleaners, tacotron2.config.n_symbols)
+        if isinstance(lexicon, str | PathLike):
+            lexicon = Lexicon(lexicon)
+        self.frontend = Frontend(text_cleaners, tacotron2.config.n_symbols, lexicon)
         self.tacotron2 = tacotron2.to(self.device, dtype).eval()
         _check_mel_channels(tacotron2, self.audio)
         self.vocoder = self._build_vocoder(vocoder, waveglow, sigma, denoise, dtype)
@@ -148,7 +154,7 @@ class Synthesizer:
         Args:
             name: which.
             device, dtype: as above.
-            overrides: fields of `Voice` to have otherwise: vocoder, sigma, denoise, text_cleaners, ...
+            overrides: fields of `Voice` to have otherwise: vocoder, sigma, denoise, text_cleaners, lexicon, ...
 
         Raises:
             FastglowError: unknown voice, unreadable files, absent device, or a vocoder that the voice lacks.
@@ -162,6 +168,7 @@ class Synthesizer:
             load_checkpoint(voice.waveglow, expect="waveglow") if voice.vocoder == "waveglow" else None,
             audio=voice.audio,
             text_cleaners=voice.text_cleaners,
+            lexicon=voice.lexicon,
             sigma=voice.sigma,
             denoise=voice.denoise,
             device=device,

@@ -8,64 +8,85 @@ from os import PathLike
 from pathlib import Path
 
 from fastglow.errors import FastglowError
-from fastglow.text.arpabet import map_outside_arpabet
-from fastglow.text.symbol_set import PHONE_MARK, symbols
+from fastglow.text.arpabet import split_arpabet
+from fastglow.text.symbol_set import ARPABET
 
 Pronounce = Callable[[str], str | None]
 """From a word in lower case to its ARPAbet phones separated by spaces, or None to leave its letters."""
 
-_word = re.compile(r"[A-Za-z]+(?:'[A-Za-z]+)*")
+_word = re.compile(r"(?<!\w)[A-Za-z]+(?:'[A-Za-z]+)*(?!\w)")
 _variant = re.compile(r"\(\d+\)$")
-_phones = {symbol.removeprefix(PHONE_MARK) for symbol in symbols if symbol.startswith(PHONE_MARK)}
+_phones = frozenset(ARPABET)
+_sibilants = frozenset("S Z SH ZH CH JH".split())
+_voiceless = frozenset("P T K F TH".split())
 
 
 class Lexicon:
-    """Pronunciations read from a file in the CMU Pronouncing Dictionary's format, plain or gzipped.
+    """Pronunciations read from files in the CMU Pronouncing Dictionary's format, plain or gzipped.
 
     One word and its phones a line, separated by white space; ``;;;`` or ``#`` begins a comment; ``WORD(2)`` is a
-    further pronunciation, of which the first one is kept. Calling it looks up a word in lower case.
+    further pronunciation, of which the first one is kept. Calling it looks up a word in lower case. A word in 's
+    that a file has only without it gets the ending that its last phone asks for, as in Jack's, John's and James's.
 
     Args:
-        path: the file.
+        paths: the files; where several have a word, the first one counts.
 
     Raises:
-        FastglowError: the file cannot be read, or a line has no phones or an unknown one.
+        FastglowError: a file cannot be read, or a line has no phones or an unknown one.
     """
 
-    def __init__(self, path: str | PathLike):
-        self._pronunciations: dict[str, str] = {}
-        for number, line in enumerate(_read(Path(path)).splitlines(), 1):
-            if line.startswith(";;;"):
-                continue
-            word, *phones = line.split("#")[0].split() or [""]
-            if not word:
-                continue
-            unknown = [phone for phone in phones if phone not in _phones]
-            if unknown or not phones:
-                what = f"unknown phone {unknown[0]!r}" if unknown else "no phones"
-                raise FastglowError(f"{path}, line {number}: {what} for {word!r}: use ARPAbet as CMUdict does")
-            self._pronunciations.setdefault(_variant.sub("", word).lower(), " ".join(phones))
+    def __init__(self, *paths: str | PathLike):
+        self._files = [_read(Path(path)) for path in paths]
 
     def __call__(self, word: str) -> str | None:
-        return self._pronunciations.get(word)
-
-    def __len__(self) -> int:
-        return len(self._pronunciations)
-
-
-def pronounce_words(text: str, pronounce: Pronounce) -> str:
-    """Replaces the words that `pronounce` knows by ``{phones}``; what is in braces already stays."""
-
-    def replace(match: re.Match) -> str:
-        phones = pronounce(match[0].lower())
-        return match[0] if phones is None else f"{{{phones}}}"
-
-    return map_outside_arpabet(lambda piece: _word.sub(replace, piece), text)
+        for pronunciations in self._files:
+            phones = pronunciations.get(word)
+            if phones is None and word.endswith("'s"):
+                phones = _add_s(pronunciations.get(word[:-2]))
+            if phones is not None:
+                return phones
+        return None
 
 
-def _read(path: Path) -> str:
+def pronounce_words(text: str, pronounce: Pronounce) -> list[tuple[str, bool]]:
+    """Cuts a text as `split_arpabet` does, with the words that `pronounce` knows as further groups."""
+    pieces = []
+    for piece, is_group in split_arpabet(text):
+        position = 0
+        for match in () if is_group else _word.finditer(piece):
+            phones = pronounce(match[0].lower())
+            if phones is not None:
+                pieces += [(piece[position : match.start()], False), (phones, True)]
+                position = match.end()
+        pieces.append((piece[position:], is_group))
+    return pieces
+
+
+def _add_s(phones: str | None) -> str | None:
+    """The phones of a word with the ending of its genitive, 's."""
+    if phones is None:
+        return None
+    last = phones.split()[-1]
+    return f"{phones} {'IH0 Z' if last in _sibilants else 'S' if last in _voiceless else 'Z'}"
+
+
+def _read(path: Path) -> dict[str, str]:
     try:
         data = path.read_bytes()
-        return (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode("utf-8")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise FastglowError(f"cannot read the lexicon {path}: {error}") from error
+        data = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
+    except (OSError, EOFError, zlib.error) as error:
+        raise FastglowError(f"cannot read the lexicon {path}: {getattr(error, 'strerror', None) or error}") from error
+    pronunciations: dict[str, str] = {}
+    # CMUdict 0.7b is Latin-1; the few words that are damaged here are not ASCII, and only ASCII is looked up.
+    for number, line in enumerate(data.decode("utf-8-sig", errors="replace").split("\n"), 1):
+        if line.startswith(";;;"):
+            continue
+        word, *phones = line.partition("#")[0].split() or [""]
+        if not word:
+            continue
+        if not phones or not _phones.issuperset(phones):
+            unknown = [phone for phone in phones if phone not in _phones]
+            what = f"unknown phone {unknown[0][:40]!r}" if unknown else "no phones"
+            raise FastglowError(f"{path}, line {number}: {what} for {word[:40]!r}: use ARPAbet as CMUdict does")
+        pronunciations.setdefault(_variant.sub("", word).lower(), " ".join(phones))
+    return pronunciations

@@ -23,7 +23,8 @@ def text_to_sequence(text: str, cleaner_names: Sequence[str], pronounce: Pronoun
     Args:
         text: any Unicode string, however malformed.
         cleaner_names: names of ``cleaner_names()``, applied in turn; one name may be given as a plain string.
-        pronounce: phones of a word, such as a ``Lexicon``; words for which it has none stay letters.
+        pronounce: phones of a word, such as a ``Lexicon``, asked for every word of the cleaned text; words for which
+            it has none stay letters.
 
     Returns:
         Indices into ``symbols``; empty when nothing can be spoken.
@@ -38,11 +39,10 @@ def text_to_sequence(text: str, cleaner_names: Sequence[str], pronounce: Pronoun
     dropped: list[str] = []
     for clean in [find_cleaner(name) for name in cleaner_names]:
         text = clean(text, dropped)
-    if pronounce is not None:
-        text = pronounce_words(text, pronounce)
 
     sequence: list[int] = []
-    for piece, is_group in split_arpabet(text):
+    pieces = split_arpabet(text) if pronounce is None else pronounce_words(text, pronounce)
+    for piece, is_group in pieces:
         if is_group:
             _append_phones(piece, sequence, dropped)
         else:

@@ -1,4 +1,4 @@
-"""Voices: a folder with voice.json and the safetensors that it names. Bundled ones stand beside this file."""
+"""Voices: a folder with voice.json and the files that it names. Bundled ones stand beside this file."""
 
 import json
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fastglow.audio import MelConfig
 from fastglow.errors import FastglowError
+from fastglow.text import Lexicon
 
 BUNDLED = Path(__file__).parent
 DEFAULT_VOICE = "kathleen"
@@ -21,6 +22,8 @@ class Voice:
         waveglow: path of the neural vocoder, or None.
         vocoder: the default one, of `VOCODERS`.
         text_cleaners: those the acoustic model was trained with.
+        lexicon: path of the pronunciations that the acoustic model reads as ARPAbet, or a `Lexicon` of several
+            files, or None.
         audio: parameters of the mel that the models share.
         sigma: default standard deviation of WaveGlow's noise.
         denoise: default strength of WaveGlow's denoiser.
@@ -31,6 +34,7 @@ class Voice:
     waveglow: Path | None = None
     vocoder: str = "griffin-lim"
     text_cleaners: tuple[str, ...] = ("english_cleaners",)
+    lexicon: Path | Lexicon | None = None
     audio: MelConfig = MelConfig()
     sigma: float = 0.6
     denoise: float = 0.0
@@ -57,6 +61,7 @@ class Voice:
                 waveglow=folder / values["waveglow"] if values.get("waveglow") else None,
                 vocoder=values["vocoder"],
                 text_cleaners=tuple(values["text_cleaners"]),
+                lexicon=folder / values["lexicon"] if values.get("lexicon") else None,
                 audio=MelConfig.from_dict(values["audio"]),
                 sigma=float(values.get("sigma", cls.sigma)),
                 denoise=float(values.get("denoise", cls.denoise)),
@@ -71,7 +76,7 @@ class Voice:
             raise FastglowError(f"{path}: text_cleaners must be a list of names")
         if voice.vocoder not in VOCODERS:
             raise FastglowError(f"{path}: vocoder {voice.vocoder!r} is none of {', '.join(VOCODERS)}")
-        for file in (voice.tacotron2, voice.waveglow):
+        for file in (voice.tacotron2, voice.waveglow, voice.lexicon):
             if file is not None and not file.is_file():
                 raise FastglowError(f"{path} names {file.name}, which is not in {folder}")
         return voice

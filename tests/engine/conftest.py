@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from fastglow import Tacotron2, WaveGlow, save_checkpoint
+from fastglow.text import Lexicon
+from fastglow.voices import BUNDLED
 
 TACOTRON2 = {
     "symbols_embedding_dim": 16,
@@ -41,6 +43,19 @@ def make_waveglow(**overrides) -> WaveGlow:
         for wn in model.WN:
             wn.end.weight.normal_(0, 0.02)
     return model
+
+
+@pytest.fixture
+def lexicon_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("lexicon") / "own.txt"
+    path.write_text("hello Y EH1 L OW0\nfastglow F AE1 S T G L OW2\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def cmudict():
+    """The lexicon of a bundled voice."""
+    return Lexicon(BUNDLED / "kathleen" / "lexicon.txt.gz")
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import soundfile
 
 from fastglow import FastglowError, Synthesizer, save_checkpoint
 from fastglow.cli import main
+from fastglow.voices import BUNDLED
 
 from .conftest import make_tacotron2, make_waveglow
 
@@ -134,9 +136,51 @@ def test_input_file(voice_folder, tmp_path):
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
 
 
+@pytest.mark.filterwarnings(UNSTOPPED)
+def test_lexicons_of_ones_own_go_before_each_other_and_the_voices(voice_folder, tmp_path, lexicon_file):
+    """A lexicon gives the audio of the same phones in braces."""
+    voice = tmp_path / "voice"
+    shutil.copytree(voice_folder, voice)
+    (voice / "own").write_text("hello HH AH0 L OW1\nthere DH EH1 R\n")
+    values = json.loads((voice / "voice.json").read_text())
+    (voice / "voice.json").write_text(json.dumps({**values, "lexicon": "own"}))
+    other = tmp_path / "other.txt"
+    other.write_text("hello HH EH1\nnow N AW1\n")
+    save_checkpoint(make_tacotron2(), tmp_path / "t.safetensors")
+
+    def audio(text, *arguments):
+        out = tmp_path / "out.wav"
+        assert main(["synth", text, "-o", str(out), "--seed", "3", "-q", *map(str, arguments)]) == 0
+        return out.read_bytes()
+
+    text, bare = "Hello there, now.", ("--tacotron2", tmp_path / "t.safetensors")
+    both = ("--lexicon", lexicon_file, "--lexicon", other)
+    for arguments, phones in (
+        (("--voice", voice), "{HH AH0 L OW1} {DH EH1 R}, now."),
+        (("--voice", voice, *both), "{Y EH1 L OW0} {DH EH1 R}, {N AW1}."),
+        ((*bare,), "hello there, now."),
+        ((*bare, *both), "{Y EH1 L OW0} there, {N AW1}."),
+        ((*bare, "--lexicon", other), "{HH EH1} there, {N AW1}."),
+    ):
+        assert audio(text, *arguments) == audio(phones, *bare)
+
+
+@pytest.mark.filterwarnings(UNSTOPPED)
+def test_torchaudios_phones_with_a_lexicon(tmp_path, capsys):
+    save_checkpoint(make_tacotron2(n_symbols=96), tmp_path / "phones.safetensors")
+    arguments = ["--tacotron2", str(tmp_path / "phones.safetensors"), "-o", str(tmp_path / "o.wav"), "--json"]
+    lexicon = BUNDLED / "kathleen" / "lexicon.txt.gz"
+    assert main(["synth", "English words.", *arguments, "--lexicon", str(lexicon)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["audio_seconds"] > 0
+    assert not any("cannot be spoken" in warning for warning in report["warnings"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "pattern"),
     [
+        (["Hello.", "-o", "{tmp}/x.wav", "--lexicon", "{tmp}/absent.txt"], "absent.txt: No such file"),
+        (["Hello.", "-o", "{tmp}/x.wav", "--lexicon", "{tmp}/garbage.pt"], "line 1: unknown phone 'checkpoint'"),
         (["", "-o", "{tmp}/x.wav"], "the text is empty"),
         (["  \n", "-o", "{tmp}/x.wav"], "the text is empty"),
         (["\u200b\u200b", "-o", "{tmp}/x.wav"], "nothing to speak"),

@@ -8,7 +8,7 @@ from fastglow import FastglowError, Speech, Synthesizer
 from fastglow.audio import Denoiser, MelConfig
 from fastglow.engine.frontend import Frontend
 from fastglow.engine.synthesizer import SilentTextWarning, sentence_seed
-from fastglow.text import split_sentences, symbols, text_to_sequence
+from fastglow.text import Lexicon, split_sentences, symbols, text_to_sequence
 from fastglow.text.unspeakable import UnspeakableTextWarning
 
 from .conftest import make_tacotron2, make_waveglow
@@ -150,6 +150,40 @@ def test_torchaudio_symbol_tables():
     assert [table[i] for i in ids] == [" ", "AA", "AA0", "ZH", "."]
     with pytest.raises(FastglowError, match="no known symbol table has 77 symbols"):
         Frontend(["english_cleaners"], 77)
+
+
+def test_torchaudios_phones_read_english_with_a_lexicon(cmudict):
+    """torchaudio's documented table of phones: twelve marks, then ARPAbet as sorted by name."""
+    table = [*"_-!'(),.:;? ", *(s[1:] for s in symbols if s.startswith("@"))]
+    synthesizer = Synthesizer(make_tacotron2(n_symbols=96), "griffin-lim", lexicon=cmudict, device="cpu")
+    phones = "HH AH0 L OW1 , _ W ER1 L D Z _ F ER1 S T _ S T EY1 SH AH0 N !".split()
+    text = "Hello, WORLD's 1st station!"
+    assert [table[i].replace(" ", "_") for i in synthesizer.frontend(text)] == phones
+    speech = synthesizer.synthesize(text, seed=1)
+    assert speech.sentences[0].alignment.shape[1] == len(phones)
+    with pytest.warns(UnspeakableTextWarning, match=r"'q' \(U\+0071\), 'x' \(U\+0078\)$"):
+        assert [table[i] for i in synthesizer.frontend("the qxq")] == ["DH", "AH0", " "]
+
+
+def test_lexicon_as_file_or_object_or_none(lexicon_file):
+    def read(lexicon):
+        return Synthesizer(make_tacotron2(), "griffin-lim", lexicon=lexicon, device="cpu").frontend("Hello, you!")
+
+    phones = text_to_sequence("{Y EH1 L OW0}, you!", [])
+    for lexicon in (lexicon_file, str(lexicon_file), Lexicon(lexicon_file)):
+        assert read(lexicon) == phones
+    assert read(None) == text_to_sequence("hello, you!", [])
+
+
+def test_letters_alone_take_no_lexicon(lexicon_file):
+    model = make_tacotron2(n_symbols=38)
+    Synthesizer(model, "griffin-lim", device="cpu")
+    with pytest.raises(
+        FastglowError, match="^a model of 38 symbols reads letters and no ARPAbet: leave the lexicon out$"
+    ):
+        Synthesizer(model, "griffin-lim", lexicon=lexicon_file, device="cpu")
+    with pytest.raises(FastglowError, match="cannot read the lexicon absent.txt"):
+        Synthesizer(make_tacotron2(), "griffin-lim", lexicon="absent.txt", device="cpu")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import pytest
 
 from fastglow import Synthesizer
 from fastglow.errors import FastglowError
-from fastglow.voices import DEFAULT_VOICE, Voice, list_voices
+from fastglow.text import Lexicon, text_to_sequence
+from fastglow.voices import BUNDLED, DEFAULT_VOICE, Voice, list_voices
 
 
 def test_bundled_voices_load():
@@ -22,13 +23,52 @@ def test_bundled_voices_load():
         assert sum(file.stat().st_size for file in folder.iterdir()) <= 24e6
 
 
+def test_a_voice_needs_no_lexicon(voice_folder):
+    assert Voice.load(voice_folder).lexicon is None
+
+
 def test_a_folder_and_its_voice_json_are_the_same(voice_folder):
     assert Voice.load(voice_folder) == Voice.load(str(voice_folder / "voice.json"))
+
+
+@pytest.fixture
+def voice_with_lexicon(tmp_path):
+    """The bundled voice as it is with a lexicon: its own folder's, named in voice.json."""
+    folder = tmp_path / "voice"
+    shutil.copytree(BUNDLED / DEFAULT_VOICE, folder)
+    values = json.loads((folder / "voice.json").read_text())
+    (folder / "voice.json").write_text(json.dumps({**values, "lexicon": "lexicon.txt.gz"}))
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore::fastglow.models.tacotron2.DecoderStepLimitWarning")
+def test_a_voice_with_a_lexicon_reads_phones(voice_with_lexicon):
+    voice = Voice.load(voice_with_lexicon)
+    assert voice.lexicon == voice_with_lexicon / "lexicon.txt.gz"
+    synthesizer = Synthesizer.from_voice(voice_with_lexicon, device="cpu")
+    text = "Hello, world."
+    phones = text_to_sequence("{HH AH0 L OW1}, {W ER1 L D}.", [])
+    assert synthesizer.frontend(text) == phones
+    speech = synthesizer.synthesize(text, seed=1)
+    assert speech.alignment.shape[1] == len(phones)
+    letters = Synthesizer.from_voice(voice_with_lexicon, device="cpu", lexicon=None)
+    assert letters.frontend(text) == text_to_sequence("hello, world.", [])
+
+
+def test_a_lexicon_of_ones_own_instead_of_the_voices_or_before_it(voice_with_lexicon, lexicon_file):
+    voice = Voice.load(voice_with_lexicon)
+    text = "Hello's world."
+    instead = Synthesizer.from_voice(voice, device="cpu", lexicon=str(lexicon_file))
+    assert instead.frontend(text) == text_to_sequence("{Y EH1 L OW0 Z} world.", [])
+    before = Synthesizer.from_voice(voice, device="cpu", lexicon=Lexicon(lexicon_file, voice.lexicon))
+    assert before.frontend(text) == text_to_sequence("{Y EH1 L OW0 Z} {W ER1 L D}.", [])
 
 
 @pytest.mark.parametrize(
     ("change", "pattern"),
     [
+        ({"lexicon": "absent.txt"}, "names absent.txt, which is not in"),
+        ({"lexicon": 3}, "no readable voice description"),
         ({"vocoder": "wavenet"}, "vocoder 'wavenet' is none of"),
         ({"tacotron2": "absent.safetensors"}, "names absent.safetensors, which is not in"),
         ({"audio": {"hop": 3}}, "unknown audio parameter 'hop'"),

@@ -29,10 +29,27 @@ SMALL_WAVEGLOW = {
     "upsample_kernel_size": 512,
 }
 
+# Words of the clips' texts, and one that is in none of them.
+LEXICON = """\
+how HH AW1
+old OW1 L D
+are AA1 R
+you Y UW1
+it IH1 T
+zebra Z IY1 B R AH0
+"""
+
 
 @pytest.fixture
 def clips():
     return CLIPS
+
+
+@pytest.fixture(scope="session")
+def lexicon_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("lexicon") / "lexicon.txt"
+    path.write_text(LEXICON)
+    return path
 
 
 @pytest.fixture(scope="session")

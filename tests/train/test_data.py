@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from fastglow.errors import FastglowError
+from fastglow.text import Lexicon, sequence_to_text, text_to_sequence
 from fastglow.train.data import EpochBatchSampler, SegmentDataset, TextMelCollate, TextMelDataset
 from fastglow.train.manifest import PreparedDataset
 
@@ -56,6 +58,62 @@ def test_text_mel_batch(prepared, n_frames_per_step):
         assert not batch.mel[i, :, mel.shape[1] :].any()
         assert batch.gate[i].tolist() == [float(t >= mel.shape[1] - 1) for t in range(batch.mel.shape[2])]
     assert batch.n_items == sum(mel.shape[1] for _, mel in by_id.values())
+
+
+def texts(dataset, epoch=0):
+    """What the model reads in an epoch, by item id."""
+    dataset.epoch = epoch
+    return {item_id: sequence_to_text(symbols) for item_id, symbols, _ in (dataset[i] for i in range(len(dataset)))}
+
+
+def test_words_of_the_lexicon_are_phones_with_p_arpabet_1_and_letters_with_0(prepared, lexicon_file):
+    prepared, lexicon = PreparedDataset.open(prepared), Lexicon(lexicon_file)
+    cleaners = ["english_cleaners"]
+    letters = texts(TextMelDataset(prepared, "train", cleaners))
+    assert texts(TextMelDataset(prepared, "train", cleaners, lexicon, 0.0), epoch=3) == letters
+    phones = TextMelDataset(prepared, "train", cleaners, lexicon)
+    assert texts(phones) == texts(phones, epoch=1)
+    for item in phones.items:
+        assert texts(phones)[item.id] == sequence_to_text(text_to_sequence(item.text, cleaners, lexicon))
+    assert "{HH AW1} {OW1 L D} {AA1 R} {Y UW1}, daddy." in texts(phones).values()
+
+
+def test_words_drawn_depend_on_seed_epoch_and_item_only(prepared, lexicon_file):
+    prepared, lexicon = PreparedDataset.open(prepared), Lexicon(lexicon_file)
+
+    def dataset(seed=3):
+        return TextMelDataset(prepared, "train", ["english_cleaners"], lexicon, 0.7, seed)
+
+    whole = dataset()
+    epochs = [texts(whole, epoch) for epoch in range(100)]
+    assert [texts(whole, epoch) for epoch in (41, 40)] == [epochs[41], epochs[40]]
+    again = dataset()
+    again.epoch = 40
+    torch.rand(3)
+    for i in (4, 1):
+        assert sequence_to_text(again[i][1]) == epochs[40][again.items[i].id]
+    assert texts(dataset(seed=4), 40) != epochs[40] != epochs[41]
+    # "How old are you, mother." and "How old are you, daddy.": two items of one text but for a word nobody knows.
+    first, second = (
+        [epoch[item.id].replace(word, "") for epoch in epochs]
+        for word in ("daddy", "mother")
+        for item in whole.items
+        if word in item.text
+    )
+    assert first != second
+    for letters in ("how", "old", "are", "you"):
+        phones = f"{{{lexicon(letters)}}}"
+        assert all((letters in text) != (phones in text) for text in first)
+        assert 0.6 < sum(phones in text for text in first + second) / 200 < 0.8
+    assert len(set(first)) > 8  # the words are drawn one by one: of 16 ways the rarest may be missing
+
+
+def test_a_text_of_nothing_is_refused_with_a_lexicon_too(prepared, lexicon_file):
+    prepared = PreparedDataset.open(prepared)
+    item = prepared.items["train"][0]
+    prepared.items["train"][0] = type(item)(item.id, "{}", item.samples, item.frames)
+    with pytest.raises(FastglowError, match=f"{item.id}: .*leave nothing to speak of"):
+        TextMelDataset(prepared, "train", ["english_cleaners"], Lexicon(lexicon_file))
 
 
 def test_segments_are_cuts_of_the_clip_that_depend_on_seed_and_epoch(prepared):

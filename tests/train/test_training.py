@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,10 +18,12 @@ import fastglow
 from fastglow.cli import main
 from fastglow.errors import FastglowError
 from fastglow.models import Tacotron2Config, WaveGlowConfig
+from fastglow.text import Lexicon, sequence_to_text
 from fastglow.train.checkpointing import find_newest_checkpoint, load_training_checkpoint
 from fastglow.train.config import Tacotron2TrainConfig, TrainConfig, WaveGlowTrainConfig
 from fastglow.train.loop import Trainer, train
 from fastglow.train.manifest import PreparedDataset
+from fastglow.train.reporting import Reporter
 
 from .conftest import SMALL_TACOTRON2, SMALL_WAVEGLOW
 
@@ -122,19 +125,21 @@ def command_line(model, data, out, *extra):
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_killed_and_resumed_equals_uninterrupted(model, prepared, tmp_path):
+def test_killed_and_resumed_equals_uninterrupted(model, prepared, lexicon_file, tmp_path):
     """Killed in the middle of an epoch, two iterations after a checkpoint; one validation lies before and one after."""
-    assert main(command_line(model, prepared, tmp_path / "whole")) == 0
+    random_input = ("--cmudict-path", str(lexicon_file), "--p-arpabet", "0.5", "--p-frame-dropout", "0.3")
+    extra = random_input if model == "tacotron2" else ()
+    assert main(command_line(model, prepared, tmp_path / "whole", *extra)) == 0
     root = Path(__file__).parents[2]
     killed = subprocess.run(
-        [sys.executable, "-c", KILLED_RUN, *command_line(model, prepared, tmp_path / "killed")],
+        [sys.executable, "-c", KILLED_RUN, *command_line(model, prepared, tmp_path / "killed", *extra)],
         env={**os.environ, "PYTHONPATH": str(root)},
         capture_output=True,
         text=True,
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert [p.name for p in (tmp_path / "killed").glob("*.pt")] == ["checkpoint_3.pt"]
-    assert main(command_line(model, prepared, tmp_path / "killed", "--resume")) == 0
+    assert main(command_line(model, prepared, tmp_path / "killed", *extra, "--resume")) == 0
     whole, resumed = (load_training_checkpoint(tmp_path / d / "checkpoint_8.pt", model) for d in ("whole", "killed"))
     for name, tensor in whole["state_dict"].items():
         assert torch.equal(tensor, resumed["state_dict"][name]), name
@@ -144,6 +149,86 @@ def test_killed_and_resumed_equals_uninterrupted(model, prepared, tmp_path):
     ]
     assert torch.equal(*moments)
     assert (whole["epoch"], whole["batch"]) == (resumed["epoch"], resumed["batch"]) == (4, 0)
+
+
+def tacotron2_trainer(prepared, out, **options):
+    config, model_config = configs("tacotron2", prepared, out, **options)
+    return Trainer("tacotron2", config, model_config, progress=False)
+
+
+def prenet_input_and_target(trainer, batch):
+    """What the losses of a batch show the prenet, [steps, B, n_frames_per_step * n_mel_channels], and their target."""
+    seen = []
+    handles = [
+        trainer.model.decoder.prenet.register_forward_pre_hook(lambda module, args: seen.append(args[0])),
+        trainer.task.criterion.register_forward_pre_hook(lambda module, args: seen.append(args[1][0])),
+    ]
+    trainer.task.losses(trainer.model, batch)
+    for handle in handles:
+        handle.remove()
+    prenet_input, target = seen
+    return prenet_input, target
+
+
+def test_dropped_frames_are_zeros_for_whole_steps_of_the_prenet(prepared, tmp_path):
+    trainer = tacotron2_trainer(prepared, tmp_path, p_frame_dropout=0.4)
+    batch = trainer.task.collate([trainer.trainset[i] for i in range(5)])
+    n_channels, r = 80, SMALL_TACOTRON2["n_frames_per_step"]
+    before = batch.mel.clone()
+    frames, target = prenet_input_and_target(trainer, batch)
+    assert torch.equal(target, before)
+    assert torch.equal(batch.mel, before)
+    go_frame, steps = frames[0], frames[1:]
+    assert not go_frame.any()
+    assert steps.shape == (before.shape[2] // r, 5, r * n_channels)
+    told, dropped = 0, 0
+    for t, step in enumerate(steps):
+        for b, row in enumerate(step):
+            shown = before[b, :, t * r : (t + 1) * r].T.flatten()
+            if shown.any():  # the rest is padding
+                told += 1
+                dropped += not row.any()
+                assert not row.any() or torch.equal(row, shown)
+    assert 0.3 < dropped / told < 0.5
+
+
+@pytest.mark.parametrize("p", [0.05, 0.5, 0.9])
+def test_share_of_dropped_steps(prepared, tmp_path, p):
+    task = tacotron2_trainer(prepared, tmp_path, p_frame_dropout=p).task
+    kept = task.drop_frames(torch.ones(100, 80, 4 * 100))
+    assert set(kept.unique().tolist()) == {0.0, 1.0}
+    by_step = kept.unflatten(2, (100, 4)).permute(0, 2, 1, 3).flatten(2)
+    assert torch.equal(by_step.amin(dim=2), by_step.amax(dim=2))  # all channels and frames of a step alike
+    assert by_step.amin(dim=2).mean().item() == pytest.approx(1 - p, abs=0.02)  # standard deviation 0.005 at most
+
+
+def test_no_frame_is_dropped_without_the_option_or_in_validation(prepared, tmp_path, monkeypatch):
+    def no_sample(self, model):
+        raise FastglowError("not wanted here")
+
+    monkeypatch.setattr("fastglow.train.tasks.Tacotron2Task.sample", no_sample)
+    means = {}
+    for p in (0.0, 0.9):
+        trainer = tacotron2_trainer(prepared, tmp_path / str(p), p_frame_dropout=p)
+        batch = trainer.task.collate([trainer.trainset[i] for i in range(3)])
+        steps = batch.mel.transpose(1, 2).unflatten(1, (-1, 4)).flatten(2).transpose(0, 1)
+        with Reporter(trainer.out, tensorboard=False) as trainer.reporter:
+            means[p] = trainer.validate()["loss"]
+        assert torch.equal(prenet_input_and_target(trainer, batch)[0][1:], steps)
+        trainer.model.train()
+        assert torch.equal(prenet_input_and_target(trainer, batch)[0][1:], steps) == (p == 0)
+    assert means[0.0] == means[0.9]
+
+
+@pytest.mark.parametrize(("p_arpabet", "validation"), [(0.0, "You were engaged."), (0.5, None), (1.0, None)])
+def test_validation_reads_phones_wherever_training_may(prepared, lexicon_file, tmp_path, p_arpabet, validation):
+    trainer = tacotron2_trainer(prepared, tmp_path, lexicon=str(lexicon_file), p_arpabet=p_arpabet)
+    read = [sequence_to_text(symbols) for _, symbols, _ in trainer.valset]
+    words = [item.text.lower() for item in trainer.valset.items]
+    lexicon = Lexicon(lexicon_file)
+    if p_arpabet:
+        words = ["".join(f"{{{lexicon(w)}}}" if lexicon(w) else w for w in re.split(r"(\W+)", text)) for text in words]
+    assert read == words
 
 
 def test_workers_and_validation_change_nothing(prepared, tmp_path):
@@ -303,6 +388,32 @@ def test_bad_options_are_one_line(prepared, tmp_path, options, pattern):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("options", "pattern"),
+    [
+        *(({"p_arpabet": p}, rf"p_arpabet {p} must be from 0 to 1$") for p in (-0.01, 1.01, float("nan"))),
+        *(
+            ({"p_frame_dropout": p}, rf"p_frame_dropout {p} must be at least 0 and less than 1$")
+            for p in (-0.01, 1.0, 1.5, float("nan"))
+        ),
+        ({"lexicon": "absent.txt"}, "cannot read the lexicon absent.txt: No such file or directory$"),
+    ],
+)
+def test_bad_options_of_tacotron2_are_one_line(prepared, tmp_path, options, pattern):
+    with pytest.raises(FastglowError, match=pattern) as raised:
+        run("tacotron2", prepared, tmp_path, max_iterations=1, **options)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_model_without_phones_takes_no_lexicon(prepared, lexicon_file, tmp_path):
+    config, _ = configs("tacotron2", prepared, tmp_path, lexicon=str(lexicon_file), max_iterations=1)
+    letters_only = Tacotron2Config(**SMALL_TACOTRON2, n_symbols=64)
+    with pytest.raises(FastglowError, match="can have symbol 147, the model n_symbols 64: use --n-symbols 148"):
+        train("tacotron2", config, letters_only, progress=False)
+    config.p_arpabet = 0.0
+    assert train("tacotron2", config, letters_only, progress=False).exists()
+
+
 def test_models_that_do_not_fit_the_data(prepared, tmp_path):
     config, _ = configs("tacotron2", prepared, tmp_path)
     with pytest.raises(FastglowError, match="40 mel channels"):
@@ -341,10 +452,15 @@ def test_initial_mel_bias_is_the_mean_mel(prepared, tmp_path):
 def test_commands_print_one_line_and_exit_2(prepared, tmp_path, capsys):
     assert main(["train", "waveglow", "--data", "nowhere", "--out", str(tmp_path)]) == 2
     assert main(["prepare", "nowhere", "--out", str(tmp_path)]) == 2
+    tacotron2 = ["train", "tacotron2", "--data", str(prepared), "--out", str(tmp_path)]
+    assert main([*tacotron2, "--p-frame-dropout", "1"]) == 2
+    assert main([*tacotron2, "--lexicon", str(tmp_path / "absent.txt")]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2
+    assert len(lines) == 4
     assert "run `fastglow prepare" in lines[0]
     assert "nowhere does not exist" in lines[1]
+    assert "p_frame_dropout 1.0 must be" in lines[2]
+    assert "cannot read the lexicon" in lines[3]
 
 
 def test_prepare_command_lists_what_it_left_out(clips, tmp_path, capsys):
