@@ -1,22 +1,44 @@
-# make demo | test | lint | format | clean    options: PYTHON=python3.12  ARGS="-k wn -x"  TEXT="Say this."
+# make demo | test | lint | format | clean | bench | gpu | gate | tune
+# options: PYTHON=python3.12  ARGS="-k wn -x"  TEXT="Say this."  PEER_DLE=DeepLearningExamples
 PYTHON ?= python3
 VENV := .venv
 TEXT := Hello. A moment ago this was only text, and now you can hear it.
 ARGS :=
+PEER_DLE :=
+RESULTS := bench/results
 
 INSTALL = $(VENV)/bin/python -m pip --disable-pip-version-check install -c constraints.txt
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test bench gpu gate tune lint format clean
 .NOTPARALLEL:
 
 help:
-	@sed -n '1s/^# //p' Makefile
+	@sed -n '1,2s/^# //p' Makefile
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/fastglow synth "$(TEXT)" -o demo.wav
 
 test: $(VENV)/.installed-test
 	$(VENV)/bin/python -m pytest $(ARGS)
+	$(if $(ARGS),,$(VENV)/bin/python -m pytest bench --benchmark-disable -q)
+
+PEER = $(if $(PEER_DLE),--peer-dle="$(PEER_DLE)")
+
+bench: $(VENV)/.installed-test
+	@mkdir -p $(RESULTS)
+	$(VENV)/bin/python -m pytest bench -q --benchmark-quiet --benchmark-json=$(RESULTS)/bench.json $(PEER) $(ARGS)
+	$(VENV)/bin/python -m bench.report $(RESULTS)/bench.json --out $(RESULTS)
+	@cat $(RESULTS)/report.md
+
+# What only a GPU can tell runs on the Python that is there, whose torch fits that GPU, and installs nothing.
+gpu:
+	$(PYTHON) -m bench.gpu $(PEER)
+
+gate:
+	$(PYTHON) -m bench.gate $(ARGS)
+
+tune:
+	$(PYTHON) -m bench.tune
 
 lint: $(VENV)/.installed-ruff
 	$(VENV)/bin/ruff format --check .

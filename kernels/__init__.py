@@ -1,26 +1,28 @@
 """The operations that Tacotron 2 and WaveGlow spend their time in, one function each.
 
-Every function takes and returns plain tensors and is differentiable. What is here is the PyTorch
-reference of each operation (`fastglow.kernels.reference`), which defines its numbers.
+Every function takes and returns plain tensors and is differentiable. Those of WaveGlow run on Triton kernels where
+`backend` picks them; the PyTorch references (`fastglow.kernels.reference`) define the numbers and serve elsewhere.
 """
 
+from .invertible_conv1x1 import invertible_conv1x1, invertible_conv1x1_factors, invertible_conv1x1_inverse
 from .lstm_loop import LSTMLoop
-from .reference.affine_coupling import affine_coupling, affine_coupling_inverse
-from .reference.gated_activation import gated_activation
-from .reference.invertible_conv1x1 import invertible_conv1x1, invertible_conv1x1_inverse
+from .affine_coupling import affine_coupling, affine_coupling_inverse, flow_step_inverse
+from .gated_activation import gated_activation
 from .reference.location_attention import location_attention
 from .reference.lstm_cell import lstm_cell
 from .reference.philox import normal_noise, uniform_noise
 from .reference.prenet import prenet
-from .reference.wavenet_layer import wavenet_layer
-from .reference.weight_norm import weight_norm
+from .wavenet_layer import wavenet_layer
+from .weight_norm import weight_norm, weight_norm_packed
 
 __all__ = [
     "LSTMLoop",
     "affine_coupling",
     "affine_coupling_inverse",
+    "flow_step_inverse",
     "gated_activation",
     "invertible_conv1x1",
+    "invertible_conv1x1_factors",
     "invertible_conv1x1_inverse",
     "location_attention",
     "lstm_cell",
@@ -29,4 +31,5 @@ __all__ = [
     "uniform_noise",
     "wavenet_layer",
     "weight_norm",
+    "weight_norm_packed",
 ]

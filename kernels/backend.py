@@ -93,7 +93,8 @@ def picks_triton(op: str, *tensors: Tensor | None, unsupported: str | None = Non
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     """The dtype that autocast gives matrix products on the tensor's device, or None where it is off."""
     kind = tensor.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    available = torch.amp.is_autocast_available(kind)  # not on the meta device, and asking on is an error there
+    return torch.get_autocast_dtype(kind) if available and torch.is_autocast_enabled(kind) else None
 
 
 def _reason_against(tensors: list[Tensor], on_gpu: bool) -> str | None:

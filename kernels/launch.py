@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -25,8 +25,21 @@ CONFIG_FOLDER = Path(__file__).parent / "configs"
 Config = Mapping[str, int]
 """Block sizes by the kernel's parameter names, with num_warps and num_stages."""
 
+
+class Choice(NamedTuple):
+    """A call of `pick_config`."""
+
+    kernel: str
+    candidates: tuple[Config, ...]
+    dtype: str
+    shape: tuple[tuple[str, int], ...]
+
+
 _compile_only: ContextVar[list | None] = ContextVar("fastglow_compile_only", default=None)
-_config_for_all: ContextVar[tuple[str, Config] | None] = ContextVar("fastglow_config", default=None)
+
+# Not of one thread's context: autograd runs backward passes on a GPU in threads of its own.
+_config_for_all: tuple[str, Config] | None = None
+_choices: list[Choice] | None = None
 
 
 def launch(op: str, kernel: Any, grid: tuple[int, ...], *args: Any, device: torch.device, **options: Any) -> None:
@@ -56,10 +69,12 @@ def pick_config(
         tensor: whose device and dtype count.
         shape: the sizes that the choice depends on.
     """
-    forced = _config_for_all.get()
-    if forced is not None and forced[0] == kernel:
-        return forced[1]
-    measured = _nearest(_gpu_of(tensor), kernel, str(tensor.dtype).removeprefix("torch."), tuple(shape.items()))
+    choice = Choice(kernel, candidates, str(tensor.dtype).removeprefix("torch."), tuple(shape.items()))
+    if _choices is not None:
+        _choices.append(choice)
+    if _config_for_all is not None and _config_for_all[0] == kernel:
+        return _config_for_all[1]
+    measured = _nearest(_gpu_of(tensor), kernel, choice.dtype, choice.shape)
     return measured if measured in candidates else heuristic(tensor.dtype, **shape)
 
 
@@ -80,11 +95,23 @@ def compile_only() -> Iterator[list[tuple[str, str, Any]]]:
 @contextmanager
 def use_config(kernel: str, config: Config) -> Iterator[None]:
     """One kernel runs with this configuration inside, whatever the shape: for tuning and for tests."""
-    token = _config_for_all.set((kernel, config))
+    global _config_for_all
+    before, _config_for_all = _config_for_all, (kernel, config)
     try:
         yield
     finally:
-        _config_for_all.reset(token)
+        _config_for_all = before
+
+
+@contextmanager
+def record_choices() -> Iterator[list[Choice]]:
+    """Yields a list of every choice of a configuration inside: what there is to tune."""
+    global _choices
+    before, _choices = _choices, []
+    try:
+        yield _choices
+    finally:
+        _choices = before
 
 
 def gpu_slug(name: str) -> str:

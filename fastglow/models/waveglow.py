@@ -114,11 +114,12 @@ class WaveGlow(nn.Module):
         spect = self._group(spect[:, :, : audio.shape[1]])
         audio = self._group(audio.unsqueeze(1))
         early_outputs, log_s_list, log_det_list = [], [], []
+        _, log_dets = kernels.invertible_conv1x1_factors([convinv.conv.weight for convinv in self.convinv])
         for k, (convinv, wn) in enumerate(zip(self.convinv, self.WN, strict=True)):
             if self.config.is_early(k):
                 early_outputs.append(audio[:, : self.config.n_early_size])
                 audio = audio[:, self.config.n_early_size :]
-            audio, log_det = convinv(audio)
+            audio, log_det = convinv(audio, log_dets[k])
             kept, changed = self._split(audio, k)
             changed, log_s = kernels.affine_coupling(changed, wn(kept, spect))
             audio = self._join(kept, changed, k)
@@ -159,15 +160,15 @@ class WaveGlow(nn.Module):
             )
         batch_size, _, n_frames = mel.shape
         n_groups = n_frames * config.upsample_stride // config.n_group
-        mask = None
+        groups = None
         if lengths is not None:
             if lengths.shape != (batch_size,) or int(lengths.min()) < 0 or int(lengths.max()) > n_frames:
                 raise FastglowError(
                     f"lengths {lengths.tolist()} do not fit a mel of shape {tuple(mel.shape)}: one from 0 to T an item"
                 )
-            groups = lengths.to(mel.device) * config.upsample_stride // config.n_group
-            mask = length_mask(groups, n_groups).unsqueeze(1).to(mel.dtype)  # [B, 1, n_groups]
-            mel = mel.masked_fill(~length_mask(lengths.to(mel.device), n_frames).unsqueeze(1), 0.0)
+            lengths = lengths.to(mel.device)
+            groups = lengths * config.upsample_stride // config.n_group
+            mel = mel.masked_fill(~length_mask(lengths, n_frames).unsqueeze(1), 0.0)
         if noise is None:
             seeds = item_seeds(seed, batch_size, mel.device)
             noise = kernels.normal_noise(seeds, 0, 0, n_groups, config.n_group).transpose(1, 2)
@@ -186,21 +187,29 @@ class WaveGlow(nn.Module):
         )
         for k in reversed(range(config.n_flows)):
             kept, changed = self._split(audio, k)
-            changed = kernels.affine_coupling_inverse(changed, self.WN[k](kept, spect, mask))
-            audio = self.convinv[k].infer(self._join(kept, changed, k))
+            entering = None
             if config.is_early(k):
-                entering, unused = (
-                    unused[:, : config.n_early_size],
-                    unused[:, config.n_early_size :],
-                )
-                audio = torch.cat((entering, audio), dim=1)
-        if mask is not None:
-            audio = audio.masked_fill(mask == 0, 0.0)
+                entering, unused = unused[:, : config.n_early_size], unused[:, config.n_early_size :]
+            audio = kernels.flow_step_inverse(
+                kept,
+                changed,
+                self.WN[k](kept, spect, lengths=groups),
+                self.convinv[k].inverse(),
+                entering,
+                swap=self._swaps(k),
+            )
+        if groups is not None:
+            audio = audio.masked_fill(~length_mask(groups, n_groups).unsqueeze(1), 0.0)
         return audio.transpose(1, 2).reshape(batch_size, -1)
 
     def _group(self, x: Tensor) -> Tensor:
-        """[B, C, N] -> [B, C * n_group, N // n_group], the samples of a group next to each other."""
+        """[B, C, N] -> [B, C * n_group, N // n_group], the samples of a group next to each other.
+
+        On a GPU in channels-last memory, as the WaveNet layers' kernels read it.
+        """
         x = x.unfold(2, self.config.n_group, self.config.n_group)  # [B, C, N // n_group, n_group]
+        if x.is_cuda:
+            return x.transpose(1, 2).flatten(2).transpose(1, 2)
         return x.transpose(2, 3).flatten(1, 2)
 
     def _swaps(self, flow: int) -> bool:

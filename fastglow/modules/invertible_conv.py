@@ -5,6 +5,8 @@ from torch import Tensor, nn
 
 from fastglow import kernels
 
+from .parameter_cache import ParameterCache
+
 
 class InvertibleConv1x1(nn.Module):
     """Drop-in for the reference's Invertible1x1Conv; parameter `conv.weight` [c, c, 1]."""
@@ -17,12 +19,21 @@ class InvertibleConv1x1(nn.Module):
         with torch.no_grad():
             self.conv.weight.copy_(rotation.unsqueeze(2))
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, c, T] -> (W z [B, c, T], B * T * log|det W|, a scalar)."""
+        self._inverse: ParameterCache[Tensor] = ParameterCache()
+
+    def forward(self, z: Tensor, log_det: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """[B, c, T] -> (W z [B, c, T], B * T * log|det W|, a scalar); `log_det`: log|det W| if it is known."""
         batch_size, _, n_of_groups = z.shape
-        z, log_det = kernels.invertible_conv1x1(z, self.conv.weight)
+        z, log_det = kernels.invertible_conv1x1(z, self.conv.weight, log_det)
         return z, batch_size * n_of_groups * log_det
 
     def infer(self, z: Tensor) -> Tensor:
         """[B, c, T] -> W^-1 z [B, c, T]."""
-        return kernels.invertible_conv1x1_inverse(z, self.conv.weight)
+        inverse = None if torch.is_grad_enabled() else self.inverse()
+        return kernels.invertible_conv1x1_inverse(z, self.conv.weight, inverse)
+
+    @torch.no_grad()
+    def inverse(self) -> Tensor:
+        """W^-1, [c, c] float32, computed once until the weight changes."""
+        weight = self.conv.weight
+        return self._inverse.get([weight], lambda: kernels.invertible_conv1x1_factors([weight])[0][0])

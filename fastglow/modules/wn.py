@@ -1,12 +1,16 @@
 """WaveGlow's WaveNet-like coupling network."""
 
+from dataclasses import dataclass, replace
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastglow import kernels
 from fastglow.errors import FastglowError
 
 from .convolution import WeightNormConv1d
+from .parameter_cache import ParameterCache
 
 
 class WN(nn.Module):
@@ -52,35 +56,92 @@ class WN(nn.Module):
             self.cond_layers.append(WeightNormConv1d(n_mel_channels, 2 * n_channels, 1))
             self.res_skip_layers.append(WeightNormConv1d(n_channels, n_channels if last else 2 * n_channels, 1))
 
-    def forward(self, audio: Tensor, spect: Tensor, mask: Tensor | None = None) -> Tensor:
+        self._folded: ParameterCache[WNWeights] = ParameterCache()
+
+    def forward(
+        self, audio: Tensor, spect: Tensor, mask: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> Tensor:
         """b and log s of the affine coupling.
 
         Args:
             audio: [B, n_in_channels, T].
             spect: [B, n_mel_channels, T].
             mask: [B, 1, T], 1 inside an item and 0 in its padding, or None.
+            lengths: [B] integers: what lies beyond is as if it were not there, as with a mask, but not computed.
 
         Returns:
-            [B, 2 * n_in_channels, T], b first.
+            [B, 2 * n_in_channels, T], b first; beyond an item's length it has no meaning.
         """
-        h = self.start(audio)
-        if mask is not None:
-            h = h * mask
-        output = torch.zeros_like(h)
-        for i, (in_layer, cond_layer, res_skip_layer) in enumerate(
-            zip(self.in_layers, self.cond_layers, self.res_skip_layers, strict=True)
-        ):
+        if torch.is_grad_enabled():
+            weights = self._normalised()
+        else:
+            weights = self._folded.get(list(self.parameters()), self._fold)
+        h = F.conv1d(audio, weights.start, self.start.bias)
+        dtype = h.dtype
+        h = h if mask is None else h * mask
+        skip = None
+        if weights.skip_bias is not None:
+            skip = weights.skip_bias.view(1, -1, 1).expand(len(audio), -1, audio.shape[2])
+        for i, (in_layer, cond_layer) in enumerate(zip(self.in_layers, self.cond_layers, strict=True)):
             h, skip = kernels.wavenet_layer(
                 h,
                 spect,
-                in_layer.weight,
+                weights.in_layers[i],
                 in_layer.bias,
-                cond_layer.weight,
+                weights.cond_layers[i],
                 cond_layer.bias,
-                res_skip_layer.weight,
-                res_skip_layer.bias,
+                weights.res_skip_layers[i],
+                weights.res_skip_biases[i],
                 dilation=2**i,
                 mask=mask,
+                lengths=lengths,
+                skip=skip,
             )
-            output = output + skip
-        return self.end(output)
+        return self.end(skip) if weights.skip_bias is None else skip.to(dtype)
+
+    def _normalised(self) -> "WNWeights":
+        """The weights under weight normalisation, all in one launch."""
+        convolutions = [self.start, *self.in_layers, *self.cond_layers, *self.res_skip_layers]
+        packed = kernels.weight_norm_packed([[(conv.weight_v, conv.weight_g)] for conv in convolutions])
+        weights = []
+        for conv, matrix in zip(convolutions, packed, strict=True):
+            rows, channels, taps = conv.weight_v.shape
+            weights.append(matrix.view(rows, taps, channels).transpose(1, 2))
+        start, *layers = weights
+        n = self.n_layers
+        biases = [layer.bias for layer in self.res_skip_layers]
+        return WNWeights(start, layers[:n], layers[n : 2 * n], layers[2 * n :], biases, None)
+
+    @torch.no_grad()
+    def _fold(self) -> "WNWeights":
+        """The weights of inference: `end` is linear, so it goes into each layer's skip half.
+
+        What is added up is then the result, 2 * n_in_channels wide, in float32: it begins as all skips' biases.
+        """
+        plain = self._normalised()
+        if len(self.end.weight) > self.n_channels:
+            return plain  # folding would widen the sums
+        wide = torch.promote_types(plain.start.dtype, torch.float32)
+        end = self.end.weight[:, :, 0].to(wide)  # [2 * n_in_channels, n_channels]
+        skip_bias = self.end.bias.to(wide)
+        weights, biases = [], []
+        for weight, bias in zip(plain.res_skip_layers, plain.res_skip_biases, strict=True):
+            n_residual = len(weight) - self.n_channels
+            skip_weight = (end @ weight[n_residual:, :, 0].to(wide)).to(weight.dtype).unsqueeze(2)
+            weights.append(torch.cat((weight[:n_residual], skip_weight)))
+            biases.append(torch.cat((bias[:n_residual], bias.new_zeros(len(end)))))
+            skip_bias = skip_bias + end @ bias[n_residual:].to(wide)
+        return replace(plain, res_skip_layers=weights, res_skip_biases=biases, skip_bias=skip_bias)
+
+
+@dataclass(frozen=True)
+class WNWeights:
+    """Weights as `kernels.wavenet_layer` takes them, one a layer; skip_bias: what the sum of skips begins with,
+    if `end` is folded into the layers."""
+
+    start: Tensor
+    in_layers: list[Tensor]
+    cond_layers: list[Tensor]
+    res_skip_layers: list[Tensor]
+    res_skip_biases: list[Tensor]
+    skip_bias: Tensor | None

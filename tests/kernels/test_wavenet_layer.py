@@ -1,11 +1,19 @@
-"""One WaveNet layer against a loop over positions and taps in NumPy; what its mask means."""
+"""One WaveNet layer: the reference against a loop in NumPy, the kernels against the reference in float64."""
+
+import importlib
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pytest
 import torch
 from torch.autograd import gradcheck
 
-from fastglow.kernels import wavenet_layer
+from fastglow.errors import FastglowError
+from fastglow.kernels import backend, launch, wavenet_layer
+
+from .conftest import assert_as_exact_as
+
+module = importlib.import_module("fastglow.kernels.wavenet_layer")
 
 BATCH, CHANNELS, CONDITIONING, TIME = 2, 3, 5, 7
 LENGTHS = torch.tensor([7, 4])
@@ -86,3 +94,314 @@ def test_with_a_mask_an_item_gets_what_it_gets_alone(leaf, layer, last):
         if not last:
             torch.testing.assert_close(h_next[item : item + 1, :, :length], expected_h, atol=1e-13, rtol=0)
             assert not h_next[item, :, length:].any()
+
+
+# From here on: the Triton kernels. A small configuration and channels beyond its tiles cross every block boundary.
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call: sizes, and which optional arguments are there."""
+
+    channels: int = 40
+    time: int = 37
+    kernel_size: int = 3
+    dilation: int = 2
+    conditioning: str = "projected"  # or "full", "over time", "over items and time", "none"
+    n_skip: int = 40
+    last: bool = False
+    biases: bool = True
+    mask: bool = False
+    lengths: bool = False
+    skip: bool = False
+    strided: bool = False
+    batch: int = 2
+    n_conditioning: int = 21
+
+    def __str__(self) -> str:
+        changed = [f"{f.name} {getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != f.default]
+        return ", ".join(changed) or "default"
+
+    def arguments(self, dtype: torch.dtype, device: str) -> dict:
+        """Tensors rounded to `dtype` whose sums stay of order 1."""
+
+        def draw(*shape: int, scale: float = 1.0) -> torch.Tensor:
+            x = torch.randn(*shape, device=device) * scale
+            if self.strided:
+                x = torch.stack((x, x), dim=-1)[..., 0]
+            return x.to(dtype).requires_grad_()
+
+        B, C, T, D, k, S = (
+            self.batch, self.channels, self.time, self.n_conditioning, self.kernel_size, self.n_skip
+        )  # fmt: skip
+        shapes = {"full": (B, 2 * C, T), "over time": (B, 2 * C, 1), "over items and time": (1, 2 * C, 1)}
+        projected = self.conditioning == "projected"
+        rows = S if self.last else C + S
+        return {
+            "h": draw(B, C, T),
+            "conditioning": draw(B, D, T)
+            if projected
+            else draw(*shapes[self.conditioning])
+            if self.conditioning in shapes
+            else None,
+            "in_weight": draw(2 * C, C, k, scale=(C * k) ** -0.5),
+            "in_bias": draw(2 * C) if self.biases else None,
+            "cond_weight": draw(2 * C, D, 1, scale=D**-0.5) if projected else None,
+            "cond_bias": draw(2 * C) if projected and self.biases else None,
+            "res_skip_weight": draw(rows, C, 1, scale=C**-0.5),
+            "res_skip_bias": draw(rows) if self.biases else None,
+            "dilation": self.dilation,
+            "mask": (torch.arange(T, device=device) < torch.tensor([[T], [T // 2]], device=device))
+            .unsqueeze(1)
+            .to(dtype)
+            if self.mask
+            else None,
+            "lengths": torch.tensor([T // 2, T], device=device) if self.lengths else None,
+            "skip": draw(B, S, T) if self.skip else None,
+        }
+
+
+CASES = [
+    Case(),
+    Case(channels=16, n_skip=16, time=1),
+    Case(channels=32, n_skip=32, time=65, batch=1),
+    Case(channels=64, n_skip=64, time=7, dilation=8, batch=1),
+    Case(channels=5, n_skip=3, time=9),
+    Case(kernel_size=1, dilation=1, conditioning="none"),
+    Case(kernel_size=5, dilation=3, conditioning="full"),
+    Case(conditioning="over time", mask=True, batch=2, time=9),
+    Case(conditioning="over items and time", mask=True, strided=True, time=9),
+    Case(last=True, skip=True),
+    Case(n_skip=8, skip=True),
+    Case(n_skip=8, last=True, skip=True, lengths=True),
+    Case(biases=False, skip=True, time=9),
+    Case(lengths=True, mask=True, skip=True, dilation=8, strided=True),
+]
+
+
+def differentiate(function, arguments: dict, upstream: list) -> tuple[list, dict]:
+    """(outputs, gradients by argument) under the upstream gradients; None counts as not reached."""
+    outputs = [x for x in function(**arguments) if x is not None]
+    leaves = {name: x for name, x in arguments.items() if isinstance(x, torch.Tensor) and x.requires_grad}
+    used = [(x, g) for x, g in zip(outputs, upstream, strict=True) if g is not None]
+    torch.autograd.backward([x for x, _ in used], [g.to(x.dtype) for x, g in used])
+    gradients = {name: x.grad for name, x in leaves.items()}
+    for x in leaves.values():
+        x.grad = None
+    return [x.detach() for x in outputs], gradients
+
+
+def cast(arguments: dict, dtype: torch.dtype) -> dict:
+    return {
+        name: x.detach().to(dtype).requires_grad_(x.requires_grad)
+        if isinstance(x, torch.Tensor) and x.is_floating_point()
+        else x
+        for name, x in arguments.items()
+    }
+
+
+def check_against_fp64(arguments: dict, dtype: torch.dtype, caps: tuple[float, float], reached=(True, True)) -> None:
+    with torch.no_grad(), backend.use_backend("reference"):
+        shapes = [x.shape for x in wavenet_layer(**cast(arguments, torch.float64)) if x is not None]
+    reached = reached[-len(shapes) :]
+    device = arguments["h"].device
+    upstream = [torch.randn(s, device=device).to(dtype) if r else None for s, r in zip(shapes, reached, strict=True)]
+    with backend.use_backend("reference"):
+        exact, exact_gradients = differentiate(wavenet_layer, cast(arguments, torch.float64), upstream)
+        plain, plain_gradients = differentiate(wavenet_layer, cast(arguments, dtype), upstream)
+    ours, our_gradients = differentiate(wavenet_layer, arguments, upstream)
+    for actual, reference, truth in zip(ours, plain, exact, strict=True):
+        assert_as_exact_as(actual, reference, truth, factor=2, cap=caps[0])
+    for name, truth in exact_gradients.items():
+        if truth is None:
+            assert our_gradients[name] is None or not our_gradients[name].any(), name
+        else:
+            assert_as_exact_as(our_gradients[name], plain_gradients[name], truth, factor=3, cap=caps[1])
+
+
+CAPS = {torch.float32: (1e-5, 1e-5), torch.float16: (4e-3, 8e-3), torch.bfloat16: (3e-2, 6e-2)}
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["one kernel", "two kernels"])
+@pytest.mark.parametrize(
+    "case, dtype",
+    [*((case, torch.float32) for case in CASES), *((case, torch.float16) for case in CASES[::3])],
+    ids=str,
+)
+def test_kernels_are_as_exact_as_pytorch(case, dtype, fused, device, triton_backend, monkeypatch):
+    if not fused:
+        monkeypatch.setattr(module, "FUSED_CHANNELS", 0)
+    check_against_fp64(case.arguments(dtype, device), dtype, CAPS[dtype])
+
+
+@pytest.mark.parametrize("reached", [(True, False), (False, True)], ids=["h alone", "skip alone"])
+@pytest.mark.parametrize("skip", [True, False])
+def test_gradients_of_one_output_alone(reached, skip, device, triton_backend):
+    check_against_fp64(Case(skip=skip).arguments(torch.float32, device), torch.float32, CAPS[torch.float32], reached)
+
+
+@pytest.mark.parametrize("wanted", ["h", "conditioning", "in_weight", "in_bias", "cond_weight", "res_skip_weight"])
+def test_each_gradient_alone(wanted, device, triton_backend):
+    arguments = Case().arguments(torch.float32, device)
+    for name, x in arguments.items():
+        if isinstance(x, torch.Tensor):
+            x.requires_grad_(name == wanted)
+    check_against_fp64(arguments, torch.float32, CAPS[torch.float32])
+
+
+@pytest.mark.parametrize("kernel", ["wavenet_layer_fwd", "wavenet_gate_fwd", "wavenet_res_skip_fwd"])
+def test_every_launch_configuration(kernel, device, triton_backend, monkeypatch):
+    candidates = {
+        "wavenet_layer_fwd": (*module.FUSED_CONFIGS[4, True], *module.FUSED_CONFIGS[4, False]),
+        "wavenet_gate_fwd": module.GATE_CONFIGS[4],
+        "wavenet_res_skip_fwd": module.RES_SKIP_CONFIGS[4],
+    }
+    if kernel != "wavenet_layer_fwd":
+        monkeypatch.setattr(module, "FUSED_CHANNELS", 0)
+    with torch.no_grad():
+        for config in candidates[kernel]:
+            with launch.use_config(kernel, config):
+                check_outputs(Case().arguments(torch.float32, device))
+
+
+@pytest.mark.parametrize("kernel", ["wavenet_gate_bwd", "wavenet_input_bwd"])
+def test_every_launch_configuration_backward(kernel, device, triton_backend):
+    candidates = {"wavenet_gate_bwd": module.GATE_BACKWARD_CONFIGS, "wavenet_input_bwd": module.INPUT_BACKWARD_CONFIGS}
+    for config in candidates[kernel][4]:
+        with launch.use_config(kernel, config):
+            check_against_fp64(Case().arguments(torch.float32, device), torch.float32, CAPS[torch.float32])
+
+
+def check_outputs(arguments: dict) -> None:
+    with backend.use_backend("reference"):
+        expected = wavenet_layer(**cast(arguments, torch.float64))
+    for actual, truth in zip(wavenet_layer(**arguments), expected, strict=True):
+        torch.testing.assert_close(actual.double(), truth, atol=1e-5, rtol=1e-5)
+
+
+def test_what_lies_beyond_a_length_is_not_read(device, triton_backend):
+    arguments = Case(lengths=True, skip=True).arguments(torch.float32, device)
+    clean = differentiate(wavenet_layer, arguments, [torch.ones_like(arguments["h"])] * 2)
+    for name in ("h", "conditioning", "skip"):
+        with torch.no_grad():
+            arguments[name][0, :, 18:] = float("nan")
+    dirty = differentiate(wavenet_layer, arguments, [torch.ones_like(arguments["h"])] * 2)
+    for x, y in zip([*clean[0], *clean[1].values()], [*dirty[0], *dirty[1].values()], strict=True):
+        assert torch.equal(x, y)
+
+
+def test_a_stack_needs_no_copies_between_its_layers(device, triton_backend):
+    arguments = Case().arguments(torch.float32, device)
+    h, skip = wavenet_layer(**arguments)
+    for x in (h, skip):
+        assert x.transpose(1, 2).is_contiguous()
+        assert module._channels_last(x).data_ptr() == x.data_ptr()
+
+
+def test_empty_signal(device):
+    arguments = Case(time=0).arguments(torch.float32, device)
+    with backend.use_backend("triton"):
+        h, skip = wavenet_layer(**arguments)
+        (h.sum() + skip.sum()).backward()
+    assert h.shape == skip.shape == (2, 40, 0)
+    assert not arguments["in_weight"].grad.any()
+
+
+def test_autocast_computes_in_its_dtype(device, triton_backend):
+    arguments = Case(lengths=True).arguments(torch.float32, device)
+    with torch.autocast(device, torch.float16):
+        h, _ = wavenet_layer(**arguments)
+    h.float().sum().backward()
+    assert h.dtype == torch.float16
+    assert arguments["in_weight"].grad.dtype == torch.float32
+
+
+def test_what_the_kernels_do_not_serve_falls_back_or_is_refused(device):
+    arguments = Case().arguments(torch.float64, device)
+    with backend.use_backend("triton"), pytest.raises(FastglowError, match="wavenet_layer: .* float64 is not among"):
+        wavenet_layer(**arguments)
+    assert wavenet_layer(**arguments)[0].dtype == torch.float64
+    arguments["h"] = arguments["h"].float()
+    with backend.use_backend("triton"), pytest.raises(FastglowError, match="the dtypes float32, float64"):
+        wavenet_layer(**arguments)
+
+
+@pytest.mark.parametrize(
+    "name, shape, message",
+    [
+        ("in_weight", (80, 40, 2), r"in_weight has shape \(80, 40, 2\): 40 channels take"),
+        ("res_skip_weight", (81, 40, 1), r"res_skip_weight has shape \(81, 40, 1\)"),
+        ("conditioning", (2, 20, 37), r"cond_weight has shape \(80, 21, 1\), not \(80, 20, 1\)"),
+        ("conditioning", (2, 21, 36), r"conditioning has shape \(2, 21, 36\), not \[B, D, T\]"),
+        ("mask", (2, 37), r"mask has shape \(2, 37\), not \(2, 1, 37\)"),
+        ("lengths", (3,), r"lengths has shape \(3,\), not \(2,\)"),
+        ("skip", (2, 8, 37), r"skip has shape \(2, 8, 37\), not \(2, 40, 37\)"),
+    ],
+)
+def test_wrong_shapes(name, shape, message):
+    arguments = Case().arguments(torch.float32, "cpu")
+    arguments[name] = torch.zeros(shape)
+    with pytest.raises(FastglowError, match=message):
+        wavenet_layer(**arguments)
+
+
+def mirrored_backward(arguments: dict, dnext: torch.Tensor, dskip: torch.Tensor) -> dict:
+    """The kernels' backward pass step by step in PyTorch: from the saved tanh and sigmoid, channels-last."""
+    h, conditioning = (arguments[name].detach().transpose(1, 2) for name in ("h", "conditioning"))
+    w_in, w_cond, w_out = (arguments[name].detach() for name in ("in_weight", "cond_weight", "res_skip_weight"))
+    dilation, (_, T, C), taps = arguments["dilation"], h.shape, w_in.shape[2]
+
+    def shifted(x: torch.Tensor, shift: int) -> torch.Tensor:
+        """Row t is row t + shift of x, or zeros."""
+        rows = torch.arange(T) + shift
+        inside = (rows >= 0) & (rows < T)
+        return x[:, rows.clamp(0, T - 1)] * inside.view(1, -1, 1)
+
+    shifts = [(tap - taps // 2) * dilation for tap in range(taps)]
+    u = conditioning @ w_cond[:, :, 0].T + arguments["in_bias"] + arguments["cond_bias"]
+    for tap, shift in enumerate(shifts):
+        u = u + shifted(h, shift) @ w_in[:, :, tap].T
+    tanh, sigmoid = torch.tanh(u[..., :C]), torch.sigmoid(u[..., C:])
+
+    d_out = torch.cat((dnext, dskip), dim=1).transpose(1, 2)  # [B, T, C + S]
+    da = d_out @ w_out[:, :, 0]
+    du = torch.cat((da * sigmoid * (1 - tanh**2), da * tanh * sigmoid * (1 - sigmoid)), dim=2)
+    dh = d_out[..., :C] + sum(shifted(du, -shift) @ w_in[:, :, tap] for tap, shift in enumerate(shifts))
+    d_in = torch.stack([torch.einsum("bto,bti->oi", du, shifted(h, shift)) for shift in shifts], dim=2)
+    return {
+        "h": dh.transpose(1, 2),
+        "conditioning": (du @ w_cond[:, :, 0]).transpose(1, 2),
+        "in_weight": d_in,
+        "in_bias": du.sum((0, 1)),
+        "cond_weight": torch.einsum("bto,bti->oi", du, conditioning).unsqueeze(2),
+        "cond_bias": du.sum((0, 1)),
+        "res_skip_weight": torch.einsum("bto,bti->oi", d_out, tanh * sigmoid).unsqueeze(2),
+        "res_skip_bias": d_out.sum((0, 1)),
+    }
+
+
+@pytest.mark.parametrize("case", [Case(), Case(kernel_size=5, dilation=3, time=11)], ids=str)
+def test_the_backward_by_hand_is_that_of_autograd_and_of_the_kernels(case, device, triton_backend):
+    arguments = case.arguments(torch.float32, device)
+    exact = cast({k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}, torch.float64)
+    upstream = [torch.randn(exact["h"].shape, dtype=torch.float64) for _ in range(2)]
+    by_hand = mirrored_backward(exact, *upstream)
+    with backend.use_backend("reference"):
+        _, by_autograd = differentiate(wavenet_layer, exact, upstream)
+    _, by_kernels = differentiate(wavenet_layer, arguments, [g.float().to(device) for g in upstream])
+    assert by_hand.keys() == by_autograd.keys() == by_kernels.keys()
+    for name, gradient in by_hand.items():
+        torch.testing.assert_close(gradient, by_autograd[name], atol=1e-12, rtol=1e-12)
+        torch.testing.assert_close(gradient, by_kernels[name].double().cpu(), atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("channels", [64, 192, 256, 512])
+@pytest.mark.parametrize("dilation", [1, 128])
+def test_published_shapes(channels, dilation, dtype, triton_backend):
+    case = Case(channels=channels, n_skip=channels, time=1003, dilation=dilation, n_conditioning=640, lengths=True)
+    check_against_fp64(case.arguments(dtype, "cuda"), dtype, CAPS_TF32 if dtype == torch.float32 else CAPS[dtype])
+
+
+CAPS_TF32 = (4e-3, 8e-3)  # convolutions take TF32 on a GPU unless torch.backends.cudnn.allow_tf32 is off

@@ -1,15 +1,27 @@
-"""Weight normalisation against NumPy and PyTorch's parametrisation."""
+"""Weight normalisation: the reference against NumPy and PyTorch, the kernels against the reference in fp64."""
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.autograd import gradcheck
 from torch.nn.utils.parametrizations import weight_norm as parametrize
 
-from fastglow.kernels import weight_norm
+from fastglow.errors import FastglowError
+from fastglow.kernels import backend, weight_norm, weight_norm_packed
+from fastglow.kernels.launch import use_config
+from fastglow.kernels.reference import weight_norm as reference
+from fastglow.kernels.weight_norm import CONFIGS
+
+from .conftest import assert_as_exact_as
 
 SHAPES = [(5, 3, 7), (1, 3, 1), (4, 1, 1)]
+CAPS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+HALF_AND_SINGLE = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
+
+# NumPy, of which the interpreter is made, warns where a GPU divides by zero in silence.
+DIVIDES_BY_ZERO = pytest.mark.filterwarnings("ignore:(divide by zero|invalid value) encountered:RuntimeWarning")
 
 
 @pytest.fixture(params=SHAPES, ids=str)
@@ -53,3 +65,271 @@ def test_dtype_is_kept(dtype):
     weight = weight_norm(v.to(dtype), g.to(dtype))
     assert weight.dtype == dtype
     torch.testing.assert_close(weight.float(), weight_norm(v, g), atol=4 * torch.finfo(dtype).eps, rtol=0)
+
+
+def regroup(shapes, tensors):
+    """Groups of (v, g) pairs from tensors in the order v, g, v, g, ..."""
+    tensors = iter(tensors)
+    return [[(next(tensors), next(tensors)) for _ in group] for group in shapes]
+
+
+def test_a_packed_matrix_is_the_convolutions_matrix(leaf):
+    """Of a dilated convolution and of the conditioning's 1x1 convolution, added."""
+    C, D, taps, dilation, T = 3, 4, 3, 2, 9
+    shapes = [[(2 * C, C, taps), (2 * C, D, 1)], [(C, C, 1)]]
+    groups = regroup(shapes, [x for shape in sum(shapes, []) for x in (leaf(*shape), leaf(shape[0], 1, 1))])
+    first, second = weight_norm_packed(groups)
+    assert (first.shape, second.shape) == ((2 * C, taps * C + D), (C, C))
+
+    h, conditioning = leaf(2, C, T), leaf(2, D, T)
+    padded = F.pad(h, (dilation, dilation))
+    columns = [padded[:, :, tap * dilation : tap * dilation + T] for tap in range(taps)]
+    found = first @ torch.cat((*columns, conditioning), dim=1)
+    in_layer, cond_layer = (weight_norm(v, g) for v, g in groups[0])
+    expected = F.conv1d(h, in_layer, padding=dilation, dilation=dilation) + F.conv1d(conditioning, cond_layer)
+    torch.testing.assert_close(found, expected, atol=1e-13, rtol=0)
+    torch.testing.assert_close(second, weight_norm(*groups[1][0])[:, :, 0], atol=0, rtol=0)
+
+
+def test_gradients_of_packed_matrices(leaf):
+    shapes = [[(3, 2, 3), (3, 1, 2)], [(2, 3, 1)]]
+    tensors = [x for shape in sum(shapes, []) for x in (leaf(*shape), leaf(shape[0], 1, 1))]
+    assert gradcheck(lambda *tensors: tuple(weight_norm_packed(regroup(shapes, tensors))), tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_packed_matrices_are_rounded_once(dtype):
+    pair = torch.randn(3, 5, 1), torch.rand(3, 1, 1)
+    (matrix,) = weight_norm_packed([[pair]], dtype)
+    torch.testing.assert_close(matrix, weight_norm(*pair)[:, :, 0].to(dtype), atol=0, rtol=0)
+    halves = tuple(x.to(dtype) for x in pair)
+    (matrix,) = weight_norm_packed([[halves]])
+    expected = weight_norm(*(x.float() for x in halves))[:, :, 0].to(dtype)
+    torch.testing.assert_close(matrix, expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: weight_norm(torch.ones(3, 2), torch.ones(3, 1, 1)), r"v has shape \(3, 2\)"),
+        (lambda: weight_norm(torch.ones(3, 2, 1), torch.ones(3)), r"g \(3,\)"),
+        (lambda: weight_norm(torch.ones(3, 2, 1), torch.ones(3, 1, 1).half()), "g torch.float16"),
+        (lambda: weight_norm_packed([]), r"groups of \[\] weights"),
+        (lambda: weight_norm_packed([[(torch.ones(3, 2, 1), torch.ones(3, 1, 1))], []]), r"groups of \[1, 0\] weights"),
+        (lambda: weight_norm_packed([[(torch.ones(3, 2, 1), torch.ones(2, 1, 1))]]), r"g \(2, 1, 1\)"),
+        (
+            lambda: weight_norm_packed([[(torch.ones(n, 2, 1), torch.ones(n, 1, 1)) for n in (3, 4)]]),
+            r"\[3, 4\] output channels",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(call, message):
+    with pytest.raises(FastglowError, match=message):
+        call()
+
+
+def strided(x: torch.Tensor) -> torch.Tensor:
+    """The same numbers, dimensions in reverse order in memory, gaps between them."""
+    order = tuple(reversed(range(x.dim())))
+    return torch.stack((x.permute(order),) * 2, dim=-1)[..., 0].permute(order)
+
+
+def results(function, tensors, upstreams, needed):
+    """(outputs, gradients) of function(*tensors), from leaves of its own; where no upstream is, nothing goes back."""
+    leaves = [x.detach().requires_grad_(n) for x, n in zip(tensors, needed, strict=True)]
+    outputs = function(*leaves)
+    used = [(output, d.to(output.dtype)) for output, d in zip(outputs, upstreams, strict=True) if d is not None]
+    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+    used_outputs, ds = zip(*used, strict=True)
+    return outputs, torch.autograd.grad(used_outputs, wanted, ds, materialize_grads=True)
+
+
+def check(kernel, plain, tensors, needed=None, upstream=lambda i, d: d):
+    """The kernels' outputs and gradients against the reference's in the same dtype and in float64."""
+    needed = [True] * len(tensors) if needed is None else needed
+    with torch.no_grad():
+        upstreams = [upstream(i, torch.randn_like(x)) for i, x in enumerate(plain(*tensors))]
+    found = results(kernel, tensors, upstreams, needed)
+    rounded = results(plain, tensors, upstreams, needed)
+    exact = results(plain, [x.double() for x in tensors], upstreams, needed)
+    for factor, *of_one_kind in zip((2, 3), found, rounded, exact, strict=True):
+        for triple in zip(*of_one_kind, strict=True):
+            assert_as_exact_as(*triple, factor, CAPS[triple[1].dtype])
+
+
+def alone(function):
+    return lambda v, g: (function(v, g),)
+
+
+def packed(function, shapes, dtype=None):
+    """The matrices of tensors v, g, v, g, ...; in float64 if the tensors are."""
+    return lambda *tensors: function(regroup(shapes, tensors), None if tensors[0].dtype == torch.float64 else dtype)
+
+
+def weights(shapes, dtype, device):
+    return [
+        x.to(device, dtype) for shape in sum(shapes, []) for x in (torch.randn(shape), 0.5 + torch.rand(shape[0], 1, 1))
+    ]
+
+
+# Two layers of a WN and the last, whose weights are shorter; the rows of the first cross a block's end.
+WN = [[(34, 17, 3), (34, 7, 1)], [(34, 17, 1)], [(34, 17, 3), (34, 7, 1)], [(17, 17, 1)]]
+
+
+@HALF_AND_SINGLE
+@pytest.mark.parametrize("shape", [(1, 3, 1), (7, 5, 3), (65, 33, 1), (2, 700, 3)], ids=str)
+def test_kernels_against_fp64(triton_backend, device, shape, dtype):
+    check(alone(weight_norm), alone(reference.weight_norm), weights([[shape]], dtype, device))
+
+
+@HALF_AND_SINGLE
+def test_kernels_on_strided_tensors(triton_backend, device, dtype):
+    tensors = [strided(x) for x in weights([[(7, 5, 3)]], dtype, device)]
+    for upstream in (lambda i, d: strided(d), lambda i, d: d[:, :1, :1].expand(d.shape), lambda i, d: d):
+        check(alone(weight_norm), alone(reference.weight_norm), tensors, upstream=upstream)
+    expanded = [tensors[0], tensors[1][:1].expand(7, 1, 1)]
+    check(alone(weight_norm), alone(reference.weight_norm), expanded)
+
+
+@pytest.mark.parametrize("needed", [(True, False), (False, True)], ids=["v only", "g only"])
+def test_one_gradient_of_two(triton_backend, device, needed):
+    tensors = weights([[(7, 5, 3)]], torch.float32, device)
+    check(alone(weight_norm), alone(reference.weight_norm), tensors, needed)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_every_configuration(triton_backend, device, config):
+    one = weights([[(35, 40, 3)]], torch.float32, device)
+    shapes = [[(3, 40, 3), (3, 7, 1)]]
+    several = weights(shapes, torch.float32, device)
+    for kernel in ("fwd", "bwd"):
+        with use_config(f"weight_norm_{kernel}", config):
+            check(alone(weight_norm), alone(reference.weight_norm), one)
+        with use_config(f"weight_norm_packed_{kernel}", config):
+            check(packed(weight_norm_packed, shapes), packed(reference.weight_norm_packed, shapes), several)
+
+
+@pytest.mark.parametrize(
+    "dtype, result",
+    [(torch.float32, None), (torch.float32, torch.float16), (torch.float16, None), (torch.float16, torch.float32)],
+    ids=str,
+)
+def test_packed_kernels_against_fp64(triton_backend, device, dtype, result):
+    tensors = weights(WN, dtype, device)
+    kernel, plain = (packed(x, WN, result) for x in (weight_norm_packed, reference.weight_norm_packed))
+    assert {matrix.dtype for matrix in kernel(*tensors)} == {result or dtype}
+    check(kernel, plain, tensors)
+
+
+def test_packed_weights_take_one_launch_and_one_buffer(triton_backend, device):
+    tensors = [x.requires_grad_() for x in weights(WN, torch.float32, device)]
+    before = backend.launches.total()
+    matrices = weight_norm_packed(regroup(WN, tensors))
+    assert backend.launches.total() == before + 1
+    assert [tuple(matrix.shape) for matrix in matrices] == [(34, 58), (34, 17), (34, 58), (17, 17)]
+    assert all(matrix.is_contiguous() for matrix in matrices)
+    assert len({matrix.untyped_storage().data_ptr() for matrix in matrices}) == 1
+    torch.autograd.backward(matrices, [torch.ones_like(matrix) for matrix in matrices])
+    assert backend.launches.total() == before + 2
+
+
+@HALF_AND_SINGLE
+def test_packed_kernels_on_strided_tensors(triton_backend, device, dtype):
+    shapes = [[(5, 3, 3), (5, 4, 1)], [(2, 3, 1)]]
+    tensors = [strided(x) for x in weights(shapes, dtype, device)]
+    tensors[1] = tensors[1][:1].expand(5, 1, 1)
+    kernel, plain = (packed(x, shapes) for x in (weight_norm_packed, reference.weight_norm_packed))
+    check(kernel, plain, tensors, upstream=lambda i, d: strided(d))
+
+
+@pytest.mark.parametrize("absent", [0, 1, 2], ids="without output {}".format)
+def test_packed_kernels_without_some_gradients(triton_backend, device, absent):
+    shapes = [[(5, 3, 3), (5, 4, 1)], [(4, 3, 1)], [(2, 3, 1)]]
+    tensors = weights(shapes, torch.float32, device)
+    # Of the first weight neither, of the second v only, of the third g only.
+    needed = (False, False, True, False, False, True, True, True)
+    kernel, plain = (packed(x, shapes) for x in (weight_norm_packed, reference.weight_norm_packed))
+    check(kernel, plain, tensors, needed, upstream=lambda i, d: None if i == absent else d)
+
+
+@DIVIDES_BY_ZERO
+def test_a_direction_without_length_is_nan_as_in_pytorch(triton_backend, device):
+    v, g = weights([[(3, 5, 2)]], torch.float32, device)
+    v[1] = 0
+    d = torch.randn_like(v)
+    plain = results(alone(reference.weight_norm), (v, g), [d], (True, True))
+    assert plain[0][0][1].isnan().all()
+    assert all(gradient[1].isnan().all() for gradient in plain[1])
+    found = results(alone(weight_norm), (v, g), [d], (True, True))
+    torch.testing.assert_close(found, plain, equal_nan=True)
+    d_matrix = d.transpose(1, 2).flatten(1)
+    (matrix,), gradients = results(packed(weight_norm_packed, [[v.shape]]), (v, g), [d_matrix], (True, True))
+    torch.testing.assert_close(matrix, plain[0][0].transpose(1, 2).flatten(1), equal_nan=True)
+    torch.testing.assert_close(gradients, plain[1], equal_nan=True)
+
+
+def test_no_rows(triton_backend, device):
+    empty = [x.requires_grad_() for x in weights([[(0, 5, 3)]], torch.float32, device)]
+    others = weights([[(2, 5, 3)]], torch.float32, device)
+    assert weight_norm(*empty).shape == (0, 5, 3)
+    assert [x.shape for x in torch.autograd.grad(weight_norm(*empty).sum(), empty)] == [(0, 5, 3), (0, 1, 1)]
+    matrices = weight_norm_packed([[tuple(empty)], [tuple(others)]])
+    assert [matrix.shape for matrix in matrices] == [(0, 15), (2, 15)]
+    assert [x.shape for x in torch.autograd.grad(matrices[0].sum(), empty)] == [(0, 5, 3), (0, 1, 1)]
+    assert weight_norm_packed([[tuple(empty)]])[0].shape == (0, 15)
+
+
+def test_what_the_kernels_do_not_do(device):
+    single, half = (weights([[(2, 3, 1)]], dtype, device) for dtype in (torch.float32, torch.float16))
+    with backend.use_backend("triton"):
+        with pytest.raises(FastglowError, match="not of one dtype"):
+            weight_norm_packed([[single, half]])
+        with pytest.raises(FastglowError, match="a result in float64"):
+            weight_norm_packed([[single]], torch.float64)
+        with pytest.raises(FastglowError, match="float64 is not among"):
+            weight_norm(*(x.double() for x in single))
+    assert weight_norm_packed([[single, half]])[0].shape == (2, 6)
+    assert weight_norm_packed([[single]], torch.float64)[0].dtype == torch.float64
+
+
+def published_wn(channels):
+    """Weights of a WN of 8 layers conditioned on 640 channels."""
+    layers = [[[(2 * channels, channels, 3), (2 * channels, 640, 1)], [(2 * channels, channels, 1)]] for _ in range(8)]
+    layers[-1][1] = [(channels, channels, 1)]
+    return sum(layers, [])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("result", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("channels", [256, 512])
+def test_full_shapes(triton_backend, channels, result):
+    shapes = published_wn(channels)
+    kernel, plain = (packed(x, shapes, result) for x in (weight_norm_packed, reference.weight_norm_packed))
+    check(kernel, plain, weights(shapes, torch.float32, "cuda"))
+    check(alone(weight_norm), alone(reference.weight_norm), weights([[(2 * channels, channels, 3)]], result, "cuda"))
+
+
+@pytest.mark.gpu
+def test_in_a_cuda_graph(triton_backend):
+    shapes = published_wn(64)
+    tensors = [x.requires_grad_() for x in weights(shapes, torch.float32, "cuda")]
+    upstreams = [torch.randn(sum(i * k for _, i, k in group), device="cuda").half() for group in shapes]
+
+    def step():
+        matrices = weight_norm_packed(regroup(shapes, tensors), torch.float16)
+        ds = [d.expand(matrix.shape) for d, matrix in zip(upstreams, matrices, strict=True)]
+        return *matrices, *torch.autograd.grad(matrices, tensors, ds)
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        for tensor in tensors:
+            tensor.add_(0.1 * torch.randn_like(tensor))
+    graph.replay()
+    torch.testing.assert_close(captured, step(), atol=0, rtol=0)

@@ -1,0 +1,72 @@
+"""What the machine can do at most: measured, as the sheets promise more than any program gets."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from .timing import event_seconds
+from .workload import Cost
+
+COPIED_BYTES = {"cuda": 2**30, "cpu": 2**26}
+MATRIX_SIZE = {"cuda": 8192, "cpu": 768}
+MATRIX_DTYPES = {"cuda": (torch.float16, torch.bfloat16, torch.float32), "cpu": (torch.float32,)}
+REPEATS = 10
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """
+    Attributes:
+        bytes_per_second: of a copy, bytes read plus bytes written.
+        flops_per_second: of a matrix product, by the name of the dtype; float32 on a GPU is TF32.
+    """
+
+    bytes_per_second: float
+    flops_per_second: dict[str, float]
+
+    def floor(self, cost: Cost, dtype: str) -> tuple[float, str]:
+        """(the seconds that `cost` takes at best, what bounds it: 'memory' or 'arithmetic')."""
+        moving = cost.bytes / self.bytes_per_second
+        computing = cost.flops / self.flops_per_second[dtype] if dtype in self.flops_per_second else 0.0
+        return (moving, "memory") if moving >= computing else (computing, "arithmetic")
+
+
+def measure_ceilings(device: torch.device) -> Ceilings:
+    """Takes well under a second."""
+    rates = {str(dtype).removeprefix("torch."): _matrix_rate(device, dtype) for dtype in MATRIX_DTYPES[device.type]}
+    return Ceilings(_copy_rate(device), rates)
+
+
+def _copy_rate(device: torch.device) -> float:
+    n = COPIED_BYTES[device.type]
+    source = torch.randn(n // 4, device=device)
+    target = torch.empty_like(source)
+    return 2 * n / _seconds(lambda: target.copy_(source), device)
+
+
+def _matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    n = MATRIX_SIZE[device.type]
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        return 2 * n**3 / _seconds(lambda: torch.mm(a, b, out=out), device)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
+    for _ in range(3):
+        call()
+    if device.type == "cuda":
+        return statistics.median(event_seconds(call) for _ in range(REPEATS))
+    times = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)

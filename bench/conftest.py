@@ -1,0 +1,141 @@
+"""Options and fixtures of the suite; README.md says what is measured and how."""
+
+import time
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from fastglow.errors import FastglowError
+
+from . import environment, timing
+from .ceilings import Ceilings, measure_ceilings
+from .measurement import Measurement
+from .peers import load_dle
+from .workload import COMPILE, EAGER, FASTGLOW, PEER, Implementation, Workload
+
+ORDER = (FASTGLOW, EAGER, PEER, COMPILE)  # what takes longest comes last, when time may be up
+
+DURING_THE_RUN = pytest.StashKey[dict]()
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("fastglow benchmarks")
+    group.addoption("--peer-dle", metavar="PATH", help="Checkout of NVIDIA's DeepLearningExamples to compare with.")
+    group.addoption(
+        "--time-limit", type=float, default=float("inf"), metavar="SECONDS", help="Start no benchmark after so long."
+    )
+
+
+def pytest_configure(config):
+    path = config.getoption("peer_dle", None)
+    try:
+        dle = load_dle(path) if path else None
+    except FastglowError as error:
+        raise pytest.UsageError(f"--peer-dle: {error}") from error
+    config.stash[DURING_THE_RUN] = {"start": time.monotonic(), "late": 0, "dle": dle}
+
+
+def pytest_generate_tests(metafunc):
+    if "implementation" in metafunc.fixturenames:
+        names = [FASTGLOW, EAGER]
+        if metafunc.config.stash[DURING_THE_RUN]["dle"]:
+            names.append(PEER)
+        if environment.has_gpu():
+            names.append(COMPILE)
+        metafunc.parametrize("implementation", names, indirect=True)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Gives the suite's own items their clock, puts them in `ORDER` within a file, and drops what does not exist."""
+    ours = [item for item in items if "implementation" in item.fixturenames]
+    others = [item for item in items if "implementation" not in item.fixturenames]
+    files = list(dict.fromkeys(item.path for item in ours))
+    ours.sort(key=lambda item: (files.index(item.path), ORDER.index(item.callspec.params["implementation"])))
+    served = [item for item in ours if _serves(**item.callspec.params)]
+    if environment.has_gpu():
+        for item in served:
+            item.add_marker(pytest.mark.benchmark(timer=timing.CLOCK))
+            item.add_marker(pytest.mark.filterwarnings("default"))  # compilers warn of much that is not ours
+    config.hook.pytest_deselected(items=[item for item in ours if item not in served])
+    items[:] = others + served
+
+
+def _serves(workload: Workload, implementation: str, **others) -> bool:
+    return workload.serves(implementation)
+
+
+def pytest_runtest_setup(item):
+    run = item.config.stash[DURING_THE_RUN]
+    limit = item.config.getoption("time_limit", float("inf"))
+    if time.monotonic() - run["start"] > limit:
+        run["late"] += 1
+        pytest.skip(f"--time-limit {limit:g} s is up")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    left_out = []
+    if not environment.has_gpu():
+        left_out.append(
+            "no GPU: the CPU paths at small sizes; left out: GPU time, the published sizes, half precision, "
+            "torch.compile, peak memory"
+        )
+    if not config.stash[DURING_THE_RUN]["dle"]:
+        left_out.append("no --peer-dle PATH: NVIDIA's own code left out")
+    if late := config.stash[DURING_THE_RUN]["late"]:
+        left_out.append(f"--time-limit: {late} benchmarks left out")
+    for line in left_out:
+        terminalreporter.write_line(f"bench: {line}")
+
+
+def pytest_benchmark_update_machine_info(config, machine_info):
+    ceilings = config.stash[DURING_THE_RUN].get("ceilings")
+    machine_info["fastglow"] = {**environment.describe(), "ceilings": ceilings and asdict(ceilings)}
+
+
+def pytest_benchmark_update_json(output_json):
+    for benchmark in output_json["benchmarks"]:
+        benchmark["params"].pop("workload", None)  # extra_info says what it is
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _streams_and_algorithms():
+    """All work on one stream that is not the default one: graphs are captured on it, with their backward passes."""
+    if not environment.has_gpu():
+        yield
+        return
+    chosen = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True  # as NVIDIA trains
+    with torch.cuda.stream(torch.cuda.Stream()):
+        yield
+    torch.backends.cudnn.benchmark = chosen
+
+
+@pytest.fixture(scope="session")
+def ceilings(request, _streams_and_algorithms) -> Ceilings | None:
+    """None where nothing is timed."""
+    if request.config._benchmarksession.disabled:
+        return None
+    found = measure_ceilings(environment.device())
+    request.config.stash[DURING_THE_RUN]["ceilings"] = found
+    return found
+
+
+@pytest.fixture
+def implementation(request) -> Implementation:
+    return Implementation(request.param, request.config.stash[DURING_THE_RUN]["dle"])
+
+
+@pytest.fixture
+def measure(benchmark, ceilings) -> Measurement:
+    """`measure(workload, direction, implementation)` verifies, then times."""
+    torch.manual_seed(0)
+    return Measurement(benchmark, ceilings)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_compiled_code():
+    """Each file starts with nothing compiled: there is a limit to what one function may be compiled for."""
+    yield
+    if environment.has_gpu():
+        torch.compiler.reset()

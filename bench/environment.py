@@ -1,0 +1,47 @@
+"""The machine and the versions that a number was measured with."""
+
+import subprocess
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+try:
+    import triton
+except ImportError:  # triton is on Linux only, where there is nothing else to time than the references
+    triton = None
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+BASELINES = ROOT / "bench" / "baselines"
+
+
+def has_gpu() -> bool:
+    return torch.cuda.is_available()
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if has_gpu() else "cpu")
+
+
+@lru_cache
+def describe() -> dict[str, str | None]:
+    """gpu (None on a machine without one), torch, triton, commit."""
+    return {
+        "gpu": torch.cuda.get_device_name() if has_gpu() else None,
+        "torch": torch.__version__,
+        "triton": None if triton is None else triton.__version__,
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str:
+    """Abbreviated, '+' at its end if files differ from it; 'unknown' outside a git checkout."""
+    try:
+        commit, changes = (
+            subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+            for arguments in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit + "+" * bool(changes)

@@ -1,0 +1,120 @@
+"""Everything there is to know from a GPU, within ten minutes: `make gpu`.
+
+Runs the GPU tests, then the suite, then the report. Each file of the suite is a process of its own, so that a kernel
+that breaks the CUDA context takes nothing else with it. Steps that fail or run out of time do not stop the others.
+All logs and results are files in bench/results/<time>; the exit code is 1 if anything failed.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from . import environment
+
+LIMIT = 580.0  # seconds, of everything
+REPORT_LIMIT = 30.0
+GRACE = 10.0  # of a step, to write down what it has
+
+TESTS_SHARE, DEFAULT_SHARE = 5.0, 2.0
+SHARES = {"test_bench_waveglow": 9.0, "test_bench_gated_activation": 2.5}
+"""Of the time, by step: each compiles its torch.compile leg, which takes longest, and the whole model's takes most."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """
+    Attributes:
+        name: of its log.
+        command: of the seconds that it may take.
+        share: of the time that is left, against the other steps' shares; what a step does not use, the later ones
+            have.
+    """
+
+    name: str
+    command: Callable[[float], list[str]]
+    share: float
+
+
+def steps(out: Path, peer_dle: str | None) -> list[Step]:
+    pytest = [sys.executable, "-m", "pytest"]
+    # By file: collecting all tests needs all packages, and a GPU machine may have torch and triton only.
+    gpu_tests = [
+        str(path.relative_to(environment.ROOT))
+        for path in sorted((environment.ROOT / "tests").rglob("test_*.py"))
+        if "mark.gpu" in path.read_text(encoding="utf-8")
+    ]
+    tests = [*pytest, "-m", "gpu", "--durations=15", "--continue-on-collection-errors", *gpu_tests]
+
+    def benchmark(file: Path) -> Callable[[float], list[str]]:
+        peer = [f"--peer-dle={Path(peer_dle).resolve()}"] if peer_dle else []
+        json = f"--benchmark-json={out / file.stem}.json"
+        return lambda limit: [*pytest, str(file), json, f"--time-limit={limit - 2 * GRACE:.0f}", *peer]
+
+    files = sorted((environment.ROOT / "bench").glob("test_bench_*.py"))
+    suite = [Step(file.stem, benchmark(file), SHARES.get(file.stem, DEFAULT_SHARE)) for file in files]
+    return [Step("tests", lambda limit: tests, TESTS_SHARE), *suite]
+
+
+def run(step: Step, out: Path, limit: float) -> int:
+    """The exit code of the step's process; its output goes to a log. Interrupted when its time is up."""
+    with open(out / f"{step.name}.log", "wb") as log:
+        process = subprocess.Popen(
+            step.command(limit), cwd=environment.ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            return process.wait(limit - GRACE)
+        except subprocess.TimeoutExpired:
+            log.write(f"\nstopped after {limit - GRACE:.0f} s\n".encode())
+            log.flush()
+            os.killpg(process.pid, signal.SIGINT)  # pytest writes its results
+        try:
+            return process.wait(GRACE) or 1
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return 1
+
+
+def run_all(todo: Sequence[Step], out: Path, deadline: float) -> dict[str, int]:
+    """Exit codes by step; `deadline` is of `time.monotonic()`."""
+    codes = {}
+    for i, step in enumerate(todo):
+        left = deadline - time.monotonic()
+        limit = left * step.share / sum(other.share for other in todo[i:])
+        start = time.monotonic()
+        codes[step.name] = run(step, out, limit)
+        took, verdict = time.monotonic() - start, "ok" if codes[step.name] == 0 else f"exit {codes[step.name]}"
+        print(f"{step.name}: {verdict}, {took:.0f} of {limit:.0f} s", flush=True)
+    return codes
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, help="folder, default bench/results/<time>")
+    parser.add_argument("--peer-dle", metavar="PATH", help="checkout of NVIDIA's DeepLearningExamples")
+    options = parser.parse_args(arguments)
+    if not environment.has_gpu():
+        print("gpu: PyTorch finds no CUDA GPU on this machine: use `make test` and `make bench`", file=sys.stderr)
+        return 2
+    out = options.out or environment.RESULTS / datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+    out = out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + LIMIT - REPORT_LIMIT
+    codes = run_all(steps(out, options.peer_dle), out, deadline)
+    measured = [str(path) for path in sorted(out.glob("test_bench_*.json")) if path.stat().st_size]
+    report = [sys.executable, "-m", "bench.report", *measured, "--out", str(out)]
+    codes |= run_all([Step("report", lambda limit: report, 1.0)], out, time.monotonic() + REPORT_LIMIT + GRACE)
+    failed = [name for name, code in codes.items() if code]
+    print(f"gpu: {out}" + (f"; failed: {', '.join(failed)}" if failed else ""))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""One benchmark: its result verified, its time taken, and both compared with what the machine can do."""
+
+from dataclasses import dataclass
+
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from . import environment, timing
+from .ceilings import Ceilings
+from .workload import Implementation, Workload
+
+
+@dataclass(frozen=True)
+class Measurement:
+    benchmark: BenchmarkFixture
+    ceilings: Ceilings | None
+
+    def __call__(self, workload: Workload, direction: str, implementation: Implementation) -> None:
+        """Fails if the result is not right; times the workload unless --benchmark-disable is on.
+
+        Args:
+            workload: to be computed.
+            direction: one of its directions.
+            implementation: to compute it.
+        """
+        self.benchmark.group = f"{workload.op} {workload.name} {direction}"
+        try:
+            with implementation.active():
+                error = workload.verify(implementation, direction)
+                if self.benchmark.disabled:
+                    self.benchmark.pedantic(workload.call(implementation, direction))
+                    return
+                how = self._time(workload, direction, implementation)
+        except BaseException:
+            self.benchmark.has_error = True  # also of an interrupt: a time half taken is not to be saved
+            raise
+        self.benchmark.extra_info.update(
+            environment.describe(),
+            op=workload.op,
+            case=workload.name,
+            direction=direction,
+            implementation=implementation.name,
+            dtype=workload.dtype_name,
+            shapes=workload.shapes(),
+            error=error,
+            targets=workload.targets(direction),
+            **how,
+            **self._rates(workload, direction),
+        )
+
+    def _time(self, workload: Workload, direction: str, implementation: Implementation) -> dict:
+        if not environment.has_gpu():
+            self.benchmark(workload.call(implementation, direction))
+            return {"method": "host", "peak_memory_bytes": None}
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        calls = [workload.call(implementation, direction)]
+        calls[0]()
+        peak = torch.cuda.max_memory_allocated() - before
+        n = timing.sets_needed(workload.cost(direction).bytes, timing.cache_bytes())
+        calls += [workload.call(implementation, direction) for _ in range(n - 1)]
+        timed = timing.prepare_round(calls, workload.capturable(direction))
+        timing.time_rounds(self.benchmark, timed)
+        return {"method": timed.method, "peak_memory_bytes": peak, "sets": n, "calls_per_round": timed.calls}
+
+    def _rates(self, workload: Workload, direction: str) -> dict:
+        seconds = self.benchmark.stats.stats.median
+        cost, samples = workload.cost(direction), workload.samples(direction)
+        floor, bound = self.ceilings.floor(cost, workload.dtype_name)
+        matrix_rate = self.ceilings.flops_per_second.get("bfloat16")
+        return {
+            "bytes": cost.bytes,
+            "flops": cost.flops,
+            "gigabytes_per_second": cost.bytes / seconds / 1e9,
+            "teraflops_per_second": cost.flops / seconds / 1e12,
+            "bound": bound,
+            "percent_of_ceiling": 100 * floor / seconds,
+            "percent_of_bfloat16_ceiling": matrix_rate and 100 * cost.flops / seconds / matrix_rate,
+            "samples_per_second": samples and samples / seconds,
+        }

@@ -1,0 +1,184 @@
+"""The report of a run: a table against the targets, a roofline plot, and everything as JSON.
+
+`python -m bench.report RUN.json ... --out FOLDER` writes report.md, roofline.png and results.json.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from fastglow.errors import FastglowError
+from fastglow.files import replacing
+
+from . import environment, results
+from .results import Row, Run
+from .workload import COMPILE, EAGER, FASTGLOW, PEER
+
+IMPLEMENTATIONS = {FASTGLOW: "ours", EAGER: "eager", COMPILE: "compile", PEER: "peer"}
+
+TARGETS = {
+    "percent_of_ceiling": "{:.1f} % of ceiling",
+    "percent_of_bfloat16_ceiling": "{:.1f} % of bf16 peak",
+    "samples_per_second": "{:,.0f} samples/s",
+}
+"""What a target may be of, and how it is said."""
+
+MISSED, MET = "MISSED", "met"
+
+
+def judged(rows: Mapping[str, Row]) -> list[tuple[str, str]]:
+    """(target, 'met (value)' or 'MISSED (value)') for fastglow's row; not slower than torch.compile is one of them."""
+    ours = rows.get(FASTGLOW)
+    if ours is None:
+        return []
+    found = []
+    for metric, least in ours.info["targets"].items():
+        value = ours.info[metric]
+        if value is not None:
+            word = MET if value >= least else MISSED
+            found.append((f">= {TARGETS[metric].format(least)}", f"{word} ({TARGETS[metric].format(value)})"))
+    if COMPILE in rows:
+        speedup = rows[COMPILE].seconds / ours.seconds
+        found.append((">= 1.00 x compile", f"{MET if speedup >= 1 else MISSED} ({speedup:.2f} x)"))
+    return found
+
+
+def markdown(run: Run) -> str:
+    """The whole report."""
+    machine = run.machine
+    lines = [
+        f"# fastglow on {machine['gpu'] or 'a CPU'}",
+        "",
+        f"torch {machine['torch']}, triton {machine['triton']}, commit {machine['commit']}. {_ceilings(machine)}",
+        "",
+        "Medians. `x eager`: the eager reference's time over ours. `% of ceiling`: of the rate that bounds the "
+        "computation, which is copying for `memory` and the matrix rate of its dtype for `arithmetic`. "
+        "`s` after a time: taken on the stream, not from a graph.",
+        "",
+        "| benchmark | ours | eager | compile | peer | x eager | GB/s | TFLOP/s | % of ceiling | bound | memory |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|---|--:|",
+    ]
+    for name, rows in run.by_name().items():
+        lines.append(f"| {name} | {' | '.join(_cells(rows))} |")
+    verdicts = [(name, *verdict) for name, rows in run.by_name().items() for verdict in judged(rows)]
+    if verdicts:
+        lines += ["", "## Targets", "", "| benchmark | target | result |", "|---|---|---|"]
+        lines += [f"| {' | '.join(verdict)} |" for verdict in verdicts]
+        missed = sum(result.startswith(MISSED) for _, _, result in verdicts)
+        lines += ["", f"{len(verdicts) - missed} of {len(verdicts)} targets met."]
+    unmeasured = [
+        f"{name} ({', '.join(absent)})"
+        for name, rows in run.by_name().items()
+        if (absent := [IMPLEMENTATIONS[i] for i in (FASTGLOW, EAGER) if i not in rows])
+    ]
+    if unmeasured:
+        lines += ["", f"Failed or left out: {'; '.join(unmeasured)}."]
+    lines += ["", "![roofline](roofline.png)", ""]
+    return "\n".join(lines)
+
+
+def plot_roofline(run: Run, path: Path) -> None:
+    """Every implementation's TFLOP/s over FLOPs per byte, under the ceilings."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.set(xscale="log", yscale="log", xlabel="FLOPs per byte", ylabel="TFLOP/s")
+    axes.set_title(f"{run.machine['gpu'] or 'CPU'}, torch {run.machine['torch']}, commit {run.machine['commit']}")
+    for implementation, marker in zip(IMPLEMENTATIONS, "o^sD", strict=True):
+        rows = [row for row in run.rows if row.implementation == implementation]
+        if rows:
+            axes.scatter(
+                [row.info["flops"] / row.info["bytes"] for row in rows],
+                [row.info["teraflops_per_second"] for row in rows],
+                marker=marker,
+                alpha=0.7,
+                label=IMPLEMENTATIONS[implementation],
+            )
+    for row in run.rows:
+        if row.implementation == FASTGLOW:
+            at = (row.info["flops"] / row.info["bytes"], row.info["teraflops_per_second"])
+            axes.annotate(row.name, at, fontsize=5, xytext=(3, 3), textcoords="offset points")
+    if ceilings := run.machine["ceilings"]:
+        copied = ceilings["bytes_per_second"]
+        intensities = [row.info["flops"] / row.info["bytes"] for row in run.rows]
+        for dtype, rate in ceilings["flops_per_second"].items():
+            ridge = rate / copied
+            low, high = min([ridge / 10, *intensities]), max([ridge * 10, *intensities])
+            roof = [low * copied / 1e12, rate / 1e12, rate / 1e12]
+            axes.plot([low, ridge, high], roof, linewidth=1, label=f"{dtype}: {rate / 1e12:.3g} TFLOP/s")
+    axes.grid(which="both", alpha=0.2)
+    axes.legend(fontsize=7)
+    figure.savefig(path, dpi=150, format="png")
+
+
+def write_report(run: Run, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    everything = {
+        "machine": run.machine,
+        "benchmarks": [asdict(row) for row in run.rows],
+        "targets": {name: judged(rows) for name, rows in run.by_name().items()},
+    }
+    with replacing(folder / "results.json") as temporary:
+        temporary.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
+    with replacing(folder / "report.md") as temporary:
+        temporary.write_text(markdown(run), encoding="utf-8")
+    with replacing(folder / "roofline.png") as temporary:
+        plot_roofline(run, temporary)
+
+
+def _ceilings(machine: Mapping) -> str:
+    ceilings = machine["ceilings"]
+    if ceilings is None:
+        return "Ceilings were not measured."
+    rates = ", ".join(f"{dtype} {rate / 1e12:.4g} TFLOP/s" for dtype, rate in ceilings["flops_per_second"].items())
+    return f"Ceilings: copy {ceilings['bytes_per_second'] / 1e9:.4g} GB/s; matrix product {rates}."
+
+
+def _cells(rows: Mapping[str, Row]) -> list[str]:
+    times = [_time(rows[name]) if name in rows else "-" for name in IMPLEMENTATIONS]
+    ours = rows.get(FASTGLOW)
+    if ours is None:
+        return [*times, *["-"] * 6]
+    info = ours.info
+    speedup = f"{rows[EAGER].seconds / ours.seconds:.2f}" if EAGER in rows else "-"
+    memory = info["peak_memory_bytes"]
+    return [
+        *times,
+        speedup,
+        f"{info['gigabytes_per_second']:.4g}",
+        f"{info['teraflops_per_second']:.4g}",
+        f"{info['percent_of_ceiling']:.1f}",
+        info["bound"],
+        "-" if memory is None else f"{memory / 2**20:,.0f} MiB",
+    ]
+
+
+def _time(row: Row) -> str:
+    seconds = row.seconds
+    text = f"{seconds * 1e3:.4g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.4g} us"
+    return text + " s" * row.info["method"].startswith("stream")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__.partition("\n")[0])
+    parser.add_argument("run", nargs="+", type=Path, help="pytest-benchmark's JSON of the run, in one or more parts")
+    parser.add_argument("--out", type=Path, default=environment.RESULTS, help="folder, default bench/results")
+    options = parser.parse_args(arguments)
+    try:
+        run = results.load(options.run)
+        write_report(run, options.out)
+    except FastglowError as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {options.out / 'report.md'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""What a run of the suite left behind: pytest-benchmark's JSON, read for the gate and the report."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastglow.errors import FastglowError
+from fastglow.kernels.launch import gpu_slug
+
+from .workload import EAGER, FASTGLOW
+
+
+@dataclass(frozen=True)
+class Row:
+    """One benchmark.
+
+    Attributes:
+        name: 'op/case/direction', the same for all implementations.
+        implementation: that was timed.
+        seconds: median.
+        test: to give to pytest to run it again.
+        info: its extra_info.
+    """
+
+    name: str
+    implementation: str
+    seconds: float
+    test: str
+    info: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    Attributes:
+        machine: gpu (or None), torch, triton, commit, ceilings.
+        rows: all benchmarks.
+    """
+
+    machine: dict[str, Any]
+    rows: list[Row]
+
+    def by_name(self) -> dict[str, dict[str, Row]]:
+        """Rows by name, then by implementation."""
+        table: dict[str, dict[str, Row]] = {}
+        for row in self.rows:
+            table.setdefault(row.name, {})[row.implementation] = row
+        return table
+
+    def ratios(self) -> dict[str, float]:
+        """fastglow's time over the eager reference's of the same run, by name, where there are both."""
+        return {
+            name: rows[FASTGLOW].seconds / rows[EAGER].seconds
+            for name, rows in self.by_name().items()
+            if FASTGLOW in rows and EAGER in rows
+        }
+
+
+def load(paths: Sequence[Path]) -> Run:
+    """One run from the files of its parts.
+
+    Raises:
+        FastglowError: a file that the suite did not write, or files from different machines or versions.
+    """
+    machines, rows = [], []
+    for path in paths:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            machines.append(content["machine_info"]["fastglow"])
+            rows += [_row(benchmark) for benchmark in content["benchmarks"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise FastglowError(f"{path} is no result of the suite ({error!r}): make one with `make bench`") from error
+    if not machines:
+        raise FastglowError("no results given: make some with `make bench`")
+    for path, machine in zip(paths, machines, strict=True):
+        for key in ("gpu", "torch", "triton", "commit"):
+            if machine[key] != machines[0][key]:
+                raise FastglowError(f"{path} is from {key} {machine[key]}, {paths[0]} from {machines[0][key]}")
+    return Run(machines[0], rows)
+
+
+def baseline_path(folder: Path, gpu: str) -> Path:
+    return folder / f"{gpu_slug(gpu)}.json"
+
+
+def _row(benchmark: dict[str, Any]) -> Row:
+    info = benchmark["extra_info"]
+    name = "/".join(info[key] for key in ("op", "case", "direction"))
+    return Row(name, info["implementation"], benchmark["stats"]["median"], benchmark["fullname"], info)

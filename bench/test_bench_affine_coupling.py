@@ -1,0 +1,53 @@
+"""affine_coupling and its inverse: memory-bound, x, b and log s read, y written."""
+
+import pytest
+import torch
+
+from fastglow import kernels
+from fastglow.kernels.reference import affine_coupling as references
+
+from .environment import device
+from .workload import BACKWARD, FORWARD, Cost, Operation, cases, on_this_machine
+
+FLOPS = 3  # per element of x: an exponential counts as one
+
+
+def workload(case, B, n, T, dtype, inverse=False, target=None) -> Operation:
+    def inputs():
+        options = {"device": device(), "dtype": dtype}
+        return {
+            "x": torch.randn(B, n, T, **options).requires_grad_(not inverse),
+            "b_log_s": (torch.randn(B, 2 * n, T, **options) / 4).requires_grad_(not inverse),
+        }
+
+    size = B * n * T
+    name = "affine_coupling_inverse" if inverse else "affine_coupling"
+    costs = {FORWARD: Cost(4 * size * dtype.itemsize, FLOPS * size)}
+    if not inverse:
+        # x, log s and the gradients of y and log s read; those of x, b and log s written.
+        costs[BACKWARD] = Cost(7 * size * dtype.itemsize, 2 * FLOPS * size)
+    return Operation(
+        "affine_coupling",
+        case,
+        dtype,
+        inputs,
+        getattr(kernels, name),
+        getattr(references, name),
+        costs,
+        bandwidth_target=target,
+    )
+
+
+WORKLOADS = on_this_machine(
+    gpu=[
+        workload("train", 10, 4, 1000, torch.float32),
+        workload("large", 64, 4, 65536, torch.float16, target=85),
+        workload("inverse-large", 64, 4, 65536, torch.float16, inverse=True, target=85),
+    ],
+    cpu=[workload("small", 2, 4, 65, torch.float32), workload("inverse-small", 2, 4, 65, torch.float32, inverse=True)],
+)
+
+
+@pytest.mark.parametrize("workload, direction", cases(WORKLOADS))
+def test_affine_coupling(measure, workload, direction, implementation):
+    measure(workload, direction, implementation)

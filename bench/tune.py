@@ -1,0 +1,120 @@
+"""Finds the fastest launch configuration of every kernel at the suite's shapes: `make tune`.
+
+Which kernels there are, with which configurations and at which shapes, is learnt from what they ask for while each
+benchmarked computation runs once. Writes kernels/configs/<gpu>.json, where `kernels/launch.py` looks them up.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from triton.runtime.errors import OutOfResources
+
+from fastglow.errors import FastglowError
+from fastglow.files import replacing
+from fastglow.kernels import launch
+from fastglow.kernels.launch import Choice, Config
+
+from . import environment, timing
+from .workload import FASTGLOW, TRAIN_STEP, Implementation, Workload
+
+Found = dict[tuple[str, str, tuple[tuple[str, int], ...]], Config]
+"""The fastest configuration by (kernel, dtype, shape)."""
+
+Seconds = Callable[[Workload, str], float]
+
+
+def computations(workloads: Sequence[Workload]) -> Iterator[tuple[Workload, str]]:
+    """Every (workload, direction) once; a training step has no kernels of its own."""
+    for workload in workloads:
+        for direction in workload.directions:
+            if direction != TRAIN_STEP:
+                yield workload, direction
+
+
+def choices_of(workload: Workload, direction: str) -> list[Choice]:
+    """What is there to choose, each choice once, in the order in which it comes up."""
+    with launch.record_choices() as choices:
+        workload.call(Implementation(FASTGLOW), direction)()
+    return list({(choice.kernel, choice.dtype, choice.shape): choice for choice in choices}.values())
+
+
+def tune(workload: Workload, direction: str, found: Found, seconds: Seconds) -> None:
+    """Adds to `found` what the computation's kernels run fastest with, at shapes that it does not have yet.
+
+    A kernel that the computation launches at several shapes gets one configuration for all of them.
+    """
+    new = [c for c in choices_of(workload, direction) if (c.kernel, c.dtype, c.shape) not in found]
+    for kernel, dtype in dict.fromkeys((choice.kernel, choice.dtype) for choice in new):
+        same = [choice for choice in new if (choice.kernel, choice.dtype) == (kernel, dtype)]
+        times = [_seconds_with(kernel, config, workload, direction, seconds) for config in same[0].candidates]
+        best = same[0].candidates[min(range(len(times)), key=times.__getitem__)]
+        for choice in same:
+            found[kernel, dtype, choice.shape] = best
+        listed = ", ".join(f"{1e6 * t:.1f}" for t in times)
+        print(f"{workload.op} {workload.name} {direction}: {kernel} {dict(best)} of {listed} us", flush=True)
+
+
+def _seconds_with(kernel: str, config: Config, workload: Workload, direction: str, seconds: Seconds) -> float:
+    """Infinite where this GPU has not the shared memory or the registers for it."""
+    try:
+        with launch.use_config(kernel, config):
+            return seconds(workload, direction)
+    except OutOfResources:
+        return math.inf
+
+
+def write(path: Path, found: Found) -> None:
+    kernels: dict[str, list[dict]] = {}
+    for (kernel, dtype, shape), config in found.items():
+        kernels.setdefault(kernel, []).append({"dtype": dtype, "shape": dict(shape), "config": dict(config)})
+    versions = {key: environment.describe()[key] for key in ("gpu", "torch", "triton")}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps({**versions, "kernels": kernels}, indent=1) + "\n", encoding="utf-8")
+
+
+def all_workloads() -> list[Workload]:
+    """Those of every file of the suite, the single operations before the whole model."""
+    import importlib
+
+    names = sorted(path.stem for path in Path(__file__).parent.glob("test_bench_*.py"))
+    names.sort(key=lambda name: name == "test_bench_waveglow")
+    return [workload for name in names for workload in importlib.import_module(f"bench.{name}").WORKLOADS]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.tune", description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, help="default: kernels/configs/<gpu>.json")
+    options = parser.parse_args(arguments)
+    gpu = environment.describe()["gpu"]
+    if gpu is None:
+        print("tune: this machine has no GPU: run it on the one to tune for", file=sys.stderr)
+        return 2
+    path = options.out or launch.CONFIG_FOLDER / f"{launch.gpu_slug(gpu)}.json"
+    found: Found = {}
+    try:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for workload, direction in computations(all_workloads()):
+                tune(workload, direction, found, gpu_seconds)
+                write(path, found)
+                torch.cuda.empty_cache()
+    except FastglowError as error:
+        print(f"tune: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {path}")
+    return 0
+
+
+def gpu_seconds(workload: Workload, direction: str) -> float:
+    n = timing.sets_needed(workload.cost(direction).bytes, timing.cache_bytes())
+    implementation = Implementation(FASTGLOW)
+    return timing.median_seconds([workload.call(implementation, direction) for _ in range(n)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,263 @@
+"""What a benchmark computes, and the proof that its result is right, without which nothing is timed."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch._functorch.config
+from torch import Tensor
+
+from fastglow.kernels import backend
+
+from .environment import has_gpu
+from .peers import DLE
+
+FORWARD, BACKWARD, TRAIN_STEP, INFERENCE = "forward", "backward", "train_step", "inference"
+
+FASTGLOW, EAGER, COMPILE, PEER = "fastglow", "eager", "compile", "peer"
+
+FACTORS = {FORWARD: 2, BACKWARD: 3, TRAIN_STEP: 2, INFERENCE: 2}
+"""How many times the error of PyTorch's own operations in the same dtype a result's error may be."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The least that a computation needs.
+
+    Attributes:
+        bytes: each input read once, each output written once.
+        flops: additions and multiplications.
+    """
+
+    bytes: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """Who computes: 'fastglow' as users get it, 'eager' its PyTorch reference, 'compile' torch.compile of plain
+    PyTorch, 'peer' NVIDIA's own code."""
+
+    name: str
+    dle: DLE | None = None
+
+    def active(self) -> AbstractContextManager:
+        """Everything of the implementation is to run inside."""
+        if self.name == EAGER:
+            return backend.use_backend(backend.REFERENCE)
+        if self.name == COMPILE:
+            # A backward that may reuse what the forward saved cannot be run twice.
+            return torch._functorch.config.patch(donated_buffer=False)
+        return nullcontext()
+
+
+class Workload(ABC):
+    """One computation at one size and dtype, in one or more directions.
+
+    Attributes:
+        op: the operation's name.
+        case: of the size.
+        dtype: that is computed in.
+        directions: of FORWARD, BACKWARD, TRAIN_STEP and INFERENCE.
+    """
+
+    op: str
+    case: str
+    dtype: torch.dtype
+    directions: Sequence[str]
+
+    @property
+    def name(self) -> str:
+        return f"{self.case}-{self.dtype_name}"
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    @abstractmethod
+    def serves(self, implementation: str) -> bool:
+        """Whether the implementation has this computation."""
+
+    @abstractmethod
+    def shapes(self) -> dict[str, list[int]]:
+        """Of the inputs, by name."""
+
+    @abstractmethod
+    def cost(self, direction: str) -> Cost: ...
+
+    @abstractmethod
+    def call(self, implementation: Implementation, direction: str) -> Callable[[], object]:
+        """The computation on new random inputs, ready to be run again and again; what must come before is done."""
+
+    @abstractmethod
+    def verify(self, implementation: Implementation, direction: str) -> float:
+        """The relative error of the result.
+
+        Raises:
+            AssertionError: it is too large.
+        """
+
+    def capturable(self, direction: str) -> bool:
+        """False if the call looks at the device from the host."""
+        return True
+
+    def samples(self, direction: str) -> int | None:
+        """Audio samples that one call trains on or makes."""
+        return None
+
+    def targets(self, direction: str) -> dict[str, float]:
+        """What design.md asks for: at least so much of these entries of a benchmark's extra_info."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Operation(Workload):
+    """One of `fastglow.kernels`' functions.
+
+    Attributes:
+        inputs: makes new random tensors, by name, in the order of the arguments; those that require a gradient
+            get one.
+        function: fastglow's.
+        reference: plain PyTorch with the same arguments.
+        costs: by direction.
+        peer: NVIDIA's, from its code, or None.
+        layout: gives the inputs the memory layout that fastglow's own modules hand on, or None: as they are.
+        bandwidth_target: in % of the copy bandwidth, or None.
+    """
+
+    op: str
+    case: str
+    dtype: torch.dtype
+    inputs: Callable[[], dict[str, Tensor]]
+    function: Callable[..., Any]
+    reference: Callable[..., Any]
+    costs: Mapping[str, Cost]
+    peer: Callable[[DLE], Callable[..., Any]] | None = None
+    layout: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
+    bandwidth_target: float | None = None
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        return tuple(self.costs)
+
+    def serves(self, implementation: str) -> bool:
+        return implementation != PEER or self.peer is not None
+
+    def shapes(self) -> dict[str, list[int]]:
+        return {name: list(tensor.shape) for name, tensor in self.inputs().items()}
+
+    def cost(self, direction: str) -> Cost:
+        return self.costs[direction]
+
+    def targets(self, direction: str) -> dict[str, float]:
+        return {} if self.bandwidth_target is None else {"percent_of_ceiling": self.bandwidth_target}
+
+    def call(self, implementation: Implementation, direction: str) -> Callable[[], list[Tensor]]:
+        inputs = self._laid_out(self.inputs(), implementation)
+        return self._prepared(self._function(implementation), inputs, direction)
+
+    def verify(self, implementation: Implementation, direction: str) -> float:
+        inputs = self.inputs()
+        doubles = {name: x.detach().double().requires_grad_(x.requires_grad) for name, x in inputs.items()}
+        with launching(implementation):
+            laid_out = self._laid_out(inputs, implementation)
+            actual = self._prepared(self._function(implementation), laid_out, direction)()
+        usual = self._prepared(self.reference, inputs, direction)()
+        exact = self._prepared(self.reference, doubles, direction)()
+        return largest_error(actual, usual, exact, direction)
+
+    def _function(self, implementation: Implementation) -> Callable[..., Any]:
+        if implementation.name == COMPILE:
+            return torch.compile(self.reference, dynamic=False)
+        if implementation.name == PEER:
+            return self.peer(implementation.dle)
+        return self.function
+
+    def _laid_out(self, inputs: dict[str, Tensor], implementation: Implementation) -> dict[str, Tensor]:
+        if self.layout is None or implementation.name != FASTGLOW:
+            return inputs
+        wanted = {name: x.requires_grad for name, x in inputs.items()}
+        with torch.no_grad():
+            return {name: x.detach().requires_grad_(wanted[name]) for name, x in self.layout(inputs).items()}
+
+    def _prepared(
+        self, function: Callable[..., Any], inputs: dict[str, Tensor], direction: str
+    ) -> Callable[[], list[Tensor]]:
+        arguments = list(inputs.values())
+        if direction == FORWARD:
+            return lambda: list(tensors_in(function(*arguments)))
+        outputs = [output for output in tensors_in(function(*arguments)) if output.requires_grad]
+        gradients = upstream_gradients(outputs, self.dtype)
+        wanted = [tensor for tensor in arguments if tensor.requires_grad]
+        return lambda: list(torch.autograd.grad(outputs, wanted, gradients, retain_graph=True))
+
+
+def on_this_machine(gpu: list[Workload], cpu: list[Workload]) -> list[Workload]:
+    """The published sizes where there is a GPU, small ones elsewhere."""
+    return gpu if has_gpu() else cpu
+
+
+def cases(workloads: Sequence[Workload]) -> list:
+    """For `pytest.mark.parametrize("workload, direction", ...)`."""
+    return [
+        pytest.param(workload, direction, id=f"{workload.name}-{direction}")
+        for workload in workloads
+        for direction in workload.directions
+    ]
+
+
+def tensors_in(result: Any) -> Iterator[Tensor]:
+    """The tensors of nested tuples and lists, without the Nones."""
+    if isinstance(result, Tensor):
+        yield result
+    elif result is not None:
+        for part in result:
+            yield from tensors_in(part)
+
+
+def upstream_gradients(outputs: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Random numbers that `dtype` can hold, the same for outputs of the same shapes."""
+    generator = torch.Generator(outputs[0].device).manual_seed(1)
+    return [torch.randn(x.shape, generator=generator, device=x.device).to(dtype).to(x.dtype) for x in outputs]
+
+
+def relative_error(actual: Tensor, exact: Tensor) -> float:
+    """|actual - exact| / |exact|, Euclidean norms."""
+    difference = (actual.detach().double() - exact.detach()).norm().item()
+    return difference / max(exact.detach().double().norm().item(), torch.finfo(torch.float64).tiny)
+
+
+def largest_error(actual: Sequence[Tensor], usual: Sequence[Tensor], exact: Sequence[Tensor], direction: str) -> float:
+    """The largest relative error among results.
+
+    Args:
+        actual: under test.
+        usual: of PyTorch's operations in the same dtype.
+        exact: of the same in a wider one.
+        direction: how much larger than that of `usual` an error may be depends on it.
+
+    Raises:
+        AssertionError: an error is larger than that.
+    """
+    errors = []
+    for i, (a, u, e) in enumerate(zip(actual, usual, exact, strict=True)):
+        assert a.shape == e.shape, f"result {i} has shape {tuple(a.shape)}, not {tuple(e.shape)}"
+        error = relative_error(a, e)
+        rounding = 2 * torch.finfo(torch.promote_types(a.dtype, u.dtype)).eps
+        allowed = max(FACTORS[direction] * relative_error(u, e), rounding)
+        assert error <= allowed, f"result {i} has a relative error of {error:.2g}, more than {allowed:.2g}"
+        errors.append(error)
+    return max(errors)
+
+
+@contextmanager
+def launching(implementation: Implementation) -> Iterator[None]:
+    """Fails if fastglow launches no kernel of its own on a GPU: the reference would be compared with itself."""
+    before = backend.launches.total()
+    yield
+    if implementation.name == FASTGLOW and has_gpu():
+        assert backend.launches.total() > before, "no kernel was launched"

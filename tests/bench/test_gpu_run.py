@@ -1,0 +1,75 @@
+"""The steps of `make gpu`, with made-up commands."""
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import environment, gpu
+from bench.gpu import Step, run_all, steps
+
+
+def python(code: str):
+    return lambda limit: [sys.executable, "-S", "-c", code]
+
+
+def test_a_step_that_fails_stops_no_other(tmp_path, capsys):
+    todo = [Step("bad", python("print('one'); raise SystemExit(3)"), 1.0), Step("good", python("print('two')"), 1.0)]
+    assert run_all(todo, tmp_path, time.monotonic() + 100) == {"bad": 3, "good": 0}
+    assert [(tmp_path / f"{name}.log").read_text() for name in ("bad", "good")] == ["one\n", "two\n"]
+    assert "bad: exit 3" in capsys.readouterr().out
+
+
+def test_a_step_is_interrupted_when_its_time_is_up_and_may_write_down_what_it_has(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "GRACE", 2.0)
+    code = """
+import time
+try:
+    print("started", flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("saved")
+"""
+    assert run_all([Step("slow", python(code), 1.0)], tmp_path, time.monotonic() + 6) == {"slow": 1}
+    log = (tmp_path / "slow.log").read_text()
+    assert log == "started\n\nstopped after 4 s\nsaved\n"
+
+
+def test_a_step_that_does_not_stop_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "GRACE", 0.5)
+    code = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
+    start = time.monotonic()
+    assert run_all([Step("deaf", python(code), 1.0)], tmp_path, start + 2) == {"deaf": 1}
+    assert time.monotonic() - start < 30
+
+
+def test_time_is_shared_and_what_is_left_over_passed_on(tmp_path):
+    limits = []
+
+    def command(limit):
+        limits.append(limit)
+        return [sys.executable, "-c", ""]
+
+    run_all([Step("a", command, 1.0), Step("b", command, 3.0)], tmp_path, time.monotonic() + 400)
+    assert limits[0] == pytest.approx(100, abs=1)
+    assert limits[1] > 350
+
+
+def test_every_gpu_test_and_benchmark_is_run(tmp_path):
+    commands = {step.name: step.command(100) for step in steps(tmp_path, "dle")}
+    assert "tests/models/test_gpu.py" in commands["tests"]
+    files = {path.stem for path in (environment.ROOT / "bench").glob("test_bench_*.py")}
+    assert commands.keys() == files | {"tests"}
+    assert commands["test_bench_waveglow"][-3:] == [
+        f"--benchmark-json={tmp_path / 'test_bench_waveglow.json'}",
+        "--time-limit=80",
+        f"--peer-dle={Path('dle').resolve()}",
+    ]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is for machines without a GPU")
+def test_without_a_gpu(capsys):
+    assert gpu.main([]) == 2
+    assert "no CUDA GPU" in capsys.readouterr().err

@@ -1,0 +1,78 @@
+"""The report of made-up results."""
+
+import json
+
+from bench import report, results
+
+from .conftest import benchmark
+
+NAME = "gated_activation/train-512-float16/forward"
+
+
+def cells(text: str, start: str) -> list[str]:
+    line = next(line for line in text.splitlines() if line.startswith(f"| {start}"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_table(write_run):
+    rows = [
+        benchmark(NAME, "fastglow", 20e-6, percent_of_ceiling=88.04),
+        benchmark(NAME, "eager", 70e-6),
+        benchmark(NAME, "compile", 4e-3, method="stream: the host waits for the device"),
+    ]
+    text = report.markdown(results.load([write_run(rows)]))
+    assert cells(text, NAME) == [
+        NAME, "20 us", "70 us", "4 ms s", "-", "3.50", "150", "0.3", "88.0", "memory", "2 MiB",
+    ]  # fmt: skip
+    assert "copy 3000 GB/s; matrix product float16 800 TFLOP/s" in text
+
+
+def test_targets(write_run):
+    rows = [
+        benchmark(NAME, "fastglow", 20e-6, percent_of_ceiling=84.9, targets={"percent_of_ceiling": 85}),
+        benchmark(NAME, "compile", 20e-6),
+        benchmark("waveglow/train-512/train_step", "fastglow", 0.1, samples_per_second=1.6e6,
+                  targets={"samples_per_second": 1.5e6}),
+        benchmark("waveglow/train-512/train_step", "compile", 0.09),
+    ]  # fmt: skip
+    run = results.load([write_run(rows)])
+    table = run.by_name()
+    assert report.judged(table[NAME]) == [
+        (">= 85.0 % of ceiling", "MISSED (84.9 % of ceiling)"),
+        (">= 1.00 x compile", "met (1.00 x)"),
+    ]
+    assert report.judged(table["waveglow/train-512/train_step"]) == [
+        (">= 1,500,000 samples/s", "met (1,600,000 samples/s)"),
+        (">= 1.00 x compile", "MISSED (0.90 x)"),
+    ]
+    assert "2 of 4 targets met." in report.markdown(run)
+
+
+def test_what_failed_is_said(write_run):
+    text = report.markdown(results.load([write_run([benchmark(NAME, "eager", 1e-3)])]))
+    assert f"Failed or left out: {NAME} (ours)." in text
+    assert cells(text, NAME)[1:3] == ["-", "1 ms"]
+
+
+def test_files(write_run, tmp_path):
+    parts = [write_run([benchmark(NAME, name, 1e-3)]) for name in ("fastglow", "eager")]
+    out = tmp_path / "out"
+    assert report.main([*map(str, parts), "--out", str(out)]) == 0
+    assert {path.name for path in out.iterdir()} == {"report.md", "results.json", "roofline.png"}
+    assert (out / "roofline.png").read_bytes().startswith(b"\x89PNG")
+    everything = json.loads((out / "results.json").read_text())
+    assert [row["implementation"] for row in everything["benchmarks"]] == ["fastglow", "eager"]
+    assert everything["machine"]["gpu"] == "NVIDIA H200"
+
+
+def test_a_run_without_a_gpu(write_run, tmp_path):
+    row = benchmark(NAME, "fastglow", 1e-3, peak_memory_bytes=None, percent_of_bfloat16_ceiling=None,
+                    targets={"percent_of_bfloat16_ceiling": 45})  # fmt: skip
+    run = results.load([write_run([row], gpu=None)])
+    assert report.judged(run.by_name()[NAME]) == []
+    assert report.markdown(run).startswith("# fastglow on a CPU\n")
+
+
+def test_nothing_to_report(tmp_path, capsys):
+    assert report.main([str(tmp_path / "absent.json"), "--out", str(tmp_path)]) == 2
+    assert "no result of the suite" in capsys.readouterr().err

@@ -1,0 +1,129 @@
+"""How rounds are made up, with a made-up GPU; what counts as right."""
+
+import pytest
+import torch
+
+from bench import timing
+from bench.ceilings import Ceilings
+from bench.workload import BACKWARD, FORWARD, Cost, largest_error
+
+MILLION = 10**6
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A call takes `gpu.seconds`; captures work unless `gpu.fails`."""
+
+    class Gpu:
+        seconds, waits, fails, given_up = 1e-4, False, False, 0
+        calls = 0
+
+        def call(self):
+            self.calls += 1
+
+        def event_seconds(self, work):
+            before = self.calls
+            work()
+            return (self.calls - before) * self.seconds
+
+        def captured(self, in_turn, n):
+            if self.fails:
+                raise RuntimeError("operation not\npermitted")
+            return lambda: in_turn.run(n)
+
+        def give_up(self, capturing):
+            capturing.broken = True
+            self.given_up += 1
+
+    made_up = Gpu()
+    monkeypatch.setattr(timing, "_capturing", timing._Capturing())
+    monkeypatch.setattr(timing._Capturing, "give_up", lambda self: made_up.give_up(self))
+    monkeypatch.setattr(timing, "event_seconds", made_up.event_seconds)
+    monkeypatch.setattr(timing, "_captured", made_up.captured)
+    monkeypatch.setattr(timing, "_waits_for_the_device", lambda call: made_up.waits)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    return made_up
+
+
+@pytest.mark.parametrize(
+    "bytes_per_call, sets", [(500 * MILLION, 1), (150 * MILLION, 1), (149 * MILLION, 2), (50 * MILLION, 3), (8, 128)]
+)
+def test_sets_together_are_three_times_the_cache(bytes_per_call, sets):
+    assert timing.sets_needed(bytes_per_call, 50 * MILLION) == sets
+
+
+def test_a_round_is_whole_turns_of_two_milliseconds(gpu):
+    timed = timing.prepare_round([gpu.call] * 3)
+    assert timed.method == "graph"
+    assert timed.calls == 21  # 7 turns of 0.3 ms
+    assert timed.seconds == pytest.approx(21 * gpu.seconds)
+    assert timed.seconds_per_call() == pytest.approx(gpu.seconds)
+    assert timing.FEWEST_ROUNDS <= timed.rounds <= timing.MOST_ROUNDS
+
+
+def test_a_long_call_is_a_round(gpu):
+    gpu.seconds = 0.25
+    timed = timing.prepare_round([gpu.call])
+    assert (timed.calls, timed.rounds, timed.warm_rounds) == (1, timing.FEWEST_ROUNDS, 2)
+
+
+def test_every_call_has_a_result_of_its_own(gpu):
+    results = iter(range(100))
+    in_turn = timing._InTurn([lambda: next(results)] * 3)
+    in_turn.run(7)
+    assert in_turn.kept == [6, 4, 5]
+
+
+def test_what_waits_for_the_device_is_not_captured(gpu):
+    gpu.waits = True
+    assert timing.prepare_round([gpu.call]).method == "stream: the host waits for the device"
+    gpu.waits = False
+    assert timing.prepare_round([gpu.call], capturable=False).method.startswith("stream")
+    assert timing.prepare_round([gpu.call]).method == "graph"
+
+
+def test_after_a_capture_that_failed_none_is_tried(gpu):
+    gpu.fails = True
+    assert timing.prepare_round([gpu.call]).method == "stream: operation not permitted"
+    gpu.fails = False
+    assert timing.prepare_round([gpu.call]).method == "stream: a capture failed before"
+    assert gpu.given_up == 1
+
+
+def test_the_clock_shows_seconds_per_call(gpu):
+    class Benchmark:
+        def pedantic(self, target, rounds, warmup_rounds):
+            self.times = []
+            for _ in range(rounds):
+                start = timing.CLOCK()
+                target()
+                self.times.append(timing.CLOCK() - start)
+
+    benchmark = Benchmark()
+    timing.time_rounds(benchmark, timing.prepare_round([gpu.call] * 2))
+    assert benchmark.times == pytest.approx([gpu.seconds] * timing.MOST_ROUNDS)
+
+
+def test_the_ceiling_that_bounds():
+    ceilings = Ceilings(1e12, {"float16": 1e14})
+    assert ceilings.floor(Cost(10**9, 10**9), "float16") == (pytest.approx(1e-3), "memory")
+    assert ceilings.floor(Cost(10**9, 10**12), "float16") == (pytest.approx(1e-2), "arithmetic")
+    assert ceilings.floor(Cost(10**9, 10**12), "float64") == (pytest.approx(1e-3), "memory")
+
+
+def test_an_error_may_be_so_many_times_the_usual_one():
+    exact = torch.randn(1000, dtype=torch.float64)
+
+    def off_by(error):
+        return (exact * (1 + error)).float()
+
+    assert largest_error([off_by(1.9e-3)], [off_by(1e-3)], [exact], FORWARD) == pytest.approx(1.9e-3, rel=1e-3)
+    with pytest.raises(AssertionError, match="relative error of 0.0021"):
+        largest_error([off_by(2.1e-3)], [off_by(1e-3)], [exact], FORWARD)
+    largest_error([off_by(2.9e-3)], [off_by(1e-3)], [exact], BACKWARD)
+    largest_error(
+        [off_by(1e-7)], [exact.float()], [exact], FORWARD
+    )  # a usual error of 0 asks for no more than rounding
+    for wrong in (torch.full_like(exact, float("nan")), exact[:-1]):
+        with pytest.raises(AssertionError):
+            largest_error([wrong.float()], [off_by(1e-3)], [exact], FORWARD)

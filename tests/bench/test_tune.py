@@ -1,0 +1,107 @@
+"""The tuner with a made-up kernel and clock, and what it learns from `kernels/launch.py`."""
+
+import json
+import threading
+
+import pytest
+import torch
+from triton.runtime.errors import OutOfResources
+
+from bench import tune
+from bench.workload import FORWARD, Cost, Operation
+from fastglow.kernels import launch
+
+CANDIDATES = ({"BT": 16, "num_warps": 4}, {"BT": 32, "num_warps": 8}, {"BT": 64, "num_warps": 8})
+
+
+def kernel(x: torch.Tensor) -> torch.Tensor:
+    launched.append(launch.pick_config("made_up_fwd", CANDIDATES, lambda dtype, rows: CANDIDATES[0], x, rows=len(x)))
+    return x + 1
+
+
+launched: list = []
+
+
+def workload(rows: int) -> Operation:
+    return Operation(
+        "made_up",
+        f"rows-{rows}",
+        torch.float32,
+        lambda: {"x": torch.zeros(rows)},
+        kernel,
+        kernel,
+        {FORWARD: Cost(1, 1)},
+    )
+
+
+def test_choices_are_recorded_with_what_there_was_to_choose():
+    with launch.record_choices() as choices:
+        kernel(torch.zeros(5, dtype=torch.float16))
+    assert choices == [("made_up_fwd", CANDIDATES, "float16", (("rows", 5),))]
+    kernel(torch.zeros(5))
+    assert len(choices) == 1
+
+
+def test_other_threads_see_what_the_tuner_asks_for():
+    """Autograd runs the backward kernels of a GPU in threads of its own."""
+    with launch.record_choices() as choices, launch.use_config("made_up_fwd", CANDIDATES[2]):
+        thread = threading.Thread(target=kernel, args=(torch.zeros(5),))
+        thread.start()
+        thread.join()
+    assert len(choices) == 1
+    assert launched[-1] == CANDIDATES[2]
+    kernel(torch.zeros(5))
+    assert launched[-1] == CANDIDATES[0]
+
+
+def test_the_fastest_configuration_is_found_for_each_shape():
+    found = {}
+    timed = []
+
+    def seconds(workload, direction):
+        workload.function(torch.zeros(int(workload.case.removeprefix("rows-"))))
+        timed.append(launched[-1])
+        if launched[-1]["BT"] == 64:
+            raise OutOfResources(2, 1, "shared memory")
+        return abs(launched[-1]["BT"] - (16 if workload.case == "rows-8" else 32))
+
+    for rows in (8, 100, 8):
+        tune.tune(workload(rows), FORWARD, found, seconds)
+    assert found == {
+        ("made_up_fwd", "float32", (("rows", 8),)): CANDIDATES[0],
+        ("made_up_fwd", "float32", (("rows", 100),)): CANDIDATES[1],
+    }
+    assert timed == [*CANDIDATES, *CANDIDATES]
+
+
+def test_what_is_written_is_what_the_library_reads(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "CONFIG_FOLDER", tmp_path)
+    monkeypatch.setattr(launch, "_gpu_of", lambda tensor: "made-up-gpu")
+    for cache in (launch._measured, launch._nearest):
+        cache.cache_clear()
+    tune.write(
+        tmp_path / "made-up-gpu.json",
+        {
+            ("made_up_fwd", "float32", (("rows", 8),)): CANDIDATES[1],
+            ("made_up_fwd", "float32", (("rows", 1024),)): CANDIDATES[2],
+        },
+    )
+    content = json.loads((tmp_path / "made-up-gpu.json").read_text())
+    assert content.keys() == {"gpu", "torch", "triton", "kernels"}
+    for rows, expected in ((8, 1), (20, 1), (500, 2), (4000, 2)):
+        kernel(torch.zeros(rows))
+        assert launched[-1] == CANDIDATES[expected]
+    for cache in (launch._measured, launch._nearest):
+        cache.cache_clear()
+
+
+def test_every_operation_of_the_suite_can_be_tuned():
+    computations = list(tune.computations(tune.all_workloads()))
+    assert {"gated_activation", "wavenet_layer", "waveglow"} <= {workload.op for workload, _ in computations}
+    assert [workload.op for workload, _ in computations][-1] == "waveglow"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is for machines without a GPU")
+def test_without_a_gpu(capsys):
+    assert tune.main([]) == 2
+    assert "no GPU" in capsys.readouterr().err

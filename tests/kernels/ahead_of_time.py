@@ -1,0 +1,213 @@
+"""Compiling the kernels for GPUs that are not there, and what may be wrong with what comes out.
+
+The suite's own process cannot compile: without a GPU it has TRITON_INTERPRET set, and the kernels are interpreted.
+`compile_for` has `ahead_of_time_worker` do it in a process of its own.
+"""
+
+import ast
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+KERNELS = ROOT / "kernels"
+WORKER = "tests.kernels.ahead_of_time_worker"
+CASES = "tests.kernels.ahead_of_time_cases"
+
+KIB = 1024
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What matters of a chip here; limits are those of one block (CUDA C++ Programming Guide, compute capabilities)."""
+
+    shared: int  # bytes of shared memory, without the 1 KiB that the system takes
+    instruction: str  # of its tensor cores, in PTX
+    rows: int  # fewest rows of a product that take this instruction; fewer take mma.sync
+
+
+TENSOR_MEMORY = 512  # columns, on chips that have any
+ARCHITECTURES = {
+    80: Architecture(163 * KIB, "mma.sync", 16),
+    90: Architecture(227 * KIB, "wgmma.mma_async", 64),
+    100: Architecture(227 * KIB, "tcgen05.mma", 64),
+}
+
+# By a precision's name: the dtype of the tensors, and what the PTX calls it where tensor cores multiply it.
+PRECISIONS = {"float32": None, "tf32": "tf32", "float16": "f16", "bfloat16": "bf16"}
+HALVES = ("float16", "bfloat16")
+DTYPES = ("float32", *HALVES)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way of calling an operation.
+
+    Attributes:
+        name: of the operation, and which options are there.
+        run: calls the public function on meta tensors of a dtype, and its backward.
+        precisions: of PRECISIONS, those to run it in.
+        sweeps: whether every launch configuration is tried, or only the one that is picked.
+        architectures: of ARCHITECTURES, those to compile it for.
+        tensor_cores: kernels that are to use tensor cores (but in float32), and the constexpr parameter that holds
+            the rows of their products.
+    """
+
+    name: str
+    run: Callable[[Any], None]
+    precisions: tuple[str, ...] = DTYPES
+    sweeps: bool = False
+    architectures: tuple[int, ...] = tuple(ARCHITECTURES)
+    tensor_cores: Mapping[str, str] = field(default_factory=dict)
+
+    def sweeps_in(self, precision: str, arch: int) -> bool:
+        """Whether every configuration is compiled for `arch` in `precision`, or only the one that is picked.
+
+        Sweeps are spread: the code of both kinds of halves differs in the names of instructions, and without tensor
+        cores, in float32 beside tf32, an architecture differs little from another.
+        """
+        spread = {"float16": (80, 100), "bfloat16": (90,)}
+        if "tf32" in self.precisions:
+            spread["float32"] = (80,)
+        return self.sweeps and arch in spread.get(precision, ARCHITECTURES)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A compiled kernel, and what its binary uses."""
+
+    module: str
+    kernel: str
+    case: str
+    precision: str
+    options: dict[str, Any]  # constexpr parameters, num_warps, num_stages
+    registers: int  # of a thread
+    local: int  # bytes of local memory of a thread: what did not fit its registers
+    shared: int  # bytes of a block
+    tensor_memory: int  # columns
+    products: list[str]  # the instructions for tensor cores, without repetition
+    rows: int | None  # of the products that are meant for tensor cores; None: none are meant for them
+    float64: bool
+
+    def __str__(self) -> str:
+        options = ", ".join(f"{name}={value}" for name, value in self.options.items())
+        return f"{self.kernel}[{self.precision}, {self.case}: {options}]"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came of compiling all cases for one architecture."""
+
+    arch: int
+    key: str
+    compiled: list[Compiled]
+    errors: list[str]
+    offered: list[tuple[str, str, dict]]  # (kernel, precision, configuration) that could have been picked
+    listed: list[tuple[str, dict]]  # (name, configuration) of the modules' lists of configurations
+
+    def spilled(self) -> list[str]:
+        return [f"{x} keeps {x.local} bytes in local memory" for x in self.compiled if x.local]
+
+    def oversized(self) -> list[str]:
+        limit = ARCHITECTURES[self.arch].shared
+        return [f"{x} takes {x.shared} bytes of shared memory" for x in self.compiled if x.shared > limit] + [
+            f"{x} takes {x.tensor_memory} columns of tensor memory"
+            for x in self.compiled
+            if x.tensor_memory > TENSOR_MEMORY
+        ]
+
+    def multiplying_elsewhere(self) -> list[str]:
+        """Kernels whose products are not where they are meant to be: on tensor cores, in the right type, or not."""
+        return [f"{x} multiplies by {x.products or 'no tensor core'}" for x in self.compiled if not self._as_meant(x)]
+
+    def in_float64(self) -> list[str]:
+        return [f"{x} computes in float64" for x in self.compiled if x.float64]
+
+    def unused_configurations(self) -> list[str]:
+        """Configurations that could have been picked and were not compiled, or are listed and never picked from."""
+        used: dict[tuple[str, str], list[dict]] = {}
+        for x in self.compiled:
+            used.setdefault((x.kernel, x.precision), []).append(x.options)
+        return [
+            f"{kernel}[{precision}] was not compiled with {config}"
+            for kernel, precision, config in self.offered
+            if not any(config.items() <= options.items() for options in used.get((kernel, precision), ()))
+        ] + [
+            f"no kernel may be given {config} of {name}"
+            for name, config in self.listed
+            if config not in [offered for _, _, offered in self.offered]
+        ]
+
+    def _as_meant(self, x: Compiled) -> bool:
+        operand = PRECISIONS[x.precision]
+        if x.rows is None or operand is None:
+            return not x.products
+        chip = ARCHITECTURES[self.arch]
+        instruction = chip.instruction if x.rows >= chip.rows else "mma.sync"
+        if instruction == "tcgen05.mma":  # says f16 of both kinds of halves
+            operand = operand.replace("bf16", "f16")
+        return bool(x.products) and all(
+            product.startswith(instruction) and re.search(rf"[.:]{operand}\b", product) for product in x.products
+        )
+
+
+def defined_kernels(files: Iterable[Path]) -> set[str]:
+    """Names of the functions under @triton.jit that end in _kernel: those that are launched, not inlined."""
+    return {
+        node.name
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+        and node.name.endswith("_kernel")
+        and any(ast.unparse(decorator).startswith("triton.jit") for decorator in node.decorator_list)
+    }
+
+
+def compile_for(arch: int, folder: Path, cases: str = CASES) -> Report:
+    """The report for an architecture, from `folder` if nothing has changed since it was written there.
+
+    Args:
+        arch: of ARCHITECTURES.
+        folder: where reports are kept.
+        cases: the module whose CASES are compiled.
+
+    Raises:
+        RuntimeError: the worker died.
+    """
+    path = folder / f"{cases.rpartition('.')[2]}_sm{arch}.json"
+    key = _key(cases)
+    report = read_report(path)
+    if report is None or report.key != key:
+        environment = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "FASTGLOW_BACKEND")}
+        command = [sys.executable, "-m", WORKER, str(arch), cases, key, str(path)]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        report = read_report(path)
+        if done.returncode or report is None or report.key != key:
+            raise RuntimeError(f"compiling for sm_{arch} failed:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
+        if report.errors:  # perhaps not the kernels' fault: not to be kept
+            path.unlink()
+    return report
+
+
+def _key(cases: str) -> str:
+    files = [*sorted(KERNELS.glob("*.py")), *sorted(Path(__file__).parent.glob("ahead_of_time*.py"))]
+    digest = hashlib.sha256(" ".join((cases, metadata.version("triton"), metadata.version("torch"))).encode())
+    for file in files:
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def read_report(path: Path) -> Report | None:
+    if not path.exists():
+        return None
+    report = json.loads(path.read_text(encoding="utf-8"))
+    report["compiled"] = [Compiled(**x) for x in report["compiled"]]
+    return Report(**report)

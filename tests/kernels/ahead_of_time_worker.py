@@ -1,0 +1,187 @@
+"""Compiles cases for an architecture and writes a report: what `ahead_of_time.compile_for` starts.
+
+The cases' public functions run on meta tensors, forward and backward, with every launch configuration that their
+kernels may be given, in a process in which Triton believes that it has a GPU of the architecture.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import re
+import subprocess
+import tempfile
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+
+from fastglow.kernels import launch
+from fastglow.kernels.backend import use_backend
+
+from .ahead_of_time import ARCHITECTURES, Case, Compiled, Report
+
+
+class _Compiler:
+    """Runs cases and keeps what they had compiled."""
+
+    def __init__(self, arch: int) -> None:
+        triton.runtime.driver.set_active(_Driver(GPUTarget("cuda", arch, 32)))
+        self._arch = arch
+        self.compiled: dict[tuple, Compiled] = {}
+        self.errors: list[str] = []
+        self.offered: list[tuple[str, str, dict]] = []
+
+    def run(self, case: Case, precision: str) -> None:
+        with _tf32(precision == "tf32"):
+            with launch.record_choices() as choices:
+                self._run(case, precision)
+            if not case.sweeps_in(precision, self._arch):
+                return
+            for kernel, candidates in {choice.kernel: choice.candidates for choice in choices}.items():
+                self.offered += [(f"{kernel}_kernel", precision, dict(config)) for config in candidates]
+                for config in candidates:
+                    self._run(case, precision, (kernel, config))
+
+    def _run(self, case: Case, precision: str, forced: tuple[str, launch.Config] | None = None) -> None:
+        dtype = torch.float32 if precision == "tf32" else getattr(torch, precision)
+        what = f"{case.name}, {precision}" + ("" if forced is None else f", {forced[0]} with {forced[1]}")
+        forcing = nullcontext() if forced is None else launch.use_config(*forced)
+        with use_backend("triton"), launch.compile_only() as compiled, forcing:
+            try:
+                case.run(dtype)
+            # Whatever goes wrong in a compiler is a finding of the tests, which the other cases must not wait for.
+            except Exception:
+                self.errors.append(f"{what}: {traceback.format_exc()}")
+            else:
+                if not compiled:
+                    self.errors.append(f"{what}: no kernel was launched")
+        for _, kernel, binary in compiled:
+            # While the configurations of one kernel are swept, the others come again as they are.
+            identity = (kernel, precision, binary.hash)
+            if identity not in self.compiled:
+                self.compiled[identity] = _examine(case, precision, kernel, binary)
+
+
+def _examine(case: Case, precision: str, kernel: str, binary: Any) -> Compiled:
+    ptx = re.sub(r"//.*", "", binary.asm["ptx"])
+    options = _constexprs(binary.src) | {
+        "num_warps": binary.metadata.num_warps,
+        "num_stages": binary.metadata.num_stages,
+    }
+    usage = _resource_usage(binary.asm["cubin"])
+    return Compiled(
+        module=binary.src.fn.__module__,
+        kernel=kernel,
+        case=case.name,
+        precision=precision,
+        options=options,
+        registers=usage["REG"],
+        # The stack of a kernel that calls nothing and has no arrays of its own is where registers are spilled.
+        local=usage["STACK"] + usage["LOCAL"],
+        # The cubin's own number is what the system reserves; Triton's shared memory is given at the launch.
+        shared=binary.metadata.shared,
+        tensor_memory=getattr(binary.metadata, "tmem_size", None) or 0,
+        products=sorted(set(re.findall(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b[\w.:]*", ptx))),
+        rows=options[case.tensor_cores[kernel]] if kernel in case.tensor_cores else None,
+        float64=re.search(r"\.f64\b", ptx) is not None,
+    )
+
+
+def _resource_usage(cubin: bytes) -> dict[str, int]:
+    """REG, STACK, LOCAL, ... of the only kernel in a binary."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return {name: int(value) for name, value in re.findall(r"\b([A-Z]+):(\d+)", printed)}
+
+
+class _Driver:
+    """As much of a Triton driver as compiling for a target asks for; launching would ask for more."""
+
+    def __init__(self, target: Any) -> None:
+        self._target = target
+
+    def get_current_target(self) -> Any:
+        return self._target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value
+
+
+def _constexprs(source: Any) -> dict[str, Any]:
+    """By parameter name, of a compiled function's source; Triton keeps them by the parameter's path."""
+    names = source.fn.arg_names
+    values = {names[path[0]]: value for path, value in source.constants.items() if len(path) == 1}
+    return {
+        name: value if isinstance(value, bool | int | float | str | None) else str(value)
+        for name, value in values.items()
+        if name in {parameter.name for parameter in source.fn.params if parameter.is_constexpr}
+    }
+
+
+def _listed_configs(modules: Iterable[str]) -> list[tuple[str, dict]]:
+    """Configurations in the modules' constants that are named CONFIGS or end in _CONFIGS."""
+
+    def configs(value: Any) -> Iterator[dict]:
+        if isinstance(value, Mapping) and "num_warps" in value:
+            yield dict(value)
+        elif isinstance(value, Mapping | tuple):
+            for item in value.values() if isinstance(value, Mapping) else value:
+                yield from configs(item)
+
+    return [
+        (f"{module}.{name}", config)
+        for module in modules
+        for name, value in vars(importlib.import_module(module)).items()
+        if re.fullmatch(r"(\w*_)?CONFIGS", name)
+        for config in configs(value)
+    ]
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(description="Compile the kernels of CASES for an architecture.")
+    parser.add_argument("arch", type=int, choices=ARCHITECTURES)
+    parser.add_argument("cases", help="the module that lists them")
+    parser.add_argument("key", help="to write into the report")
+    parser.add_argument("report", type=Path)
+    arguments = parser.parse_args()
+    compiler = _Compiler(arguments.arch)
+    for case in importlib.import_module(arguments.cases).CASES:
+        if arguments.arch in case.architectures:
+            for precision in case.precisions:
+                compiler.run(case, precision)
+    compiled = list(compiler.compiled.values())
+    listed = _listed_configs(sorted({kernel.module for kernel in compiled}))
+    report = Report(arguments.arch, arguments.key, compiled, compiler.errors, compiler.offered, listed)
+    unfinished = arguments.report.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(asdict(report)), encoding="utf-8")
+    os.replace(unfinished, arguments.report)
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,118 @@
+"""Every kernel, compiled ahead of time for every architecture with every launch configuration it may be given.
+
+Cold this compiles some hundreds of kernels, which takes minutes; reports are kept in pytest's cache folder until a
+kernel, a case, Triton or PyTorch changes.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from . import ahead_of_time
+from .ahead_of_time import ARCHITECTURES, KERNELS, Report, compile_for, defined_kernels
+
+FAULTS = "tests.kernels.ahead_of_time_faults"
+WORKERS = 2
+
+
+def _compile_for_all(folder, cases: str) -> dict[int, Report]:
+    with ThreadPoolExecutor(WORKERS) as pool:
+        return dict(
+            zip(ARCHITECTURES, pool.map(lambda arch: compile_for(arch, folder, cases), ARCHITECTURES), strict=True)
+        )
+
+
+@pytest.fixture(scope="module")
+def reports(pytestconfig):
+    return _compile_for_all(pytestconfig.cache.mkdir("ahead_of_time"), ahead_of_time.CASES)
+
+
+@pytest.fixture(scope="module")
+def fault_reports(pytestconfig):
+    return _compile_for_all(pytestconfig.cache.mkdir("ahead_of_time"), FAULTS)
+
+
+@pytest.fixture(params=ARCHITECTURES, ids="sm_{}".format)
+def report(request, reports) -> Report:
+    return reports[request.param]
+
+
+@pytest.fixture(params=ARCHITECTURES, ids="sm_{}".format)
+def faults(request, fault_reports) -> Report:
+    return fault_reports[request.param]
+
+
+def test_all_kernels_compile(report):
+    assert report.errors == []
+
+
+def test_no_kernel_spills_registers(report):
+    assert report.spilled() == []
+
+
+def test_shared_memory_is_within_the_chips_limit(report):
+    assert report.oversized() == []
+
+
+def test_products_run_on_tensor_cores_where_meant(report):
+    assert report.multiplying_elsewhere() == []
+
+
+def test_no_kernel_computes_in_float64(report):
+    assert report.in_float64() == []
+
+
+def test_every_configuration_is_compiled(report):
+    assert report.unused_configurations() == []
+
+
+def test_every_kernel_is_compiled(report):
+    kernels = defined_kernels(KERNELS.glob("*.py"))
+    assert kernels - {compiled.kernel for compiled in report.compiled} == set()
+
+
+def test_sound_kernels_are_found_without_fault(faults):
+    sound = {str(x) for x in faults.compiled if x.case.startswith("sound")}
+    assert len(sound) == 5
+    found = faults.spilled() + faults.oversized() + faults.multiplying_elsewhere() + faults.in_float64()
+    assert [line for line in found for name in sound if line.startswith(name)] == []
+
+
+def test_a_spill_is_found(faults):
+    (line,) = faults.spilled()
+    assert line.startswith("squares_kernel[float32, too many registers: BLOCK=16384, num_warps=1")
+
+
+def test_too_much_shared_memory_is_found(faults):
+    (line,) = faults.oversized()
+    assert line.startswith("product_kernel[bfloat16, too much shared memory: ")
+
+
+def test_lack_of_tensor_cores_is_found(faults):
+    lacking, unasked = faults.multiplying_elsewhere()
+    assert lacking.startswith("product_kernel[tf32, no tensor cores: ")
+    assert lacking.endswith("multiplies by no tensor core")
+    assert unasked.startswith("product_kernel[float32, tensor cores unasked: ")
+    assert "tf32" in unasked.rpartition(" multiplies by ")[2]
+
+
+def test_float64_is_found(faults):
+    (line,) = faults.in_float64()
+    assert line.startswith("double_kernel[float32, ")
+
+
+def test_configurations_without_effect_or_use_are_found(faults):
+    ignored, unused = faults.unused_configurations()
+    assert ignored.startswith("double_kernel[float32] was not compiled with {'BLOCK': 512, ")
+    assert unused.endswith("ahead_of_time_faults.UNUSED_CONFIGS")
+
+
+def test_a_case_that_fails_is_found(faults):
+    (error,) = faults.errors
+    assert "no code, float32" in error
+    assert "ArithmeticError: a kernel that cannot be compiled" in error
+
+
+def test_a_kernel_without_a_case_is_found(faults):
+    kernels = defined_kernels([KERNELS.parent / "tests" / "kernels" / "ahead_of_time_faults.py"])
+    assert kernels - {compiled.kernel for compiled in faults.compiled} == {"forgotten_kernel"}

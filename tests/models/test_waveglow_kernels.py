@@ -1,0 +1,85 @@
+"""The whole WaveGlow on the Triton kernels: NVIDIA's tensors, and what batching, folding and half precision mean."""
+
+import pytest
+import torch
+
+from fastglow import WaveGlow, WaveGlowLoss
+from fastglow.kernels import backend
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+OPERATIONS = {"affine_coupling", "invertible_conv1x1", "wavenet_layer", "weight_norm"}
+
+
+@pytest.fixture(autouse=True)
+def triton_backend():
+    """Forces the kernels, and fails unless every operation of WaveGlow ran on them."""
+    before = backend.launches.copy()
+    with backend.use_backend("triton"):
+        yield
+    assert OPERATIONS - {"affine_coupling"} <= {op for op, n in (backend.launches - before).items() if n}
+
+
+def build(data, device: str = DEVICE) -> WaveGlow:
+    model = WaveGlow(**data.config)
+    model.load_state_dict(data.group("state"))
+    return model.to(device)
+
+
+@pytest.mark.parametrize("name", ["waveglow_tiny", "waveglow_denoiser"])
+def test_forward_and_every_gradient(golden, name, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    data = golden(name)
+    model = build(data)
+    z, log_s_list, log_det_list = model((data["input/mel"].to(DEVICE), data["input/audio"].to(DEVICE)))
+    torch.testing.assert_close(z.cpu(), data["train/z"], atol=1e-4, rtol=0)
+    for k, log_s in enumerate(log_s_list):
+        torch.testing.assert_close(log_s.cpu(), data[f"train/log_s.{k}"], atol=1e-4, rtol=0)
+    loss = WaveGlowLoss()((z, log_s_list, log_det_list))
+    torch.testing.assert_close(loss.cpu(), data["train/loss"], atol=1e-4, rtol=0)
+    loss.backward()
+    parameters = dict(model.named_parameters())
+    for name, gradient in data.group("grad").items():
+        assert (parameters[name].grad.cpu() - gradient).norm() <= 1e-3 * gradient.norm(), name
+    assert backend.launches["affine_coupling"]
+
+
+@pytest.mark.parametrize("name", ["waveglow_tiny", "waveglow_denoiser"])
+def test_infer(golden, name, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    data = golden(name)
+    model = build(data)
+    mel, noise = data["input/mel"].to(DEVICE), data["infer/noise"].to(DEVICE)
+    audio = model.infer(mel, sigma=0.7, noise=noise)
+    torch.testing.assert_close(audio.cpu(), data["infer/audio_sigma07"], atol=1e-4, rtol=0)
+
+
+def test_batched_as_alone_and_folded_again_after_a_change(golden, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    data = golden("waveglow_tiny")
+    model = build(data)
+    mel = data["input/mel"][:, :, :6].to(DEVICE)
+    batched = model.infer(mel, lengths=torch.tensor([4, 6]), seed=[1, 2])
+    alone = model.infer(mel[:1, :, :4], seed=1)
+    torch.testing.assert_close(batched[:1, : alone.shape[1]], alone, atol=1e-5, rtol=0)
+    assert not batched[0, alone.shape[1] :].any()
+    with torch.no_grad():
+        model.WN[0].end.bias.add_(0.1)
+        model.convinv[1].conv.weight.mul_(1.5)
+    changed = model.infer(mel[:1, :, :4], seed=1)
+    with backend.use_backend("reference"):
+        fresh = build(data)
+        fresh.load_state_dict(model.state_dict())
+        expected = fresh.infer(mel[:1, :, :4], seed=1)
+    torch.testing.assert_close(changed, expected, atol=1e-5, rtol=0)
+    assert not torch.allclose(changed, alone, atol=1e-2)
+
+
+def test_half_precision_is_as_good_as_pytorchs(golden):
+    data = golden("waveglow_tiny")
+    mel, noise = data["input/mel"][:, :, :6], data["infer/noise"][:, :, :192]
+    with backend.use_backend("reference"):
+        expected = build(data, "cpu").double().infer(mel.double(), noise=noise.double())
+        plain = build(data).half().infer(mel.half().to(DEVICE), noise=noise.half().to(DEVICE))
+    ours = build(data).half().infer(mel.half().to(DEVICE), noise=noise.half().to(DEVICE))
+    assert ours.dtype == torch.float16
+    assert (ours.cpu() - expected).abs().max() <= 2 * (plain.cpu() - expected).abs().max()
