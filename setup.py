@@ -40,6 +40,7 @@ setup(
     package_dir=PACKAGE_DIR,
     package_data={
         "fastglow": [f"voices/**/{pattern}" for pattern in ("voice.json", "lexicon.txt.gz", "*.safetensors", "*.md")],
+        "fastglow.kernels": ["configs/*.json"],
     },
     include_package_data=False,
     zip_safe=False,

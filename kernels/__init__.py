@@ -4,10 +4,11 @@ Every function takes and returns plain tensors and is differentiable. Those of W
 `backend` picks them; the PyTorch references (`fastglow.kernels.reference`) define the numbers and serve elsewhere.
 """
 
-from .invertible_conv1x1 import invertible_conv1x1, invertible_conv1x1_factors, invertible_conv1x1_inverse
-from .lstm_loop import LSTMLoop
+from . import backend
 from .affine_coupling import affine_coupling, affine_coupling_inverse, flow_step_inverse
 from .gated_activation import gated_activation
+from .invertible_conv1x1 import invertible_conv1x1, invertible_conv1x1_factors, invertible_conv1x1_inverse
+from .lstm_loop import LSTMLoop
 from .reference.location_attention import location_attention
 from .reference.lstm_cell import lstm_cell
 from .reference.philox import normal_noise, uniform_noise
@@ -19,6 +20,7 @@ __all__ = [
     "LSTMLoop",
     "affine_coupling",
     "affine_coupling_inverse",
+    "backend",
     "flow_step_inverse",
     "gated_activation",
     "invertible_conv1x1",

@@ -39,13 +39,15 @@ CONFIGS = (
 FLOW_STEP_CONFIGS = (
     {"TILE": 1024, "num_warps": 1, "num_stages": 1},
     {"TILE": 4096, "num_warps": 4, "num_stages": 1},
-    {"TILE": 8192, "num_warps": 4, "num_stages": 1},
 )
 
 MAX_CHANNELS = 16
 """Of a step of flow: its matrix and a time's channels must fit the registers."""
 
-_MAX_BC = 16
+MANY_ELEMENTS = 1 << 20
+"""So many fill a large GPU with the larger tiles."""
+
+_MAX_BC = 16  # 16 channels, or 64 times, of 2 bytes fill a sector of memory at least
 
 
 @triton.jit
@@ -170,10 +172,7 @@ def _heuristic(dtype: torch.dtype, n: int, positions: int) -> Config:
 
 
 def _flow_step_heuristic(dtype: torch.dtype, c: int, positions: int) -> Config:
-    n_programs = c * positions // FLOW_STEP_CONFIGS[2]["TILE"]
-    if n_programs >= 1024:
-        return FLOW_STEP_CONFIGS[2]
-    return FLOW_STEP_CONFIGS[1] if n_programs >= 128 else FLOW_STEP_CONFIGS[0]
+    return FLOW_STEP_CONFIGS[1 if c * positions >= MANY_ELEMENTS else 0]
 
 
 def _plan(kernel: str, x: Tensor) -> tuple[tuple[int], dict[str, int]]:

@@ -34,7 +34,7 @@ OP = "gated_activation"
 
 CONFIGS = (
     {"ROWS": 1, "COLUMNS": 1024, "num_warps": 4, "num_stages": 1},
-    {"ROWS": 8, "COLUMNS": 128, "num_warps": 4, "num_stages": 1},
+    {"ROWS": 16, "COLUMNS": 128, "num_warps": 8, "num_stages": 1},
     {"ROWS": 32, "COLUMNS": 64, "num_warps": 8, "num_stages": 1},
 )
 
@@ -148,11 +148,9 @@ def gated_activation_fwd_kernel(
 @triton.jit(do_not_specialize=["seed", "n_dropped"])
 def gated_activation_bwd_kernel(
     p_dy, p_a, p_b, p_bias,
-    p_da, p_db,  # [B, 2C, T], [B / n_summed, 2C, T]
+    p_da, p_db,  # [B, 2C, T]
     p_sums_da, p_sums_db,  # [B, tiles of T, 2C] float32, contiguous: gradients summed over a tile's time
-    seed, n_dropped, scale,
-    n_summed,  # items that share one item of b: B or 1
-    C, T,
+    seed, n_dropped, scale, C, T,
     s_dyb, s_dyc, s_dyt,
     s_ab, s_ac, s_at, s_ah, s_bb, s_bc, s_bt, s_bh, s_bias_c, s_bias_h,
     s_dab, s_dac, s_dat, s_dah, s_dbb, s_dbc, s_dbt, s_dbh,
@@ -165,42 +163,38 @@ def gated_activation_bwd_kernel(
     BT: tl.constexpr = ROWS if CHANNELS_INNER else COLUMNS
     GATE: tl.constexpr = 0 if GATE_FIRST else 1
     FILTER: tl.constexpr = 1 - GATE
-    i_db, i_t, o_c, o_t = _tile(C, T, BC, BT)
+    i_b, i_t, o_c, o_t = _tile(C, T, BC, BT)
     m_c = o_c < C
     m = m_c[:, None] & (o_t < T)[None, :]
     b_seed = tl.load(seed) if SEED_IN_MEMORY else seed.to(tl.int64)
-    b_db_f = tl.full([BC, BT], 0.0, dtype=tl.float32)
-    b_db_g = tl.full([BC, BT], 0.0, dtype=tl.float32)
-    for i in range(n_summed):
-        i_b = i_db * n_summed + i
-        b_tanh, b_sigmoid, b_factor_f, b_factor_g = _halves(
-            p_a, p_b, p_bias, i_b, o_c, o_t, b_seed, n_dropped, scale, C, T,
-            s_ab, s_ac, s_at, s_ah, s_bb, s_bc, s_bt, s_bh, s_bias_c, s_bias_h,
-            HAS_B, B_OVER_TIME, HAS_BIAS, GATE_FIRST, DROPOUT,
-        )  # fmt: skip
-        p_dy_tile = p_dy + i_b * s_dyb + o_c[:, None] * s_dyc + o_t[None, :] * s_dyt
-        b_dy = tl.load(p_dy_tile, mask=m, other=0.0).to(tl.float32)
-        if DROPOUT == "after":
-            b_dy *= _dropout_factor((i_b * C + o_c)[:, None] * T + o_t[None, :], b_seed, n_dropped, scale)
-        b_df = b_dy * b_sigmoid * (1.0 - b_tanh * b_tanh)
-        b_dg = b_dy * b_tanh * b_sigmoid * (1.0 - b_sigmoid)
-        b_db_f += b_df
-        b_db_g += b_dg
-        if STORE_DA:
-            p_da_tile = p_da + i_b * s_dab + o_c[:, None] * s_dac + o_t[None, :] * s_dat
-            tl.store(p_da_tile + FILTER * s_dah, b_df * b_factor_f, mask=m)
-            tl.store(p_da_tile + GATE * s_dah, b_dg * b_factor_g, mask=m)
-        o_sums = (i_b * ((T + BT - 1) // BT) + i_t) * 2 * C + o_c  # [BC]
-        if SUM_DA:
-            tl.store(p_sums_da + o_sums + FILTER * C, tl.sum(b_df * b_factor_f, axis=1), mask=m_c)
-            tl.store(p_sums_da + o_sums + GATE * C, tl.sum(b_dg * b_factor_g, axis=1), mask=m_c)
-        if SUM_DB:
-            tl.store(p_sums_db + o_sums + FILTER * C, tl.sum(b_df, axis=1), mask=m_c)
-            tl.store(p_sums_db + o_sums + GATE * C, tl.sum(b_dg, axis=1), mask=m_c)
+    b_tanh, b_sigmoid, b_factor_f, b_factor_g = _halves(
+        p_a, p_b, p_bias, i_b, o_c, o_t, b_seed, n_dropped, scale, C, T,
+        s_ab, s_ac, s_at, s_ah, s_bb, s_bc, s_bt, s_bh, s_bias_c, s_bias_h,
+        HAS_B, B_OVER_TIME, HAS_BIAS, GATE_FIRST, DROPOUT,
+    )  # fmt: skip
+    p_dy += i_b * s_dyb + o_c[:, None] * s_dyc + o_t[None, :] * s_dyt
+    b_dy = tl.load(p_dy, mask=m, other=0.0).to(tl.float32)
+    if DROPOUT == "after":
+        b_dy *= _dropout_factor((i_b * C + o_c)[:, None] * T + o_t[None, :], b_seed, n_dropped, scale)
+    b_df = b_dy * b_sigmoid * (1.0 - b_tanh * b_tanh)
+    b_dg = b_dy * b_tanh * b_sigmoid * (1.0 - b_sigmoid)
+    o_sums = (i_b * ((T + BT - 1) // BT) + i_t) * 2 * C + o_c  # [BC]
     if STORE_DB:
-        p_db_tile = p_db + i_db * s_dbb + o_c[:, None] * s_dbc + o_t[None, :] * s_dbt
-        tl.store(p_db_tile + FILTER * s_dbh, b_db_f, mask=m)
-        tl.store(p_db_tile + GATE * s_dbh, b_db_g, mask=m)
+        p_db += i_b * s_dbb + o_c[:, None] * s_dbc + o_t[None, :] * s_dbt
+        tl.store(p_db + FILTER * s_dbh, b_df, mask=m)
+        tl.store(p_db + GATE * s_dbh, b_dg, mask=m)
+    if SUM_DB:
+        tl.store(p_sums_db + o_sums + FILTER * C, tl.sum(b_df, axis=1), mask=m_c)
+        tl.store(p_sums_db + o_sums + GATE * C, tl.sum(b_dg, axis=1), mask=m_c)
+    b_df *= b_factor_f
+    b_dg *= b_factor_g
+    if STORE_DA:
+        p_da += i_b * s_dab + o_c[:, None] * s_dac + o_t[None, :] * s_dat
+        tl.store(p_da + FILTER * s_dah, b_df, mask=m)
+        tl.store(p_da + GATE * s_dah, b_dg, mask=m)
+    if SUM_DA:
+        tl.store(p_sums_da + o_sums + FILTER * C, tl.sum(b_df, axis=1), mask=m_c)
+        tl.store(p_sums_da + o_sums + GATE * C, tl.sum(b_dg, axis=1), mask=m_c)
 
 
 class _Options(NamedTuple):
@@ -323,12 +317,10 @@ def _backward(
     sums_b = needs_b and over_time
     # Without dropout before b is added, a and b have the same gradient.
     sums_a = needs_bias and (drops_before or not sums_b)
-    same = needs_a and needs_b and not drops_before and (b.shape, b.dtype) == (a.shape, a.dtype)
-    stores_b = needs_b and not over_time and not same
-    n_summed = B if stores_b and b.shape[0] == 1 else 1
-
+    same = needs_a and needs_b and not (over_time or drops_before) and a.dtype == b.dtype
+    stores_b = needs_b and not (over_time or same)
     da = _empty_as(a, a.shape, a.dtype) if needs_a else None
-    db = _empty_as(a, b.shape, b.dtype) if stores_b else None
+    db = _empty_as(a, a.shape, b.dtype) if stores_b else None
     others = [x for x in (dy, b, da, db) if x is not None]
     plan = _plan("gated_activation_bwd", a, bias is not None or over_time, *others)
     scratch = (B, triton.cdiv(plan.T, plan.tile()[1]), channels)
@@ -338,16 +330,16 @@ def _backward(
     mask, mask_flags = _mask_of(options, seed)
     results = [a if x is None else x for x in (da, db, sums_da, sums_db)]
     launch(
-        OP, gated_activation_bwd_kernel, plan.grid(B // n_summed),
-        dy, *pointers, *results, *mask, n_summed, plan.C, plan.T,
+        OP, gated_activation_bwd_kernel, plan.grid(B),
+        dy, *pointers, *results, *mask, plan.C, plan.T,
         *dy.stride(), *strides, *_with_halves(results[0]), *_with_halves(results[1]),
         device=a.device, **flags, **mask_flags,
         STORE_DA=needs_a, STORE_DB=stores_b, SUM_DA=sums_a, SUM_DB=sums_b, **plan.constants(),
     )  # fmt: skip
-    if same:
-        db = da
-    elif sums_b:
+    if sums_b:
         db = sums_db.sum(1).sum_to_size(b.shape[0], channels).unsqueeze(2).to(b.dtype)
+    elif needs_b:
+        db = (da if same else db).sum_to_size(b.shape)
     dbias = (sums_da if sums_a else sums_db).sum((0, 1)).to(bias.dtype) if needs_bias else None
     return da, db, dbias
 

@@ -75,7 +75,8 @@ class WN(nn.Module):
         if torch.is_grad_enabled():
             weights = self._normalised()
         else:
-            weights = self._folded.get(list(self.parameters()), self._fold)
+            autocast = kernels.backend.autocast_dtype(self.end.weight)
+            weights = self._folded.get(list(self.parameters()), self._fold, autocast)
         h = F.conv1d(audio, weights.start, self.start.bias)
         dtype = h.dtype
         h = h if mask is None else h * mask
@@ -100,9 +101,10 @@ class WN(nn.Module):
         return self.end(skip) if weights.skip_bias is None else skip.to(dtype)
 
     def _normalised(self) -> "WNWeights":
-        """The weights under weight normalisation, all in one launch."""
+        """The weights under weight normalisation, all in one launch, in autocast's dtype if it is on."""
         convolutions = [self.start, *self.in_layers, *self.cond_layers, *self.res_skip_layers]
-        packed = kernels.weight_norm_packed([[(conv.weight_v, conv.weight_g)] for conv in convolutions])
+        dtype = kernels.backend.autocast_dtype(self.end.weight)
+        packed = kernels.weight_norm_packed([[(conv.weight_v, conv.weight_g)] for conv in convolutions], dtype)
         weights = []
         for conv, matrix in zip(convolutions, packed, strict=True):
             rows, channels, taps = conv.weight_v.shape
@@ -122,15 +124,16 @@ class WN(nn.Module):
         if len(self.end.weight) > self.n_channels:
             return plain  # folding would widen the sums
         wide = torch.promote_types(plain.start.dtype, torch.float32)
-        end = self.end.weight[:, :, 0].to(wide)  # [2 * n_in_channels, n_channels]
-        skip_bias = self.end.bias.to(wide)
         weights, biases = [], []
-        for weight, bias in zip(plain.res_skip_layers, plain.res_skip_biases, strict=True):
-            n_residual = len(weight) - self.n_channels
-            skip_weight = (end @ weight[n_residual:, :, 0].to(wide)).to(weight.dtype).unsqueeze(2)
-            weights.append(torch.cat((weight[:n_residual], skip_weight)))
-            biases.append(torch.cat((bias[:n_residual], bias.new_zeros(len(end)))))
-            skip_bias = skip_bias + end @ bias[n_residual:].to(wide)
+        with torch.autocast(self.end.weight.device.type, enabled=False):
+            end = self.end.weight[:, :, 0].to(wide)  # [2 * n_in_channels, n_channels]
+            skip_bias = self.end.bias.to(wide)
+            for weight, bias in zip(plain.res_skip_layers, plain.res_skip_biases, strict=True):
+                n_residual = len(weight) - self.n_channels
+                skip_weight = (end @ weight[n_residual:, :, 0].to(wide)).to(weight.dtype).unsqueeze(2)
+                weights.append(torch.cat((weight[:n_residual], skip_weight)))
+                biases.append(torch.cat((bias[:n_residual], bias.new_zeros(len(end)))))
+                skip_bias = skip_bias + end @ bias[n_residual:].to(wide)
         return replace(plain, res_skip_layers=weights, res_skip_biases=biases, skip_bias=skip_bias)
 
 

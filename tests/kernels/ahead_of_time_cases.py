@@ -1,8 +1,7 @@
 """Calls of every operation that has kernels, to be compiled ahead of time.
 
-Of each kernel: every launch configuration with the options that the published models use, then other options with
-the configuration that is picked for a large problem. Options are compiled in one precision, and those of the
-WaveNet layer for one architecture, except all at once: its kernels take seconds each.
+Of each kernel: every launch configuration with the options that the published models use, for every architecture,
+then other options in one precision for one architecture, with the configuration that is picked for a large problem.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +29,10 @@ from .ahead_of_time import ARCHITECTURES, DTYPES, PRECISIONS, Case
 # own for those that are a multiple of 16.
 B, T = 2, 2000
 ODD_T = 1997
-ONE = ("bfloat16",)
+
+# Options change what a kernel computes with on every architecture alike.
+HALF = ("bfloat16",)
+HOPPER = (90,)
 
 
 def _constant(dtype: torch.dtype, *shape: int) -> Tensor:
@@ -181,9 +183,9 @@ def _case(
     call: Callable[..., None],
     name: str,
     *arguments,
-    precisions: tuple[str, ...] = ONE,
+    precisions: tuple[str, ...] = HALF,
     sweeps: bool = False,
-    architectures: tuple[int, ...] = tuple(ARCHITECTURES),
+    architectures: tuple[int, ...] = HOPPER,
     **options,
 ) -> Case:
     """`call(dtype, *arguments, **options)`."""
@@ -200,8 +202,10 @@ PRODUCTS = {
     f"wavenet_{kernel}_kernel": "BT" for kernel in ("gate_fwd", "res_skip_fwd", "layer_fwd", "gate_bwd", "input_bwd")
 }
 
-HOPPER = {"architectures": (90,)}
-SWEPT = {"precisions": DTYPES, "sweeps": True}
+EVERYWHERE = {"architectures": tuple(ARCHITECTURES)}
+SWEPT = {"precisions": DTYPES, "sweeps": True, **EVERYWHERE}
+SWEPT_ONCE = SWEPT | {"precisions": ("float32",)}
+SWEPT_WITH_TF32 = SWEPT | {"precisions": tuple(PRECISIONS)}
 FULL, OVER_TIME, SHARED = (B, 256, T), (B, 256, 1), (1, 256, T)
 
 GATED_ACTIVATION = (
@@ -229,20 +233,20 @@ AFFINE_COUPLING = (
     _case(_affine_coupling, "96 channels", n=96),
     _case(_affine_coupling, "3 channels last", n=3, channels_last=True),
     _case(_flow_step_inverse, "8 channels", **SWEPT),
-    _case(_flow_step_inverse, "16 channels, 2 entering, swapped", n=8, entering=2, swap=True, **SWEPT),
+    _case(_flow_step_inverse, "16 channels, 2 entering, swapped", n=8, entering=2, swap=True, **SWEPT_ONCE),
     _case(_flow_step_inverse, "6 channels, 2 entering, odd length", n=3, entering=2, T=ODD_T),
 )
 
 INVERTIBLE_CONV1X1 = (
     _case(_invertible_conv1x1, "8 channels", **SWEPT),
-    _case(_invertible_conv1x1, "16 channels", c=16, precisions=("float32",)),
+    _case(_invertible_conv1x1, "16 channels", c=16, **SWEPT_ONCE),
     _case(_invertible_conv1x1, "5 channels, odd length", c=5, T=ODD_T),
     _case(_invertible_conv1x1, "channels last", channels_last=True),
     _case(_invertible_conv1x1, "gradient of the weight alone", frozen="z"),
     _case(_invertible_conv1x1, "gradient of z alone", frozen="weight"),
     _case(_invertible_conv1x1_inverse, "8 channels", precisions=DTYPES),
-    _case(_invertible_conv1x1_factors, "WaveGlow's", *[8] * 4, *[6] * 4, *[4] * 4, precisions=DTYPES),
-    _case(_invertible_conv1x1_factors, "16 channels", *[16] * 40),
+    _case(_invertible_conv1x1_factors, "WaveGlow's", *[8] * 4, *[6] * 4, *[4] * 4, precisions=DTYPES, **EVERYWHERE),
+    _case(_invertible_conv1x1_factors, "16 channels", *[16] * 40, **EVERYWHERE),
     _case(_invertible_conv1x1_factors, "gradient of log|det| alone", 8, 8, wants="log_dets"),
     _case(_invertible_conv1x1_factors, "gradient of the inverses alone", 8, 8, wants="inverses"),
 )
@@ -259,24 +263,20 @@ WEIGHT_NORM = (
     _case(_weight_norm_packed, "one, written in half", [(33, 7, 5)], out=torch.float16, precisions=("float32",)),
 )
 
-WITH_TF32 = tuple(PRECISIONS)
-ALL_OPTIONS = {"T": ODD_T, "mask": True, "lengths": True, "precisions": ("tf32", "bfloat16")}
+BARE = {"conditioning": None, "bias": False, "skip": False}
+ALL_OPTIONS = {"T": ODD_T, "mask": True, "lengths": True, "precisions": ("tf32", "bfloat16"), **EVERYWHERE}
 
 WAVENET_LAYER = (
-    _case(_wavenet_layer, "512 channels", 512, precisions=WITH_TF32, sweeps=True),
-    _case(_wavenet_layer, "256 channels", 256, precisions=WITH_TF32, sweeps=True),
-    _case(_wavenet_layer, "48 channels", 48, precisions=WITH_TF32, sweeps=True),
-    _case(_wavenet_layer, "512 channels, inference", 512, trains=False, lengths=True, skip_channels=8),
-    _case(_wavenet_layer, "256 channels, inference", 256, trains=False, lengths=True, skip_channels=8),
+    _case(_wavenet_layer, "512 channels", 512, **SWEPT_WITH_TF32),
+    _case(_wavenet_layer, "256 channels", 256, **SWEPT_WITH_TF32),
+    _case(_wavenet_layer, "64 channels", 64, **SWEPT_WITH_TF32),
+    _case(_wavenet_layer, "512 channels, inference", 512, trains=False, lengths=True, skip_channels=8, **EVERYWHERE),
+    _case(_wavenet_layer, "256 channels, inference", 256, trains=False, lengths=True, skip_channels=8, **EVERYWHERE),
     _case(_wavenet_layer, "336 channels, all options", 336, conditioning=80, **ALL_OPTIONS),
     _case(_wavenet_layer, "240 channels, all options", 240, conditioning=80, **ALL_OPTIONS),
-    _case(
-        _wavenet_layer, "512 channels, last, bare", 512, last=True, conditioning=None, bias=False, skip=False, **HOPPER
-    ),
-    _case(
-        _wavenet_layer, "256 channels, last, bare", 256, last=True, conditioning=None, bias=False, skip=False, **HOPPER
-    ),
-    _case(_wavenet_layer, "VITS", 192, conditioning="added", mask=True, taps=5, **HOPPER),
+    _case(_wavenet_layer, "512 channels, last, bare", 512, last=True, **BARE),
+    _case(_wavenet_layer, "256 channels, last, bare", 256, last=True, **BARE),
+    _case(_wavenet_layer, "VITS", 192, conditioning="added", mask=True, taps=5),
 )
 
 CASES = (*GATED_ACTIVATION, *AFFINE_COUPLING, *INVERTIBLE_CONV1X1, *WEIGHT_NORM, *WAVENET_LAYER)

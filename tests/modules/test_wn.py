@@ -101,3 +101,51 @@ def test_errors(n_channels, kernel_size, names):
     with pytest.raises(FastglowError, match=names) as error:
         WN(N_IN, N_MEL, LAYERS, n_channels, kernel_size)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("n_channels", [4, 8], ids=["too narrow to fold", "folded"])
+@pytest.mark.parametrize("masking", ["none", "mask", "lengths"])
+def test_without_gradients_it_computes_the_same(n_channels, masking):
+    module = WN(N_IN, N_MEL, LAYERS, n_channels, 3).double()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_()
+    audio, spect = inputs()
+    lengths = torch.tensor([11, 6])
+    options = {}
+    if masking == "mask":
+        options["mask"] = (torch.arange(11) < lengths.unsqueeze(1)).unsqueeze(1).double()
+    if masking == "lengths":
+        options["lengths"] = lengths
+    expected = module(audio, spect, **options)
+    with torch.no_grad():
+        found = module(audio, spect, **options)
+    inside = torch.arange(11) < lengths.unsqueeze(1) if masking == "lengths" else torch.ones(2, 11, dtype=bool)
+    for item in range(2):
+        torch.testing.assert_close(found[item][:, inside[item]], expected[item][:, inside[item]], atol=1e-11, rtol=0)
+
+
+def test_lengths_mean_what_a_mask_means(wn):
+    audio, spect = inputs()
+    lengths = torch.tensor([11, 6])
+    mask = (torch.arange(11) < lengths.unsqueeze(1)).unsqueeze(1).double()
+    by_mask = wn(audio, spect, mask)
+    by_lengths = wn(audio, spect, lengths=lengths)
+    torch.testing.assert_close(by_lengths[0], by_mask[0], atol=1e-12, rtol=0)
+    torch.testing.assert_close(by_lengths[1, :, :6], by_mask[1, :, :6], atol=1e-12, rtol=0)
+
+
+def test_autocast_with_and_without_gradients(wn):
+    wn.float()
+    audio, spect = inputs(torch.float32)
+    expected = wn(audio, spect)
+    with torch.autocast("cpu", torch.bfloat16):
+        trained = wn(audio, spect)
+        with torch.no_grad():
+            inferred = wn(audio, spect)
+    assert trained.dtype == inferred.dtype == torch.bfloat16
+    scale = expected.abs().max()
+    assert (trained - expected).abs().max() < 0.05 * scale
+    assert (inferred - expected).abs().max() < 0.05 * scale
+    with torch.no_grad():
+        torch.testing.assert_close(wn(audio, spect), expected, atol=1e-5, rtol=0)

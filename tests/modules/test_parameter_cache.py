@@ -1,0 +1,94 @@
+"""What is computed from parameters once is computed again whenever they have changed, and never copied."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from fastglow.modules.parameter_cache import ParameterCache
+
+
+class Doubling(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+        self.cache: ParameterCache[torch.Tensor] = ParameterCache()
+        self.builds = 0
+
+    @torch.no_grad()
+    def doubled(self, *settings) -> torch.Tensor:
+        return self.cache.get(list(self.parameters()), self.build, *settings)
+
+    def build(self) -> torch.Tensor:
+        self.builds += 1
+        return 2 * self.linear.weight
+
+    def is_fresh(self) -> bool:
+        return torch.equal(self.doubled(), 2 * self.linear.weight.detach())
+
+
+@pytest.fixture
+def module():
+    module = Doubling()
+    assert module.is_fresh()
+    return module
+
+
+def step(module: Doubling) -> None:
+    optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+    module.linear(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+
+
+CHANGES = {
+    "training step": step,
+    "load_state_dict": lambda m: m.load_state_dict({k: v + 1 for k, v in m.state_dict().items()}),
+    "cast": lambda m: m.double(),
+    "replaced": lambda m: setattr(m.linear, "weight", nn.Parameter(torch.ones(2, 2))),
+    "written to under inference_mode": lambda m: _in_inference_mode(m),
+}
+
+
+def _in_inference_mode(module: Doubling) -> None:
+    with torch.inference_mode():
+        module.linear.weight.add_(1)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_is_computed_again_after_a_change(module, change):
+    before = module.doubled().clone()
+    CHANGES[change](module)
+    after = module.doubled()
+    assert after.dtype != before.dtype or not torch.equal(after, before)
+    assert module.is_fresh()
+
+
+def test_is_computed_once_as_long_as_nothing_changes(module):
+    for _ in range(3):
+        module.doubled()
+    assert module.builds == 1
+    module.doubled("other settings")
+    assert module.builds == 2
+
+
+def test_parameters_that_count_no_changes_are_never_trusted():
+    with torch.inference_mode():
+        module = Doubling()
+        assert module.is_fresh()
+        module.linear.weight.add_(1)
+        assert module.is_fresh()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copy", "pickle"])
+def test_copies_begin_empty(module, copied):
+    twin = copied(module)
+    with torch.no_grad():
+        twin.linear.weight.add_(1)
+    assert twin.is_fresh()
+    assert module.is_fresh()
+
+
+def test_is_not_in_the_state_dict(module):
+    assert module.state_dict().keys() == {"linear.weight", "linear.bias"}
