@@ -19,7 +19,6 @@ plain float32 loses as many digits as W's condition number has. At this size it 
 """
 
 from collections.abc import Sequence
-from functools import cache
 from itertools import accumulate
 
 import torch
@@ -31,7 +30,7 @@ from torch.autograd.function import once_differentiable
 from fastglow.errors import FastglowError
 
 from . import backend
-from .launch import Config, launch, next_power_of_2, pick_config, pointer_table
+from .launch import Config, integer_table, launch, next_power_of_2, pick_config, pointer_table
 from .reference import invertible_conv1x1 as reference
 
 OP = "invertible_conv1x1"
@@ -55,9 +54,10 @@ BWD_CONFIGS: dict[int, tuple[Config, ...]] = {
     16: ({"BT": 128, "num_warps": 2, "num_stages": 1}, {"BT": 256, "num_warps": 4, "num_stages": 1}),
 }
 MANY_POSITIONS = 1 << 18  # enough for the largest tiles to fill a large GPU
-FACTORS_ELEMENTS = 1024  # of all matrices of a program
-FACTORS_ELEMENTS_A_WARP = 128
-SMALLEST_NORMAL = tl.constexpr(2.0**-126)  # its reciprocal is still finite
+FACTORS_ELEMENTS = 512  # of all matrices of a program
+FACTORS_ELEMENTS_A_WARP = 64
+SMALLEST_FACTORS = 4  # of a single 2x2 matrix the compiler unrolls all there is, and spills (sm_100, Triton 3.7.1)
+SMALLEST_NORMAL = tl.constexpr(2.0**-126)  # its reciprocal is still finite; log takes what is smaller for 0
 
 
 @triton.jit
@@ -150,19 +150,18 @@ def invertible_conv1x1_factors_fwd_kernel(
         b_source = tl.where(o_c[None, :] == k, i_pivot, b_source)
         b_pivot = tl.sum(tl.where(is_pivot, b_column, 0.0), axis=1)  # [BN]
         b_pivot_lo = tl.sum(tl.where(is_pivot, b_column_lo, 0.0), axis=1)
-        is_tiny = tl.abs(b_pivot) < SMALLEST_NORMAL
-        b_divisor = tl.where(is_tiny, 1.0, b_pivot)
-        b_divisor_lo = tl.where(is_tiny, 0.0, b_pivot_lo)
-        b_log = tl.log(tl.where(b_pivot == 0.0, 1.0, tl.abs(b_pivot))) + b_divisor_lo / b_divisor
-        b_log_det += tl.where(b_pivot == 0.0, float("-inf"), b_log)
+        vanishes = tl.abs(b_pivot) < SMALLEST_NORMAL
+        b_pivot = tl.where(vanishes, 1.0, b_pivot)
+        b_pivot_lo = tl.where(vanishes, 0.0, b_pivot_lo)
+        b_log_det += tl.where(vanishes, float("-inf"), tl.log(tl.abs(b_pivot)) + b_pivot_lo / b_pivot)
 
         b_row = tl.sum(tl.where(is_pivot[:, :, None], b_x, 0.0), axis=1)  # [BN, BC]
         b_row_lo = tl.sum(tl.where(is_pivot[:, :, None], b_x_lo, 0.0), axis=1)
         b_row = tl.where(o_c[None, :] == k, 1.0, b_row)
         b_row_lo = tl.where(o_c[None, :] == k, 0.0, b_row_lo)
         # The column is divided, not the row: on rows that are yet to be pivots that cannot overflow.
-        b_factor, b_factor_lo = _quotient(b_column, b_column_lo, b_divisor[:, None], b_divisor_lo[:, None])
-        b_scaled, b_scaled_lo = _quotient(b_row, b_row_lo, b_divisor[:, None], b_divisor_lo[:, None])
+        b_factor, b_factor_lo = _quotient(b_column, b_column_lo, b_pivot[:, None], b_pivot_lo[:, None])
+        b_scaled, b_scaled_lo = _quotient(b_row, b_row_lo, b_pivot[:, None], b_pivot_lo[:, None])
         b_p, b_error = _product(b_factor[:, :, None], b_row[:, None, :])  # [BN, BC, BC]
         b_error += b_factor[:, :, None] * b_row_lo[:, None, :] + b_factor_lo[:, :, None] * b_row[:, None, :]
         b_x, b_x_lo = _sum(tl.where(o_j == k, 0.0, b_x), tl.where(o_j == k, 0.0, b_x_lo), -b_p, -b_error)
@@ -323,7 +322,7 @@ def _sizes(weights: Sequence[Tensor]) -> list[int]:
 
 def _factors_config(weights: Sequence[Tensor]) -> tuple[tuple[int], Config]:
     """The grid and the configuration of the factors' kernels."""
-    channels = next_power_of_2(max(len(weight) for weight in weights))
+    channels = max(SMALLEST_FACTORS, next_power_of_2(max(len(weight) for weight in weights)))
     matrices = min(next_power_of_2(len(weights)), FACTORS_ELEMENTS // channels**2)
     warps = max(1, matrices * channels**2 // FACTORS_ELEMENTS_A_WARP)
     return (triton.cdiv(len(weights), matrices),), {
@@ -338,12 +337,7 @@ def _layout(weights: Sequence[Tensor]) -> Tensor:
     """[n, 4] int64: c, both strides, and where the flat inverses have the matrix."""
     offsets = [0, *accumulate(_sizes(weights))]
     rows = ((len(w), w.stride(0), w.stride(1), offset) for w, offset in zip(weights, offsets, strict=False))
-    return _table(tuple(rows), weights[0].device)
-
-
-@cache  # a captured graph may hold a table's address, so that none may ever be freed
-def _table(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
-    return torch.tensor(rows, dtype=torch.int64, device=device)
+    return integer_table(tuple(rows), weights[0].device)
 
 
 class _Product(torch.autograd.Function):
@@ -390,9 +384,9 @@ class _Factors(torch.autograd.Function):
 def invertible_conv1x1_factors(weights: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
     """W^-1 and log|det W| of several flows, in one launch.
 
-    log|det| is that of the absolute value. A W whose elimination meets pivots of exactly 0 has log|det| = -inf, as
-    torch.linalg.slogdet says; its "inverse" is finite and of no use: that of W with those pivots replaced by 1. Not
-    touched by autocast.
+    log|det| is that of the absolute value. A W whose elimination meets pivots of 0 has log|det| = -inf, as
+    torch.linalg.slogdet says; its "inverse" is finite and of no use: that of W with those pivots replaced by 1. The
+    kernel takes pivots below 2^-126 for 0. Not touched by autocast.
 
     Args:
         weights: [c, c, 1] each, not necessarily of one c, at least one.

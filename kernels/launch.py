@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,33 +126,38 @@ def next_power_of_2(n: int) -> int:
 def pointer_table(tensors: Sequence[Tensor]) -> Tensor:
     """The addresses of tensors on one device, [n] int64 on that device, for kernels that serve many in one launch.
 
-    Tables are kept by their addresses: making a new one copies from the host, which a CUDA graph cannot record.
+    Kept as `integer_table` keeps them.
     """
-    return _pointer_table(tuple(tensor.data_ptr() for tensor in tensors), tensors[0].device)
+    return integer_table(tuple(tensor.data_ptr() for tensor in tensors), tensors[0].device)
+
+
+@cache
+def integer_table(values: tuple, device: torch.device) -> Tensor:
+    """An int64 tensor of a tuple of integers, or of tuples of them, on a device.
+
+    Every table is kept for good: making one copies from the host, which a CUDA graph cannot record, and a recorded
+    graph reads the address of the table it was given.
+    """
+    return torch.tensor(values, dtype=torch.int64, device=device)
 
 
 def _gpu_of(tensor: Tensor) -> str | None:
     return gpu_slug(_device_name(tensor.device.index or 0)) if tensor.is_cuda else None
 
 
-@lru_cache(maxsize=256)
-def _pointer_table(addresses: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor(addresses, dtype=torch.int64, device=device)
-
-
-@lru_cache
+@cache
 def _device_name(index: int) -> str:
     return torch.cuda.get_device_name(index)
 
 
-@lru_cache
+@cache
 def _measured(gpu: str | None) -> dict[str, list[dict]]:
     """Entries {'dtype', 'shape', 'config'} by kernel; empty for a GPU that was not tuned on."""
     path = CONFIG_FOLDER / f"{gpu}.json"
     return json.loads(path.read_text(encoding="utf-8"))["kernels"] if gpu and path.exists() else {}
 
 
-@lru_cache
+@cache
 def _nearest(gpu: str | None, kernel: str, dtype: str, shape: tuple[tuple[str, int], ...]) -> Config | None:
     def distance(entry: dict) -> float:
         return sum(abs(math.log2(max(1, size)) - math.log2(max(1, entry["shape"][name]))) for name, size in shape)

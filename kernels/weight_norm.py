@@ -14,7 +14,6 @@ Arithmetic is float32, whatever is read and written. |v| = 0 gives NaN, as PyTor
 """
 
 from collections.abc import Sequence
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -26,7 +25,7 @@ from torch.autograd.function import once_differentiable
 from fastglow.errors import FastglowError
 
 from . import backend
-from .launch import Config, launch, pick_config, pointer_table
+from .launch import Config, integer_table, launch, pick_config, pointer_table
 from .reference import weight_norm as reference
 
 OP = "weight_norm"
@@ -255,7 +254,7 @@ def _packed_launch(
     rows = max(weight.rows for weight in weights)
     channels = max(weight.channels for weight in weights)
     config = pick_config(kernel, CONFIGS, _heuristic, tensors[0], rows=rows, columns=channels)
-    return (triton.cdiv(rows, config["BR"]), len(weights)), _table(tuple(weights), tensors[0].device), config
+    return (triton.cdiv(rows, config["BR"]), len(weights)), integer_table(tuple(weights), tensors[0].device), config
 
 
 def _layout(
@@ -281,11 +280,6 @@ def _layout(
         start += rows * columns
         shapes.append((rows, columns))
     return weights, shapes
-
-
-@cache  # without a limit: a captured graph may hold a table's address
-def _table(weights: tuple[_Weight, ...], device: torch.device) -> Tensor:
-    return torch.tensor(weights, dtype=torch.int64, device=device)
 
 
 def _collapsed(*tensors: Tensor) -> tuple[int, int, int, list[tuple[int, ...]]]:

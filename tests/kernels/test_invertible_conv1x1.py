@@ -368,6 +368,7 @@ SINGULAR = {
     "a row of zeros": torch.tensor([[1.0, 2, 3], [0, 0, 0], [4, 5, 7]]),
     "a column of zeros": torch.tensor([[0.0, 1, 2], [0, 3, 4], [0, 5, 6]]),
     "a row twice": torch.tensor([[1.0, 3, 2], [5, 1, 4], [1, 3, 2]]),
+    "a pivot that is no normal number": torch.diag(torch.tensor([1.0, 1e-39, 1.0])),
     "a multiple of a row": torch.tensor([[1.0, 3, 2], [4, 12, 8], [1, 1, 0]]),
 }
 
@@ -386,7 +387,7 @@ def test_matrices_at_the_edge(triton_backend, device):
     almost = torch.ones(3, 3) + 1e-6 * torch.randn(3, 3)
     matrices = [
         torch.diag(torch.tensor([1.0, -1e-20, 1e20])),
-        torch.diag(torch.tensor([1e-39, 1.0, 1e30])),  # the first is not a normal number
+        torch.diag(torch.tensor([1e-37, 1.0, 1e30])),
         torch.full((1, 1), 1e-30),
         1e-15 * rotation,
         1e15 * rotation,
