@@ -43,8 +43,6 @@ ARCHITECTURES = {
 
 # By a precision's name: the dtype of the tensors, and what the PTX calls it where tensor cores multiply it.
 PRECISIONS = {"float32": None, "tf32": "tf32", "float16": "f16", "bfloat16": "bf16"}
-HALVES = ("float16", "bfloat16")
-DTYPES = ("float32", *HALVES)
 
 
 @dataclass(frozen=True)
@@ -54,30 +52,17 @@ class Case:
     Attributes:
         name: of the operation, and which options are there.
         run: calls the public function on meta tensors of a dtype, and its backward.
-        precisions: of PRECISIONS, those to run it in.
-        sweeps: whether every launch configuration is tried, or only the one that is picked.
-        architectures: of ARCHITECTURES, those to compile it for.
+        precisions: of PRECISIONS, those to run it in, by architecture.
+        swept: those in which every launch configuration is tried, likewise; in others, the one that is picked.
         tensor_cores: kernels that are to use tensor cores (but in float32), and the constexpr parameter that holds
             the rows of their products.
     """
 
     name: str
     run: Callable[[Any], None]
-    precisions: tuple[str, ...] = DTYPES
-    sweeps: bool = False
-    architectures: tuple[int, ...] = tuple(ARCHITECTURES)
+    precisions: Mapping[int, tuple[str, ...]]
+    swept: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     tensor_cores: Mapping[str, str] = field(default_factory=dict)
-
-    def sweeps_in(self, precision: str, arch: int) -> bool:
-        """Whether every configuration is compiled for `arch` in `precision`, or only the one that is picked.
-
-        Sweeps are spread: the code of both kinds of halves differs in the names of instructions, and without tensor
-        cores, in float32 beside tf32, an architecture differs little from another.
-        """
-        spread = {"float16": (80, 100), "bfloat16": (90,)}
-        if "tf32" in self.precisions:
-            spread["float32"] = (80,)
-        return self.sweeps and arch in spread.get(precision, ARCHITECTURES)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """Calls of every operation that has kernels, to be compiled ahead of time.
 
-Of each kernel: every launch configuration with the options that the published models use, for every architecture,
-then other options in one precision for one architecture, with the configuration that is picked for a large problem.
+Of each kernel: every launch configuration with the options that the published models use, for every architecture;
+then other options, of one or a few precisions and architectures, with the configuration that is picked for a large
+problem.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -23,16 +24,21 @@ from fastglow.kernels import (
     weight_norm_packed,
 )
 
-from .ahead_of_time import ARCHITECTURES, DTYPES, PRECISIONS, Case
+from .ahead_of_time import ARCHITECTURES, Case
 
 # A batch of two segments of training: 16000 samples in groups of 8. Sizes count: Triton compiles kernels of their
 # own for those that are a multiple of 16.
 B, T = 2, 2000
 ODD_T = 1997
 
-# Options change what a kernel computes with on every architecture alike.
-HALF = ("bfloat16",)
-HOPPER = (90,)
+FLOAT32 = dict.fromkeys(ARCHITECTURES, ("float32",))
+BFLOAT16 = dict.fromkeys(ARCHITECTURES, ("bfloat16",))
+DTYPES = dict.fromkeys(ARCHITECTURES, ("float32", "float16", "bfloat16"))
+# Where a code differs little the architectures take turns, or this would take many minutes: that of the two kinds of
+# halves does in the names of instructions, and that of products without tensor cores is one for all architectures.
+TURNS = {80: ("float32", "float16"), 90: ("float32", "bfloat16"), 100: ("float32", "float16")}
+TURNS_OF_PRODUCTS = {80: ("float32", "tf32", "float16"), 90: ("tf32", "bfloat16"), 100: ("tf32", "float16")}
+ONCE = {90: ("bfloat16",)}
 
 
 def _constant(dtype: torch.dtype, *shape: int) -> Tensor:
@@ -183,9 +189,8 @@ def _case(
     call: Callable[..., None],
     name: str,
     *arguments,
-    precisions: tuple[str, ...] = HALF,
-    sweeps: bool = False,
-    architectures: tuple[int, ...] = HOPPER,
+    precisions: Mapping[int, tuple[str, ...]] = ONCE,
+    swept: Mapping[int, tuple[str, ...]] | None = None,
     **options,
 ) -> Case:
     """`call(dtype, *arguments, **options)`."""
@@ -194,7 +199,7 @@ def _case(
         call(dtype, *arguments, **options)
 
     name = f"{call.__name__.removeprefix('_')}, {name}"
-    return Case(name, run, precisions, sweeps, architectures, PRODUCTS)
+    return Case(name, run, precisions, swept or {}, PRODUCTS)
 
 
 # The kernels that multiply matrices, and what holds the rows of theirs.
@@ -202,10 +207,9 @@ PRODUCTS = {
     f"wavenet_{kernel}_kernel": "BT" for kernel in ("gate_fwd", "res_skip_fwd", "layer_fwd", "gate_bwd", "input_bwd")
 }
 
-EVERYWHERE = {"architectures": tuple(ARCHITECTURES)}
-SWEPT = {"precisions": DTYPES, "sweeps": True, **EVERYWHERE}
-SWEPT_ONCE = SWEPT | {"precisions": ("float32",)}
-SWEPT_WITH_TF32 = SWEPT | {"precisions": tuple(PRECISIONS)}
+SWEPT = {"precisions": DTYPES, "swept": TURNS}
+SWEPT_FLOAT32 = {"precisions": FLOAT32, "swept": FLOAT32}
+SWEPT_PRODUCTS = {"precisions": TURNS_OF_PRODUCTS, "swept": TURNS_OF_PRODUCTS}
 FULL, OVER_TIME, SHARED = (B, 256, T), (B, 256, 1), (1, 256, T)
 
 GATED_ACTIVATION = (
@@ -233,20 +237,20 @@ AFFINE_COUPLING = (
     _case(_affine_coupling, "96 channels", n=96),
     _case(_affine_coupling, "3 channels last", n=3, channels_last=True),
     _case(_flow_step_inverse, "8 channels", **SWEPT),
-    _case(_flow_step_inverse, "16 channels, 2 entering, swapped", n=8, entering=2, swap=True, **SWEPT_ONCE),
+    _case(_flow_step_inverse, "16 channels, 2 entering, swapped", n=8, entering=2, swap=True, **SWEPT_FLOAT32),
     _case(_flow_step_inverse, "6 channels, 2 entering, odd length", n=3, entering=2, T=ODD_T),
 )
 
 INVERTIBLE_CONV1X1 = (
     _case(_invertible_conv1x1, "8 channels", **SWEPT),
-    _case(_invertible_conv1x1, "16 channels", c=16, **SWEPT_ONCE),
+    _case(_invertible_conv1x1, "16 channels", c=16, **SWEPT_FLOAT32),
     _case(_invertible_conv1x1, "5 channels, odd length", c=5, T=ODD_T),
     _case(_invertible_conv1x1, "channels last", channels_last=True),
     _case(_invertible_conv1x1, "gradient of the weight alone", frozen="z"),
     _case(_invertible_conv1x1, "gradient of z alone", frozen="weight"),
     _case(_invertible_conv1x1_inverse, "8 channels", precisions=DTYPES),
-    _case(_invertible_conv1x1_factors, "WaveGlow's", *[8] * 4, *[6] * 4, *[4] * 4, precisions=DTYPES, **EVERYWHERE),
-    _case(_invertible_conv1x1_factors, "16 channels", *[16] * 40, **EVERYWHERE),
+    _case(_invertible_conv1x1_factors, "WaveGlow's", *[8] * 4, *[6] * 4, *[4] * 4, precisions=DTYPES),
+    _case(_invertible_conv1x1_factors, "16 channels", *[16] * 40, precisions=BFLOAT16),
     _case(_invertible_conv1x1_factors, "gradient of log|det| alone", 8, 8, wants="log_dets"),
     _case(_invertible_conv1x1_factors, "gradient of the inverses alone", 8, 8, wants="inverses"),
 )
@@ -260,18 +264,27 @@ WEIGHT_NORM = (
     _case(_weight_norm, "gradient of g alone", 1024, 512, 3, frozen="v"),
     _case(_weight_norm, "gradient of v alone", 1024, 512, 3, frozen="g"),
     _case(_weight_norm_packed, "a layer's", *WAVEGLOW_WEIGHTS, **SWEPT),
-    _case(_weight_norm_packed, "one, written in half", [(33, 7, 5)], out=torch.float16, precisions=("float32",)),
+    _case(_weight_norm_packed, "one, written in half", [(33, 7, 5)], out=torch.float16, precisions={90: ("float32",)}),
 )
 
 BARE = {"conditioning": None, "bias": False, "skip": False}
-ALL_OPTIONS = {"T": ODD_T, "mask": True, "lengths": True, "precisions": ("tf32", "bfloat16"), **EVERYWHERE}
+ALL_OPTIONS = {
+    "T": ODD_T,
+    "mask": True,
+    "lengths": True,
+    "precisions": dict.fromkeys(ARCHITECTURES, ("tf32", "bfloat16")),
+}
 
 WAVENET_LAYER = (
-    _case(_wavenet_layer, "512 channels", 512, **SWEPT_WITH_TF32),
-    _case(_wavenet_layer, "256 channels", 256, **SWEPT_WITH_TF32),
-    _case(_wavenet_layer, "64 channels", 64, **SWEPT_WITH_TF32),
-    _case(_wavenet_layer, "512 channels, inference", 512, trains=False, lengths=True, skip_channels=8, **EVERYWHERE),
-    _case(_wavenet_layer, "256 channels, inference", 256, trains=False, lengths=True, skip_channels=8, **EVERYWHERE),
+    _case(_wavenet_layer, "512 channels", 512, **SWEPT_PRODUCTS),
+    _case(_wavenet_layer, "256 channels", 256, **SWEPT_PRODUCTS),
+    _case(_wavenet_layer, "64 channels", 64, **SWEPT_PRODUCTS),
+    _case(
+        _wavenet_layer, "512 channels, inference", 512, trains=False, lengths=True, skip_channels=8, precisions=BFLOAT16
+    ),
+    _case(
+        _wavenet_layer, "256 channels, inference", 256, trains=False, lengths=True, skip_channels=8, precisions=BFLOAT16
+    ),
     _case(_wavenet_layer, "336 channels, all options", 336, conditioning=80, **ALL_OPTIONS),
     _case(_wavenet_layer, "240 channels, all options", 240, conditioning=80, **ALL_OPTIONS),
     _case(_wavenet_layer, "512 channels, last, bare", 512, last=True, **BARE),

@@ -6,7 +6,7 @@ import triton.language as tl
 
 from fastglow.kernels.launch import launch, pick_config
 
-from .ahead_of_time import Case
+from .ahead_of_time import ARCHITECTURES, Case
 
 UNUSED_CONFIGS = ({"BLOCK": 64, "num_warps": 2, "num_stages": 1},)
 SOUND_CONFIGS = ({"BLOCK": 1024, "num_warps": 4, "num_stages": 1}, {"BLOCK": 512, "num_warps": 4, "num_stages": 1})
@@ -84,14 +84,15 @@ def _fails(dtype: torch.dtype) -> None:
 _TENSOR_CORES = {"product_kernel": "BM"}
 
 
-def _case(name: str, run, *precisions: str, **others) -> Case:
-    return Case(name, run, precisions, **others)
+def _case(name: str, run, *precisions: str, sweeps: bool = False, **others) -> Case:
+    everywhere = dict.fromkeys(ARCHITECTURES, precisions)
+    return Case(name, run, everywhere, everywhere if sweeps else {}, **others)
 
 
 CASES = (
     _case("sound", _swept, "float32", sweeps=True),
     _case("too many registers", _squares(16384, 1), "float32"),
-    _case("sound product", _product("ieee"), *("float16", "bfloat16"), tensor_cores=_TENSOR_CORES),
+    _case("sound product", _product("ieee"), "float16", "bfloat16", tensor_cores=_TENSOR_CORES),
     _case("sound product", _product("tf32"), "tf32", tensor_cores=_TENSOR_CORES),
     _case("few rows", _product("ieee", rows=16), "float16", tensor_cores=_TENSOR_CORES),
     _case("too much shared memory", _product("ieee", depth=256, num_stages=4), "bfloat16", tensor_cores=_TENSOR_CORES),

@@ -42,7 +42,7 @@ class _Compiler:
         with _tf32(precision == "tf32"):
             with launch.record_choices() as choices:
                 self._run(case, precision)
-            if not case.sweeps_in(precision, self._arch):
+            if precision not in case.swept.get(self._arch, ()):
                 return
             for kernel, candidates in {choice.kernel: choice.candidates for choice in choices}.items():
                 self.offered += [(f"{kernel}_kernel", precision, dict(config)) for config in candidates]
@@ -172,9 +172,8 @@ def _main() -> None:
     arguments = parser.parse_args()
     compiler = _Compiler(arguments.arch)
     for case in importlib.import_module(arguments.cases).CASES:
-        if arguments.arch in case.architectures:
-            for precision in case.precisions:
-                compiler.run(case, precision)
+        for precision in case.precisions.get(arguments.arch, ()):
+            compiler.run(case, precision)
     compiled = list(compiler.compiled.values())
     listed = _listed_configs(sorted({kernel.module for kernel in compiled}))
     report = Report(arguments.arch, arguments.key, compiled, compiler.errors, compiler.offered, listed)

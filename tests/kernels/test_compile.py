@@ -42,28 +42,32 @@ def faults(request, fault_reports) -> Report:
     return fault_reports[request.param]
 
 
+def _assert_none(found: list[str]) -> None:
+    assert not found, "\n".join(found)
+
+
 def test_all_kernels_compile(report):
-    assert report.errors == []
+    _assert_none(report.errors)
 
 
 def test_no_kernel_spills_registers(report):
-    assert report.spilled() == []
+    _assert_none(report.spilled())
 
 
 def test_shared_memory_is_within_the_chips_limit(report):
-    assert report.oversized() == []
+    _assert_none(report.oversized())
 
 
 def test_products_run_on_tensor_cores_where_meant(report):
-    assert report.multiplying_elsewhere() == []
+    _assert_none(report.multiplying_elsewhere())
 
 
 def test_no_kernel_computes_in_float64(report):
-    assert report.in_float64() == []
+    _assert_none(report.in_float64())
 
 
 def test_every_configuration_is_compiled(report):
-    assert report.unused_configurations() == []
+    _assert_none(report.unused_configurations())
 
 
 def test_every_kernel_is_compiled(report):
