@@ -44,8 +44,8 @@ def _config(bt: int, bn: int, bk: int, num_warps: int, num_stages: int) -> Confi
 # By the size of an element, the largest first: tiles of [BT, BN] with depth BK. All fit registers and shared memory
 # from sm_80 on, which tests/kernels/test_compile.py proves.
 GATE_CONFIGS = {  # two accumulators of [BT, BN]
-    2: (_config(128, 128, 64, 8, 3), _config(128, 64, 64, 8, 3), _config(64, 64, 64, 4, 3), _config(32, 32, 32, 4, 2)),
-    4: (_config(64, 64, 32, 8, 3), _config(32, 32, 32, 4, 2)),
+    2: (_config(128, 64, 64, 8, 3), _config(64, 64, 64, 4, 3), _config(32, 32, 32, 4, 2)),
+    4: (_config(64, 32, 32, 4, 3), _config(32, 32, 32, 4, 2)),
 }
 RES_SKIP_CONFIGS = {
     2: (_config(128, 128, 64, 8, 3), _config(64, 64, 64, 4, 3), _config(32, 32, 32, 4, 2)),
@@ -56,7 +56,7 @@ GATE_BACKWARD_CONFIGS = {  # beside the accumulator, tanh and sigmoid
     4: (_config(64, 64, 32, 8, 3), _config(32, 32, 32, 4, 2)),
 }
 INPUT_BACKWARD_CONFIGS = {
-    2: (_config(128, 256, 64, 8, 3), _config(128, 128, 64, 8, 3), _config(64, 64, 64, 4, 3), _config(32, 32, 32, 4, 2)),
+    2: (_config(128, 128, 64, 8, 3), _config(64, 64, 64, 4, 3), _config(32, 32, 32, 4, 2)),
     4: (_config(128, 64, 32, 8, 3), _config(64, 64, 32, 4, 3), _config(32, 32, 32, 4, 2)),
 }
 # Of the kernel for all channels, by the size of an element and whether there are more than 64 channels. BN is the

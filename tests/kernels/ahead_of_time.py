@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 KERNELS = ROOT / "kernels"
 WORKER = "tests.kernels.ahead_of_time_worker"
 CASES = "tests.kernels.ahead_of_time_cases"
+FAULTS = "tests.kernels.ahead_of_time_faults"
 
 KIB = 1024
 
@@ -92,7 +93,6 @@ class Report:
     """What came of compiling all cases for one architecture."""
 
     arch: int
-    key: str
     compiled: list[Compiled]
     errors: list[str]
     offered: list[tuple[str, str, dict]]  # (kernel, precision, configuration) that could have been picked
@@ -156,43 +156,42 @@ def defined_kernels(files: Iterable[Path]) -> set[str]:
     }
 
 
-def compile_for(arch: int, folder: Path, cases: str = CASES) -> Report:
-    """The report for an architecture, from `folder` if nothing has changed since it was written there.
-
-    Args:
-        arch: of ARCHITECTURES.
-        folder: where reports are kept.
-        cases: the module whose CASES are compiled.
+def compile_for(arch: int, folder: Path) -> dict[str, Report]:
+    """The reports of CASES and FAULTS, from `folder` if nothing has changed since they were written there.
 
     Raises:
         RuntimeError: the worker died.
     """
-    path = folder / f"{cases.rpartition('.')[2]}_sm{arch}.json"
-    key = _key(cases)
-    report = read_report(path)
-    if report is None or report.key != key:
+    path = folder / f"sm_{arch}.json"
+    key = _key()
+    reports = read_reports(path, key)
+    if reports is None:
         environment = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "FASTGLOW_BACKEND")}
-        command = [sys.executable, "-m", WORKER, str(arch), cases, key, str(path)]
+        command = [sys.executable, "-m", WORKER, str(arch), key, str(path), CASES, FAULTS]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-        report = read_report(path)
-        if done.returncode or report is None or report.key != key:
+        reports = read_reports(path, key)
+        if done.returncode or reports is None:
             raise RuntimeError(f"compiling for sm_{arch} failed:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
-        if report.errors:  # perhaps not the kernels' fault: not to be kept
+        if reports[CASES].errors:  # perhaps not the kernels' fault: not to be kept
             path.unlink()
-    return report
+    return reports
 
 
-def _key(cases: str) -> str:
+def read_reports(path: Path, key: str) -> dict[str, Report] | None:
+    """None if they are absent, or were written under another key."""
+    written = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if written.get("key") != key:
+        return None
+    return {
+        cases: Report(**report | {"compiled": [Compiled(**x) for x in report["compiled"]]})
+        for cases, report in written["reports"].items()
+    }
+
+
+def _key() -> str:
+    """Of all that decides what is compiled, and how."""
     files = [*sorted(KERNELS.glob("*.py")), *sorted(Path(__file__).parent.glob("ahead_of_time*.py"))]
-    digest = hashlib.sha256(" ".join((cases, metadata.version("triton"), metadata.version("torch"))).encode())
+    digest = hashlib.sha256(" ".join(metadata.version(name) for name in ("triton", "torch")).encode())
     for file in files:
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
-
-
-def read_report(path: Path) -> Report | None:
-    if not path.exists():
-        return None
-    report = json.loads(path.read_text(encoding="utf-8"))
-    report["compiled"] = [Compiled(**x) for x in report["compiled"]]
-    return Report(**report)

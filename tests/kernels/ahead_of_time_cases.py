@@ -32,6 +32,7 @@ B, T = 2, 2000
 ODD_T = 1997
 
 FLOAT32 = dict.fromkeys(ARCHITECTURES, ("float32",))
+TF32 = dict.fromkeys(ARCHITECTURES, ("tf32",))
 BFLOAT16 = dict.fromkeys(ARCHITECTURES, ("bfloat16",))
 DTYPES = dict.fromkeys(ARCHITECTURES, ("float32", "float16", "bfloat16"))
 # Where a code differs little the architectures take turns, or this would take many minutes: that of the two kinds of
@@ -243,7 +244,7 @@ AFFINE_COUPLING = (
 
 INVERTIBLE_CONV1X1 = (
     _case(_invertible_conv1x1, "8 channels", **SWEPT),
-    _case(_invertible_conv1x1, "16 channels", c=16, **SWEPT_FLOAT32),
+    _case(_invertible_conv1x1, "16 channels", c=16, precisions=FLOAT32, swept={90: ("float32",)}),
     _case(_invertible_conv1x1, "5 channels, odd length", c=5, T=ODD_T),
     _case(_invertible_conv1x1, "channels last", channels_last=True),
     _case(_invertible_conv1x1, "gradient of the weight alone", frozen="z"),
@@ -268,25 +269,17 @@ WEIGHT_NORM = (
 )
 
 BARE = {"conditioning": None, "bias": False, "skip": False}
-ALL_OPTIONS = {
-    "T": ODD_T,
-    "mask": True,
-    "lengths": True,
-    "precisions": dict.fromkeys(ARCHITECTURES, ("tf32", "bfloat16")),
-}
+ALL_OPTIONS = {"T": ODD_T, "conditioning": 80, "mask": True, "lengths": True}
+INFERENCE = {"trains": False, "lengths": True, "skip_channels": 8, "precisions": BFLOAT16}
 
 WAVENET_LAYER = (
     _case(_wavenet_layer, "512 channels", 512, **SWEPT_PRODUCTS),
     _case(_wavenet_layer, "256 channels", 256, **SWEPT_PRODUCTS),
     _case(_wavenet_layer, "64 channels", 64, **SWEPT_PRODUCTS),
-    _case(
-        _wavenet_layer, "512 channels, inference", 512, trains=False, lengths=True, skip_channels=8, precisions=BFLOAT16
-    ),
-    _case(
-        _wavenet_layer, "256 channels, inference", 256, trains=False, lengths=True, skip_channels=8, precisions=BFLOAT16
-    ),
-    _case(_wavenet_layer, "336 channels, all options", 336, conditioning=80, **ALL_OPTIONS),
-    _case(_wavenet_layer, "240 channels, all options", 240, conditioning=80, **ALL_OPTIONS),
+    _case(_wavenet_layer, "512 channels, inference", 512, **INFERENCE),
+    _case(_wavenet_layer, "256 channels, inference", 256, **INFERENCE),
+    _case(_wavenet_layer, "336 channels, all options", 336, precisions=BFLOAT16, **ALL_OPTIONS),
+    _case(_wavenet_layer, "240 channels, all options", 240, precisions=TF32, **ALL_OPTIONS),
     _case(_wavenet_layer, "512 channels, last, bare", 512, last=True, **BARE),
     _case(_wavenet_layer, "256 channels, last, bare", 256, last=True, **BARE),
     _case(_wavenet_layer, "VITS", 192, conditioning="added", mask=True, taps=5),

@@ -1,4 +1,4 @@
-"""Compiles cases for an architecture and writes a report: what `ahead_of_time.compile_for` starts.
+"""Compiles cases for an architecture and writes reports: what `ahead_of_time.compile_for` starts.
 
 The cases' public functions run on meta tensors, forward and backward, with every launch configuration that their
 kernels may be given, in a process in which Triton believes that it has a GPU of the architecture.
@@ -32,7 +32,6 @@ class _Compiler:
     """Runs cases and keeps what they had compiled."""
 
     def __init__(self, arch: int) -> None:
-        triton.runtime.driver.set_active(_Driver(GPUTarget("cuda", arch, 32)))
         self._arch = arch
         self.compiled: dict[tuple, Compiled] = {}
         self.errors: list[str] = []
@@ -163,23 +162,28 @@ def _listed_configs(modules: Iterable[str]) -> list[tuple[str, dict]]:
     ]
 
 
-def _main() -> None:
-    parser = argparse.ArgumentParser(description="Compile the kernels of CASES for an architecture.")
-    parser.add_argument("arch", type=int, choices=ARCHITECTURES)
-    parser.add_argument("cases", help="the module that lists them")
-    parser.add_argument("key", help="to write into the report")
-    parser.add_argument("report", type=Path)
-    arguments = parser.parse_args()
-    compiler = _Compiler(arguments.arch)
-    for case in importlib.import_module(arguments.cases).CASES:
-        for precision in case.precisions.get(arguments.arch, ()):
+def _report(arch: int, cases: str) -> Report:
+    compiler = _Compiler(arch)
+    for case in importlib.import_module(cases).CASES:
+        for precision in case.precisions.get(arch, ()):
             compiler.run(case, precision)
     compiled = list(compiler.compiled.values())
     listed = _listed_configs(sorted({kernel.module for kernel in compiled}))
-    report = Report(arguments.arch, arguments.key, compiled, compiler.errors, compiler.offered, listed)
-    unfinished = arguments.report.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(asdict(report)), encoding="utf-8")
-    os.replace(unfinished, arguments.report)
+    return Report(arch, compiled, compiler.errors, compiler.offered, listed)
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(description="Compile the kernels of cases for an architecture.")
+    parser.add_argument("arch", type=int, choices=ARCHITECTURES)
+    parser.add_argument("key", help="to write into the file")
+    parser.add_argument("file", type=Path, help="for the reports")
+    parser.add_argument("cases", nargs="+", help="modules with CASES")
+    arguments = parser.parse_args()
+    triton.runtime.driver.set_active(_Driver(GPUTarget("cuda", arguments.arch, 32)))
+    reports = {cases: asdict(_report(arguments.arch, cases)) for cases in arguments.cases}
+    unfinished = arguments.file.with_suffix(".tmp")
+    unfinished.write_text(json.dumps({"key": arguments.key, "reports": reports}), encoding="utf-8")
+    os.replace(unfinished, arguments.file)
 
 
 if __name__ == "__main__":

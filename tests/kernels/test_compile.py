@@ -8,38 +8,27 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from . import ahead_of_time
-from .ahead_of_time import ARCHITECTURES, KERNELS, Report, compile_for, defined_kernels
+from .ahead_of_time import ARCHITECTURES, CASES, FAULTS, KERNELS, Report, compile_for, defined_kernels
 
-FAULTS = "tests.kernels.ahead_of_time_faults"
 WORKERS = 2
 
 
-def _compile_for_all(folder, cases: str) -> dict[int, Report]:
+@pytest.fixture(scope="module")
+def reports(pytestconfig) -> dict[int, dict[str, Report]]:
+    folder = pytestconfig.cache.mkdir("ahead_of_time")
     with ThreadPoolExecutor(WORKERS) as pool:
-        return dict(
-            zip(ARCHITECTURES, pool.map(lambda arch: compile_for(arch, folder, cases), ARCHITECTURES), strict=True)
-        )
-
-
-@pytest.fixture(scope="module")
-def reports(pytestconfig):
-    return _compile_for_all(pytestconfig.cache.mkdir("ahead_of_time"), ahead_of_time.CASES)
-
-
-@pytest.fixture(scope="module")
-def fault_reports(pytestconfig):
-    return _compile_for_all(pytestconfig.cache.mkdir("ahead_of_time"), FAULTS)
+        reports = pool.map(lambda arch: compile_for(arch, folder), ARCHITECTURES)
+        return dict(zip(ARCHITECTURES, reports, strict=True))
 
 
 @pytest.fixture(params=ARCHITECTURES, ids="sm_{}".format)
 def report(request, reports) -> Report:
-    return reports[request.param]
+    return reports[request.param][CASES]
 
 
 @pytest.fixture(params=ARCHITECTURES, ids="sm_{}".format)
-def faults(request, fault_reports) -> Report:
-    return fault_reports[request.param]
+def faults(request, reports) -> Report:
+    return reports[request.param][FAULTS]
 
 
 def _assert_none(found: list[str]) -> None:
