@@ -244,7 +244,7 @@ AFFINE_COUPLING = (
 
 INVERTIBLE_CONV1X1 = (
     _case(_invertible_conv1x1, "8 channels", **SWEPT),
-    _case(_invertible_conv1x1, "16 channels", c=16, precisions=FLOAT32, swept={90: ("float32",)}),
+    _case(_invertible_conv1x1, "16 channels", c=16, **SWEPT_FLOAT32),
     _case(_invertible_conv1x1, "5 channels, odd length", c=5, T=ODD_T),
     _case(_invertible_conv1x1, "channels last", channels_last=True),
     _case(_invertible_conv1x1, "gradient of the weight alone", frozen="z"),

@@ -1,0 +1,92 @@
+"""Which launch configuration a call gets."""
+
+import json
+
+import pytest
+import torch
+
+from fastglow.kernels import launch
+
+SMALL = {"BT": 16, "num_warps": 4, "num_stages": 2}
+LARGE = {"BT": 128, "num_warps": 8, "num_stages": 3}
+CANDIDATES = (LARGE, SMALL)
+
+
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+    """A GPU whose table says: small tiles at 100 rows, large ones at 10,000, and what is no candidate at 10^6."""
+    stranger = {"BT": 64, "num_warps": 1, "num_stages": 1}
+    entries = [
+        {"dtype": "float16", "shape": {"rows": rows, "channels": 64}, "config": config}
+        for rows, config in ((100, SMALL), (10_000, LARGE), (1_000_000, stranger))
+    ]
+    (tmp_path / "some-gpu.json").write_text(json.dumps({"gpu": "Some GPU", "kernels": {"op_fwd": entries}}))
+    monkeypatch.setattr(launch, "CONFIG_FOLDER", tmp_path)
+    monkeypatch.setattr(launch, "_gpu_of", lambda tensor: "some-gpu")
+    for look_up in (launch._measured, launch._nearest):
+        look_up.cache_clear()
+    yield
+    for look_up in (launch._measured, launch._nearest):
+        look_up.cache_clear()
+
+
+def pick(rows: int, dtype: torch.dtype = torch.float16, kernel: str = "op_fwd", **shape: int):
+    tensor = torch.zeros(1, dtype=dtype)
+    return launch.pick_config(kernel, CANDIDATES, lambda dtype, **_: SMALL, tensor, **{"rows": rows, **shape})
+
+
+@pytest.mark.parametrize("rows, expected", [(1, SMALL), (120, SMALL), (900, SMALL), (1100, LARGE), (20_000, LARGE)])
+def test_the_nearest_shape_measured(measured, rows, expected):
+    assert pick(rows, channels=64) == expected
+
+
+def test_the_heuristic_where_nothing_was_measured(measured):
+    assert pick(10_000, channels=64, dtype=torch.float32) == SMALL
+    assert pick(10_000, channels=64, kernel="other_fwd") == SMALL
+    assert pick(10_000, columns=64) == SMALL  # a table of other sizes, as an older version wrote
+
+
+def test_what_is_no_candidate_any_more_is_not_used(measured):
+    assert pick(1_000_000, channels=64) == SMALL
+
+
+def test_no_table_for_this_gpu(measured, monkeypatch):
+    monkeypatch.setattr(launch, "_gpu_of", lambda tensor: "another-gpu")
+    assert pick(10_000, channels=64) == SMALL
+
+
+def test_a_forced_configuration_and_the_record_of_choices():
+    with launch.record_choices() as choices, launch.use_config("op_fwd", LARGE):
+        assert pick(1) == LARGE
+        assert pick(1, kernel="other_fwd") == SMALL
+    assert pick(1) == SMALL
+    assert [(choice.kernel, choice.dtype, choice.shape) for choice in choices] == [
+        ("op_fwd", "float16", (("rows", 1),)),
+        ("other_fwd", "float16", (("rows", 1),)),
+    ]
+
+
+@pytest.mark.parametrize(
+    "name, slug",
+    [("NVIDIA H200", "nvidia-h200"), ("NVIDIA A100-SXM4-80GB", "nvidia-a100-sxm4-80gb"), ("Tesla (T4)", "tesla-t4")],
+)
+def test_gpu_names_as_file_names(name, slug):
+    assert launch.gpu_slug(name) == slug
+
+
+def test_tables_on_a_device_are_made_once():
+    table = launch.integer_table(((1, 2), (3, 2**40)), torch.device("cpu"))
+    assert table.tolist() == [[1, 2], [3, 2**40]]
+    assert launch.integer_table(((1, 2), (3, 2**40)), torch.device("cpu")) is table
+    x = torch.zeros(3)
+    assert launch.pointer_table([x, x[1:]]).tolist() == [x.data_ptr(), x.data_ptr() + 4]
+
+
+@pytest.mark.parametrize("path", sorted(launch.CONFIG_FOLDER.glob("*.json")), ids=lambda path: path.stem)
+def test_committed_tables_are_whole(path):
+    table = json.loads(path.read_text(encoding="utf-8"))
+    assert launch.gpu_slug(table["gpu"]) == path.stem
+    for entries in table["kernels"].values():
+        for entry in entries:
+            assert entry.keys() == {"dtype", "shape", "config"}
+            assert {"num_warps", "num_stages"} <= entry["config"].keys()
