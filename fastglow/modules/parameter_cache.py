@@ -18,6 +18,8 @@ class ParameterCache(Generic[Value]):
     def __init__(self) -> None:
         self._key: Hashable = None
         self._value: Value | None = None
+        # While these live, no other weights can come to lie at the addresses of the key.
+        self._storages: tuple[Tensor, ...] = ()
 
     def get(self, parameters: Sequence[Tensor], build: Callable[[], Value], *settings: Hashable) -> Value:
         """`build()`, or what it returned last time for these parameters as they are now and these settings."""
@@ -27,6 +29,7 @@ class ParameterCache(Generic[Value]):
         if key != self._key:
             self._value = build()
             self._key = key
+            self._storages = tuple(x.detach() for x in parameters)
         return self._value
 
     def __deepcopy__(self, memo: Any) -> "ParameterCache[Value]":

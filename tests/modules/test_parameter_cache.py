@@ -92,3 +92,11 @@ def test_copies_begin_empty(module, copied):
 
 def test_is_not_in_the_state_dict(module):
     assert module.state_dict().keys() == {"linear.weight", "linear.bias"}
+
+
+def test_weights_that_were_rounded_at_perhaps_the_same_address(module):
+    with torch.no_grad():
+        module.linear.weight.fill_(1 / 3)
+    assert module.is_fresh()
+    module.half().float()
+    assert module.is_fresh()
