@@ -1,0 +1,64 @@
+"""What the cases of all operations are made of: meta tensors, precisions, and the calls themselves.
+
+Of each kernel are compiled: every launch configuration with the options that the published models use, for every
+architecture; then other options, of one or a few precisions and architectures, with the configuration that is picked
+for a large problem.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from .ahead_of_time import ARCHITECTURES, Case
+
+FLOAT32 = dict.fromkeys(ARCHITECTURES, ("float32",))
+TF32 = dict.fromkeys(ARCHITECTURES, ("tf32",))
+BFLOAT16 = dict.fromkeys(ARCHITECTURES, ("bfloat16",))
+DTYPES = dict.fromkeys(ARCHITECTURES, ("float32", "float16", "bfloat16"))
+# Where a code differs little the architectures take turns, or this would take many minutes: that of the two kinds of
+# halves does in the names of instructions, and that of products without tensor cores is one for all architectures.
+TURNS = {80: ("float32", "float16"), 90: ("float32", "bfloat16"), 100: ("float32", "float16")}
+TURNS_OF_PRODUCTS = {80: ("float32", "tf32", "float16"), 90: ("tf32", "bfloat16"), 100: ("tf32", "float16")}
+ONCE = {90: ("bfloat16",)}
+
+SWEPT = {"precisions": DTYPES, "swept": TURNS}
+SWEPT_FLOAT32 = {"precisions": FLOAT32, "swept": FLOAT32}
+SWEPT_PRODUCTS = {"precisions": TURNS_OF_PRODUCTS, "swept": TURNS_OF_PRODUCTS}
+
+
+def meta_constant(dtype: torch.dtype, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def meta_leaf(dtype: torch.dtype, *shape: int) -> Tensor:
+    return meta_constant(dtype, *shape).requires_grad_(torch.is_grad_enabled())
+
+
+def in_channels_last(x: Tensor) -> Tensor:
+    """[B, C, T] -> the same, channels next to each other in memory; still a leaf."""
+    return x.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_(x.requires_grad)
+
+
+def run_backward(*outputs: Tensor | None) -> None:
+    outputs = [output for output in outputs if output is not None and output.requires_grad]
+    if outputs:
+        torch.autograd.backward(outputs, [torch.empty_like(output) for output in outputs])
+
+
+def make_case(
+    tensor_cores: Mapping[str, str],
+    call: Callable[..., None],
+    name: str,
+    *arguments,
+    precisions: Mapping[int, tuple[str, ...]] = ONCE,
+    swept: Mapping[int, tuple[str, ...]] | None = None,
+    **options,
+) -> Case:
+    """`call(dtype, *arguments, **options)`; `tensor_cores` as in `Case`."""
+
+    def run(dtype: torch.dtype) -> None:
+        call(dtype, *arguments, **options)
+
+    name = f"{call.__name__.removeprefix('_')}, {name}"
+    return Case(name, run, precisions, swept or {}, tensor_cores)
