@@ -6,7 +6,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-INFRASTRUCTURE = {"backend", "launch"}  # of `kernels/`: what the operations share
+INFRASTRUCTURE = {"backend", "decoder_weights", "launch"}  # of `kernels/`: what the operations share
 
 OPERATIONS = {
     path.stem for folder in ("kernels", "kernels/reference") for path in (ROOT / folder).glob("[a-z]*.py")
