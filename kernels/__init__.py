@@ -8,11 +8,11 @@ from . import backend
 from .affine_coupling import affine_coupling, affine_coupling_inverse, flow_step_inverse
 from .gated_activation import gated_activation
 from .invertible_conv1x1 import invertible_conv1x1, invertible_conv1x1_factors, invertible_conv1x1_inverse
+from .lstm_cell import lstm_cell
 from .lstm_loop import LSTMLoop
+from .prenet import prenet
 from .reference.location_attention import location_attention
-from .reference.lstm_cell import lstm_cell
 from .reference.philox import normal_noise, uniform_noise
-from .reference.prenet import prenet
 from .wavenet_layer import wavenet_layer
 from .weight_norm import weight_norm, weight_norm_packed
 

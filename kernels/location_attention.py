@@ -1,0 +1,361 @@
+r"""Location-sensitive attention, a step at a time, forward and backward.
+
+With q = W_q query, f_t the window of 2k numbers of the previous and the cumulative weights around position t, U = W_d
+W_c the location convolution and dense layer as one matrix [A, 2k], s the sharpening factor:
+
+    e_t = s (v . tanh(q + m_t + U f_t) + b)        h_t = tanh(...), [A]
+    w   = softmax(e), or sigmoid(e) / sum sigmoid(e)
+    c   = sum_t w_t memory_t
+
+Backward, from dc and dw:
+
+    g_t  = memory_t . dc + dw_t          G = sum_t w_t g_t
+    de_t = s w_t (g_t - G)               of sigmoid normalisation (1 - sigmoid(e_t)) times that
+    dz_t = de_t v (1 - h_t^2)            [A]; dq = sum dz_t, dm_t = dz_t, dv = sum de_t h_t
+    dU   = sum_t dz_t f_t^T              df_t = U^T dz_t, added up where the windows lie
+
+One program does one item: `attend` and `attend_bwd` are the whole step of an item, for any kernel that has an item's
+processed query in registers. Tiles are [BT, BA] of positions and all of A, [BT, BK] of positions and numbers of a
+window, [BR, BD] of positions and columns of the memory. What the backward pass needs of h_t it computes anew.
+"""
+
+import triton
+import triton.language as tl
+
+from .reference.location_attention import location_attention as location_attention
+
+
+@triton.jit
+def _windows(
+    p_previous, p_cumulative, t0, k0, T, s_f, dtype: tl.constexpr, TAPS: tl.constexpr, BT: tl.constexpr,
+    BK: tl.constexpr,
+):  # fmt: skip
+    """Numbers k0 ... of the windows of positions t0 ..., [BT, BK]: column channel * TAPS + tap, zeros outside."""
+    o_column = k0 + tl.arange(0, BK)
+    is_cumulative = o_column >= TAPS
+    o_tap = o_column - tl.where(is_cumulative, TAPS, 0)
+    o_source = (t0 + tl.arange(0, BT))[:, None] + (o_tap - TAPS // 2)[None, :]
+    m_source = (o_source >= 0) & (o_source < T)
+    o_source = o_source.to(tl.int64) * s_f
+    b_previous = tl.load(p_previous + o_source, mask=m_source & (o_column < TAPS)[None, :], other=0.0)
+    m_cumulative = is_cumulative & (o_column < 2 * TAPS)
+    b_cumulative = tl.load(p_cumulative + o_source, mask=m_source & m_cumulative[None, :], other=0.0)
+    return (b_previous.to(tl.float32) + b_cumulative.to(tl.float32)).to(dtype)
+
+
+@triton.jit
+def _location_weight(p_location, k0, A, s_l, TAPS: tl.constexpr, BA: tl.constexpr, BK: tl.constexpr):
+    """Columns k0 ... of U, [BA, BK], zeros outside."""
+    o_a, o_k = tl.arange(0, BA), k0 + tl.arange(0, BK)
+    m = (o_a < A)[:, None] & (o_k < 2 * TAPS)[None, :]
+    return tl.load(p_location + (o_a * s_l)[:, None] + o_k[None, :], mask=m, other=0.0)
+
+
+@triton.jit
+def _hidden(
+    b_query, p_processed, p_previous, p_cumulative, p_location, t0, length, T, A, s_pt, s_pa, s_f, s_l,
+    TAPS: tl.constexpr, BT: tl.constexpr, BA: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """tanh(q + m_t + U f_t) of positions t0 ..., [BT, BA] float32; zeros beyond A."""
+    o_r, o_a = tl.arange(0, BT), tl.arange(0, BA)
+    m = (t0 + o_r < length)[:, None] & (o_a < A)[None, :]
+    p_tile = p_processed + tl.cast(t0, tl.int64) * s_pt + (o_r.to(tl.int64) * s_pt)[:, None] + (o_a * s_pa)[None, :]
+    b_z = tl.load(p_tile, mask=m, other=0.0).to(tl.float32) + b_query[None, :]
+    for k0 in range(0, 2 * TAPS, BK):
+        b_f = _windows(p_previous, p_cumulative, t0, k0, T, s_f, p_location.dtype.element_ty, TAPS, BT, BK)
+        b_u = _location_weight(p_location, k0, A, s_l, TAPS, BA, BK)
+        b_z = tl.dot(b_f, tl.trans(b_u), b_z, input_precision=PRECISION)
+    # The sigmoid form of tanh overflows nowhere.
+    return 2.0 * tl.sigmoid(2.0 * b_z) - 1.0
+
+
+@triton.jit
+def _v_and_bias(p_v, p_v_bias, A, BA: tl.constexpr, HAS_V_BIAS: tl.constexpr):
+    """v [BA] and its bias, float32."""
+    o_a = tl.arange(0, BA)
+    b_v = tl.load(p_v + o_a, mask=o_a < A, other=0.0).to(tl.float32)
+    b_bias = 0.0
+    if HAS_V_BIAS:
+        b_bias = tl.load(p_v_bias).to(tl.float32)
+    return b_v, b_bias
+
+
+@triton.jit
+def attend_weights(
+    b_query, p_processed, p_previous, p_cumulative, p_location, p_v, p_v_bias, p_mask, p_weights, p_next_cumulative,
+    length, T, A, sharpening, s_pt, s_pa, s_f, s_l, s_k,
+    TAPS: tl.constexpr, NORMALIZATION: tl.constexpr, HAS_V_BIAS: tl.constexpr, HAS_MASK: tl.constexpr,
+    HAS_NEXT: tl.constexpr, BT: tl.constexpr, BA: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Writes the attention weights of one item, and the next cumulative weights; arguments as of `attend`.
+
+    What it writes other threads of the program read only after a tl.debug_barrier.
+    """
+    o_r = tl.arange(0, BT)
+    b_v, b_bias = _v_and_bias(p_v, p_v_bias, A, BA, HAS_V_BIAS)
+    b_max = float("-inf")
+    b_sum = 0.0
+    # Energies, or their sigmoids, wait in the row of the weights.
+    for t0 in range(0, length, BT):
+        m_t = t0 + o_r < length
+        b_h = _hidden(
+            b_query, p_processed, p_previous, p_cumulative, p_location, t0, length, T, A, s_pt, s_pa, s_f, s_l,
+            TAPS, BT, BA, BK, PRECISION,
+        )  # fmt: skip
+        b_e = sharpening * (tl.sum(b_h * b_v[None, :], axis=1) + b_bias)  # [BT]
+        m_in = m_t
+        if HAS_MASK:
+            m_in = m_in & (tl.load(p_mask + (t0 + o_r).to(tl.int64) * s_k, mask=m_t, other=1) == 0)
+        if NORMALIZATION == "softmax":
+            b_e = tl.where(m_in, b_e, float("-inf"))
+            b_next_max = tl.maximum(b_max, tl.max(b_e, axis=0))
+            # Nothing may have been found yet that is not masked.
+            b_shift = tl.where(b_next_max == float("-inf"), 0.0, b_next_max)
+            b_sum = b_sum * tl.exp(b_max - b_shift) + tl.sum(tl.exp(b_e - b_shift), axis=0)
+            b_max = b_next_max
+        else:
+            b_e = tl.where(m_in, tl.sigmoid(b_e), 0.0)
+            b_sum += tl.sum(b_e, axis=0)
+        tl.store(p_weights + t0 + o_r, b_e, mask=m_t)
+    tl.debug_barrier()
+    b_max = tl.where(b_max == float("-inf"), 0.0, b_max)
+    b_scale = tl.where(b_sum == 0.0, 0.0, 1.0 / tl.where(b_sum == 0.0, 1.0, b_sum))
+    for t0 in range(0, T, BT):
+        o_t = t0 + o_r
+        if NORMALIZATION == "softmax":
+            b_w = tl.load(p_weights + o_t, mask=o_t < length, other=float("-inf"))
+            b_w = tl.exp(b_w - b_max) * b_scale
+        else:
+            b_w = tl.load(p_weights + o_t, mask=o_t < length, other=0.0) * b_scale
+        tl.store(p_weights + o_t, b_w, mask=o_t < T)
+        if HAS_NEXT:
+            b_sums = tl.load(p_cumulative + o_t.to(tl.int64) * s_f, mask=o_t < T, other=0.0).to(tl.float32)
+            tl.store(p_next_cumulative + o_t, b_sums + b_w, mask=o_t < T)
+
+
+@triton.jit
+def attend_context(
+    p_memory, p_weights, d0, length, D, s_mt, s_md, BR: tl.constexpr, BD: tl.constexpr
+):  # fmt: skip
+    """Columns d0 ... of the context, [BD] float32, of weights [T] float32 that are seen by all of the program."""
+    o_r, o_d = tl.arange(0, BR), d0 + tl.arange(0, BD)
+    b_sums = tl.zeros((BR, BD), tl.float32)
+    p_tile = p_memory + (o_r.to(tl.int64) * s_mt)[:, None] + (o_d.to(tl.int64) * s_md)[None, :]
+    for t0 in range(0, length, BR):
+        m_t = t0 + o_r < length
+        b_w = tl.load(p_weights + t0 + o_r, mask=m_t, other=0.0)
+        m = m_t[:, None] & (o_d < D)[None, :]
+        b_m = tl.load(p_tile + tl.cast(t0, tl.int64) * s_mt, mask=m, other=0.0)
+        b_sums += b_w[:, None] * b_m.to(tl.float32)
+    return tl.sum(b_sums, axis=0)
+
+
+@triton.jit
+def attend(
+    b_query, p_memory, p_processed, p_previous, p_cumulative, p_location, p_v, p_v_bias, p_mask,
+    p_weights, p_context, p_next_cumulative,
+    length, T, A, D, sharpening, s_mt, s_md, s_pt, s_pa, s_f, s_l, s_k,
+    TAPS: tl.constexpr, NORMALIZATION: tl.constexpr, HAS_V_BIAS: tl.constexpr, HAS_MASK: tl.constexpr,
+    HAS_NEXT: tl.constexpr, BT: tl.constexpr, BA: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr,
+    BD: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One attention step of one item, by one program.
+
+    All pointers are those of the item, whatever the caller added to get there. A row written by other programs, or
+    by other threads of this one, must be visible to all threads before the call; what this writes is so only after
+    a tl.debug_barrier (or a barrier of the grid) that the caller adds.
+
+    Args:
+        b_query: W_q query, [BA] float32, zeros beyond A.
+        p_memory: [T, D], strides s_mt, s_md; p_processed: [T, A], strides s_pt, s_pa; any float dtype.
+        p_previous, p_cumulative: weights [T], stride s_f, any float dtype. They are read at all T positions: beyond
+            the length they should hold zeros.
+        p_location: U [A, 2 TAPS], rows s_l apart, column channel * TAPS + tap (channel 0 the previous weights), in
+            the dtype that the product is computed in.
+        p_v: [A]; p_v_bias: one number, read if HAS_V_BIAS; any float dtype.
+        p_mask: [T] uint8, stride s_k, read if HAS_MASK: positions where it is not 0 get no weight.
+        p_weights: [T] float32: gets the weights, zeros beyond the length and where masked. Not p_previous or
+            p_cumulative. An item of which nothing is left has zeros everywhere.
+        p_context: [D], any float dtype: gets the context.
+        p_next_cumulative: [T], any float dtype; gets cumulative + weights if HAS_NEXT; may be p_cumulative, if
+            s_f is 1.
+        length: positions that count, at most T; 0 is allowed.
+        sharpening: float factor of the energies.
+        TAPS: k, odd; NORMALIZATION: "softmax" or "sigmoid".
+        BT, BA, BK, BR, BD: powers of 2; BT, BA and BK at least 16, BA at least A. 2 TAPS numbers of a window are
+            multiplied BK at a time, the context is made BD columns at a time from tiles of [BR, BD].
+        PRECISION: input_precision of the product.
+    """
+    attend_weights(
+        b_query, p_processed, p_previous, p_cumulative, p_location, p_v, p_v_bias, p_mask, p_weights,
+        p_next_cumulative, length, T, A, sharpening, s_pt, s_pa, s_f, s_l, s_k,
+        TAPS, NORMALIZATION, HAS_V_BIAS, HAS_MASK, HAS_NEXT, BT, BA, BK, PRECISION,
+    )  # fmt: skip
+    tl.debug_barrier()
+    for d0 in range(0, D, BD):
+        b_context = attend_context(p_memory, p_weights, d0, length, D, s_mt, s_md, BR, BD)
+        o_d = d0 + tl.arange(0, BD)
+        tl.store(p_context + o_d, b_context.to(p_context.dtype.element_ty), mask=o_d < D)
+
+
+@triton.jit
+def _put(p, b_x, m, ADD: tl.constexpr):
+    """Stores float32 numbers, or adds them to what is there."""
+    if ADD:
+        b_x += tl.load(p, mask=m, other=0.0)
+    tl.store(p, b_x, mask=m)
+
+
+@triton.jit
+def _weights_gradient(
+    p_memory, p_dcontext, p_dweights, p_weights, p_g, length, D, s_mt, s_md,
+    HAS_DWEIGHTS: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """Writes g_t = memory_t . dc + dw_t and returns sum_t w_t g_t."""
+    o_r, o_d = tl.arange(0, BR), tl.arange(0, BD)
+    b_total = tl.zeros((BR,), tl.float32)
+    for t0 in range(0, length, BR):
+        m_t = t0 + o_r < length
+        p_rows = p_memory + tl.cast(t0, tl.int64) * s_mt + (o_r.to(tl.int64) * s_mt)[:, None]
+        b_products = tl.zeros((BR, BD), tl.float32)
+        for d0 in range(0, D, BD):
+            m_d = d0 + o_d < D
+            b_dc = tl.load(p_dcontext + d0 + o_d, mask=m_d, other=0.0)
+            p_tile = p_rows + ((d0 + o_d).to(tl.int64) * s_md)[None, :]
+            b_m = tl.load(p_tile, mask=m_t[:, None] & m_d[None, :], other=0.0)
+            b_products += b_m.to(tl.float32) * b_dc[None, :]
+        b_g = tl.sum(b_products, axis=1)
+        if HAS_DWEIGHTS:
+            b_g += tl.load(p_dweights + t0 + o_r, mask=m_t, other=0.0).to(tl.float32)
+        b_total += b_g * tl.load(p_weights + t0 + o_r, mask=m_t, other=0.0)
+        tl.store(p_g + t0 + o_r, b_g, mask=m_t)
+    return tl.sum(b_total, axis=0)
+
+
+@triton.jit
+def _fold_windows(
+    p_products, p_dprevious, p_dcumulative, length, T,
+    TAPS: tl.constexpr, ADD_CUMULATIVE: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """Adds up the gradients of the windows [T, 2 TAPS] where the windows lie."""
+    o_r, o_k = tl.arange(0, BT), tl.arange(0, BK)
+    for t0 in range(0, T, BT):
+        b_previous = tl.zeros((BT,), tl.float32)
+        b_cumulative = tl.zeros((BT,), tl.float32)
+        for k0 in range(0, 2 * TAPS, BK):
+            o_column = k0 + o_k
+            is_cumulative = o_column >= TAPS
+            o_tap = o_column - tl.where(is_cumulative, TAPS, 0)
+            o_row = (t0 + o_r)[:, None] + (TAPS // 2 - o_tap)[None, :]  # of the window that has this number there
+            m = (o_row >= 0) & (o_row < length) & (o_column < 2 * TAPS)[None, :]
+            p_tile = p_products + o_row.to(tl.int64) * (2 * TAPS) + o_column[None, :]
+            b_d = tl.load(p_tile, mask=m, other=0.0)
+            b_of_cumulative = tl.where(is_cumulative[None, :], b_d, 0.0)
+            b_cumulative += tl.sum(b_of_cumulative, axis=1)
+            b_previous += tl.sum(b_d - b_of_cumulative, axis=1)
+        m_t = t0 + o_r < T
+        tl.store(p_dprevious + t0 + o_r, b_previous, mask=m_t)
+        _put(p_dcumulative + t0 + o_r, b_cumulative, m_t, ADD_CUMULATIVE)
+
+
+@triton.jit
+def attend_bwd(
+    b_query, p_dcontext, p_dweights,
+    p_memory, p_processed, p_previous, p_cumulative, p_location, p_v, p_v_bias, p_weights,
+    p_dprocessed, p_dlocation, p_dv, p_dv_bias, p_dprevious, p_dcumulative,
+    p_g, p_products,
+    length, T, A, D, sharpening, s_mt, s_md, s_pt, s_pa, s_f, s_l,
+    TAPS: tl.constexpr, NORMALIZATION: tl.constexpr, HAS_V_BIAS: tl.constexpr, HAS_DWEIGHTS: tl.constexpr,
+    ADD: tl.constexpr, ADD_CUMULATIVE: tl.constexpr, FOLD: tl.constexpr,
+    BT: tl.constexpr, BA: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The backward of `attend` for one item and one step, by one program; returns d_query, [BA] float32.
+
+    The gradient of the memory is left to the caller: weights x d_context, summed over steps. Visibility of rows is
+    as for `attend`: barriers before the call and after it are the caller's. No float atomics: the same bits every
+    time.
+
+    Args:
+        b_query, p_memory, p_processed, p_previous, p_cumulative, p_location, p_v, p_v_bias, length, T, A, D,
+            sharpening, strides, TAPS, NORMALIZATION, HAS_V_BIAS: those of the forward step.
+        p_dcontext: [D] float32.
+        p_dweights: [T], any float dtype, read if HAS_DWEIGHTS: all that reaches the weights but through this step's
+            context: from the outside, and from later steps through their previous and cumulative weights.
+        p_weights: of the forward step, [T] float32. A mask needs no argument: masked positions have weight 0.
+        p_dprocessed: [T, A] float32, contiguous: stored (zeros beyond the length), or added to if ADD.
+        p_dlocation: [A, 2 TAPS] float32, contiguous; p_dv: [A] float32; p_dv_bias: one float32, used if HAS_V_BIAS;
+            this item's sums: stored, or added to if ADD.
+        p_dprevious: [T] float32: stored, if FOLD; may be p_dweights.
+        p_dcumulative: [T] float32: stored, or added to if ADD_CUMULATIVE, if FOLD. It is the gradient that reaches
+            the cumulative weights through this step's windows; through next = cumulative + weights comes more.
+        p_g: scratch, [T] float32; p_products: scratch, [T, 2 TAPS] float32, used if FOLD. They are this program's.
+        FOLD: gradients of the previous and the cumulative weights are wanted.
+        BT, BA, BK, BR, BD, PRECISION: as of `attend`. With BK at least 2 TAPS the sums for p_dlocation stay in
+            registers; with less they are added to memory BT positions at a time.
+    """
+    ONE_BLOCK: tl.constexpr = 2 * TAPS <= BK
+    dtype: tl.constexpr = p_location.dtype.element_ty
+    o_r, o_a, o_k = tl.arange(0, BT), tl.arange(0, BA), tl.arange(0, BK)
+    m_a = o_a < A
+    b_total = _weights_gradient(
+        p_memory, p_dcontext, p_dweights, p_weights, p_g, length, D, s_mt, s_md, HAS_DWEIGHTS, BR, BD
+    )
+    tl.debug_barrier()
+    b_v, b_bias = _v_and_bias(p_v, p_v_bias, A, BA, HAS_V_BIAS)
+    b_dquery = tl.zeros((BA,), tl.float32)
+    b_dv = tl.zeros((BA,), tl.float32)
+    b_dbias = 0.0
+    b_dlocation = tl.zeros((BK, BA), tl.float32)
+    p_dlocation_tile = p_dlocation + (o_a * (2 * TAPS))[None, :] + o_k[:, None]  # [BK, BA]
+    for t0 in range(0, length if ADD else T, BT):
+        m_t = t0 + o_r < length
+        b_h = _hidden(
+            b_query, p_processed, p_previous, p_cumulative, p_location, t0, length, T, A, s_pt, s_pa, s_f, s_l,
+            TAPS, BT, BA, BK, PRECISION,
+        )  # fmt: skip
+        b_w = tl.load(p_weights + t0 + o_r, mask=m_t, other=0.0)
+        b_g = tl.load(p_g + t0 + o_r, mask=m_t, other=0.0)
+        b_de = sharpening * b_w * (b_g - b_total)  # [BT]
+        if NORMALIZATION == "sigmoid":
+            b_e = sharpening * (tl.sum(b_h * b_v[None, :], axis=1) + b_bias)
+            b_de *= tl.sigmoid(-b_e)
+        b_dv += tl.sum(b_de[:, None] * b_h, axis=0)
+        b_dbias += tl.sum(b_de, axis=0)
+        b_dz = b_de[:, None] * b_v[None, :] * (1.0 - b_h * b_h)  # [BT, BA]
+        b_dquery += tl.sum(b_dz, axis=0)
+        p_tile = p_dprocessed + tl.cast(t0, tl.int64) * A + (o_r * A)[:, None] + o_a[None, :]
+        _put(p_tile, b_dz, (t0 + o_r < T)[:, None] & m_a[None, :], ADD)
+        b_dz = b_dz.to(dtype)
+        for k0 in range(0, 2 * TAPS, BK):
+            m_k = k0 + o_k < 2 * TAPS
+            b_f = _windows(p_previous, p_cumulative, t0, k0, T, s_f, dtype, TAPS, BT, BK)
+            if ONE_BLOCK:
+                b_dlocation = tl.dot(tl.trans(b_f), b_dz, b_dlocation, input_precision=PRECISION)
+            else:
+                b_part = tl.dot(tl.trans(b_f), b_dz, input_precision=PRECISION)
+                m_part = m_k[:, None] & m_a[None, :]
+                if not ADD:
+                    # Of the first positions nothing is there yet.
+                    b_part += tl.load(p_dlocation_tile + k0, mask=m_part & (t0 > 0), other=0.0)
+                    tl.store(p_dlocation_tile + k0, b_part, mask=m_part)
+                else:
+                    _put(p_dlocation_tile + k0, b_part, m_part, True)
+            if FOLD:
+                b_u = _location_weight(p_location, k0, A, s_l, TAPS, BA, BK)
+                b_df = tl.dot(b_dz, b_u, input_precision=PRECISION)  # [BT, BK]
+                p_tile = p_products + tl.cast(t0, tl.int64) * (2 * TAPS) + (o_r * (2 * TAPS))[:, None] + o_k[None, :]
+                tl.store(p_tile + k0, b_df, mask=m_t[:, None] & m_k[None, :])
+        if not ONE_BLOCK:
+            tl.debug_barrier()
+    if ONE_BLOCK:
+        _put(p_dlocation_tile, b_dlocation, (o_k < 2 * TAPS)[:, None] & m_a[None, :], ADD)
+    _put(p_dv + o_a, b_dv, m_a, ADD)
+    if HAS_V_BIAS:
+        if ADD:
+            b_dbias += tl.load(p_dv_bias)
+        tl.store(p_dv_bias, b_dbias)
+    if FOLD:
+        tl.debug_barrier()
+        _fold_windows(p_products, p_dprevious, p_dcumulative, length, T, TAPS, ADD_CUMULATIVE, BT, BK)
+    return b_dquery
