@@ -8,10 +8,10 @@ from . import backend
 from .affine_coupling import affine_coupling, affine_coupling_inverse, flow_step_inverse
 from .gated_activation import gated_activation
 from .invertible_conv1x1 import invertible_conv1x1, invertible_conv1x1_factors, invertible_conv1x1_inverse
+from .location_attention import location_attention
 from .lstm_cell import lstm_cell
 from .lstm_loop import LSTMLoop
 from .prenet import prenet
-from .reference.location_attention import location_attention
 from .reference.philox import normal_noise, uniform_noise
 from .wavenet_layer import wavenet_layer
 from .weight_norm import weight_norm, weight_norm_packed
