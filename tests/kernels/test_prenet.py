@@ -1,4 +1,7 @@
-"""The prenet: its layers against NumPy, its dropout against given and against PyTorch's random numbers."""
+"""The prenet: the reference against NumPy and PyTorch's random numbers, the kernels against the reference in fp64."""
+
+import importlib
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -6,7 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck
 
-from fastglow.kernels import prenet
+from fastglow.errors import FastglowError
+from fastglow.kernels import backend, launch, prenet, uniform_noise
+from fastglow.kernels.reference.prenet import prenet as reference
+
+from .conftest import assert_as_exact_as
+
+module = importlib.import_module("fastglow.kernels.prenet")
 
 LEADING = [(), (3,), (2, 3)]
 
@@ -80,3 +89,314 @@ def test_the_share_of_units_that_is_dropped(given):
 def test_dtype_is_kept(dtype):
     output = prenet(torch.randn(2, 3, dtype=dtype), [torch.randn(4, 3, dtype=dtype)], 0.5, torch.rand(1, 2, 4))
     assert output.dtype == dtype
+
+
+@pytest.mark.parametrize("steps", [None, 4], ids=["one step", "many steps"])
+def test_seeds_draw_a_number_for_every_item_layer_step_and_unit(steps):
+    x = torch.randn(*((3,) if steps is None else (3, steps)), 5)
+    weights, seeds, start = [torch.randn(7, 5), torch.randn(6, 7)], torch.tensor([3, -(2**40), 3]), 2**32 - 2
+    expected = x
+    for layer, weight in enumerate(weights):
+        noise = uniform_noise(seeds, layer, start, steps or 1, len(weight)).view(*x.shape[:-1], -1)
+        expected = F.relu(F.linear(expected, weight)) * (noise >= 0.3) / 0.7
+    assert torch.equal(prenet(x, weights, 0.3, seeds=seeds, start=start), expected)
+
+
+def test_an_items_steps_do_not_depend_on_how_they_are_cut_and_batched():
+    x, weights = torch.ones(2, 6, 3), [torch.rand(40, 3), torch.rand(40, 40)]
+    seeds = torch.tensor([8, 9])
+    whole = prenet(x, weights, 0.5, seeds=seeds, start=10)
+    parts = [prenet(x[:, t], weights, 0.5, seeds=seeds, start=10 + t) for t in range(6)]
+    torch.testing.assert_close(torch.stack(parts, dim=1), whole)
+    alone = prenet(x[1:], weights, 0.5, seeds=seeds[1:], start=10)
+    torch.testing.assert_close(alone, whole[1:])
+    assert not torch.equal(whole[0] == 0, whole[1] == 0)
+    assert not torch.equal(whole[:, 1:] == 0, whole[:, :-1] == 0)
+
+
+def test_gradients_with_seeds(leaf):
+    seeds = torch.tensor([1, 2])
+
+    def function(x, *weights):
+        return prenet(x, weights, 0.5, seeds=seeds)
+
+    assert gradcheck(function, (leaf(2, 3, 4), leaf(6, 4), leaf(5, 6)))
+
+
+WRONG = {
+    r"weight 1 has shape \(5, 4\): an input of 5 numbers takes \[n, 5\]": {"weights": [(5, 4), (5, 4)]},
+    r"weight 0 has shape \(4,\)": {"weights": [(4,)]},
+    "weights is empty": {"weights": []},
+    r"p_dropout 1.0 is not in \[0, 1\)": {"p_dropout": 1.0},
+    r"noise has shape \(1, 2, 3, 5\), not \(2, 2, 3, 5\)": {"noise": (1, 2, 3, 5)},
+    r"layers of one width, not of \[5, 6\]": {"weights": [(5, 4), (6, 5)], "noise": (2, 2, 3, 6)},
+    "both noise and seeds": {"noise": (2, 2, 3, 5), "seeds": torch.zeros(2, dtype=torch.int64)},
+    r"seeds is int64 \(3,\): pass int64 \(2,\)": {"seeds": torch.zeros(3, dtype=torch.int64)},
+    r"seeds is int32 \(2,\)": {"seeds": torch.zeros(2, dtype=torch.int32)},
+    r"x has shape \(1, 2, 3, 4\): with seeds": {"x": (1, 2, 3, 4), "seeds": torch.zeros(1, dtype=torch.int64)},
+    "start -1 is negative": {"seeds": torch.zeros(2, dtype=torch.int64), "start": -1},
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_errors_name_what_is_wrong(message):
+    arguments = {"x": (2, 3, 4), "weights": [(5, 4), (5, 5)], "p_dropout": 0.5, **WRONG[message]}
+    arguments["weights"] = [torch.zeros(shape) for shape in arguments["weights"]]
+    arguments = {name: torch.zeros(x) if isinstance(x, tuple) else x for name, x in arguments.items()}
+    with pytest.raises(FastglowError, match=message):
+        prenet(**arguments)
+
+
+# From here on: the Triton kernels. Rows, units and sums that end inside a tile, and beyond one.
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call.
+
+    Attributes:
+        leading: the shape of x but for n_in.
+        dropout: where its numbers come from.
+        strided: x, weights and noise have gaps between their numbers, and an odd order.
+        signs: x and weights are -1, 0 and 1, so that what a ReLU sees has no rounding error: among millions of
+            units some would be so close to 0 that it decides whether they have a gradient.
+    """
+
+    leading: tuple[int, ...] = (2, 9)
+    n_in: int = 20
+    widths: tuple[int, ...] = (40, 40)
+    dropout: str = "seeds"  # or "noise", "none"
+    strided: bool = False
+    signs: bool = False
+
+    def draw(self, *shape: int, dtype: torch.dtype, device: str) -> torch.Tensor:
+        x = torch.randn(*(reversed(shape) if self.strided else shape), 2, device=device)[..., 0]
+        x = x.permute(*reversed(range(x.dim()))) if self.strided else x.contiguous()
+        return (x.clamp(-1, 1).round() if self.signs else x).to(dtype)
+
+    def arguments(self, dtype: torch.dtype, device: str) -> tuple[torch.Tensor, list[torch.Tensor], dict]:
+        """(x, weights, other arguments); sums stay of order 1."""
+        options = {"dtype": dtype, "device": device}
+        x = self.draw(*self.leading, self.n_in, **options)
+        pairs = zip((self.n_in, *self.widths[:-1]), self.widths, strict=True)
+        weights = [self.draw(n_out, n, **options) * (1.0 if self.signs else (2 / n) ** 0.5) for n, n_out in pairs]
+        others = {"p_dropout": 0.0}
+        if self.dropout != "none":
+            others["p_dropout"] = 0.5 if self.signs else 0.3
+        if self.dropout == "noise":
+            shape = (len(self.widths), *self.leading, self.widths[-1])
+            noise = torch.rand(*shape[:-1], 2 * shape[-1] if self.strided else shape[-1], device=device)
+            others["noise"] = noise[..., ::2] if self.strided else noise
+        if self.dropout == "seeds":
+            others |= {"seeds": torch.randint(-(2**62), 2**62, self.leading[:1], device=device), "start": 2**32 - 3}
+        return x, weights, others
+
+    def check(self, dtype: torch.dtype, device: str, wanted: tuple[bool, ...] | None = None) -> None:
+        """`wanted`: whether x and each weight want a gradient; absent: all do."""
+        x, weights, others = self.arguments(dtype, device)
+        dy = self.draw(*self.leading, self.widths[-1], dtype=dtype, device=device)
+        tensors, wanted = [x, *weights], wanted or (True,) * (1 + len(weights))
+        actual, actual_gradients = run(prenet, tensors, others, dy, wanted)
+        plain, plain_gradients = run(reference, tensors, others, dy, wanted)
+        exact, exact_gradients = run(reference, [tensor.double() for tensor in tensors], others, dy, wanted)
+        assert_as_exact_as(actual, plain, exact, 2, CAPS[dtype])
+        for gradients in zip(actual_gradients, plain_gradients, exact_gradients, strict=True):
+            assert_as_exact_as(*gradients, 3, CAPS[dtype])
+
+
+CAPS = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+CASES = [
+    Case(),
+    Case((3,), n_in=5, widths=(7, 7), dropout="noise"),
+    Case((2, 9), widths=(33, 70), strided=True),
+    Case((2, 3, 5), dropout="noise", strided=True),
+    Case((1, 40), n_in=64, widths=(64, 32), dropout="none"),
+    Case((4,), n_in=33, widths=(8,)),
+    Case((2, 9), widths=(300, 8)),
+    Case((2, 3), widths=(16, 24, 40)),
+    Case((2, 5), 80, (24, 24), signs=True),
+    Case((2, 3), widths=(16, 16, 16, 16), dropout="noise"),
+]
+
+
+def run(function, tensors, others, dy, wanted) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """(output, gradients of the wanted ones among x and the weights)."""
+    x, *weights = (tensor.detach().requires_grad_(want) for tensor, want in zip(tensors, wanted, strict=True))
+    output = function(x, weights, **others)
+    leaves = [tensor for tensor in (x, *weights) if tensor.requires_grad]
+    return output.detach(), list(torch.autograd.grad(output, leaves, dy.to(output.dtype)))
+
+
+@pytest.mark.usefixtures("triton_backend")
+class TestKernels:
+    @pytest.mark.parametrize("case", CASES, ids=str)
+    def test_as_exact_as_pytorch(self, case, device):
+        case.check(torch.float32, device)
+
+    @pytest.mark.parametrize("case", CASES[::3], ids=str)
+    def test_as_exact_as_pytorch_in_float16(self, case, device):
+        case.check(torch.float16, device)
+
+    @pytest.mark.parametrize(
+        "wanted", [(True, False, False), (False, True, False), (False, False, True), (True, False, True)], ids=str
+    )
+    def test_only_wanted_gradients(self, wanted, device):
+        Case().check(torch.float32, device, wanted)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+    def test_every_configuration(self, dtype, device):
+        for configs in zip(
+            module.FORWARD_CONFIGS[dtype.itemsize], module.BACKWARD_CONFIGS[dtype.itemsize], strict=True
+        ):
+            with launch.use_config("prenet_fwd", configs[0]), launch.use_config("prenet_bwd", configs[1]):
+                Case((2, 9), widths=(20, 136)).check(dtype, device)
+
+    def test_masks_are_the_references(self, device):
+        # Nothing but dropout makes a unit zero.
+        x, weights = (
+            torch.ones(2, 5, 3, device=device),
+            [torch.ones(9, 3, device=device), torch.ones(33, 9, device=device)],
+        )
+        for seeds, start in (([0, -1], 0), ([2**63 - 1, -(2**63)], 2**32 - 2)):
+            options = {"p_dropout": 0.4, "seeds": torch.tensor(seeds, device=device), "start": start}
+            kept = reference(x, weights, **options) != 0
+            assert 100 < kept.sum() < 300
+            assert torch.equal(prenet(x, weights, **options) != 0, kept)
+            one = prenet(x[:, 0].contiguous(), weights, **options)
+            assert torch.equal(one != 0, kept[:, 0])
+
+    def test_a_unit_is_kept_from_p_dropout_on(self, device):
+        noise = torch.tensor([[0.0, 0.4999999, 0.5, 0.9999999]], device=device)
+        assert prenet(torch.ones(4, device=device), [torch.eye(4, device=device)], 0.5, noise).tolist() == [0, 0, 2, 2]
+
+    def test_without_noise_or_seeds_a_seed_comes_from_pytorchs_generator(self, device):
+        x, weights = torch.ones(30, 4, device=device), [torch.ones(9, 4, device=device)]
+        torch.manual_seed(1)
+        first, second = (prenet(x, weights, 0.75) for _ in range(2))
+        torch.manual_seed(1)
+        assert torch.equal(prenet(x, weights, 0.75), first)
+        assert not torch.equal(first, second)
+        assert set(first.unique().tolist()) == {0, 16}
+        share = (first == 0).double().mean().item()
+        assert abs(share - 0.75) < 4 * (0.25 * 0.75 / first.numel()) ** 0.5
+
+    def test_no_dropout_takes_no_random_numbers(self, device):
+        before = torch.random.get_rng_state()
+        prenet(torch.ones(3, 4, device=device), [torch.ones(9, 4, device=device)], 0.0)
+        assert torch.equal(torch.random.get_rng_state(), before)
+
+    def test_backward_has_the_mask_of_forward(self, device):
+        x = torch.ones(20, 4, device=device, requires_grad=True)
+        y = prenet(x, [torch.ones(9, 4, device=device)], 0.5)
+        y.sum().backward()
+        torch.testing.assert_close(x.grad, ((y > 0).sum(1, keepdim=True) * 2.0).expand(-1, 4))
+
+    def test_expanded_gradient(self, device):
+        x, weights, others = Case().arguments(torch.float32, device)
+        x.requires_grad_()
+        (gradient,) = torch.autograd.grad(prenet(x, weights, **others).sum(), x)
+        (expected,) = torch.autograd.grad(reference(x, weights, **others).sum(), x)
+        torch.testing.assert_close(gradient, expected)
+
+    def test_nan_is_not_hidden(self, device):
+        x = torch.ones(2, 4, device=device)
+        x[1, 2] = float("nan")
+        y = prenet(x, [torch.ones(9, 4, device=device), torch.ones(3, 9, device=device)], 0.0)
+        assert torch.isfinite(y[0]).all()
+        assert torch.isnan(y[1]).all()
+
+    def test_autocast_computes_in_its_dtype(self, device):
+        x, weights, others = Case().arguments(torch.float32, device)
+        weights = [weight.requires_grad_() for weight in weights]
+        with torch.autocast(device, torch.float16):
+            y = prenet(x, weights, **others)
+        assert y.dtype == torch.float16
+        y.float().sum().backward()
+        with backend.use_backend("reference"), torch.autocast(device, torch.float16):
+            expected = prenet(x, weights, **others)
+        torch.testing.assert_close(y, expected, atol=5e-3, rtol=5e-3)
+        assert all(weight.grad.dtype == torch.float32 for weight in weights)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (0, 3, 4), (2, 0, 4)])
+def test_nothing_to_do(shape, device, poison):
+    x = torch.randn(shape, device=device, requires_grad=True)
+    weights = [torch.randn(5, 4, device=device, requires_grad=True), torch.randn(6, 5, device=device)]
+    with backend.use_backend("triton"):
+        y = prenet(x, weights, 0.5, seeds=torch.zeros(shape[0], dtype=torch.int64, device=device))
+    y.sum().backward()
+    assert y.shape == (*shape[:-1], 6)
+    assert not weights[0].grad.any()
+
+
+def test_what_the_kernels_do_not_serve_falls_back_or_is_refused(device):
+    x, weights, others = Case(dropout="noise").arguments(torch.float64, device)
+    with backend.use_backend("triton"), pytest.raises(FastglowError, match="prenet: .* float64 is not among"):
+        prenet(x, weights, **others)
+    assert prenet(x, weights, **others).dtype == torch.float64
+    with backend.use_backend("triton"), pytest.raises(FastglowError, match="have the dtypes float32, float64"):
+        prenet(x.float(), weights, **others)
+    weights = [weight.float() for weight in weights]
+    with backend.use_backend("triton"), pytest.raises(FastglowError, match="the noise is float16, not float32"):
+        prenet(x.float(), weights, 0.5, others["noise"].half())
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("triton_backend")
+class TestOnGPU:
+    @pytest.mark.parametrize("dtype", CAPS, ids=str)
+    @pytest.mark.parametrize("case", CASES, ids=str)
+    def test_as_exact_as_pytorch(self, dtype, case):
+        case.check(dtype, "cuda")
+
+    @pytest.mark.parametrize("dtype", CAPS, ids=str)
+    @pytest.mark.parametrize("leading", [(1,), (64,), (5, 801), (64, 801)], ids=str)
+    @pytest.mark.parametrize("dropout", ["seeds", "noise"])
+    def test_published_size(self, dtype, leading, dropout):
+        Case(leading, 80, (256, 256), dropout, signs=True).check(dtype, "cuda")
+
+    def test_same_bits_every_time(self):
+        x, weights, others = Case((8, 801), 80, (256, 256)).arguments(torch.float16, "cuda")
+        dy = torch.randn(8, 801, 256, device="cuda").half()
+        first, *others_ = (run(prenet, [x, *weights], others, dy, (True,) * 3) for _ in range(5))
+        for other in others_:
+            assert torch.equal(other[0], first[0])
+            assert all(torch.equal(a, b) for a, b in zip(other[1], first[1], strict=True))
+
+    def test_in_a_graph_with_seeds_that_change(self):
+        x, weights, _ = Case((2, 50), 80, (256, 256)).arguments(torch.float16, "cuda")
+        x.requires_grad_()
+        seeds = torch.zeros(2, dtype=torch.int64, device="cuda")
+        dy = torch.randn(2, 50, 256, device="cuda").half()
+
+        def step():
+            y = prenet(x, weights, 0.5, seeds=seeds)
+            return y, torch.autograd.grad(y, x, dy)[0]
+
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs = step()
+        for value in (5, 6):
+            seeds.fill_(value)
+            graph.replay()
+            y = prenet(x, weights, 0.5, seeds=torch.full_like(seeds, value))
+            assert torch.equal(outputs[0], y)
+            assert torch.equal(outputs[1], torch.autograd.grad(y, x, dy)[0])
+
+    def test_a_graph_draws_other_masks_at_every_replay(self):
+        x, weights = torch.ones(50, 80, device="cuda"), [torch.ones(256, 80, device="cuda")]
+        prenet(x, weights, 0.5)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = prenet(x, weights, 0.5)
+        masks = []
+        for _ in range(2):
+            graph.replay()
+            masks.append(y != 0)
+        assert not torch.equal(*masks)
