@@ -19,10 +19,44 @@ processed query in registers. Tiles are [BT, BA] of positions and all of A, [BT,
 window, [BR, BD] of positions and columns of the memory. What the backward pass needs of h_t it computes anew.
 """
 
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
-from .reference.location_attention import location_attention as location_attention
+from fastglow.errors import FastglowError
+
+from . import backend
+from .launch import Config, launch, next_power_of_2, pick_config
+from .reference.location_attention import NORMALIZATIONS
+from .reference.location_attention import location_attention as reference_location_attention
+
+OP = "location_attention"
+SMALLEST_DOT = 16  # of every side of a tl.dot
+MOST_WINDOW = 64  # numbers of a window that are multiplied at once
+MOST_ATTENTION = 512  # a tile has all attention channels; beyond, the registers do not hold it
+WIDE_ATTENTION = 128
+
+
+def _config(bt: int, br: int, bd: int, num_warps: int) -> Config:
+    return {"BT": bt, "BR": br, "BD": bd, "num_warps": num_warps, "num_stages": 2}
+
+
+# By whether there are more than 128 attention channels. Forward, a program makes BD columns of the context and for
+# that all weights of its item, so the narrow ones are for few items.
+FORWARD_CONFIGS = {
+    False: (_config(64, 16, 512, 8), _config(64, 32, 128, 8), _config(64, 64, 64, 4)),
+    True: (_config(16, 16, 512, 8), _config(16, 64, 64, 8)),
+}
+BACKWARD_CONFIGS = {
+    False: (_config(64, 32, 256, 8),),
+    True: (_config(16, 32, 256, 8),),
+}
 
 
 @triton.jit
@@ -202,7 +236,7 @@ def attend(
 def _put(p, b_x, m, ADD: tl.constexpr):
     """Stores float32 numbers, or adds them to what is there."""
     if ADD:
-        b_x += tl.load(p, mask=m, other=0.0)
+        b_x += tl.load(p, mask=m, other=0.0).to(tl.float32)
     tl.store(p, b_x, mask=m)
 
 
@@ -220,7 +254,7 @@ def _weights_gradient(
         b_products = tl.zeros((BR, BD), tl.float32)
         for d0 in range(0, D, BD):
             m_d = d0 + o_d < D
-            b_dc = tl.load(p_dcontext + d0 + o_d, mask=m_d, other=0.0)
+            b_dc = tl.load(p_dcontext + d0 + o_d, mask=m_d, other=0.0).to(tl.float32)
             p_tile = p_rows + ((d0 + o_d).to(tl.int64) * s_md)[None, :]
             b_m = tl.load(p_tile, mask=m_t[:, None] & m_d[None, :], other=0.0)
             b_products += b_m.to(tl.float32) * b_dc[None, :]
@@ -324,16 +358,16 @@ def attend_bwd(
         b_dbias += tl.sum(b_de, axis=0)
         b_dz = b_de[:, None] * b_v[None, :] * (1.0 - b_h * b_h)  # [BT, BA]
         b_dquery += tl.sum(b_dz, axis=0)
-        p_tile = p_dprocessed + tl.cast(t0, tl.int64) * A + (o_r * A)[:, None] + o_a[None, :]
-        _put(p_tile, b_dz, (t0 + o_r < T)[:, None] & m_a[None, :], ADD)
-        b_dz = b_dz.to(dtype)
+        p_rows = p_dprocessed + tl.cast(t0, tl.int64) * A + (o_r * A)[:, None] + o_a[None, :]
+        _put(p_rows, b_dz, (t0 + o_r < T)[:, None] & m_a[None, :], ADD)
+        b_dz_rounded = b_dz.to(dtype)
         for k0 in range(0, 2 * TAPS, BK):
             m_k = k0 + o_k < 2 * TAPS
             b_f = _windows(p_previous, p_cumulative, t0, k0, T, s_f, dtype, TAPS, BT, BK)
             if ONE_BLOCK:
-                b_dlocation = tl.dot(tl.trans(b_f), b_dz, b_dlocation, input_precision=PRECISION)
+                b_dlocation = tl.dot(tl.trans(b_f), b_dz_rounded, b_dlocation, input_precision=PRECISION)
             else:
-                b_part = tl.dot(tl.trans(b_f), b_dz, input_precision=PRECISION)
+                b_part = tl.dot(tl.trans(b_f), b_dz_rounded, input_precision=PRECISION)
                 m_part = m_k[:, None] & m_a[None, :]
                 if not ADD:
                     # Of the first positions nothing is there yet.
@@ -343,7 +377,7 @@ def attend_bwd(
                     _put(p_dlocation_tile + k0, b_part, m_part, True)
             if FOLD:
                 b_u = _location_weight(p_location, k0, A, s_l, TAPS, BA, BK)
-                b_df = tl.dot(b_dz, b_u, input_precision=PRECISION)  # [BT, BK]
+                b_df = tl.dot(b_dz_rounded, b_u, input_precision=PRECISION)  # [BT, BK]
                 p_tile = p_products + tl.cast(t0, tl.int64) * (2 * TAPS) + (o_r * (2 * TAPS))[:, None] + o_k[None, :]
                 tl.store(p_tile + k0, b_df, mask=m_t[:, None] & m_k[None, :])
         if not ONE_BLOCK:
@@ -359,3 +393,337 @@ def attend_bwd(
         tl.debug_barrier()
         _fold_windows(p_products, p_dprevious, p_dcumulative, length, T, TAPS, ADD_CUMULATIVE, BT, BK)
     return b_dquery
+
+
+@triton.jit
+def _length_of(p_lengths, i_b, T, HAS_LENGTHS: tl.constexpr):
+    if HAS_LENGTHS:
+        return tl.minimum(tl.maximum(tl.load(p_lengths + i_b).to(tl.int32), 0), T)
+    return T
+
+
+@triton.jit
+def _query(p_query, i_b, A, s_q, BA: tl.constexpr):
+    """The processed query of an item, [BA] float32."""
+    o_a = tl.arange(0, BA)
+    return tl.load(p_query + i_b * s_q + o_a, mask=o_a < A, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def location_attention_fwd_kernel(
+    p_query, p_memory, p_processed, p_previous, p_cumulative, p_location, p_v, p_v_bias, p_mask, p_lengths,
+    p_rows,  # [B, blocks of D, T] float32: the weights, as each program makes them
+    p_weights, p_context,  # [B, T] and [B, D]
+    T, A, D, sharpening,
+    s_q, s_mb, s_mt, s_md, s_pb, s_pt, s_pa, s_fb, s_f, s_kb, s_k,
+    TAPS: tl.constexpr, NORMALIZATION: tl.constexpr, HAS_V_BIAS: tl.constexpr, HAS_MASK: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr, BT: tl.constexpr, BA: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr,
+    BD: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Grid (blocks of D, B)."""
+    i_d, i_b = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    length = _length_of(p_lengths, i_b, T, HAS_LENGTHS)
+    p_rows += (i_b * tl.num_programs(0) + i_d) * T
+    attend_weights(
+        _query(p_query, i_b, A, s_q, BA), p_processed + i_b * s_pb, p_previous + i_b * s_fb, p_cumulative + i_b * s_fb,
+        p_location, p_v, p_v_bias, p_mask + i_b * s_kb, p_rows, p_rows,
+        length, T, A, sharpening, s_pt, s_pa, s_f, 2 * TAPS, s_k,
+        TAPS, NORMALIZATION, HAS_V_BIAS, HAS_MASK, False, BT, BA, BK, PRECISION,
+    )  # fmt: skip
+    tl.debug_barrier()
+    if i_d == 0:
+        for t0 in range(0, T, BT):
+            o_t = t0 + tl.arange(0, BT)
+            tl.store(p_weights + i_b * T + o_t, tl.load(p_rows + o_t, mask=o_t < T, other=0.0), mask=o_t < T)
+    b_context = attend_context(p_memory + i_b * s_mb, p_rows, i_d * BD, length, D, s_mt, s_md, BR, BD)
+    o_d = i_d * BD + tl.arange(0, BD)
+    tl.store(p_context + i_b * D + o_d, b_context, mask=o_d < D)
+
+
+@triton.jit
+def location_attention_bwd_kernel(
+    p_dcontext, p_dweights,  # [B, D] and [B, T]
+    p_query, p_memory, p_processed, p_previous, p_cumulative, p_location, p_v, p_v_bias, p_lengths, p_rows,
+    p_dquery, p_dprocessed, p_dlocation, p_dv, p_dv_bias,  # an item's own, contiguous
+    p_dprevious, p_dcumulative, p_products, p_g,  # of [B, 2, T]; scratch: [B, T, 2 TAPS] and [B, T], float32
+    T, A, D, sharpening,
+    s_q, s_mb, s_mt, s_md, s_pb, s_pt, s_pa, s_fb, s_f, s_r,
+    TAPS: tl.constexpr, NORMALIZATION: tl.constexpr, HAS_V_BIAS: tl.constexpr, HAS_DWEIGHTS: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr, FOLD: tl.constexpr, BT: tl.constexpr, BA: tl.constexpr, BK: tl.constexpr,
+    BR: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Grid (B,)."""
+    i_b = tl.program_id(0).to(tl.int64)
+    length = _length_of(p_lengths, i_b, T, HAS_LENGTHS)
+    b_dquery = attend_bwd(
+        _query(p_query, i_b, A, s_q, BA), p_dcontext + i_b * D, p_dweights + i_b * T,
+        p_memory + i_b * s_mb, p_processed + i_b * s_pb, p_previous + i_b * s_fb, p_cumulative + i_b * s_fb,
+        p_location, p_v, p_v_bias, p_rows + i_b * s_r,
+        p_dprocessed + i_b * T * A, p_dlocation + i_b * A * (2 * TAPS), p_dv + i_b * A, p_dv_bias + i_b,
+        p_dprevious + i_b * 2 * T, p_dcumulative + i_b * 2 * T, p_g + i_b * T, p_products + i_b * T * (2 * TAPS),
+        length, T, A, D, sharpening, s_mt, s_md, s_pt, s_pa, s_f, 2 * TAPS,
+        TAPS, NORMALIZATION, HAS_V_BIAS, HAS_DWEIGHTS, False, False, FOLD, BT, BA, BK, BR, BD, PRECISION,
+    )  # fmt: skip
+    o_a = tl.arange(0, BA)
+    tl.store(p_dquery + i_b * A + o_a, b_dquery, mask=o_a < A)
+
+
+def _precision(dtype: torch.dtype) -> str:
+    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+def _forward_heuristic(configs: tuple[Config, ...]):
+    def widest_that_fills(dtype: torch.dtype, items: int, columns: int) -> Config:
+        return next((c for c in configs if items * triton.cdiv(columns, c["BD"]) >= 128), configs[-1])
+
+    return widest_that_fills
+
+
+def _constants(cat: Tensor, location: Tensor, normalization: str) -> dict:
+    A, window = location.shape
+    return {
+        "TAPS": window // 2,
+        "NORMALIZATION": normalization,
+        "BA": max(SMALLEST_DOT, next_power_of_2(A)),
+        "BK": max(SMALLEST_DOT, min(MOST_WINDOW, next_power_of_2(window))),
+        "PRECISION": _precision(location.dtype),
+    }
+
+
+def _forward(
+    query: Tensor,
+    memory: Tensor,
+    processed: Tensor,
+    cat: Tensor,
+    location: Tensor,
+    v: Tensor,
+    v_bias: Tensor | None,
+    mask: Tensor | None,
+    lengths: Tensor | None,
+    sharpening: float,
+    normalization: str,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(context [B, D], weights [B, T] in `dtype`, weights [B, T] float32)."""
+    B, T, D = memory.shape
+    A = location.shape[0]
+    configs = FORWARD_CONFIGS[A > WIDE_ATTENTION]
+    config = pick_config("location_attention_fwd", configs, _forward_heuristic(configs), location, items=B, columns=D)
+    blocks = triton.cdiv(D, config["BD"])
+    rows = torch.empty((B, blocks, T), dtype=torch.float32, device=memory.device)
+    weights = torch.empty((B, T), dtype=dtype, device=memory.device)
+    context = torch.empty((B, D), dtype=location.dtype, device=memory.device)
+    if memory.numel() == 0:
+        return context.zero_(), weights.zero_(), rows.zero_()[:, 0]
+    launch(
+        OP, location_attention_fwd_kernel, (blocks, B),
+        query, memory, processed, cat, cat[:, 1], location, v, v_bias, rows if mask is None else mask, lengths,
+        rows, weights, context,
+        T, A, D, sharpening, query.stride(0), *memory.stride(), *processed.stride(), cat.stride(0), cat.stride(2),
+        *((0, 0) if mask is None else mask.stride()),
+        device=memory.device, HAS_V_BIAS=v_bias is not None, HAS_MASK=mask is not None,
+        HAS_LENGTHS=lengths is not None, **_constants(cat, location, normalization), **config,
+    )  # fmt: skip
+    return context, weights, rows[:, 0]
+
+
+class _LocationAttention(Function):
+    """Arguments of `_forward`."""
+
+    @staticmethod
+    def forward(
+        ctx, query, memory, processed, cat, location, v, v_bias, mask, lengths, sharpening, normalization, dtype
+    ):
+        context, weights, rows = _forward(
+            query, memory, processed, cat, location, v, v_bias, mask, lengths, sharpening, normalization, dtype
+        )
+        ctx.save_for_backward(query, memory, processed, cat, location, v, v_bias, lengths, rows)
+        ctx.sharpening, ctx.normalization = sharpening, normalization
+        ctx.set_materialize_grads(False)
+        return context, weights
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dcontext, dweights):
+        if dcontext is None and dweights is None:
+            return (None,) * 12
+        query, memory, processed, cat, location, v, v_bias, lengths, rows = ctx.saved_tensors
+        if memory.numel() == 0:
+            inputs = (query, memory, processed, cat, location, v, v_bias)
+            return *(None if x is None else torch.zeros_like(x) for x in inputs), *(None,) * 5
+        B, T, D = memory.shape
+        A, window = location.shape
+        device = memory.device
+        wants_memory, wants_cat = ctx.needs_input_grad[1], ctx.needs_input_grad[3]
+        if dcontext is None:
+            dcontext = torch.zeros((B, D), dtype=location.dtype, device=device)
+        dcontext = dcontext.contiguous()
+        dmemory = rows.to(memory.dtype).unsqueeze(2) * dcontext.to(memory.dtype).unsqueeze(1) if wants_memory else None
+        dquery, dprocessed = (torch.empty(x.shape, dtype=x.dtype, device=device) for x in (query, processed))
+        dcat = torch.empty(cat.shape, dtype=cat.dtype, device=device) if wants_cat else None
+        products = torch.empty((B, T, window), dtype=torch.float32, device=device) if wants_cat else None
+        dlocation, dv, dv_bias, g = (
+            torch.empty((B, *shape), dtype=torch.float32, device=device) for shape in ((A, window), (A,), (), (T,))
+        )
+        configs = BACKWARD_CONFIGS[A > WIDE_ATTENTION]
+        config = pick_config(
+            "location_attention_bwd", configs, lambda dtype, **shape: configs[0], location, items=B, columns=D
+        )
+        launch(
+            OP, location_attention_bwd_kernel, (B,),
+            dcontext, dcontext if dweights is None else dweights.contiguous(),
+            query, memory, processed, cat, cat[:, 1], location, v, v_bias, lengths, rows,
+            dquery, dprocessed, dlocation, dv, dv_bias, *((g, g, g) if dcat is None else (dcat, dcat[:, 1], products)),
+            g,
+            T, A, D, ctx.sharpening,
+            query.stride(0), *memory.stride(), *processed.stride(), cat.stride(0), cat.stride(2), rows.stride(0),
+            device=device, HAS_V_BIAS=v_bias is not None, HAS_DWEIGHTS=dweights is not None,
+            HAS_LENGTHS=lengths is not None, FOLD=wants_cat, **_constants(cat, location, ctx.normalization), **config,
+        )  # fmt: skip
+        dv_bias = None if v_bias is None else dv_bias.sum(0, keepdim=True).to(v_bias.dtype)
+        return (
+            dquery, dmemory, dprocessed, dcat, dlocation.sum(0).to(location.dtype), dv.sum(0).to(v.dtype), dv_bias,
+            None, None, None, None, None,
+        )  # fmt: skip
+
+
+def fold_location(location_conv_weight: Tensor, location_dense_weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The location convolution and the dense layer after it as one matrix.
+
+    Args:
+        location_conv_weight: [F, 2, k]; location_dense_weight: [A, F].
+        dtype: of the result; the product is computed in float32 at least.
+
+    Returns:
+        [A, 2k], column channel * k + tap; differentiable.
+    """
+    wide = torch.promote_types(location_conv_weight.dtype, torch.float32)
+    on = backend.autocast_dtype(location_conv_weight) is not None  # it may not exist on the device
+    with torch.autocast(location_conv_weight.device.type, enabled=False) if on else nullcontext():
+        return (location_dense_weight.to(wide) @ location_conv_weight.to(wide).flatten(1)).to(dtype)
+
+
+def location_attention(
+    query: Tensor,
+    memory: Tensor,
+    processed_memory: Tensor,
+    attention_weights_cat: Tensor,
+    query_weight: Tensor,
+    location_conv_weight: Tensor,
+    location_dense_weight: Tensor,
+    v_weight: Tensor,
+    mask: Tensor | None = None,
+    *,
+    lengths: Tensor | None = None,
+    v_bias: Tensor | None = None,
+    sharpening: float = 1.0,
+    normalization: str = "softmax",
+    location_weight: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One step of location-sensitive attention.
+
+    Chorowski et al. 2015, "Attention-Based Models for Speech Recognition"; Attention in NVIDIA's tacotron2/model.py.
+    Any strides; tensors in float32, float16 or bfloat16, under autocast of different ones.
+
+    Args:
+        query: attention LSTM's output, [B, n_query].
+        memory: encoder outputs, [B, T, n_memory].
+        processed_memory: memory through the memory layer, [B, T, A].
+        attention_weights_cat: previous and cumulative weights, [B, 2, T]; any float dtype.
+        query_weight: [A, n_query].
+        location_conv_weight: [F, 2, k] with odd k.
+        location_dense_weight: [A, F].
+        v_weight: [1, A].
+        mask: [B, T] bool, True in padding; absent: nothing is padding.
+        lengths: [B] integers: what lies beyond is padding, besides what the mask says, and neither memory nor
+            processed memory is read there. They are read on the device.
+        v_bias: [1], added to each energy, as coqui and ESPnet have it; without influence on a softmax.
+        sharpening: factor of the energies, as in ESPnet.
+        normalization: 'softmax' of the energies, or their 'sigmoid' over the sum of all sigmoids, as in coqui.
+        location_weight: what `fold_location` made of the location weights, to have it computed once for many steps.
+
+    Returns:
+        (context [B, n_memory], attention weights [B, T], float32 under autocast). An item that is all padding gets
+        zeros.
+
+    Raises:
+        FastglowError: shapes, a mask, lengths or a normalization that do not fit the above.
+    """
+    _check(
+        query, memory, processed_memory, attention_weights_cat, query_weight, location_conv_weight,
+        location_dense_weight, v_weight, mask, lengths, v_bias, normalization, location_weight,
+    )  # fmt: skip
+    options = {"lengths": lengths, "v_bias": v_bias, "sharpening": sharpening, "normalization": normalization}
+    tensors = [query, memory, processed_memory, query_weight, location_conv_weight, location_dense_weight, v_weight]
+    autocast = backend.autocast_dtype(query)
+    unsupported = _unsupported([*tensors, v_bias], autocast, len(v_weight[0]))
+    others = [attention_weights_cat, mask, lengths, v_bias, location_weight]
+    if not backend.picks_triton(OP, *tensors, *others, unsupported=unsupported):
+        return reference_location_attention(
+            query, memory, processed_memory, attention_weights_cat, query_weight, location_conv_weight,
+            location_dense_weight, v_weight, mask, **options,
+        )  # fmt: skip
+    dtype = query.dtype if autocast is None else autocast
+    if location_weight is None:
+        location_weight = fold_location(location_conv_weight, location_dense_weight, dtype)
+    return _LocationAttention.apply(
+        F.linear(query, query_weight),
+        memory,
+        processed_memory,
+        attention_weights_cat,
+        location_weight.to(dtype).contiguous(),
+        v_weight.reshape(-1).contiguous(),
+        v_bias,
+        mask,
+        None if lengths is None else lengths.contiguous(),
+        sharpening,
+        normalization,
+        dtype if autocast is None else torch.float32,
+    )
+
+
+def _unsupported(tensors: list[Tensor | None], autocast: torch.dtype | None, A: int) -> str | None:
+    dtypes = {str(x.dtype).removeprefix("torch.") for x in tensors if x is not None}
+    if autocast is None and len(dtypes) > 1:
+        return f"its tensors have the dtypes {', '.join(sorted(dtypes))}"
+    if A > MOST_ATTENTION:
+        return f"attention dimension {A} is above {MOST_ATTENTION}"
+    return None
+
+
+def _check(
+    query, memory, processed_memory, cat, query_weight, conv_weight, dense_weight, v_weight, mask, lengths, v_bias,
+    normalization, location_weight,
+) -> None:  # fmt: skip
+    if memory.dim() != 3:
+        raise FastglowError(f"memory has shape {tuple(memory.shape)}: pass [B, T, n_memory]")
+    if conv_weight.dim() != 3 or conv_weight.shape[1] != 2 or conv_weight.shape[2] % 2 == 0:
+        raise FastglowError(f"location_conv_weight has shape {tuple(conv_weight.shape)}: pass [filters, 2, odd k]")
+    B, T, _ = memory.shape
+    A = query_weight.shape[0]
+    n_filters, _, kernel_size = conv_weight.shape
+    expected = {
+        "query": (query, (B, query_weight.shape[-1])),
+        "processed_memory": (processed_memory, (B, T, A)),
+        "attention_weights_cat": (cat, (B, 2, T)),
+        "location_dense_weight": (dense_weight, (A, n_filters)),
+        "v_weight": (v_weight, (1, A)),
+        "mask": (mask, (B, T)),
+        "lengths": (lengths, (B,)),
+        "v_bias": (v_bias, (1,)),
+        "location_weight": (location_weight, (A, 2 * kernel_size)),
+    }
+    for name, (x, shape) in expected.items():
+        if x is not None and x.shape != shape:
+            raise FastglowError(
+                f"{name} has shape {tuple(x.shape)}, not {shape}, beside memory {tuple(memory.shape)}, query_weight "
+                f"{tuple(query_weight.shape)} and location_conv_weight {tuple(conv_weight.shape)}"
+            )
+    if mask is not None and mask.dtype != torch.bool:
+        raise FastglowError(f"mask has dtype {mask.dtype}: pass torch.bool, True in padding")
+    if lengths is not None and (lengths.is_floating_point() or lengths.dtype == torch.bool):
+        raise FastglowError(f"lengths have dtype {lengths.dtype}: pass integers")
+    if normalization not in NORMALIZATIONS:
+        raise FastglowError(
+            f"normalization {normalization!r} is unknown: pass {' or '.join(map(repr, NORMALIZATIONS))}"
+        )

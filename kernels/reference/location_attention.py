@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+NORMALIZATIONS = ("softmax", "sigmoid")
+
 
 def location_attention(
     query: Tensor,
@@ -15,6 +17,11 @@ def location_attention(
     location_dense_weight: Tensor,
     v_weight: Tensor,
     mask: Tensor | None = None,
+    *,
+    lengths: Tensor | None = None,
+    v_bias: Tensor | None = None,
+    sharpening: float = 1.0,
+    normalization: str = "softmax",
 ) -> tuple[Tensor, Tensor]:
     """One attention step.
 
@@ -22,24 +29,43 @@ def location_attention(
         query: attention LSTM's output, [B, n_query].
         memory: encoder outputs, [B, T, n_memory].
         processed_memory: memory through the memory layer, [B, T, A].
-        attention_weights_cat: previous and cumulative weights, [B, 2, T].
+        attention_weights_cat: previous and cumulative weights, [B, 2, T], any float dtype.
         query_weight: [A, n_query].
         location_conv_weight: [F, 2, k] with odd k.
         location_dense_weight: [A, F].
         v_weight: [1, A].
         mask: [B, T] bool, True in padding; absent: nothing is padding.
+        lengths: [B] integers: what lies beyond is padding, besides what the mask says.
+        v_bias: [1], added to each energy; absent: none.
+        sharpening: factor of the energies (ESPnet).
+        normalization: 'softmax' of the energies, or their 'sigmoid' over the sum of all sigmoids (coqui).
 
     Returns:
-        (context [B, n_memory], attention weights [B, T]).
+        (context [B, n_memory], attention weights [B, T]). An item that is all padding gets zeros.
     """
     kernel_size = location_conv_weight.shape[2]
+    attention_weights_cat = attention_weights_cat.to(location_conv_weight.dtype)
     # The convolution as a matrix product over its windows: with two input channels convolution routines are slow.
     windows = F.pad(attention_weights_cat, [(kernel_size - 1) // 2] * 2).unfold(2, kernel_size, 1)  # [B, 2, T, k]
     location = F.linear(windows.transpose(1, 2).flatten(2), location_conv_weight.flatten(1))  # [B, T, F]
     location = F.linear(location, location_dense_weight)  # [B, T, A]
     energies = F.linear(query, query_weight).unsqueeze(1) + location + processed_memory
-    energies = F.linear(torch.tanh(energies), v_weight).squeeze(2)  # [B, T]
-    if mask is not None:
-        energies = energies.masked_fill(mask, -float("inf"))
-    weights = F.softmax(energies, dim=1)
+    energies = F.linear(torch.tanh(energies), v_weight, v_bias).squeeze(2)  # [B, T]
+    if sharpening != 1.0:
+        energies = sharpening * energies
+    if lengths is not None:
+        beyond = torch.arange(memory.shape[1], device=lengths.device) >= lengths.unsqueeze(1)
+        mask = beyond if mask is None else mask | beyond
+    if normalization == "sigmoid":
+        weights = torch.sigmoid(energies)
+        if mask is not None:
+            weights = weights.masked_fill(mask, 0.0)
+        total = weights.sum(dim=1, keepdim=True)
+        weights = weights / total.masked_fill(total == 0, 1.0)
+    elif mask is None:
+        weights = F.softmax(energies, dim=1)
+    else:
+        # With -inf the softmax of an item that is all padding, and its gradient, would be NaN.
+        weights = F.softmax(energies.masked_fill(mask, torch.finfo(energies.dtype).min), dim=1)
+        weights = weights.masked_fill(mask, 0.0)
     return torch.bmm(weights.unsqueeze(1), memory).squeeze(1), weights
