@@ -61,7 +61,7 @@ BACKWARD_CONFIGS = {
 
 @triton.jit
 def _windows(
-    p_previous, p_cumulative, t0, k0, T, s_f, dtype: tl.constexpr, TAPS: tl.constexpr, BT: tl.constexpr,
+    p_previous, p_cumulative, t0, k0, T, dtype: tl.constexpr, TAPS: tl.constexpr, BT: tl.constexpr,
     BK: tl.constexpr,
 ):  # fmt: skip
     """Numbers k0 ... of the windows of positions t0 ..., [BT, BK]: column channel * TAPS + tap, zeros outside."""
@@ -70,7 +70,6 @@ def _windows(
     o_tap = o_column - tl.where(is_cumulative, TAPS, 0)
     o_source = (t0 + tl.arange(0, BT))[:, None] + (o_tap - TAPS // 2)[None, :]
     m_source = (o_source >= 0) & (o_source < T)
-    o_source = o_source.to(tl.int64) * s_f
     b_previous = tl.load(p_previous + o_source, mask=m_source & (o_column < TAPS)[None, :], other=0.0)
     m_cumulative = is_cumulative & (o_column < 2 * TAPS)
     b_cumulative = tl.load(p_cumulative + o_source, mask=m_source & m_cumulative[None, :], other=0.0)
@@ -87,7 +86,7 @@ def _location_weight(p_location, k0, A, s_l, TAPS: tl.constexpr, BA: tl.constexp
 
 @triton.jit
 def _hidden(
-    b_query, p_processed, p_previous, p_cumulative, p_location, t0, length, T, A, s_pt, s_pa, s_f, s_l,
+    b_query, p_processed, p_previous, p_cumulative, p_location, t0, length, T, A, s_pt, s_pa, s_l,
     TAPS: tl.constexpr, BT: tl.constexpr, BA: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """tanh(q + m_t + U f_t) of positions t0 ..., [BT, BA] float32; zeros beyond A."""
@@ -96,7 +95,7 @@ def _hidden(
     p_tile = p_processed + tl.cast(t0, tl.int64) * s_pt + (o_r.to(tl.int64) * s_pt)[:, None] + (o_a * s_pa)[None, :]
     b_z = tl.load(p_tile, mask=m, other=0.0).to(tl.float32) + b_query[None, :]
     for k0 in range(0, 2 * TAPS, BK):
-        b_f = _windows(p_previous, p_cumulative, t0, k0, T, s_f, p_location.dtype.element_ty, TAPS, BT, BK)
+        b_f = _windows(p_previous, p_cumulative, t0, k0, T, p_location.dtype.element_ty, TAPS, BT, BK)
         b_u = _location_weight(p_location, k0, A, s_l, TAPS, BA, BK)
         b_z = tl.dot(b_f, tl.trans(b_u), b_z, input_precision=PRECISION)
     # The sigmoid form of tanh overflows nowhere.
@@ -117,7 +116,7 @@ def _v_and_bias(p_v, p_v_bias, A, BA: tl.constexpr, HAS_V_BIAS: tl.constexpr):
 @triton.jit
 def attend_weights(
     b_query, p_processed, p_previous, p_cumulative, p_location, p_v, p_v_bias, p_mask, p_weights, p_next_cumulative,
-    length, T, A, sharpening, s_pt, s_pa, s_f, s_l, s_k,
+    length, T, A, sharpening, s_pt, s_pa, s_l, s_k,
     TAPS: tl.constexpr, NORMALIZATION: tl.constexpr, HAS_V_BIAS: tl.constexpr, HAS_MASK: tl.constexpr,
     HAS_NEXT: tl.constexpr, BT: tl.constexpr, BA: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -133,7 +132,7 @@ def attend_weights(
     for t0 in range(0, length, BT):
         m_t = t0 + o_r < length
         b_h = _hidden(
-            b_query, p_processed, p_previous, p_cumulative, p_location, t0, length, T, A, s_pt, s_pa, s_f, s_l,
+            b_query, p_processed, p_previous, p_cumulative, p_location, t0, length, T, A, s_pt, s_pa, s_l,
             TAPS, BT, BA, BK, PRECISION,
         )  # fmt: skip
         b_e = sharpening * (tl.sum(b_h * b_v[None, :], axis=1) + b_bias)  # [BT]
@@ -163,7 +162,7 @@ def attend_weights(
             b_w = tl.load(p_weights + o_t, mask=o_t < length, other=0.0) * b_scale
         tl.store(p_weights + o_t, b_w, mask=o_t < T)
         if HAS_NEXT:
-            b_sums = tl.load(p_cumulative + o_t.to(tl.int64) * s_f, mask=o_t < T, other=0.0).to(tl.float32)
+            b_sums = tl.load(p_cumulative + o_t, mask=o_t < T, other=0.0).to(tl.float32)
             tl.store(p_next_cumulative + o_t, b_sums + b_w, mask=o_t < T)
 
 
@@ -188,7 +187,7 @@ def attend_context(
 def attend(
     b_query, p_memory, p_processed, p_previous, p_cumulative, p_location, p_v, p_v_bias, p_mask,
     p_weights, p_context, p_next_cumulative,
-    length, T, A, D, sharpening, s_mt, s_md, s_pt, s_pa, s_f, s_l, s_k,
+    length, T, A, D, sharpening, s_mt, s_md, s_pt, s_pa, s_l, s_k,
     TAPS: tl.constexpr, NORMALIZATION: tl.constexpr, HAS_V_BIAS: tl.constexpr, HAS_MASK: tl.constexpr,
     HAS_NEXT: tl.constexpr, BT: tl.constexpr, BA: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr,
     BD: tl.constexpr, PRECISION: tl.constexpr,
@@ -202,7 +201,7 @@ def attend(
     Args:
         b_query: W_q query, [BA] float32, zeros beyond A.
         p_memory: [T, D], strides s_mt, s_md; p_processed: [T, A], strides s_pt, s_pa; any float dtype.
-        p_previous, p_cumulative: weights [T], stride s_f, any float dtype. They are read at all T positions: beyond
+        p_previous, p_cumulative: weights [T], contiguous, any float dtype. They are read at all T positions: beyond
             the length they should hold zeros.
         p_location: U [A, 2 TAPS], rows s_l apart, column channel * TAPS + tap (channel 0 the previous weights), in
             the dtype that the product is computed in.
@@ -211,8 +210,7 @@ def attend(
         p_weights: [T] float32: gets the weights, zeros beyond the length and where masked. Not p_previous or
             p_cumulative. An item of which nothing is left has zeros everywhere.
         p_context: [D], any float dtype: gets the context.
-        p_next_cumulative: [T], any float dtype; gets cumulative + weights if HAS_NEXT; may be p_cumulative, if
-            s_f is 1.
+        p_next_cumulative: [T], any float dtype; gets cumulative + weights if HAS_NEXT; may be p_cumulative.
         length: positions that count, at most T; 0 is allowed.
         sharpening: float factor of the energies.
         TAPS: k, odd; NORMALIZATION: "softmax" or "sigmoid".
@@ -222,7 +220,7 @@ def attend(
     """
     attend_weights(
         b_query, p_processed, p_previous, p_cumulative, p_location, p_v, p_v_bias, p_mask, p_weights,
-        p_next_cumulative, length, T, A, sharpening, s_pt, s_pa, s_f, s_l, s_k,
+        p_next_cumulative, length, T, A, sharpening, s_pt, s_pa, s_l, s_k,
         TAPS, NORMALIZATION, HAS_V_BIAS, HAS_MASK, HAS_NEXT, BT, BA, BK, PRECISION,
     )  # fmt: skip
     tl.debug_barrier()
@@ -298,7 +296,7 @@ def attend_bwd(
     p_memory, p_processed, p_previous, p_cumulative, p_location, p_v, p_v_bias, p_weights,
     p_dprocessed, p_dlocation, p_dv, p_dv_bias, p_dprevious, p_dcumulative,
     p_g, p_products,
-    length, T, A, D, sharpening, s_mt, s_md, s_pt, s_pa, s_f, s_l,
+    length, T, A, D, sharpening, s_mt, s_md, s_pt, s_pa, s_l,
     TAPS: tl.constexpr, NORMALIZATION: tl.constexpr, HAS_V_BIAS: tl.constexpr, HAS_DWEIGHTS: tl.constexpr,
     ADD: tl.constexpr, ADD_CUMULATIVE: tl.constexpr, FOLD: tl.constexpr,
     BT: tl.constexpr, BA: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
@@ -341,11 +339,10 @@ def attend_bwd(
     b_dv = tl.zeros((BA,), tl.float32)
     b_dbias = 0.0
     b_dlocation = tl.zeros((BK, BA), tl.float32)
-    p_dlocation_tile = p_dlocation + (o_a * (2 * TAPS))[None, :] + o_k[:, None]  # [BK, BA]
     for t0 in range(0, length if ADD else T, BT):
         m_t = t0 + o_r < length
         b_h = _hidden(
-            b_query, p_processed, p_previous, p_cumulative, p_location, t0, length, T, A, s_pt, s_pa, s_f, s_l,
+            b_query, p_processed, p_previous, p_cumulative, p_location, t0, length, T, A, s_pt, s_pa, s_l,
             TAPS, BT, BA, BK, PRECISION,
         )  # fmt: skip
         b_w = tl.load(p_weights + t0 + o_r, mask=m_t, other=0.0)
@@ -363,18 +360,16 @@ def attend_bwd(
         b_dz_rounded = b_dz.to(dtype)
         for k0 in range(0, 2 * TAPS, BK):
             m_k = k0 + o_k < 2 * TAPS
-            b_f = _windows(p_previous, p_cumulative, t0, k0, T, s_f, dtype, TAPS, BT, BK)
+            b_f = _windows(p_previous, p_cumulative, t0, k0, T, dtype, TAPS, BT, BK)
             if ONE_BLOCK:
                 b_dlocation = tl.dot(tl.trans(b_f), b_dz_rounded, b_dlocation, input_precision=PRECISION)
             else:
-                b_part = tl.dot(tl.trans(b_f), b_dz_rounded, input_precision=PRECISION)
+                b_part = tl.dot(tl.trans(b_f), b_dz_rounded, input_precision=PRECISION)  # [BK, BA]
+                p_part = p_dlocation + k0 + (o_a * (2 * TAPS))[None, :] + o_k[:, None]
                 m_part = m_k[:, None] & m_a[None, :]
-                if not ADD:
-                    # Of the first positions nothing is there yet.
-                    b_part += tl.load(p_dlocation_tile + k0, mask=m_part & (t0 > 0), other=0.0)
-                    tl.store(p_dlocation_tile + k0, b_part, mask=m_part)
-                else:
-                    _put(p_dlocation_tile + k0, b_part, m_part, True)
+                # Unless it is added to, nothing is there yet before the first positions.
+                b_part += tl.load(p_part, mask=m_part & (ADD or t0 > 0), other=0.0)
+                tl.store(p_part, b_part, mask=m_part)
             if FOLD:
                 b_u = _location_weight(p_location, k0, A, s_l, TAPS, BA, BK)
                 b_df = tl.dot(b_dz_rounded, b_u, input_precision=PRECISION)  # [BT, BK]
@@ -383,7 +378,8 @@ def attend_bwd(
         if not ONE_BLOCK:
             tl.debug_barrier()
     if ONE_BLOCK:
-        _put(p_dlocation_tile, b_dlocation, (o_k < 2 * TAPS)[:, None] & m_a[None, :], ADD)
+        p_all = p_dlocation + (o_a * (2 * TAPS))[None, :] + o_k[:, None]
+        _put(p_all, b_dlocation, (o_k < 2 * TAPS)[:, None] & m_a[None, :], ADD)
     _put(p_dv + o_a, b_dv, m_a, ADD)
     if HAS_V_BIAS:
         if ADD:
@@ -415,7 +411,7 @@ def location_attention_fwd_kernel(
     p_rows,  # [B, blocks of D, T] float32: the weights, as each program makes them
     p_weights, p_context,  # [B, T] and [B, D]
     T, A, D, sharpening,
-    s_q, s_mb, s_mt, s_md, s_pb, s_pt, s_pa, s_fb, s_f, s_kb, s_k,
+    s_q, s_mb, s_mt, s_md, s_pb, s_pt, s_pa, s_fb, s_kb, s_k,
     TAPS: tl.constexpr, NORMALIZATION: tl.constexpr, HAS_V_BIAS: tl.constexpr, HAS_MASK: tl.constexpr,
     HAS_LENGTHS: tl.constexpr, BT: tl.constexpr, BA: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr,
     BD: tl.constexpr, PRECISION: tl.constexpr,
@@ -427,7 +423,7 @@ def location_attention_fwd_kernel(
     attend_weights(
         _query(p_query, i_b, A, s_q, BA), p_processed + i_b * s_pb, p_previous + i_b * s_fb, p_cumulative + i_b * s_fb,
         p_location, p_v, p_v_bias, p_mask + i_b * s_kb, p_rows, p_rows,
-        length, T, A, sharpening, s_pt, s_pa, s_f, 2 * TAPS, s_k,
+        length, T, A, sharpening, s_pt, s_pa, 2 * TAPS, s_k,
         TAPS, NORMALIZATION, HAS_V_BIAS, HAS_MASK, False, BT, BA, BK, PRECISION,
     )  # fmt: skip
     tl.debug_barrier()
@@ -447,7 +443,7 @@ def location_attention_bwd_kernel(
     p_dquery, p_dprocessed, p_dlocation, p_dv, p_dv_bias,  # an item's own, contiguous
     p_dprevious, p_dcumulative, p_products, p_g,  # of [B, 2, T]; scratch: [B, T, 2 TAPS] and [B, T], float32
     T, A, D, sharpening,
-    s_q, s_mb, s_mt, s_md, s_pb, s_pt, s_pa, s_fb, s_f, s_r,
+    s_q, s_mb, s_mt, s_md, s_pb, s_pt, s_pa, s_fb, s_r,
     TAPS: tl.constexpr, NORMALIZATION: tl.constexpr, HAS_V_BIAS: tl.constexpr, HAS_DWEIGHTS: tl.constexpr,
     HAS_LENGTHS: tl.constexpr, FOLD: tl.constexpr, BT: tl.constexpr, BA: tl.constexpr, BK: tl.constexpr,
     BR: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr,
@@ -461,7 +457,7 @@ def location_attention_bwd_kernel(
         p_location, p_v, p_v_bias, p_rows + i_b * s_r,
         p_dprocessed + i_b * T * A, p_dlocation + i_b * A * (2 * TAPS), p_dv + i_b * A, p_dv_bias + i_b,
         p_dprevious + i_b * 2 * T, p_dcumulative + i_b * 2 * T, p_g + i_b * T, p_products + i_b * T * (2 * TAPS),
-        length, T, A, D, sharpening, s_mt, s_md, s_pt, s_pa, s_f, 2 * TAPS,
+        length, T, A, D, sharpening, s_mt, s_md, s_pt, s_pa, 2 * TAPS,
         TAPS, NORMALIZATION, HAS_V_BIAS, HAS_DWEIGHTS, False, False, FOLD, BT, BA, BK, BR, BD, PRECISION,
     )  # fmt: skip
     o_a = tl.arange(0, BA)
@@ -519,7 +515,7 @@ def _forward(
         OP, location_attention_fwd_kernel, (blocks, B),
         query, memory, processed, cat, cat[:, 1], location, v, v_bias, rows if mask is None else mask, lengths,
         rows, weights, context,
-        T, A, D, sharpening, query.stride(0), *memory.stride(), *processed.stride(), cat.stride(0), cat.stride(2),
+        T, A, D, sharpening, query.stride(0), *memory.stride(), *processed.stride(), cat.stride(0),
         *((0, 0) if mask is None else mask.stride()),
         device=memory.device, HAS_V_BIAS=v_bias is not None, HAS_MASK=mask is not None,
         HAS_LENGTHS=lengths is not None, **_constants(cat, location, normalization), **config,
@@ -576,7 +572,7 @@ class _LocationAttention(Function):
             dquery, dprocessed, dlocation, dv, dv_bias, *((g, g, g) if dcat is None else (dcat, dcat[:, 1], products)),
             g,
             T, A, D, ctx.sharpening,
-            query.stride(0), *memory.stride(), *processed.stride(), cat.stride(0), cat.stride(2), rows.stride(0),
+            query.stride(0), *memory.stride(), *processed.stride(), cat.stride(0), rows.stride(0),
             device=device, HAS_V_BIAS=v_bias is not None, HAS_DWEIGHTS=dweights is not None,
             HAS_LENGTHS=lengths is not None, FOLD=wants_cat, **_constants(cat, location, ctx.normalization), **config,
         )  # fmt: skip
@@ -670,7 +666,7 @@ def location_attention(
         F.linear(query, query_weight),
         memory,
         processed_memory,
-        attention_weights_cat,
+        attention_weights_cat if attention_weights_cat.stride(2) == 1 else attention_weights_cat.contiguous(),
         location_weight.to(dtype).contiguous(),
         v_weight.reshape(-1).contiguous(),
         v_bias,
