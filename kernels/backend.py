@@ -8,7 +8,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 
 import torch
@@ -95,6 +95,12 @@ def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     kind = tensor.device.type
     available = torch.amp.is_autocast_available(kind)  # not on the meta device, and asking on is an error there
     return torch.get_autocast_dtype(kind) if available and torch.is_autocast_enabled(kind) else None
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager:
+    """Inside, autocast is off on the tensor's device."""
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def _reason_against(tensors: list[Tensor], on_gpu: bool) -> str | None:

@@ -1,0 +1,847 @@
+"""Tacotron 2's free-running decoder: the loop of frames on the device, for a batch of items that end one by one.
+
+A frame is five phases. A phase is made of tiles that any programs may share out among themselves; a tile reads what
+earlier phases wrote, and nothing that another tile of its phase writes:
+
+    ATTENTION_RNN  gates = W [x2, context, h]; h', c'; a tile's share of the query W_q h'
+    ATTENTION      the query from its shares, energies, weights and context, one tile an item; beside it, in tiles of
+                   their own, what the decoder LSTM's gates need of h' and of its own state
+    DECODER_RNN    the context's part of the gates; h', c'
+    OUTPUT         W [h', context]: the frame, the gate, and the prenet's first layer of the frame. That layer is
+                   linear in the frame and so folded into the projection: W_1 W_frame
+    PRENET         the prenet's second layer, x2; the list of the items that go on
+
+Who runs them:
+
+    steps       five launches a frame
+    graph       the same launches, STEPS_PER_GRAPH frames of them, recorded in a CUDA graph and replayed until the
+                list is empty, of which the host has one asynchronous look a replay
+    persistent  one launch a batch: a program a multiprocessor goes through all frames, with a barrier of the whole
+                grid between phases
+
+All three run the same tiles, so one seed gives the same bits. Items are addressed through the list of those that
+still run, compacted every frame: finished ones cost nothing, and in a batch no item meets another's numbers.
+
+Hidden states are double-buffered by the parity of the frame, because a phase reads all of the old one while it
+writes the new. Cells, weights of the attention and sums are float32.
+"""
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass, field, fields
+from threading import Lock
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastglow.errors import FastglowError
+
+from . import backend
+from .decoder_weights import OutputWeights, RecurrentWeights
+from .launch import Config, launch, next_power_of_2, pick_config
+from .location_attention import attend
+from .lstm_cell import lstm_activate, lstm_gates, lstm_split, lstm_update
+from .prenet import uniform_noise
+from .reference.decode_loop import DecodeResult
+from .reference.decode_loop import decode_loop as reference_decode_loop
+
+OP = "decode_loop"
+
+ATTENTION_RNN, ATTENTION, DECODER_RNN, OUTPUT, PRENET = (tl.constexpr(i) for i in range(5))
+N_PHASES = tl.constexpr(5)
+
+STEPS_PER_GRAPH = 16
+PERSISTENT_ITEMS = 8  # beyond, the products are large enough for launches not to matter
+GRAPHS_KEPT = 8
+
+SMALLEST_DEPTH = 16  # of a tensor core's product
+BB = 16  # items of a tile: the fewest columns of a tensor core's product
+PATIENCE = 1 << 22  # looks at a barrier, of about a microsecond, before a program gives the others up
+
+
+def _config(bu: int, br: int, bk: int, bt: int, bl: int, bd: int, num_warps: int, num_stages: int) -> Config:
+    blocks = {"BU": bu, "BR": br, "BK": bk, "BT": bt, "BL": bl, "BD": bd}
+    return blocks | {"num_warps": num_warps, "num_stages": num_stages}
+
+
+# By the size of an element: tiles of BU units of an LSTM or BR rows of another product, of depth BK; BT positions
+# and BD columns of an attention step. With 8 units, 1024 of them are 128 tiles: one a multiprocessor. Sums are
+# grouped by them, so the choice must not depend on the batch.
+CONFIGS = {
+    2: (_config(8, 16, 128, 32, 64, 128, 8, 3), _config(16, 16, 128, 32, 32, 128, 8, 3)),
+    4: (_config(8, 16, 64, 32, 16, 128, 8, 3), _config(16, 16, 64, 16, 16, 64, 8, 2)),
+}
+
+
+@triton.jit
+def _items(p_active, i_b, n_active, BB: tl.constexpr):
+    """The items of block i_b of the list, and which of them there are, [BB]."""
+    o_i = i_b * BB + tl.arange(0, BB)
+    m_b = o_i < n_active
+    return tl.load(p_active + o_i, mask=m_b, other=0).to(tl.int64), m_b
+
+
+@triton.jit
+def _product(
+    b_y, p_w, o_row, m_row, p_x, o_b, m_b, K, s_w, s_x, BK: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr
+):
+    """y + W x^T, [rows, BB]; rows of W and of x are K contiguous numbers, s_w and s_x apart."""
+    o_k = tl.arange(0, BK)
+    p_rows = p_w + (o_row * s_w)[:, None] + o_k[None, :]
+    p_columns = p_x + (o_b * s_x)[None, :] + o_k[:, None]
+    for k in range(0, K, BK):
+        if EVEN_K:
+            b_w = tl.load(p_rows + k, mask=m_row[:, None], other=0.0)  # [rows, BK]
+            b_x = tl.load(p_columns + k, mask=m_b[None, :], other=0.0)  # [BK, BB]
+        else:
+            m_k = k + o_k < K
+            b_w = tl.load(p_rows + k, mask=m_row[:, None] & m_k[None, :], other=0.0)
+            b_x = tl.load(p_columns + k, mask=m_k[:, None] & m_b[None, :], other=0.0)
+        b_y = tl.dot(b_w, b_x, b_y, input_precision=PRECISION)
+    return b_y
+
+
+@triton.jit
+def _update_state(b_gates, p_bias, p_c, p_h, i_u, o_b, m_b, n, BU: tl.constexpr, BB: tl.constexpr):
+    """Writes c' over c and h' to p_h, both [B, n]; returns h' [BU, BB], as rounded there."""
+    b_i, b_f, b_g, b_o = lstm_split(b_gates, BU, BB)
+    o_u = i_u * BU + tl.arange(0, BU)
+    m_u = o_u < n
+    b_i += tl.load(p_bias + o_u, mask=m_u, other=0.0)[:, None]
+    b_f += tl.load(p_bias + n + o_u, mask=m_u, other=0.0)[:, None]
+    b_g += tl.load(p_bias + 2 * n + o_u, mask=m_u, other=0.0)[:, None]
+    b_o += tl.load(p_bias + 3 * n + o_u, mask=m_u, other=0.0)[:, None]
+    b_i, b_f, b_g, b_o = lstm_activate(b_i, b_f, b_g, b_o)
+    o_state = (o_b * n)[None, :] + o_u[:, None]
+    m_state = m_u[:, None] & m_b[None, :]
+    b_h, b_c = lstm_update(b_i, b_f, b_g, b_o, tl.load(p_c + o_state, mask=m_state, other=0.0))
+    tl.store(p_c + o_state, b_c, mask=m_state)
+    b_h = b_h.to(p_h.dtype.element_ty)
+    tl.store(p_h + o_state, b_h, mask=m_state)
+    return b_h
+
+
+@triton.jit
+def _attention_rnn(
+    i, p_active, n_active, p_x2, p_context, p_h, p_next_h, p_c, p_w_ih, p_w_hh, p_bias, p_query_weight, p_query,
+    n, P, D, A,
+    BU: tl.constexpr, BB: tl.constexpr, BK: tl.constexpr,
+    EVEN_P: tl.constexpr, EVEN_D: tl.constexpr, EVEN_N: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    n_tiles = tl.cdiv(n, BU)
+    i_u, i_b = i % n_tiles, i // n_tiles
+    o_b, m_b = _items(p_active, i_b, n_active, BB)
+    o_row = i_u * BU + tl.arange(0, 4 * BU) // 4
+    b_gates = tl.zeros((4 * BU, BB), tl.float32)
+    b_gates = lstm_gates(b_gates, p_x2, p_w_ih, o_row, o_b, m_b, n, P, P, P + D, BU, BK, EVEN_P, PRECISION)
+    b_gates = lstm_gates(b_gates, p_context, p_w_ih + P, o_row, o_b, m_b, n, D, D, P + D, BU, BK, EVEN_D, PRECISION)
+    b_gates = lstm_gates(b_gates, p_h, p_w_hh, o_row, o_b, m_b, n, n, n, n, BU, BK, EVEN_N, PRECISION)
+    b_h = _update_state(b_gates, p_bias, p_c, p_next_h, i_u, o_b, m_b, n, BU, BB).to(tl.float32)
+    # These units' share of the query of every item, for the phase that follows: [B, tiles, A].
+    o_u = i_u * BU + tl.arange(0, BU)
+    b_h = tl.trans(tl.where((o_u < n)[:, None], b_h, 0.0))  # [BB, BU]
+    for a in range(0, A, 16):
+        o_a = a + tl.arange(0, 16)
+        m_w = (o_a < A)[:, None] & (o_u < n)[None, :]
+        b_w = tl.load(p_query_weight + o_a[:, None] * n + o_u[None, :], mask=m_w, other=0.0).to(tl.float32)  # [16, BU]
+        # Axes in an order that Triton does not take for a product, which it would round to TF32.
+        b_share = tl.sum(b_w[:, None, :] * b_h[None, :, :], axis=2)  # [16, BB]
+        p_share = p_query + ((o_b * n_tiles + i_u) * A)[None, :] + o_a[:, None]
+        tl.store(p_share, b_share, mask=(o_a < A)[:, None] & m_b[None, :])
+
+
+@triton.jit
+def _attention(
+    item, t, p_memory, p_processed_memory, p_lengths, p_location_weight, p_v, p_query, p_cumulative, p_alignments,
+    p_context, n_shares, T, D, A, max_steps,
+    TAPS: tl.constexpr, BT: tl.constexpr, BA: tl.constexpr, BL: tl.constexpr, BD: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One item's attention step; the weights are row t + 1 of its alignments, those before are row t."""
+    item = item.to(tl.int64)
+    o_a = tl.arange(0, BA)
+    b_query = tl.zeros((BA,), tl.float32)
+    for share in range(0, n_shares, 16):
+        o_share = share + tl.arange(0, 16)
+        m = (o_share < n_shares)[:, None] & (o_a < A)[None, :]
+        p_shares = p_query + (item * n_shares + o_share)[:, None] * A + o_a[None, :]
+        b_query += tl.sum(tl.load(p_shares, mask=m, other=0.0), axis=0)
+    p_previous = p_alignments + (item * (max_steps + 1) + t) * T
+    p_cumulative += item * T
+    attend(
+        b_query, p_memory + item * T * D, p_processed_memory + item * T * A, p_previous, p_cumulative,
+        p_location_weight, p_v, p_v, p_v, p_previous + T, p_context + item * D, p_cumulative,
+        tl.load(p_lengths + item), T, A, D, 1.0, D, 1, A, 1, 2 * TAPS, 1,
+        TAPS, "softmax", False, False, True, BT, BA, BL, BT, BD, PRECISION,
+    )  # fmt: skip
+
+
+@triton.jit
+def _decoder_rnn_early(
+    i, p_active, n_active, p_attention_h, p_h, p_gates, p_w_ih, p_w_hh, n, N, D, B,
+    BU: tl.constexpr, BB: tl.constexpr, BK: tl.constexpr,
+    EVEN_A: tl.constexpr, EVEN_N: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The gates' part that needs no context, to [rows of tiles, B]. N: units of the attention LSTM."""
+    n_tiles = tl.cdiv(n, BU)
+    i_u, i_b = i % n_tiles, i // n_tiles
+    o_b, m_b = _items(p_active, i_b, n_active, BB)
+    o_row = i_u * BU + tl.arange(0, 4 * BU) // 4
+    b_gates = tl.zeros((4 * BU, BB), tl.float32)
+    b_gates = lstm_gates(b_gates, p_attention_h, p_w_ih, o_row, o_b, m_b, n, N, N, N + D, BU, BK, EVEN_A, PRECISION)
+    b_gates = lstm_gates(b_gates, p_h, p_w_hh, o_row, o_b, m_b, n, n, n, n, BU, BK, EVEN_N, PRECISION)
+    o_gate = (i_u * 4 * BU + tl.arange(0, 4 * BU)) * B
+    tl.store(p_gates + o_gate[:, None] + o_b[None, :], b_gates, mask=m_b[None, :])
+
+
+@triton.jit
+def _decoder_rnn(
+    i, p_active, n_active, p_context, p_next_h, p_c, p_gates, p_w_ih, p_bias, n, N, D, B,
+    BU: tl.constexpr, BB: tl.constexpr, BK: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    n_tiles = tl.cdiv(n, BU)
+    i_u, i_b = i % n_tiles, i // n_tiles
+    o_b, m_b = _items(p_active, i_b, n_active, BB)
+    o_row = i_u * BU + tl.arange(0, 4 * BU) // 4
+    o_gate = (i_u * 4 * BU + tl.arange(0, 4 * BU)) * B
+    b_gates = tl.load(p_gates + o_gate[:, None] + o_b[None, :], mask=m_b[None, :], other=0.0)
+    b_gates = lstm_gates(b_gates, p_context, p_w_ih + N, o_row, o_b, m_b, n, D, D, N + D, BU, BK, EVEN_D, PRECISION)
+    _update_state(b_gates, p_bias, p_c, p_next_h, i_u, o_b, m_b, n, BU, BB)
+
+
+@triton.jit
+def _relu_dropout(b_x, p_seeds, o_b, m_b, stream, position, o_unit, p_dropout, scale):
+    """[units, BB]."""
+    b_seed = tl.load(p_seeds + o_b, mask=m_b, other=0)
+    b_noise = uniform_noise(b_seed[None, :], stream, position, o_unit[:, None])
+    return tl.where(b_noise >= p_dropout, tl.maximum(b_x, 0.0) * scale, 0.0)
+
+
+@triton.jit
+def _output(
+    i, t, p_active, n_active, p_h, p_context, p_weight, p_bias, p_seeds, p_frames, p_steps, p_fired, p_x1,
+    n, D, n_frame, P, max_steps, p_dropout, scale, gate_threshold,
+    BR: tl.constexpr, BB: tl.constexpr, BK: tl.constexpr,
+    EVEN_N: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Rows: n_frame of the frame, one of the gate, P of the prenet's first layer."""
+    n_rows = n_frame + 1 + P
+    n_tiles = tl.cdiv(n_rows, BR)
+    i_r, i_b = i % n_tiles, i // n_tiles
+    o_b, m_b = _items(p_active, i_b, n_active, BB)
+    o_row = i_r * BR + tl.arange(0, BR)
+    m_row = o_row < n_rows
+    b_y = tl.zeros((BR, BB), tl.float32)
+    b_y = _product(b_y, p_weight, o_row, m_row, p_h, o_b, m_b, n, n + D, n, BK, EVEN_N, PRECISION)
+    b_y = _product(b_y, p_weight + n, o_row, m_row, p_context, o_b, m_b, D, n + D, D, BK, EVEN_D, PRECISION)
+    b_y += tl.load(p_bias + o_row, mask=m_row, other=0.0)[:, None]
+    p_frame = p_frames + ((o_b * max_steps + t) * n_frame)[None, :] + o_row[:, None]
+    tl.store(p_frame, b_y.to(p_frames.dtype.element_ty), mask=(o_row < n_frame)[:, None] & m_b[None, :])
+    m_gate = (o_row == n_frame)[:, None] & m_b[None, :]
+    b_running = (tl.sigmoid(b_y) <= gate_threshold).to(tl.int32)
+    o_item = o_b[None, :] + tl.zeros((BR, 1), tl.int64)
+    tl.store(p_steps + o_item, t + b_running, mask=m_gate)
+    tl.store(p_fired + o_item, 1 - b_running, mask=m_gate)
+    o_unit = o_row - n_frame - 1
+    b_x = _relu_dropout(b_y, p_seeds, o_b, m_b, 0, t + 1, o_unit, p_dropout, scale)
+    p_unit = p_x1 + (o_b * P)[None, :] + o_unit[:, None]
+    tl.store(p_unit, b_x.to(p_x1.dtype.element_ty), mask=((o_unit >= 0) & m_row)[:, None] & m_b[None, :])
+
+
+@triton.jit
+def _prenet(
+    i, t, p_active, n_active, p_x1, p_x2, p_weight, p_seeds, P1, P, p_dropout, scale,
+    BR: tl.constexpr, BB: tl.constexpr, BK: tl.constexpr, EVEN_P1: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    n_tiles = tl.cdiv(P, BR)
+    i_r, i_b = i % n_tiles, i // n_tiles
+    o_b, m_b = _items(p_active, i_b, n_active, BB)
+    o_row = i_r * BR + tl.arange(0, BR)
+    m_row = o_row < P
+    b_x = tl.zeros((BR, BB), tl.float32)
+    b_x = _product(b_x, p_weight, o_row, m_row, p_x1, o_b, m_b, P1, P1, P1, BK, EVEN_P1, PRECISION)
+    b_x = _relu_dropout(b_x, p_seeds, o_b, m_b, 1, t + 1, o_row, p_dropout, scale)
+    p_unit = p_x2 + (o_b * P)[None, :] + o_row[:, None]
+    tl.store(p_unit, b_x.to(p_x2.dtype.element_ty), mask=m_row[:, None] & m_b[None, :])
+
+
+@triton.jit
+def _write_list(b_item, m_keep, p_active, p_n_active):
+    b_keep = m_keep.to(tl.int32)
+    tl.store(p_active + tl.cumsum(b_keep, 0) - 1, b_item, mask=m_keep)
+    tl.store(p_n_active, tl.sum(b_keep, 0))
+
+
+@triton.jit
+def _keep_running(p_active, n_active, p_next_active, p_n_next, p_fired, is_last, BA: tl.constexpr):
+    """The next frame's list: this one's items, in order, without those whose gate fired; none after the last."""
+    o_i = tl.arange(0, BA)
+    m_i = o_i < n_active
+    b_item = tl.load(p_active + o_i, mask=m_i, other=0)
+    b_fired = tl.load(p_fired + b_item, mask=m_i, other=1)
+    _write_list(b_item, m_i & (b_fired == 0) & (is_last == 0), p_next_active, p_n_next)
+
+
+@triton.jit
+def _phase(
+    PHASE: tl.constexpr, t,
+    p_memory, p_processed_memory, p_lengths, p_seeds,
+    p_attention_ih, p_attention_hh, p_attention_bias, p_query_weight, p_location_weight, p_v,
+    p_decoder_ih, p_decoder_hh, p_decoder_bias, p_output_weight, p_output_bias, p_prenet_weight,
+    p_active, p_n_active, p_x1, p_x2, p_context, p_attention_h, p_attention_c, p_decoder_h, p_decoder_c,
+    p_query, p_gates, p_cumulative, p_alignments, p_frames, p_steps, p_fired,
+    B, T, D, A, N, n, n_frame, P1, P, max_steps, p_dropout, scale, gate_threshold,
+    BU: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr, BT: tl.constexpr, BB: tl.constexpr, BA: tl.constexpr,
+    BL: tl.constexpr, BD: tl.constexpr, BATCH: tl.constexpr, TAPS: tl.constexpr,
+    EVEN_P1: tl.constexpr, EVEN_P: tl.constexpr, EVEN_D: tl.constexpr, EVEN_A: tl.constexpr, EVEN_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """This program's tiles of a phase of frame t. N, n: units of the attention and of the decoder LSTM."""
+    now, then = t % 2, (t + 1) % 2
+    pid, n_programs = tl.program_id(0), tl.num_programs(0)
+    p_list = p_active + now * B
+    n_active = tl.load(p_n_active + now)
+    n_blocks = tl.cdiv(n_active, BB)
+    if PHASE == ATTENTION_RNN:
+        for i in range(pid, tl.cdiv(N, BU) * n_blocks, n_programs):
+            _attention_rnn(
+                i, p_list, n_active, p_x2, p_context, p_attention_h + now * B * N, p_attention_h + then * B * N,
+                p_attention_c, p_attention_ih, p_attention_hh, p_attention_bias, p_query_weight, p_query,
+                N, P, D, A, BU, BB, BK, EVEN_P, EVEN_D, EVEN_A, PRECISION,
+            )  # fmt: skip
+    elif PHASE == ATTENTION:
+        for i in range(pid, n_active + tl.cdiv(n, BU) * n_blocks, n_programs):
+            if i < n_active:
+                _attention(
+                    tl.load(p_list + i), t, p_memory, p_processed_memory, p_lengths, p_location_weight, p_v, p_query,
+                    p_cumulative, p_alignments, p_context, tl.cdiv(N, BU), T, D, A, max_steps, TAPS, BT, BA, BL, BD,
+                    PRECISION,
+                )  # fmt: skip
+            else:
+                _decoder_rnn_early(
+                    i - n_active, p_list, n_active, p_attention_h + then * B * N, p_decoder_h + now * B * n, p_gates,
+                    p_decoder_ih, p_decoder_hh, n, N, D, B, BU, BB, BK, EVEN_A, EVEN_N, PRECISION,
+                )  # fmt: skip
+    elif PHASE == DECODER_RNN:
+        for i in range(pid, tl.cdiv(n, BU) * n_blocks, n_programs):
+            _decoder_rnn(
+                i, p_list, n_active, p_context, p_decoder_h + then * B * n, p_decoder_c, p_gates, p_decoder_ih,
+                p_decoder_bias, n, N, D, B, BU, BB, BK, EVEN_D, PRECISION,
+            )  # fmt: skip
+    elif PHASE == OUTPUT:
+        for i in range(pid, tl.cdiv(n_frame + 1 + P1, BR) * n_blocks, n_programs):
+            _output(
+                i, t, p_list, n_active, p_decoder_h + then * B * n, p_context, p_output_weight, p_output_bias,
+                p_seeds, p_frames, p_steps, p_fired, p_x1, n, D, n_frame, P1, max_steps, p_dropout, scale,
+                gate_threshold, BR, BB, BK, EVEN_N, EVEN_D, PRECISION,
+            )  # fmt: skip
+    else:
+        for i in range(pid, tl.cdiv(P, BR) * n_blocks + 1, n_programs):
+            if i == 0:
+                # Also when no item is left: the list of the frame before must not come back.
+                is_last = (t + 1 >= max_steps).to(tl.int32)
+                _keep_running(p_list, n_active, p_active + then * B, p_n_active + then, p_fired, is_last, BATCH)
+            else:
+                _prenet(
+                    i - 1, t, p_list, n_active, p_x1, p_x2, p_prenet_weight, p_seeds, P1, P, p_dropout, scale,
+                    BR, BB, BK, EVEN_P1, PRECISION,
+                )  # fmt: skip
+
+
+@triton.jit
+def decode_begin_kernel(p_lengths, p_active, p_n_active, B, BATCH: tl.constexpr):
+    """The first list: every item that has a length."""
+    o_i = tl.arange(0, BATCH)
+    b_length = tl.load(p_lengths + o_i, mask=o_i < B, other=0)
+    _write_list(o_i, b_length > 0, p_active, p_n_active)
+
+
+@triton.jit(do_not_specialize=["offset"])
+def decode_phase_kernel(
+    p_memory, p_processed_memory, p_lengths, p_seeds,
+    p_attention_ih, p_attention_hh, p_attention_bias, p_query_weight, p_location_weight, p_v,
+    p_decoder_ih, p_decoder_hh, p_decoder_bias, p_output_weight, p_output_bias, p_prenet_weight,
+    p_active, p_n_active, p_x1, p_x2, p_context, p_attention_h, p_attention_c, p_decoder_h, p_decoder_c,
+    p_query, p_gates, p_cumulative, p_alignments, p_frames, p_steps, p_fired,
+    B, T, D, A, N, n, n_frame, P1, P, max_steps, p_dropout, scale, gate_threshold,
+    p_frame, offset, PHASE: tl.constexpr,
+    BU: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr, BT: tl.constexpr, BB: tl.constexpr, BA: tl.constexpr,
+    BL: tl.constexpr, BD: tl.constexpr, BATCH: tl.constexpr, TAPS: tl.constexpr,
+    EVEN_P1: tl.constexpr, EVEN_P: tl.constexpr, EVEN_D: tl.constexpr, EVEN_A: tl.constexpr, EVEN_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One phase of frame `*p_frame + offset`: its number is in device memory, so that one graph serves any frame."""
+    _phase(
+        PHASE, tl.load(p_frame) + offset,
+        p_memory, p_processed_memory, p_lengths, p_seeds,
+        p_attention_ih, p_attention_hh, p_attention_bias, p_query_weight, p_location_weight, p_v,
+        p_decoder_ih, p_decoder_hh, p_decoder_bias, p_output_weight, p_output_bias, p_prenet_weight,
+        p_active, p_n_active, p_x1, p_x2, p_context, p_attention_h, p_attention_c, p_decoder_h, p_decoder_c,
+        p_query, p_gates, p_cumulative, p_alignments, p_frames, p_steps, p_fired,
+        B, T, D, A, N, n, n_frame, P1, P, max_steps, p_dropout, scale, gate_threshold,
+        BU, BR, BK, BT, BB, BA,
+        BL, BD, BATCH, TAPS,
+        EVEN_P1, EVEN_P, EVEN_D, EVEN_A, EVEN_N,
+        PRECISION,
+    )  # fmt: skip
+
+
+@triton.jit
+def _wait_for_all(p_barrier, target, patience, alive):
+    """Returns when `target` arrivals were counted: 1, or 0 if that was not seen in time or `alive` is 0."""
+    tl.debug_barrier()  # every thread's writes come before this program's arrival
+    arrived = tl.atomic_add(p_barrier, 1, sem="acq_rel") + 1
+    looks = 0
+    while (arrived < target) & (looks < patience * alive):
+        arrived = tl.atomic_add(p_barrier, 0, sem="acquire")
+        looks += 1
+    tl.debug_barrier()
+    return alive * (arrived >= target).to(tl.int32)
+
+
+@triton.jit
+def decode_loop_kernel(
+    p_memory, p_processed_memory, p_lengths, p_seeds,
+    p_attention_ih, p_attention_hh, p_attention_bias, p_query_weight, p_location_weight, p_v,
+    p_decoder_ih, p_decoder_hh, p_decoder_bias, p_output_weight, p_output_bias, p_prenet_weight,
+    p_active, p_n_active, p_x1, p_x2, p_context, p_attention_h, p_attention_c, p_decoder_h, p_decoder_c,
+    p_query, p_gates, p_cumulative, p_alignments, p_frames, p_steps, p_fired,
+    B, T, D, A, N, n, n_frame, P1, P, max_steps, p_dropout, scale, gate_threshold,
+    p_barrier, p_lost, patience,
+    BU: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr, BT: tl.constexpr, BB: tl.constexpr, BA: tl.constexpr,
+    BL: tl.constexpr, BD: tl.constexpr, BATCH: tl.constexpr, TAPS: tl.constexpr,
+    EVEN_P1: tl.constexpr, EVEN_P: tl.constexpr, EVEN_D: tl.constexpr, EVEN_A: tl.constexpr, EVEN_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """All frames. p_barrier counts arrivals, from 0; *p_lost becomes 1 if a program did not arrive."""
+    n_programs = tl.num_programs(0)
+    t = 0
+    target = 0
+    alive = 1
+    n_active = tl.load(p_n_active)
+    while (n_active * alive) > 0:
+        for phase in tl.static_range(N_PHASES):
+            _phase(
+                phase, t,
+                p_memory, p_processed_memory, p_lengths, p_seeds,
+                p_attention_ih, p_attention_hh, p_attention_bias, p_query_weight, p_location_weight, p_v,
+                p_decoder_ih, p_decoder_hh, p_decoder_bias, p_output_weight, p_output_bias, p_prenet_weight,
+                p_active, p_n_active, p_x1, p_x2, p_context, p_attention_h, p_attention_c, p_decoder_h, p_decoder_c,
+                p_query, p_gates, p_cumulative, p_alignments, p_frames, p_steps, p_fired,
+                B, T, D, A, N, n, n_frame, P1, P, max_steps, p_dropout, scale, gate_threshold,
+                BU, BR, BK, BT, BB, BA,
+                BL, BD, BATCH, TAPS,
+                EVEN_P1, EVEN_P, EVEN_D, EVEN_A, EVEN_N,
+                PRECISION,
+            )  # fmt: skip
+            target += n_programs
+            alive = _wait_for_all(p_barrier, target, patience, alive)
+        t += 1
+        n_active = tl.load(p_n_active + t % 2)
+    if alive == 0:
+        tl.store(p_lost, 1)
+
+
+@dataclass(frozen=True)
+class FoldedDecoder:
+    """The weights of one decoder as the kernels read them: in the dtype that is computed in, biases in float32."""
+
+    attention_ih: Tensor  # [4N, P + D]
+    attention_hh: Tensor  # [4N, N]
+    attention_bias: Tensor  # [4N]
+    query: Tensor  # [A, N]
+    location: Tensor  # [A, 2k]: convolution and dense layer in one
+    v: Tensor  # [A]
+    decoder_ih: Tensor  # [4n, N + D]
+    decoder_hh: Tensor  # [4n, n]
+    decoder_bias: Tensor  # [4n]
+    output: Tensor  # [n_frame + 1 + P1, n + D]: projection, gate, and the prenet's first layer of the projection
+    output_bias: Tensor  # [n_frame + 1 + P1]
+    prenet: Tensor  # [P, P1]
+    n_frame: int
+    graphs: OrderedDict = field(default_factory=OrderedDict, compare=False, repr=False)
+    """Recorded graphs of these weights, the latest used last."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.output.dtype
+
+    @property
+    def taps(self) -> int:
+        return self.location.shape[1] // 2
+
+
+@torch.no_grad()
+def fold_decoder(recurrent: RecurrentWeights, output: OutputWeights, dtype: torch.dtype | None = None) -> FoldedDecoder:
+    """The weights that `decode_loop`'s kernels read: to be kept until a parameter changes.
+
+    Args:
+        recurrent, output: of the model.
+        dtype: that is to be computed in; default: the weights'.
+    """
+    dtype = output.projection.dtype if dtype is None else dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    first, second = (weight.to(wide) for weight in output.prenet)
+    projection, projection_bias = output.projection.to(wide), output.projection_bias.to(wide)
+    attention, decoder = recurrent.attention_rnn, recurrent.decoder_rnn
+    with backend.without_autocast(projection):
+        rows = (projection, output.gate.to(wide), first @ projection)
+        biases = (projection_bias, output.gate_bias.to(wide), first @ projection_bias)
+        attention_weights = recurrent.attention
+        location = attention_weights.location_dense.to(wide) @ attention_weights.location_conv.to(wide).flatten(1)
+    return FoldedDecoder(
+        *(x.to(dtype).contiguous() for x in (attention.weight_ih, attention.weight_hh)),
+        attention.bias_ih.to(wide) + attention.bias_hh.to(wide),
+        recurrent.attention.query.to(dtype).contiguous(),
+        location.to(dtype).contiguous(),
+        recurrent.attention.v.to(dtype).flatten(),
+        *(x.to(dtype).contiguous() for x in (decoder.weight_ih, decoder.weight_hh)),
+        decoder.bias_ih.to(wide) + decoder.bias_hh.to(wide),
+        torch.cat(rows).to(dtype),
+        torch.cat(biases),
+        second.to(dtype).contiguous(),
+        len(projection),
+    )
+
+
+class _Decoding:
+    """One batch's decoding: its numbers on the device, at addresses that a recorded graph may keep, and its launches.
+
+    Sizes are rounded up, B to a power of 2 and T to a multiple of 64: what is not there has no length and is not
+    computed, and few kernels and graphs serve all sizes.
+    """
+
+    def __init__(self, weights: FoldedDecoder, B: int, T: int, max_steps: int, p_dropout: float, gate_threshold: float):
+        B, T = next_power_of_2(B), triton.cdiv(T, 64) * 64
+        A, N = weights.query.shape
+        D = weights.decoder_ih.shape[1] - N
+        n = weights.decoder_hh.shape[1]
+        P, P1 = weights.prenet.shape
+        self.max_steps = max_steps
+        self.device = device = weights.output.device
+        candidates = CONFIGS[weights.dtype.itemsize]
+        config = pick_config("decode_loop", candidates, lambda dtype, **shape: candidates[0], weights.output, N=N, n=n)
+        tiles = {name: triton.cdiv(size, config["BU"]) for name, size in (("attention", N), ("decoder", n))}
+
+        def empty(*shape: int, dtype: torch.dtype = weights.dtype) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=device)
+
+        self.memory, self.processed_memory = empty(B, T, D), empty(B, T, A)
+        self.lengths, self.seeds = empty(B, dtype=torch.int32), empty(B, dtype=torch.int64)
+        self.frames = empty(B, max_steps, weights.n_frame)
+        # Row 0: the weights before the first step. Float32, as they are read again.
+        self.alignments = empty(B, max_steps + 1, T, dtype=torch.float32)
+        self.alignments[:, 0].zero_()
+        # What begins at zero, in one piece for each dtype.
+        self._zeros = []
+        hidden = self._allot(weights.dtype, (2, B, N), (2, B, n), (B, D), (B, P))
+        attention_h, decoder_h, context, x2 = hidden
+        attention_c, decoder_c, cumulative = self._allot(torch.float32, (B, N), (B, n), (B, T))
+        self.steps, self.frame, self.barrier, self.n_active, fired, active = self._allot(
+            torch.int32, (B + 1,), (1,), (1,), (2,), (B,), (2, B)
+        )
+        x1 = empty(B, P1)
+        query = empty(B, tiles["attention"], A, dtype=torch.float32)
+        gates = empty(tiles["decoder"] * 4 * config["BU"], B, dtype=torch.float32)
+        self._arguments = (
+            self.memory, self.processed_memory, self.lengths, self.seeds,
+            weights.attention_ih, weights.attention_hh, weights.attention_bias,
+            weights.query, weights.location, weights.v,
+            weights.decoder_ih, weights.decoder_hh, weights.decoder_bias,
+            weights.output, weights.output_bias, weights.prenet,
+            active, self.n_active, x1, x2, context, attention_h, attention_c, decoder_h, decoder_c,
+            query, gates, cumulative, self.alignments, self.frames, self.steps, fired,
+            B, T, D, A, N, n, weights.n_frame, P1, P, max_steps,
+            p_dropout, 1.0 / (1.0 - p_dropout), gate_threshold,
+        )  # fmt: skip
+        self._begin_arguments = (self.lengths, active, self.n_active, B)
+        self._constants = {
+            "BB": BB,
+            "BA": next_power_of_2(A),
+            "BATCH": B,
+            "TAPS": weights.taps,
+            **{
+                f"EVEN_{name}": size % config["BK"] == 0
+                for name, size in (("P1", P1), ("P", P), ("D", D), ("A", N), ("N", n))
+            },
+            "PRECISION": _precision(weights.dtype),
+            **config,
+        }
+        blocks = triton.cdiv(B, BB)
+        outputs = triton.cdiv(weights.n_frame + 1 + P1, config["BR"])
+        self._tiles = (
+            tiles["attention"] * blocks,
+            B + tiles["decoder"] * blocks,
+            tiles["decoder"] * blocks,
+            outputs * blocks,
+            triton.cdiv(P, config["BR"]) * blocks + 1,
+        )
+
+    def begin(self, memory: Tensor, processed_memory: Tensor, lengths: Tensor, seeds: Tensor) -> None:
+        B, T = memory.shape[:2]
+        self.memory[:B, :T] = memory
+        self.processed_memory[:B, :T] = processed_memory
+        self.lengths[B:] = 0
+        self.lengths[:B] = lengths.clamp(max=T)
+        self.seeds[:B] = seeds
+        for x in self._zeros:
+            x.zero_()
+        launch(
+            OP, decode_begin_kernel, (1,), *self._begin_arguments, device=self.device,
+            BATCH=self._constants["BATCH"], num_warps=4,
+        )  # fmt: skip
+
+    def run_frames(self, n: int) -> None:
+        """The next n frames, launch by launch; those after the last do nothing."""
+        for offset in range(n):
+            for phase, tiles in enumerate(self._tiles):
+                launch(
+                    OP, decode_phase_kernel, (tiles,), *self._arguments, self.frame, offset,
+                    device=self.device, PHASE=phase, **self._constants,
+                )  # fmt: skip
+        self.frame += n
+
+    def run_loop(self, n_programs: int, **options) -> None:
+        """All frames in one launch of programs that must all be on the device at once."""
+        launch(
+            OP, decode_loop_kernel, (n_programs,), *self._arguments, self.barrier, self.steps[-1:], PATIENCE,
+            device=self.device, **self._constants, **options,
+        )  # fmt: skip
+
+    def result(self, B: int, T: int, early_stopping: bool) -> DecodeResult:
+        """Waits for the device.
+
+        Raises:
+            FastglowError: a program of `run_loop` was lost.
+        """
+        *steps, lost = self.steps.tolist()
+        if lost:
+            raise FastglowError(
+                "decode_loop: a program of the persistent kernel did not arrive at a barrier, so its results are "
+                "lost: pass method='graph'"
+            )
+        n = min(max(steps) + 1, self.max_steps) if early_stopping else self.max_steps
+        steps = self.steps[:B].long()
+        over = torch.arange(n, device=self.device) > steps.unsqueeze(1)  # [B, n]
+        over |= self.lengths[:B].unsqueeze(1) < 1
+        return DecodeResult(
+            self.frames[:B, :n].masked_fill(over.unsqueeze(2), 0.0),
+            steps,
+            self.alignments[:B, 1 : n + 1, :T].masked_fill(over.unsqueeze(2), 0.0).to(self.frames.dtype),
+        )
+
+    def _allot(self, dtype: torch.dtype, *shapes: tuple[int, ...]) -> list[Tensor]:
+        """Tensors of these shapes, in one of which `begin` makes zeros."""
+        sizes = [math.prod(shape) for shape in shapes]
+        # Each begins at a multiple of 16 numbers: its loads are as wide as those of a tensor of its own.
+        padded = [triton.cdiv(size, 16) * 16 for size in sizes]
+        whole = torch.empty(sum(padded), dtype=dtype, device=self.device)
+        self._zeros.append(whole)
+        parts = whole.split(padded)
+        return [part[:size].view(shape) for part, size, shape in zip(parts, sizes, shapes, strict=True)]
+
+
+class _Graph:
+    """STEPS_PER_GRAPH frames of a `_Decoding`, recorded."""
+
+    def __init__(self, decoding: _Decoding):
+        self.decoding = decoding
+        self.in_use = Lock()
+        device = decoding.device
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            decoding.lengths.zero_()
+            for x in decoding._zeros:
+                x.zero_()
+            decoding.run_frames(1)  # of no items: compiles and loads the kernels
+        torch.cuda.current_stream(device).wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            decoding.run_frames(STEPS_PER_GRAPH)
+        # As the host sees the list's length after a replay, two replays in turn.
+        self._left = [torch.empty(1, dtype=torch.int32, pin_memory=True) for _ in range(2)]
+        self._looked = [torch.cuda.Event() for _ in range(2)]
+
+    def run(self) -> None:
+        """Replays until no item is left. While the host waits for the last look, the next replay runs already."""
+        for i in range(triton.cdiv(self.decoding.max_steps, STEPS_PER_GRAPH)):
+            self._graph.replay()
+            self._left[i % 2].copy_(self.decoding.n_active[:1], non_blocking=True)
+            self._looked[i % 2].record()
+            if i > 0:
+                self._looked[(i - 1) % 2].synchronize()
+                if self._left[(i - 1) % 2].item() == 0:
+                    return
+
+
+def _graph_of(weights: FoldedDecoder, *sizes_and_options) -> _Graph:
+    B, T, *others = sizes_and_options
+    key = (next_power_of_2(B), triton.cdiv(T, 64), *others)
+    graph = weights.graphs.pop(key, None) or _Graph(_Decoding(weights, *sizes_and_options))
+    weights.graphs[key] = graph
+    while len(weights.graphs) > GRAPHS_KEPT:
+        weights.graphs.popitem(last=False)
+    return graph
+
+
+def _precision(dtype: torch.dtype) -> str:
+    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+def _against_persistent(B: int, device: torch.device) -> str | None:
+    """Why the persistent kernel cannot serve, or None."""
+    if B > PERSISTENT_ITEMS:
+        return f"{B} items are more than {PERSISTENT_ITEMS}"
+    if device.type == "cuda":
+        from triton.backends.nvidia.compiler import CUDAOptions
+
+        if "launch_cooperative_grid" not in (option.name for option in fields(CUDAOptions)):
+            return "this version of Triton has no cooperative launches, without which its programs may never meet"
+    return None
+
+
+def decode_loop(
+    memory: Tensor,
+    processed_memory: Tensor,
+    lengths: Tensor,
+    seeds: Tensor,
+    recurrent: RecurrentWeights,
+    output: OutputWeights,
+    *,
+    p_prenet_dropout: float,
+    gate_threshold: float,
+    max_steps: int,
+    early_stopping: bool = True,
+    method: str | None = None,
+    folded: FoldedDecoder | None = None,
+) -> DecodeResult:
+    """Tacotron 2's decoder running free, until every item's gate has fired.
+
+    Shen et al. 2018; Decoder.infer in NVIDIA's tacotron2/model.py. Carries no gradient on Triton. Waits for the
+    device: how long a batch speaks is known only then.
+
+    Args:
+        memory: encoder outputs, [B, T, D]; processed_memory: through the memory layer, [B, T, A].
+        lengths: [B] integers; an item of length 0 takes no steps.
+        seeds: [B] int64, of the prenet's dropout: an item's result depends on its own seed and on nothing else of
+            its batch.
+        recurrent, output: the weights.
+        p_prenet_dropout: probability, in [0, 1).
+        gate_threshold: an item ends with the step whose gate, through a sigmoid, is above it.
+        max_steps: the most steps, at least 1.
+        early_stopping: False: the result has max_steps steps whatever the gates say, zeros where an item has ended.
+        method: of the kernels: 'steps' launches every frame, 'graph' replays recorded frames (only on a GPU),
+            'persistent' is one launch for all frames, of at most PERSISTENT_ITEMS items. The results are the same
+            bits. None: persistent where it can serve, else graph.
+        folded: `fold_decoder(recurrent, output)`, if it was kept.
+
+    Returns:
+        frames [B, steps, n_frame] and alignments [B, steps, T], zeros after the step on which an item's gate fired;
+        steps [B] int64 before that one, max_steps where it did not fire.
+
+    Raises:
+        FastglowError: shapes, probability, max_steps or method that do not fit the above; a method that cannot serve
+            this batch; a lost program of the persistent kernel.
+    """
+    _check(memory, processed_memory, lengths, seeds, recurrent, output, p_prenet_dropout, max_steps, method)
+    dtype = backend.autocast_dtype(memory) or memory.dtype
+    unsupported = None
+    if len(output.prenet) != 2:
+        unsupported = f"a prenet of {len(output.prenet)} layers is none of 2"
+    elif dtype not in backend.KERNEL_DTYPES:
+        unsupported = f"{str(dtype).removeprefix('torch.')} is not among float32, float16 and bfloat16"
+    elif memory.numel() == 0:
+        unsupported = f"memory of shape {tuple(memory.shape)} is empty"
+    if not backend.picks_triton(
+        OP, memory, processed_memory, lengths, seeds, output.projection, unsupported=unsupported
+    ):
+        return reference_decode_loop(
+            memory,
+            processed_memory,
+            lengths,
+            seeds,
+            recurrent,
+            output,
+            p_prenet_dropout=p_prenet_dropout,
+            gate_threshold=gate_threshold,
+            max_steps=max_steps,
+            early_stopping=early_stopping,
+        )
+    B, T = memory.shape[:2]
+    method = _picked_method(method, B, memory.device)
+    with torch.no_grad(), backend.without_autocast(memory):
+        if folded is None or folded.dtype != dtype:
+            folded = fold_decoder(recurrent, output, dtype)
+        batch = memory, processed_memory, lengths, seeds
+        sizes_and_options = B, T, max_steps, p_prenet_dropout, gate_threshold
+        if method == "graph":
+            graph = _graph_of(folded, *sizes_and_options)
+            with graph.in_use:
+                graph.decoding.begin(*batch)
+                graph.run()
+                return graph.decoding.result(B, T, early_stopping)
+        decoding = _Decoding(folded, *sizes_and_options)
+        decoding.begin(*batch)
+        if method == "steps":
+            for _ in range(0, max_steps, STEPS_PER_GRAPH):
+                decoding.run_frames(STEPS_PER_GRAPH)
+                if decoding.n_active[0].item() == 0:
+                    break
+        elif memory.is_cuda:
+            n_programs = torch.cuda.get_device_properties(memory.device).multi_processor_count
+            decoding.run_loop(n_programs, launch_cooperative_grid=True)
+        else:
+            decoding.run_loop(1)  # the interpreter runs programs one after the other
+        return decoding.result(B, T, early_stopping)
+
+
+def _picked_method(method: str | None, B: int, device: torch.device) -> str:
+    reason = _against_persistent(B, device) if method in (None, "persistent") else None
+    if method is None:
+        return "persistent" if reason is None else "graph" if device.type == "cuda" else "steps"
+    if method == "graph" and device.type != "cuda":
+        reason = f"{device.type} has no CUDA graphs"
+    if reason is not None:
+        raise FastglowError(f"decode_loop: method {method!r} cannot serve this call: {reason}")
+    return method
+
+
+def _check(
+    memory: Tensor,
+    processed_memory: Tensor,
+    lengths: Tensor,
+    seeds: Tensor,
+    recurrent: RecurrentWeights,
+    output: OutputWeights,
+    p_prenet_dropout: float,
+    max_steps: int,
+    method: str | None,
+) -> None:
+    if memory.dim() != 3:
+        raise FastglowError(f"memory has shape {tuple(memory.shape)}: pass encoder outputs [B, T, D]")
+    B, T, D = memory.shape
+    A, N = recurrent.attention.query.shape
+    n = recurrent.decoder_rnn.weight_hh.shape[1]
+    wanted = {
+        "processed_memory": (processed_memory, (B, T, A)),
+        "lengths": (lengths, (B,)),
+        "seeds": (seeds, (B,)),
+        "the attention LSTM's weight_ih": (
+            recurrent.attention_rnn.weight_ih,
+            (4 * N, output.prenet[-1].shape[0] + D),
+        ),
+        "the decoder LSTM's weight_ih": (recurrent.decoder_rnn.weight_ih, (4 * n, N + D)),
+        "the projection": (output.projection, (output.prenet[0].shape[1], n + D)),
+    }
+    for name, (tensor, shape) in wanted.items():
+        if tensor.shape != shape:
+            raise FastglowError(f"{name} has shape {tuple(tensor.shape)}: {shape} fits memory {(B, T, D)}")
+    if not 0 <= p_prenet_dropout < 1:
+        raise FastglowError(f"p_prenet_dropout {p_prenet_dropout} is not a probability below 1")
+    if max_steps < 1:
+        raise FastglowError(f"max_steps {max_steps} must be at least 1")
+    if method not in (None, "steps", "graph", "persistent"):
+        raise FastglowError(f"method {method!r} is unknown: pass 'steps', 'graph', 'persistent' or None")

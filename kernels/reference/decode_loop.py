@@ -1,0 +1,101 @@
+"""Tacotron 2's decoder running free (Shen et al. 2018; Decoder.infer in NVIDIA's tacotron2/model.py)."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastglow.kernels.decoder_weights import OutputWeights, RecurrentWeights
+
+from .location_attention import location_attention
+from .lstm_cell import lstm_cell
+from .philox import uniform_noise
+from .prenet import prenet
+
+# Prenet noise is drawn for this many steps at a time: one step's draw costs as much as the step.
+NOISE_BLOCK = 64
+
+
+class DecodeResult(NamedTuple):
+    """
+    Attributes:
+        frames: [B, steps, n_frame]; zeros after the step on which an item's gate fired.
+        steps: [B] int64, before that step; max_steps of an item whose gate did not fire.
+        alignments: attention weights, [B, steps, T]; zeros likewise.
+    """
+
+    frames: Tensor
+    steps: Tensor
+    alignments: Tensor
+
+
+def decode_loop(
+    memory: Tensor,
+    processed_memory: Tensor,
+    lengths: Tensor,
+    seeds: Tensor,
+    recurrent: RecurrentWeights,
+    output: OutputWeights,
+    *,
+    p_prenet_dropout: float,
+    gate_threshold: float,
+    max_steps: int,
+    early_stopping: bool = True,
+) -> DecodeResult:
+    """Steps until every item's gate has fired.
+
+    Args:
+        memory: encoder outputs, [B, T, D]; processed_memory: through the memory layer, [B, T, A].
+        lengths: [B] integers; an item of length 0 takes no steps.
+        seeds: [B] int64, of the prenet's dropout: layer l at step s has the numbers of `uniform_noise` of stream l
+            at position s.
+        recurrent, output: the weights.
+        p_prenet_dropout: probability, in [0, 1).
+        gate_threshold: an item ends with the step whose gate, through a sigmoid, is above it.
+        max_steps: the most steps, at least 1.
+        early_stopping: False: the result has max_steps steps whatever the gates say.
+    """
+    B, T, D = memory.shape
+    n_attention, n_decoder = recurrent.attention_rnn.weight_hh.shape[1], recurrent.decoder_rnn.weight_hh.shape[1]
+    mask = torch.arange(T, device=memory.device) >= lengths.view(-1, 1).clamp(min=1)  # no item without any weight
+    attention_h, attention_c = (memory.new_zeros(B, n_attention) for _ in range(2))
+    decoder_h, decoder_c = (memory.new_zeros(B, n_decoder) for _ in range(2))
+    weights, cumulative = (memory.new_zeros(B, T) for _ in range(2))
+    context = memory.new_zeros(B, D)
+    frame = memory.new_zeros(B, output.projection.shape[0])
+    running = lengths > 0
+    steps = torch.zeros(B, dtype=torch.int64, device=memory.device)
+    frames, alignments = [], []
+    for step in range(max_steps):
+        if step % NOISE_BLOCK == 0:
+            noise = _prenet_noise(seeds, step, output)
+        x = prenet(frame, output.prenet, p_prenet_dropout, [numbers[:, step % NOISE_BLOCK] for numbers in noise])
+        x = torch.cat((x, context), dim=1)
+        attention_h, attention_c = lstm_cell(x, attention_h, attention_c, *recurrent.attention_rnn)
+        context, weights = location_attention(
+            attention_h,
+            memory,
+            processed_memory,
+            torch.stack((weights, cumulative), dim=1),
+            *recurrent.attention,
+            mask,
+        )
+        cumulative = cumulative + weights
+        x = torch.cat((attention_h, context), dim=1)
+        decoder_h, decoder_c = lstm_cell(x, decoder_h, decoder_c, *recurrent.decoder_rnn)
+        x = torch.cat((decoder_h, context), dim=1)
+        frame = F.linear(x, output.projection, output.projection_bias)
+        gate = F.linear(x, output.gate, output.gate_bias).squeeze(1)
+        frames.append(frame.masked_fill(~running.unsqueeze(1), 0.0))
+        alignments.append(weights.masked_fill(~running.unsqueeze(1), 0.0))
+        running = running & (torch.sigmoid(gate.float()) <= gate_threshold)
+        steps += running
+        if early_stopping and not running.any():
+            break
+    return DecodeResult(torch.stack(frames, dim=1), steps, torch.stack(alignments, dim=1))
+
+
+def _prenet_noise(seeds: Tensor, start: int, output: OutputWeights) -> list[Tensor]:
+    """[B, NOISE_BLOCK, n_out] a layer, of the steps from `start`."""
+    return [uniform_noise(seeds, i, start, NOISE_BLOCK, weight.shape[0]) for i, weight in enumerate(output.prenet)]
