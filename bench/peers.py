@@ -1,17 +1,26 @@
-"""NVIDIA's own WaveGlow, loaded from a checkout of DeepLearningExamples that is no part of this repository."""
+"""NVIDIA's own models, loaded from a checkout of DeepLearningExamples that is no part of this repository."""
 
 import importlib.util
+import sys
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 
 from torch import nn
 
-from fastglow import WaveGlow
+from fastglow import Tacotron2, WaveGlow
 from fastglow.errors import FastglowError
 
 TACOTRON2_FOLDER = Path("PyTorch/SpeechSynthesis/Tacotron2")
+
+OURS_ALONE = ("p_prenet_dropout", "p_encoder_dropout", "p_postnet_dropout")
+"""Keywords of Tacotron2Config for what NVIDIA's code has fixed."""
+
+SPECTROGRAMS = ("librosa", "librosa.filters", "librosa.util", "scipy", "scipy.signal", "scipy.io", "scipy.io.wavfile")
+"""What its tacotron2_common imports for spectrograms and files, and its models do not use."""
 
 
 @dataclass(frozen=True)
@@ -20,10 +29,14 @@ class DLE:
     Attributes:
         model: its waveglow/model.py.
         loss: its waveglow/loss_function.py.
+        tacotron2_model: its tacotron2/model.py.
+        tacotron2_loss: its tacotron2/loss_function.py.
     """
 
     model: ModuleType
     loss: ModuleType
+    tacotron2_model: ModuleType
+    tacotron2_loss: ModuleType
 
     def waveglow(self, model: WaveGlow) -> nn.Module:
         """Its WaveGlow with the weights of ours, on the same device in the same dtype."""
@@ -45,6 +58,14 @@ class DLE:
         """The same as its inference.py prepares it: without weight norm."""
         return self.model.WaveGlow.remove_weightnorm(self.waveglow(model)).eval()
 
+    def tacotron2(self, model: Tacotron2) -> nn.Module:
+        """Its Tacotron2 with the weights of ours, on the same device in the same dtype and mode."""
+        parameter = next(model.parameters())
+        keywords = {name: value for name, value in asdict(model.config).items() if name not in OURS_ALONE}
+        twin = self.tacotron2_model.Tacotron2(**keywords).to(parameter.device, parameter.dtype)
+        twin.load_state_dict(model.state_dict())
+        return twin.train(model.training)
+
 
 def load_dle(path: str | Path) -> DLE:
     """
@@ -52,18 +73,53 @@ def load_dle(path: str | Path) -> DLE:
         path: of the checkout, or of its Tacotron2 folder.
 
     Raises:
-        FastglowError: no WaveGlow is there.
+        FastglowError: the models are not there.
     """
+    files = [Path(model, name) for model in ("waveglow", "tacotron2") for name in ("model.py", "loss_function.py")]
     for folder in (Path(path) / TACOTRON2_FOLDER, Path(path)):
-        if (folder / "waveglow" / "model.py").is_file():
-            return DLE(_load(folder / "waveglow" / "model.py"), _load(folder / "waveglow" / "loss_function.py"))
-    raise FastglowError(f"{path} holds no {TACOTRON2_FOLDER}/waveglow/model.py: pass a DeepLearningExamples checkout")
+        if all((folder / file).is_file() for file in files):
+            with _written_for_an_older_world():
+                return DLE(*(_load(folder / file) for file in files))
+    raise FastglowError(f"{path} holds no {TACOTRON2_FOLDER}/{files[0]}: pass a DeepLearningExamples checkout")
 
 
 def _load(file: Path) -> ModuleType:
-    specification = importlib.util.spec_from_file_location(f"dle_waveglow_{file.stem}", file)
+    specification = importlib.util.spec_from_file_location(f"dle_{file.parent.name}_{file.stem}", file)
     module = importlib.util.module_from_spec(specification)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # written for older versions of PyTorch
-        specification.loader.exec_module(module)
+    specification.loader.exec_module(module)
     return module
+
+
+@contextmanager
+def _written_for_an_older_world() -> Iterator[None]:
+    """Its files warn on new versions of PyTorch, change sys.path, and import what need not be installed."""
+    absent = {name: _StandIn(name) for name in SPECTROGRAMS if not _is_there(name)}
+    for name, module in absent.items():
+        parent, _, own = name.rpartition(".")
+        if parent in absent:
+            setattr(absent[parent], own, module)
+    path = list(sys.path)
+    sys.modules.update(absent)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        sys.path[:] = path
+        for name in absent:
+            del sys.modules[name]
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+class _StandIn(ModuleType):
+    """A module that has whatever is imported from it, as None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
