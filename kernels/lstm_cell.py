@@ -38,25 +38,28 @@ from .reference.lstm_cell import lstm_cell as reference_lstm_cell
 OP = "lstm_cell"
 
 
-def _config(rows: int, bb: int, bk: int, num_warps: int, num_stages: int) -> Config:
-    return {"ROWS": rows, "BB": bb, "BK": bk, "num_warps": num_warps, "num_stages": num_stages}
+def _config(bu: int, bb: int, bk: int, num_warps: int, num_stages: int) -> Config:
+    return {"BU": bu, "BB": bb, "BK": bk, "num_warps": num_warps, "num_stages": num_stages}
 
 
-# By the size of an element, the largest first: tiles of ROWS = 4 BU gates and BB items, with depth BK. For few items
-# they are flat and deep: what counts is how many bytes of the weights are on their way.
+# By the size of an element, the largest first: tiles of BU units and BB items, with depth BK. For few items they are
+# flat and deep: what counts is how many bytes of the weights are on their way. The last is for one item, without
+# tensor cores.
 FORWARD_CONFIGS = {
     2: (
-        _config(128, 64, 64, 8, 3),
-        _config(64, 64, 64, 8, 4),
-        _config(64, 32, 64, 4, 4),
-        _config(32, 16, 128, 4, 5),
-        _config(16, 16, 256, 4, 4),
+        _config(32, 64, 64, 8, 3),
+        _config(16, 64, 64, 8, 4),
+        _config(16, 32, 64, 4, 4),
+        _config(8, 16, 128, 4, 5),
+        _config(4, 16, 256, 4, 4),
+        _config(2, 1, 1024, 4, 1),
     ),
     4: (
-        _config(64, 64, 32, 8, 3),
-        _config(64, 32, 32, 4, 4),
-        _config(32, 16, 64, 4, 5),
-        _config(16, 16, 128, 4, 4),
+        _config(16, 64, 32, 8, 3),
+        _config(16, 32, 32, 4, 4),
+        _config(8, 16, 64, 4, 5),
+        _config(4, 16, 128, 4, 4),
+        _config(2, 1, 512, 4, 1),
     ),
 }
 BACKWARD_CONFIGS = ({"BU": 1024, "num_warps": 4, "num_stages": 1}, {"BU": 256, "num_warps": 2, "num_stages": 1})
@@ -69,6 +72,7 @@ _STREAM = tl.constexpr(MASK_STREAM)
 def lstm_gates(
     b_gates, p_x, p_weight, o_u, o_b, m_b, n, K, s_xb, s_w,
     BU: tl.constexpr, BK: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr,
+    STAGES: tl.constexpr = None,
 ):  # fmt: skip
     """gates + W x^T for units o_u[0] .. o_u[0] + BU - 1, [4 BU, BB] float32.
 
@@ -77,13 +81,14 @@ def lstm_gates(
         p_x: rows of K contiguous numbers, s_xb apart; p_weight: [4n, K], rows s_w apart, gate q's n rows after q n.
         o_u: [4 BU], the unit of each row, `first + arange // 4`; o_b: [BB] rows of x; m_b: [BB], which are there.
         EVEN_K: K is a multiple of BK.
+        STAGES: of this loop's pipeline; None: the kernel's num_stages.
     """
     o_k = tl.arange(0, BK)
     o_row = (tl.arange(0, 4 * BU) % 4) * n + o_u
     p_w = p_weight + (o_row.to(tl.int64) * s_w)[:, None] + o_k[None, :]
     p_columns = p_x + (o_b.to(tl.int64) * s_xb)[None, :] + o_k[:, None]
     m_u = o_u < n
-    for k in range(0, K, BK):
+    for k in tl.range(0, K, BK, num_stages=STAGES):
         if EVEN_K:
             b_w = tl.load(p_w + k, mask=m_u[:, None], other=0.0)  # [4 BU, BK]
             b_x = tl.load(p_columns + k, mask=m_b[None, :], other=0.0)  # [BK, BB]
@@ -93,6 +98,28 @@ def lstm_gates(
             b_x = tl.load(p_columns + k, mask=m_b[None, :] & m_k[:, None], other=0.0)
         b_gates = tl.dot(b_w, b_x, b_gates, input_precision=PRECISION)
     return b_gates
+
+
+@triton.jit
+def lstm_gates_of_one(
+    p_x, p_weight, o_u, n, K, s_w, BU: tl.constexpr, BK: tl.constexpr, EVEN_K: tl.constexpr
+):  # fmt: skip
+    """W x of one item, [4 BU] float32, without tensor cores; arguments as of `lstm_gates`."""
+    o_k = tl.arange(0, BK)
+    o_row = (tl.arange(0, 4 * BU) % 4) * n + o_u
+    p_w = p_weight + (o_row.to(tl.int64) * s_w)[:, None] + o_k[None, :]
+    m_u = o_u < n
+    b_sums = tl.zeros((4 * BU, BK), dtype=tl.float32)
+    for k in range(0, K, BK):
+        if EVEN_K:
+            b_w = tl.load(p_w + k, mask=m_u[:, None], other=0.0)
+            b_x = tl.load(p_x + k + o_k)
+        else:
+            m_k = k + o_k < K
+            b_w = tl.load(p_w + k, mask=m_u[:, None] & m_k[None, :], other=0.0)
+            b_x = tl.load(p_x + k + o_k, mask=m_k, other=0.0)
+        b_sums += b_w.to(tl.float32) * b_x.to(tl.float32)[None, :]
+    return tl.sum(b_sums, axis=1)
 
 
 @triton.jit
@@ -156,18 +183,27 @@ def lstm_cell_fwd_kernel(
     B, n, n_in, s_xb, s_hb, s_cb, s_cu, s_ih, s_hh,
     HAS_BIAS: tl.constexpr, MIXING: tl.constexpr, SEED_IN_MEMORY: tl.constexpr, SAVE_GATES: tl.constexpr,
     EVEN_IN: tl.constexpr, EVEN_N: tl.constexpr, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, BB: tl.constexpr, BK: tl.constexpr,
+    ROWS: tl.constexpr,  # 4 BU, of the products on tensor cores; None with a BB of 1
+    BU: tl.constexpr, BB: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    BU: tl.constexpr = ROWS // 4
     i_u, i_b = tl.program_id(0), tl.program_id(1)
     o_b = i_b * BB + tl.arange(0, BB)
     m_b = o_b < B
-    o_row_u = i_u * BU + tl.arange(0, ROWS) // 4
-    b_gates = tl.zeros((ROWS, BB), dtype=tl.float32)
-    b_gates = lstm_gates(b_gates, p_x, p_weight_ih, o_row_u, o_b, m_b, n, n_in, s_xb, s_ih, BU, BK, EVEN_IN, PRECISION)
-    b_gates = lstm_gates(b_gates, p_h, p_weight_hh, o_row_u, o_b, m_b, n, n, s_hb, s_hh, BU, BK, EVEN_N, PRECISION)
+    o_row_u = i_u * BU + tl.arange(0, 4 * BU) // 4
+    if ROWS is None:
+        b_gates = lstm_gates_of_one(
+            p_x + i_b.to(tl.int64) * s_xb, p_weight_ih, o_row_u, n, n_in, s_ih, BU, BK, EVEN_IN
+        )  # fmt: skip
+        b_gates += lstm_gates_of_one(p_h + i_b.to(tl.int64) * s_hb, p_weight_hh, o_row_u, n, n, s_hh, BU, BK, EVEN_N)
+        b_gates = b_gates[:, None]
+    else:
+        b_gates = tl.zeros((ROWS, BB), dtype=tl.float32)
+        b_gates = lstm_gates(
+            b_gates, p_x, p_weight_ih, o_row_u, o_b, m_b, n, n_in, s_xb, s_ih, BU, BK, EVEN_IN, PRECISION
+        )
+        b_gates = lstm_gates(b_gates, p_h, p_weight_hh, o_row_u, o_b, m_b, n, n, s_hb, s_hh, BU, BK, EVEN_N, PRECISION)
     if HAS_BIAS:
-        o_row = (tl.arange(0, ROWS) % 4) * n + o_row_u
+        o_row = (tl.arange(0, 4 * BU) % 4) * n + o_row_u
         b_bias = tl.load(p_bias_ih + o_row, mask=o_row_u < n, other=0.0).to(tl.float32)
         b_bias += tl.load(p_bias_hh + o_row, mask=o_row_u < n, other=0.0).to(tl.float32)
         b_gates += b_bias[:, None]
@@ -273,10 +309,12 @@ def _precision(dtype: torch.dtype) -> str:
 
 def _largest_that_fills(dtype: torch.dtype, items: int, units: int, inputs: int) -> Config:
     def programs(config: Config) -> int:
-        return triton.cdiv(4 * units, config["ROWS"]) * triton.cdiv(items, config["BB"])
+        return triton.cdiv(units, config["BU"]) * triton.cdiv(items, config["BB"])
 
-    configs = FORWARD_CONFIGS[dtype.itemsize]
-    return next((config for config in configs if programs(config) >= PROGRAMS), configs[-1])
+    *tiles, of_one = FORWARD_CONFIGS[dtype.itemsize]
+    if items == 1:
+        return of_one
+    return next((config for config in tiles if programs(config) >= PROGRAMS), tiles[-1])
 
 
 def _longest_that_fills(dtype: torch.dtype, items: int, units: int) -> Config:
@@ -308,11 +346,12 @@ def _forward(
     configs = FORWARD_CONFIGS[x.dtype.itemsize]
     config = pick_config("lstm_cell_fwd", configs, _largest_that_fills, x, items=B, units=n, inputs=n_in)
     launch(
-        OP, lstm_cell_fwd_kernel, (triton.cdiv(4 * n, config["ROWS"]), triton.cdiv(B, config["BB"])),
+        OP, lstm_cell_fwd_kernel, (triton.cdiv(n, config["BU"]), triton.cdiv(B, config["BB"])),
         x, h, c, weight_ih, weight_hh, bias_ih, bias_hh, next_h, next_c, gates, *mixing.arguments(seed),
         B, n, n_in, x.stride(0), h.stride(0), *c.stride(), weight_ih.stride(0), weight_hh.stride(0),
         device=x.device, HAS_BIAS=bias_ih is not None, SAVE_GATES=save_gates, EVEN_IN=n_in % config["BK"] == 0,
-        EVEN_N=n % config["BK"] == 0, PRECISION=_precision(x.dtype), **mixing.flags(seed), **config,
+        EVEN_N=n % config["BK"] == 0, PRECISION=_precision(x.dtype),
+        ROWS=None if config["BB"] == 1 else 4 * config["BU"], **mixing.flags(seed), **config,
     )  # fmt: skip
     return next_h, next_c, gates
 
@@ -365,21 +404,22 @@ class _LSTMCell(Function):
         seed = ctx.seed if seed is None else seed
         wants_x, wants_h, wants_c, wants_ih, wants_hh, wants_bias_ih, wants_bias_hh = ctx.needs_input_grad[:7]
         dgates, dc, kept_dh = _backward(dnext_h, dnext_c, gates, c, seed, ctx.mixing)
-        dh = None
-        if wants_h:
-            dh = dgates @ weight_hh if kept_dh is None else torch.addmm(kept_dh, dgates, weight_hh)
-        dbias = dgates.sum(0) if wants_bias_ih or wants_bias_hh else None
+        dx = dh = dweight_ih = dweight_hh = dbias = None
+        with backend.without_autocast(gates):  # forward may have been called where it was off
+            if wants_x:
+                dx = dgates @ weight_ih
+            if wants_h:
+                dh = dgates @ weight_hh if kept_dh is None else torch.addmm(kept_dh, dgates, weight_hh)
+            if wants_ih:
+                dweight_ih = dgates.t() @ x
+            if wants_hh:
+                dweight_hh = dgates.t() @ h
+            if wants_bias_ih or wants_bias_hh:
+                dbias = dgates.sum(0)
         return (
-            dgates @ weight_ih if wants_x else None,
-            dh,
-            dc if wants_c else None,
-            dgates.t() @ x if wants_ih else None,
-            dgates.t() @ h if wants_hh else None,
-            dbias if wants_bias_ih else None,
-            dbias if wants_bias_hh else None,
-            None,
-            None,
-        )
+            dx, dh, dc if wants_c else None, dweight_ih, dweight_hh,
+            dbias if wants_bias_ih else None, dbias if wants_bias_hh else None, None, None,
+        )  # fmt: skip
 
 
 def lstm_cell(
@@ -435,7 +475,7 @@ def lstm_cell(
         seed = drawn_seed(x.device)
     tensors = [x, h, c, weight_ih, weight_hh, bias_ih, bias_hh]
     dtype = backend.autocast_dtype(x)
-    cast = [t if dtype is None or t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
+    cast = tensors if dtype is None else [_autocast(t, dtype) for t in tensors]
     seed_tensor = seed if isinstance(seed, Tensor) else None
     if not backend.picks_triton(OP, *cast, seed_tensor, unsupported=_unsupported(cast)):
         # torch.lstm_cell knows of autocast itself.
@@ -449,6 +489,16 @@ def lstm_cell(
     if torch.is_grad_enabled() and any(t.requires_grad for t in cast if t is not None):
         return _LSTMCell.apply(*arguments)
     return _forward(*arguments, save_gates=False)[:2]
+
+
+def _autocast(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """As autocast casts, which leaves float64 alone and casts a parameter once in all the steps of a loop.
+
+    Its cache has no other door: it casts what goes into an einsum, and one of a single tensor is that tensor.
+    """
+    if x is None or x.dtype == torch.float64:
+        return x
+    return (torch.einsum("...->...", x) if x.is_leaf else x).to(dtype)
 
 
 def _rows_apart(x: Tensor) -> Tensor:

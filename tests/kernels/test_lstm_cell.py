@@ -306,18 +306,18 @@ def test_every_configuration_backward(config, device, triton_backend):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_the_configuration_suits_the_batch(dtype):
-    def programs(config, items, units):
-        return math.ceil(4 * units / config["ROWS"]) * math.ceil(items / config["BB"])
+    *tiles, of_one = module.FORWARD_CONFIGS[dtype.itemsize]
 
-    configs = module.FORWARD_CONFIGS[dtype.itemsize]
-    for items in (1, 16, 64, 128, 1024):
+    def programs(config, items):
+        return math.ceil(1024 / config["BU"]) * math.ceil(items / config["BB"])
+
+    for items in (2, 16, 64, 128, 1024):
         picked = module._largest_that_fills(dtype, items, 1024, 768)
-        assert programs(picked, items, 1024) >= 128
-        larger = configs[: configs.index(picked)]
-        assert all(programs(config, items, 1024) < 128 for config in larger)
-    assert module._largest_that_fills(dtype, 1, 7, 5) == configs[-1]
-    # One item: the weights are the traffic, and no column of the tile beyond the smallest is wasted on it.
-    assert module._largest_that_fills(dtype, 1, 1024, 768)["BB"] == 16
+        assert programs(picked, items) >= 128
+        assert all(programs(config, items) < 128 for config in tiles[: tiles.index(picked)])
+    assert module._largest_that_fills(dtype, 2, 7, 5) == tiles[-1]
+    assert module._largest_that_fills(dtype, 1, 1024, 768) == of_one
+    assert of_one["BB"] == 1
 
 
 def test_masks_are_the_references(device, triton_backend):
@@ -429,6 +429,16 @@ def test_autocast_computes_in_its_dtype(device, triton_backend):
         assert torch.equal(actual, expected)
 
 
+def test_backward_inside_autocast_of_a_forward_outside(device, triton_backend):
+    arguments = Case().arguments(torch.float32, device)
+    h, c = lstm_cell(**arguments)
+    outside = torch.autograd.grad(h.sum() + c.sum(), list(arguments.values()), retain_graph=True)
+    with torch.autocast(device, torch.bfloat16):
+        inside = torch.autograd.grad(h.sum() + c.sum(), list(arguments.values()))
+    for actual, expected in zip(inside, outside, strict=True):
+        assert torch.equal(actual, expected)
+
+
 def test_autocast_of_the_reference_is_that_of_torch():
     inputs, _ = arguments_of({})
     with torch.autocast("cpu", torch.bfloat16):
@@ -523,3 +533,19 @@ def test_in_a_graph_with_a_seed_that_changes(triton_backend):
         expected_outputs, expected_gradients = step(value)
         assert all(torch.equal(x, y) for x, y in zip(outputs, expected_outputs, strict=True))
         assert all(torch.equal(gradients[name], expected_gradients[name]) for name in gradients)
+
+
+@pytest.mark.gpu
+def test_autocast_casts_a_parameter_once(triton_backend):
+    arguments = Case(batch=2, n_in=32, n=64).arguments(torch.float32, "cuda")
+    weight = arguments["weight_ih"]
+    for _ in range(2):
+        with torch.autocast("cuda", torch.float16):
+            first, second = (module._autocast(weight, torch.float16) for _ in range(2))
+            assert first.data_ptr() == second.data_ptr()
+            assert torch.equal(first, weight.half())
+            h, _ = lstm_cell(**arguments)
+            h, _ = lstm_cell(arguments["x"], h, **{k: v for k, v in arguments.items() if k not in "xh"})
+        assert torch.autograd.grad(h.float().sum(), weight)[0].dtype == torch.float32
+        with torch.no_grad():
+            weight.mul_(2)
