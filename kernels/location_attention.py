@@ -38,24 +38,28 @@ from .reference.location_attention import location_attention as reference_locati
 
 OP = "location_attention"
 SMALLEST_DOT = 16  # of every side of a tl.dot
-MOST_WINDOW = 64  # numbers of a window that are multiplied at once
+WINDOW = 64  # the columns of U are padded to a multiple of it
 MOST_ATTENTION = 512  # a tile has all attention channels; beyond, the registers do not hold it
 WIDE_ATTENTION = 128
 
 
-def _config(bt: int, br: int, bd: int, num_warps: int) -> Config:
-    return {"BT": bt, "BR": br, "BD": bd, "num_warps": num_warps, "num_stages": 2}
+def _config(bt: int, bk: int, br: int, bd: int, num_warps: int) -> Config:
+    return {"BT": bt, "BK": bk, "BR": br, "BD": bd, "num_warps": num_warps, "num_stages": 2}
 
 
-# By whether there are more than 128 attention channels. Forward, a program makes BD columns of the context and for
-# that all weights of its item, so the narrow ones are for few items.
+# By the size of an element and whether there are more than 128 attention channels. Forward, a program makes BD columns
+# of the context and for that all weights of its item, so the narrow ones are for few items.
 FORWARD_CONFIGS = {
-    False: (_config(64, 16, 512, 8), _config(64, 32, 128, 8), _config(64, 64, 64, 4)),
-    True: (_config(16, 16, 512, 8), _config(16, 64, 64, 8)),
+    (2, False): (_config(64, 64, 16, 512, 8), _config(64, 64, 32, 128, 8), _config(64, 64, 64, 64, 4)),
+    (2, True): (_config(16, 64, 16, 512, 8), _config(16, 64, 64, 64, 8)),
+    (4, False): (_config(32, 16, 16, 512, 8), _config(32, 16, 64, 64, 8)),
+    (4, True): (_config(16, 16, 16, 512, 8), _config(16, 16, 64, 64, 8)),
 }
 BACKWARD_CONFIGS = {
-    False: (_config(64, 32, 256, 8),),
-    True: (_config(16, 32, 256, 8),),
+    (2, False): (_config(64, 64, 16, 256, 8),),
+    (2, True): (_config(16, 16, 16, 256, 8),),
+    (4, False): (_config(32, 16, 16, 256, 8),),
+    (4, True): (_config(16, 16, 16, 256, 8),),
 }
 
 
@@ -69,19 +73,16 @@ def _windows(
     is_cumulative = o_column >= TAPS
     o_tap = o_column - tl.where(is_cumulative, TAPS, 0)
     o_source = (t0 + tl.arange(0, BT))[:, None] + (o_tap - TAPS // 2)[None, :]
-    m_source = (o_source >= 0) & (o_source < T)
-    b_previous = tl.load(p_previous + o_source, mask=m_source & (o_column < TAPS)[None, :], other=0.0)
-    m_cumulative = is_cumulative & (o_column < 2 * TAPS)
-    b_cumulative = tl.load(p_cumulative + o_source, mask=m_source & m_cumulative[None, :], other=0.0)
-    return (b_previous.to(tl.float32) + b_cumulative.to(tl.float32)).to(dtype)
+    m = (o_source >= 0) & (o_source < T) & (o_column < 2 * TAPS)[None, :]
+    p_rows = tl.where(is_cumulative, p_cumulative, p_previous)  # [BK]
+    return tl.load(p_rows[None, :] + o_source, mask=m, other=0.0).to(dtype)
 
 
 @triton.jit
-def _location_weight(p_location, k0, A, s_l, TAPS: tl.constexpr, BA: tl.constexpr, BK: tl.constexpr):
-    """Columns k0 ... of U, [BA, BK], zeros outside."""
+def _location_weight(p_location, k0, A, s_l, BA: tl.constexpr, BK: tl.constexpr):
+    """Columns k0 ... of U, [BA, BK], zeros beyond A."""
     o_a, o_k = tl.arange(0, BA), k0 + tl.arange(0, BK)
-    m = (o_a < A)[:, None] & (o_k < 2 * TAPS)[None, :]
-    return tl.load(p_location + (o_a * s_l)[:, None] + o_k[None, :], mask=m, other=0.0)
+    return tl.load(p_location + (o_a * s_l)[:, None] + o_k[None, :], mask=(o_a < A)[:, None], other=0.0)
 
 
 @triton.jit
@@ -96,7 +97,7 @@ def _hidden(
     b_z = tl.load(p_tile, mask=m, other=0.0).to(tl.float32) + b_query[None, :]
     for k0 in range(0, 2 * TAPS, BK):
         b_f = _windows(p_previous, p_cumulative, t0, k0, T, p_location.dtype.element_ty, TAPS, BT, BK)
-        b_u = _location_weight(p_location, k0, A, s_l, TAPS, BA, BK)
+        b_u = _location_weight(p_location, k0, A, s_l, BA, BK)
         b_z = tl.dot(b_f, tl.trans(b_u), b_z, input_precision=PRECISION)
     # The sigmoid form of tanh overflows nowhere.
     return 2.0 * tl.sigmoid(2.0 * b_z) - 1.0
@@ -201,10 +202,10 @@ def attend(
     Args:
         b_query: W_q query, [BA] float32, zeros beyond A.
         p_memory: [T, D], strides s_mt, s_md; p_processed: [T, A], strides s_pt, s_pa; any float dtype.
-        p_previous, p_cumulative: weights [T], contiguous, any float dtype. They are read at all T positions: beyond
-            the length they should hold zeros.
-        p_location: U [A, 2 TAPS], rows s_l apart, column channel * TAPS + tap (channel 0 the previous weights), in
-            the dtype that the product is computed in.
+        p_previous, p_cumulative: weights [T], contiguous, any one float dtype. They are read at all T positions:
+            beyond the length they should hold zeros.
+        p_location: U [A, s_l] as `fold_location` makes it, in the dtype that the product is computed in: column
+            channel * TAPS + tap (channel 0 the previous weights), then zeros up to s_l, a multiple of BK.
         p_v: [A]; p_v_bias: one number, read if HAS_V_BIAS; any float dtype.
         p_mask: [T] uint8, stride s_k, read if HAS_MASK: positions where it is not 0 get no weight.
         p_weights: [T] float32: gets the weights, zeros beyond the length and where masked. Not p_previous or
@@ -265,11 +266,52 @@ def _weights_gradient(
 
 
 @triton.jit
+def _location_products(
+    p_dz, p_previous, p_cumulative, p_location, p_dlocation, p_products, length, T, A, s_l,
+    TAPS: tl.constexpr, ADD: tl.constexpr, FOLD: tl.constexpr, BT: tl.constexpr, BA: tl.constexpr, BK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dU and, if FOLD, the gradients of the windows, both products with dz [T, A].
+
+    dz comes from memory: a product whose operand is another's result has all of its warps along the rows.
+    """
+    ONE_BLOCK: tl.constexpr = 2 * TAPS <= BK
+    dtype: tl.constexpr = p_location.dtype.element_ty
+    o_r, o_a, o_k = tl.arange(0, BT), tl.arange(0, BA), tl.arange(0, BK)
+    m_a = o_a < A
+    b_dlocation = tl.zeros((BK, BA), tl.float32)
+    # Of an item without positions zeros are stored.
+    for t0 in range(0, length if ADD else tl.maximum(length, 1), BT):
+        m_t = t0 + o_r < length
+        p_tile = p_dz + tl.cast(t0, tl.int64) * A + (o_r * A)[:, None] + o_a[None, :]
+        b_dz = tl.load(p_tile, mask=m_t[:, None] & m_a[None, :], other=0.0).to(dtype)  # [BT, BA]
+        for k0 in range(0, 2 * TAPS, BK):
+            b_f = _windows(p_previous, p_cumulative, t0, k0, T, dtype, TAPS, BT, BK)
+            if ONE_BLOCK:
+                b_dlocation = tl.dot(tl.trans(b_f), b_dz, b_dlocation, input_precision=PRECISION)
+            else:
+                b_part = tl.dot(tl.trans(b_f), b_dz, input_precision=PRECISION)  # [BK, BA]
+                p_part = p_dlocation + k0 + (o_a * s_l)[None, :] + o_k[:, None]
+                # Unless it is added to, nothing is there yet before the first positions.
+                b_part += tl.load(p_part, mask=m_a[None, :] & (ADD or t0 > 0), other=0.0)
+                tl.store(p_part, b_part, mask=m_a[None, :])
+            if FOLD:
+                b_u = _location_weight(p_location, k0, A, s_l, BA, BK)
+                b_df = tl.dot(b_dz, b_u, input_precision=PRECISION)  # [BT, BK]
+                p_windows = p_products + k0 + tl.cast(t0, tl.int64) * s_l + (o_r * s_l)[:, None] + o_k[None, :]
+                tl.store(p_windows, b_df, mask=m_t[:, None])
+        if not ONE_BLOCK:
+            tl.debug_barrier()
+    if ONE_BLOCK:
+        _put(p_dlocation + (o_a * s_l)[None, :] + o_k[:, None], b_dlocation, m_a[None, :], ADD)
+
+
+@triton.jit
 def _fold_windows(
-    p_products, p_dprevious, p_dcumulative, length, T,
+    p_products, p_dprevious, p_dcumulative, length, T, s_l,
     TAPS: tl.constexpr, ADD_CUMULATIVE: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Adds up the gradients of the windows [T, 2 TAPS] where the windows lie."""
+    """Adds up the gradients of the windows, rows s_l apart, where the windows lie."""
     o_r, o_k = tl.arange(0, BT), tl.arange(0, BK)
     for t0 in range(0, T, BT):
         b_previous = tl.zeros((BT,), tl.float32)
@@ -280,7 +322,7 @@ def _fold_windows(
             o_tap = o_column - tl.where(is_cumulative, TAPS, 0)
             o_row = (t0 + o_r)[:, None] + (TAPS // 2 - o_tap)[None, :]  # of the window that has this number there
             m = (o_row >= 0) & (o_row < length) & (o_column < 2 * TAPS)[None, :]
-            p_tile = p_products + o_row.to(tl.int64) * (2 * TAPS) + o_column[None, :]
+            p_tile = p_products + o_row.to(tl.int64) * s_l + o_column[None, :]
             b_d = tl.load(p_tile, mask=m, other=0.0)
             b_of_cumulative = tl.where(is_cumulative[None, :], b_d, 0.0)
             b_cumulative += tl.sum(b_of_cumulative, axis=1)
@@ -295,7 +337,7 @@ def attend_bwd(
     b_query, p_dcontext, p_dweights,
     p_memory, p_processed, p_previous, p_cumulative, p_location, p_v, p_v_bias, p_weights,
     p_dprocessed, p_dlocation, p_dv, p_dv_bias, p_dprevious, p_dcumulative,
-    p_g, p_products,
+    p_g, p_dz, p_products,
     length, T, A, D, sharpening, s_mt, s_md, s_pt, s_pa, s_l,
     TAPS: tl.constexpr, NORMALIZATION: tl.constexpr, HAS_V_BIAS: tl.constexpr, HAS_DWEIGHTS: tl.constexpr,
     ADD: tl.constexpr, ADD_CUMULATIVE: tl.constexpr, FOLD: tl.constexpr,
@@ -311,24 +353,25 @@ def attend_bwd(
     Args:
         b_query, p_memory, p_processed, p_previous, p_cumulative, p_location, p_v, p_v_bias, length, T, A, D,
             sharpening, strides, TAPS, NORMALIZATION, HAS_V_BIAS: those of the forward step.
-        p_dcontext: [D] float32.
+        p_dcontext: [D], any float dtype.
         p_dweights: [T], any float dtype, read if HAS_DWEIGHTS: all that reaches the weights but through this step's
             context: from the outside, and from later steps through their previous and cumulative weights.
         p_weights: of the forward step, [T] float32. A mask needs no argument: masked positions have weight 0.
-        p_dprocessed: [T, A] float32, contiguous: stored (zeros beyond the length), or added to if ADD.
-        p_dlocation: [A, 2 TAPS] float32, contiguous; p_dv: [A] float32; p_dv_bias: one float32, used if HAS_V_BIAS;
+        p_dprocessed: [T, A], contiguous: stored (zeros beyond the length), any float dtype; or added to if ADD,
+            float32.
+        p_dlocation: [A, s_l] float32, contiguous; p_dv: [A] float32; p_dv_bias: one float32, used if HAS_V_BIAS;
             this item's sums: stored, or added to if ADD.
-        p_dprevious: [T] float32: stored, if FOLD; may be p_dweights.
-        p_dcumulative: [T] float32: stored, or added to if ADD_CUMULATIVE, if FOLD. It is the gradient that reaches
-            the cumulative weights through this step's windows; through next = cumulative + weights comes more.
-        p_g: scratch, [T] float32; p_products: scratch, [T, 2 TAPS] float32, used if FOLD. They are this program's.
+        p_dprevious: [T], any float dtype: stored, if FOLD; may be p_dweights.
+        p_dcumulative: [T], any float dtype: stored, or added to if ADD_CUMULATIVE, if FOLD. It is the gradient that
+            reaches the cumulative weights through this step's windows; through next = cumulative + weights comes
+            more.
+        p_g, p_dz, p_products: scratch, this program's alone: [T] float32; [T, A] in the product's dtype, used if
+            ADD; [T, s_l] float32, used if FOLD.
         FOLD: gradients of the previous and the cumulative weights are wanted.
         BT, BA, BK, BR, BD, PRECISION: as of `attend`. With BK at least 2 TAPS the sums for p_dlocation stay in
             registers; with less they are added to memory BT positions at a time.
     """
-    ONE_BLOCK: tl.constexpr = 2 * TAPS <= BK
-    dtype: tl.constexpr = p_location.dtype.element_ty
-    o_r, o_a, o_k = tl.arange(0, BT), tl.arange(0, BA), tl.arange(0, BK)
+    o_r, o_a = tl.arange(0, BT), tl.arange(0, BA)
     m_a = o_a < A
     b_total = _weights_gradient(
         p_memory, p_dcontext, p_dweights, p_weights, p_g, length, D, s_mt, s_md, HAS_DWEIGHTS, BR, BD
@@ -338,7 +381,6 @@ def attend_bwd(
     b_dquery = tl.zeros((BA,), tl.float32)
     b_dv = tl.zeros((BA,), tl.float32)
     b_dbias = 0.0
-    b_dlocation = tl.zeros((BK, BA), tl.float32)
     for t0 in range(0, length if ADD else T, BT):
         m_t = t0 + o_r < length
         b_h = _hidden(
@@ -355,39 +397,24 @@ def attend_bwd(
         b_dbias += tl.sum(b_de, axis=0)
         b_dz = b_de[:, None] * b_v[None, :] * (1.0 - b_h * b_h)  # [BT, BA]
         b_dquery += tl.sum(b_dz, axis=0)
-        p_rows = p_dprocessed + tl.cast(t0, tl.int64) * A + (o_r * A)[:, None] + o_a[None, :]
-        _put(p_rows, b_dz, (t0 + o_r < T)[:, None] & m_a[None, :], ADD)
-        b_dz_rounded = b_dz.to(dtype)
-        for k0 in range(0, 2 * TAPS, BK):
-            m_k = k0 + o_k < 2 * TAPS
-            b_f = _windows(p_previous, p_cumulative, t0, k0, T, dtype, TAPS, BT, BK)
-            if ONE_BLOCK:
-                b_dlocation = tl.dot(tl.trans(b_f), b_dz_rounded, b_dlocation, input_precision=PRECISION)
-            else:
-                b_part = tl.dot(tl.trans(b_f), b_dz_rounded, input_precision=PRECISION)  # [BK, BA]
-                p_part = p_dlocation + k0 + (o_a * (2 * TAPS))[None, :] + o_k[:, None]
-                m_part = m_k[:, None] & m_a[None, :]
-                # Unless it is added to, nothing is there yet before the first positions.
-                b_part += tl.load(p_part, mask=m_part & (ADD or t0 > 0), other=0.0)
-                tl.store(p_part, b_part, mask=m_part)
-            if FOLD:
-                b_u = _location_weight(p_location, k0, A, s_l, TAPS, BA, BK)
-                b_df = tl.dot(b_dz_rounded, b_u, input_precision=PRECISION)  # [BT, BK]
-                p_tile = p_products + tl.cast(t0, tl.int64) * (2 * TAPS) + (o_r * (2 * TAPS))[:, None] + o_k[None, :]
-                tl.store(p_tile + k0, b_df, mask=m_t[:, None] & m_k[None, :])
-        if not ONE_BLOCK:
-            tl.debug_barrier()
-    if ONE_BLOCK:
-        p_all = p_dlocation + (o_a * (2 * TAPS))[None, :] + o_k[:, None]
-        _put(p_all, b_dlocation, (o_k < 2 * TAPS)[:, None] & m_a[None, :], ADD)
+        o_tile = tl.cast(t0, tl.int64) * A + (o_r * A)[:, None] + o_a[None, :]
+        m_tile = (t0 + o_r < T)[:, None] & m_a[None, :]
+        _put(p_dprocessed + o_tile, b_dz, m_tile, ADD)
+        if ADD:
+            tl.store(p_dz + o_tile, b_dz.to(p_dz.dtype.element_ty), mask=m_tile)
     _put(p_dv + o_a, b_dv, m_a, ADD)
     if HAS_V_BIAS:
         if ADD:
             b_dbias += tl.load(p_dv_bias)
         tl.store(p_dv_bias, b_dbias)
+    tl.debug_barrier()
+    _location_products(
+        p_dz if ADD else p_dprocessed, p_previous, p_cumulative, p_location, p_dlocation, p_products,
+        length, T, A, s_l, TAPS, ADD, FOLD, BT, BA, BK, PRECISION,
+    )  # fmt: skip
     if FOLD:
         tl.debug_barrier()
-        _fold_windows(p_products, p_dprevious, p_dcumulative, length, T, TAPS, ADD_CUMULATIVE, BT, BK)
+        _fold_windows(p_products, p_dprevious, p_dcumulative, length, T, s_l, TAPS, ADD_CUMULATIVE, BT, BK)
     return b_dquery
 
 
@@ -411,7 +438,7 @@ def location_attention_fwd_kernel(
     p_rows,  # [B, blocks of D, T] float32: the weights, as each program makes them
     p_weights, p_context,  # [B, T] and [B, D]
     T, A, D, sharpening,
-    s_q, s_mb, s_mt, s_md, s_pb, s_pt, s_pa, s_fb, s_kb, s_k,
+    s_q, s_mb, s_mt, s_md, s_pb, s_pt, s_pa, s_fb, s_l, s_kb, s_k,
     TAPS: tl.constexpr, NORMALIZATION: tl.constexpr, HAS_V_BIAS: tl.constexpr, HAS_MASK: tl.constexpr,
     HAS_LENGTHS: tl.constexpr, BT: tl.constexpr, BA: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr,
     BD: tl.constexpr, PRECISION: tl.constexpr,
@@ -423,7 +450,7 @@ def location_attention_fwd_kernel(
     attend_weights(
         _query(p_query, i_b, A, s_q, BA), p_processed + i_b * s_pb, p_previous + i_b * s_fb, p_cumulative + i_b * s_fb,
         p_location, p_v, p_v_bias, p_mask + i_b * s_kb, p_rows, p_rows,
-        length, T, A, sharpening, s_pt, s_pa, 2 * TAPS, s_k,
+        length, T, A, sharpening, s_pt, s_pa, s_l, s_k,
         TAPS, NORMALIZATION, HAS_V_BIAS, HAS_MASK, False, BT, BA, BK, PRECISION,
     )  # fmt: skip
     tl.debug_barrier()
@@ -441,9 +468,9 @@ def location_attention_bwd_kernel(
     p_dcontext, p_dweights,  # [B, D] and [B, T]
     p_query, p_memory, p_processed, p_previous, p_cumulative, p_location, p_v, p_v_bias, p_lengths, p_rows,
     p_dquery, p_dprocessed, p_dlocation, p_dv, p_dv_bias,  # an item's own, contiguous
-    p_dprevious, p_dcumulative, p_products, p_g,  # of [B, 2, T]; scratch: [B, T, 2 TAPS] and [B, T], float32
+    p_dprevious, p_dcumulative, p_products, p_g,  # of [B, 2, T]; scratch: [B, T, s_l] and [B, T], float32
     T, A, D, sharpening,
-    s_q, s_mb, s_mt, s_md, s_pb, s_pt, s_pa, s_fb, s_r,
+    s_q, s_mb, s_mt, s_md, s_pb, s_pt, s_pa, s_fb, s_l, s_r,
     TAPS: tl.constexpr, NORMALIZATION: tl.constexpr, HAS_V_BIAS: tl.constexpr, HAS_DWEIGHTS: tl.constexpr,
     HAS_LENGTHS: tl.constexpr, FOLD: tl.constexpr, BT: tl.constexpr, BA: tl.constexpr, BK: tl.constexpr,
     BR: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr,
@@ -455,9 +482,9 @@ def location_attention_bwd_kernel(
         _query(p_query, i_b, A, s_q, BA), p_dcontext + i_b * D, p_dweights + i_b * T,
         p_memory + i_b * s_mb, p_processed + i_b * s_pb, p_previous + i_b * s_fb, p_cumulative + i_b * s_fb,
         p_location, p_v, p_v_bias, p_rows + i_b * s_r,
-        p_dprocessed + i_b * T * A, p_dlocation + i_b * A * (2 * TAPS), p_dv + i_b * A, p_dv_bias + i_b,
-        p_dprevious + i_b * 2 * T, p_dcumulative + i_b * 2 * T, p_g + i_b * T, p_products + i_b * T * (2 * TAPS),
-        length, T, A, D, sharpening, s_mt, s_md, s_pt, s_pa, 2 * TAPS,
+        p_dprocessed + i_b * T * A, p_dlocation + i_b * A * s_l, p_dv + i_b * A, p_dv_bias + i_b,
+        p_dprevious + i_b * 2 * T, p_dcumulative + i_b * 2 * T, p_g + i_b * T, p_g, p_products + i_b * T * s_l,
+        length, T, A, D, sharpening, s_mt, s_md, s_pt, s_pa, s_l,
         TAPS, NORMALIZATION, HAS_V_BIAS, HAS_DWEIGHTS, False, False, FOLD, BT, BA, BK, BR, BD, PRECISION,
     )  # fmt: skip
     o_a = tl.arange(0, BA)
@@ -475,13 +502,11 @@ def _forward_heuristic(configs: tuple[Config, ...]):
     return widest_that_fills
 
 
-def _constants(cat: Tensor, location: Tensor, normalization: str) -> dict:
-    A, window = location.shape
+def _constants(location: Tensor, taps: int, normalization: str) -> dict:
     return {
-        "TAPS": window // 2,
+        "TAPS": taps,
         "NORMALIZATION": normalization,
-        "BA": max(SMALLEST_DOT, next_power_of_2(A)),
-        "BK": max(SMALLEST_DOT, min(MOST_WINDOW, next_power_of_2(window))),
+        "BA": max(SMALLEST_DOT, next_power_of_2(len(location))),
         "PRECISION": _precision(location.dtype),
     }
 
@@ -496,6 +521,7 @@ def _forward(
     v_bias: Tensor | None,
     mask: Tensor | None,
     lengths: Tensor | None,
+    taps: int,
     sharpening: float,
     normalization: str,
     dtype: torch.dtype,
@@ -503,7 +529,7 @@ def _forward(
     """(context [B, D], weights [B, T] in `dtype`, weights [B, T] float32)."""
     B, T, D = memory.shape
     A = location.shape[0]
-    configs = FORWARD_CONFIGS[A > WIDE_ATTENTION]
+    configs = FORWARD_CONFIGS[location.dtype.itemsize, A > WIDE_ATTENTION]
     config = pick_config("location_attention_fwd", configs, _forward_heuristic(configs), location, items=B, columns=D)
     blocks = triton.cdiv(D, config["BD"])
     rows = torch.empty((B, blocks, T), dtype=torch.float32, device=memory.device)
@@ -515,10 +541,10 @@ def _forward(
         OP, location_attention_fwd_kernel, (blocks, B),
         query, memory, processed, cat, cat[:, 1], location, v, v_bias, rows if mask is None else mask, lengths,
         rows, weights, context,
-        T, A, D, sharpening, query.stride(0), *memory.stride(), *processed.stride(), cat.stride(0),
+        T, A, D, sharpening, query.stride(0), *memory.stride(), *processed.stride(), cat.stride(0), location.stride(0),
         *((0, 0) if mask is None else mask.stride()),
         device=memory.device, HAS_V_BIAS=v_bias is not None, HAS_MASK=mask is not None,
-        HAS_LENGTHS=lengths is not None, **_constants(cat, location, normalization), **config,
+        HAS_LENGTHS=lengths is not None, **_constants(location, taps, normalization), **config,
     )  # fmt: skip
     return context, weights, rows[:, 0]
 
@@ -528,13 +554,13 @@ class _LocationAttention(Function):
 
     @staticmethod
     def forward(
-        ctx, query, memory, processed, cat, location, v, v_bias, mask, lengths, sharpening, normalization, dtype
+        ctx, query, memory, processed, cat, location, v, v_bias, mask, lengths, taps, sharpening, normalization, dtype
     ):
         context, weights, rows = _forward(
-            query, memory, processed, cat, location, v, v_bias, mask, lengths, sharpening, normalization, dtype
+            query, memory, processed, cat, location, v, v_bias, mask, lengths, taps, sharpening, normalization, dtype
         )
         ctx.save_for_backward(query, memory, processed, cat, location, v, v_bias, lengths, rows)
-        ctx.sharpening, ctx.normalization = sharpening, normalization
+        ctx.taps, ctx.sharpening, ctx.normalization = taps, sharpening, normalization
         ctx.set_materialize_grads(False)
         return context, weights
 
@@ -542,13 +568,13 @@ class _LocationAttention(Function):
     @once_differentiable
     def backward(ctx, dcontext, dweights):
         if dcontext is None and dweights is None:
-            return (None,) * 12
+            return (None,) * 13
         query, memory, processed, cat, location, v, v_bias, lengths, rows = ctx.saved_tensors
         if memory.numel() == 0:
             inputs = (query, memory, processed, cat, location, v, v_bias)
-            return *(None if x is None else torch.zeros_like(x) for x in inputs), *(None,) * 5
+            return *(None if x is None else torch.zeros_like(x) for x in inputs), *(None,) * 6
         B, T, D = memory.shape
-        A, window = location.shape
+        A, columns = location.shape
         device = memory.device
         wants_memory, wants_cat = ctx.needs_input_grad[1], ctx.needs_input_grad[3]
         if dcontext is None:
@@ -557,11 +583,11 @@ class _LocationAttention(Function):
         dmemory = rows.to(memory.dtype).unsqueeze(2) * dcontext.to(memory.dtype).unsqueeze(1) if wants_memory else None
         dquery, dprocessed = (torch.empty(x.shape, dtype=x.dtype, device=device) for x in (query, processed))
         dcat = torch.empty(cat.shape, dtype=cat.dtype, device=device) if wants_cat else None
-        products = torch.empty((B, T, window), dtype=torch.float32, device=device) if wants_cat else None
+        products = torch.empty((B, T, columns), dtype=torch.float32, device=device) if wants_cat else None
         dlocation, dv, dv_bias, g = (
-            torch.empty((B, *shape), dtype=torch.float32, device=device) for shape in ((A, window), (A,), (), (T,))
+            torch.empty((B, *shape), dtype=torch.float32, device=device) for shape in ((A, columns), (A,), (), (T,))
         )
-        configs = BACKWARD_CONFIGS[A > WIDE_ATTENTION]
+        configs = BACKWARD_CONFIGS[location.dtype.itemsize, A > WIDE_ATTENTION]
         config = pick_config(
             "location_attention_bwd", configs, lambda dtype, **shape: configs[0], location, items=B, columns=D
         )
@@ -572,14 +598,15 @@ class _LocationAttention(Function):
             dquery, dprocessed, dlocation, dv, dv_bias, *((g, g, g) if dcat is None else (dcat, dcat[:, 1], products)),
             g,
             T, A, D, ctx.sharpening,
-            query.stride(0), *memory.stride(), *processed.stride(), cat.stride(0), rows.stride(0),
+            query.stride(0), *memory.stride(), *processed.stride(), cat.stride(0), location.stride(0), rows.stride(0),
             device=device, HAS_V_BIAS=v_bias is not None, HAS_DWEIGHTS=dweights is not None,
-            HAS_LENGTHS=lengths is not None, FOLD=wants_cat, **_constants(cat, location, ctx.normalization), **config,
+            HAS_LENGTHS=lengths is not None, FOLD=wants_cat, **config,
+            **_constants(location, ctx.taps, ctx.normalization),
         )  # fmt: skip
         dv_bias = None if v_bias is None else dv_bias.sum(0, keepdim=True).to(v_bias.dtype)
         return (
             dquery, dmemory, dprocessed, dcat, dlocation.sum(0).to(location.dtype), dv.sum(0).to(v.dtype), dv_bias,
-            None, None, None, None, None,
+            None, None, None, None, None, None,
         )  # fmt: skip
 
 
@@ -591,12 +618,13 @@ def fold_location(location_conv_weight: Tensor, location_dense_weight: Tensor, d
         dtype: of the result; the product is computed in float32 at least.
 
     Returns:
-        [A, 2k], column channel * k + tap; differentiable.
+        [A, 2k and zeros up to a multiple of 64], column channel * k + tap; differentiable.
     """
     wide = torch.promote_types(location_conv_weight.dtype, torch.float32)
     on = backend.autocast_dtype(location_conv_weight) is not None  # it may not exist on the device
     with torch.autocast(location_conv_weight.device.type, enabled=False) if on else nullcontext():
-        return (location_dense_weight.to(wide) @ location_conv_weight.to(wide).flatten(1)).to(dtype)
+        product = location_dense_weight.to(wide) @ location_conv_weight.to(wide).flatten(1)
+    return F.pad(product.to(dtype), (0, -product.shape[1] % WINDOW))
 
 
 def location_attention(
@@ -672,6 +700,7 @@ def location_attention(
         v_bias,
         mask,
         None if lengths is None else lengths.contiguous(),
+        location_conv_weight.shape[2],
         sharpening,
         normalization,
         dtype if autocast is None else torch.float32,
@@ -707,7 +736,7 @@ def _check(
         "mask": (mask, (B, T)),
         "lengths": (lengths, (B,)),
         "v_bias": (v_bias, (1,)),
-        "location_weight": (location_weight, (A, 2 * kernel_size)),
+        "location_weight": (location_weight, (A, triton.cdiv(2 * kernel_size, WINDOW) * WINDOW)),
     }
     for name, (x, shape) in expected.items():
         if x is not None and x.shape != shape:
