@@ -67,6 +67,7 @@ class Measurement:
     def _rates(self, workload: Workload, direction: str) -> dict:
         seconds = self.benchmark.stats.stats.median
         cost, samples = workload.cost(direction), workload.samples(direction)
+        frames, steps = workload.frames(direction), workload.steps(direction)
         floor, bound = self.ceilings.floor(cost, workload.dtype_name)
         matrix_rate = self.ceilings.flops_per_second.get("bfloat16")
         return {
@@ -78,4 +79,6 @@ class Measurement:
             "percent_of_ceiling": 100 * floor / seconds,
             "percent_of_bfloat16_ceiling": matrix_rate and 100 * cost.flops / seconds / matrix_rate,
             "samples_per_second": samples and samples / seconds,
+            "frames_per_second": frames and frames / seconds,
+            "us_per_frame": steps and 1e6 * seconds / steps,
         }

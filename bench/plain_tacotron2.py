@@ -75,6 +75,10 @@ def cast(weights, dtype: torch.dtype):
     return type(weights)(*parts) if hasattr(weights, "_fields") else tuple(parts)
 
 
+def tensors_of(weights) -> list[Tensor]:
+    return [weights] if isinstance(weights, Tensor) else [x for part in weights for x in tensors_of(part)]
+
+
 def attend(memory: Tensor, memory_weight: Tensor, lengths: Tensor) -> Attended:
     padding = torch.arange(memory.shape[1], device=memory.device) >= lengths.unsqueeze(1)
     return Attended(memory, F.linear(memory, memory_weight), padding)

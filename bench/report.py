@@ -23,8 +23,13 @@ TARGETS = {
     "percent_of_ceiling": "{:.1f} % of ceiling",
     "percent_of_bfloat16_ceiling": "{:.1f} % of bf16 peak",
     "samples_per_second": "{:,.0f} samples/s",
+    "frames_per_second": "{:,.0f} frames/s",
+    "us_per_frame": "{:.1f} us a frame",
 }
 """What a target may be of, and how it is said."""
+
+AT_MOST = ("us_per_frame",)
+"""Of these, that of which the target is a most; it is a least of the others."""
 
 MISSED, MET = "MISSED", "met"
 
@@ -35,11 +40,12 @@ def judged(rows: Mapping[str, Row]) -> list[tuple[str, str]]:
     if ours is None:
         return []
     found = []
-    for metric, least in ours.info["targets"].items():
+    for metric, target in ours.info["targets"].items():
         value = ours.info[metric]
         if value is not None:
-            word = MET if value >= least else MISSED
-            found.append((f">= {TARGETS[metric].format(least)}", f"{word} ({TARGETS[metric].format(value)})"))
+            sign, reached = ("<=", value <= target) if metric in AT_MOST else (">=", value >= target)
+            word = MET if reached else MISSED
+            found.append((f"{sign} {TARGETS[metric].format(target)}", f"{word} ({TARGETS[metric].format(value)})"))
     if COMPILE in rows:
         speedup = rows[COMPILE].seconds / ours.seconds
         found.append((">= 1.00 x compile", f"{MET if speedup >= 1 else MISSED} ({speedup:.2f} x)"))
@@ -63,6 +69,13 @@ def markdown(run: Run) -> str:
     ]
     for name, rows in run.by_name().items():
         lines.append(f"| {name} | {' | '.join(_cells(rows))} |")
+    if timed_by_frame := [(name, rows) for name, rows in run.by_name().items() if any(map(_frames, rows.values()))]:
+        lines += ["", "## Mel frames", "", "| benchmark | ours | eager | compile | peer |", "|---|--:|--:|--:|--:|"]
+        for name, rows in timed_by_frame:
+            cells = [
+                _frames(rows[implementation]) if implementation in rows else "-" for implementation in IMPLEMENTATIONS
+            ]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
     verdicts = [(name, *verdict) for name, rows in run.by_name().items() for verdict in judged(rows)]
     if verdicts:
         lines += ["", "## Targets", "", "| benchmark | target | result |", "|---|---|---|"]
@@ -157,6 +170,12 @@ def _cells(rows: Mapping[str, Row]) -> list[str]:
         info["bound"],
         "-" if memory is None else f"{memory / 2**20:,.0f} MiB",
     ]
+
+
+def _frames(row: Row) -> str:
+    """The time of one frame after the other, or else the rate of all items' frames; '' where there are none."""
+    metrics = ("us_per_frame", "frames_per_second")
+    return next((TARGETS[metric].format(row.info[metric]) for metric in metrics if row.info.get(metric)), "")
 
 
 def _time(row: Row) -> str:

@@ -109,8 +109,17 @@ class Workload(ABC):
         """Audio samples that one call trains on or makes."""
         return None
 
+    def frames(self, direction: str) -> int | None:
+        """Mel frames that one call trains on or makes, of all items."""
+        return None
+
+    def steps(self, direction: str) -> int | None:
+        """Mel frames of an item that one call makes one after the other."""
+        return None
+
     def targets(self, direction: str) -> dict[str, float]:
-        """What design.md asks for: at least so much of these entries of a benchmark's extra_info."""
+        """What design.md asks for of these entries of a benchmark's extra_info: at least so much, but at most where
+        the report says so of the entry."""
         return {}
 
 

@@ -48,6 +48,27 @@ def test_targets(write_run):
     assert "2 of 4 targets met." in report.markdown(run)
 
 
+def test_frames(write_run):
+    decoding, training = "decode_loop/graph-1x128-float16/inference", "teacher_forced_loop/128/forward_backward"
+    rows = [
+        benchmark(decoding, "fastglow", 3.2e-3, us_per_frame=25.0, targets={"us_per_frame": 25}),
+        benchmark(decoding, "eager", 128e-3, us_per_frame=1000.0),
+        benchmark(training, "fastglow", 0.05, frames_per_second=1.024e6, targets={"frames_per_second": 1e6}),
+        benchmark(NAME, "fastglow", 20e-6),
+    ]
+    run = results.load([write_run(rows)])
+    table = run.by_name()
+    assert report.judged(table[decoding]) == [("<= 25.0 us a frame", "met (25.0 us a frame)")]
+    table[decoding]["fastglow"].info["us_per_frame"] = 25.1
+    assert report.judged(table[decoding]) == [("<= 25.0 us a frame", "MISSED (25.1 us a frame)")]
+    assert report.judged(table[training]) == [(">= 1,000,000 frames/s", "met (1,024,000 frames/s)")]
+    section = report.markdown(run).partition("## Mel frames")[2].partition("## ")[0]
+    assert cells(section, decoding)[1:] == ["25.1 us a frame", "1000.0 us a frame", "-", "-"]
+    assert cells(section, training)[1:] == ["1,024,000 frames/s", "-", "-", "-"]
+    assert NAME not in section
+    assert "Mel frames" not in report.markdown(results.load([write_run(rows[3:])]))
+
+
 def test_what_failed_is_said(write_run):
     text = report.markdown(results.load([write_run([benchmark(NAME, "eager", 1e-3)])]))
     assert f"Failed or left out: {NAME} (ours)." in text

@@ -1,0 +1,217 @@
+"""Tacotron 2's decoder running free: the latency of a frame, at the published sizes with random weights.
+
+A call makes a fixed number of frames, as the gate may not fire (its threshold is 1), and waits for the device at its
+end, as speaking does. `graph` and `persistent` are two ways of fastglow's, and cases of their own, both beside the
+eager reference. NVIDIA's code and torch.compile, of a frame in plain PyTorch, are beside `graph` alone; compile at
+fewer sizes, each of which it compiles anew.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastglow import Tacotron2, kernels
+from fastglow.kernels.decode_loop import decode_loop, fold_decoder
+
+from . import plain_tacotron2
+from .environment import device
+from .workload import (
+    COMPILE,
+    FASTGLOW,
+    INFERENCE,
+    PEER,
+    Cost,
+    Implementation,
+    Workload,
+    cases,
+    largest_error,
+    launching,
+    on_this_machine,
+)
+
+P_DROPOUT = 0.5
+FRAMES = 128  # of a call
+CHECKED_FRAMES = 16  # the first ones, which everything after them rests on
+
+GRAPH, PERSISTENT = "graph", "persistent"
+TARGETS = {GRAPH: 25, PERSISTENT: 12}  # microseconds a frame of one item in float16
+
+SMALL = {
+    "n_mel_channels": 8,
+    "symbols_embedding_dim": 32,
+    "encoder_embedding_dim": 32,
+    "attention_rnn_dim": 48,
+    "decoder_rnn_dim": 48,
+    "attention_dim": 16,
+    "prenet_dim": 16,
+}
+
+
+@lru_cache
+def new_model(small: bool, frames: int, dtype: torch.dtype) -> Tacotron2:
+    torch.manual_seed(0)
+    with torch.device(device()):
+        model = Tacotron2(**SMALL if small else {}, max_decoder_steps=frames, gate_threshold=1.0)
+    return model.to(dtype).eval().requires_grad_(False)
+
+
+class SeededPrenet(nn.Module):
+    """In the place of NVIDIA's: the same layers, with our random numbers of the frame that its calls are at."""
+
+    def __init__(self, prenet: nn.Module, seeds: Tensor):
+        super().__init__()
+        self.layers, self.seeds, self.frame = prenet.layers, seeds, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        for stream, layer in enumerate(self.layers):
+            x = F.relu(layer(x))
+            noise = kernels.uniform_noise(self.seeds, stream, self.frame, 1, x.shape[1])[:, 0]
+            x = x * (noise >= P_DROPOUT) / (1 - P_DROPOUT)
+        self.frame += 1
+        return x
+
+
+@dataclass(frozen=True)
+class Decoding(Workload):
+    """`way`: GRAPH or PERSISTENT; `text`: symbols of each of `batch` items."""
+
+    way: str
+    batch: int
+    text: int
+    dtype: torch.dtype
+    small: bool = False
+    n_frames: int = FRAMES
+
+    op = "decode_loop"
+    directions = (INFERENCE,)
+
+    @property
+    def case(self) -> str:
+        return f"{self.way}-{self.batch}x{self.text}"
+
+    @property
+    def model(self) -> Tacotron2:
+        return new_model(self.small, self.n_frames, self.dtype)
+
+    def serves(self, implementation: str) -> bool:
+        if implementation == COMPILE:
+            return self.way == GRAPH and self.dtype == torch.float16 and (self.batch == 1 or self.text == 128)
+        return implementation != PEER or self.way == GRAPH
+
+    def shapes(self) -> dict[str, list[int]]:
+        return {"memory": list(self._memory().shape)}
+
+    def cost(self, direction: str) -> Cost:
+        """The weights and what is attended to are read for every frame; no more than that holds on the chip for it."""
+        recurrent, output, _ = plain_tacotron2.weights_of(self.model.decoder)
+        weights = sum(tensor.numel() for tensor in plain_tacotron2.tensors_of((recurrent, output)))
+        A, _, taps = len(recurrent.attention.query), *recurrent.attention.location_conv.shape[1:]
+        D = self._memory().shape[2]
+        read = weights + self.batch * self.text * (D + A)
+        products = self.batch * (weights + self.text * ((2 * taps + 1) * A + D))
+        return Cost(self.n_frames * read * self.dtype.itemsize, self.n_frames * 2 * products)
+
+    def capturable(self, direction: str) -> bool:
+        return False  # how long an item speaks is looked up from the host
+
+    def frames(self, direction: str) -> int:
+        return self.batch * self.n_frames
+
+    def steps(self, direction: str) -> int:
+        return self.n_frames
+
+    def targets(self, direction: str) -> dict[str, float]:
+        return {"us_per_frame": TARGETS[self.way]} if self.batch == 1 and self.dtype == torch.float16 else {}
+
+    def call(self, implementation: Implementation, direction: str) -> Callable[[], object]:
+        return self._run(implementation, self._memory())
+
+    @torch.no_grad()
+    def verify(self, implementation: Implementation, direction: str) -> float:
+        memory = self._memory()
+        seeds = torch.arange(self.batch, device=device()) - 1
+        with launching(implementation):
+            actual = self._run(implementation, memory, seeds)()
+        frames = actual[0].shape[1]
+        assert frames == self.n_frames, f"{frames} frames were made, not {self.n_frames}"
+        checked = min(CHECKED_FRAMES, frames)
+        usual = self._plain(self.model, memory, seeds, checked)
+        exact = self._plain(copy.deepcopy(self.model).double(), memory.double(), seeds, checked)
+        n = len(actual)
+        return largest_error([x[:, :checked] for x in actual], usual[:n], exact[:n], direction)
+
+    def _memory(self) -> Tensor:
+        shape = self.batch, self.text, self.model.config.encoder_embedding_dim
+        return torch.randn(shape, device=device()).mul(0.5).to(self.dtype)
+
+    def _lengths(self) -> Tensor:
+        return torch.full((self.batch,), self.text, device=device())
+
+    def _plain(
+        self, model: Tacotron2, memory: Tensor, seeds: Tensor | None, frames: int, step=plain_tacotron2.free_step
+    ) -> Sequence[Tensor]:
+        recurrent, output, memory_weight = plain_tacotron2.weights_of(model.decoder)
+        attended = plain_tacotron2.attend(memory, memory_weight, self._lengths())
+        return plain_tacotron2.run_free(attended, recurrent, output, P_DROPOUT, frames, seeds, step)
+
+    def _run(
+        self, implementation: Implementation, memory: Tensor, seeds: Tensor | None = None
+    ) -> Callable[[], Sequence[Tensor]]:
+        """Makes the frames [B, frames, n_frame], and the alignments but with NVIDIA's code.
+
+        Without seeds all draw as they do in use: ours from seeds, the others from PyTorch's generator.
+        """
+        model, lengths = self.model, self._lengths()
+        if implementation.name == COMPILE:
+            step = torch.compile(plain_tacotron2.free_step, dynamic=False)
+            return lambda: self._plain(model, memory, seeds, self.n_frames, step)
+        if implementation.name == PEER:
+            decoder = implementation.dle.tacotron2(model).decoder
+            if seeds is not None:
+                decoder.prenet = SeededPrenet(decoder.prenet, seeds)
+            return torch.no_grad()(lambda: [decoder.infer(memory, lengths)[0].transpose(1, 2)])
+        recurrent, output, memory_weight = plain_tacotron2.weights_of(model.decoder)
+        folded = fold_decoder(recurrent, output) if implementation.name == FASTGLOW else None
+        seeds = torch.arange(self.batch, device=device()) if seeds is None else seeds
+        processed_memory = F.linear(memory, memory_weight)
+
+        def run() -> Sequence[Tensor]:
+            frames, steps, alignments = decode_loop(
+                memory,
+                processed_memory,
+                lengths,
+                seeds,
+                recurrent,
+                output,
+                p_prenet_dropout=P_DROPOUT,
+                gate_threshold=1.0,
+                max_steps=self.n_frames,
+                method=self.way,
+                folded=folded,
+            )
+            return frames, alignments
+
+        return torch.no_grad()(run)
+
+
+GRID = [(batch, text) for text in (128, 32, 256) for batch in (1, 64, 4, 16)]
+
+WORKLOADS = on_this_machine(
+    gpu=[
+        *(Decoding(GRAPH, *sizes, torch.float16) for sizes in GRID),
+        *(Decoding(PERSISTENT, *sizes, torch.float16) for sizes in GRID if sizes[0] <= 4),
+        *(Decoding(way, 1, 128, torch.float32) for way in (GRAPH, PERSISTENT)),
+    ],
+    cpu=[Decoding(GRAPH, batch, 7, torch.float32, small=True, n_frames=20) for batch in (1, 3)],
+)
+
+
+@pytest.mark.parametrize("workload, direction", cases(WORKLOADS))
+def test_decode_loop(measure, workload, direction, implementation):
+    measure(workload, direction, implementation)
