@@ -475,29 +475,30 @@ def lstm_cell(
         seed = drawn_seed(x.device)
     tensors = [x, h, c, weight_ih, weight_hh, bias_ih, bias_hh]
     dtype = backend.autocast_dtype(x)
-    cast = tensors if dtype is None else [_autocast(t, dtype) for t in tensors]
     seed_tensor = seed if isinstance(seed, Tensor) else None
-    if not backend.picks_triton(OP, *cast, seed_tensor, unsupported=_unsupported(cast)):
+    if not backend.picks_triton(OP, *tensors, seed_tensor, unsupported=_unsupported(tensors, dtype)):
         # torch.lstm_cell knows of autocast itself.
         return reference_lstm_cell(*tensors, **mixing._asdict(), seed=seed)
-    x, h, c, weight_ih, weight_hh, bias_ih, bias_hh = cast
+    if dtype is not None:
+        tensors = [_autocast(t, dtype) for t in tensors]
+    x, h, c, weight_ih, weight_hh, bias_ih, bias_hh = tensors
     arguments = (
         _rows_apart(x), _rows_apart(h), c, _rows_apart(weight_ih), _rows_apart(weight_hh),
         None if bias_ih is None else bias_ih.contiguous(), None if bias_hh is None else bias_hh.contiguous(),
         seed, mixing,
     )  # fmt: skip
-    if torch.is_grad_enabled() and any(t.requires_grad for t in cast if t is not None):
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors if t is not None):
         return _LSTMCell.apply(*arguments)
     return _forward(*arguments, save_gates=False)[:2]
 
 
 def _autocast(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """As autocast casts, which leaves float64 alone and casts a parameter once in all the steps of a loop.
+    """As autocast casts: a parameter once in all the steps of a loop.
 
     Its cache has no other door: it casts what goes into an einsum, and one of a single tensor is that tensor.
     """
-    if x is None or x.dtype == torch.float64:
-        return x
+    if x is None:
+        return None
     return (torch.einsum("...->...", x) if x.is_leaf else x).to(dtype)
 
 
@@ -506,9 +507,9 @@ def _rows_apart(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
 
 
-def _unsupported(tensors: list[Tensor | None]) -> str | None:
+def _unsupported(tensors: list[Tensor | None], autocast_dtype: torch.dtype | None) -> str | None:
     dtypes = {str(x.dtype).removeprefix("torch.") for x in tensors if x is not None}
-    if len(dtypes) > 1:
+    if len(dtypes) > 1 and autocast_dtype is None:
         return f"its tensors have the dtypes {', '.join(sorted(dtypes))}"
     return None
 
