@@ -131,9 +131,9 @@ def time_rounds(benchmark, timed: Round) -> None:
     benchmark.pedantic(round_, rounds=timed.rounds, warmup_rounds=timed.warm_rounds)
 
 
-def median_seconds(calls: Sequence[Call]) -> float:
-    """Median seconds per call, without pytest-benchmark."""
-    timed = prepare_round(calls)
+def median_seconds(calls: Sequence[Call], capturable: bool = True) -> float:
+    """Median seconds per call, without pytest-benchmark; arguments as of `prepare_round`."""
+    timed = prepare_round(calls, capturable)
     for _ in range(timed.warm_rounds):
         timed.launch()
     return statistics.median(timed.seconds_per_call() for _ in range(timed.rounds))

@@ -113,7 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def gpu_seconds(workload: Workload, direction: str) -> float:
     n = timing.sets_needed(workload.cost(direction).bytes, timing.cache_bytes())
     implementation = Implementation(FASTGLOW)
-    return timing.median_seconds([workload.call(implementation, direction) for _ in range(n)])
+    calls = [workload.call(implementation, direction) for _ in range(n)]
+    return timing.median_seconds(calls, workload.capturable(direction))
 
 
 if __name__ == "__main__":

@@ -17,10 +17,11 @@ from .environment import has_gpu
 from .peers import DLE
 
 FORWARD, BACKWARD, TRAIN_STEP, INFERENCE = "forward", "backward", "train_step", "inference"
+FORWARD_BACKWARD = "forward_backward"  # both in one call, where one without the other means little
 
 FASTGLOW, EAGER, COMPILE, PEER = "fastglow", "eager", "compile", "peer"
 
-FACTORS = {FORWARD: 2, BACKWARD: 3, TRAIN_STEP: 2, INFERENCE: 2}
+FACTORS = {FORWARD: 2, BACKWARD: 3, FORWARD_BACKWARD: 3, TRAIN_STEP: 2, INFERENCE: 2}
 """How many times the error of PyTorch's own operations in the same dtype a result's error may be."""
 
 
@@ -62,7 +63,7 @@ class Workload(ABC):
         op: the operation's name.
         case: of the size.
         dtype: that is computed in.
-        directions: of FORWARD, BACKWARD, TRAIN_STEP and INFERENCE.
+        directions: of the keys of FACTORS.
     """
 
     op: str

@@ -1,0 +1,209 @@
+"""Tacotron 2's decoder under teacher forcing, forward and backward: mel frames a second in training.
+
+`Tacotron2.decoder` as a training step calls it, in float16 autocast, with the gradients of all its parameters and of
+the encoder's outputs. Its prenet, output projections and the losses' gradients are in it; encoder, postnet and the
+optimizer are not. Dropout is on while time is taken, and off for the verification of a call with fewer frames.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastglow import Tacotron2
+
+from . import plain_tacotron2
+from .environment import device
+from .workload import (
+    COMPILE,
+    FORWARD_BACKWARD,
+    PEER,
+    Cost,
+    Implementation,
+    Workload,
+    cases,
+    largest_error,
+    launching,
+    on_this_machine,
+    upstream_gradients,
+)
+
+CHECKED_FRAMES = 24
+COMPILED_BATCH = 128  # of the others torch.compile is left out: it compiles for each anew
+TARGET = 1e6  # mel frames a second, at the largest batch
+
+SMALL = {
+    "n_mel_channels": 8,
+    "symbols_embedding_dim": 32,
+    "encoder_embedding_dim": 32,
+    "attention_rnn_dim": 48,
+    "decoder_rnn_dim": 48,
+    "attention_dim": 16,
+    "prenet_dim": 16,
+}
+
+Decode = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+@lru_cache
+def new_model(small: bool) -> Tacotron2:
+    torch.manual_seed(0)
+    with torch.device(device()):
+        return Tacotron2(**SMALL if small else {})
+
+
+class BarePrenet(nn.Module):
+    """In the place of NVIDIA's, without its dropout."""
+
+    def __init__(self, prenet: nn.Module):
+        super().__init__()
+        self.layers = prenet.layers
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = F.relu(layer(x))
+        return x
+
+
+@dataclass(frozen=True)
+class Training(Workload):
+    """`batch` items of `text` symbols and `n_frames` mel frames."""
+
+    batch: int
+    text: int
+    n_frames: int
+    dtype: torch.dtype
+    small: bool = False
+
+    op = "teacher_forced_loop"
+    directions = (FORWARD_BACKWARD,)
+
+    @property
+    def case(self) -> str:
+        return f"{self.batch}x{self.text}x{self.n_frames}"
+
+    @property
+    def model(self) -> Tacotron2:
+        return new_model(self.small)
+
+    def serves(self, implementation: str) -> bool:
+        return implementation != COMPILE or self.batch == COMPILED_BATCH
+
+    def shapes(self) -> dict[str, list[int]]:
+        memory, mels, _ = self._batch(self.n_frames)
+        return {"memory": list(memory.shape), "mels": list(mels.shape)}
+
+    def cost(self, direction: str) -> Cost:
+        """Weights, encoder outputs and mels read, and gradients of as many written; backward twice the FLOPs."""
+        recurrent, output, memory_weight = plain_tacotron2.weights_of(self.model.decoder)
+        weights = sum(tensor.numel() for tensor in plain_tacotron2.tensors_of((recurrent, output)))
+        A, _, taps = len(recurrent.attention.query), *recurrent.attention.location_conv.shape[1:]
+        D = memory_weight.shape[1]
+        moved = 2 * weights + self.batch * (2 * self.text * D + 2 * self.n_frames * output.projection.shape[0])
+        products = weights + self.text * ((2 * taps + 1) * A + D)
+        flops = 3 * 2 * self.batch * (self.n_frames * products + self.text * D * A)
+        return Cost(moved * self.dtype.itemsize, flops)
+
+    def capturable(self, direction: str) -> bool:
+        return False  # its loop is graphs already; NVIDIA's looks lengths up from the host
+
+    def frames(self, direction: str) -> int:
+        return self.batch * self.n_frames
+
+    def targets(self, direction: str) -> dict[str, float]:
+        return {"frames_per_second": TARGET} if self.batch == 128 and self.dtype == torch.float16 else {}
+
+    def call(self, implementation: Implementation, direction: str) -> Callable[[], list[Tensor]]:
+        model = self.model
+        batch = self._batch(self.n_frames)
+        return self._pass(*self._decoder(implementation, model, dropout=True), batch, self.dtype)
+
+    def verify(self, implementation: Implementation, direction: str) -> float:
+        batch = self._batch(min(CHECKED_FRAMES, self.n_frames))
+
+        def results(decode: Decode, parameters: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+            mel, gate, alignments, *gradients = self._pass(decode, parameters, batch, dtype)()
+            return [mel, gate, alignments, torch.cat([gradient.flatten() for gradient in gradients])]
+
+        model = copy.deepcopy(self.model)
+        with launching(implementation):
+            actual = results(*self._decoder(implementation, model, dropout=False), self.dtype)
+        usual = results(*self._plain(model, self.dtype, dropout=False), self.dtype)
+        exact = results(*self._plain(copy.deepcopy(model).double(), torch.float64, dropout=False), torch.float64)
+        return largest_error(actual, usual, exact, direction)
+
+    def _batch(self, n_frames: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(memory, mels, lengths), the longest text first as NVIDIA's data loader has it."""
+        config = self.model.config
+        memory = torch.randn(self.batch, self.text, config.encoder_embedding_dim, device=device()) * 0.5
+        mels = torch.randn(self.batch, config.n_mel_channels, n_frames, device=device())
+        lengths = torch.linspace(self.text, self.text // 2, self.batch, device=device()).long()
+        return memory.requires_grad_(), mels, lengths
+
+    def _decoder(self, implementation: Implementation, model: Tacotron2, dropout: bool) -> tuple[Decode, list[Tensor]]:
+        """(what decodes, its parameters in one order)."""
+        if implementation.name == COMPILE:
+            return self._plain(model, self.dtype, dropout, torch.compile(plain_tacotron2.recur, dynamic=False))
+        if implementation.name == PEER:
+            model = implementation.dle.tacotron2(model)
+            if not dropout:
+                model.decoder.prenet = BarePrenet(model.decoder.prenet)
+        elif not dropout:
+            model.decoder.prenet.p_dropout = 0.0
+        model.train(dropout)
+
+        def decode(memory: Tensor, mels: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            with torch.autocast(device().type, torch.float16, enabled=self.dtype == torch.float16):
+                return model.decoder(memory, mels, lengths)
+
+        return decode, _parameters_of(model.decoder)
+
+    def _plain(
+        self, model: Tacotron2, dtype: torch.dtype, dropout: bool, step=plain_tacotron2.recur
+    ) -> tuple[Decode, list[Tensor]]:
+        """In `dtype` throughout, but for float32 parameters: autocast would cast them at every frame."""
+        decoder = model.decoder
+        p_dropout = 0.5, decoder.p_attention_dropout, decoder.p_decoder_dropout
+
+        def decode(memory: Tensor, mels: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            weights = plain_tacotron2.cast(plain_tacotron2.weights_of(decoder), dtype)
+            probabilities = p_dropout if dropout else (0.0, 0.0, 0.0)
+            return plain_tacotron2.run_forced(memory.to(dtype), mels.to(dtype), lengths, weights, probabilities, step)
+
+        return decode, _parameters_of(decoder)
+
+    def _pass(
+        self, decode: Decode, parameters: list[Tensor], batch: tuple[Tensor, Tensor, Tensor], dtype: torch.dtype
+    ) -> Callable[[], list[Tensor]]:
+        """Makes [mel, gate, alignments, gradients of the encoder's outputs and of the parameters]."""
+        memory, mels, lengths = batch
+        gradients = upstream_gradients([mels, mels[:, 0]], self.dtype)
+
+        def run() -> list[Tensor]:
+            mel, gate, alignments = decode(memory, mels, lengths)
+            upstream = [gradient.to(x.dtype) for x, gradient in zip((mel, gate), gradients, strict=True)]
+            wanted = torch.autograd.grad((mel, gate), [memory, *parameters], upstream)
+            return [mel.detach(), gate.detach(), alignments.detach(), *wanted]
+
+        return run
+
+
+def _parameters_of(decoder: nn.Module) -> list[nn.Parameter]:
+    named = dict(decoder.named_parameters())
+    return [named[name] for name in sorted(named)]
+
+
+WORKLOADS = on_this_machine(
+    gpu=[Training(batch, 128, 400, torch.float16) for batch in (128, 64, 32)],
+    cpu=[Training(3, 9, 14, torch.float32, small=True)],
+)
+
+
+@pytest.mark.parametrize("workload, direction", cases(WORKLOADS))
+def test_teacher_forced_loop(measure, workload, direction, implementation):
+    measure(workload, direction, implementation)
