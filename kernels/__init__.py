@@ -10,14 +10,13 @@ from .gated_activation import gated_activation
 from .invertible_conv1x1 import invertible_conv1x1, invertible_conv1x1_factors, invertible_conv1x1_inverse
 from .location_attention import location_attention
 from .lstm_cell import lstm_cell
-from .lstm_loop import LSTMLoop
 from .prenet import prenet
 from .reference.philox import normal_noise, uniform_noise
+from .teacher_forced_loop import teacher_forced_loop
 from .wavenet_layer import wavenet_layer
 from .weight_norm import weight_norm, weight_norm_packed
 
 __all__ = [
-    "LSTMLoop",
     "affine_coupling",
     "affine_coupling_inverse",
     "backend",
@@ -30,6 +29,7 @@ __all__ = [
     "lstm_cell",
     "normal_noise",
     "prenet",
+    "teacher_forced_loop",
     "uniform_noise",
     "wavenet_layer",
     "weight_norm",

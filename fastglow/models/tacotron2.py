@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from fastglow import kernels
 from fastglow.errors import FastglowError
+from fastglow.kernels.decoder_weights import AttentionWeights, LSTMWeights, RecurrentWeights
 from fastglow.modules import ConvNorm, LinearNorm, LocationAttention
 from fastglow.modules.convolution import length_mask
 
@@ -290,6 +291,21 @@ class Decoder(nn.Module):
         )
         return torch.cat((decoder_hidden, context), dim=1), state
 
+    def recurrent_weights(self) -> RecurrentWeights:
+        """What the steps' loops take."""
+        attention_rnn, decoder_rnn = (
+            LSTMWeights(cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
+            for cell in (self.attention_rnn, self.decoder_rnn)
+        )
+        layer = self.attention_layer
+        attention = AttentionWeights(
+            layer.query_layer.linear_layer.weight,
+            layer.location_layer.location_conv.conv.weight,
+            layer.location_layer.location_dense.linear_layer.weight,
+            layer.v.linear_layer.weight,
+        )
+        return RecurrentWeights(attention_rnn, attention, decoder_rnn)
+
     def forward(self, memory: Tensor, mels: Tensor, memory_lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Teacher-forced decoding.
 
@@ -312,22 +328,18 @@ class Decoder(nn.Module):
         # that dropout takes, and with them a training run, stay those of the reference.
         decoder_inputs = self.prenet(torch.cat((go_frame, steps)))[:-1]  # [steps, B, prenet_dim]
 
-        mask = ~length_mask(memory_lengths, memory.shape[1])
-        processed_memory = self.attention_layer.memory_layer(memory)
-        state = self.initial_state(memory)
-        cells = tuple(
-            kernels.LSTMLoop(cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
-            for cell in (self.attention_rnn, self.decoder_rnn)
+        hidden_contexts, alignments = kernels.teacher_forced_loop(
+            decoder_inputs,
+            memory,
+            self.attention_layer.memory_layer(memory),
+            memory_lengths,
+            self.recurrent_weights(),
+            p_attention_dropout=self.p_attention_dropout if self.training else 0.0,
+            p_decoder_dropout=self.p_decoder_dropout if self.training else 0.0,
         )
-        hidden_contexts, alignments = [], []
-        for decoder_input in decoder_inputs:
-            hidden_context, state = self.decode(decoder_input, state, memory, processed_memory, mask, cells)
-            hidden_contexts.append(hidden_context)
-            alignments.append(state.attention_weights)
-        hidden_contexts = torch.stack(hidden_contexts, dim=1)  # [B, steps, decoder_rnn_dim + encoder_embedding_dim]
-        mel = self.linear_projection(hidden_contexts).view(batch_size, n_frames, self.n_mel_channels)
+        mel = self.linear_projection(hidden_contexts).reshape(batch_size, n_frames, self.n_mel_channels)
         gate = self.gate_layer(hidden_contexts).squeeze(2)
-        return mel.transpose(1, 2), gate, torch.stack(alignments, dim=1)
+        return mel.transpose(1, 2), gate, alignments
 
     def infer(self, memory: Tensor, memory_lengths: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Free-running decoding until every item's gate has fired.
