@@ -39,7 +39,8 @@ from .reference.location_attention import location_attention as reference_locati
 OP = "location_attention"
 SMALLEST_DOT = 16  # of every side of a tl.dot
 WINDOW = 64  # the columns of U are padded to a multiple of it
-MOST_ATTENTION = 512  # a tile has all attention channels; beyond, the registers do not hold it
+# A tile has all attention channels: beyond, by the size of a number, the registers do not hold it.
+MOST_ATTENTION = {2: 512, 4: 256}
 WIDE_ATTENTION = 128
 
 
@@ -127,8 +128,9 @@ def attend_weights(
     """
     o_r = tl.arange(0, BT)
     b_v, b_bias = _v_and_bias(p_v, p_v_bias, A, BA, HAS_V_BIAS)
-    b_max = float("-inf")
-    b_sum = 0.0
+    # A maximum and a sum for each row of the tiles; reducing them to one within the loop crashes Triton 3.7 on sm_100.
+    b_max = tl.full((BT,), float("-inf"), tl.float32)
+    b_sum = tl.zeros((BT,), tl.float32)
     # Energies, or their sigmoids, wait in the row of the weights.
     for t0 in range(0, length, BT):
         m_t = t0 + o_r < length
@@ -142,23 +144,27 @@ def attend_weights(
             m_in = m_in & (tl.load(p_mask + (t0 + o_r).to(tl.int64) * s_k, mask=m_t, other=1) == 0)
         if NORMALIZATION == "softmax":
             b_e = tl.where(m_in, b_e, float("-inf"))
-            b_next_max = tl.maximum(b_max, tl.max(b_e, axis=0))
+            b_next_max = tl.maximum(b_max, b_e)
             # Nothing may have been found yet that is not masked.
             b_shift = tl.where(b_next_max == float("-inf"), 0.0, b_next_max)
-            b_sum = b_sum * tl.exp(b_max - b_shift) + tl.sum(tl.exp(b_e - b_shift), axis=0)
+            b_sum = b_sum * tl.exp(b_max - b_shift) + tl.exp(b_e - b_shift)
             b_max = b_next_max
         else:
             b_e = tl.where(m_in, tl.sigmoid(b_e), 0.0)
-            b_sum += tl.sum(b_e, axis=0)
+            b_sum += b_e
         tl.store(p_weights + t0 + o_r, b_e, mask=m_t)
     tl.debug_barrier()
-    b_max = tl.where(b_max == float("-inf"), 0.0, b_max)
-    b_scale = tl.where(b_sum == 0.0, 0.0, 1.0 / tl.where(b_sum == 0.0, 1.0, b_sum))
+    if NORMALIZATION == "softmax":
+        b_shift = tl.max(b_max, axis=0)
+        b_shift = tl.where(b_shift == float("-inf"), 0.0, b_shift)
+        b_sum *= tl.exp(b_max - b_shift)
+    b_total = tl.sum(b_sum, axis=0)
+    b_scale = tl.where(b_total == 0.0, 0.0, 1.0 / tl.where(b_total == 0.0, 1.0, b_total))
     for t0 in range(0, T, BT):
         o_t = t0 + o_r
         if NORMALIZATION == "softmax":
             b_w = tl.load(p_weights + o_t, mask=o_t < length, other=float("-inf"))
-            b_w = tl.exp(b_w - b_max) * b_scale
+            b_w = tl.exp(b_w - b_shift) * b_scale
         else:
             b_w = tl.load(p_weights + o_t, mask=o_t < length, other=0.0) * b_scale
         tl.store(p_weights + o_t, b_w, mask=o_t < T)
@@ -275,35 +281,43 @@ def _location_products(
 
     dz comes from memory: a product whose operand is another's result has all of its warps along the rows.
     """
-    ONE_BLOCK: tl.constexpr = 2 * TAPS <= BK
     dtype: tl.constexpr = p_location.dtype.element_ty
-    o_r, o_a, o_k = tl.arange(0, BT), tl.arange(0, BA), tl.arange(0, BK)
-    m_a = o_a < A
-    b_dlocation = tl.zeros((BK, BA), tl.float32)
+    # Without tensor cores a thread has whole rows and columns of its operands in registers.
+    MOST: tl.constexpr = 128 if dtype.primitive_bitwidth == 16 else 32
+    BN: tl.constexpr = BA if BA < MOST else MOST
+    ONE_BLOCK: tl.constexpr = (2 * TAPS <= BK) and (BN == BA)
+    o_r, o_k = tl.arange(0, BT), tl.arange(0, BK)
+    b_dlocation = tl.zeros((BK, BN), tl.float32)
     # Of an item without positions zeros are stored.
     for t0 in range(0, length if ADD else tl.maximum(length, 1), BT):
         m_t = t0 + o_r < length
-        p_tile = p_dz + tl.cast(t0, tl.int64) * A + (o_r * A)[:, None] + o_a[None, :]
-        b_dz = tl.load(p_tile, mask=m_t[:, None] & m_a[None, :], other=0.0).to(dtype)  # [BT, BA]
+        p_rows = p_dz + tl.cast(t0, tl.int64) * A + (o_r * A)[:, None]
         for k0 in range(0, 2 * TAPS, BK):
             b_f = _windows(p_previous, p_cumulative, t0, k0, T, dtype, TAPS, BT, BK)
-            if ONE_BLOCK:
-                b_dlocation = tl.dot(tl.trans(b_f), b_dz, b_dlocation, input_precision=PRECISION)
-            else:
-                b_part = tl.dot(tl.trans(b_f), b_dz, input_precision=PRECISION)  # [BK, BA]
-                p_part = p_dlocation + k0 + (o_a * s_l)[None, :] + o_k[:, None]
-                # Unless it is added to, nothing is there yet before the first positions.
-                b_part += tl.load(p_part, mask=m_a[None, :] & (ADD or t0 > 0), other=0.0)
-                tl.store(p_part, b_part, mask=m_a[None, :])
+            b_df = tl.zeros((BT, BK), tl.float32)
+            for a0 in range(0, A, BN):
+                o_a = a0 + tl.arange(0, BN)
+                m_a = o_a < A
+                b_dz = tl.load(p_rows + o_a[None, :], mask=m_t[:, None] & m_a[None, :], other=0.0).to(dtype)  # [BT, BN]
+                if ONE_BLOCK:
+                    b_dlocation = tl.dot(tl.trans(b_f), b_dz, b_dlocation, input_precision=PRECISION)
+                else:
+                    b_part = tl.dot(tl.trans(b_f), b_dz, input_precision=PRECISION)  # [BK, BN]
+                    p_part = p_dlocation + k0 + (o_a * s_l)[None, :] + o_k[:, None]
+                    # Unless it is added to, nothing is there yet before the first positions.
+                    b_part += tl.load(p_part, mask=m_a[None, :] & (ADD or t0 > 0), other=0.0)
+                    tl.store(p_part, b_part, mask=m_a[None, :])
+                if FOLD:
+                    b_u = _location_weight(p_location + a0 * s_l, k0, A - a0, s_l, BN, BK)
+                    b_df = tl.dot(b_dz, b_u, b_df, input_precision=PRECISION)
             if FOLD:
-                b_u = _location_weight(p_location, k0, A, s_l, BA, BK)
-                b_df = tl.dot(b_dz, b_u, input_precision=PRECISION)  # [BT, BK]
                 p_windows = p_products + k0 + tl.cast(t0, tl.int64) * s_l + (o_r * s_l)[:, None] + o_k[None, :]
                 tl.store(p_windows, b_df, mask=m_t[:, None])
         if not ONE_BLOCK:
             tl.debug_barrier()
     if ONE_BLOCK:
-        _put(p_dlocation + (o_a * s_l)[None, :] + o_k[:, None], b_dlocation, m_a[None, :], ADD)
+        o_a = tl.arange(0, BN)
+        _put(p_dlocation + (o_a * s_l)[None, :] + o_k[:, None], b_dlocation, (o_a < A)[None, :], ADD)
 
 
 @triton.jit
@@ -380,7 +394,7 @@ def attend_bwd(
     b_v, b_bias = _v_and_bias(p_v, p_v_bias, A, BA, HAS_V_BIAS)
     b_dquery = tl.zeros((BA,), tl.float32)
     b_dv = tl.zeros((BA,), tl.float32)
-    b_dbias = 0.0
+    b_dbias = tl.zeros((BT,), tl.float32)
     for t0 in range(0, length if ADD else T, BT):
         m_t = t0 + o_r < length
         b_h = _hidden(
@@ -394,7 +408,7 @@ def attend_bwd(
             b_e = sharpening * (tl.sum(b_h * b_v[None, :], axis=1) + b_bias)
             b_de *= tl.sigmoid(-b_e)
         b_dv += tl.sum(b_de[:, None] * b_h, axis=0)
-        b_dbias += tl.sum(b_de, axis=0)
+        b_dbias += b_de
         b_dz = b_de[:, None] * b_v[None, :] * (1.0 - b_h * b_h)  # [BT, BA]
         b_dquery += tl.sum(b_dz, axis=0)
         o_tile = tl.cast(t0, tl.int64) * A + (o_r * A)[:, None] + o_a[None, :]
@@ -404,9 +418,10 @@ def attend_bwd(
             tl.store(p_dz + o_tile, b_dz.to(p_dz.dtype.element_ty), mask=m_tile)
     _put(p_dv + o_a, b_dv, m_a, ADD)
     if HAS_V_BIAS:
+        b_total = tl.sum(b_dbias, axis=0)
         if ADD:
-            b_dbias += tl.load(p_dv_bias)
-        tl.store(p_dv_bias, b_dbias)
+            b_total += tl.load(p_dv_bias)
+        tl.store(p_dv_bias, b_total)
     tl.debug_barrier()
     _location_products(
         p_dz if ADD else p_dprocessed, p_previous, p_cumulative, p_location, p_dlocation, p_products,
@@ -680,14 +695,14 @@ def location_attention(
     options = {"lengths": lengths, "v_bias": v_bias, "sharpening": sharpening, "normalization": normalization}
     tensors = [query, memory, processed_memory, query_weight, location_conv_weight, location_dense_weight, v_weight]
     autocast = backend.autocast_dtype(query)
-    unsupported = _unsupported([*tensors, v_bias], autocast, len(v_weight[0]))
+    dtype = query.dtype if autocast is None else autocast
+    unsupported = _unsupported([*tensors, v_bias], dtype, autocast is not None, v_weight.shape[1])
     others = [attention_weights_cat, mask, lengths, v_bias, location_weight]
     if not backend.picks_triton(OP, *tensors, *others, unsupported=unsupported):
         return reference_location_attention(
             query, memory, processed_memory, attention_weights_cat, query_weight, location_conv_weight,
             location_dense_weight, v_weight, mask, **options,
         )  # fmt: skip
-    dtype = query.dtype if autocast is None else autocast
     if location_weight is None:
         location_weight = fold_location(location_conv_weight, location_dense_weight, dtype)
     return _LocationAttention.apply(
@@ -707,13 +722,12 @@ def location_attention(
     )
 
 
-def _unsupported(tensors: list[Tensor | None], autocast: torch.dtype | None, A: int) -> str | None:
+def _unsupported(tensors: list[Tensor | None], dtype: torch.dtype, is_autocast: bool, A: int) -> str | None:
     dtypes = {str(x.dtype).removeprefix("torch.") for x in tensors if x is not None}
-    if autocast is None and len(dtypes) > 1:
+    if not is_autocast and len(dtypes) > 1:
         return f"its tensors have the dtypes {', '.join(sorted(dtypes))}"
-    if A > MOST_ATTENTION:
-        return f"attention dimension {A} is above {MOST_ATTENTION}"
-    return None
+    most = MOST_ATTENTION.get(dtype.itemsize, A)
+    return f"attention dimension {A} is above {most}" if A > most else None
 
 
 def _check(
