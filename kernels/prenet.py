@@ -365,6 +365,7 @@ def prenet(
         noise = noise if noise.stride(2) == 1 else noise.contiguous()
     elif seeds is None and p_dropout > 0:
         seeds = drawn_seed(x.device).view(1)
+    seeds = None if seeds is None else seeds.contiguous()
     weights = [weight if weight.stride(1) == 1 else weight.contiguous() for weight in weights]
     for i in range(0, len(weights), LAYERS):
         numbers = None if noise is None else noise[i : i + LAYERS]

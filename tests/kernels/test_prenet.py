@@ -188,7 +188,8 @@ class Case:
             noise = torch.rand(*shape[:-1], 2 * shape[-1] if self.strided else shape[-1], device=device)
             others["noise"] = noise[..., ::2] if self.strided else noise
         if self.dropout == "seeds":
-            others |= {"seeds": torch.randint(-(2**62), 2**62, self.leading[:1], device=device), "start": 2**32 - 3}
+            seeds = torch.randint(-(2**62), 2**62, (self.leading[0], 2), device=device)
+            others |= {"seeds": seeds[:, 0] if self.strided else seeds[:, 0].contiguous(), "start": 2**32 - 3}
         return x, weights, others
 
     def check(self, dtype: torch.dtype, device: str, wanted: tuple[bool, ...] | None = None) -> None:
