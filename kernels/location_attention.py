@@ -51,17 +51,20 @@ def _config(bt: int, bk: int, br: int, bd: int, num_warps: int) -> Config:
 # By the size of an element and whether there are more than 128 attention channels. Forward, a program makes BD columns
 # of the context and for that all weights of its item, so the narrow ones are for few items.
 FORWARD_CONFIGS = {
-    (2, False): (_config(64, 64, 16, 512, 8), _config(64, 64, 32, 128, 8), _config(64, 64, 64, 64, 4)),
+    (2, False): (_config(64, 64, 16, 512, 8), _config(64, 64, 32, 128, 8), _config(64, 64, 32, 64, 8)),
     (2, True): (_config(16, 64, 16, 512, 8), _config(16, 64, 64, 64, 8)),
-    (4, False): (_config(32, 16, 16, 512, 8), _config(32, 16, 64, 64, 8)),
-    (4, True): (_config(16, 16, 16, 512, 8), _config(16, 16, 64, 64, 8)),
+    (4, False): (_config(32, 16, 16, 512, 8), _config(32, 16, 32, 64, 8)),
+    (4, True): (_config(16, 16, 16, 512, 8), _config(16, 16, 32, 128, 8)),
 }
 BACKWARD_CONFIGS = {
     (2, False): (_config(64, 64, 16, 256, 8),),
     (2, True): (_config(16, 16, 16, 256, 8),),
-    (4, False): (_config(32, 16, 16, 256, 8),),
+    (4, False): (_config(16, 16, 16, 256, 8),),
     (4, True): (_config(16, 16, 16, 256, 8),),
 }
+
+
+# Offsets inside a tile are 32 bits wide; what can pass 2^31, the way to a tile's first row, is a scalar of 64 bits.
 
 
 @triton.jit
@@ -83,7 +86,7 @@ def _windows(
 def _location_weight(p_location, k0, A, s_l, BA: tl.constexpr, BK: tl.constexpr):
     """Columns k0 ... of U, [BA, BK], zeros beyond A."""
     o_a, o_k = tl.arange(0, BA), k0 + tl.arange(0, BK)
-    return tl.load(p_location + (o_a * s_l)[:, None] + o_k[None, :], mask=(o_a < A)[:, None], other=0.0)
+    return tl.load(p_location + ((o_a * s_l)[:, None] + o_k[None, :]), mask=(o_a < A)[:, None], other=0.0)
 
 
 @triton.jit
@@ -94,7 +97,7 @@ def _hidden(
     """tanh(q + m_t + U f_t) of positions t0 ..., [BT, BA] float32; zeros beyond A."""
     o_r, o_a = tl.arange(0, BT), tl.arange(0, BA)
     m = (t0 + o_r < length)[:, None] & (o_a < A)[None, :]
-    p_tile = p_processed + tl.cast(t0, tl.int64) * s_pt + (o_r.to(tl.int64) * s_pt)[:, None] + (o_a * s_pa)[None, :]
+    p_tile = p_processed + tl.cast(t0, tl.int64) * s_pt + ((o_r * s_pt)[:, None] + (o_a * s_pa)[None, :])
     b_z = tl.load(p_tile, mask=m, other=0.0).to(tl.float32) + b_query[None, :]
     for k0 in range(0, 2 * TAPS, BK):
         b_f = _windows(p_previous, p_cumulative, t0, k0, T, p_location.dtype.element_ty, TAPS, BT, BK)
@@ -180,12 +183,12 @@ def attend_context(
     """Columns d0 ... of the context, [BD] float32, of weights [T] float32 that are seen by all of the program."""
     o_r, o_d = tl.arange(0, BR), d0 + tl.arange(0, BD)
     b_sums = tl.zeros((BR, BD), tl.float32)
-    p_tile = p_memory + (o_r.to(tl.int64) * s_mt)[:, None] + (o_d.to(tl.int64) * s_md)[None, :]
+    o_tile = (o_r * s_mt)[:, None] + (o_d * s_md)[None, :]
     for t0 in range(0, length, BR):
         m_t = t0 + o_r < length
         b_w = tl.load(p_weights + t0 + o_r, mask=m_t, other=0.0)
         m = m_t[:, None] & (o_d < D)[None, :]
-        b_m = tl.load(p_tile + tl.cast(t0, tl.int64) * s_mt, mask=m, other=0.0)
+        b_m = tl.load(p_memory + tl.cast(t0, tl.int64) * s_mt + o_tile, mask=m, other=0.0)
         b_sums += b_w[:, None] * b_m.to(tl.float32)
     return tl.sum(b_sums, axis=0)
 
@@ -255,12 +258,12 @@ def _weights_gradient(
     b_total = tl.zeros((BR,), tl.float32)
     for t0 in range(0, length, BR):
         m_t = t0 + o_r < length
-        p_rows = p_memory + tl.cast(t0, tl.int64) * s_mt + (o_r.to(tl.int64) * s_mt)[:, None]
+        p_block = p_memory + tl.cast(t0, tl.int64) * s_mt
         b_products = tl.zeros((BR, BD), tl.float32)
         for d0 in range(0, D, BD):
             m_d = d0 + o_d < D
             b_dc = tl.load(p_dcontext + d0 + o_d, mask=m_d, other=0.0).to(tl.float32)
-            p_tile = p_rows + ((d0 + o_d).to(tl.int64) * s_md)[None, :]
+            p_tile = p_block + ((o_r * s_mt)[:, None] + ((d0 + o_d) * s_md)[None, :])
             b_m = tl.load(p_tile, mask=m_t[:, None] & m_d[None, :], other=0.0)
             b_products += b_m.to(tl.float32) * b_dc[None, :]
         b_g = tl.sum(b_products, axis=1)
@@ -286,38 +289,43 @@ def _location_products(
     MOST: tl.constexpr = 128 if dtype.primitive_bitwidth == 16 else 32
     BN: tl.constexpr = BA if BA < MOST else MOST
     ONE_BLOCK: tl.constexpr = (2 * TAPS <= BK) and (BN == BA)
-    o_r, o_k = tl.arange(0, BT), tl.arange(0, BK)
+    o_r, o_k, o_n = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BN)
+    o_dz = (o_r * A)[:, None] + o_n[None, :]
     b_dlocation = tl.zeros((BK, BN), tl.float32)
     # Of an item without positions zeros are stored.
     for t0 in range(0, length if ADD else tl.maximum(length, 1), BT):
         m_t = t0 + o_r < length
-        p_rows = p_dz + tl.cast(t0, tl.int64) * A + (o_r * A)[:, None]
+        p_block = p_dz + tl.cast(t0, tl.int64) * A
         for k0 in range(0, 2 * TAPS, BK):
             b_f = _windows(p_previous, p_cumulative, t0, k0, T, dtype, TAPS, BT, BK)
-            b_df = tl.zeros((BT, BK), tl.float32)
             for a0 in range(0, A, BN):
-                o_a = a0 + tl.arange(0, BN)
-                m_a = o_a < A
-                b_dz = tl.load(p_rows + o_a[None, :], mask=m_t[:, None] & m_a[None, :], other=0.0).to(dtype)  # [BT, BN]
+                m_a = o_n < A - a0
+                b_dz = tl.load(p_block + a0 + o_dz, mask=m_t[:, None] & m_a[None, :], other=0.0).to(dtype)  # [BT, BN]
                 if ONE_BLOCK:
                     b_dlocation = tl.dot(tl.trans(b_f), b_dz, b_dlocation, input_precision=PRECISION)
                 else:
                     b_part = tl.dot(tl.trans(b_f), b_dz, input_precision=PRECISION)  # [BK, BN]
-                    p_part = p_dlocation + k0 + (o_a * s_l)[None, :] + o_k[:, None]
+                    p_part = p_dlocation + a0 * s_l + k0 + ((o_n * s_l)[None, :] + o_k[:, None])
                     # Unless it is added to, nothing is there yet before the first positions.
                     b_part += tl.load(p_part, mask=m_a[None, :] & (ADD or t0 > 0), other=0.0)
                     tl.store(p_part, b_part, mask=m_a[None, :])
-                if FOLD:
-                    b_u = _location_weight(p_location + a0 * s_l, k0, A - a0, s_l, BN, BK)
-                    b_df = tl.dot(b_dz, b_u, b_df, input_precision=PRECISION)
-            if FOLD:
-                p_windows = p_products + k0 + tl.cast(t0, tl.int64) * s_l + (o_r * s_l)[:, None] + o_k[None, :]
-                tl.store(p_windows, b_df, mask=m_t[:, None])
         if not ONE_BLOCK:
             tl.debug_barrier()
     if ONE_BLOCK:
-        o_a = tl.arange(0, BN)
-        _put(p_dlocation + (o_a * s_l)[None, :] + o_k[:, None], b_dlocation, (o_a < A)[None, :], ADD)
+        _put(p_dlocation + ((o_n * s_l)[None, :] + o_k[:, None]), b_dlocation, (o_n < A)[None, :], ADD)
+    if FOLD:
+        for t0 in range(0, length, BT):
+            m_t = t0 + o_r < length
+            p_block = p_dz + tl.cast(t0, tl.int64) * A
+            for k0 in range(0, 2 * TAPS, BK):
+                b_df = tl.zeros((BT, BK), tl.float32)
+                for a0 in range(0, A, BN):
+                    m_dz = m_t[:, None] & (o_n < A - a0)[None, :]
+                    b_dz = tl.load(p_block + a0 + o_dz, mask=m_dz, other=0.0).to(dtype)  # [BT, BN]
+                    b_u = _location_weight(p_location + a0 * s_l, k0, A - a0, s_l, BN, BK)
+                    b_df = tl.dot(b_dz, b_u, b_df, input_precision=PRECISION)
+                p_windows = p_products + k0 + tl.cast(t0, tl.int64) * s_l + ((o_r * s_l)[:, None] + o_k[None, :])
+                tl.store(p_windows, b_df, mask=m_t[:, None])
 
 
 @triton.jit
@@ -336,8 +344,8 @@ def _fold_windows(
             o_tap = o_column - tl.where(is_cumulative, TAPS, 0)
             o_row = (t0 + o_r)[:, None] + (TAPS // 2 - o_tap)[None, :]  # of the window that has this number there
             m = (o_row >= 0) & (o_row < length) & (o_column < 2 * TAPS)[None, :]
-            p_tile = p_products + o_row.to(tl.int64) * s_l + o_column[None, :]
-            b_d = tl.load(p_tile, mask=m, other=0.0)
+            o_tile = (o_r[:, None] + (TAPS // 2 - o_tap)[None, :]) * s_l + o_column[None, :]
+            b_d = tl.load(p_products + tl.cast(t0, tl.int64) * s_l + o_tile, mask=m, other=0.0)
             b_of_cumulative = tl.where(is_cumulative[None, :], b_d, 0.0)
             b_cumulative += tl.sum(b_of_cumulative, axis=1)
             b_previous += tl.sum(b_d - b_of_cumulative, axis=1)
@@ -391,7 +399,6 @@ def attend_bwd(
         p_memory, p_dcontext, p_dweights, p_weights, p_g, length, D, s_mt, s_md, HAS_DWEIGHTS, BR, BD
     )
     tl.debug_barrier()
-    b_v, b_bias = _v_and_bias(p_v, p_v_bias, A, BA, HAS_V_BIAS)
     b_dquery = tl.zeros((BA,), tl.float32)
     b_dv = tl.zeros((BA,), tl.float32)
     b_dbias = tl.zeros((BT,), tl.float32)
@@ -401,6 +408,7 @@ def attend_bwd(
             b_query, p_processed, p_previous, p_cumulative, p_location, t0, length, T, A, s_pt, s_pa, s_l,
             TAPS, BT, BA, BK, PRECISION,
         )  # fmt: skip
+        b_v, b_bias = _v_and_bias(p_v, p_v_bias, A, BA, HAS_V_BIAS)  # each time: it would be kept in registers
         b_w = tl.load(p_weights + t0 + o_r, mask=m_t, other=0.0)
         b_g = tl.load(p_g + t0 + o_r, mask=m_t, other=0.0)
         b_de = sharpening * b_w * (b_g - b_total)  # [BT]
@@ -411,11 +419,12 @@ def attend_bwd(
         b_dbias += b_de
         b_dz = b_de[:, None] * b_v[None, :] * (1.0 - b_h * b_h)  # [BT, BA]
         b_dquery += tl.sum(b_dz, axis=0)
-        o_tile = tl.cast(t0, tl.int64) * A + (o_r * A)[:, None] + o_a[None, :]
+        o_block = tl.cast(t0, tl.int64) * A
+        o_tile = (o_r * A)[:, None] + o_a[None, :]
         m_tile = (t0 + o_r < T)[:, None] & m_a[None, :]
-        _put(p_dprocessed + o_tile, b_dz, m_tile, ADD)
+        _put(p_dprocessed + o_block + o_tile, b_dz, m_tile, ADD)
         if ADD:
-            tl.store(p_dz + o_tile, b_dz.to(p_dz.dtype.element_ty), mask=m_tile)
+            tl.store(p_dz + o_block + o_tile, b_dz.to(p_dz.dtype.element_ty), mask=m_tile)
     _put(p_dv + o_a, b_dv, m_a, ADD)
     if HAS_V_BIAS:
         b_total = tl.sum(b_dbias, axis=0)
