@@ -60,7 +60,7 @@ BACKWARD_CONFIGS = {
     (2, False): (_config(64, 64, 16, 256, 8),),
     (2, True): (_config(16, 16, 16, 256, 8),),
     (4, False): (_config(16, 16, 16, 256, 8),),
-    (4, True): (_config(16, 16, 16, 256, 8),),
+    (4, True): (_config(16, 16, 16, 256, 16),),
 }
 
 
@@ -586,6 +586,8 @@ class _LocationAttention(Function):
         ctx.save_for_backward(query, memory, processed, cat, location, v, v_bias, lengths, rows)
         ctx.taps, ctx.sharpening, ctx.normalization = taps, sharpening, normalization
         ctx.set_materialize_grads(False)
+        if not _wants_more_than_memory(ctx):
+            ctx.mark_non_differentiable(weights)
         return context, weights
 
     @staticmethod
@@ -605,6 +607,8 @@ class _LocationAttention(Function):
             dcontext = torch.zeros((B, D), dtype=location.dtype, device=device)
         dcontext = dcontext.contiguous()
         dmemory = rows.to(memory.dtype).unsqueeze(2) * dcontext.to(memory.dtype).unsqueeze(1) if wants_memory else None
+        if not _wants_more_than_memory(ctx):
+            return None, dmemory, *(None,) * 11
         dquery, dprocessed = (torch.empty(x.shape, dtype=x.dtype, device=device) for x in (query, processed))
         dcat = torch.empty(cat.shape, dtype=cat.dtype, device=device) if wants_cat else None
         products = torch.empty((B, T, columns), dtype=torch.float32, device=device) if wants_cat else None
@@ -632,6 +636,10 @@ class _LocationAttention(Function):
             dquery, dmemory, dprocessed, dcat, dlocation.sum(0).to(location.dtype), dv.sum(0).to(v.dtype), dv_bias,
             None, None, None, None, None, None,
         )  # fmt: skip
+
+
+def _wants_more_than_memory(ctx) -> bool:
+    return any(wanted for i, wanted in enumerate(ctx.needs_input_grad) if i != 1)
 
 
 def fold_location(location_conv_weight: Tensor, location_dense_weight: Tensor, dtype: torch.dtype) -> Tensor:
