@@ -1,10 +1,15 @@
 """Tacotron 2's location-sensitive attention."""
 
+import torch
 from torch import Tensor, nn
 
 from fastglow import kernels
+from fastglow.errors import FastglowError
+from fastglow.kernels.location_attention import fold_location
+from fastglow.kernels.reference.location_attention import NORMALIZATIONS
 
 from .convolution import ConvNorm, LinearNorm
+from .parameter_cache import ParameterCache
 
 
 class LocationLayer(nn.Module):
@@ -17,7 +22,20 @@ class LocationLayer(nn.Module):
 
 
 class LocationAttention(nn.Module):
-    """Drop-in for the Attention of NVIDIA, torchaudio and SpeechBrain: same names, same call."""
+    """Drop-in for the Attention of NVIDIA, torchaudio and SpeechBrain: same names, same call.
+
+    Args:
+        attention_rnn_dim: of the query.
+        embedding_dim: of the memory.
+        attention_dim: of the space in which they are compared.
+        attention_location_n_filters, attention_location_kernel_size: of the location convolution; the size is odd.
+        v_bias: the last projection has a bias, as in coqui (`v.linear_layer.bias`) and ESPnet.
+        sharpening: factor of the energies, as ESPnet's `scaling`.
+        normalization: 'softmax', or 'sigmoid' over the sum of all sigmoids, as in coqui.
+
+    Raises:
+        FastglowError: an even kernel size or another normalization.
+    """
 
     def __init__(
         self,
@@ -26,12 +44,25 @@ class LocationAttention(nn.Module):
         attention_dim: int,
         attention_location_n_filters: int,
         attention_location_kernel_size: int,
+        *,
+        v_bias: bool = False,
+        sharpening: float = 1.0,
+        normalization: str = "softmax",
     ):
         super().__init__()
+        if attention_location_kernel_size % 2 == 0:
+            raise FastglowError(
+                f"attention_location_kernel_size {attention_location_kernel_size} is even: use an odd one"
+            )
+        if normalization not in NORMALIZATIONS:
+            raise FastglowError(f"normalization {normalization!r} is unknown: use 'softmax' or 'sigmoid'")
+        self.sharpening = sharpening
+        self.normalization = normalization
         self.query_layer = LinearNorm(attention_rnn_dim, attention_dim, bias=False, w_init_gain="tanh")
         self.memory_layer = LinearNorm(embedding_dim, attention_dim, bias=False, w_init_gain="tanh")
-        self.v = LinearNorm(attention_dim, 1, bias=False)
+        self.v = LinearNorm(attention_dim, 1, bias=v_bias)
         self.location_layer = LocationLayer(attention_location_n_filters, attention_location_kernel_size, attention_dim)
+        self._folded: ParameterCache[Tensor] = ParameterCache()
 
     def forward(
         self,
@@ -39,7 +70,9 @@ class LocationAttention(nn.Module):
         memory: Tensor,
         processed_memory: Tensor,
         attention_weights_cat: Tensor,
-        mask: Tensor | None,
+        mask: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """One step.
 
@@ -49,18 +82,30 @@ class LocationAttention(nn.Module):
             processed_memory: `memory_layer(memory)`, [B, T, attention_dim].
             attention_weights_cat: previous and cumulative weights, [B, 2, T].
             mask: [B, T] bool, True in padding, or None.
+            lengths: [B] integers: what lies beyond is padding too, and costs nothing.
 
         Returns:
             (context [B, embedding_dim], attention weights [B, T]).
         """
+        conv = self.location_layer.location_conv.conv.weight
+        dense = self.location_layer.location_dense.linear_layer.weight
+        dtype = kernels.backend.autocast_dtype(conv) or conv.dtype
+        location_weight = None
+        if not torch.is_grad_enabled():
+            location_weight = self._folded.get((conv, dense), lambda: fold_location(conv, dense, dtype), dtype)
         return kernels.location_attention(
             attention_hidden_state,
             memory,
             processed_memory,
             attention_weights_cat,
             self.query_layer.linear_layer.weight,
-            self.location_layer.location_conv.conv.weight,
-            self.location_layer.location_dense.linear_layer.weight,
+            conv,
+            dense,
             self.v.linear_layer.weight,
             mask,
+            lengths=lengths,
+            v_bias=self.v.linear_layer.bias,
+            sharpening=self.sharpening,
+            normalization=self.normalization,
+            location_weight=location_weight,
         )
