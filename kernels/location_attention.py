@@ -170,9 +170,12 @@ def attend_weights(
             b_w = tl.exp(b_w - b_shift) * b_scale
         else:
             b_w = tl.load(p_weights + o_t, mask=o_t < length, other=0.0) * b_scale
-        tl.store(p_weights + o_t, b_w, mask=o_t < T)
         if HAS_NEXT:
             b_sums = tl.load(p_cumulative + o_t, mask=o_t < T, other=0.0).to(tl.float32)
+        # With fewer positions than threads, several load one: all are to have it before one writes it.
+        tl.debug_barrier()
+        tl.store(p_weights + o_t, b_w, mask=o_t < T)
+        if HAS_NEXT:
             tl.store(p_next_cumulative + o_t, b_sums + b_w, mask=o_t < T)
 
 
