@@ -13,7 +13,7 @@ from .workload import BACKWARD, FORWARD, Cost, Operation, cases, on_this_machine
 FLOPS = 12  # per position and attention channel, besides the location product: sums, tanh, times v
 
 
-def workload(case, batch, length, query, attention, columns, filters, taps, dtype) -> Operation:
+def workload(case, batch, length, query, attention, columns, filters, taps, dtype, target=None) -> Operation:
     def inputs() -> dict[str, Tensor]:
         def leaf(*shape: int) -> Tensor:
             scale = shape[-1] ** -0.5 if len(shape) == 2 else 1.0
@@ -52,11 +52,13 @@ def workload(case, batch, length, query, attention, columns, filters, taps, dtyp
                 positions * (3 * location + 2 * rest + 3 * columns) + 2 * projection,
             ),
         },
+        bandwidth_target=target,
     )
 
 
 def tacotron2(batch: int, length: int, dtype: torch.dtype) -> Operation:
-    return workload(f"tacotron2-{batch}x{length}", batch, length, 1024, 128, 512, 32, 31, dtype)
+    target = 85 if batch >= 128 else None
+    return workload(f"tacotron2-{batch}x{length}", batch, length, 1024, 128, 512, 32, 31, dtype, target)
 
 
 WORKLOADS = on_this_machine(
