@@ -82,12 +82,12 @@ PRODUCT_CONFIGS = {
 # By the size of an element and whether there are more than 128 attention channels.
 ATTEND_CONFIGS = {
     (2, False): (_config(8, 2, BT=64, BK=64, BR=16, BD=512),),
-    (2, True): (_config(8, 2, BT=16, BK=64, BR=16, BD=512),),
+    (2, True): (_config(8, 2, BT=16, BK=64, BR=16, BD=256),),
     (4, False): (_config(8, 2, BT=32, BK=16, BR=16, BD=512),),
     (4, True): (_config(8, 2, BT=16, BK=16, BR=16, BD=512),),
 }
 ATTEND_BACKWARD_CONFIGS = {
-    (2, False): (_config(8, 2, BT=64, BK=64, BR=16, BD=256),),
+    (2, False): (_config(8, 2, BT=32, BK=32, BR=16, BD=256),),
     (2, True): (_config(8, 2, BT=16, BK=16, BR=16, BD=256),),
     (4, False): (_config(8, 2, BT=32, BK=16, BR=16, BD=256),),
     (4, True): (_config(8, 2, BT=16, BK=16, BR=16, BD=256),),
@@ -215,9 +215,10 @@ def teacher_forced_query_fwd_kernel(
 
 @triton.jit(do_not_specialize=["offset"])
 def teacher_forced_attend_fwd_kernel(
-    p_clock, p_addresses, offset, B, A, D, s_context, s_location,
+    p_clock, p_addresses, offset, B, A, D, s_context,
     DTYPE: tl.constexpr, ALIGNED: tl.constexpr, TAPS: tl.constexpr, BT: tl.constexpr, BA: tl.constexpr,
-    BK: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr,
+    BK: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
+    S_LOCATION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The attention of an item; grid (B,).
 
@@ -246,7 +247,7 @@ def teacher_forced_attend_fwd_kernel(
         b_query, p_memory + item * T_in * D, p_processed + item * T_in * A, p_weights + row * T_in,
         p_cumulative + row * T_in, p_location, p_v, p_v, p_v,
         p_weights + (row + B) * T_in, p_context + row * s_context, p_cumulative + (row + B) * T_in,
-        length, T_in, A, D, 1.0, D, 1, A, 1, s_location, 1,
+        length, T_in, A, D, 1.0, D, 1, A, 1, S_LOCATION, 1,
         TAPS, "softmax", False, False, True, BT, BA, BK, BR, BD, PRECISION,
     )  # fmt: skip
 
@@ -376,25 +377,27 @@ def teacher_forced_product_bwd_kernel(
 
 @triton.jit(do_not_specialize=["offset"])
 def teacher_forced_attend_bwd_kernel(
-    p_clock, p_addresses, offset, B, A, D, s_upstream, s_decoder, s_attention, s_location,
+    p_clock, p_addresses, offset, B, A, D, s_upstream, s_decoder, s_attention,
     DTYPE: tl.constexpr, ALIGNED: tl.constexpr, HAS_DALIGNMENTS: tl.constexpr, SPLITS: tl.constexpr,
     TAPS: tl.constexpr, BT: tl.constexpr, BA: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
-    PRECISION: tl.constexpr,
+    S_LOCATION: tl.constexpr, FULL_A: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The backward of an item's attention; grid (B,).
 
     Addresses 0 to 8: of queries, weights, cumulative weights, memory, processed memory, U, v and lengths as in the
     forward kernel; of the upstream gradient of contexts [B, T, s_upstream]; 9, 10: of the parts of the contexts'
     gradient from the decoder LSTM, and from the attention LSTM of the frame after; 11: of the alignments' upstream
-    gradient [B, T, T_in]; 12, 13: gets the gradients of contexts [T, B, D] and queries [T, B, A]. An item's after the
-    other, float32: 14: the context's gradient [B, D]; 15, 16: of the previous and the cumulative weights, 17: scratch,
-    [B, T_in] each; 18: scratch [B, T_in, s_location]; gets the gradients, 19: of processed memory, 20: of U, 21: of
-    v; in the dtype of the products, 22: scratch [B, T_in, A].
+    gradient [B, T, T_in]; 12, 13: gets the gradients of contexts [T, B, D] and queries [T, B, A]; 14 to 16, float32:
+    an item's gradients of v [A], U [A, S_LOCATION] and the context [D], one after the other; of previous and
+    cumulative weights, and scratch, [3, T_in]; of processed memory [T_in, A]; 17, 18: an item's scratch,
+    [T_in, S_LOCATION] float32 and [T_in, A] in the dtype of the products.
     """
     T = tl.load(p_clock + 1)
     t = T - 1 - tl.load(p_clock) - offset
     if t < 0:
         return
+    if FULL_A:
+        A = BA  # strides that are known save registers, which are scarce here
     T_in = tl.load(p_clock + 2).to(tl.int32)
     p_query = _pointer(p_addresses, 0, tl.float32, ALIGNED)
     p_weights = _pointer(p_addresses, 1, tl.float32, ALIGNED)
@@ -408,11 +411,11 @@ def teacher_forced_attend_bwd_kernel(
     p_decoder = _pointer(p_addresses, 9, tl.float32, ALIGNED)
     p_attention = _pointer(p_addresses, 10, tl.float32, ALIGNED)
     p_dcontexts = _pointer(p_addresses, 12, DTYPE, ALIGNED)
-    p_dqueries = _pointer(p_addresses, 13, DTYPE, ALIGNED)
     item = tl.program_id(0).to(tl.int64)
     row = t * B + item
     length = tl.minimum(tl.load(p_lengths + item).to(tl.int32), T_in)
-    p_dcontext = _pointer(p_addresses, 14, tl.float32, ALIGNED) + item * D
+    p_dv = _pointer(p_addresses, 14, tl.float32, ALIGNED) + item * (A + A * S_LOCATION + D)
+    p_dcontext = p_dv + A + A * S_LOCATION
     for d0 in range(0, D, BD):
         o_d = d0 + tl.arange(0, BD)
         m_d = o_d < D
@@ -421,8 +424,8 @@ def teacher_forced_attend_bwd_kernel(
         b_dc += _sum_of_parts(p_attention, item, o_d, m_d, B * s_attention, s_attention, SPLITS)
         tl.store(p_dcontext + o_d, b_dc, mask=m_d)
         tl.store(p_dcontexts + row * D + o_d, b_dc.to(DTYPE), mask=m_d)
-    p_dprevious = _pointer(p_addresses, 15, tl.float32, ALIGNED) + item * T_in
-    p_dcumulative = _pointer(p_addresses, 16, tl.float32, ALIGNED) + item * T_in
+    p_dprevious = _pointer(p_addresses, 15, tl.float32, ALIGNED) + item * T_in * 3
+    p_dcumulative = p_dprevious + T_in
     for t0 in range(0, T_in, BT):
         o_t = t0 + tl.arange(0, BT)
         m_t = o_t < T_in
@@ -437,17 +440,16 @@ def teacher_forced_attend_bwd_kernel(
     b_dquery = attend_bwd(
         b_query, p_dcontext, p_dprevious, p_memory + item * T_in * D, p_processed + item * T_in * A,
         p_weights + row * T_in, p_cumulative + row * T_in, p_location, p_v, p_v, p_weights + (row + B) * T_in,
-        _pointer(p_addresses, 19, tl.float32, ALIGNED) + item * T_in * A,
-        _pointer(p_addresses, 20, tl.float32, ALIGNED) + item * A * s_location,
-        _pointer(p_addresses, 21, tl.float32, ALIGNED) + item * A,
-        p_dcontext, p_dprevious, p_dcumulative,
-        _pointer(p_addresses, 17, tl.float32, ALIGNED) + item * T_in,
-        _pointer(p_addresses, 22, DTYPE, ALIGNED) + item * T_in * A,
-        _pointer(p_addresses, 18, tl.float32, ALIGNED) + item * T_in * s_location,
-        length, T_in, A, D, 1.0, D, 1, A, 1, s_location,
+        _pointer(p_addresses, 16, tl.float32, ALIGNED) + item * T_in * A,
+        p_dv + A, p_dv, p_dv, p_dprevious, p_dcumulative, p_dcumulative + T_in,
+        _pointer(p_addresses, 18, DTYPE, ALIGNED) + item * T_in * A,
+        _pointer(p_addresses, 17, tl.float32, ALIGNED) + item * T_in * S_LOCATION,
+        length, T_in, A, D, 1.0, D, 1, A, 1, S_LOCATION,
         TAPS, "softmax", False, True, True, True, True, BT, BA, BK, BR, BD, PRECISION,
     )  # fmt: skip
-    tl.store(p_dqueries + row * A + o_a, b_dquery.to(DTYPE), mask=o_a < A)
+    # Found only now, for the sake of registers.
+    row = (tl.load(p_clock + 1) - 1 - tl.load(p_clock) - offset) * B + tl.program_id(0)
+    tl.store(_pointer(p_addresses, 13, DTYPE, ALIGNED) + row * A + o_a, b_dquery.to(DTYPE), mask=o_a < A)
 
 
 class _Launch(NamedTuple):
@@ -477,9 +479,7 @@ class _Graph:
         with torch.cuda.device(device), torch.cuda.stream(stream):
             # Other threads, such as NCCL's watchdog, may go on.
             self.graph.capture_begin(capture_error_mode="thread_local")
-            for offset in range(FRAMES_PER_GRAPH):
-                _launch_frame(loop.step, self.clock, self.table, offset)
-            launch(OP, teacher_forced_advance_kernel, (1,), self.clock, FRAMES_PER_GRAPH, device=device)
+            _launch_replay(loop.step, self.clock, self.table)
             self.graph.capture_end()
         torch.cuda.current_stream(device).wait_stream(stream)
 
@@ -500,6 +500,13 @@ def _new_table(loop: _Loop, device: torch.device) -> Tensor:
 def _launch_frame(step: tuple[_Launch, ...], clock: Tensor, table: Tensor, offset: int) -> None:
     for row, (kernel, grid, sizes, options) in zip(table.unbind(), step, strict=True):
         launch(OP, kernel, grid, clock, row, offset, *sizes, device=table.device, **dict(options))
+
+
+def _launch_replay(step: tuple[_Launch, ...], clock: Tensor, table: Tensor) -> None:
+    """What a graph consists of."""
+    for offset in range(FRAMES_PER_GRAPH):
+        _launch_frame(step, clock, table, offset)
+    launch(OP, teacher_forced_advance_kernel, (1,), clock, FRAMES_PER_GRAPH, device=clock.device)
 
 
 def _set(tensor: Tensor, values: Sequence[int]) -> None:
@@ -681,13 +688,13 @@ def _forward(
             _make_launch(
                 teacher_forced_attend_fwd_kernel,
                 (B,),
-                (B, A, D, n_d + D, location.shape[1]),
+                (B, A, D, n_d + D),
                 (
                     kept.queries, kept.weights, kept.cumulative, contexts[1:], memory, processed_memory, location,
                     weights.attention.v, lengths,
                 ),
                 dtype,
-                **_attend_options(plan, dtype),
+                **_attend_options(plan, location),
                 **attend_config,
             ),
             lstm(
@@ -701,11 +708,12 @@ def _forward(
     return kept
 
 
-def _attend_options(plan: _Plan, dtype: torch.dtype) -> dict:
+def _attend_options(plan: _Plan, location: Tensor) -> dict:
     return {
         "TAPS": plan.taps,
         "BA": max(SMALLEST_DOT, next_power_of_2(plan.A)),
-        "PRECISION": _precision(dtype),
+        "S_LOCATION": location.shape[1],
+        "PRECISION": _precision(location.dtype),
     }
 
 
@@ -717,8 +725,7 @@ class _Gradients(NamedTuple):
     contexts: Tensor  # [T, B, D]
     queries: Tensor  # [T, B, A]
     processed_memory: Tensor  # [B, T_in, A] float32
-    location: Tensor  # [B, A, padded 2k] float32
-    v: Tensor  # [B, A] float32
+    of_items: Tensor  # [B, A + A * padded 2k + D] float32: of v, of U and of a frame's context
 
 
 def _backward(
@@ -741,8 +748,7 @@ def _backward(
         contexts=memory.new_empty(T, B, D),
         queries=memory.new_empty(T, B, A),
         processed_memory=memory.new_zeros(B, T_in, A, dtype=torch.float32),
-        location=memory.new_zeros(B, *location.shape, dtype=torch.float32),
-        v=memory.new_zeros(B, A, dtype=torch.float32),
+        of_items=memory.new_zeros(B, A + location.numel() + D, dtype=torch.float32),
     )
     if not T or not B:
         return gradients
@@ -756,9 +762,8 @@ def _backward(
     parts_d = memory.new_zeros(splits, B, n_a + D + n_d, dtype=torch.float32)
     parts_a = memory.new_zeros(splits, B, D + n_a, dtype=torch.float32)
     d_cells_a, d_cells_d = kept.cells_a.new_zeros(B, n_a), kept.cells_d.new_zeros(B, n_d)
-    d_previous, d_cumulative = memory.new_zeros(2, B, T_in, dtype=torch.float32)
-    d_context = memory.new_empty(B, D, dtype=torch.float32)
-    scratch, d_sums = memory.new_empty(B, T_in, dtype=torch.float32), memory.new_empty(B, T_in, A)
+    weights_rows = memory.new_zeros(B, 3, T_in, dtype=torch.float32)
+    d_sums = memory.new_empty(B, T_in, A)
     products = memory.new_empty(B, T_in, location.shape[1], dtype=torch.float32)
 
     def lstm(n: int, row_of_new: int, *addresses: Tensor, decoder: bool):
@@ -804,18 +809,18 @@ def _backward(
             _make_launch(
                 teacher_forced_attend_bwd_kernel,
                 (B,),
-                (B, A, D, n_d + D, parts_d.shape[2], parts_a.shape[2], location.shape[1]),
+                (B, A, D, n_d + D, parts_d.shape[2], parts_a.shape[2]),
                 (
                     kept.queries, kept.weights, kept.cumulative, memory, processed_memory, location,
                     weights.attention.v, lengths, d_hidden_contexts[:, :, n_d:], parts_d[:, :, n_a:], parts_a,
-                    memory if d_alignments is None else d_alignments, gradients.contexts, gradients.queries, d_context,
-                    d_previous, d_cumulative, scratch, products, gradients.processed_memory, gradients.location,
-                    gradients.v, d_sums,
+                    memory if d_alignments is None else d_alignments, gradients.contexts, gradients.queries,
+                    gradients.of_items, weights_rows, gradients.processed_memory, products, d_sums,
                 ),
                 dtype,
                 HAS_DALIGNMENTS=d_alignments is not None,
+                FULL_A=max(SMALLEST_DOT, next_power_of_2(A)) == A,
                 SPLITS=splits,
-                **_attend_options(plan, dtype),
+                **_attend_options(plan, location),
                 **attend_config,
             ),
             lstm(
@@ -873,7 +878,8 @@ def _after_the_loop(
     conv, dense = weights.attention.location_conv, weights.attention.location_dense
     d_a, d_d = gradients.gates_a.flatten(0, 1), gradients.gates_d.flatten(0, 1)  # [T B, 4n]
     states, hidden, contexts = kept.states, kept.outputs[:, :, :n_d], kept.outputs[:, :, n_d:]
-    d_location = gradients.location.sum(dim=0)[:, : conv[0].numel()]
+    d_v, d_location = gradients.of_items.sum(dim=0)[: -memory.shape[2]].tensor_split([len(dense)])
+    d_location = d_location.view(len(dense), -1)[:, : conv[0].numel()]
 
     def product(i: int, d: Tensor, *inputs: Tensor) -> Tensor | None:
         """d^T inputs, the inputs side by side: the gradient of argument i, if it is wanted."""
@@ -902,7 +908,7 @@ def _after_the_loop(
         product(9, gradients.queries.flatten(0, 1), states[1:]),
         (dense.to(d_location.dtype).T @ d_location).view_as(conv).to(conv.dtype) if needs[10] else None,
         (d_location @ conv.to(d_location.dtype).flatten(1).T).to(dense.dtype) if needs[11] else None,
-        gradients.v.sum(dim=0, keepdim=True).to(memory.dtype) if needs[12] else None,
+        d_v.unsqueeze(0).to(memory.dtype) if needs[12] else None,
         product(13, d_d, states[1:], contexts[1:]),
         product(14, d_d, hidden[:-1]),
         bias_d,
@@ -1042,3 +1048,5 @@ def _check(decoder_inputs, memory, processed_memory, memory_lengths, weights: Re
             f"seed is a tensor of shape {tuple(seed.shape)}, {seed.dtype} on {seed.device}: "
             f"pass an integer, or a 0-d torch.int64 tensor on {memory.device}"
         )
+    if isinstance(seed, int) and not -(2**63) <= seed < 2**63:
+        raise FastglowError(f"seed {seed} does not fit 64 bits: pass one from -2^63 to 2^63 - 1")

@@ -180,18 +180,20 @@ class _DeferredLoop(Function):
         inputs_a = memory.new_zeros(T + 1, B, D + n_a)  # context, attention LSTM's state; both of the step before
         inputs_d = memory.new_zeros(T + 1, B, n_a + D + n_d)  # the same, now new; decoder LSTM's of the step before
         cells_a, cells_d = memory.new_zeros(T + 1, B, n_a), memory.new_zeros(T + 1, B, n_d)
-        attended = memory.new_zeros(T + 1, B, 2, T_in + k - 1)  # previous and cumulative weights, zeros around them
+        # Previous and cumulative weights, zeros around them: sums over all frames, which halves would not hold.
+        wide = torch.promote_types(memory.dtype, torch.float32)
+        attended = memory.new_zeros(T + 1, B, 2, T_in + k - 1, dtype=wide)
         tanhs = memory.new_empty(T, B, T_in, processed_memory.shape[2])
         for t in range(T):
             h_a = _lstm_step(gates_a[t].addmm_(inputs_a[t], weight_a.T), cells_a[t], cells_a[t + 1])
             if factors_a is not None:
                 h_a *= factors_a[t]
             query = F.linear(h_a, weights.attention.query).unsqueeze(1)
-            b_tanh = torch.matmul(_windows(attended[t], k), location.T, out=tanhs[t])
+            b_tanh = torch.matmul(_windows(attended[t], k).to(memory.dtype), location.T, out=tanhs[t])
             b_tanh.add_(processed_memory).add_(query).tanh_()
             energies = torch.matmul(b_tanh, weights.attention.v[0]).masked_fill_(mask, -float("inf"))
-            alignment = torch.softmax(energies, dim=1)
-            context = torch.bmm(alignment.unsqueeze(1), memory).squeeze(1)
+            alignment = torch.softmax(energies, dim=1, dtype=wide)
+            context = torch.bmm(alignment.to(memory.dtype).unsqueeze(1), memory).squeeze(1)
             attended[t + 1, :, 0, inside] = alignment
             attended[t + 1, :, 1, inside] = attended[t, :, 1, inside] + alignment
             torch.cat((context, h_a), dim=1, out=inputs_a[t + 1])
@@ -207,7 +209,8 @@ class _DeferredLoop(Function):
         )  # fmt: skip
         ctx.set_materialize_grads(False)
         hidden_contexts = torch.cat((inputs_d[1:, :, n_a + D :], inputs_a[1:, :, :D]), dim=2)
-        return hidden_contexts.transpose(0, 1).contiguous(), attended[1:, :, 0, inside].transpose(0, 1).contiguous()
+        alignments = attended[1:, :, 0, inside].to(memory.dtype)
+        return hidden_contexts.transpose(0, 1).contiguous(), alignments.transpose(0, 1).contiguous()
 
     @staticmethod
     @once_differentiable
@@ -228,12 +231,12 @@ class _DeferredLoop(Function):
 
         d_gates_a, d_gates_d = torch.empty_like(gates_a), torch.empty_like(gates_d)
         d_contexts, d_queries = memory.new_empty(T, B, D), memory.new_empty(T, B, len(query))
-        d_energies = torch.empty_like(alignments)
+        d_energies = memory.new_empty(T, B, T_in)
         d_processed_memory, d_location = memory.new_zeros(B, T_in, len(query)), torch.zeros_like(location)
         d_cell_a, d_cell_d = torch.zeros_like(cells_a[0]), torch.zeros_like(cells_d[0])
         # Of the step after: of its inputs, and of what its attention read. Cumulative weights go to all steps after.
         d_input_a, d_state_d = torch.zeros_like(inputs_a[0]), torch.zeros_like(cells_d[0])
-        d_previous, d_cumulative = torch.zeros_like(alignments[0]), torch.zeros_like(alignments[0])
+        d_previous, d_cumulative = alignments.new_zeros(B, T_in), alignments.new_zeros(B, T_in)
         for t in reversed(range(T)):
             d_h = d_hidden_contexts[:, t, :n_d] + d_state_d
             if factors_d is not None:
@@ -248,7 +251,7 @@ class _DeferredLoop(Function):
             d_energies[t] = alignments[t] * (d_alignment - (alignments[t] * d_alignment).sum(dim=1, keepdim=True))
             d_sums = (1 - tanhs[t] * tanhs[t]).mul_(v).mul_(d_energies[t].unsqueeze(2))  # [B, T_in, A]
             d_processed_memory += d_sums
-            d_location.addmm_(d_sums.flatten(0, 1).T, _windows(attended[t], k).flatten(0, 1))
+            d_location.addmm_(d_sums.flatten(0, 1).T, _windows(attended[t], k).to(memory.dtype).flatten(0, 1))
             d_attended = _sum_of_windows((d_sums @ location).transpose(1, 2), k)
             d_previous, d_cumulative = d_attended[:, 0], d_attended[:, 1] + d_cumulative
 
@@ -264,7 +267,7 @@ class _DeferredLoop(Function):
         d_weight_a, d_weight_d = flat_a.T @ inputs_a[:T].flatten(0, 1), flat_d.T @ inputs_d[:T].flatten(0, 1)
         return (
             flat_a.view_as(gates_a) @ weights.attention_rnn.weight_ih[:, :P],
-            torch.bmm(alignments.permute(1, 2, 0), d_contexts.transpose(0, 1)),
+            torch.bmm(alignments.to(memory.dtype).permute(1, 2, 0), d_contexts.transpose(0, 1)),
             d_processed_memory,
             torch.cat((flat_a.T @ decoder_inputs.flatten(0, 1), d_weight_a[:, :D]), dim=1),
             d_weight_a[:, D:],

@@ -1,10 +1,17 @@
 """All operations' calls, to be compiled ahead of time."""
 
-from . import ahead_of_time_location_attention, ahead_of_time_lstm_cell, ahead_of_time_prenet, ahead_of_time_waveglow
+from . import (
+    ahead_of_time_location_attention,
+    ahead_of_time_lstm_cell,
+    ahead_of_time_prenet,
+    ahead_of_time_teacher_forced_loop,
+    ahead_of_time_waveglow,
+)
 
 CASES = (
     *ahead_of_time_location_attention.CASES,
     *ahead_of_time_lstm_cell.CASES,
     *ahead_of_time_prenet.CASES,
+    *ahead_of_time_teacher_forced_loop.CASES,
     *ahead_of_time_waveglow.CASES,
 )

@@ -1,0 +1,78 @@
+"""Calls of the teacher-forced decoder loop, to be compiled ahead of time."""
+
+from functools import partial
+
+import torch
+
+from fastglow.kernels import teacher_forced_loop
+from fastglow.kernels.decoder_weights import AttentionWeights, LSTMWeights, RecurrentWeights
+from fastglow.kernels.teacher_forced_loop import _launch_replay
+
+from .ahead_of_time_calls import (
+    BFLOAT16,
+    TURNS_OF_PRODUCTS,
+    make_case,
+    meta_constant,
+    meta_leaf,
+    run_backward,
+)
+
+B, T, T_IN = 64, 1, 160  # a frame launches what every other does
+
+
+def _teacher_forced_loop(
+    dtype: torch.dtype,
+    n: int = 1024,
+    D: int = 512,
+    A: int = 128,
+    P: int = 256,
+    taps: int = 31,
+    batch: int = B,
+    p_dropout: float = 0.1,
+    guided: bool = True,
+) -> None:
+    """`guided`: whether a gradient comes from the alignments."""
+
+    def cell(n_in: int) -> LSTMWeights:
+        return LSTMWeights(*(meta_leaf(dtype, *shape) for shape in ((4 * n, n_in), (4 * n, n), (4 * n,), (4 * n,))))
+
+    attention = AttentionWeights(*(meta_leaf(dtype, *shape) for shape in ((A, n), (32, 2, taps), (A, 32), (1, A))))
+    hidden_contexts, alignments = teacher_forced_loop(
+        meta_leaf(dtype, T, batch, P),
+        meta_leaf(dtype, batch, T_IN, D),
+        meta_leaf(dtype, batch, T_IN, A),
+        meta_constant(torch.int64, batch),
+        RecurrentWeights(cell(P + D), attention, cell(n + D)),
+        p_attention_dropout=p_dropout,
+        p_decoder_dropout=p_dropout,
+        seed=1,
+    )
+    run_backward(hidden_contexts, alignments if guided else None)
+
+
+def _advance(dtype: torch.dtype) -> None:
+    """What ends a graph of frames; meta tensors have none."""
+    _launch_replay((), meta_constant(torch.int64, 3), meta_constant(torch.int64, 0, 2))
+
+
+_case = partial(
+    make_case,
+    {
+        "teacher_forced_lstm_fwd_kernel": "ROWS",
+        "teacher_forced_query_fwd_kernel": "BM",
+        "teacher_forced_attend_fwd_kernel": "BT",
+        "teacher_forced_lstm_bwd_kernel": "QUERY_ROWS",
+        "teacher_forced_product_bwd_kernel": "BB",
+        "teacher_forced_attend_bwd_kernel": "BT",
+    },
+)
+
+# Their tiles are of other sizes.
+WIDE = {arch: tuple(x for x in precisions if x != "float32") for arch, precisions in TURNS_OF_PRODUCTS.items()}
+
+CASES = (
+    _case(_teacher_forced_loop, "published", precisions=TURNS_OF_PRODUCTS, swept=TURNS_OF_PRODUCTS),
+    _case(_teacher_forced_loop, "wide attention", A=256, precisions=WIDE, swept=WIDE),
+    _case(_teacher_forced_loop, "odd sizes", n=330, D=250, A=100, P=130, batch=13, p_dropout=0.0, guided=False),
+    _case(_advance, "frames", precisions=BFLOAT16),
+)
