@@ -145,10 +145,17 @@ def teacher_forced_lstm_fwd_kernel(
     row = t * B  # of item 0 in frame t
     o_b = tl.program_id(1) * BB + tl.arange(0, BB)
     m_b = o_b < B
-    o_row = tl.arange(0, ROWS)
-    o_u = tl.program_id(0) * BU + o_row // 4
-    p_tile = p_first + row * s_first + (o_b.to(tl.int64) * s_first)[None, :] + ((o_row % 4) * n + o_u)[:, None]
-    b_gates = tl.load(p_tile, mask=(o_u < n)[:, None] & m_b[None, :], other=0.0).to(tl.float32)  # [ROWS, BB]
+    o_item = o_b.to(tl.int64)[None, :]
+    o_unit = tl.program_id(0) * BU + tl.arange(0, BU)[:, None]
+    m = (o_unit < n) & m_b[None, :]
+    # Loaded before the products, added after them: by then they are there.
+    p_tile = p_first + (row + o_item) * s_first + o_unit
+    b_first_i = tl.load(p_tile, mask=m, other=0.0)
+    b_first_f = tl.load(p_tile + n, mask=m, other=0.0)
+    b_first_g = tl.load(p_tile + 2 * n, mask=m, other=0.0)
+    b_first_o = tl.load(p_tile + 3 * n, mask=m, other=0.0)
+    o_u = tl.program_id(0) * BU + tl.arange(0, ROWS) // 4
+    b_gates = tl.zeros((ROWS, BB), tl.float32)
     b_gates = lstm_gates(
         b_gates, p_1 + row * s_1, p_w_ih, o_u, o_b, m_b, n, n_1, s_1, s_w, BU, BK, EVEN_K, PRECISION
     )  # fmt: skip
@@ -159,24 +166,23 @@ def teacher_forced_lstm_fwd_kernel(
         b_gates, p_h + row * s_h, p_w_hh, o_u, o_b, m_b, n, n, s_h, n, BU, BK, EVEN_K, PRECISION
     )  # fmt: skip
     b_i, b_f, b_g, b_o = lstm_split(b_gates, BU, BB)
-    b_i, b_f, b_g, b_o = lstm_activate(b_i, b_f, b_g, b_o)
-    o_u = tl.program_id(0) * BU + tl.arange(0, BU)
-    m = (o_u < n)[:, None] & m_b[None, :]
-    o_b = o_b.to(tl.int64)[None, :]
-    o_u = o_u[:, None]
+    b_i, b_f, b_g, b_o = lstm_activate(
+        b_i + b_first_i.to(tl.float32), b_f + b_first_f.to(tl.float32),
+        b_g + b_first_g.to(tl.float32), b_o + b_first_o.to(tl.float32),
+    )  # fmt: skip
     # The activated gates may take the place of what there was already, which other threads have read.
     tl.debug_barrier()
-    p_tile = p_gates + (row + o_b) * (4 * n) + o_u
+    p_tile = p_gates + (row + o_item) * (4 * n) + o_unit
     tl.store(p_tile, b_i.to(DTYPE), mask=m)
     tl.store(p_tile + n, b_f.to(DTYPE), mask=m)
     tl.store(p_tile + 2 * n, b_g.to(DTYPE), mask=m)
     tl.store(p_tile + 3 * n, b_o.to(DTYPE), mask=m)
-    p_tile = p_c + (row + o_b) * n + o_u
+    p_tile = p_c + (row + o_item) * n + o_unit
     b_h, b_c = lstm_update(b_i, b_f, b_g, b_o, tl.load(p_tile, mask=m, other=0.0))
     tl.store(p_tile + tl.cast(B, tl.int64) * n, b_c, mask=m)
     if DROPOUT:
-        b_h *= _dropout_factor(p_addresses, 8, stream, t, o_b, o_u, threshold, scale)
-    tl.store(p_h + (row + B + o_b) * s_h + o_u, b_h.to(DTYPE), mask=m)
+        b_h *= _dropout_factor(p_addresses, 8, stream, t, o_item, o_unit, threshold, scale)
+    tl.store(p_h + (row + B + o_item) * s_h + o_unit, b_h.to(DTYPE), mask=m)
 
 
 @triton.jit(do_not_specialize=["offset"])
