@@ -1,11 +1,12 @@
 """Tacotron 2's free-running decoder: the loop of frames on the device, for a batch of items that end one by one.
 
-A frame is five phases. A phase is made of tiles that any programs may share out among themselves; a tile reads what
+A frame is six phases. A phase is made of tiles that any programs may share out among themselves; a tile reads what
 earlier phases wrote, and nothing that another tile of its phase writes:
 
     ATTENTION_RNN  gates = W [x2, context, h]; h', c'; a tile's share of the query W_q h'
-    ATTENTION      the query from its shares, energies, weights and context, one tile an item; beside it, in tiles of
-                   their own, what the decoder LSTM's gates need of h' and of its own state
+    ENERGIES       the query from its shares, energies of a block of positions; beside it, in tiles of their own, what
+                   the decoder LSTM's gates need of h' and of its own state
+    CONTEXT        softmax, weights, a block of the context's columns
     DECODER_RNN    the context's part of the gates; h', c'
     OUTPUT         W [h', context]: the frame, the gate, and the prenet's first layer of the frame. That layer is
                    linear in the frame and so folded into the projection: W_1 W_frame
@@ -13,7 +14,7 @@ earlier phases wrote, and nothing that another tile of its phase writes:
 
 Who runs them:
 
-    steps       five launches a frame
+    steps       six launches a frame
     graph       the same launches, STEPS_PER_GRAPH frames of them, recorded in a CUDA graph and replayed until the
                 list is empty, of which the host has one asynchronous look a replay
     persistent  one launch a batch: a program a multiprocessor goes through all frames, with a barrier of the whole
@@ -41,7 +42,7 @@ from fastglow.errors import FastglowError
 from . import backend
 from .decoder_weights import OutputWeights, RecurrentWeights
 from .launch import Config, launch, next_power_of_2, pick_config
-from .location_attention import attend
+from .location_attention import _hidden, fold_location
 from .lstm_cell import lstm_activate, lstm_gates, lstm_split, lstm_update
 from .prenet import uniform_noise
 from .reference.decode_loop import DecodeResult
@@ -49,29 +50,30 @@ from .reference.decode_loop import decode_loop as reference_decode_loop
 
 OP = "decode_loop"
 
-ATTENTION_RNN, ATTENTION, DECODER_RNN, OUTPUT, PRENET = (tl.constexpr(i) for i in range(5))
-N_PHASES = tl.constexpr(5)
+ATTENTION_RNN, ENERGIES, CONTEXT, DECODER_RNN, OUTPUT, PRENET = (tl.constexpr(i) for i in range(6))
+N_PHASES = tl.constexpr(6)
 
 STEPS_PER_GRAPH = 16
 PERSISTENT_ITEMS = 8  # beyond, the products are large enough for launches not to matter
 GRAPHS_KEPT = 8
 
-SMALLEST_DEPTH = 16  # of a tensor core's product
+SHARES = tl.constexpr(128)  # of the query, added up at a time
+
 BB = 16  # items of a tile: the fewest columns of a tensor core's product
 PATIENCE = 1 << 22  # looks at a barrier, of about a microsecond, before a program gives the others up
 
 
-def _config(bu: int, br: int, bk: int, bt: int, bl: int, bd: int, num_warps: int, num_stages: int) -> Config:
-    blocks = {"BU": bu, "BR": br, "BK": bk, "BT": bt, "BL": bl, "BD": bd}
-    return blocks | {"num_warps": num_warps, "num_stages": num_stages}
+def _config(bu: int, br: int, bk: int, stages: int, bt: int, bl: int, bd: int, num_warps: int) -> Config:
+    blocks = {"BU": bu, "BR": br, "BK": bk, "STAGES": stages, "BT": bt, "BL": bl, "BD": bd, "BS": 256}
+    return blocks | {"num_warps": num_warps, "num_stages": 1}
 
 
 # By the size of an element: tiles of BU units of an LSTM or BR rows of another product, of depth BK; BT positions
 # and BD columns of an attention step. With 8 units, 1024 of them are 128 tiles: one a multiprocessor. Sums are
 # grouped by them, so the choice must not depend on the batch.
 CONFIGS = {
-    2: (_config(8, 16, 128, 32, 64, 128, 8, 3), _config(16, 16, 128, 32, 32, 128, 8, 3)),
-    4: (_config(8, 16, 64, 32, 16, 128, 8, 3), _config(16, 16, 64, 16, 16, 64, 8, 2)),
+    2: (_config(8, 16, 64, 6, 32, 32, 64, 8),),
+    4: (_config(8, 16, 32, 6, 16, 16, 64, 8),),
 }
 
 
@@ -80,18 +82,29 @@ def _items(p_active, i_b, n_active, BB: tl.constexpr):
     """The items of block i_b of the list, and which of them there are, [BB]."""
     o_i = i_b * BB + tl.arange(0, BB)
     m_b = o_i < n_active
-    return tl.load(p_active + o_i, mask=m_b, other=0).to(tl.int64), m_b
+    return tl.load(p_active + o_i, mask=m_b, other=0), m_b
+
+
+@triton.jit
+def _tile(i, n_tiles, p_active, n_active, o_first, m_first, BB: tl.constexpr, ONE_BLOCK: tl.constexpr):
+    """Number of tile i among its block's, and the block's items; o_first, m_first are those of block 0."""
+    if ONE_BLOCK:
+        return i, o_first.to(tl.int64), m_first
+    else:
+        o_b, m_b = _items(p_active, i // n_tiles, n_active, BB)
+        return i % n_tiles, o_b.to(tl.int64), m_b
 
 
 @triton.jit
 def _product(
-    b_y, p_w, o_row, m_row, p_x, o_b, m_b, K, s_w, s_x, BK: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr
-):
+    b_y, p_w, o_row, m_row, p_x, o_b, m_b, K, s_w, s_x,
+    BK: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
     """y + W x^T, [rows, BB]; rows of W and of x are K contiguous numbers, s_w and s_x apart."""
     o_k = tl.arange(0, BK)
     p_rows = p_w + (o_row * s_w)[:, None] + o_k[None, :]
     p_columns = p_x + (o_b * s_x)[None, :] + o_k[:, None]
-    for k in range(0, K, BK):
+    for k in tl.range(0, K, BK, num_stages=STAGES):
         if EVEN_K:
             b_w = tl.load(p_rows + k, mask=m_row[:, None], other=0.0)  # [rows, BK]
             b_x = tl.load(p_columns + k, mask=m_b[None, :], other=0.0)  # [BK, BB]
@@ -125,19 +138,21 @@ def _update_state(b_gates, p_bias, p_c, p_h, i_u, o_b, m_b, n, BU: tl.constexpr,
 
 @triton.jit
 def _attention_rnn(
-    i, p_active, n_active, p_x2, p_context, p_h, p_next_h, p_c, p_w_ih, p_w_hh, p_bias, p_query_weight, p_query,
+    i, p_active, n_active, o_first, m_first, p_x2, p_context, p_h, p_next_h, p_c, p_w_ih, p_w_hh, p_bias,
+    p_query_weight, p_query,
     n, P, D, A,
-    BU: tl.constexpr, BB: tl.constexpr, BK: tl.constexpr,
-    EVEN_P: tl.constexpr, EVEN_D: tl.constexpr, EVEN_N: tl.constexpr, PRECISION: tl.constexpr,
+    BU: tl.constexpr, BB: tl.constexpr, ONE_BLOCK: tl.constexpr, BK: tl.constexpr,
+    EVEN_P: tl.constexpr, EVEN_D: tl.constexpr, EVEN_N: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     n_tiles = tl.cdiv(n, BU)
-    i_u, i_b = i % n_tiles, i // n_tiles
-    o_b, m_b = _items(p_active, i_b, n_active, BB)
+    i_u, o_b, m_b = _tile(i, n_tiles, p_active, n_active, o_first, m_first, BB, ONE_BLOCK)
     o_row = i_u * BU + tl.arange(0, 4 * BU) // 4
     b_gates = tl.zeros((4 * BU, BB), tl.float32)
-    b_gates = lstm_gates(b_gates, p_x2, p_w_ih, o_row, o_b, m_b, n, P, P, P + D, BU, BK, EVEN_P, PRECISION)
-    b_gates = lstm_gates(b_gates, p_context, p_w_ih + P, o_row, o_b, m_b, n, D, D, P + D, BU, BK, EVEN_D, PRECISION)
-    b_gates = lstm_gates(b_gates, p_h, p_w_hh, o_row, o_b, m_b, n, n, n, n, BU, BK, EVEN_N, PRECISION)
+    b_gates = lstm_gates(b_gates, p_x2, p_w_ih, o_row, o_b, m_b, n, P, P, P + D, BU, BK, EVEN_P, PRECISION, STAGES)
+    b_gates = lstm_gates(
+        b_gates, p_context, p_w_ih + P, o_row, o_b, m_b, n, D, D, P + D, BU, BK, EVEN_D, PRECISION, STAGES
+    )
+    b_gates = lstm_gates(b_gates, p_h, p_w_hh, o_row, o_b, m_b, n, n, n, n, BU, BK, EVEN_N, PRECISION, STAGES)
     b_h = _update_state(b_gates, p_bias, p_c, p_next_h, i_u, o_b, m_b, n, BU, BB).to(tl.float32)
     # These units' share of the query of every item, for the phase that follows: [B, tiles, A].
     o_u = i_u * BU + tl.arange(0, BU)
@@ -153,61 +168,100 @@ def _attention_rnn(
 
 
 @triton.jit
-def _attention(
-    item, t, p_memory, p_processed_memory, p_lengths, p_location_weight, p_v, p_query, p_cumulative, p_alignments,
-    p_context, n_shares, T, D, A, max_steps,
-    TAPS: tl.constexpr, BT: tl.constexpr, BA: tl.constexpr, BL: tl.constexpr, BD: tl.constexpr,
-    PRECISION: tl.constexpr,
+def _energies(
+    item, t, i_t, length, p_processed_memory, p_location_weight, p_v, p_query, p_cumulative, p_alignments, p_energies,
+    n_shares, T, A, max_steps,
+    TAPS: tl.constexpr, BT: tl.constexpr, BA: tl.constexpr, BL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One item's attention step; the weights are row t + 1 of its alignments, those before are row t."""
-    item = item.to(tl.int64)
+    """One item's energies of block i_t of its positions. Row t of its alignments: the weights of the step before."""
     o_a = tl.arange(0, BA)
     b_query = tl.zeros((BA,), tl.float32)
-    for share in range(0, n_shares, 16):
-        o_share = share + tl.arange(0, 16)
+    for share in range(0, n_shares, SHARES):
+        o_share = share + tl.arange(0, SHARES)
         m = (o_share < n_shares)[:, None] & (o_a < A)[None, :]
-        p_shares = p_query + (item * n_shares + o_share)[:, None] * A + o_a[None, :]
+        p_shares = p_query + item * n_shares * A + o_share[:, None] * A + o_a[None, :]
         b_query += tl.sum(tl.load(p_shares, mask=m, other=0.0), axis=0)
-    p_previous = p_alignments + (item * (max_steps + 1) + t) * T
-    p_cumulative += item * T
-    attend(
-        b_query, p_memory + item * T * D, p_processed_memory + item * T * A, p_previous, p_cumulative,
-        p_location_weight, p_v, p_v, p_v, p_previous + T, p_context + item * D, p_cumulative,
-        tl.load(p_lengths + item), T, A, D, 1.0, D, 1, A, 1, 2 * TAPS, 1,
-        TAPS, "softmax", False, False, True, BT, BA, BL, BT, BD, PRECISION,
+    b_h = _hidden(
+        b_query, p_processed_memory + item * T * A, p_alignments + (item * (max_steps + 1) + t) * T,
+        p_cumulative + item * T, p_location_weight, i_t * BT, length, T, A, A, 1, tl.cdiv(2 * TAPS, 64) * 64,
+        TAPS, BT, BA, BL, PRECISION,
     )  # fmt: skip
+    b_v = tl.load(p_v + o_a, mask=o_a < A, other=0.0).to(tl.float32)
+    o_t = i_t * BT + tl.arange(0, BT)
+    tl.store(p_energies + item * T + o_t, tl.sum(b_h * b_v[None, :], axis=1), mask=o_t < length)
+
+
+@triton.jit
+def _context(
+    item, t, i_d, length, p_memory, p_energies, p_cumulative, p_alignments, p_context, T, D, max_steps,
+    BS: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """Block i_d of an item's context; with block 0 the weights, row t + 1 of its alignments, and their sums."""
+    o_s = tl.arange(0, BS)
+    p_energies += item * T
+    b_max = tl.full((BS,), float("-inf"), tl.float32)
+    for t0 in range(0, length, BS):
+        b_max = tl.maximum(b_max, tl.load(p_energies + t0 + o_s, mask=t0 + o_s < length, other=float("-inf")))
+    b_max = tl.max(b_max, axis=0)
+    b_sum = tl.zeros((BS,), tl.float32)
+    for t0 in range(0, length, BS):
+        b_e = tl.load(p_energies + t0 + o_s, mask=t0 + o_s < length, other=float("-inf"))
+        b_sum += tl.exp(b_e - b_max)
+    b_scale = 1.0 / tl.sum(b_sum, axis=0)
+    if i_d == 0:
+        p_weights = p_alignments + (item * (max_steps + 1) + t + 1) * T
+        p_sums = p_cumulative + item * T
+        for t0 in range(0, T, BS):
+            b_e = tl.load(p_energies + t0 + o_s, mask=t0 + o_s < length, other=float("-inf"))
+            b_w = tl.exp(b_e - b_max) * b_scale
+            m_t = t0 + o_s < T
+            tl.store(p_weights + t0 + o_s, b_w, mask=m_t)
+            tl.store(p_sums + t0 + o_s, tl.load(p_sums + t0 + o_s, mask=m_t, other=0.0) + b_w, mask=m_t)
+    o_r, o_d = tl.arange(0, BT), i_d * BD + tl.arange(0, BD)
+    p_tile = p_memory + item * T * D + o_r[:, None] * D + o_d[None, :]
+    b_context = tl.zeros((BT, BD), tl.float32)
+    for t0 in range(0, length, BT):
+        m_t = t0 + o_r < length
+        b_e = tl.load(p_energies + t0 + o_r, mask=m_t, other=float("-inf"))
+        b_m = tl.load(p_tile + tl.cast(t0, tl.int64) * D, mask=m_t[:, None] & (o_d < D)[None, :], other=0.0)
+        b_context += (tl.exp(b_e - b_max) * b_scale)[:, None] * b_m.to(tl.float32)
+    b_context = tl.sum(b_context, axis=0).to(p_context.dtype.element_ty)
+    tl.store(p_context + item * D + o_d, b_context, mask=o_d < D)
 
 
 @triton.jit
 def _decoder_rnn_early(
-    i, p_active, n_active, p_attention_h, p_h, p_gates, p_w_ih, p_w_hh, n, N, D, B,
-    BU: tl.constexpr, BB: tl.constexpr, BK: tl.constexpr,
-    EVEN_A: tl.constexpr, EVEN_N: tl.constexpr, PRECISION: tl.constexpr,
+    i, p_active, n_active, o_first, m_first, p_attention_h, p_h, p_gates, p_w_ih, p_w_hh, n, N, D, B,
+    BU: tl.constexpr, BB: tl.constexpr, ONE_BLOCK: tl.constexpr, BK: tl.constexpr,
+    EVEN_A: tl.constexpr, EVEN_N: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """The gates' part that needs no context, to [rows of tiles, B]. N: units of the attention LSTM."""
     n_tiles = tl.cdiv(n, BU)
-    i_u, i_b = i % n_tiles, i // n_tiles
-    o_b, m_b = _items(p_active, i_b, n_active, BB)
+    i_u, o_b, m_b = _tile(i, n_tiles, p_active, n_active, o_first, m_first, BB, ONE_BLOCK)
     o_row = i_u * BU + tl.arange(0, 4 * BU) // 4
     b_gates = tl.zeros((4 * BU, BB), tl.float32)
-    b_gates = lstm_gates(b_gates, p_attention_h, p_w_ih, o_row, o_b, m_b, n, N, N, N + D, BU, BK, EVEN_A, PRECISION)
-    b_gates = lstm_gates(b_gates, p_h, p_w_hh, o_row, o_b, m_b, n, n, n, n, BU, BK, EVEN_N, PRECISION)
+    b_gates = lstm_gates(
+        b_gates, p_attention_h, p_w_ih, o_row, o_b, m_b, n, N, N, N + D, BU, BK, EVEN_A, PRECISION, STAGES
+    )
+    b_gates = lstm_gates(b_gates, p_h, p_w_hh, o_row, o_b, m_b, n, n, n, n, BU, BK, EVEN_N, PRECISION, STAGES)
     o_gate = (i_u * 4 * BU + tl.arange(0, 4 * BU)) * B
     tl.store(p_gates + o_gate[:, None] + o_b[None, :], b_gates, mask=m_b[None, :])
 
 
 @triton.jit
 def _decoder_rnn(
-    i, p_active, n_active, p_context, p_next_h, p_c, p_gates, p_w_ih, p_bias, n, N, D, B,
-    BU: tl.constexpr, BB: tl.constexpr, BK: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
+    i, p_active, n_active, o_first, m_first, p_context, p_next_h, p_c, p_gates, p_w_ih, p_bias, n, N, D, B,
+    BU: tl.constexpr, BB: tl.constexpr, ONE_BLOCK: tl.constexpr, BK: tl.constexpr, EVEN_D: tl.constexpr,
+    PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     n_tiles = tl.cdiv(n, BU)
-    i_u, i_b = i % n_tiles, i // n_tiles
-    o_b, m_b = _items(p_active, i_b, n_active, BB)
+    i_u, o_b, m_b = _tile(i, n_tiles, p_active, n_active, o_first, m_first, BB, ONE_BLOCK)
     o_row = i_u * BU + tl.arange(0, 4 * BU) // 4
     o_gate = (i_u * 4 * BU + tl.arange(0, 4 * BU)) * B
     b_gates = tl.load(p_gates + o_gate[:, None] + o_b[None, :], mask=m_b[None, :], other=0.0)
-    b_gates = lstm_gates(b_gates, p_context, p_w_ih + N, o_row, o_b, m_b, n, D, D, N + D, BU, BK, EVEN_D, PRECISION)
+    b_gates = lstm_gates(
+        b_gates, p_context, p_w_ih + N, o_row, o_b, m_b, n, D, D, N + D, BU, BK, EVEN_D, PRECISION, STAGES
+    )
     _update_state(b_gates, p_bias, p_c, p_next_h, i_u, o_b, m_b, n, BU, BB)
 
 
@@ -216,34 +270,35 @@ def _relu_dropout(b_x, p_seeds, o_b, m_b, stream, position, o_unit, p_dropout, s
     """[units, BB]."""
     b_seed = tl.load(p_seeds + o_b, mask=m_b, other=0)
     b_noise = uniform_noise(b_seed[None, :], stream, position, o_unit[:, None])
-    return tl.where(b_noise >= p_dropout, tl.maximum(b_x, 0.0) * scale, 0.0)
+    b_x = tl.where(b_x < 0.0, 0.0, b_x)  # NaN stays NaN
+    return tl.where(b_noise >= p_dropout, b_x * scale, 0.0)
 
 
 @triton.jit
 def _output(
-    i, t, p_active, n_active, p_h, p_context, p_weight, p_bias, p_seeds, p_frames, p_steps, p_fired, p_x1,
+    i, t, p_active, n_active, o_first, m_first, p_h, p_context, p_weight, p_bias, p_seeds, p_frames, p_steps,
+    p_fired, p_x1,
     n, D, n_frame, P, max_steps, p_dropout, scale, gate_threshold,
-    BR: tl.constexpr, BB: tl.constexpr, BK: tl.constexpr,
-    EVEN_N: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
+    BR: tl.constexpr, BB: tl.constexpr, ONE_BLOCK: tl.constexpr, BK: tl.constexpr,
+    EVEN_N: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Rows: n_frame of the frame, one of the gate, P of the prenet's first layer."""
     n_rows = n_frame + 1 + P
     n_tiles = tl.cdiv(n_rows, BR)
-    i_r, i_b = i % n_tiles, i // n_tiles
-    o_b, m_b = _items(p_active, i_b, n_active, BB)
+    i_r, o_b, m_b = _tile(i, n_tiles, p_active, n_active, o_first, m_first, BB, ONE_BLOCK)
     o_row = i_r * BR + tl.arange(0, BR)
     m_row = o_row < n_rows
     b_y = tl.zeros((BR, BB), tl.float32)
-    b_y = _product(b_y, p_weight, o_row, m_row, p_h, o_b, m_b, n, n + D, n, BK, EVEN_N, PRECISION)
-    b_y = _product(b_y, p_weight + n, o_row, m_row, p_context, o_b, m_b, D, n + D, D, BK, EVEN_D, PRECISION)
+    b_y = _product(b_y, p_weight, o_row, m_row, p_h, o_b, m_b, n, n + D, n, BK, EVEN_N, PRECISION, STAGES)
+    b_y = _product(b_y, p_weight + n, o_row, m_row, p_context, o_b, m_b, D, n + D, D, BK, EVEN_D, PRECISION, STAGES)
     b_y += tl.load(p_bias + o_row, mask=m_row, other=0.0)[:, None]
     p_frame = p_frames + ((o_b * max_steps + t) * n_frame)[None, :] + o_row[:, None]
     tl.store(p_frame, b_y.to(p_frames.dtype.element_ty), mask=(o_row < n_frame)[:, None] & m_b[None, :])
-    m_gate = (o_row == n_frame)[:, None] & m_b[None, :]
-    b_running = (tl.sigmoid(b_y) <= gate_threshold).to(tl.int32)
-    o_item = o_b[None, :] + tl.zeros((BR, 1), tl.int64)
-    tl.store(p_steps + o_item, t + b_running, mask=m_gate)
-    tl.store(p_fired + o_item, 1 - b_running, mask=m_gate)
+    if i_r == n_frame // BR:
+        b_gate = tl.sum(tl.where((o_row == n_frame)[:, None], b_y, 0.0), axis=0)  # [BB]
+        b_running = (tl.sigmoid(b_gate) <= gate_threshold).to(tl.int32)
+        tl.store(p_steps + o_b, t + b_running, mask=m_b)
+        tl.store(p_fired + o_b, 1 - b_running, mask=m_b)
     o_unit = o_row - n_frame - 1
     b_x = _relu_dropout(b_y, p_seeds, o_b, m_b, 0, t + 1, o_unit, p_dropout, scale)
     p_unit = p_x1 + (o_b * P)[None, :] + o_unit[:, None]
@@ -252,16 +307,16 @@ def _output(
 
 @triton.jit
 def _prenet(
-    i, t, p_active, n_active, p_x1, p_x2, p_weight, p_seeds, P1, P, p_dropout, scale,
-    BR: tl.constexpr, BB: tl.constexpr, BK: tl.constexpr, EVEN_P1: tl.constexpr, PRECISION: tl.constexpr,
+    i, t, p_active, n_active, o_first, m_first, p_x1, p_x2, p_weight, p_seeds, P1, P, p_dropout, scale,
+    BR: tl.constexpr, BB: tl.constexpr, ONE_BLOCK: tl.constexpr, BK: tl.constexpr, EVEN_P1: tl.constexpr,
+    PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     n_tiles = tl.cdiv(P, BR)
-    i_r, i_b = i % n_tiles, i // n_tiles
-    o_b, m_b = _items(p_active, i_b, n_active, BB)
+    i_r, o_b, m_b = _tile(i, n_tiles, p_active, n_active, o_first, m_first, BB, ONE_BLOCK)
     o_row = i_r * BR + tl.arange(0, BR)
     m_row = o_row < P
     b_x = tl.zeros((BR, BB), tl.float32)
-    b_x = _product(b_x, p_weight, o_row, m_row, p_x1, o_b, m_b, P1, P1, P1, BK, EVEN_P1, PRECISION)
+    b_x = _product(b_x, p_weight, o_row, m_row, p_x1, o_b, m_b, P1, P1, P1, BK, EVEN_P1, PRECISION, STAGES)
     b_x = _relu_dropout(b_x, p_seeds, o_b, m_b, 1, t + 1, o_row, p_dropout, scale)
     p_unit = p_x2 + (o_b * P)[None, :] + o_row[:, None]
     tl.store(p_unit, b_x.to(p_x2.dtype.element_ty), mask=m_row[:, None] & m_b[None, :])
@@ -286,56 +341,71 @@ def _keep_running(p_active, n_active, p_next_active, p_n_next, p_fired, is_last,
 
 @triton.jit
 def _phase(
-    PHASE: tl.constexpr, t,
+    PHASE: tl.constexpr, t, pid, n_active, o_first, m_first,
     p_memory, p_processed_memory, p_lengths, p_seeds,
     p_attention_ih, p_attention_hh, p_attention_bias, p_query_weight, p_location_weight, p_v,
     p_decoder_ih, p_decoder_hh, p_decoder_bias, p_output_weight, p_output_bias, p_prenet_weight,
     p_active, p_n_active, p_x1, p_x2, p_context, p_attention_h, p_attention_c, p_decoder_h, p_decoder_c,
-    p_query, p_gates, p_cumulative, p_alignments, p_frames, p_steps, p_fired,
+    p_query, p_gates, p_energies, p_cumulative, p_alignments, p_frames, p_steps, p_fired,
     B, T, D, A, N, n, n_frame, P1, P, max_steps, p_dropout, scale, gate_threshold,
-    BU: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr, BT: tl.constexpr, BB: tl.constexpr, BA: tl.constexpr,
-    BL: tl.constexpr, BD: tl.constexpr, BATCH: tl.constexpr, TAPS: tl.constexpr,
+    BU: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr, BT: tl.constexpr, BB: tl.constexpr,
+    ONE_BLOCK: tl.constexpr, BA: tl.constexpr,
+    BL: tl.constexpr, BD: tl.constexpr, BS: tl.constexpr, BATCH: tl.constexpr, TAPS: tl.constexpr,
     EVEN_P1: tl.constexpr, EVEN_P: tl.constexpr, EVEN_D: tl.constexpr, EVEN_A: tl.constexpr, EVEN_N: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """This program's tiles of a phase of frame t. N, n: units of the attention and of the decoder LSTM."""
+    """Tiles pid, pid + programs, ... of a phase of frame t. N, n: units of the attention and of the decoder LSTM."""
     now, then = t % 2, (t + 1) % 2
-    pid, n_programs = tl.program_id(0), tl.num_programs(0)
+    n_programs = tl.num_programs(0)
     p_list = p_active + now * B
-    n_active = tl.load(p_n_active + now)
     n_blocks = tl.cdiv(n_active, BB)
     if PHASE == ATTENTION_RNN:
         for i in range(pid, tl.cdiv(N, BU) * n_blocks, n_programs):
             _attention_rnn(
-                i, p_list, n_active, p_x2, p_context, p_attention_h + now * B * N, p_attention_h + then * B * N,
+                i, p_list, n_active, o_first, m_first, p_x2, p_context, p_attention_h + now * B * N,
+                p_attention_h + then * B * N,
                 p_attention_c, p_attention_ih, p_attention_hh, p_attention_bias, p_query_weight, p_query,
-                N, P, D, A, BU, BB, BK, EVEN_P, EVEN_D, EVEN_A, PRECISION,
+                N, P, D, A, BU, BB, ONE_BLOCK, BK, EVEN_P, EVEN_D, EVEN_A, PRECISION, STAGES,
             )  # fmt: skip
-    elif PHASE == ATTENTION:
-        for i in range(pid, n_active + tl.cdiv(n, BU) * n_blocks, n_programs):
-            if i < n_active:
-                _attention(
-                    tl.load(p_list + i), t, p_memory, p_processed_memory, p_lengths, p_location_weight, p_v, p_query,
-                    p_cumulative, p_alignments, p_context, tl.cdiv(N, BU), T, D, A, max_steps, TAPS, BT, BA, BL, BD,
-                    PRECISION,
-                )  # fmt: skip
+    elif PHASE == ENERGIES:
+        n_energies = tl.cdiv(T, BT) * n_active
+        for i in range(pid, n_energies + tl.cdiv(n, BU) * n_blocks, n_programs):
+            if i < n_energies:
+                item = tl.load(p_list + i % n_active).to(tl.int64)
+                length = tl.load(p_lengths + item)
+                if i // n_active * BT < length:
+                    _energies(
+                        item, t, i // n_active, length, p_processed_memory, p_location_weight, p_v, p_query,
+                        p_cumulative, p_alignments, p_energies, tl.cdiv(N, BU), T, A, max_steps, TAPS, BT, BA, BL,
+                        PRECISION,
+                    )  # fmt: skip
             else:
                 _decoder_rnn_early(
-                    i - n_active, p_list, n_active, p_attention_h + then * B * N, p_decoder_h + now * B * n, p_gates,
-                    p_decoder_ih, p_decoder_hh, n, N, D, B, BU, BB, BK, EVEN_A, EVEN_N, PRECISION,
+                    i - n_energies, p_list, n_active, o_first, m_first, p_attention_h + then * B * N,
+                    p_decoder_h + now * B * n, p_gates, p_decoder_ih, p_decoder_hh, n, N, D, B, BU, BB, ONE_BLOCK, BK,
+                    EVEN_A, EVEN_N, PRECISION, STAGES,
                 )  # fmt: skip
+    elif PHASE == CONTEXT:
+        for i in range(pid, tl.cdiv(D, BD) * n_active, n_programs):
+            item = tl.load(p_list + i % n_active).to(tl.int64)
+            _context(
+                item, t, i // n_active, tl.load(p_lengths + item), p_memory, p_energies, p_cumulative, p_alignments,
+                p_context, T, D, max_steps, BS, BT, BD,
+            )  # fmt: skip
     elif PHASE == DECODER_RNN:
         for i in range(pid, tl.cdiv(n, BU) * n_blocks, n_programs):
             _decoder_rnn(
-                i, p_list, n_active, p_context, p_decoder_h + then * B * n, p_decoder_c, p_gates, p_decoder_ih,
-                p_decoder_bias, n, N, D, B, BU, BB, BK, EVEN_D, PRECISION,
+                i, p_list, n_active, o_first, m_first, p_context, p_decoder_h + then * B * n, p_decoder_c, p_gates,
+                p_decoder_ih,
+                p_decoder_bias, n, N, D, B, BU, BB, ONE_BLOCK, BK, EVEN_D, PRECISION, STAGES,
             )  # fmt: skip
     elif PHASE == OUTPUT:
         for i in range(pid, tl.cdiv(n_frame + 1 + P1, BR) * n_blocks, n_programs):
             _output(
-                i, t, p_list, n_active, p_decoder_h + then * B * n, p_context, p_output_weight, p_output_bias,
+                i, t, p_list, n_active, o_first, m_first, p_decoder_h + then * B * n, p_context, p_output_weight,
+                p_output_bias,
                 p_seeds, p_frames, p_steps, p_fired, p_x1, n, D, n_frame, P1, max_steps, p_dropout, scale,
-                gate_threshold, BR, BB, BK, EVEN_N, EVEN_D, PRECISION,
+                gate_threshold, BR, BB, ONE_BLOCK, BK, EVEN_N, EVEN_D, PRECISION, STAGES,
             )  # fmt: skip
     else:
         for i in range(pid, tl.cdiv(P, BR) * n_blocks + 1, n_programs):
@@ -345,12 +415,13 @@ def _phase(
                 _keep_running(p_list, n_active, p_active + then * B, p_n_active + then, p_fired, is_last, BATCH)
             else:
                 _prenet(
-                    i - 1, t, p_list, n_active, p_x1, p_x2, p_prenet_weight, p_seeds, P1, P, p_dropout, scale,
-                    BR, BB, BK, EVEN_P1, PRECISION,
+                    i - 1, t, p_list, n_active, o_first, m_first, p_x1, p_x2, p_prenet_weight, p_seeds, P1, P,
+                    p_dropout, scale,
+                    BR, BB, ONE_BLOCK, BK, EVEN_P1, PRECISION, STAGES,
                 )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B"])
 def decode_begin_kernel(p_lengths, p_active, p_n_active, B, BATCH: tl.constexpr):
     """The first list: every item that has a length."""
     o_i = tl.arange(0, BATCH)
@@ -358,33 +429,37 @@ def decode_begin_kernel(p_lengths, p_active, p_n_active, B, BATCH: tl.constexpr)
     _write_list(o_i, b_length > 0, p_active, p_n_active)
 
 
-@triton.jit(do_not_specialize=["offset"])
+@triton.jit(do_not_specialize=["B", "offset"])
 def decode_phase_kernel(
     p_memory, p_processed_memory, p_lengths, p_seeds,
     p_attention_ih, p_attention_hh, p_attention_bias, p_query_weight, p_location_weight, p_v,
     p_decoder_ih, p_decoder_hh, p_decoder_bias, p_output_weight, p_output_bias, p_prenet_weight,
     p_active, p_n_active, p_x1, p_x2, p_context, p_attention_h, p_attention_c, p_decoder_h, p_decoder_c,
-    p_query, p_gates, p_cumulative, p_alignments, p_frames, p_steps, p_fired,
+    p_query, p_gates, p_energies, p_cumulative, p_alignments, p_frames, p_steps, p_fired,
     B, T, D, A, N, n, n_frame, P1, P, max_steps, p_dropout, scale, gate_threshold,
     p_frame, offset, PHASE: tl.constexpr,
-    BU: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr, BT: tl.constexpr, BB: tl.constexpr, BA: tl.constexpr,
-    BL: tl.constexpr, BD: tl.constexpr, BATCH: tl.constexpr, TAPS: tl.constexpr,
+    BU: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr, BT: tl.constexpr, BB: tl.constexpr,
+    ONE_BLOCK: tl.constexpr, BA: tl.constexpr,
+    BL: tl.constexpr, BD: tl.constexpr, BS: tl.constexpr, BATCH: tl.constexpr, TAPS: tl.constexpr,
     EVEN_P1: tl.constexpr, EVEN_P: tl.constexpr, EVEN_D: tl.constexpr, EVEN_A: tl.constexpr, EVEN_N: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One phase of frame `*p_frame + offset`: its number is in device memory, so that one graph serves any frame."""
+    t = tl.load(p_frame) + offset
+    n_active = tl.load(p_n_active + t % 2)
+    o_first, m_first = _items(p_active + t % 2 * B, 0, n_active, BB)
     _phase(
-        PHASE, tl.load(p_frame) + offset,
+        PHASE, t, tl.program_id(0), n_active, o_first, m_first,
         p_memory, p_processed_memory, p_lengths, p_seeds,
         p_attention_ih, p_attention_hh, p_attention_bias, p_query_weight, p_location_weight, p_v,
         p_decoder_ih, p_decoder_hh, p_decoder_bias, p_output_weight, p_output_bias, p_prenet_weight,
         p_active, p_n_active, p_x1, p_x2, p_context, p_attention_h, p_attention_c, p_decoder_h, p_decoder_c,
-        p_query, p_gates, p_cumulative, p_alignments, p_frames, p_steps, p_fired,
+        p_query, p_gates, p_energies, p_cumulative, p_alignments, p_frames, p_steps, p_fired,
         B, T, D, A, N, n, n_frame, P1, P, max_steps, p_dropout, scale, gate_threshold,
-        BU, BR, BK, BT, BB, BA,
-        BL, BD, BATCH, TAPS,
+        BU, BR, BK, BT, BB, ONE_BLOCK, BA,
+        BL, BD, BS, BATCH, TAPS,
         EVEN_P1, EVEN_P, EVEN_D, EVEN_A, EVEN_N,
-        PRECISION,
+        PRECISION, STAGES,
     )  # fmt: skip
 
 
@@ -402,44 +477,106 @@ def _wait_for_all(p_barrier, target, patience, alive):
 
 
 @triton.jit
+def _frame(
+    t, n_active, target, alive,
+    p_memory, p_processed_memory, p_lengths, p_seeds,
+    p_attention_ih, p_attention_hh, p_attention_bias, p_query_weight, p_location_weight, p_v,
+    p_decoder_ih, p_decoder_hh, p_decoder_bias, p_output_weight, p_output_bias, p_prenet_weight,
+    p_active, p_n_active, p_x1, p_x2, p_context, p_attention_h, p_attention_c, p_decoder_h, p_decoder_c,
+    p_query, p_gates, p_energies, p_cumulative, p_alignments, p_frames, p_steps, p_fired,
+    B, T, D, A, N, n, n_frame, P1, P, max_steps, p_dropout, scale, gate_threshold,
+    p_barrier, p_lost, patience,
+    BU: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr, BT: tl.constexpr, BB: tl.constexpr,
+    ONE_BLOCK: tl.constexpr, BA: tl.constexpr,
+    BL: tl.constexpr, BD: tl.constexpr, BS: tl.constexpr, BATCH: tl.constexpr, TAPS: tl.constexpr,
+    EVEN_P1: tl.constexpr, EVEN_P: tl.constexpr, EVEN_D: tl.constexpr, EVEN_A: tl.constexpr, EVEN_N: tl.constexpr,
+    PRECISION: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """All phases of frame t, with barriers; returns the next frame's items, arrivals and whether all did arrive."""
+    # What the compiler cannot know to be 0 keeps it from computing addresses before the loop over frames.
+    pid = tl.program_id(0) + tl.load(p_lost)
+    o_first, m_first = _items(p_active + t % 2 * B, 0, n_active, BB)
+    for phase in tl.static_range(N_PHASES):
+        _phase(
+            phase, t, pid, n_active, o_first, m_first,
+            p_memory, p_processed_memory, p_lengths, p_seeds,
+            p_attention_ih, p_attention_hh, p_attention_bias, p_query_weight, p_location_weight, p_v,
+            p_decoder_ih, p_decoder_hh, p_decoder_bias, p_output_weight, p_output_bias, p_prenet_weight,
+            p_active, p_n_active, p_x1, p_x2, p_context, p_attention_h, p_attention_c, p_decoder_h, p_decoder_c,
+            p_query, p_gates, p_energies, p_cumulative, p_alignments, p_frames, p_steps, p_fired,
+            B, T, D, A, N, n, n_frame, P1, P, max_steps, p_dropout, scale, gate_threshold,
+            BU, BR, BK, BT, BB,
+            ONE_BLOCK, BA,
+            BL, BD, BS, BATCH, TAPS,
+            EVEN_P1, EVEN_P, EVEN_D, EVEN_A, EVEN_N,
+            PRECISION, STAGES,
+        )  # fmt: skip
+        target += tl.num_programs(0)
+        alive = _wait_for_all(p_barrier, target, patience, alive)
+    return tl.load(p_n_active + (t + 1) % 2), target, alive
+
+
+@triton.jit(do_not_specialize=["B"])
 def decode_loop_kernel(
     p_memory, p_processed_memory, p_lengths, p_seeds,
     p_attention_ih, p_attention_hh, p_attention_bias, p_query_weight, p_location_weight, p_v,
     p_decoder_ih, p_decoder_hh, p_decoder_bias, p_output_weight, p_output_bias, p_prenet_weight,
     p_active, p_n_active, p_x1, p_x2, p_context, p_attention_h, p_attention_c, p_decoder_h, p_decoder_c,
-    p_query, p_gates, p_cumulative, p_alignments, p_frames, p_steps, p_fired,
+    p_query, p_gates, p_energies, p_cumulative, p_alignments, p_frames, p_steps, p_fired,
     B, T, D, A, N, n, n_frame, P1, P, max_steps, p_dropout, scale, gate_threshold,
     p_barrier, p_lost, patience,
-    BU: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr, BT: tl.constexpr, BB: tl.constexpr, BA: tl.constexpr,
-    BL: tl.constexpr, BD: tl.constexpr, BATCH: tl.constexpr, TAPS: tl.constexpr,
+    BU: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr, BT: tl.constexpr, BB: tl.constexpr,
+    ONE_BLOCK: tl.constexpr, BA: tl.constexpr,
+    BL: tl.constexpr, BD: tl.constexpr, BS: tl.constexpr, BATCH: tl.constexpr, TAPS: tl.constexpr,
     EVEN_P1: tl.constexpr, EVEN_P: tl.constexpr, EVEN_D: tl.constexpr, EVEN_A: tl.constexpr, EVEN_N: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    STAY_IN_LOOP: tl.constexpr,
 ):  # fmt: skip
-    """All frames. p_barrier counts arrivals, from 0; *p_lost becomes 1 if a program did not arrive."""
-    n_programs = tl.num_programs(0)
+    """All frames. p_barrier counts arrivals, from 0; *p_lost becomes 1 if a program did not arrive.
+
+    STAY_IN_LOOP: nothing is computed before the loop that could be: for the addresses of all phases at once there
+    are not the registers.
+    """
     t = 0
     target = 0
     alive = 1
     n_active = tl.load(p_n_active)
-    while (n_active * alive) > 0:
-        for phase in tl.static_range(N_PHASES):
-            _phase(
-                phase, t,
+    if STAY_IN_LOOP:
+        while tl.condition(n_active * alive > 0, disable_licm=True):
+            n_active, target, alive = _frame(
+                t, n_active, target, alive,
                 p_memory, p_processed_memory, p_lengths, p_seeds,
                 p_attention_ih, p_attention_hh, p_attention_bias, p_query_weight, p_location_weight, p_v,
                 p_decoder_ih, p_decoder_hh, p_decoder_bias, p_output_weight, p_output_bias, p_prenet_weight,
                 p_active, p_n_active, p_x1, p_x2, p_context, p_attention_h, p_attention_c, p_decoder_h, p_decoder_c,
-                p_query, p_gates, p_cumulative, p_alignments, p_frames, p_steps, p_fired,
+                p_query, p_gates, p_energies, p_cumulative, p_alignments, p_frames, p_steps, p_fired,
                 B, T, D, A, N, n, n_frame, P1, P, max_steps, p_dropout, scale, gate_threshold,
-                BU, BR, BK, BT, BB, BA,
-                BL, BD, BATCH, TAPS,
+                p_barrier, p_lost, patience,
+                BU, BR, BK, BT, BB,
+                ONE_BLOCK, BA,
+                BL, BD, BS, BATCH, TAPS,
                 EVEN_P1, EVEN_P, EVEN_D, EVEN_A, EVEN_N,
-                PRECISION,
+                PRECISION, STAGES,
             )  # fmt: skip
-            target += n_programs
-            alive = _wait_for_all(p_barrier, target, patience, alive)
-        t += 1
-        n_active = tl.load(p_n_active + t % 2)
+            t += 1
+    else:
+        while n_active * alive > 0:
+            n_active, target, alive = _frame(
+                t, n_active, target, alive,
+                p_memory, p_processed_memory, p_lengths, p_seeds,
+                p_attention_ih, p_attention_hh, p_attention_bias, p_query_weight, p_location_weight, p_v,
+                p_decoder_ih, p_decoder_hh, p_decoder_bias, p_output_weight, p_output_bias, p_prenet_weight,
+                p_active, p_n_active, p_x1, p_x2, p_context, p_attention_h, p_attention_c, p_decoder_h, p_decoder_c,
+                p_query, p_gates, p_energies, p_cumulative, p_alignments, p_frames, p_steps, p_fired,
+                B, T, D, A, N, n, n_frame, P1, P, max_steps, p_dropout, scale, gate_threshold,
+                p_barrier, p_lost, patience,
+                BU, BR, BK, BT, BB,
+                ONE_BLOCK, BA,
+                BL, BD, BS, BATCH, TAPS,
+                EVEN_P1, EVEN_P, EVEN_D, EVEN_A, EVEN_N,
+                PRECISION, STAGES,
+            )  # fmt: skip
+            t += 1
     if alive == 0:
         tl.store(p_lost, 1)
 
@@ -452,7 +589,7 @@ class FoldedDecoder:
     attention_hh: Tensor  # [4N, N]
     attention_bias: Tensor  # [4N]
     query: Tensor  # [A, N]
-    location: Tensor  # [A, 2k]: convolution and dense layer in one
+    location: Tensor  # [A, 2k and padding]: convolution and dense layer in one
     v: Tensor  # [A]
     decoder_ih: Tensor  # [4n, N + D]
     decoder_hh: Tensor  # [4n, n]
@@ -461,16 +598,13 @@ class FoldedDecoder:
     output_bias: Tensor  # [n_frame + 1 + P1]
     prenet: Tensor  # [P, P1]
     n_frame: int
+    taps: int  # k
     graphs: OrderedDict = field(default_factory=OrderedDict, compare=False, repr=False)
     """Recorded graphs of these weights, the latest used last."""
 
     @property
     def dtype(self) -> torch.dtype:
         return self.output.dtype
-
-    @property
-    def taps(self) -> int:
-        return self.location.shape[1] // 2
 
 
 @torch.no_grad()
@@ -489,13 +623,13 @@ def fold_decoder(recurrent: RecurrentWeights, output: OutputWeights, dtype: torc
     with backend.without_autocast(projection):
         rows = (projection, output.gate.to(wide), first @ projection)
         biases = (projection_bias, output.gate_bias.to(wide), first @ projection_bias)
-        attention_weights = recurrent.attention
-        location = attention_weights.location_dense.to(wide) @ attention_weights.location_conv.to(wide).flatten(1)
+    weights = recurrent.attention
+    location = fold_location(weights.location_conv, weights.location_dense, dtype)
     return FoldedDecoder(
         *(x.to(dtype).contiguous() for x in (attention.weight_ih, attention.weight_hh)),
         attention.bias_ih.to(wide) + attention.bias_hh.to(wide),
         recurrent.attention.query.to(dtype).contiguous(),
-        location.to(dtype).contiguous(),
+        location,
         recurrent.attention.v.to(dtype).flatten(),
         *(x.to(dtype).contiguous() for x in (decoder.weight_ih, decoder.weight_hh)),
         decoder.bias_ih.to(wide) + decoder.bias_hh.to(wide),
@@ -503,6 +637,7 @@ def fold_decoder(recurrent: RecurrentWeights, output: OutputWeights, dtype: torc
         torch.cat(biases),
         second.to(dtype).contiguous(),
         len(projection),
+        weights.location_conv.shape[2],
     )
 
 
@@ -545,6 +680,7 @@ class _Decoding:
         x1 = empty(B, P1)
         query = empty(B, tiles["attention"], A, dtype=torch.float32)
         gates = empty(tiles["decoder"] * 4 * config["BU"], B, dtype=torch.float32)
+        energies = empty(B, T, dtype=torch.float32)
         self._arguments = (
             self.memory, self.processed_memory, self.lengths, self.seeds,
             weights.attention_ih, weights.attention_hh, weights.attention_bias,
@@ -552,15 +688,16 @@ class _Decoding:
             weights.decoder_ih, weights.decoder_hh, weights.decoder_bias,
             weights.output, weights.output_bias, weights.prenet,
             active, self.n_active, x1, x2, context, attention_h, attention_c, decoder_h, decoder_c,
-            query, gates, cumulative, self.alignments, self.frames, self.steps, fired,
+            query, gates, energies, cumulative, self.alignments, self.frames, self.steps, fired,
             B, T, D, A, N, n, weights.n_frame, P1, P, max_steps,
             p_dropout, 1.0 / (1.0 - p_dropout), gate_threshold,
         )  # fmt: skip
         self._begin_arguments = (self.lengths, active, self.n_active, B)
         self._constants = {
             "BB": BB,
+            "ONE_BLOCK": B <= BB,
             "BA": next_power_of_2(A),
-            "BATCH": B,
+            "BATCH": max(64, B),
             "TAPS": weights.taps,
             **{
                 f"EVEN_{name}": size % config["BK"] == 0
@@ -573,7 +710,8 @@ class _Decoding:
         outputs = triton.cdiv(weights.n_frame + 1 + P1, config["BR"])
         self._tiles = (
             tiles["attention"] * blocks,
-            B + tiles["decoder"] * blocks,
+            triton.cdiv(T, config["BT"]) * B + tiles["decoder"] * blocks,
+            triton.cdiv(D, config["BD"]) * B,
             tiles["decoder"] * blocks,
             outputs * blocks,
             triton.cdiv(P, config["BR"]) * blocks + 1,
@@ -607,7 +745,8 @@ class _Decoding:
         """All frames in one launch of programs that must all be on the device at once."""
         launch(
             OP, decode_loop_kernel, (n_programs,), *self._arguments, self.barrier, self.steps[-1:], PATIENCE,
-            device=self.device, **self._constants, **options,
+            device=self.device, STAY_IN_LOOP=hasattr(tl, "condition") and not triton.knobs.runtime.interpret,
+            **self._constants, **options,
         )  # fmt: skip
 
     def result(self, B: int, T: int, early_stopping: bool) -> DecodeResult:
@@ -734,8 +873,8 @@ def decode_loop(
         max_steps: the most steps, at least 1.
         early_stopping: False: the result has max_steps steps whatever the gates say, zeros where an item has ended.
         method: of the kernels: 'steps' launches every frame, 'graph' replays recorded frames (only on a GPU),
-            'persistent' is one launch for all frames, of at most PERSISTENT_ITEMS items. The results are the same
-            bits. None: persistent where it can serve, else graph.
+            'persistent' is one launch for all frames, of at most PERSISTENT_ITEMS items. The results are the
+            same bits. None: persistent where it can serve, else graph.
         folded: `fold_decoder(recurrent, output)`, if it was kept.
 
     Returns:

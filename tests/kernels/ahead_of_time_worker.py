@@ -12,7 +12,7 @@ import re
 import subprocess
 import tempfile
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -88,9 +88,15 @@ def _examine(case: Case, precision: str, kernel: str, binary: Any) -> Compiled:
         shared=binary.metadata.shared,
         tensor_memory=getattr(binary.metadata, "tmem_size", None) or 0,
         products=sorted(set(re.findall(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b[\w.:]*", ptx))),
-        rows=options[case.tensor_cores[kernel]] if kernel in case.tensor_cores else None,
+        rows=_rows(case.tensor_cores.get(kernel), options),
         float64=re.search(r"\.f64\b", ptx) is not None,
     )
+
+
+def _rows(meant: str | Callable[[Mapping[str, Any]], int | None] | None, options: Mapping[str, Any]) -> int | None:
+    if meant is None:
+        return None
+    return meant(options) if callable(meant) else options[meant]
 
 
 def _resource_usage(cubin: bytes) -> dict[str, int]:
