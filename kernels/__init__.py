@@ -1,11 +1,14 @@
 """The operations that Tacotron 2 and WaveGlow spend their time in, one function each.
 
-Every function takes and returns plain tensors and is differentiable. Those of WaveGlow run on Triton kernels where
-`backend` picks them; the PyTorch references (`fastglow.kernels.reference`) define the numbers and serve elsewhere.
+Every function takes and returns plain tensors, and is differentiable but for those of inference alone. Triton kernels
+run where `backend` picks them; the PyTorch references (`fastglow.kernels.reference`) define the numbers and serve
+elsewhere.
 """
 
 from . import backend
 from .affine_coupling import affine_coupling, affine_coupling_inverse, flow_step_inverse
+from .decode_loop import DecodeResult, FoldedDecoder, decode_loop, fold_decoder
+from .decoder_weights import AttentionWeights, LSTMWeights, OutputWeights, RecurrentWeights
 from .gated_activation import gated_activation
 from .invertible_conv1x1 import invertible_conv1x1, invertible_conv1x1_factors, invertible_conv1x1_inverse
 from .location_attention import location_attention
@@ -17,10 +20,18 @@ from .wavenet_layer import wavenet_layer
 from .weight_norm import weight_norm, weight_norm_packed
 
 __all__ = [
+    "AttentionWeights",
+    "DecodeResult",
+    "FoldedDecoder",
+    "LSTMWeights",
+    "OutputWeights",
+    "RecurrentWeights",
     "affine_coupling",
     "affine_coupling_inverse",
     "backend",
+    "decode_loop",
     "flow_step_inverse",
+    "fold_decoder",
     "gated_activation",
     "invertible_conv1x1",
     "invertible_conv1x1_factors",

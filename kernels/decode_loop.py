@@ -29,6 +29,7 @@ writes the new. Cells, weights of the attention and sums are float32.
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from threading import Lock
 
@@ -855,7 +856,7 @@ def decode_loop(
     max_steps: int,
     early_stopping: bool = True,
     method: str | None = None,
-    folded: FoldedDecoder | None = None,
+    folded: FoldedDecoder | Callable[[torch.dtype], FoldedDecoder] | None = None,
 ) -> DecodeResult:
     """Tacotron 2's decoder running free, until every item's gate has fired.
 
@@ -875,7 +876,8 @@ def decode_loop(
         method: of the kernels: 'steps' launches every frame, 'graph' replays recorded frames (only on a GPU),
             'persistent' is one launch for all frames, of at most PERSISTENT_ITEMS items. The results are the
             same bits. None: persistent where it can serve, else graph.
-        folded: `fold_decoder(recurrent, output)`, if it was kept.
+        folded: `fold_decoder(recurrent, output, dtype)`, if it was kept, or what gives it for a dtype, asked only
+            where the kernels serve. Graphs are kept with it: without it one is recorded at every call.
 
     Returns:
         frames [B, steps, n_frame] and alignments [B, steps, T], zeros after the step on which an item's gate fired;
@@ -912,6 +914,8 @@ def decode_loop(
     B, T = memory.shape[:2]
     method = _picked_method(method, B, memory.device)
     with torch.no_grad(), backend.without_autocast(memory):
+        if callable(folded):
+            folded = folded(dtype)
         if folded is None or folded.dtype != dtype:
             folded = fold_decoder(recurrent, output, dtype)
         batch = memory, processed_memory, lengths, seeds

@@ -1,11 +1,10 @@
 """Tacotron 2 (Shen et al. 2018) as NVIDIA trained and published it (DeepLearningExamples, tacotron2/model.py)."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from math import sqrt
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,17 +13,12 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from fastglow import kernels
 from fastglow.errors import FastglowError
-from fastglow.kernels.decoder_weights import AttentionWeights, LSTMWeights, RecurrentWeights
+from fastglow.kernels.decoder_weights import AttentionWeights, LSTMWeights, OutputWeights, RecurrentWeights
 from fastglow.modules import ConvNorm, LinearNorm, LocationAttention
 from fastglow.modules.convolution import length_mask
+from fastglow.modules.parameter_cache import ParameterCache
 
 from .seeds import item_seeds
-
-# Prenet noise is drawn for this many decoder steps at a time: one step's draw costs as much as the step.
-NOISE_BLOCK = 64
-
-
-LSTMCellLike = Callable[[Tensor, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]
 
 
 class DecoderStepLimitWarning(UserWarning):
@@ -190,18 +184,6 @@ class Postnet(nn.Module):
         return x
 
 
-class DecoderState(NamedTuple):
-    """What a decoder step hands to the next one."""
-
-    attention_hidden: Tensor  # [B, attention_rnn_dim]
-    attention_cell: Tensor  # [B, attention_rnn_dim]
-    decoder_hidden: Tensor  # [B, decoder_rnn_dim]
-    decoder_cell: Tensor  # [B, decoder_rnn_dim]
-    attention_weights: Tensor  # [B, T_in]
-    attention_weights_cum: Tensor  # [B, T_in]
-    attention_context: Tensor  # [B, encoder_embedding_dim]
-
-
 class Decoder(nn.Module):
     """Autoregressive decoder: prenet, attention LSTM, location-sensitive attention, decoder LSTM."""
 
@@ -228,68 +210,7 @@ class Decoder(nn.Module):
         self.decoder_rnn = nn.LSTMCell(config.attention_rnn_dim + memory_dim, config.decoder_rnn_dim)
         self.linear_projection = LinearNorm(config.decoder_rnn_dim + memory_dim, self.step_dim)
         self.gate_layer = LinearNorm(config.decoder_rnn_dim + memory_dim, 1, w_init_gain="sigmoid")
-
-    def initial_state(self, memory: Tensor) -> DecoderState:
-        """Zeros for the encoder outputs `memory` [B, T_in, encoder_embedding_dim]."""
-        batch_size, max_time, memory_dim = memory.shape
-        sizes = [
-            *[self.attention_rnn.hidden_size] * 2,
-            *[self.decoder_rnn.hidden_size] * 2,
-            max_time,
-            max_time,
-            memory_dim,
-        ]
-        return DecoderState(*(memory.new_zeros(batch_size, size) for size in sizes))
-
-    def decode(
-        self,
-        decoder_input: Tensor,
-        state: DecoderState,
-        memory: Tensor,
-        processed_memory: Tensor,
-        mask: Tensor | None,
-        cells: tuple[LSTMCellLike, LSTMCellLike] | None = None,
-    ) -> tuple[Tensor, DecoderState]:
-        """One step up to the output projections.
-
-        Args:
-            decoder_input: prenet output, [B, prenet_dim].
-            state: of the step before.
-            memory: [B, T_in, encoder_embedding_dim]; processed_memory: [B, T_in, attention_dim].
-            mask: [B, T_in] bool, True in padding, or None.
-            cells: what computes the attention and decoder LSTM; absent: the modules.
-
-        Returns:
-            (decoder hidden and context [B, decoder_rnn_dim + encoder_embedding_dim], the new state).
-        """
-        attention_rnn, decoder_rnn = cells or (self.attention_rnn, self.decoder_rnn)
-        attention_hidden, attention_cell = attention_rnn(
-            torch.cat((decoder_input, state.attention_context), dim=1),
-            (state.attention_hidden, state.attention_cell),
-        )
-        attention_hidden = F.dropout(attention_hidden, self.p_attention_dropout, self.training)
-        context, weights = self.attention_layer(
-            attention_hidden,
-            memory,
-            processed_memory,
-            torch.stack((state.attention_weights, state.attention_weights_cum), dim=1),
-            mask,
-        )
-        decoder_hidden, decoder_cell = decoder_rnn(
-            torch.cat((attention_hidden, context), dim=1),
-            (state.decoder_hidden, state.decoder_cell),
-        )
-        decoder_hidden = F.dropout(decoder_hidden, self.p_decoder_dropout, self.training)
-        state = DecoderState(
-            attention_hidden,
-            attention_cell,
-            decoder_hidden,
-            decoder_cell,
-            weights,
-            state.attention_weights_cum + weights,
-            context,
-        )
-        return torch.cat((decoder_hidden, context), dim=1), state
+        self._folded: ParameterCache[kernels.FoldedDecoder] = ParameterCache()
 
     def recurrent_weights(self) -> RecurrentWeights:
         """What the steps' loops take."""
@@ -305,6 +226,12 @@ class Decoder(nn.Module):
             layer.v.linear_layer.weight,
         )
         return RecurrentWeights(attention_rnn, attention, decoder_rnn)
+
+    def output_weights(self) -> OutputWeights:
+        """What the free-running loop takes besides."""
+        projection, gate = self.linear_projection.linear_layer, self.gate_layer.linear_layer
+        prenet = tuple(layer.linear_layer.weight for layer in self.prenet.layers)
+        return OutputWeights(prenet, projection.weight, projection.bias, gate.weight, gate.bias)
 
     def forward(self, memory: Tensor, mels: Tensor, memory_lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Teacher-forced decoding.
@@ -352,44 +279,24 @@ class Decoder(nn.Module):
             (mel [B, n_mel_channels, T], steps before the gate fired [B] int64, alignments
             [B, T / n_frames_per_step, T_in]). An item that was never stopped has max_decoder_steps.
         """
-        batch_size = memory.shape[0]
-        mask = ~length_mask(memory_lengths, memory.shape[1])
-        processed_memory = self.attention_layer.memory_layer(memory)
-        state = self.initial_state(memory)
-        frame = memory.new_zeros(batch_size, self.step_dim)
-        running = torch.ones(batch_size, dtype=torch.bool, device=memory.device)
-        steps_before_stop = torch.zeros(batch_size, dtype=torch.int64, device=memory.device)
-        frames, alignments = [], []
-        for step in range(self.max_decoder_steps):
-            if step % NOISE_BLOCK == 0:
-                noise = self.prenet_noise(seeds, step, NOISE_BLOCK)
-            decoder_input = self.prenet(frame, noise[:, :, step % NOISE_BLOCK])
-            hidden_context, state = self.decode(decoder_input, state, memory, processed_memory, mask)
-            frame = self.linear_projection(hidden_context)
-            gate = self.gate_layer(hidden_context).squeeze(1)
-            frames.append(frame)
-            alignments.append(state.attention_weights)
-            running = running & (torch.sigmoid(gate.float()) <= self.gate_threshold)
-            steps_before_stop += running
-            if self.early_stopping and not running.any():
-                break
-        mel = torch.stack(frames, dim=1).view(batch_size, -1, self.n_mel_channels).transpose(1, 2)
-        return mel, steps_before_stop, torch.stack(alignments, dim=1)
-
-    def prenet_noise(self, seeds: Tensor, start: int, steps: int) -> Tensor:
-        """Uniform numbers for the prenet's dropout at `steps` decoder steps from `start`.
-
-        They depend on the item's seed, the layer, the step and the unit only.
-
-        Returns:
-            float32 [n_layers, B, steps, prenet_dim].
-        """
-        return torch.stack(
-            [
-                kernels.uniform_noise(seeds, stream, start, steps, layer.linear_layer.out_features)
-                for stream, layer in enumerate(self.prenet.layers)
-            ]
+        recurrent, output = self.recurrent_weights(), self.output_weights()
+        frames, steps, alignments = kernels.decode_loop(
+            memory,
+            self.attention_layer.memory_layer(memory),
+            memory_lengths,
+            seeds,
+            recurrent,
+            output,
+            p_prenet_dropout=self.prenet.p_dropout,
+            gate_threshold=self.gate_threshold,
+            max_steps=self.max_decoder_steps,
+            early_stopping=self.early_stopping,
+            folded=lambda dtype: self._folded.get(
+                list(self.parameters()), lambda: kernels.fold_decoder(recurrent, output, dtype), dtype
+            ),
         )
+        mel = frames.reshape(len(frames), -1, self.n_mel_channels).transpose(1, 2)
+        return mel, steps, alignments
 
 
 class Tacotron2(nn.Module):

@@ -10,8 +10,7 @@ from fastglow.kernels.decoder_weights import OutputWeights, RecurrentWeights
 
 from .location_attention import location_attention
 from .lstm_cell import lstm_cell
-from .philox import uniform_noise
-from .prenet import prenet
+from .prenet import prenet, prenet_noise
 
 # Prenet noise is drawn for this many steps at a time: one step's draw costs as much as the step.
 NOISE_BLOCK = 64
@@ -69,7 +68,7 @@ def decode_loop(
     frames, alignments = [], []
     for step in range(max_steps):
         if step % NOISE_BLOCK == 0:
-            noise = _prenet_noise(seeds, step, output)
+            noise = prenet_noise(seeds, [len(weight) for weight in output.prenet], step, NOISE_BLOCK)
         x = prenet(frame, output.prenet, p_prenet_dropout, [numbers[:, step % NOISE_BLOCK] for numbers in noise])
         x = torch.cat((x, context), dim=1)
         attention_h, attention_c = lstm_cell(x, attention_h, attention_c, *recurrent.attention_rnn)
@@ -94,8 +93,3 @@ def decode_loop(
         if early_stopping and not running.any():
             break
     return DecodeResult(torch.stack(frames, dim=1), steps, torch.stack(alignments, dim=1))
-
-
-def _prenet_noise(seeds: Tensor, start: int, output: OutputWeights) -> list[Tensor]:
-    """[B, NOISE_BLOCK, n_out] a layer, of the steps from `start`."""
-    return [uniform_noise(seeds, i, start, NOISE_BLOCK, weight.shape[0]) for i, weight in enumerate(output.prenet)]
