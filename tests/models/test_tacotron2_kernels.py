@@ -1,5 +1,7 @@
 """The whole Tacotron 2 on the Triton kernels: NVIDIA's tensors, and full sizes."""
 
+import copy
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 
 from fastglow import Tacotron2, Tacotron2Loss
 from fastglow.kernels import backend
+from fastglow.models.tacotron2 import DecoderStepLimitWarning
 
 IN_INTERPRETER = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is off where there is a GPU")
 NO_DROPOUT = dict.fromkeys(
@@ -117,3 +120,119 @@ def test_published_size_is_as_good_as_pytorchs(dtype, monkeypatch):
             continue  # batch normalisation takes the mean out again: all sides are rounding
         error, usual = (our_gradients[name] - truth).norm(), (plain_gradients[name] - truth).norm()
         assert error <= 3 * max(usual, 1e-5 * truth.norm()), name
+
+
+@pytest.fixture(params=["one kernel", "frame by frame"])
+def decoding(request, monkeypatch) -> str:
+    """All frames in one launch, or a few launches a frame (in a CUDA graph where there is a GPU)."""
+    if request.param == "frame by frame":
+        # The package's attribute of this name is the operation.
+        monkeypatch.setattr(sys.modules["fastglow.kernels.decode_loop"], "PERSISTENT_ITEMS", 0)
+    return request.param
+
+
+def speaker(tiny, device: str, **overrides) -> Tacotron2:
+    model = build(tiny, device, **overrides).eval()
+    with torch.no_grad():
+        model.decoder.gate_layer.linear_layer.bias.fill_(tiny["infer/gate_bias"])
+    return model
+
+
+def test_infer_gives_every_item_of_a_batch_its_single_result(tiny, device, decoding):
+    model = speaker(tiny, device)
+    order = [2, 0, 1]
+    text, lengths = tiny["input/text"][order].to(device), tiny["input/input_lengths"][order].to(device)
+    before = backend.launches["decode_loop"]
+    with backend.use_backend("triton"):
+        mel, mel_lengths, alignments = model.infer(text, lengths, seed=0)
+    assert backend.launches["decode_loop"] > before
+    if device == "cpu":
+        assert (backend.launches["decode_loop"] - before == 2) == (decoding == "one kernel")
+    for row, item in enumerate(order):
+        expected = tiny.group(f"infer_single/{item}")
+        n_frames, n_inputs = expected["alignments"].shape[1:]
+        assert mel_lengths[row] == expected["mel_lengths"][0]
+        torch.testing.assert_close(mel[row, :, :n_frames].cpu(), expected["mel_postnet"][0], atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            alignments[row, :n_frames, :n_inputs].cpu(), expected["alignments"][0], atol=1e-4, rtol=0
+        )
+        assert not mel[row, :, n_frames:].any()
+        assert not alignments[row, n_frames:].any()
+        assert not alignments[row, :, n_inputs:].any()
+
+
+def test_seeded_dropout_is_the_references_and_weights_are_folded_again_after_a_change(tiny, device, decoding):
+    model = speaker(tiny, device, p_prenet_dropout=0.5)
+    text, lengths = tiny["input/text"][:2].to(device), tiny["input/input_lengths"][:2].to(device)
+    model.decoder.max_decoder_steps = 5
+    results = {}
+    for name in ("triton", "reference"):
+        with backend.use_backend(name), pytest.warns(DecoderStepLimitWarning):
+            results[name] = model.infer(text, lengths, seed=[3, 4])[0]
+    torch.testing.assert_close(results["triton"], results["reference"], atol=1e-5, rtol=0)
+    with torch.no_grad():
+        model.decoder.prenet.layers[0].linear_layer.weight.mul_(1.5)
+        model.decoder.attention_layer.location_layer.location_conv.conv.weight.mul_(2.0)
+    before = results["triton"]
+    for name in ("triton", "reference"):
+        with backend.use_backend(name), pytest.warns(DecoderStepLimitWarning):
+            results[name] = model.infer(text, lengths, seed=[3, 4])[0]
+    torch.testing.assert_close(results["triton"], results["reference"], atol=1e-5, rtol=0)
+    assert not torch.allclose(results["triton"], before, atol=1e-3)
+
+
+def test_an_item_that_never_stops_leaves_the_others_whole(tiny, device, decoding):
+    model = speaker(tiny, device)
+    model.decoder.max_decoder_steps = 14
+    text, lengths = tiny["input/text"].to(device), tiny["input/input_lengths"].to(device)
+    with backend.use_backend("triton"), pytest.warns(DecoderStepLimitWarning, match=r"item\(s\) \[0\] did not fire"):
+        mel, mel_lengths, _ = model.infer(text, lengths, seed=0)
+    assert mel_lengths[0] == 14
+    for item in (1, 2):
+        expected = tiny.group(f"infer_single/{item}")["mel_postnet"][0]
+        torch.testing.assert_close(mel[item, :, : expected.shape[1]].cpu(), expected, atol=1e-4, rtol=0)
+
+
+def test_half_precision_speaks_as_exactly_as_pytorchs(tiny, device, decoding):
+    model = speaker(tiny, device)
+    model.decoder.max_decoder_steps = 6
+    text, lengths = tiny["input/text"].to(device), tiny["input/input_lengths"].to(device)
+    results = {}
+    for name, dtype in (("triton", torch.float16), ("reference", torch.float16), ("exact", torch.float64)):
+        with backend.use_backend("reference" if name == "exact" else name), pytest.warns(DecoderStepLimitWarning):
+            results[name] = copy.deepcopy(model).to(dtype).infer(text, lengths, seed=0)[0]
+    assert results["triton"].dtype == torch.float16
+    errors = {name: (results[name] - results["exact"]).abs().max() for name in ("triton", "reference")}
+    assert errors["triton"] <= 2 * errors["reference"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch_size", [1, 8, 33])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_the_published_size_speaks_as_exactly_as_pytorchs(dtype, batch_size):
+    model = Tacotron2(max_decoder_steps=40).eval().cuda()
+    lengths = torch.randint(20, 129, (batch_size,), device="cuda")
+    text = torch.randint(148, (batch_size, 128), device="cuda")
+    lengths[0] = 128
+    results = {}
+    for name in ("triton", "reference", "exact"):
+        kind = torch.float64 if name == "exact" else dtype
+        with backend.use_backend("reference" if name == "exact" else name), pytest.warns(DecoderStepLimitWarning):
+            results[name] = copy.deepcopy(model).to(kind).infer(text, lengths, seed=1)[0]
+    errors = {name: (results[name] - results["exact"]).norm() for name in ("triton", "reference")}
+    floor = 2 * torch.finfo(dtype).eps * results["exact"].norm()
+    assert errors["triton"] <= 2 * torch.maximum(errors["reference"], floor)
+
+
+@pytest.mark.gpu
+def test_it_speaks_under_autocast():
+    model = Tacotron2(max_decoder_steps=20).eval().cuda()
+    text, lengths = torch.randint(148, (2, 50), device="cuda"), torch.tensor([50, 31], device="cuda")
+    before = backend.launches["decode_loop"]
+    with torch.autocast("cuda", torch.float16), pytest.warns(DecoderStepLimitWarning):
+        mel, _, _ = model.infer(text, lengths, seed=1)
+    assert backend.launches["decode_loop"] > before
+    assert mel.isfinite().all()
+    with backend.use_backend("reference"), pytest.warns(DecoderStepLimitWarning):
+        expected, _, _ = model.infer(text, lengths, seed=1)
+    assert (mel - expected).norm() <= 0.05 * expected.norm()
