@@ -29,7 +29,8 @@ writes the new. Cells, weights of the attention and sums are float32.
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from threading import Lock
 
@@ -56,7 +57,7 @@ N_PHASES = tl.constexpr(6)
 
 STEPS_PER_GRAPH = 16
 PERSISTENT_ITEMS = 8  # beyond, the products are large enough for launches not to matter
-GRAPHS_KEPT = 8
+DECODINGS_KEPT = 8  # of one model's weights
 
 SHARES = tl.constexpr(128)  # of the query, added up at a time
 
@@ -600,8 +601,8 @@ class FoldedDecoder:
     prenet: Tensor  # [P, P1]
     n_frame: int
     taps: int  # k
-    graphs: OrderedDict = field(default_factory=OrderedDict, compare=False, repr=False)
-    """Recorded graphs of these weights, the latest used last."""
+    kept: OrderedDict = field(default_factory=OrderedDict, compare=False, repr=False)
+    """What was made to decode with these weights, by sizes and options, the latest used last."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -645,16 +646,18 @@ def fold_decoder(recurrent: RecurrentWeights, output: OutputWeights, dtype: torc
 class _Decoding:
     """One batch's decoding: its numbers on the device, at addresses that a recorded graph may keep, and its launches.
 
-    Sizes are rounded up, B to a power of 2 and T to a multiple of 64: what is not there has no length and is not
-    computed, and few kernels and graphs serve all sizes.
+    For `_padded` sizes. One batch at a time: `in_use` is to be held from `begin` to `result`.
     """
 
     def __init__(self, weights: FoldedDecoder, B: int, T: int, max_steps: int, p_dropout: float, gate_threshold: float):
-        B, T = next_power_of_2(B), triton.cdiv(T, 64) * 64
+        B, T = _padded(B, T)
         A, N = weights.query.shape
         D = weights.decoder_ih.shape[1] - N
         n = weights.decoder_hh.shape[1]
         P, P1 = weights.prenet.shape
+        self.in_use = Lock()
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._last: torch.cuda.Event | None = None
         self.max_steps = max_steps
         self.device = device = weights.output.device
         candidates = CONFIGS[weights.dtype.itemsize]
@@ -718,6 +721,19 @@ class _Decoding:
             triton.cdiv(P, config["BR"]) * blocks + 1,
         )
 
+    @contextmanager
+    def in_order(self) -> Iterator[None]:
+        """What is queued inside comes after what was queued so the last time, on whatever streams."""
+        if self.device.type != "cuda":
+            yield
+            return
+        if self._last is not None:
+            torch.cuda.current_stream().wait_event(self._last)
+        try:
+            yield
+        finally:
+            self._last = torch.cuda.current_stream().record_event()
+
     def begin(self, memory: Tensor, processed_memory: Tensor, lengths: Tensor, seeds: Tensor) -> None:
         B, T = memory.shape[:2]
         self.memory[:B, :T] = memory
@@ -741,6 +757,46 @@ class _Decoding:
                     device=self.device, PHASE=phase, **self._constants,
                 )  # fmt: skip
         self.frame += n
+
+    def run_steps(self) -> None:
+        """All frames, launch by launch, until no item is left."""
+        for _ in range(0, self.max_steps, STEPS_PER_GRAPH):
+            self.run_frames(STEPS_PER_GRAPH)
+            if self.n_active[0].item() == 0:
+                return
+
+    def run_graph(self) -> None:
+        """All frames, STEPS_PER_GRAPH of them a replay, until no item is left.
+
+        While the host waits for its last look at how many are, the next replay runs already.
+        """
+        left = [torch.empty(1, dtype=torch.int32, pin_memory=True) for _ in range(2)]
+        looked = [torch.cuda.Event() for _ in range(2)]
+        for i in range(triton.cdiv(self.max_steps, STEPS_PER_GRAPH)):
+            self._graph.replay()
+            left[i % 2].copy_(self.n_active[:1], non_blocking=True)
+            looked[i % 2].record()
+            if i > 0:
+                looked[(i - 1) % 2].synchronize()
+                if left[(i - 1) % 2].item() == 0:
+                    return
+
+    def record(self) -> None:
+        """Makes the graph, if there is none. What a batch that was begun has is lost."""
+        if self._graph is not None:
+            return
+        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            for x in self._zeros:
+                x.zero_()
+            self.run_frames(1)  # of no items: compiles and loads the kernels
+        current.wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may go on using the GPU.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self.run_frames(STEPS_PER_GRAPH)
+        self._graph = graph
 
     def run_loop(self, n_programs: int, **options) -> None:
         """All frames in one launch of programs that must all be on the device at once."""
@@ -783,48 +839,20 @@ class _Decoding:
         return [part[:size].view(shape) for part, size, shape in zip(parts, sizes, shapes, strict=True)]
 
 
-class _Graph:
-    """STEPS_PER_GRAPH frames of a `_Decoding`, recorded."""
-
-    def __init__(self, decoding: _Decoding):
-        self.decoding = decoding
-        self.in_use = Lock()
-        device = decoding.device
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            decoding.lengths.zero_()
-            for x in decoding._zeros:
-                x.zero_()
-            decoding.run_frames(1)  # of no items: compiles and loads the kernels
-        torch.cuda.current_stream(device).wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            decoding.run_frames(STEPS_PER_GRAPH)
-        # As the host sees the list's length after a replay, two replays in turn.
-        self._left = [torch.empty(1, dtype=torch.int32, pin_memory=True) for _ in range(2)]
-        self._looked = [torch.cuda.Event() for _ in range(2)]
-
-    def run(self) -> None:
-        """Replays until no item is left. While the host waits for the last look, the next replay runs already."""
-        for i in range(triton.cdiv(self.decoding.max_steps, STEPS_PER_GRAPH)):
-            self._graph.replay()
-            self._left[i % 2].copy_(self.decoding.n_active[:1], non_blocking=True)
-            self._looked[i % 2].record()
-            if i > 0:
-                self._looked[(i - 1) % 2].synchronize()
-                if self._left[(i - 1) % 2].item() == 0:
-                    return
-
-
-def _graph_of(weights: FoldedDecoder, *sizes_and_options) -> _Graph:
+def _decoding_of(weights: FoldedDecoder, *sizes_and_options) -> _Decoding:
+    """Kept with the weights: recording a graph takes longer than a sentence does."""
     B, T, *others = sizes_and_options
-    key = (next_power_of_2(B), triton.cdiv(T, 64), *others)
-    graph = weights.graphs.pop(key, None) or _Graph(_Decoding(weights, *sizes_and_options))
-    weights.graphs[key] = graph
-    while len(weights.graphs) > GRAPHS_KEPT:
-        weights.graphs.popitem(last=False)
-    return graph
+    key = (_padded(B, T), *others, _precision(weights.dtype))
+    decoding = weights.kept.pop(key, None) or _Decoding(weights, *sizes_and_options)
+    weights.kept[key] = decoding
+    while len(weights.kept) > DECODINGS_KEPT:
+        weights.kept.popitem(last=False)
+    return decoding
+
+
+def _padded(B: int, T: int) -> tuple[int, int]:
+    """Sizes rounded up: what is not there has no length and is not computed, and few kernels and graphs serve all."""
+    return next_power_of_2(B), triton.cdiv(T, 64) * 64
 
 
 def _precision(dtype: torch.dtype) -> str:
@@ -913,32 +941,32 @@ def decode_loop(
         )
     B, T = memory.shape[:2]
     method = _picked_method(method, B, memory.device)
-    with torch.no_grad(), backend.without_autocast(memory):
+    # What is kept must not be made in inference mode: it is written to again, perhaps outside of it.
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        backend.without_autocast(memory),
+        torch.cuda.device(memory.device) if memory.is_cuda else nullcontext(),
+    ):
         if callable(folded):
             folded = folded(dtype)
         if folded is None or folded.dtype != dtype:
             folded = fold_decoder(recurrent, output, dtype)
-        batch = memory, processed_memory, lengths, seeds
-        sizes_and_options = B, T, max_steps, p_prenet_dropout, gate_threshold
-        if method == "graph":
-            graph = _graph_of(folded, *sizes_and_options)
-            with graph.in_use:
-                graph.decoding.begin(*batch)
-                graph.run()
-                return graph.decoding.result(B, T, early_stopping)
-        decoding = _Decoding(folded, *sizes_and_options)
-        decoding.begin(*batch)
-        if method == "steps":
-            for _ in range(0, max_steps, STEPS_PER_GRAPH):
-                decoding.run_frames(STEPS_PER_GRAPH)
-                if decoding.n_active[0].item() == 0:
-                    break
-        elif memory.is_cuda:
-            n_programs = torch.cuda.get_device_properties(memory.device).multi_processor_count
-            decoding.run_loop(n_programs, launch_cooperative_grid=True)
-        else:
-            decoding.run_loop(1)  # the interpreter runs programs one after the other
-        return decoding.result(B, T, early_stopping)
+        decoding = _decoding_of(folded, B, T, max_steps, p_prenet_dropout, gate_threshold)
+        with decoding.in_use, decoding.in_order():
+            if method == "graph":
+                decoding.record()
+            decoding.begin(memory, processed_memory, lengths, seeds)
+            if method == "graph":
+                decoding.run_graph()
+            elif method == "steps":
+                decoding.run_steps()
+            elif memory.is_cuda:
+                n_programs = torch.cuda.get_device_properties(memory.device).multi_processor_count
+                decoding.run_loop(n_programs, launch_cooperative_grid=True)
+            else:
+                decoding.run_loop(1)  # the interpreter runs programs one after the other
+            return decoding.result(B, T, early_stopping)
 
 
 def _picked_method(method: str | None, B: int, device: torch.device) -> str:
