@@ -90,6 +90,16 @@ def picks_triton(op: str, *tensors: Tensor | None, unsupported: str | None = Non
     return False
 
 
+def interprets() -> bool:
+    """Whether the kernels run in Triton's interpreter: decided by TRITON_INTERPRET when they were defined."""
+    return not isinstance(_probe, triton.JITFunction)
+
+
+@triton.jit
+def _probe():
+    pass
+
+
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     """The dtype that autocast gives matrix products on the tensor's device, or None where it is off."""
     kind = tensor.device.type
@@ -110,7 +120,7 @@ def _reason_against(tensors: list[Tensor], on_gpu: bool) -> str | None:
     if len({tensor.device for tensor in tensors}) > 1:
         return f"its tensors lie on {', '.join(sorted({str(tensor.device) for tensor in tensors}))}"
     compiles_for_meta = all(tensor.is_meta for tensor in tensors)
-    if not on_gpu and not compiles_for_meta and not triton.knobs.runtime.interpret:
+    if not on_gpu and not compiles_for_meta and not interprets():
         return f"{tensors[0].device} tensors need TRITON_INTERPRET=1, set before fastglow is imported"
     return None
 

@@ -27,6 +27,8 @@ from fastglow.kernels.backend import use_backend
 
 from .ahead_of_time import ARCHITECTURES, Case, Compiled, Report
 
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"  # in every version's wheel
+
 
 class _Compiler:
     """Runs cases and keeps what they had compiled."""
@@ -104,7 +106,7 @@ def _resource_usage(cubin: bytes) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        command = [str(CUOBJDUMP), "--dump-resource-usage", file.name]
         printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return {name: int(value) for name, value in re.findall(r"\b([A-Z]+):(\d+)", printed)}
 
