@@ -3,14 +3,17 @@
 A frame is six phases. A phase is made of tiles that any programs may share out among themselves; a tile reads what
 earlier phases wrote, and nothing that another tile of its phase writes:
 
-    ATTENTION_RNN  gates = W [x2, context, h]; h', c'; a tile's share of the query W_q h'
-    ENERGIES       the query from its shares, energies of a block of positions; beside it, in tiles of their own, what
-                   the decoder LSTM's gates need of h' and of its own state
+    ATTENTION_RNN  the last part of the gates, W x2; h', c'; a tile's share of the query W_q h'
+    ENERGIES       the query from its shares, energies of a block of positions
     CONTEXT        softmax, weights, a block of the context's columns
-    DECODER_RNN    the context's part of the gates; h', c'
+    DECODER_RNN    the last part of the gates, W context; h', c'
     OUTPUT         W [h', context]: the frame, the gate, and the prenet's first layer of the frame. That layer is
                    linear in the frame and so folded into the projection: W_1 W_frame
     PRENET         the prenet's second layer, x2; the list of the items that go on
+
+The attention and the prenet have few tiles. Beside them, in tiles of their own, is computed what an LSTM's gates
+need that is known already: the weights of the LSTMs are nine tenths of all that is read. ENERGIES: the decoder
+LSTM's of the attention LSTM's h'; CONTEXT: both LSTMs' of their own h; PRENET: the attention LSTM's of the context.
 
 Who runs them:
 
@@ -44,7 +47,7 @@ from fastglow.errors import FastglowError
 from . import backend
 from .decoder_weights import OutputWeights, RecurrentWeights
 from .launch import Config, launch, next_power_of_2, pick_config
-from .location_attention import _hidden, fold_location
+from .location_attention import MOST_ATTENTION, SMALLEST_DOT, _hidden, fold_location
 from .lstm_cell import lstm_activate, lstm_gates, lstm_split, lstm_update
 from .prenet import uniform_noise
 from .reference.decode_loop import DecodeResult
@@ -55,7 +58,7 @@ OP = "decode_loop"
 ATTENTION_RNN, ENERGIES, CONTEXT, DECODER_RNN, OUTPUT, PRENET = (tl.constexpr(i) for i in range(6))
 N_PHASES = tl.constexpr(6)
 
-STEPS_PER_GRAPH = 16
+STEPS_PER_GRAPH = 16  # even: the list that the host looks at is that of even frames
 PERSISTENT_ITEMS = 8  # beyond, the products are large enough for launches not to matter
 DECODINGS_KEPT = 8  # of one model's weights
 
@@ -119,8 +122,48 @@ def _product(
 
 
 @triton.jit
-def _update_state(b_gates, p_bias, p_c, p_h, i_u, o_b, m_b, n, BU: tl.constexpr, BB: tl.constexpr):
-    """Writes c' over c and h' to p_h, both [B, n]; returns h' [BU, BB], as rounded there."""
+def _gates(
+    i, p_active, n_active, o_first, m_first, p_gates, p_x, p_weight, n, K, s_w, B, BU: tl.constexpr, BB: tl.constexpr,
+    ONE_BLOCK: tl.constexpr, BK: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    FIRST: tl.constexpr,
+):  # fmt: skip
+    """W x^T, added to what p_gates [rows of tiles, B] holds of a tile unless FIRST; its number, items and address."""
+    i_u, o_b, m_b = _tile(i, tl.cdiv(n, BU), p_active, n_active, o_first, m_first, BB, ONE_BLOCK)
+    p_tile = p_gates + ((i_u * 4 * BU + tl.arange(0, 4 * BU)) * B)[:, None] + o_b[None, :]
+    b_gates = tl.zeros((4 * BU, BB), tl.float32)
+    if not FIRST:
+        b_gates = tl.load(p_tile, mask=m_b[None, :], other=0.0)
+    o_row = i_u * BU + tl.arange(0, 4 * BU) // 4
+    b_gates = lstm_gates(b_gates, p_x, p_weight, o_row, o_b, m_b, n, K, K, s_w, BU, BK, EVEN_K, PRECISION, STAGES)
+    return b_gates, i_u, o_b, m_b, p_tile
+
+
+@triton.jit
+def _early_gates(
+    i, p_active, n_active, o_first, m_first, p_gates, p_x, p_weight, n, K, s_w, B, BU: tl.constexpr, BB: tl.constexpr,
+    ONE_BLOCK: tl.constexpr, BK: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    FIRST: tl.constexpr,
+):  # fmt: skip
+    """A part of an LSTM's gates, before the rest can be computed."""
+    b_gates, _, _, m_b, p_tile = _gates(
+        i, p_active, n_active, o_first, m_first, p_gates, p_x, p_weight, n, K, s_w, B, BU, BB, ONE_BLOCK, BK, EVEN_K,
+        PRECISION, STAGES, FIRST,
+    )  # fmt: skip
+    tl.debug_barrier()  # as for an LSTM's cells
+    tl.store(p_tile, b_gates, mask=m_b[None, :])
+
+
+@triton.jit
+def _cell(
+    i, p_active, n_active, o_first, m_first, p_gates, p_x, p_weight, p_bias, p_c, p_h, n, K, s_w, B, BU: tl.constexpr,
+    BB: tl.constexpr, ONE_BLOCK: tl.constexpr, BK: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """The last part of the gates; writes c' over c and h' to p_h, both [B, n]; h' as rounded there [BU, BB], ..."""
+    b_gates, i_u, o_b, m_b, _ = _gates(
+        i, p_active, n_active, o_first, m_first, p_gates, p_x, p_weight, n, K, s_w, B, BU, BB, ONE_BLOCK, BK, EVEN_K,
+        PRECISION, STAGES, False,
+    )  # fmt: skip
     b_i, b_f, b_g, b_o = lstm_split(b_gates, BU, BB)
     o_u = i_u * BU + tl.arange(0, BU)
     m_u = o_u < n
@@ -132,40 +175,28 @@ def _update_state(b_gates, p_bias, p_c, p_h, i_u, o_b, m_b, n, BU: tl.constexpr,
     o_state = (o_b * n)[None, :] + o_u[:, None]
     m_state = m_u[:, None] & m_b[None, :]
     b_h, b_c = lstm_update(b_i, b_f, b_g, b_o, tl.load(p_c + o_state, mask=m_state, other=0.0))
+    # With fewer numbers than threads, several load one: all are to have it before one writes it.
+    tl.debug_barrier()
     tl.store(p_c + o_state, b_c, mask=m_state)
     b_h = b_h.to(p_h.dtype.element_ty)
     tl.store(p_h + o_state, b_h, mask=m_state)
-    return b_h
+    return b_h, i_u, o_b, m_b
 
 
 @triton.jit
-def _attention_rnn(
-    i, p_active, n_active, o_first, m_first, p_x2, p_context, p_h, p_next_h, p_c, p_w_ih, p_w_hh, p_bias,
-    p_query_weight, p_query,
-    n, P, D, A,
-    BU: tl.constexpr, BB: tl.constexpr, ONE_BLOCK: tl.constexpr, BK: tl.constexpr,
-    EVEN_P: tl.constexpr, EVEN_D: tl.constexpr, EVEN_N: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+def _query_share(
+    b_h, i_u, o_b, m_b, p_query_weight, p_query, n, A, BU: tl.constexpr
 ):  # fmt: skip
-    n_tiles = tl.cdiv(n, BU)
-    i_u, o_b, m_b = _tile(i, n_tiles, p_active, n_active, o_first, m_first, BB, ONE_BLOCK)
-    o_row = i_u * BU + tl.arange(0, 4 * BU) // 4
-    b_gates = tl.zeros((4 * BU, BB), tl.float32)
-    b_gates = lstm_gates(b_gates, p_x2, p_w_ih, o_row, o_b, m_b, n, P, P, P + D, BU, BK, EVEN_P, PRECISION, STAGES)
-    b_gates = lstm_gates(
-        b_gates, p_context, p_w_ih + P, o_row, o_b, m_b, n, D, D, P + D, BU, BK, EVEN_D, PRECISION, STAGES
-    )
-    b_gates = lstm_gates(b_gates, p_h, p_w_hh, o_row, o_b, m_b, n, n, n, n, BU, BK, EVEN_N, PRECISION, STAGES)
-    b_h = _update_state(b_gates, p_bias, p_c, p_next_h, i_u, o_b, m_b, n, BU, BB).to(tl.float32)
-    # These units' share of the query of every item, for the phase that follows: [B, tiles, A].
+    """What BU units of h' [BU, BB] add to the query of every item, to [B, tiles, A]."""
     o_u = i_u * BU + tl.arange(0, BU)
-    b_h = tl.trans(tl.where((o_u < n)[:, None], b_h, 0.0))  # [BB, BU]
+    b_h = tl.trans(tl.where((o_u < n)[:, None], b_h.to(tl.float32), 0.0))  # [BB, BU]
     for a in range(0, A, 16):
         o_a = a + tl.arange(0, 16)
         m_w = (o_a < A)[:, None] & (o_u < n)[None, :]
         b_w = tl.load(p_query_weight + o_a[:, None] * n + o_u[None, :], mask=m_w, other=0.0).to(tl.float32)  # [16, BU]
         # Axes in an order that Triton does not take for a product, which it would round to TF32.
         b_share = tl.sum(b_w[:, None, :] * b_h[None, :, :], axis=2)  # [16, BB]
-        p_share = p_query + ((o_b * n_tiles + i_u) * A)[None, :] + o_a[:, None]
+        p_share = p_query + ((o_b * tl.cdiv(n, BU) + i_u) * A)[None, :] + o_a[:, None]
         tl.store(p_share, b_share, mask=(o_a < A)[:, None] & m_b[None, :])
 
 
@@ -218,7 +249,9 @@ def _context(
             b_w = tl.exp(b_e - b_max) * b_scale
             m_t = t0 + o_s < T
             tl.store(p_weights + t0 + o_s, b_w, mask=m_t)
-            tl.store(p_sums + t0 + o_s, tl.load(p_sums + t0 + o_s, mask=m_t, other=0.0) + b_w, mask=m_t)
+            b_w += tl.load(p_sums + t0 + o_s, mask=m_t, other=0.0)
+            tl.debug_barrier()  # as for an LSTM's cells
+            tl.store(p_sums + t0 + o_s, b_w, mask=m_t)
     o_r, o_d = tl.arange(0, BT), i_d * BD + tl.arange(0, BD)
     p_tile = p_memory + item * T * D + o_r[:, None] * D + o_d[None, :]
     b_context = tl.zeros((BT, BD), tl.float32)
@@ -229,42 +262,6 @@ def _context(
         b_context += (tl.exp(b_e - b_max) * b_scale)[:, None] * b_m.to(tl.float32)
     b_context = tl.sum(b_context, axis=0).to(p_context.dtype.element_ty)
     tl.store(p_context + item * D + o_d, b_context, mask=o_d < D)
-
-
-@triton.jit
-def _decoder_rnn_early(
-    i, p_active, n_active, o_first, m_first, p_attention_h, p_h, p_gates, p_w_ih, p_w_hh, n, N, D, B,
-    BU: tl.constexpr, BB: tl.constexpr, ONE_BLOCK: tl.constexpr, BK: tl.constexpr,
-    EVEN_A: tl.constexpr, EVEN_N: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    """The gates' part that needs no context, to [rows of tiles, B]. N: units of the attention LSTM."""
-    n_tiles = tl.cdiv(n, BU)
-    i_u, o_b, m_b = _tile(i, n_tiles, p_active, n_active, o_first, m_first, BB, ONE_BLOCK)
-    o_row = i_u * BU + tl.arange(0, 4 * BU) // 4
-    b_gates = tl.zeros((4 * BU, BB), tl.float32)
-    b_gates = lstm_gates(
-        b_gates, p_attention_h, p_w_ih, o_row, o_b, m_b, n, N, N, N + D, BU, BK, EVEN_A, PRECISION, STAGES
-    )
-    b_gates = lstm_gates(b_gates, p_h, p_w_hh, o_row, o_b, m_b, n, n, n, n, BU, BK, EVEN_N, PRECISION, STAGES)
-    o_gate = (i_u * 4 * BU + tl.arange(0, 4 * BU)) * B
-    tl.store(p_gates + o_gate[:, None] + o_b[None, :], b_gates, mask=m_b[None, :])
-
-
-@triton.jit
-def _decoder_rnn(
-    i, p_active, n_active, o_first, m_first, p_context, p_next_h, p_c, p_gates, p_w_ih, p_bias, n, N, D, B,
-    BU: tl.constexpr, BB: tl.constexpr, ONE_BLOCK: tl.constexpr, BK: tl.constexpr, EVEN_D: tl.constexpr,
-    PRECISION: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    n_tiles = tl.cdiv(n, BU)
-    i_u, o_b, m_b = _tile(i, n_tiles, p_active, n_active, o_first, m_first, BB, ONE_BLOCK)
-    o_row = i_u * BU + tl.arange(0, 4 * BU) // 4
-    o_gate = (i_u * 4 * BU + tl.arange(0, 4 * BU)) * B
-    b_gates = tl.load(p_gates + o_gate[:, None] + o_b[None, :], mask=m_b[None, :], other=0.0)
-    b_gates = lstm_gates(
-        b_gates, p_context, p_w_ih + N, o_row, o_b, m_b, n, D, D, N + D, BU, BK, EVEN_D, PRECISION, STAGES
-    )
-    _update_state(b_gates, p_bias, p_c, p_next_h, i_u, o_b, m_b, n, BU, BB)
 
 
 @triton.jit
@@ -348,7 +345,7 @@ def _phase(
     p_attention_ih, p_attention_hh, p_attention_bias, p_query_weight, p_location_weight, p_v,
     p_decoder_ih, p_decoder_hh, p_decoder_bias, p_output_weight, p_output_bias, p_prenet_weight,
     p_active, p_n_active, p_x1, p_x2, p_context, p_attention_h, p_attention_c, p_decoder_h, p_decoder_c,
-    p_query, p_gates, p_energies, p_cumulative, p_alignments, p_frames, p_steps, p_fired,
+    p_query, p_attention_gates, p_decoder_gates, p_energies, p_cumulative, p_alignments, p_frames, p_steps, p_fired,
     B, T, D, A, N, n, n_frame, P1, P, max_steps, p_dropout, scale, gate_threshold,
     BU: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr, BT: tl.constexpr, BB: tl.constexpr,
     ONE_BLOCK: tl.constexpr, BA: tl.constexpr,
@@ -361,17 +358,18 @@ def _phase(
     n_programs = tl.num_programs(0)
     p_list = p_active + now * B
     n_blocks = tl.cdiv(n_active, BB)
+    p_attention_then, p_decoder_then = p_attention_h + then * B * N, p_decoder_h + then * B * n
+    n_attention, n_decoder = tl.cdiv(N, BU) * n_blocks, tl.cdiv(n, BU) * n_blocks
     if PHASE == ATTENTION_RNN:
-        for i in range(pid, tl.cdiv(N, BU) * n_blocks, n_programs):
-            _attention_rnn(
-                i, p_list, n_active, o_first, m_first, p_x2, p_context, p_attention_h + now * B * N,
-                p_attention_h + then * B * N,
-                p_attention_c, p_attention_ih, p_attention_hh, p_attention_bias, p_query_weight, p_query,
-                N, P, D, A, BU, BB, ONE_BLOCK, BK, EVEN_P, EVEN_D, EVEN_A, PRECISION, STAGES,
+        for i in range(pid, n_attention, n_programs):
+            b_h, i_u, o_b, m_b = _cell(
+                i, p_list, n_active, o_first, m_first, p_attention_gates, p_x2, p_attention_ih, p_attention_bias,
+                p_attention_c, p_attention_then, N, P, P + D, B, BU, BB, ONE_BLOCK, BK, EVEN_P, PRECISION, STAGES,
             )  # fmt: skip
+            _query_share(b_h, i_u, o_b, m_b, p_query_weight, p_query, N, A, BU)
     elif PHASE == ENERGIES:
         n_energies = tl.cdiv(T, BT) * n_active
-        for i in range(pid, n_energies + tl.cdiv(n, BU) * n_blocks, n_programs):
+        for i in range(pid, n_energies + n_decoder, n_programs):
             if i < n_energies:
                 item = tl.load(p_list + i % n_active).to(tl.int64)
                 length = tl.load(p_lengths + item)
@@ -382,44 +380,59 @@ def _phase(
                         PRECISION,
                     )  # fmt: skip
             else:
-                _decoder_rnn_early(
-                    i - n_energies, p_list, n_active, o_first, m_first, p_attention_h + then * B * N,
-                    p_decoder_h + now * B * n, p_gates, p_decoder_ih, p_decoder_hh, n, N, D, B, BU, BB, ONE_BLOCK, BK,
-                    EVEN_A, EVEN_N, PRECISION, STAGES,
+                _early_gates(
+                    i - n_energies, p_list, n_active, o_first, m_first, p_decoder_gates, p_attention_then,
+                    p_decoder_ih, n, N, N + D, B, BU, BB, ONE_BLOCK, BK, EVEN_A, PRECISION, STAGES, True,
                 )  # fmt: skip
     elif PHASE == CONTEXT:
-        for i in range(pid, tl.cdiv(D, BD) * n_active, n_programs):
-            item = tl.load(p_list + i % n_active).to(tl.int64)
-            _context(
-                item, t, i // n_active, tl.load(p_lengths + item), p_memory, p_energies, p_cumulative, p_alignments,
-                p_context, T, D, max_steps, BS, BT, BD,
-            )  # fmt: skip
+        n_contexts = tl.cdiv(D, BD) * n_active
+        for i in range(pid, n_contexts + n_decoder + n_attention, n_programs):
+            if i < n_contexts:
+                item = tl.load(p_list + i % n_active).to(tl.int64)
+                _context(
+                    item, t, i // n_active, tl.load(p_lengths + item), p_memory, p_energies, p_cumulative,
+                    p_alignments, p_context, T, D, max_steps, BS, BT, BD,
+                )  # fmt: skip
+            elif i < n_contexts + n_decoder:
+                _early_gates(
+                    i - n_contexts, p_list, n_active, o_first, m_first, p_decoder_gates, p_decoder_h + now * B * n,
+                    p_decoder_hh, n, n, n, B, BU, BB, ONE_BLOCK, BK, EVEN_N, PRECISION, STAGES, False,
+                )  # fmt: skip
+            else:
+                _early_gates(
+                    i - n_contexts - n_decoder, p_list, n_active, o_first, m_first, p_attention_gates,
+                    p_attention_then, p_attention_hh, N, N, N, B, BU, BB, ONE_BLOCK, BK, EVEN_A, PRECISION, STAGES,
+                    True,
+                )  # fmt: skip
     elif PHASE == DECODER_RNN:
-        for i in range(pid, tl.cdiv(n, BU) * n_blocks, n_programs):
-            _decoder_rnn(
-                i, p_list, n_active, o_first, m_first, p_context, p_decoder_h + then * B * n, p_decoder_c, p_gates,
-                p_decoder_ih,
-                p_decoder_bias, n, N, D, B, BU, BB, ONE_BLOCK, BK, EVEN_D, PRECISION, STAGES,
+        for i in range(pid, n_decoder, n_programs):
+            _cell(
+                i, p_list, n_active, o_first, m_first, p_decoder_gates, p_context, p_decoder_ih + N, p_decoder_bias,
+                p_decoder_c, p_decoder_then, n, D, N + D, B, BU, BB, ONE_BLOCK, BK, EVEN_D, PRECISION, STAGES,
             )  # fmt: skip
     elif PHASE == OUTPUT:
         for i in range(pid, tl.cdiv(n_frame + 1 + P1, BR) * n_blocks, n_programs):
             _output(
-                i, t, p_list, n_active, o_first, m_first, p_decoder_h + then * B * n, p_context, p_output_weight,
-                p_output_bias,
+                i, t, p_list, n_active, o_first, m_first, p_decoder_then, p_context, p_output_weight, p_output_bias,
                 p_seeds, p_frames, p_steps, p_fired, p_x1, n, D, n_frame, P1, max_steps, p_dropout, scale,
                 gate_threshold, BR, BB, ONE_BLOCK, BK, EVEN_N, EVEN_D, PRECISION, STAGES,
             )  # fmt: skip
     else:
-        for i in range(pid, tl.cdiv(P, BR) * n_blocks + 1, n_programs):
+        n_units = tl.cdiv(P, BR) * n_blocks
+        for i in range(pid, 1 + n_units + n_attention, n_programs):
             if i == 0:
                 # Also when no item is left: the list of the frame before must not come back.
                 is_last = (t + 1 >= max_steps).to(tl.int32)
                 _keep_running(p_list, n_active, p_active + then * B, p_n_active + then, p_fired, is_last, BATCH)
-            else:
+            elif i <= n_units:
                 _prenet(
                     i - 1, t, p_list, n_active, o_first, m_first, p_x1, p_x2, p_prenet_weight, p_seeds, P1, P,
-                    p_dropout, scale,
-                    BR, BB, ONE_BLOCK, BK, EVEN_P1, PRECISION, STAGES,
+                    p_dropout, scale, BR, BB, ONE_BLOCK, BK, EVEN_P1, PRECISION, STAGES,
+                )  # fmt: skip
+            else:
+                _early_gates(
+                    i - 1 - n_units, p_list, n_active, o_first, m_first, p_attention_gates, p_context,
+                    p_attention_ih + P, N, D, P + D, B, BU, BB, ONE_BLOCK, BK, EVEN_D, PRECISION, STAGES, False,
                 )  # fmt: skip
 
 
@@ -437,7 +450,7 @@ def decode_phase_kernel(
     p_attention_ih, p_attention_hh, p_attention_bias, p_query_weight, p_location_weight, p_v,
     p_decoder_ih, p_decoder_hh, p_decoder_bias, p_output_weight, p_output_bias, p_prenet_weight,
     p_active, p_n_active, p_x1, p_x2, p_context, p_attention_h, p_attention_c, p_decoder_h, p_decoder_c,
-    p_query, p_gates, p_energies, p_cumulative, p_alignments, p_frames, p_steps, p_fired,
+    p_query, p_attention_gates, p_decoder_gates, p_energies, p_cumulative, p_alignments, p_frames, p_steps, p_fired,
     B, T, D, A, N, n, n_frame, P1, P, max_steps, p_dropout, scale, gate_threshold,
     p_frame, offset, PHASE: tl.constexpr,
     BU: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr, BT: tl.constexpr, BB: tl.constexpr,
@@ -456,7 +469,7 @@ def decode_phase_kernel(
         p_attention_ih, p_attention_hh, p_attention_bias, p_query_weight, p_location_weight, p_v,
         p_decoder_ih, p_decoder_hh, p_decoder_bias, p_output_weight, p_output_bias, p_prenet_weight,
         p_active, p_n_active, p_x1, p_x2, p_context, p_attention_h, p_attention_c, p_decoder_h, p_decoder_c,
-        p_query, p_gates, p_energies, p_cumulative, p_alignments, p_frames, p_steps, p_fired,
+        p_query, p_attention_gates, p_decoder_gates, p_energies, p_cumulative, p_alignments, p_frames, p_steps, p_fired,
         B, T, D, A, N, n, n_frame, P1, P, max_steps, p_dropout, scale, gate_threshold,
         BU, BR, BK, BT, BB, ONE_BLOCK, BA,
         BL, BD, BS, BATCH, TAPS,
@@ -485,7 +498,7 @@ def _frame(
     p_attention_ih, p_attention_hh, p_attention_bias, p_query_weight, p_location_weight, p_v,
     p_decoder_ih, p_decoder_hh, p_decoder_bias, p_output_weight, p_output_bias, p_prenet_weight,
     p_active, p_n_active, p_x1, p_x2, p_context, p_attention_h, p_attention_c, p_decoder_h, p_decoder_c,
-    p_query, p_gates, p_energies, p_cumulative, p_alignments, p_frames, p_steps, p_fired,
+    p_query, p_attention_gates, p_decoder_gates, p_energies, p_cumulative, p_alignments, p_frames, p_steps, p_fired,
     B, T, D, A, N, n, n_frame, P1, P, max_steps, p_dropout, scale, gate_threshold,
     p_barrier, p_lost, patience,
     BU: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr, BT: tl.constexpr, BB: tl.constexpr,
@@ -505,7 +518,8 @@ def _frame(
             p_attention_ih, p_attention_hh, p_attention_bias, p_query_weight, p_location_weight, p_v,
             p_decoder_ih, p_decoder_hh, p_decoder_bias, p_output_weight, p_output_bias, p_prenet_weight,
             p_active, p_n_active, p_x1, p_x2, p_context, p_attention_h, p_attention_c, p_decoder_h, p_decoder_c,
-            p_query, p_gates, p_energies, p_cumulative, p_alignments, p_frames, p_steps, p_fired,
+            p_query, p_attention_gates, p_decoder_gates, p_energies, p_cumulative, p_alignments, p_frames, p_steps,
+            p_fired,
             B, T, D, A, N, n, n_frame, P1, P, max_steps, p_dropout, scale, gate_threshold,
             BU, BR, BK, BT, BB,
             ONE_BLOCK, BA,
@@ -524,7 +538,7 @@ def decode_loop_kernel(
     p_attention_ih, p_attention_hh, p_attention_bias, p_query_weight, p_location_weight, p_v,
     p_decoder_ih, p_decoder_hh, p_decoder_bias, p_output_weight, p_output_bias, p_prenet_weight,
     p_active, p_n_active, p_x1, p_x2, p_context, p_attention_h, p_attention_c, p_decoder_h, p_decoder_c,
-    p_query, p_gates, p_energies, p_cumulative, p_alignments, p_frames, p_steps, p_fired,
+    p_query, p_attention_gates, p_decoder_gates, p_energies, p_cumulative, p_alignments, p_frames, p_steps, p_fired,
     B, T, D, A, N, n, n_frame, P1, P, max_steps, p_dropout, scale, gate_threshold,
     p_barrier, p_lost, patience,
     BU: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr, BT: tl.constexpr, BB: tl.constexpr,
@@ -551,7 +565,8 @@ def decode_loop_kernel(
                 p_attention_ih, p_attention_hh, p_attention_bias, p_query_weight, p_location_weight, p_v,
                 p_decoder_ih, p_decoder_hh, p_decoder_bias, p_output_weight, p_output_bias, p_prenet_weight,
                 p_active, p_n_active, p_x1, p_x2, p_context, p_attention_h, p_attention_c, p_decoder_h, p_decoder_c,
-                p_query, p_gates, p_energies, p_cumulative, p_alignments, p_frames, p_steps, p_fired,
+                p_query, p_attention_gates, p_decoder_gates, p_energies, p_cumulative, p_alignments, p_frames,
+                p_steps, p_fired,
                 B, T, D, A, N, n, n_frame, P1, P, max_steps, p_dropout, scale, gate_threshold,
                 p_barrier, p_lost, patience,
                 BU, BR, BK, BT, BB,
@@ -569,7 +584,8 @@ def decode_loop_kernel(
                 p_attention_ih, p_attention_hh, p_attention_bias, p_query_weight, p_location_weight, p_v,
                 p_decoder_ih, p_decoder_hh, p_decoder_bias, p_output_weight, p_output_bias, p_prenet_weight,
                 p_active, p_n_active, p_x1, p_x2, p_context, p_attention_h, p_attention_c, p_decoder_h, p_decoder_c,
-                p_query, p_gates, p_energies, p_cumulative, p_alignments, p_frames, p_steps, p_fired,
+                p_query, p_attention_gates, p_decoder_gates, p_energies, p_cumulative, p_alignments, p_frames,
+                p_steps, p_fired,
                 B, T, D, A, N, n, n_frame, P1, P, max_steps, p_dropout, scale, gate_threshold,
                 p_barrier, p_lost, patience,
                 BU, BR, BK, BT, BB,
@@ -677,13 +693,16 @@ class _Decoding:
         self._zeros = []
         hidden = self._allot(weights.dtype, (2, B, N), (2, B, n), (B, D), (B, P))
         attention_h, decoder_h, context, x2 = hidden
-        attention_c, decoder_c, cumulative = self._allot(torch.float32, (B, N), (B, n), (B, T))
+        gate_rows = {name: n_tiles * 4 * config["BU"] for name, n_tiles in tiles.items()}
+        attention_c, decoder_c, cumulative, attention_gates = self._allot(
+            torch.float32, (B, N), (B, n), (B, T), (gate_rows["attention"], B)
+        )
         self.steps, self.frame, self.barrier, self.n_active, fired, active = self._allot(
             torch.int32, (B + 1,), (1,), (1,), (2,), (B,), (2, B)
         )
         x1 = empty(B, P1)
         query = empty(B, tiles["attention"], A, dtype=torch.float32)
-        gates = empty(tiles["decoder"] * 4 * config["BU"], B, dtype=torch.float32)
+        decoder_gates = empty(gate_rows["decoder"], B, dtype=torch.float32)
         energies = empty(B, T, dtype=torch.float32)
         self._arguments = (
             self.memory, self.processed_memory, self.lengths, self.seeds,
@@ -692,7 +711,8 @@ class _Decoding:
             weights.decoder_ih, weights.decoder_hh, weights.decoder_bias,
             weights.output, weights.output_bias, weights.prenet,
             active, self.n_active, x1, x2, context, attention_h, attention_c, decoder_h, decoder_c,
-            query, gates, energies, cumulative, self.alignments, self.frames, self.steps, fired,
+            query, attention_gates, decoder_gates, energies, cumulative, self.alignments, self.frames, self.steps,
+            fired,
             B, T, D, A, N, n, weights.n_frame, P1, P, max_steps,
             p_dropout, 1.0 / (1.0 - p_dropout), gate_threshold,
         )  # fmt: skip
@@ -700,7 +720,7 @@ class _Decoding:
         self._constants = {
             "BB": BB,
             "ONE_BLOCK": B <= BB,
-            "BA": next_power_of_2(A),
+            "BA": max(SMALLEST_DOT, next_power_of_2(A)),
             "BATCH": max(64, B),
             "TAPS": weights.taps,
             **{
@@ -712,13 +732,14 @@ class _Decoding:
         }
         blocks = triton.cdiv(B, BB)
         outputs = triton.cdiv(weights.n_frame + 1 + P1, config["BR"])
+        attention, decoder = (tiles[name] * blocks for name in ("attention", "decoder"))
         self._tiles = (
-            tiles["attention"] * blocks,
-            triton.cdiv(T, config["BT"]) * B + tiles["decoder"] * blocks,
-            triton.cdiv(D, config["BD"]) * B,
-            tiles["decoder"] * blocks,
+            attention,
+            triton.cdiv(T, config["BT"]) * B + decoder,
+            triton.cdiv(D, config["BD"]) * B + decoder + attention,
+            decoder,
             outputs * blocks,
-            triton.cdiv(P, config["BR"]) * blocks + 1,
+            1 + triton.cdiv(P, config["BR"]) * blocks + attention,
         )
 
     @contextmanager
@@ -922,6 +943,8 @@ def decode_loop(
         unsupported = f"a prenet of {len(output.prenet)} layers is none of 2"
     elif dtype not in backend.KERNEL_DTYPES:
         unsupported = f"{str(dtype).removeprefix('torch.')} is not among float32, float16 and bfloat16"
+    elif processed_memory.shape[2] > MOST_ATTENTION[dtype.itemsize]:
+        unsupported = f"attention dimension {processed_memory.shape[2]} is above {MOST_ATTENTION[dtype.itemsize]}"
     elif memory.numel() == 0:
         unsupported = f"memory of shape {tuple(memory.shape)} is empty"
     if not backend.picks_triton(

@@ -46,9 +46,6 @@ ARCHITECTURES = {
 PRECISIONS = {"float32": None, "tf32": "tf32", "float16": "f16", "bfloat16": "bf16"}
 
 
-TensorCores = Mapping[str, str | Callable[[Mapping[str, Any]], int | None]]
-
-
 @dataclass(frozen=True)
 class Case:
     """One way of calling an operation.
@@ -59,14 +56,14 @@ class Case:
         precisions: of PRECISIONS, those to run it in, by architecture.
         swept: those in which every launch configuration is tried, likewise; in others, the one that is picked.
         tensor_cores: kernels that are to use tensor cores (but in float32), and the constexpr parameter that holds
-            the rows of their products, or a function of all such parameters that gives them, None without products.
+            the rows of their products.
     """
 
     name: str
     run: Callable[[Any], None]
     precisions: Mapping[int, tuple[str, ...]]
     swept: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
-    tensor_cores: TensorCores = field(default_factory=dict)
+    tensor_cores: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from .ahead_of_time import ARCHITECTURES, Case, TensorCores
+from .ahead_of_time import ARCHITECTURES, Case
 
 FLOAT32 = dict.fromkeys(ARCHITECTURES, ("float32",))
 TF32 = dict.fromkeys(ARCHITECTURES, ("tf32",))
@@ -47,7 +47,7 @@ def run_backward(*outputs: Tensor | None) -> None:
 
 
 def make_case(
-    tensor_cores: TensorCores,
+    tensor_cores: Mapping[str, str],
     call: Callable[..., None],
     name: str,
     *arguments,

@@ -1,12 +1,10 @@
 """Calls of the decode loop's kernels, to be compiled ahead of time."""
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import torch
 
-from fastglow.kernels.decode_loop import CONTEXT, PERSISTENT_ITEMS, _Decoding, fold_decoder
+from fastglow.kernels.decode_loop import PERSISTENT_ITEMS, _Decoding, fold_decoder
 from fastglow.kernels.decoder_weights import AttentionWeights, LSTMWeights, OutputWeights, RecurrentWeights
 
 from .ahead_of_time_calls import BFLOAT16, SWEPT_PRODUCTS, make_case, meta_constant
@@ -35,12 +33,8 @@ def _decode_loop(
         decoding.run_loop(N_PROGRAMS, launch_cooperative_grid=True)
 
 
-def _rows_of_phase(options: Mapping[str, Any]) -> int | None:
-    """All products are of less than 64 rows; the context is a sum."""
-    return None if options["PHASE"] == CONTEXT.value else options["BT"]
-
-
-_case = partial(make_case, {"decode_phase_kernel": _rows_of_phase, "decode_loop_kernel": "BT"})
+# All products are of less than 64 rows.
+_case = partial(make_case, {"decode_phase_kernel": "BT", "decode_loop_kernel": "BT"})
 
 CASES = (
     _case(_decode_loop, "one item", 1, **SWEPT_PRODUCTS, **PUBLISHED),
