@@ -26,8 +26,8 @@ Who runs them:
 All three run the same tiles, so one seed gives the same bits. Items are addressed through the list of those that
 still run, compacted every frame: finished ones cost nothing, and in a batch no item meets another's numbers.
 
-Hidden states are double-buffered by the parity of the frame, because a phase reads all of the old one while it
-writes the new. Cells, weights of the attention and sums are float32.
+States need one buffer each: no phase reads what it writes but in the same tile. Cells, weights of the attention and
+sums are float32.
 """
 
 import math
@@ -358,13 +358,12 @@ def _phase(
     n_programs = tl.num_programs(0)
     p_list = p_active + now * B
     n_blocks = tl.cdiv(n_active, BB)
-    p_attention_then, p_decoder_then = p_attention_h + then * B * N, p_decoder_h + then * B * n
     n_attention, n_decoder = tl.cdiv(N, BU) * n_blocks, tl.cdiv(n, BU) * n_blocks
     if PHASE == ATTENTION_RNN:
         for i in range(pid, n_attention, n_programs):
             b_h, i_u, o_b, m_b = _cell(
                 i, p_list, n_active, o_first, m_first, p_attention_gates, p_x2, p_attention_ih, p_attention_bias,
-                p_attention_c, p_attention_then, N, P, P + D, B, BU, BB, ONE_BLOCK, BK, EVEN_P, PRECISION, STAGES,
+                p_attention_c, p_attention_h, N, P, P + D, B, BU, BB, ONE_BLOCK, BK, EVEN_P, PRECISION, STAGES,
             )  # fmt: skip
             _query_share(b_h, i_u, o_b, m_b, p_query_weight, p_query, N, A, BU)
     elif PHASE == ENERGIES:
@@ -381,7 +380,7 @@ def _phase(
                     )  # fmt: skip
             else:
                 _early_gates(
-                    i - n_energies, p_list, n_active, o_first, m_first, p_decoder_gates, p_attention_then,
+                    i - n_energies, p_list, n_active, o_first, m_first, p_decoder_gates, p_attention_h,
                     p_decoder_ih, n, N, N + D, B, BU, BB, ONE_BLOCK, BK, EVEN_A, PRECISION, STAGES, True,
                 )  # fmt: skip
     elif PHASE == CONTEXT:
@@ -395,25 +394,25 @@ def _phase(
                 )  # fmt: skip
             elif i < n_contexts + n_decoder:
                 _early_gates(
-                    i - n_contexts, p_list, n_active, o_first, m_first, p_decoder_gates, p_decoder_h + now * B * n,
+                    i - n_contexts, p_list, n_active, o_first, m_first, p_decoder_gates, p_decoder_h,
                     p_decoder_hh, n, n, n, B, BU, BB, ONE_BLOCK, BK, EVEN_N, PRECISION, STAGES, False,
                 )  # fmt: skip
             else:
                 _early_gates(
                     i - n_contexts - n_decoder, p_list, n_active, o_first, m_first, p_attention_gates,
-                    p_attention_then, p_attention_hh, N, N, N, B, BU, BB, ONE_BLOCK, BK, EVEN_A, PRECISION, STAGES,
+                    p_attention_h, p_attention_hh, N, N, N, B, BU, BB, ONE_BLOCK, BK, EVEN_A, PRECISION, STAGES,
                     True,
                 )  # fmt: skip
     elif PHASE == DECODER_RNN:
         for i in range(pid, n_decoder, n_programs):
             _cell(
                 i, p_list, n_active, o_first, m_first, p_decoder_gates, p_context, p_decoder_ih + N, p_decoder_bias,
-                p_decoder_c, p_decoder_then, n, D, N + D, B, BU, BB, ONE_BLOCK, BK, EVEN_D, PRECISION, STAGES,
+                p_decoder_c, p_decoder_h, n, D, N + D, B, BU, BB, ONE_BLOCK, BK, EVEN_D, PRECISION, STAGES,
             )  # fmt: skip
     elif PHASE == OUTPUT:
         for i in range(pid, tl.cdiv(n_frame + 1 + P1, BR) * n_blocks, n_programs):
             _output(
-                i, t, p_list, n_active, o_first, m_first, p_decoder_then, p_context, p_output_weight, p_output_bias,
+                i, t, p_list, n_active, o_first, m_first, p_decoder_h, p_context, p_output_weight, p_output_bias,
                 p_seeds, p_frames, p_steps, p_fired, p_x1, n, D, n_frame, P1, max_steps, p_dropout, scale,
                 gate_threshold, BR, BB, ONE_BLOCK, BK, EVEN_N, EVEN_D, PRECISION, STAGES,
             )  # fmt: skip
@@ -691,7 +690,7 @@ class _Decoding:
         self.alignments[:, 0].zero_()
         # What begins at zero, in one piece for each dtype.
         self._zeros = []
-        hidden = self._allot(weights.dtype, (2, B, N), (2, B, n), (B, D), (B, P))
+        hidden = self._allot(weights.dtype, (B, N), (B, n), (B, D), (B, P))
         attention_h, decoder_h, context, x2 = hidden
         gate_rows = {name: n_tiles * 4 * config["BU"] for name, n_tiles in tiles.items()}
         attention_c, decoder_c, cumulative, attention_gates = self._allot(
