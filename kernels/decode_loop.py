@@ -631,7 +631,12 @@ def fold_decoder(recurrent: RecurrentWeights, output: OutputWeights, dtype: torc
     Args:
         recurrent, output: of the model.
         dtype: that is to be computed in; default: the weights'.
+
+    Raises:
+        FastglowError: the prenet has not two layers.
     """
+    if len(output.prenet) != 2:
+        raise FastglowError(f"a prenet of {len(output.prenet)} layers: the kernels, and so fold_decoder, take one of 2")
     dtype = output.projection.dtype if dtype is None else dtype
     wide = torch.promote_types(dtype, torch.float32)
     first, second = (weight.to(wide) for weight in output.prenet)
@@ -647,7 +652,7 @@ def fold_decoder(recurrent: RecurrentWeights, output: OutputWeights, dtype: torc
         attention.bias_ih.to(wide) + attention.bias_hh.to(wide),
         recurrent.attention.query.to(dtype).contiguous(),
         location,
-        recurrent.attention.v.to(dtype).flatten(),
+        recurrent.attention.v.to(dtype).flatten().contiguous(),
         *(x.to(dtype).contiguous() for x in (decoder.weight_ih, decoder.weight_hh)),
         decoder.bias_ih.to(wide) + decoder.bias_hh.to(wide),
         torch.cat(rows).to(dtype),
@@ -811,11 +816,13 @@ class _Decoding:
             for x in self._zeros:
                 x.zero_()
             self.run_frames(1)  # of no items: compiles and loads the kernels
-        current.wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may go on using the GPU.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            graph = torch.cuda.CUDAGraph()
+            # Other threads may go on, even record graphs: torch.cuda.graph would record on the one stream that it
+            # has for all threads and devices, and empty the memory cache first, which fails while another records.
+            graph.capture_begin(capture_error_mode="thread_local")
             self.run_frames(STEPS_PER_GRAPH)
+            graph.capture_end()
+        current.wait_stream(side)
         self._graph = graph
 
     def run_loop(self, n_programs: int, **options) -> None:
@@ -932,8 +939,8 @@ def decode_loop(
         steps [B] int64 before that one, max_steps where it did not fire.
 
     Raises:
-        FastglowError: shapes, probability, max_steps or method that do not fit the above; a method that cannot serve
-            this batch; a lost program of the persistent kernel.
+        FastglowError: shapes, dtypes, probability, max_steps or method that do not fit the above; a method that
+            cannot serve this batch; a lost program of the persistent kernel.
     """
     _check(memory, processed_memory, lengths, seeds, recurrent, output, p_prenet_dropout, max_steps, method)
     dtype = backend.autocast_dtype(memory) or memory.dtype
@@ -944,16 +951,10 @@ def decode_loop(
         unsupported = f"{str(dtype).removeprefix('torch.')} is not among float32, float16 and bfloat16"
     elif processed_memory.shape[2] > MOST_ATTENTION[dtype.itemsize]:
         unsupported = f"attention dimension {processed_memory.shape[2]} is above {MOST_ATTENTION[dtype.itemsize]}"
-    elif memory.numel() == 0:
-        unsupported = f"memory of shape {tuple(memory.shape)} is empty"
-    if not backend.picks_triton(
-        OP, memory, processed_memory, lengths, seeds, output.projection, unsupported=unsupported
-    ):
+    inputs = (memory, processed_memory, lengths, seeds)
+    if len(memory) == 0 or not backend.picks_triton(OP, *inputs, output.projection, unsupported=unsupported):
         return reference_decode_loop(
-            memory,
-            processed_memory,
-            lengths,
-            seeds,
+            *inputs,
             recurrent,
             output,
             p_prenet_dropout=p_prenet_dropout,
@@ -978,7 +979,7 @@ def decode_loop(
         with decoding.in_use, decoding.in_order():
             if method == "graph":
                 decoding.record()
-            decoding.begin(memory, processed_memory, lengths, seeds)
+            decoding.begin(*inputs)
             if method == "graph":
                 decoding.run_graph()
             elif method == "steps":
@@ -1013,25 +1014,45 @@ def _check(
     max_steps: int,
     method: str | None,
 ) -> None:
-    if memory.dim() != 3:
-        raise FastglowError(f"memory has shape {tuple(memory.shape)}: pass encoder outputs [B, T, D]")
+    if memory.dim() != 3 or memory.shape[1] == 0:
+        raise FastglowError(f"memory has shape {tuple(memory.shape)}: pass encoder outputs [B, T, D], T at least 1")
     B, T, D = memory.shape
-    A, N = recurrent.attention.query.shape
-    n = recurrent.decoder_rnn.weight_hh.shape[1]
-    wanted = {
+    (attention_ih, attention_hh, *attention_biases), attention, (decoder_ih, decoder_hh, *decoder_biases) = recurrent
+    A, N, n = len(attention.query), attention_hh.shape[1], decoder_hh.shape[1]
+    filters, _, taps = attention.location_conv.shape
+    if taps % 2 == 0:
+        raise FastglowError(f"location_conv has {taps} taps: use an odd number, which keeps the length")
+    n_frame = len(output.projection)
+    widths = (n_frame, *map(len, output.prenet))
+    expected = {
         "processed_memory": (processed_memory, (B, T, A)),
         "lengths": (lengths, (B,)),
         "seeds": (seeds, (B,)),
-        "the attention LSTM's weight_ih": (
-            recurrent.attention_rnn.weight_ih,
-            (4 * N, output.prenet[-1].shape[0] + D),
-        ),
-        "the decoder LSTM's weight_ih": (recurrent.decoder_rnn.weight_ih, (4 * n, N + D)),
-        "the projection": (output.projection, (output.prenet[0].shape[1], n + D)),
+        "attention_rnn.weight_ih": (attention_ih, (4 * N, widths[-1] + D)),
+        "attention_rnn.weight_hh": (attention_hh, (4 * N, N)),
+        "attention_rnn.bias_ih": (attention_biases[0], (4 * N,)),
+        "attention_rnn.bias_hh": (attention_biases[1], (4 * N,)),
+        "attention.query": (attention.query, (A, N)),
+        "attention.location_conv": (attention.location_conv, (filters, 2, taps)),
+        "attention.location_dense": (attention.location_dense, (A, filters)),
+        "attention.v": (attention.v, (1, A)),
+        "decoder_rnn.weight_ih": (decoder_ih, (4 * n, N + D)),
+        "decoder_rnn.weight_hh": (decoder_hh, (4 * n, n)),
+        "decoder_rnn.bias_ih": (decoder_biases[0], (4 * n,)),
+        "decoder_rnn.bias_hh": (decoder_biases[1], (4 * n,)),
+        **{f"prenet[{i}]": (weight, (widths[i + 1], widths[i])) for i, weight in enumerate(output.prenet)},
+        "projection": (output.projection, (n_frame, n + D)),
+        "projection_bias": (output.projection_bias, (n_frame,)),
+        "gate": (output.gate, (1, n + D)),
+        "gate_bias": (output.gate_bias, (1,)),
     }
-    for name, (tensor, shape) in wanted.items():
-        if tensor.shape != shape:
-            raise FastglowError(f"{name} has shape {tuple(tensor.shape)}: {shape} fits memory {(B, T, D)}")
+    for name, (x, shape) in expected.items():
+        if x.shape != shape:
+            raise FastglowError(f"{name} has shape {tuple(x.shape)}, not {shape}, beside memory {tuple(memory.shape)}")
+    if lengths.is_floating_point() or lengths.dtype == torch.bool:
+        raise FastglowError(f"lengths have dtype {lengths.dtype}: pass integers")
+    if seeds.dtype != torch.int64:
+        raise FastglowError(f"seeds have dtype {seeds.dtype}: pass torch.int64")
     if not 0 <= p_prenet_dropout < 1:
         raise FastglowError(f"p_prenet_dropout {p_prenet_dropout} is not a probability below 1")
     if max_steps < 1:
