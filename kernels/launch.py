@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +42,19 @@ _config_for_all: tuple[str, Config] | None = None
 _choices: list[Choice] | None = None
 
 
+def uncompiled(function: Callable) -> Callable:
+    """torch.compile leaves what the function does as it is, and breaks its graph where it is called."""
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():  # only then is the compiler loaded, which takes a second
+            return torch._dynamo.disable(function)(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return call
+
+
+@uncompiled
 def launch(op: str, kernel: Any, grid: tuple[int, ...], *args: Any, device: torch.device, **options: Any) -> None:
     """Launches a jitted kernel on `device` and counts it under the operation's name."""
     compiled = _compile_only.get()
@@ -117,6 +130,14 @@ def record_choices() -> Iterator[list[Choice]]:
 def gpu_slug(name: str) -> str:
     """'NVIDIA H200' -> 'nvidia-h200', as the JSON files of configurations and baselines are named."""
     return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+
+
+def product_precision(dtype: torch.dtype) -> str:
+    """`input_precision` of a kernel's products: TF32 for float32 where PyTorch allows it to its own products."""
+    matmul = torch.backends.cuda.matmul
+    # From PyTorch 2.9 on either name may have been set, and reading allow_tf32 fails after the other one was.
+    precision = getattr(matmul, "fp32_precision", None) or ("tf32" if matmul.allow_tf32 else "ieee")
+    return "tf32" if dtype == torch.float32 and precision == "tf32" else "ieee"
 
 
 def next_power_of_2(n: int) -> int:

@@ -32,7 +32,7 @@ from torch.autograd.function import once_differentiable
 from fastglow.errors import FastglowError
 
 from . import backend
-from .launch import Config, launch, next_power_of_2, pick_config
+from .launch import Config, launch, next_power_of_2, pick_config, product_precision
 from .reference.location_attention import NORMALIZATIONS
 from .reference.location_attention import location_attention as reference_location_attention
 
@@ -518,10 +518,6 @@ def location_attention_bwd_kernel(
     tl.store(p_dquery + i_b * A + o_a, b_dquery, mask=o_a < A)
 
 
-def _precision(dtype: torch.dtype) -> str:
-    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
-
-
 def _forward_heuristic(configs: tuple[Config, ...]):
     def widest_that_fills(dtype: torch.dtype, items: int, columns: int) -> Config:
         return next((c for c in configs if items * triton.cdiv(columns, c["BD"]) >= 128), configs[-1])
@@ -534,7 +530,7 @@ def _constants(location: Tensor, taps: int, normalization: str) -> dict:
         "TAPS": taps,
         "NORMALIZATION": normalization,
         "BA": max(SMALLEST_DOT, next_power_of_2(len(location))),
-        "PRECISION": _precision(location.dtype),
+        "PRECISION": product_precision(location.dtype),
     }
 
 

@@ -30,7 +30,7 @@ from torch.autograd.function import once_differentiable
 from fastglow.errors import FastglowError
 
 from . import backend
-from .launch import Config, launch, pick_config
+from .launch import Config, launch, pick_config, product_precision
 from .reference.gated_activation import drawn_seed, dropped_words
 from .reference.lstm_cell import MASK_STREAM
 from .reference.lstm_cell import lstm_cell as reference_lstm_cell
@@ -303,10 +303,6 @@ class _Mixing(NamedTuple):
         return {"MIXING": self.kind(), "SEED_IN_MEMORY": isinstance(seed, Tensor)}
 
 
-def _precision(dtype: torch.dtype) -> str:
-    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
-
-
 def _largest_that_fills(dtype: torch.dtype, items: int, units: int, inputs: int) -> Config:
     def programs(config: Config) -> int:
         return triton.cdiv(units, config["BU"]) * triton.cdiv(items, config["BB"])
@@ -350,7 +346,7 @@ def _forward(
         x, h, c, weight_ih, weight_hh, bias_ih, bias_hh, next_h, next_c, gates, *mixing.arguments(seed),
         B, n, n_in, x.stride(0), h.stride(0), *c.stride(), weight_ih.stride(0), weight_hh.stride(0),
         device=x.device, HAS_BIAS=bias_ih is not None, SAVE_GATES=save_gates, EVEN_IN=n_in % config["BK"] == 0,
-        EVEN_N=n % config["BK"] == 0, PRECISION=_precision(x.dtype),
+        EVEN_N=n % config["BK"] == 0, PRECISION=product_precision(x.dtype),
         ROWS=None if config["BB"] == 1 else 4 * config["BU"], **mixing.flags(seed), **config,
     )  # fmt: skip
     return next_h, next_c, gates

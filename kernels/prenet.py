@@ -27,7 +27,7 @@ from torch.autograd.function import once_differentiable
 from fastglow.errors import FastglowError
 
 from . import backend
-from .launch import Config, launch, pick_config
+from .launch import Config, launch, pick_config, product_precision
 from .reference.gated_activation import drawn_seed
 from .reference.prenet import prenet as reference_prenet
 
@@ -242,10 +242,6 @@ def _pick(kernel: str, configs: tuple[Config, ...], x: Tensor, rows: int, units:
     return pick_config(kernel, configs, most_rows_that_fill, x, rows=rows, units=units)
 
 
-def _precision(dtype: torch.dtype) -> str:
-    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
-
-
 def _forward(
     x: Tensor,
     weights: Sequence[Tensor],
@@ -270,7 +266,7 @@ def _forward(
         p_dropout, 1.0 / (1.0 - p_dropout),
         *x.stride(), first.stride(0), last.stride(0), *((0, 0) if noise is None else noise.stride()[:2]),
         device=x.device, HAS_SECOND=len(weights) == 2, DROPOUT=dropout, EVEN_K=K % config["BK"] == 0,
-        EVEN_N1=len(first) % config["BK"] == 0, PRECISION=_precision(x.dtype), **config,
+        EVEN_N1=len(first) % config["BK"] == 0, PRECISION=product_precision(x.dtype), **config,
     )  # fmt: skip
     return outputs
 
@@ -293,7 +289,7 @@ def _backward(
             d_last if dx is None else dx, N, first.shape[1], len(first), len(last), 1.0 / (1.0 - p_dropout),
             *dh.stride(), first.stride(0), last.stride(0),
             device=dh.device, HAS_FIRST=has_first, WANTS_DX=needs_x, EVEN_N1=len(first) % config["BK"] == 0,
-            EVEN_N2=len(last) % config["BK"] == 0, PRECISION=_precision(dh.dtype), **config,
+            EVEN_N2=len(last) % config["BK"] == 0, PRECISION=product_precision(dh.dtype), **config,
         )  # fmt: skip
     return [d_last] if len(weights) == 1 else [d_first, d_last], dx
 
@@ -319,7 +315,8 @@ class _Layers(Function):
         weights, outputs = others[:n], others[n:]
         needs_x, *needs = ctx.needs_input_grad[0], *ctx.needs_input_grad[6:]
         ds, dx = _backward(dh, weights, outputs, ctx.p_dropout, needs[0], needs_x)
-        gradients = [d.T @ h if need else None for d, h, need in zip(ds, [x, *outputs[:-1]], needs, strict=True)]
+        with backend.without_autocast(x):  # forward may have been called where it was off
+            gradients = [d.T @ h if need else None for d, h, need in zip(ds, [x, *outputs[:-1]], needs, strict=True)]
         return dx, None, None, None, None, None, *gradients
 
 

@@ -90,3 +90,41 @@ def test_committed_tables_are_whole(path):
         for entry in entries:
             assert entry.keys() == {"dtype", "shape", "config"}
             assert {"num_warps", "num_stages"} <= entry["config"].keys()
+
+
+@pytest.fixture
+def precisions():
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    yield matmul
+    torch.set_float32_matmul_precision("highest")
+    matmul.allow_tf32 = before
+
+
+@pytest.mark.parametrize("allowed, precision", [(True, "tf32"), (False, "ieee")])
+def test_precision_of_products(precisions, allowed, precision):
+    precisions.allow_tf32 = allowed
+    assert launch.product_precision(torch.float32) == precision
+    assert launch.product_precision(torch.float16) == "ieee"
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="PyTorch before 2.9")
+def test_precision_of_products_by_its_newer_name(precisions):
+    """Having set that, PyTorch refuses to read the older one."""
+    for precision in ("tf32", "ieee"):
+        precisions.fp32_precision = precision
+        assert launch.product_precision(torch.float32) == precision
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler, about itself
+def test_compiled_code_calls_what_is_uncompiled():
+    traced = []
+
+    @launch.uncompiled
+    def double(x):
+        traced.append(torch.compiler.is_compiling())
+        return 2 * x
+
+    compiled = torch.compile(lambda x: double(x) + 1, backend="eager")
+    assert compiled(torch.ones(1)).item() == double(torch.ones(1)).item() + 1 == 3
+    assert traced == [False, False]

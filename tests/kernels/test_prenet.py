@@ -319,6 +319,15 @@ class TestKernels:
         torch.testing.assert_close(y, expected, atol=5e-3, rtol=5e-3)
         assert all(weight.grad.dtype == torch.float32 for weight in weights)
 
+    def test_backward_inside_autocast_of_a_forward_outside(self, device):
+        x, weights, others = Case().arguments(torch.float32, device)
+        weights = [weight.requires_grad_() for weight in weights]
+        y = prenet(x, weights, **others)
+        outside = torch.autograd.grad(y.sum(), weights, retain_graph=True)
+        with torch.autocast(device, torch.bfloat16):
+            inside = torch.autograd.grad(y.sum(), weights)
+        assert all(torch.equal(actual, expected) for actual, expected in zip(inside, outside, strict=True))
+
 
 @pytest.mark.parametrize("shape", [(0, 4), (0, 3, 4), (2, 0, 4)])
 def test_nothing_to_do(shape, device, poison):
