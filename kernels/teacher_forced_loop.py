@@ -25,10 +25,11 @@ any call: all tensors, those kept for the backward pass among them, are the call
 belongs to a graph is its clock and its table.
 """
 
+import gc
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -43,7 +44,7 @@ from fastglow.errors import FastglowError
 
 from . import backend
 from .decoder_weights import RecurrentWeights
-from .launch import Config, launch, next_power_of_2, pick_config
+from .launch import Config, launch, next_power_of_2, pick_config, product_precision, uncompiled
 from .location_attention import SMALLEST_DOT, attend, attend_bwd, fold_location
 from .lstm_cell import lstm_activate, lstm_gates, lstm_split, lstm_update
 from .prenet import uniform_noise
@@ -482,16 +483,37 @@ class _Graph:
         self.graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.device(device), torch.cuda.stream(stream):
+        with torch.cuda.device(device), torch.cuda.stream(stream), _keeping_garbage():
             # Other threads, such as NCCL's watchdog, may go on.
             self.graph.capture_begin(capture_error_mode="thread_local")
-            _launch_replay(loop.step, self.clock, self.table)
-            self.graph.capture_end()
+            try:
+                _launch_replay(loop.step, self.clock, self.table)
+            finally:
+                self.graph.capture_end()
         torch.cuda.current_stream(device).wait_stream(stream)
+
+
+@contextmanager
+def _keeping_garbage() -> Iterator[None]:
+    """No garbage is collected inside: a kernel in it would be unloaded, which ends the recording of a graph."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 _graphs: OrderedDict[tuple, _Graph | None] = OrderedDict()  # None: the kernels have run once and are loaded
 _graphs_lock = threading.Lock()
+
+
+def _stream_to_record_on(device: torch.device) -> int | None:
+    """The current stream, or None where no graph is recorded: on a CPU, and while the caller records one."""
+    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+        return None
+    return torch.cuda.current_stream(device).cuda_stream
 
 
 def _new_clock(device: torch.device) -> Tensor:
@@ -512,6 +534,10 @@ def _launch_replay(step: tuple[_Launch, ...], clock: Tensor, table: Tensor) -> N
     """What a graph consists of."""
     for offset in range(FRAMES_PER_GRAPH):
         _launch_frame(step, clock, table, offset)
+    _launch_advance(clock)
+
+
+def _launch_advance(clock: Tensor) -> None:
     launch(OP, teacher_forced_advance_kernel, (1,), clock, FRAMES_PER_GRAPH, device=clock.device)
 
 
@@ -519,13 +545,13 @@ def _set(tensor: Tensor, values: Sequence[int]) -> None:
     """Writes integers from the host, in the order of the stream and without waiting for it."""
     flat = tensor.flatten()
     if not tensor.is_cuda:
-        flat.copy_(torch.tensor(values))
+        flat.copy_(torch.tensor(values, device="cpu"))
     elif torch.cuda.is_current_stream_capturing():
         # A copy would read the host's memory at every replay.
         for element, value in zip(flat.unbind(), values, strict=True):
             element.fill_(value)
     else:
-        flat.copy_(torch.tensor(values, pin_memory=True), non_blocking=True)
+        flat.copy_(torch.tensor(values, device="cpu", pin_memory=True), non_blocking=True)
 
 
 def _start(loop: _Loop, clock: Tensor, table: Tensor, T: int, T_in: int) -> None:
@@ -540,26 +566,30 @@ def _run(launches: Sequence[tuple[_Launch, tuple[int, ...]]], T: int, T_in: int,
     Graphs are kept by stream, so that nothing else writes into a graph's table while it runs.
     """
     loop = _Loop(*(tuple(x) for x in zip(*launches, strict=True)))
-    if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
-        with _graphs_lock:
-            key = (loop.step, device, torch.cuda.current_stream(device).cuda_stream)
-            if key in _graphs:
-                if _graphs[key] is None:
-                    _graphs[key] = _Graph(loop, device)
-                _graphs.move_to_end(key)
-                graph = _graphs[key]
-                _start(loop, graph.clock, graph.table, T, T_in)
-                for _ in range(triton.cdiv(T, FRAMES_PER_GRAPH)):
-                    graph.graph.replay()
-                    backend.launches[OP] += 1
-                return
-            _graphs[key] = None
-            if len(_graphs) > GRAPHS_KEPT:
-                _graphs.popitem(last=False)
+    stream = _stream_to_record_on(device)
+    key = (loop.step, device, stream)
+    with _graphs_lock:
+        if stream is not None and key in _graphs:
+            if _graphs[key] is None:
+                _graphs[key] = _Graph(loop, device)
+            _graphs.move_to_end(key)
+            graph = _graphs[key]
+            _start(loop, graph.clock, graph.table, T, T_in)
+            for _ in range(triton.cdiv(T, FRAMES_PER_GRAPH)):
+                graph.graph.replay()
+                backend.launches[OP] += 1
+            return
     clock, table = _new_clock(device), _new_table(loop, device)
     _start(loop, clock, table, T, T_in)
     for offset in range(T):
         _launch_frame(loop.step, clock, table, offset)
+    if stream is None:
+        return
+    _launch_advance(clock)  # to have it loaded, too: a kernel cannot be while a graph is recorded
+    with _graphs_lock:
+        _graphs.setdefault(key, None)
+        if len(_graphs) > GRAPHS_KEPT:
+            _graphs.popitem(last=False)
 
 
 class _Plan(NamedTuple):
@@ -614,10 +644,6 @@ def _pick(kernel: str, configs: tuple[Config, ...], x: Tensor, batch: int, units
     return pick_config(kernel, configs, largest_that_fills, x, batch=batch, units=units)
 
 
-def _precision(dtype: torch.dtype) -> str:
-    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
-
-
 def _forward(
     decoder_inputs: Tensor,
     memory: Tensor,
@@ -664,7 +690,7 @@ def _forward(
             DROPOUT=has_dropout,
             EVEN_K=even,
             ROWS=4 * config["BU"],
-            PRECISION=_precision(dtype),
+            PRECISION=product_precision(dtype),
             **config,
         )
 
@@ -688,7 +714,7 @@ def _forward(
                 (kept.states[1:], weights.attention.query, kept.queries),
                 dtype,
                 EVEN_K=n_a % query_config["BK"] == 0,
-                PRECISION=_precision(dtype),
+                PRECISION=product_precision(dtype),
                 **query_config,
             ),
             _make_launch(
@@ -719,7 +745,7 @@ def _attend_options(plan: _Plan, location: Tensor) -> dict:
         "TAPS": plan.taps,
         "BA": max(SMALLEST_DOT, next_power_of_2(plan.A)),
         "S_LOCATION": location.shape[1],
-        "PRECISION": _precision(location.dtype),
+        "PRECISION": product_precision(location.dtype),
     }
 
 
@@ -784,7 +810,7 @@ def _backward(
             QUERY_ROWS=None if decoder else lstm_config["BB"],
             DROPOUT=has_dropout,
             SPLITS=splits,
-            PRECISION=_precision(dtype),
+            PRECISION=product_precision(dtype),
             **lstm_config,
         )
 
@@ -799,7 +825,7 @@ def _backward(
             dtype,
             EVEN_K=len(weight_ih) % product_config["BK"] == 0,
             SPLITS=splits,
-            PRECISION=_precision(dtype),
+            PRECISION=product_precision(dtype),
             **product_config,
         )
 
@@ -844,7 +870,7 @@ def _backward(
 class _TeacherForcedLoop(Function):
     @staticmethod
     def forward(ctx, plan, decoder_inputs, memory, processed_memory, lengths, seed, *weights):
-        with _without_autocast(memory.device):
+        with backend.without_autocast(memory):
             kept = _forward(decoder_inputs, memory, processed_memory, lengths, seed, as_weights(weights), plan)
         ctx.plan = plan
         ctx.save_for_backward(decoder_inputs, memory, processed_memory, lengths, seed, *weights, *kept)
@@ -864,11 +890,14 @@ class _TeacherForcedLoop(Function):
             d_hidden_contexts = memory.new_zeros(B, T, n_d + D)
         d_hidden_contexts = d_hidden_contexts.contiguous()
         d_alignments = None if d_alignments is None else d_alignments.contiguous()
-        with _without_autocast(memory.device):
+        with backend.without_autocast(memory):
             gradients = _backward(
                 d_hidden_contexts, d_alignments, memory, processed_memory, lengths, seed, weights, kept, ctx.plan
             )
             return (None, *_after_the_loop(decoder_inputs, memory, weights, kept, gradients, ctx.needs_input_grad[1:]))
+
+
+_differentiable = uncompiled(_TeacherForcedLoop.apply)
 
 
 def _after_the_loop(
@@ -966,7 +995,7 @@ def teacher_forced_loop(
         tensors = [x.to(dtype) for x in tensors]
     reason = _unsupported(tensors)
     if not backend.picks_triton(OP, *tensors, memory_lengths, unsupported=reason):
-        with _without_autocast(memory.device):
+        with backend.without_autocast(memory):
             return deferred_teacher_forced_loop(
                 *tensors[:3],
                 memory_lengths,
@@ -997,12 +1026,7 @@ def teacher_forced_loop(
         p_attention_dropout=p_attention_dropout,
         p_decoder_dropout=p_decoder_dropout,
     )
-    return _TeacherForcedLoop.apply(plan, decoder_inputs, memory, processed_memory, lengths, seed, *tensors)
-
-
-def _without_autocast(device: torch.device) -> AbstractContextManager:
-    available = torch.amp.is_autocast_available(device.type)  # not on the meta device
-    return torch.autocast(device.type, enabled=False) if available else nullcontext()
+    return _differentiable(plan, decoder_inputs, memory, processed_memory, lengths, seed, *tensors)
 
 
 def _unsupported(tensors: list[Tensor]) -> str | None:

@@ -191,8 +191,10 @@ class _DeferredLoop(Function):
             query = F.linear(h_a, weights.attention.query).unsqueeze(1)
             b_tanh = torch.matmul(_windows(attended[t], k).to(memory.dtype), location.T, out=tanhs[t])
             b_tanh.add_(processed_memory).add_(query).tanh_()
-            energies = torch.matmul(b_tanh, weights.attention.v[0]).masked_fill_(mask, -float("inf"))
-            alignment = torch.softmax(energies, dim=1, dtype=wide)
+            energies = torch.matmul(b_tanh, weights.attention.v[0])
+            # With -inf the softmax of an item that is all padding would be NaN.
+            energies.masked_fill_(mask, torch.finfo(energies.dtype).min)
+            alignment = torch.softmax(energies, dim=1, dtype=wide).masked_fill_(mask, 0.0)
             context = torch.bmm(alignment.to(memory.dtype).unsqueeze(1), memory).squeeze(1)
             attended[t + 1, :, 0, inside] = alignment
             attended[t + 1, :, 1, inside] = attended[t, :, 1, inside] + alignment

@@ -1,8 +1,10 @@
 """The decoder's loop in training: its backward by hand against autograd in float64, its kernels against both."""
 
 import importlib
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -206,6 +208,15 @@ def test_backward_by_hand(case, reached):
     assert_same(differentiate(teacher_forced_loop, tensors, lengths, upstream, **case.options()), expected)
 
 
+def test_an_item_without_symbols_gets_zeros_for_context():
+    case = Case(frames=2)
+    tensors, lengths = case.tensors(torch.float64), torch.tensor([7, 0, 3])
+    upstream = upstream_of(case, torch.float64)
+    expected = differentiate(reference.teacher_forced_loop, tensors, lengths, upstream)
+    assert not expected[0][0][1, :, case.n_decoder_rnn :].any()
+    assert_same(differentiate(teacher_forced_loop, tensors, lengths, upstream), expected)
+
+
 def test_pytorchs_random_numbers_are_those_of_the_plain_loop():
     tensors, lengths, upstream = DROPOUT.tensors(torch.float64), DROPOUT.lengths(), upstream_of(DROPOUT, torch.float64)
     results, states = [], []
@@ -262,6 +273,12 @@ def test_kernels_in_half_precision(case, device, poison, on_reference):
 @pytest.mark.parametrize("reached", [(True, False), (False, True)], ids=["hidden", "alignments"])
 def test_gradients_of_one_output_alone(reached, device, poison, on_reference):
     check_against_fp64(DROPOUT, DROPOUT.tensors(torch.float32, device), DROPOUT.lengths(device), (1e-5, 2e-5), reached)
+
+
+def test_kernels_and_an_item_without_symbols(device, poison, on_reference):
+    case = Case(frames=2)
+    lengths = torch.tensor([7, 0, 3], device=device)
+    check_against_fp64(case, case.tensors(torch.float32, device), lengths, CAPS[torch.float32])
 
 
 @pytest.mark.parametrize("wanted", ["decoder_inputs", "memory", "attention bias_hh", "location_dense"])
@@ -348,26 +365,92 @@ def test_autocast_computes_in_its_dtype(backend_name, device):
     assert_same((outputs, gradients), (expected[0], {name: x.float() for name, x in expected[1].items()}), atol=0)
 
 
-@pytest.mark.parametrize("frames", [2, 3])
-def test_graphs_of_frames_serve_any_length(frames, device, triton_backend, monkeypatch):
-    """What a CUDA graph of two frames would do, launched as often as it would be replayed."""
-    case = Case(frames=frames, p_attention_dropout=0.2)
-    tensors, lengths, upstream = (
-        case.tensors(torch.float32, device), case.lengths(device), upstream_of(case, torch.float32, device)
-    )  # fmt: skip
-    expected = differentiate(teacher_forced_loop, tensors, lengths, upstream, **case.options())
+class Recorded:
+    """A graph that launches, replay by replay, what a CUDA graph would."""
 
-    def replay(launches, T, T_in, device):
-        loop = module._Loop(*zip(*launches, strict=True))
-        clock, table = module._new_clock(device), module._new_table(loop, device)
-        module._start(loop, clock, table, T, T_in)
-        for _ in range(-(-T // 2)):
-            module._launch_replay(loop.step, clock, table)
-        assert clock.tolist() == [2 * -(-T // 2), T, T_in]
+    def __init__(self, loop, device):
+        self.clock, self.table = module._new_clock(device), module._new_table(loop, device)
+        self.graph = SimpleNamespace(replay=lambda: module._launch_replay(loop.step, self.clock, self.table))
 
+
+@pytest.fixture
+def graphs(monkeypatch) -> OrderedDict:
+    """The graphs, of two frames, which are kept on a CPU too."""
     monkeypatch.setattr(module, "FRAMES_PER_GRAPH", 2)
-    monkeypatch.setattr(module, "_run", replay)
-    assert_same(differentiate(teacher_forced_loop, tensors, lengths, upstream, **case.options()), expected, atol=0)
+    monkeypatch.setattr(module, "_Graph", Recorded)
+    monkeypatch.setattr(module, "_stream_to_record_on", lambda device: 0)
+    monkeypatch.setattr(module, "_graphs", OrderedDict())
+    return module._graphs
+
+
+def test_graphs_of_frames_serve_any_length(device, triton_backend, graphs):
+    """The first call launches, the second records what later ones replay."""
+    for i, (frames, symbols) in enumerate(((2, 7), (3, 7), (1, 4), (4, 7))):
+        case = Case(frames=frames, symbols=symbols, p_attention_dropout=0.2)
+        tensors, upstream = case.tensors(torch.float32, device), upstream_of(case, torch.float32, device)
+        arguments = tensors, case.lengths(device), upstream
+        ours = differentiate(teacher_forced_loop, *arguments, **case.options())
+        recorded = OrderedDict(graphs)
+        graphs.clear()
+        launched = differentiate(teacher_forced_loop, *arguments, **case.options())
+        graphs.clear()
+        graphs.update(recorded)
+        assert_same(ours, launched, atol=0)
+        assert [graph is not None for graph in graphs.values()] == [i > 0, i > 0]  # forward and backward
+    assert [graph.clock.tolist() for graph in graphs.values()] == [[4, 4, 7]] * 2
+
+
+def test_no_kernel_is_loaded_while_a_graph_is_recorded(device, triton_backend, graphs, monkeypatch):
+    loaded = set()
+
+    def note(op, kernel, grid, *arguments, **options):
+        numbers = [x for x in arguments if not isinstance(x, Tensor)]
+        if kernel is not module.teacher_forced_advance_kernel:
+            numbers = numbers[1:]  # all frames are served by one binary
+        options.pop("device")
+        loaded.add((kernel, *numbers, *options.items()))
+        launch.launch(op, kernel, grid, *arguments, device=arguments[0].device, **options)
+
+    monkeypatch.setattr(module, "launch", note)
+    case = Case(frames=1)
+    arguments = case.tensors(torch.float32, device), case.lengths(device), upstream_of(case, torch.float32, device)
+    differentiate(teacher_forced_loop, *arguments)
+    loaded_before = set(loaded)
+    differentiate(teacher_forced_loop, *arguments)
+    assert all(graph is not None for graph in graphs.values())
+    assert loaded == loaded_before
+
+
+def test_a_call_that_fails_leads_to_no_graph(device, poison, graphs, monkeypatch):
+    def fail(*arguments, **options):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(module, "launch", fail)
+    with backend.use_backend("triton"), pytest.raises(RuntimeError, match="out of memory"):
+        call(teacher_forced_loop, Case().tensors(torch.float32, device), Case().lengths(device))
+    assert not graphs
+
+
+def test_tables_are_written_whatever_the_default_device(device):
+    table = torch.zeros(3, dtype=torch.int64, device=device)
+    with torch.device("meta"):
+        module._set(table, (1, 2, 2**62))
+    assert table.tolist() == [1, 2, 2**62]
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler, about itself
+def test_in_compiled_code(device, triton_backend):
+    case = Case(frames=2, p_decoder_dropout=0.2)
+    tensors, lengths = case.tensors(torch.float32, device), case.lengths(device)
+    upstream = upstream_of(case, torch.float32, device)
+
+    def function(*arguments, **options):
+        hidden_contexts, alignments = teacher_forced_loop(*arguments, **options)
+        return hidden_contexts + 1, alignments
+
+    outputs, gradients = differentiate(function, tensors, lengths, upstream, **case.options())
+    compiled = torch.compile(function, backend="eager")
+    assert_same(differentiate(compiled, tensors, lengths, upstream, **case.options()), (outputs, gradients), atol=0)
 
 
 @pytest.mark.parametrize(
