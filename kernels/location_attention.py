@@ -289,7 +289,7 @@ def _location_products(
     """
     dtype: tl.constexpr = p_location.dtype.element_ty
     # Without tensor cores a thread has whole rows and columns of its operands in registers.
-    MOST: tl.constexpr = 128 if dtype.primitive_bitwidth == 16 else 32
+    MOST: tl.constexpr = 32 if p_location.dtype.element_ty == tl.float32 else 128
     BN: tl.constexpr = BA if BA < MOST else MOST
     ONE_BLOCK: tl.constexpr = (2 * TAPS <= BK) and (BN == BA)
     o_r, o_k, o_n = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BN)

@@ -69,6 +69,21 @@ _STREAM = tl.constexpr(MASK_STREAM)
 
 
 @triton.jit
+def _add_product(
+    b_gates, p_w, p_columns, k, o_k, m_u, m_b, K, EVEN_K: tl.constexpr, PRECISION: tl.constexpr
+):  # fmt: skip
+    """b_gates + the product of columns k to k + BK - 1 of the weights, [4 BU, BK], with x^T, [BK, BB]."""
+    if EVEN_K:
+        b_w = tl.load(p_w + k, mask=m_u[:, None], other=0.0)
+        b_x = tl.load(p_columns + k, mask=m_b[None, :], other=0.0)
+    else:
+        m_k = k + o_k < K
+        b_w = tl.load(p_w + k, mask=m_u[:, None] & m_k[None, :], other=0.0)
+        b_x = tl.load(p_columns + k, mask=m_b[None, :] & m_k[:, None], other=0.0)
+    return tl.dot(b_w, b_x, b_gates, input_precision=PRECISION)
+
+
+@triton.jit
 def lstm_gates(
     b_gates, p_x, p_weight, o_u, o_b, m_b, n, K, s_xb, s_w,
     BU: tl.constexpr, BK: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr,
@@ -88,15 +103,12 @@ def lstm_gates(
     p_w = p_weight + (o_row.to(tl.int64) * s_w)[:, None] + o_k[None, :]
     p_columns = p_x + (o_b.to(tl.int64) * s_xb)[None, :] + o_k[:, None]
     m_u = o_u < n
-    for k in tl.range(0, K, BK, num_stages=STAGES):
-        if EVEN_K:
-            b_w = tl.load(p_w + k, mask=m_u[:, None], other=0.0)  # [4 BU, BK]
-            b_x = tl.load(p_columns + k, mask=m_b[None, :], other=0.0)  # [BK, BB]
-        else:
-            m_k = k + o_k < K
-            b_w = tl.load(p_w + k, mask=m_u[:, None] & m_k[None, :], other=0.0)
-            b_x = tl.load(p_columns + k, mask=m_b[None, :] & m_k[:, None], other=0.0)
-        b_gates = tl.dot(b_w, b_x, b_gates, input_precision=PRECISION)
+    if STAGES is None:  # which tl.range itself does not take in Triton 3.2
+        for k in range(0, K, BK):
+            b_gates = _add_product(b_gates, p_w, p_columns, k, o_k, m_u, m_b, K, EVEN_K, PRECISION)
+    else:
+        for k in tl.range(0, K, BK, num_stages=STAGES):
+            b_gates = _add_product(b_gates, p_w, p_columns, k, o_k, m_u, m_b, K, EVEN_K, PRECISION)
     return b_gates
 
 

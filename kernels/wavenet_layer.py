@@ -33,7 +33,8 @@ from .launch import Config, launch, next_power_of_2, pick_config
 from .reference.wavenet_layer import wavenet_layer as reference_wavenet_layer
 
 OP = "wavenet_layer"
-FUSED_CHANNELS = 256  # beyond, the two halves of u for all channels do not fit the registers
+# Beyond, the two halves of u for all channels do not fit the registers; the compiler of Triton 3.2 dies of them.
+FUSED_CHANNELS = 256 if backend.TRITON_VERSION >= (3, 3) else 0
 SMALLEST_DOT = 16  # of every side of a tl.dot
 
 

@@ -12,7 +12,7 @@ import re
 import subprocess
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -90,15 +90,9 @@ def _examine(case: Case, precision: str, kernel: str, binary: Any) -> Compiled:
         shared=binary.metadata.shared,
         tensor_memory=getattr(binary.metadata, "tmem_size", None) or 0,
         products=sorted(set(re.findall(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b[\w.:]*", ptx))),
-        rows=_rows(case.tensor_cores.get(kernel), options),
+        rows=options[case.tensor_cores[kernel]] if kernel in case.tensor_cores else None,
         float64=re.search(r"\.f64\b", ptx) is not None,
     )
-
-
-def _rows(meant: str | Callable[[Mapping[str, Any]], int | None] | None, options: Mapping[str, Any]) -> int | None:
-    if meant is None:
-        return None
-    return meant(options) if callable(meant) else options[meant]
 
 
 def _resource_usage(cubin: bytes) -> dict[str, int]:
@@ -141,9 +135,13 @@ def _tf32(allowed: bool) -> Iterator[None]:
 
 
 def _constexprs(source: Any) -> dict[str, Any]:
-    """By parameter name, of a compiled function's source; Triton keeps them by the parameter's path."""
+    """By parameter name, of a compiled function's source; Triton keeps them by the parameter's path, 3.2 by name."""
     names = source.fn.arg_names
-    values = {names[path[0]]: value for path, value in source.constants.items() if len(path) == 1}
+    values = {
+        key if isinstance(key, str) else names[key[0]]: value
+        for key, value in source.constants.items()
+        if isinstance(key, str) or len(key) == 1
+    }
     return {
         name: value if isinstance(value, bool | int | float | str | None) else str(value)
         for name, value in values.items()
