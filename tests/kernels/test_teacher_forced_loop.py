@@ -585,6 +585,26 @@ def test_replays_give_the_bits_of_launches_at_any_length(triton_backend):
 
 
 @pytest.mark.gpu
+def test_streams_have_graphs_of_their_own(triton_backend):
+    """None waits for another one, so each needs its own clock and table."""
+    module._graphs.clear()
+    case = Case(**{**vars(PUBLISHED), "frames": 20})
+    arguments = case.tensors(torch.float16, "cuda"), case.lengths("cuda"), upstream_of(case, torch.float16, "cuda")
+    expected = differentiate(teacher_forced_loop, *arguments, **case.options())
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    for _ in range(4):
+        results = []
+        for stream in streams:
+            with torch.cuda.stream(stream):
+                results.append(differentiate(teacher_forced_loop, *arguments, **case.options()))
+        torch.cuda.synchronize()
+        for result in results:
+            assert_same(result, expected, atol=0)
+    assert {stream for *_, stream in module._graphs} == {0, *(stream.cuda_stream for stream in streams)}
+
+
+@pytest.mark.gpu
 def test_inside_a_cuda_graph(triton_backend):
     case = Case(**{**vars(PUBLISHED), "frames": 5})
     tensors, lengths = case.tensors(torch.float16, "cuda"), case.lengths("cuda")
