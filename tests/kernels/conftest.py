@@ -1,6 +1,7 @@
 """What the operations' tests share: inputs, forcing and proving the Triton path, comparison with fp64."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -51,6 +52,19 @@ def triton_backend(request, poison) -> Iterator[None]:
     with backend.use_backend("triton"):
         yield
     assert backend.launches.total() > before, "no kernel was launched"
+
+
+def recorded(step: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """A CUDA graph of `step`, which has run once before, and the tensors that its replays write."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = step()
+    return graph, outputs
 
 
 def assert_as_exact_as(

@@ -14,7 +14,7 @@ from fastglow.kernels.backend import use_backend
 from fastglow.kernels.launch import use_config
 from fastglow.kernels.reference import affine_coupling as reference
 
-from .conftest import assert_as_exact_as
+from .conftest import assert_as_exact_as, recorded
 
 CAPS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 KINDS = ["contiguous", "halves", "channels-last"]
@@ -395,14 +395,7 @@ class TestOnGPU:
             gradients = torch.autograd.grad(y.sum() + log_s_sum, (x, b_log_s))
             return flow_step_inverse(*inputs), y, log_s_sum, *gradients
 
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            step()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            results = step()
+        graph, results = recorded(step)
         with torch.no_grad():
             for input in (x, b_log_s, inputs[1]):
                 input.copy_(torch.randn_like(input))

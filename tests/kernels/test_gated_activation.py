@@ -15,7 +15,7 @@ from fastglow.kernels.launch import use_config
 from fastglow.kernels.reference.gated_activation import DROPOUT_STREAM
 from fastglow.kernels.reference.gated_activation import gated_activation as reference
 
-from .conftest import assert_as_exact_as
+from .conftest import assert_as_exact_as, recorded
 from .test_philox import philox_in_python
 
 # Shape of the optional second summand for a first one of [2, 6, 5].
@@ -401,14 +401,7 @@ class TestOnGPU:
             output = gated_activation(a, seed=seed, **options)
             return output, torch.autograd.grad(output, a, dy)[0]
 
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            step()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            outputs = step()
+        graph, outputs = recorded(step)
         for value in (5, 6):
             seed.fill_(value)
             graph.replay()

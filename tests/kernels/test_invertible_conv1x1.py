@@ -17,7 +17,7 @@ from fastglow.kernels.invertible_conv1x1 import BWD_CONFIGS, FWD_CONFIGS
 from fastglow.kernels.launch import use_config
 from fastglow.kernels.reference import invertible_conv1x1 as reference
 
-from .conftest import assert_as_exact_as
+from .conftest import assert_as_exact_as, recorded
 
 CAPS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 HALF_AND_SINGLE = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
@@ -461,14 +461,7 @@ def test_in_a_cuda_graph(triton_backend):
             x = 0.2 * invertible_conv1x1(x, weight, log_det)[0]
         return *torch.autograd.grad(x.square().mean() - log_dets.sum(), weights), log_dets.detach()
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, captured = recorded(step)
     with torch.no_grad():
         z.normal_()
         for weight in weights:

@@ -15,7 +15,7 @@ from fastglow.kernels import backend, launch, location_attention
 from fastglow.kernels.location_attention import fold_location
 from fastglow.kernels.reference.location_attention import location_attention as reference
 
-from .conftest import assert_as_exact_as
+from .conftest import assert_as_exact_as, recorded
 
 module = importlib.import_module("fastglow.kernels.location_attention")
 
@@ -562,14 +562,7 @@ class TestOnGPU:
             outputs = location_attention(**arguments)
             return [*outputs, *torch.autograd.grad(outputs, leaves, upstream)]
 
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            step()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            results = step()
+        graph, results = recorded(step)
         for length in (128, 77):
             arguments["lengths"].fill_(length)
             graph.replay()

@@ -15,7 +15,7 @@ from fastglow.kernels import backend, launch, lstm_cell
 from fastglow.kernels.reference.lstm_cell import MASK_STREAM
 from fastglow.kernels.reference.lstm_cell import lstm_cell as reference
 
-from .conftest import assert_as_exact_as
+from .conftest import assert_as_exact_as, recorded
 from .test_philox import philox_in_python
 
 module = importlib.import_module("fastglow.kernels.lstm_cell")
@@ -519,14 +519,7 @@ def test_in_a_graph_with_a_seed_that_changes(triton_backend):
     def step(seed):
         return differentiate(lstm_cell, arguments | options | {"seed": seed}, upstream)
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step(seed)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs, gradients = step(seed)
+    graph, (outputs, gradients) = recorded(lambda: step(seed))
     for value in (5, 6):
         seed.fill_(value)
         graph.replay()

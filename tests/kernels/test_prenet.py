@@ -13,7 +13,7 @@ from fastglow.errors import FastglowError
 from fastglow.kernels import backend, launch, prenet, uniform_noise
 from fastglow.kernels.reference.prenet import prenet as reference
 
-from .conftest import assert_as_exact_as
+from .conftest import assert_as_exact_as, recorded
 
 module = importlib.import_module("fastglow.kernels.prenet")
 
@@ -384,14 +384,7 @@ class TestOnGPU:
             y = prenet(x, weights, 0.5, seeds=seeds)
             return y, torch.autograd.grad(y, x, dy)[0]
 
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            step()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            outputs = step()
+        graph, outputs = recorded(step)
         for value in (5, 6):
             seeds.fill_(value)
             graph.replay()

@@ -14,7 +14,7 @@ from fastglow.kernels.launch import use_config
 from fastglow.kernels.reference import weight_norm as reference
 from fastglow.kernels.weight_norm import CONFIGS
 
-from .conftest import assert_as_exact_as
+from .conftest import assert_as_exact_as, recorded
 
 SHAPES = [(5, 3, 7), (1, 3, 1), (4, 1, 1)]
 CAPS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -320,14 +320,7 @@ def test_in_a_cuda_graph(triton_backend):
         ds = [d.expand(matrix.shape) for d, matrix in zip(upstreams, matrices, strict=True)]
         return *matrices, *torch.autograd.grad(matrices, tensors, ds)
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, captured = recorded(step)
     with torch.no_grad():
         for tensor in tensors:
             tensor.add_(0.1 * torch.randn_like(tensor))
