@@ -829,7 +829,7 @@ class _Decoding:
         """All frames in one launch of programs that must all be on the device at once."""
         launch(
             OP, decode_loop_kernel, (n_programs,), *self._arguments, self.barrier, self.steps[-1:], PATIENCE,
-            device=self.device, STAY_IN_LOOP=hasattr(tl, "condition") and not triton.knobs.runtime.interpret,
+            device=self.device, STAY_IN_LOOP=hasattr(tl, "condition") and not backend.interprets(),
             **self._constants, **options,
         )  # fmt: skip
 

@@ -12,7 +12,9 @@ OPERATIONS = {
     path.stem for folder in ("kernels", "kernels/reference") for path in (ROOT / folder).glob("[a-z]*.py")
 } - INFRASTRUCTURE
 
-ON_TRITON = {path.stem for path in (ROOT / "kernels").glob("[a-z]*.py") if "@triton.jit" in path.read_text()}
+ON_TRITON = {
+    path.stem for path in (ROOT / "kernels").glob("[a-z]*.py") if "@triton.jit" in path.read_text()
+} - INFRASTRUCTURE
 
 
 def test_there_are_operations():
