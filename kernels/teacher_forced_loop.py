@@ -875,7 +875,9 @@ class _TeacherForcedLoop(Function):
         ctx.plan = plan
         ctx.save_for_backward(decoder_inputs, memory, processed_memory, lengths, seed, *weights, *kept)
         ctx.set_materialize_grads(False)
-        return kept.outputs[1:].transpose(0, 1), kept.weights[1:].transpose(0, 1).to(memory.dtype)
+        # A copy, which callers may change in place.
+        alignments = kept.weights[1:].transpose(0, 1).to(memory.dtype, copy=True)
+        return kept.outputs[1:].transpose(0, 1), alignments
 
     @staticmethod
     @once_differentiable
