@@ -183,9 +183,9 @@ def _nearest(gpu: str | None, kernel: str, dtype: str, shape: tuple[tuple[str, i
     def distance(entry: dict) -> float:
         return sum(abs(math.log2(max(1, size)) - math.log2(max(1, entry["shape"][name]))) for name, size in shape)
 
-    entries = [
-        entry
-        for entry in _measured(gpu).get(kernel, ())
-        if entry["dtype"] == dtype and entry["shape"].keys() == dict(shape).keys()
-    ]
-    return min(entries, key=distance)["config"] if entries else None
+    entries = [entry for entry in _measured(gpu).get(kernel, ()) if entry["shape"].keys() == dict(shape).keys()]
+    # Both kinds of halves move the same bytes and multiply at the same rate: one is measured for the other.
+    for alike in (dtype, {"bfloat16": "float16", "float16": "bfloat16"}.get(dtype)):
+        if of_dtype := [entry for entry in entries if entry["dtype"] == alike]:
+            return min(of_dtype, key=distance)["config"]
+    return None

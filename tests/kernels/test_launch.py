@@ -46,6 +46,10 @@ def test_the_heuristic_where_nothing_was_measured(measured):
     assert pick(10_000, columns=64) == SMALL  # a table of other sizes, as an older version wrote
 
 
+def test_one_kind_of_halves_stands_for_the_other(measured):
+    assert pick(10_000, channels=64, dtype=torch.bfloat16) == LARGE
+
+
 def test_what_is_no_candidate_any_more_is_not_used(measured):
     assert pick(1_000_000, channels=64) == SMALL
 
