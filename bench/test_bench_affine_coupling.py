@@ -1,4 +1,4 @@
-"""affine_coupling and its inverse: memory-bound, x, b and log s read, y written."""
+"""affine_coupling and its inverse: memory-bound, x, b and log s read, y written; and a whole step of flow backwards."""
 
 import pytest
 import torch
@@ -38,13 +38,46 @@ def workload(case, B, n, T, dtype, inverse=False, target=None) -> Operation:
     )
 
 
+def flow_step(case, B, n, e, T, dtype, target=None) -> Operation:
+    """The inverse of 2n channels, W^-1, and e early channels that enter."""
+    c = 2 * n
+
+    def inputs():
+        options = {"device": device(), "dtype": dtype}
+        return {
+            "kept": torch.randn(B, n, T, **options),
+            "changed": torch.randn(B, n, T, **options),
+            "b_log_s": torch.randn(B, c, T, **options) / 4,
+            "inverse": torch.linalg.qr(torch.randn(c, c, device=device()))[0],
+            "entering": torch.randn(B, e, T, **options),
+        }
+
+    # Read are kept, changed, b, log s and entering; written is the result.
+    costs = {FORWARD: Cost((3 * c + 2 * e) * B * T * dtype.itemsize, (2 * c**2 + FLOPS * n) * B * T)}
+    return Operation(
+        "affine_coupling",
+        case,
+        dtype,
+        inputs,
+        kernels.flow_step_inverse,
+        references.flow_step_inverse,
+        costs,
+        bandwidth_target=target,
+    )
+
+
 WORKLOADS = on_this_machine(
     gpu=[
         workload("train", 10, 4, 1000, torch.float32),
         workload("large", 64, 4, 65536, torch.float16, target=85),
         workload("inverse-large", 64, 4, 65536, torch.float16, inverse=True, target=85),
+        flow_step("flow-step-large", 64, 3, 2, 65536, torch.float16, target=85),
     ],
-    cpu=[workload("small", 2, 4, 65, torch.float32), workload("inverse-small", 2, 4, 65, torch.float32, inverse=True)],
+    cpu=[
+        workload("small", 2, 4, 65, torch.float32),
+        workload("inverse-small", 2, 4, 65, torch.float32, inverse=True),
+        flow_step("flow-step-small", 2, 3, 2, 65, torch.float32),
+    ],
 )
 
 

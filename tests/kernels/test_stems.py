@@ -29,6 +29,7 @@ def test_every_operation_has_its_tests_and_a_line_in_the_readme(operation):
 
 
 @pytest.mark.parametrize("operation", sorted(ON_TRITON))
-def test_every_kernel_has_its_reference_and_its_benchmark(operation):
+def test_every_kernel_has_its_reference_its_benchmark_and_its_section(operation):
     assert (ROOT / "kernels" / "reference" / f"{operation}.py").exists()
     assert (ROOT / "bench" / f"test_bench_{operation}.py").exists()
+    assert f"## {operation}" in (ROOT / "kernels" / "README.md").read_text().splitlines()
