@@ -88,14 +88,17 @@ class Case:
         return {name: getattr(self, name) for name in names}
 
     def batch(self, dtype: torch.dtype, device: str = "cpu") -> Batch:
-        """Drawn on the CPU, so that gates fire at the same steps everywhere; activations stay of order 1."""
+        """Drawn on the CPU, so that gates fire at the same steps everywhere.
+
+        Activations stay of order 1, and errors do not grow from step to step.
+        """
 
         def draw(*shape: int, scale: float = 1.0) -> Tensor:
             x = (torch.randn(*(reversed(shape) if self.strided else shape), 2) * scale).to(device, dtype)[..., 0]
             return x.permute(*reversed(range(x.dim()))) if self.strided else x.contiguous()
 
         def cell(n_in: int, n: int) -> LSTMWeights:
-            scale = 2 * (n_in + n) ** -0.5
+            scale = (n_in + n) ** -0.5
             return LSTMWeights(draw(4 * n, n_in, scale=scale), draw(4 * n, n, scale=scale), draw(4 * n), draw(4 * n))
 
         A, N, n, D = self.n_attention, self.n_attention_rnn, self.n_decoder_rnn, self.n_memory
@@ -110,10 +113,10 @@ class Case:
             RecurrentWeights(
                 cell(widths[-1] + D, N),
                 AttentionWeights(
-                    draw(A, N, scale=2 * N**-0.5),
+                    draw(A, N, scale=N**-0.5),
                     draw(self.filters, 2, self.taps),
                     draw(A, self.filters, scale=self.filters**-0.5),
-                    draw(1, A),
+                    draw(1, A, scale=2 * A**-0.5),
                 ),
                 cell(N + D, n),
             ),
@@ -256,15 +259,14 @@ def check(case: Case, dtype: torch.dtype, device: str, *methods: str) -> DecodeR
     assert actual.steps.tolist() == exact.steps.tolist() == plain.steps.tolist()
     if case.stops == "apart":
         assert len(set(actual.steps.tolist())) > 1
-    cap = CAPS[dtype]
-    assert_as_exact_as(actual.frames, plain.frames, exact.frames, 2, cap)
-    assert_as_exact_as(actual.alignments, plain.alignments, exact.alignments, 2, cap)
-    if dtype == torch.float32:  # in half precision so few numbers may come out right by luck
-        for frame in zip(actual.frames.unbind(1), plain.frames.unbind(1), exact.frames.unbind(1), strict=True):
-            assert_as_exact_as(*frame, 2, cap)
-        triples = zip(actual.alignments.unbind(1), plain.alignments.unbind(1), exact.alignments.unbind(1), strict=True)
-        for alignment in triples:
-            assert_as_exact_as(*alignment, 2, cap)
+    # So few numbers may come out right by luck.
+    limits = {"factor": 2, "cap": CAPS[dtype], "floor": max(1e-6, torch.finfo(dtype).eps / 2)}
+    for triple in zip(actual, plain, exact, strict=True):
+        if triple[0].is_floating_point():
+            assert_as_exact_as(*triple, **limits)
+            if dtype == torch.float32:
+                for frames in zip(*(x.unbind(1) for x in triple), strict=True):
+                    assert_as_exact_as(*frames, **limits)
     return actual
 
 
@@ -362,7 +364,7 @@ class TestKernels:
         batch = case.batch(torch.float32, device)
         steps = call(batch, case, reference).steps.tolist()
         decoding = decoding_of(case, batch)
-        active = decoding._arguments[16]
+        active = decoding._begin_arguments[1]
         for t in range(case.max_steps + 2):
             running = [i for i, last in enumerate(steps) if case.lengths[i] and t <= last and t < case.max_steps]
             n_active = int(decoding.n_active[t % 2])
@@ -469,6 +471,8 @@ class TestKernels:
     @pytest.mark.parametrize("programs, arrived", [(2, 0), (1, -1)], ids=["one program late", "one missing"])
     def test_a_lost_program_is_an_error_and_not_a_hang(self, programs, arrived, device, monkeypatch):
         """The interpreter runs programs one after another: the first waits in vain for the second."""
+        if programs > 1 and device == "cuda":
+            pytest.skip("on a GPU both programs run at once")
         monkeypatch.setattr(module, "PATIENCE", 16)
         batch = Case().batch(torch.float32, device)
         decoding = decoding_of(Case(), batch)
@@ -750,6 +754,9 @@ class TestOnGPU:
     @pytest.mark.parametrize("method", METHODS)
     def test_another_gpu_than_the_current_one(self, method):
         case = published(2)
-        results = [call(case.batch(torch.float16, device), case, method=method) for device in ("cuda:0", "cuda:1")]
-        assert results[1].frames.device == torch.device("cuda:1")
-        assert results[1].frames.isfinite().all()
+        results = []
+        for gpu in ("cuda:0", "cuda:1"):
+            torch.manual_seed(0)
+            results.append(call(case.batch(torch.float32, gpu), case, method=method).frames)
+        assert results[1].device == torch.device("cuda:1")
+        torch.testing.assert_close(results[1].to("cuda:0"), results[0], atol=1e-4, rtol=0)
