@@ -132,11 +132,13 @@ def gpu_slug(name: str) -> str:
     return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
 
 
-def product_precision(dtype: torch.dtype) -> str:
-    """`input_precision` of a kernel's products: TF32 for float32 where PyTorch allows it to its own products."""
-    matmul = torch.backends.cuda.matmul
-    # From PyTorch 2.9 on either name may have been set, and reading allow_tf32 fails after the other one was.
-    precision = getattr(matmul, "fp32_precision", None) or ("tf32" if matmul.allow_tf32 else "ieee")
+def product_precision(dtype: torch.dtype, convolution: bool = False) -> str:
+    """`input_precision` of a kernel's products: TF32 for float32 where PyTorch allows it to its own products, or to
+    its convolutions."""
+    older = torch.backends.cudnn if convolution else torch.backends.cuda.matmul
+    newer = getattr(older, "conv", None) if convolution else older
+    # From PyTorch 2.9 on either may have been set, and reading allow_tf32 fails after the newer one was.
+    precision = getattr(newer, "fp32_precision", None) or ("tf32" if older.allow_tf32 else "ieee")
     return "tf32" if dtype == torch.float32 and precision == "tf32" else "ieee"
 
 

@@ -29,7 +29,7 @@ from torch.autograd.function import once_differentiable
 from fastglow.errors import FastglowError
 
 from . import backend
-from .launch import Config, launch, next_power_of_2, pick_config
+from .launch import Config, launch, next_power_of_2, pick_config, product_precision
 from .reference.wavenet_layer import wavenet_layer as reference_wavenet_layer
 
 OP = "wavenet_layer"
@@ -420,10 +420,6 @@ def _pick(kernel: str, configs: tuple[Config, ...], x: Tensor, rows: int, channe
     return pick_config(kernel, configs, largest_that_fills, x, rows=rows, channels=channels)
 
 
-def _precision(dtype: torch.dtype) -> str:
-    return "tf32" if dtype == torch.float32 and torch.backends.cudnn.allow_tf32 else "ieee"
-
-
 def _strides(x: Tensor | None, *dims: int) -> tuple[int, ...]:
     return (0,) * len(dims) if x is None else tuple(x.stride(d) for d in dims)
 
@@ -492,7 +488,7 @@ def _forward(
         "HAS_COND_BIAS": cond_bias is not None,
         "HAS_LENGTHS": lengths is not None,
         "SAVE_GATE": save_gate,
-        "PRECISION": _precision(h.dtype),
+        "PRECISION": product_precision(h.dtype, convolution=True),
     }
     out_flags = {
         "HAS_RESIDUAL": R > 0,
@@ -525,7 +521,8 @@ def _forward(
         OP, wavenet_res_skip_fwd_kernel, (triton.cdiv(T, config["BT"]), residual_blocks + skip_blocks, B),
         acts, weight, bias, h, skip, mask, lengths, next_h, next_skip,
         T, C, R, S, residual_blocks, *_strides(h, 0, 1), *out_strides,
-        device=h.device, HAS_LENGTHS=lengths is not None, EVEN_C=C % config["BK"] == 0, PRECISION=_precision(h.dtype),
+        device=h.device, HAS_LENGTHS=lengths is not None, EVEN_C=C % config["BK"] == 0,
+        PRECISION=product_precision(h.dtype, convolution=True),
         **config, **out_flags,
     )  # fmt: skip
     return next_h, next_skip, gate
@@ -553,7 +550,7 @@ def _backward_data(
         "HAS_DNEXT": dnext is not None,
         "HAS_MASK": mask is not None,
         "HAS_LENGTHS": lengths is not None,
-        "PRECISION": _precision(gate.dtype),
+        "PRECISION": product_precision(gate.dtype, convolution=True),
     }
     config = _pick("wavenet_gate_bwd", GATE_BACKWARD_CONFIGS[width], gate, B * T, C)
     launch(

@@ -96,28 +96,31 @@ def test_committed_tables_are_whole(path):
             assert {"num_warps", "num_stages"} <= entry["config"].keys()
 
 
-@pytest.fixture
-def precisions():
-    matmul = torch.backends.cuda.matmul
-    before = matmul.allow_tf32
-    yield matmul
-    torch.set_float32_matmul_precision("highest")
-    matmul.allow_tf32 = before
+SWITCHES = {False: torch.backends.cuda.matmul, True: torch.backends.cudnn}
+
+
+@pytest.fixture(params=SWITCHES, ids=["products", "convolutions"])
+def convolution(request):
+    before = {switch: switch.allow_tf32 for switch in SWITCHES.values()}
+    yield request.param
+    for switch, allowed in before.items():
+        switch.allow_tf32 = allowed
 
 
 @pytest.mark.parametrize("allowed, precision", [(True, "tf32"), (False, "ieee")])
-def test_precision_of_products(precisions, allowed, precision):
-    precisions.allow_tf32 = allowed
-    assert launch.product_precision(torch.float32) == precision
-    assert launch.product_precision(torch.float16) == "ieee"
+def test_precision_of_products(convolution, allowed, precision):
+    SWITCHES[convolution].allow_tf32 = allowed
+    assert launch.product_precision(torch.float32, convolution) == precision
+    assert launch.product_precision(torch.float16, convolution) == "ieee"
 
 
 @pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="PyTorch before 2.9")
-def test_precision_of_products_by_its_newer_name(precisions):
-    """Having set that, PyTorch refuses to read the older one."""
+def test_precision_of_products_by_its_newer_name(convolution):
+    """After which PyTorch refuses to read the older one."""
+    newer = torch.backends.cudnn.conv if convolution else torch.backends.cuda.matmul
     for precision in ("tf32", "ieee"):
-        precisions.fp32_precision = precision
-        assert launch.product_precision(torch.float32) == precision
+        newer.fp32_precision = precision
+        assert launch.product_precision(torch.float32, convolution) == precision
 
 
 @pytest.mark.filterwarnings("ignore")  # of the compiler, about itself
