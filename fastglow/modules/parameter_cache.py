@@ -1,18 +1,38 @@
 """Values computed from parameters and kept until the parameters change."""
 
 from collections.abc import Callable, Hashable, Sequence
+from functools import cache
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 Value = TypeVar("Value")
+
+_unseen_steps = 0
+"""Steps of optimizers that may have written to parameters without their counting it."""
+
+
+@cache
+def _watch_optimizers() -> None:
+    """Fused kernels, PyTorch's own among them, count no change of a parameter (`_version`)."""
+
+    def after_step(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        global _unseen_steps
+        counts = type(optimizer).__module__.startswith("torch.optim.")
+        if not counts or any(group.get("fused") for group in optimizer.param_groups):
+            _unseen_steps += 1
+
+    register_optimizer_step_post_hook(after_step)
 
 
 class ParameterCache(Generic[Value]):
     """One value, computed again when a parameter was written to, moved, cast or replaced.
 
-    It belongs to one module: copies and pickles of the module start with an empty one. Not for training: the value
-    carries no gradient to the parameters.
+    Nothing tells of what is written through `parameter.data` or by a replayed CUDA graph: `forget` then. It belongs
+    to one module: copies and pickles of the module start with an empty one. Not for training: the value carries no
+    gradient to the parameters.
     """
 
     def __init__(self) -> None:
@@ -25,12 +45,17 @@ class ParameterCache(Generic[Value]):
         """`build()`, or what it returned last time for these parameters as they are now and these settings."""
         if any(parameter.is_inference() for parameter in parameters):
             return build()  # such tensors do not count their changes
-        key = (tuple((x.data_ptr(), x._version, x.dtype, x.device) for x in parameters), settings)
+        _watch_optimizers()
+        counts = tuple((x.data_ptr(), x._version, x.dtype, x.device) for x in parameters)
+        key = (counts, _unseen_steps, settings)
         if key != self._key:
             self._value = build()
             self._key = key
             self._storages = tuple(x.detach() for x in parameters)
         return self._value
+
+    def forget(self) -> None:
+        self._key, self._value, self._storages = None, None, ()
 
     def __deepcopy__(self, memo: Any) -> "ParameterCache[Value]":
         return ParameterCache()

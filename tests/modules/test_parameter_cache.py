@@ -42,8 +42,31 @@ def step(module: Doubling) -> None:
     optimizer.step()
 
 
+def fused_step(module: Doubling) -> None:
+    optimizer = torch.optim.Adam(module.parameters(), lr=1.0, fused=True)
+    module.linear(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+
+
+def step_of_another_maker(module: Doubling) -> None:
+    class Optimizer(torch.optim.Optimizer):
+        def step(self):
+            for parameter in self.param_groups[0]["params"]:
+                parameter.data.add_(1)
+
+    Optimizer(module.parameters(), {}).step()
+
+
+def write_to_data(module: Doubling) -> None:
+    module.linear.weight.data.add_(1)
+    module.cache.forget()
+
+
 CHANGES = {
     "training step": step,
+    "step of a fused optimizer": fused_step,
+    "step of another maker's optimizer": step_of_another_maker,
+    "written to as data, and forgotten": write_to_data,
     "load_state_dict": lambda m: m.load_state_dict({k: v + 1 for k, v in m.state_dict().items()}),
     "cast": lambda m: m.double(),
     "replaced": lambda m: setattr(m.linear, "weight", nn.Parameter(torch.ones(2, 2))),
