@@ -43,7 +43,9 @@ class TrainConfig:
     epochs_per_validation: int = option(1, "Epochs between validations.")
     bucket_batches: int = option(0, "Sort this many batches' worth of shuffled items by length: less padding; 0: off.")
     num_workers: int = option(1, "Processes that load data; 0: load in the training process.")
-    uniform_initialize_bn_weight: bool = option(True, "Draw the initial batch-norm weights from [0, 1).")
+    uniform_initialize_bn_weight: bool = option(
+        True, "Draw the initial batch-norm weights from [0, 1).", " /--disable-uniform-initialize-bn-weight"
+    )
     cudnn_benchmark: bool = option(False, "Let cuDNN pick its algorithms by timing them.")
     tensorboard: bool = option(True, "Write TensorBoard logs to OUT/logs.")
 

@@ -481,9 +481,10 @@ def test_options_from_a_config_file(prepared, tmp_path, capsys):
     for flag in ("--learning-rate", "--max-iterations"):
         i = arguments.index(flag)
         del arguments[i : i + 2]
-    assert main([*arguments, "--config-file", str(file)]) == 0
+    assert main([*arguments, "--config-file", str(file), "--disable-uniform-initialize-bn-weight"]) == 0
     training = load_training_checkpoint(tmp_path / "run" / "checkpoint_1.pt", "waveglow")["training"]
     assert (training["learning_rate"], training["batch_size"]) == (0.25, 3)  # the command line goes first
+    assert not training["uniform_initialize_bn_weight"]
     for content, pattern in (('{"no-such": 1}', "sets no_such"), ("[1]", "no JSON object")):
         file.write_text(content)
         capsys.readouterr()
