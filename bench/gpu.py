@@ -2,10 +2,12 @@
 
 Runs the GPU tests, then the suite, then the report. Each file of the suite is a process of its own, so that a kernel
 that breaks the CUDA context takes nothing else with it. Steps that fail or run out of time do not stop the others.
-All logs and results are files in bench/results/<time>; the exit code is 1 if anything failed.
+All logs and results are files in bench/results/<time>, steps.json tells how each step ended; the exit code is 1 if
+anything failed.
 """
 
 import argparse
+import json
 import os
 import signal
 import subprocess
@@ -56,7 +58,8 @@ def steps(out: Path, peer_dle: str | None) -> list[Step]:
         for path in sorted((environment.ROOT / "tests").rglob("test_*.py"))
         if "mark.gpu" in path.read_text(encoding="utf-8")
     ]
-    tests = [*pytest, "-m", "gpu", "--durations=15", "--continue-on-collection-errors", *gpu_tests]
+    options = ["-m", "gpu", "--durations=15", "--continue-on-collection-errors", f"--junitxml={out / 'tests.xml'}"]
+    tests = [*pytest, *options, *gpu_tests]
 
     def benchmark(file: Path) -> Callable[[float], list[str]]:
         peer = [f"--peer-dle={Path(peer_dle).resolve()}"] if peer_dle else []
@@ -117,6 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     measured = [str(path) for path in sorted(out.glob("test_bench_*.json")) if path.stat().st_size]
     report = [sys.executable, "-m", "bench.report", *measured, "--out", str(out)]
     codes |= run_all([Step("report", lambda limit: report, 1.0)], out, time.monotonic() + REPORT_LIMIT + GRACE)
+    (out / "steps.json").write_text(json.dumps(codes, indent=1) + "\n", encoding="utf-8")
     failed = [name for name, code in codes.items() if code]
     print(f"gpu: {out}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0

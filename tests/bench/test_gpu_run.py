@@ -1,5 +1,6 @@
 """The steps of `make gpu`, with made-up commands."""
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -67,6 +68,17 @@ def test_every_gpu_test_and_benchmark_is_run(tmp_path):
         "--time-limit=80",
         f"--peer-dle={Path('dle').resolve()}",
     ]
+
+
+def test_what_is_left_behind(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(environment, "has_gpu", lambda: True)
+    monkeypatch.setattr(gpu, "steps", lambda out, peer: [Step("tests", python("raise SystemExit(1)"), 1.0)])
+    assert gpu.main(["--out", str(tmp_path)]) == 1
+    codes = json.loads((tmp_path / "steps.json").read_text())
+    assert codes["tests"] == 1
+    assert codes["report"] != 0  # there is nothing to report
+    assert {path.name for path in tmp_path.iterdir()} == {"tests.log", "report.log", "steps.json"}
+    assert "failed: tests, report" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is for machines without a GPU")
