@@ -46,8 +46,8 @@ from fastglow.errors import FastglowError
 
 from . import backend
 from .decoder_weights import OutputWeights, RecurrentWeights
-from .launch import Config, launch, next_power_of_2, pick_config
-from .location_attention import MOST_ATTENTION, SMALLEST_DOT, _hidden, fold_location
+from .launch import Config, launch, next_power_of_2, pick_config, product_precision, record_graph
+from .location_attention import MOST_ATTENTION, SMALLEST_DOT, attend_hidden, fold_location
 from .lstm_cell import lstm_activate, lstm_gates, lstm_split, lstm_update
 from .prenet import uniform_noise
 from .reference.decode_loop import DecodeResult
@@ -214,7 +214,7 @@ def _energies(
         m = (o_share < n_shares)[:, None] & (o_a < A)[None, :]
         p_shares = p_query + item * n_shares * A + o_share[:, None] * A + o_a[None, :]
         b_query += tl.sum(tl.load(p_shares, mask=m, other=0.0), axis=0)
-    b_h = _hidden(
+    b_h = attend_hidden(
         b_query, p_processed_memory + item * T * A, p_alignments + (item * (max_steps + 1) + t) * T,
         p_cumulative + item * T, p_location_weight, i_t * BT, length, T, A, A, 1, tl.cdiv(2 * TAPS, 64) * 64,
         TAPS, BT, BA, BL, PRECISION,
@@ -731,7 +731,7 @@ class _Decoding:
                 f"EVEN_{name}": size % config["BK"] == 0
                 for name, size in (("P1", P1), ("P", P), ("D", D), ("A", N), ("N", n))
             },
-            "PRECISION": _precision(weights.dtype),
+            "PRECISION": product_precision(weights.dtype),
             **config,
         }
         blocks = triton.cdiv(B, BB)
@@ -795,7 +795,7 @@ class _Decoding:
 
         While the host waits for its last look at how many are, the next replay runs already.
         """
-        left = [torch.empty(1, dtype=torch.int32, pin_memory=True) for _ in range(2)]
+        left = [torch.empty(1, dtype=torch.int32, device="cpu", pin_memory=True) for _ in range(2)]
         looked = [torch.cuda.Event() for _ in range(2)]
         for i in range(triton.cdiv(self.max_steps, STEPS_PER_GRAPH)):
             self._graph.replay()
@@ -810,20 +810,10 @@ class _Decoding:
         """Makes the graph, if there is none. What a batch that was begun has is lost."""
         if self._graph is not None:
             return
-        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
-            for x in self._zeros:
-                x.zero_()
-            self.run_frames(1)  # of no items: compiles and loads the kernels
-            graph = torch.cuda.CUDAGraph()
-            # Other threads may go on, even record graphs: torch.cuda.graph would record on the one stream that it
-            # has for all threads and devices, and empty the memory cache first, which fails while another records.
-            graph.capture_begin(capture_error_mode="thread_local")
-            self.run_frames(STEPS_PER_GRAPH)
-            graph.capture_end()
-        current.wait_stream(side)
-        self._graph = graph
+        for x in self._zeros:
+            x.zero_()
+        self.run_frames(1)  # of no items: compiles and loads the kernels
+        self._graph = record_graph(lambda: self.run_frames(STEPS_PER_GRAPH), self.device)
 
     def run_loop(self, n_programs: int, **options) -> None:
         """All frames in one launch of programs that must all be on the device at once."""
@@ -869,7 +859,7 @@ class _Decoding:
 def _decoding_of(weights: FoldedDecoder, *sizes_and_options) -> _Decoding:
     """Kept with the weights: recording a graph takes longer than a sentence does."""
     B, T, *others = sizes_and_options
-    key = (_padded(B, T), *others, _precision(weights.dtype))
+    key = (_padded(B, T), *others, product_precision(weights.dtype))
     decoding = weights.kept.pop(key, None) or _Decoding(weights, *sizes_and_options)
     weights.kept[key] = decoding
     while len(weights.kept) > DECODINGS_KEPT:
@@ -880,10 +870,6 @@ def _decoding_of(weights: FoldedDecoder, *sizes_and_options) -> _Decoding:
 def _padded(B: int, T: int) -> tuple[int, int]:
     """Sizes rounded up: what is not there has no length and is not computed, and few kernels and graphs serve all."""
     return next_power_of_2(B), triton.cdiv(T, 64) * 64
-
-
-def _precision(dtype: torch.dtype) -> str:
-    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
 
 
 def _against_persistent(B: int, device: torch.device) -> str | None:

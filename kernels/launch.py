@@ -5,6 +5,7 @@ A kernel has a few configurations that it can run with, listed beside it. Which 
 GPU or kernel was never measured. Nothing is tuned at run time.
 """
 
+import gc
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -130,6 +131,32 @@ def record_choices() -> Iterator[list[Choice]]:
 def gpu_slug(name: str) -> str:
     """'NVIDIA H200' -> 'nvidia-h200', as the JSON files of configurations and baselines are named."""
     return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+
+
+def record_graph(run: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGraph:
+    """A CUDA graph of what `run` launches; all of it must have been launched once, which compiles and loads it.
+
+    Other threads may go on, even record graphs: torch.cuda.graph would record on the one stream that it has for all
+    threads and devices, and empty the memory cache first, which fails while another thread records.
+    """
+    graph = torch.cuda.CUDAGraph()
+    collects_garbage = gc.isenabled()
+    with torch.cuda.device(device):
+        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(current)
+        gc.disable()  # a kernel in the garbage would be unloaded, which ends the recording
+        try:
+            with torch.cuda.stream(side):
+                graph.capture_begin(capture_error_mode="thread_local")
+                try:
+                    run()
+                finally:
+                    graph.capture_end()
+        finally:
+            if collects_garbage:
+                gc.enable()
+        current.wait_stream(side)
+    return graph
 
 
 def product_precision(dtype: torch.dtype, convolution: bool = False) -> str:

@@ -90,7 +90,7 @@ def _location_weight(p_location, k0, A, s_l, BA: tl.constexpr, BK: tl.constexpr)
 
 
 @triton.jit
-def _hidden(
+def attend_hidden(
     b_query, p_processed, p_previous, p_cumulative, p_location, t0, length, T, A, s_pt, s_pa, s_l,
     TAPS: tl.constexpr, BT: tl.constexpr, BA: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -137,7 +137,7 @@ def attend_weights(
     # Energies, or their sigmoids, wait in the row of the weights.
     for t0 in range(0, length, BT):
         m_t = t0 + o_r < length
-        b_h = _hidden(
+        b_h = attend_hidden(
             b_query, p_processed, p_previous, p_cumulative, p_location, t0, length, T, A, s_pt, s_pa, s_l,
             TAPS, BT, BA, BK, PRECISION,
         )  # fmt: skip
@@ -407,7 +407,7 @@ def attend_bwd(
     b_dbias = tl.zeros((BT,), tl.float32)
     for t0 in range(0, length if ADD else T, BT):
         m_t = t0 + o_r < length
-        b_h = _hidden(
+        b_h = attend_hidden(
             b_query, p_processed, p_previous, p_cumulative, p_location, t0, length, T, A, s_pt, s_pa, s_l,
             TAPS, BT, BA, BK, PRECISION,
         )  # fmt: skip

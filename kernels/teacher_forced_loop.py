@@ -25,11 +25,9 @@ any call: all tensors, those kept for the backward pass among them, are the call
 belongs to a graph is its clock and its table.
 """
 
-import gc
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -44,7 +42,7 @@ from fastglow.errors import FastglowError
 
 from . import backend
 from .decoder_weights import RecurrentWeights
-from .launch import Config, launch, next_power_of_2, pick_config, product_precision, uncompiled
+from .launch import Config, launch, next_power_of_2, pick_config, product_precision, record_graph, uncompiled
 from .location_attention import SMALLEST_DOT, attend, attend_bwd, fold_location
 from .lstm_cell import lstm_activate, lstm_gates, lstm_split, lstm_update
 from .prenet import uniform_noise
@@ -480,29 +478,7 @@ class _Graph:
 
     def __init__(self, loop: _Loop, device: torch.device):
         self.clock, self.table = _new_clock(device), _new_table(loop, device)
-        self.graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.device(device), torch.cuda.stream(stream), _keeping_garbage():
-            # Other threads, such as NCCL's watchdog, may go on.
-            self.graph.capture_begin(capture_error_mode="thread_local")
-            try:
-                _launch_replay(loop.step, self.clock, self.table)
-            finally:
-                self.graph.capture_end()
-        torch.cuda.current_stream(device).wait_stream(stream)
-
-
-@contextmanager
-def _keeping_garbage() -> Iterator[None]:
-    """No garbage is collected inside: a kernel in it would be unloaded, which ends the recording of a graph."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+        self.graph = record_graph(lambda: _launch_replay(loop.step, self.clock, self.table), device)
 
 
 _graphs: OrderedDict[tuple, _Graph | None] = OrderedDict()  # None: the kernels have run once and are loaded
