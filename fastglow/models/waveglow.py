@@ -142,7 +142,8 @@ class WaveGlow(nn.Module):
         Args:
             mel: log-mel, [B, n_mel_channels, T].
             sigma: standard deviation of the noise that is turned into audio.
-            lengths: mel frames of each item, [B]; absent: all are T long.
+            lengths: mel frames of each item, [B]; absent: all are T long. On a GPU numbers outside of 0 to T are
+                taken for the nearer of the two, elsewhere they are refused.
             noise: standard normal numbers, [B, n_group, T * upsample_stride / n_group]: first the
                 channels that pass through every flow, then the early ones in the order they enter.
             seed: of the noise, one for all items or one an item; None: drawn from PyTorch's generator.
@@ -162,11 +163,14 @@ class WaveGlow(nn.Module):
         n_groups = n_frames * config.upsample_stride // config.n_group
         groups = None
         if lengths is not None:
-            if lengths.shape != (batch_size,) or int(lengths.min()) < 0 or int(lengths.max()) > n_frames:
+            fitting = lengths.shape == (batch_size,)
+            if fitting and not lengths.is_cuda:  # to look at them there would wait for the GPU
+                fitting = 0 <= int(lengths.min()) <= int(lengths.max()) <= n_frames
+            if not fitting:
                 raise FastglowError(
                     f"lengths {lengths.tolist()} do not fit a mel of shape {tuple(mel.shape)}: one from 0 to T an item"
                 )
-            lengths = lengths.to(mel.device)
+            lengths = lengths.to(mel.device).clamp(0, n_frames)
             groups = lengths * config.upsample_stride // config.n_group
             mel = mel.masked_fill(~length_mask(lengths, n_frames).unsqueeze(1), 0.0)
         if noise is None:

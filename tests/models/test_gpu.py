@@ -46,6 +46,26 @@ def test_waveglow_speaks_as_on_the_cpu(waveglow):
     torch.testing.assert_close(found.cpu(), expected, atol=1e-3, rtol=0)
 
 
+def test_waveglow_with_lengths_in_a_cuda_graph(waveglow):
+    """The lengths are read when the graph is replayed, not when it is recorded."""
+    model, data = waveglow
+    model.cuda()
+    mel, noise, lengths = data["input/mel"].cuda(), data["infer/noise"].cuda(), torch.tensor([7, 12]).cuda()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        model.infer(mel, 0.7, lengths=lengths, noise=noise)  # folds the weights and loads the kernels
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        audio = model.infer(mel, 0.7, lengths=lengths, noise=noise)
+    lengths.copy_(torch.tensor([12, 5]))
+    graph.replay()
+    expected = model.infer(mel, 0.7, lengths=lengths, noise=noise)
+    assert bool(expected[0].any()) and not expected[1, 5 * model.config.upsample_stride :].any()
+    torch.testing.assert_close(audio, expected, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_reduced_precision_is_finite(tacotron2, waveglow, dtype):
     model, data = tacotron2
