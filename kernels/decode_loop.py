@@ -819,7 +819,7 @@ class _Decoding:
         """All frames in one launch of programs that must all be on the device at once."""
         launch(
             OP, decode_loop_kernel, (n_programs,), *self._arguments, self.barrier, self.steps[-1:], PATIENCE,
-            device=self.device, STAY_IN_LOOP=hasattr(tl, "condition") and not backend.interprets(),
+            device=self.device, STAY_IN_LOOP=not backend.interprets(),
             **self._constants, **options,
         )  # fmt: skip
 
@@ -879,8 +879,9 @@ def _against_persistent(B: int, device: torch.device) -> str | None:
     if device.type == "cuda":
         from triton.backends.nvidia.compiler import CUDAOptions
 
-        if "launch_cooperative_grid" not in (option.name for option in fields(CUDAOptions)):
-            return "this version of Triton has no cooperative launches, without which its programs may never meet"
+        launches_together = any(option.name == "launch_cooperative_grid" for option in fields(CUDAOptions))
+        if not launches_together or not hasattr(tl, "condition"):
+            return "this version of Triton is too old: use 3.5 or newer"
     return None
 
 
