@@ -57,8 +57,6 @@ class ParameterCache(Generic[Value]):
     def forget(self) -> None:
         self._key, self._value, self._storages = None, None, ()
 
-    def __deepcopy__(self, memo: Any) -> "ParameterCache[Value]":
-        return ParameterCache()
-
-    def __reduce__(self) -> tuple:
-        return ParameterCache, ()
+    def __getstate__(self) -> dict[str, Any]:
+        """Of copies and pickles: nothing kept."""
+        return vars(ParameterCache())

@@ -1,6 +1,7 @@
 """All operations' calls, to be compiled ahead of time."""
 
 from . import (
+    ahead_of_time_decode_loop,
     ahead_of_time_location_attention,
     ahead_of_time_lstm_cell,
     ahead_of_time_prenet,
@@ -9,6 +10,7 @@ from . import (
 )
 
 CASES = (
+    *ahead_of_time_decode_loop.CASES,
     *ahead_of_time_location_attention.CASES,
     *ahead_of_time_lstm_cell.CASES,
     *ahead_of_time_prenet.CASES,
