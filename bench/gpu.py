@@ -75,7 +75,13 @@ def run(step: Step, out: Path, limit: float) -> int:
     """The exit code of the step's process; its output goes to a log. Interrupted when its time is up."""
     with open(out / f"{step.name}.log", "wb") as log:
         process = subprocess.Popen(
-            step.command(limit), cwd=environment.ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            step.command(limit),
+            cwd=environment.ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            # A shell starts what runs in the background with interrupts ignored, which its children inherit.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         try:
             return process.wait(limit - GRACE)

@@ -1,6 +1,7 @@
 """The steps of `make gpu`, with made-up commands."""
 
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -23,8 +24,10 @@ def test_a_step_that_fails_stops_no_other(tmp_path, capsys):
     assert "bad: exit 3" in capsys.readouterr().out
 
 
-def test_a_step_is_interrupted_when_its_time_is_up_and_may_write_down_what_it_has(tmp_path, monkeypatch):
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN], ids=["", "in the background"])
+def test_a_step_is_interrupted_when_its_time_is_up_and_may_write_down_what_it_has(tmp_path, monkeypatch, handler):
     monkeypatch.setattr(gpu, "GRACE", 2.0)
+    before = signal.signal(signal.SIGINT, handler)  # what a shell ignores for its background, children ignore too
     code = """
 import time
 try:
@@ -33,7 +36,11 @@ try:
 except KeyboardInterrupt:
     print("saved")
 """
-    assert run_all([Step("slow", python(code), 1.0)], tmp_path, time.monotonic() + 6) == {"slow": 1}
+    try:
+        codes = run_all([Step("slow", python(code), 1.0)], tmp_path, time.monotonic() + 6)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert codes == {"slow": 1}
     log = (tmp_path / "slow.log").read_text()
     assert log == "started\n\nstopped after 4 s\nsaved\n"
 
