@@ -34,8 +34,9 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from threading import Lock
+from typing import Any
 
 import torch
 import triton
@@ -48,7 +49,7 @@ from . import backend
 from .decoder_weights import OutputWeights, RecurrentWeights
 from .launch import Config, launch, next_power_of_2, pick_config, product_precision, record_graph
 from .location_attention import MOST_ATTENTION, SMALLEST_DOT, attend_hidden, fold_location
-from .lstm_cell import lstm_activate, lstm_gates, lstm_split, lstm_update
+from .lstm_cell import add_product, lstm_activate, lstm_gates, lstm_split, lstm_update
 from .prenet import uniform_noise
 from .reference.decode_loop import DecodeResult
 from .reference.decode_loop import decode_loop as reference_decode_loop
@@ -59,8 +60,16 @@ ATTENTION_RNN, ENERGIES, CONTEXT, DECODER_RNN, OUTPUT, PRENET = (tl.constexpr(i)
 N_PHASES = tl.constexpr(6)
 
 STEPS_PER_GRAPH = 16  # even: the list that the host looks at is that of even frames
-PERSISTENT_ITEMS = 8  # beyond, the products are large enough for launches not to matter
+PERSISTENT_ITEMS = 8  # beyond, launches should matter less than products; not measured yet
 DECODINGS_KEPT = 8  # of one model's weights
+
+
+def _as_it_is(condition: Any, disable_licm: bool) -> Any:
+    return condition
+
+
+# The interpreter takes Triton's annotation of a condition for the condition itself.
+_condition = getattr(tl, "condition", _as_it_is) if not backend.interprets() else _as_it_is
 
 SHARES = tl.constexpr(128)  # of the query, added up at a time
 
@@ -110,14 +119,7 @@ def _product(
     p_rows = p_w + (o_row * s_w)[:, None] + o_k[None, :]
     p_columns = p_x + (o_b * s_x)[None, :] + o_k[:, None]
     for k in tl.range(0, K, BK, num_stages=STAGES):
-        if EVEN_K:
-            b_w = tl.load(p_rows + k, mask=m_row[:, None], other=0.0)  # [rows, BK]
-            b_x = tl.load(p_columns + k, mask=m_b[None, :], other=0.0)  # [BK, BB]
-        else:
-            m_k = k + o_k < K
-            b_w = tl.load(p_rows + k, mask=m_row[:, None] & m_k[None, :], other=0.0)
-            b_x = tl.load(p_columns + k, mask=m_k[:, None] & m_b[None, :], other=0.0)
-        b_y = tl.dot(b_w, b_x, b_y, input_precision=PRECISION)
+        b_y = add_product(b_y, p_rows, p_columns, k, o_k, m_row, m_b, K, EVEN_K, PRECISION)
     return b_y
 
 
@@ -490,47 +492,6 @@ def _wait_for_all(p_barrier, target, patience, alive):
     return alive * (arrived >= target).to(tl.int32)
 
 
-@triton.jit
-def _frame(
-    t, n_active, target, alive,
-    p_memory, p_processed_memory, p_lengths, p_seeds,
-    p_attention_ih, p_attention_hh, p_attention_bias, p_query_weight, p_location_weight, p_v,
-    p_decoder_ih, p_decoder_hh, p_decoder_bias, p_output_weight, p_output_bias, p_prenet_weight,
-    p_active, p_n_active, p_x1, p_x2, p_context, p_attention_h, p_attention_c, p_decoder_h, p_decoder_c,
-    p_query, p_attention_gates, p_decoder_gates, p_energies, p_cumulative, p_alignments, p_frames, p_steps, p_fired,
-    B, T, D, A, N, n, n_frame, P1, P, max_steps, p_dropout, scale, gate_threshold,
-    p_barrier, p_lost, patience,
-    BU: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr, BT: tl.constexpr, BB: tl.constexpr,
-    ONE_BLOCK: tl.constexpr, BA: tl.constexpr,
-    BL: tl.constexpr, BD: tl.constexpr, BS: tl.constexpr, BATCH: tl.constexpr, TAPS: tl.constexpr,
-    EVEN_P1: tl.constexpr, EVEN_P: tl.constexpr, EVEN_D: tl.constexpr, EVEN_A: tl.constexpr, EVEN_N: tl.constexpr,
-    PRECISION: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    """All phases of frame t, with barriers; returns the next frame's items, arrivals and whether all did arrive."""
-    # What the compiler cannot know to be 0 keeps it from computing addresses before the loop over frames.
-    pid = tl.program_id(0) + tl.load(p_lost)
-    o_first, m_first = _items(p_active + t % 2 * B, 0, n_active, BB)
-    for phase in tl.static_range(N_PHASES):
-        _phase(
-            phase, t, pid, n_active, o_first, m_first,
-            p_memory, p_processed_memory, p_lengths, p_seeds,
-            p_attention_ih, p_attention_hh, p_attention_bias, p_query_weight, p_location_weight, p_v,
-            p_decoder_ih, p_decoder_hh, p_decoder_bias, p_output_weight, p_output_bias, p_prenet_weight,
-            p_active, p_n_active, p_x1, p_x2, p_context, p_attention_h, p_attention_c, p_decoder_h, p_decoder_c,
-            p_query, p_attention_gates, p_decoder_gates, p_energies, p_cumulative, p_alignments, p_frames, p_steps,
-            p_fired,
-            B, T, D, A, N, n, n_frame, P1, P, max_steps, p_dropout, scale, gate_threshold,
-            BU, BR, BK, BT, BB,
-            ONE_BLOCK, BA,
-            BL, BD, BS, BATCH, TAPS,
-            EVEN_P1, EVEN_P, EVEN_D, EVEN_A, EVEN_N,
-            PRECISION, STAGES,
-        )  # fmt: skip
-        target += tl.num_programs(0)
-        alive = _wait_for_all(p_barrier, target, patience, alive)
-    return tl.load(p_n_active + (t + 1) % 2), target, alive
-
-
 @triton.jit(do_not_specialize=["B"])
 def decode_loop_kernel(
     p_memory, p_processed_memory, p_lengths, p_seeds,
@@ -545,55 +506,36 @@ def decode_loop_kernel(
     BL: tl.constexpr, BD: tl.constexpr, BS: tl.constexpr, BATCH: tl.constexpr, TAPS: tl.constexpr,
     EVEN_P1: tl.constexpr, EVEN_P: tl.constexpr, EVEN_D: tl.constexpr, EVEN_A: tl.constexpr, EVEN_N: tl.constexpr,
     PRECISION: tl.constexpr, STAGES: tl.constexpr,
-    STAY_IN_LOOP: tl.constexpr,
 ):  # fmt: skip
-    """All frames. p_barrier counts arrivals, from 0; *p_lost becomes 1 if a program did not arrive.
-
-    STAY_IN_LOOP: nothing is computed before the loop that could be: for the addresses of all phases at once there
-    are not the registers.
-    """
+    """All frames. p_barrier counts arrivals, from 0; *p_lost becomes 1 if a program did not arrive."""
     t = 0
     target = 0
     alive = 1
     n_active = tl.load(p_n_active)
-    if STAY_IN_LOOP:
-        while tl.condition(n_active * alive > 0, disable_licm=True):
-            n_active, target, alive = _frame(
-                t, n_active, target, alive,
+    # Nothing is computed before the loop that could be: for the addresses of all phases there are not the registers.
+    while _condition(n_active * alive > 0, disable_licm=True):
+        pid = tl.program_id(0) + tl.load(p_lost)  # 0, which the compiler cannot know
+        o_first, m_first = _items(p_active + t % 2 * B, 0, n_active, BB)
+        for phase in tl.static_range(N_PHASES):
+            _phase(
+                phase, t, pid, n_active, o_first, m_first,
                 p_memory, p_processed_memory, p_lengths, p_seeds,
                 p_attention_ih, p_attention_hh, p_attention_bias, p_query_weight, p_location_weight, p_v,
                 p_decoder_ih, p_decoder_hh, p_decoder_bias, p_output_weight, p_output_bias, p_prenet_weight,
                 p_active, p_n_active, p_x1, p_x2, p_context, p_attention_h, p_attention_c, p_decoder_h, p_decoder_c,
-                p_query, p_attention_gates, p_decoder_gates, p_energies, p_cumulative, p_alignments, p_frames,
-                p_steps, p_fired,
+                p_query, p_attention_gates, p_decoder_gates, p_energies, p_cumulative, p_alignments, p_frames, p_steps,
+                p_fired,
                 B, T, D, A, N, n, n_frame, P1, P, max_steps, p_dropout, scale, gate_threshold,
-                p_barrier, p_lost, patience,
                 BU, BR, BK, BT, BB,
                 ONE_BLOCK, BA,
                 BL, BD, BS, BATCH, TAPS,
                 EVEN_P1, EVEN_P, EVEN_D, EVEN_A, EVEN_N,
                 PRECISION, STAGES,
             )  # fmt: skip
-            t += 1
-    else:
-        while n_active * alive > 0:
-            n_active, target, alive = _frame(
-                t, n_active, target, alive,
-                p_memory, p_processed_memory, p_lengths, p_seeds,
-                p_attention_ih, p_attention_hh, p_attention_bias, p_query_weight, p_location_weight, p_v,
-                p_decoder_ih, p_decoder_hh, p_decoder_bias, p_output_weight, p_output_bias, p_prenet_weight,
-                p_active, p_n_active, p_x1, p_x2, p_context, p_attention_h, p_attention_c, p_decoder_h, p_decoder_c,
-                p_query, p_attention_gates, p_decoder_gates, p_energies, p_cumulative, p_alignments, p_frames,
-                p_steps, p_fired,
-                B, T, D, A, N, n, n_frame, P1, P, max_steps, p_dropout, scale, gate_threshold,
-                p_barrier, p_lost, patience,
-                BU, BR, BK, BT, BB,
-                ONE_BLOCK, BA,
-                BL, BD, BS, BATCH, TAPS,
-                EVEN_P1, EVEN_P, EVEN_D, EVEN_A, EVEN_N,
-                PRECISION, STAGES,
-            )  # fmt: skip
-            t += 1
+            target += tl.num_programs(0)
+            alive = _wait_for_all(p_barrier, target, patience, alive)
+        t += 1
+        n_active = tl.load(p_n_active + t % 2)
     if alive == 0:
         tl.store(p_lost, 1)
 
@@ -819,8 +761,7 @@ class _Decoding:
         """All frames in one launch of programs that must all be on the device at once."""
         launch(
             OP, decode_loop_kernel, (n_programs,), *self._arguments, self.barrier, self.steps[-1:], PATIENCE,
-            device=self.device, STAY_IN_LOOP=not backend.interprets(),
-            **self._constants, **options,
+            device=self.device, **self._constants, **options,
         )  # fmt: skip
 
     def result(self, B: int, T: int, early_stopping: bool) -> DecodeResult:
@@ -876,12 +817,8 @@ def _against_persistent(B: int, device: torch.device) -> str | None:
     """Why the persistent kernel cannot serve, or None."""
     if B > PERSISTENT_ITEMS:
         return f"{B} items are more than {PERSISTENT_ITEMS}"
-    if device.type == "cuda":
-        from triton.backends.nvidia.compiler import CUDAOptions
-
-        launches_together = any(option.name == "launch_cooperative_grid" for option in fields(CUDAOptions))
-        if not launches_together or not hasattr(tl, "condition"):
-            return "this version of Triton is too old: use 3.5 or newer"
+    if device.type == "cuda" and not hasattr(tl, "condition"):
+        return "this version of Triton is too old: use 3.5 or newer"
     return None
 
 

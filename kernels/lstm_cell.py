@@ -69,7 +69,7 @@ _STREAM = tl.constexpr(MASK_STREAM)
 
 
 @triton.jit
-def _add_product(
+def add_product(
     b_gates, p_w, p_columns, k, o_k, m_u, m_b, K, EVEN_K: tl.constexpr, PRECISION: tl.constexpr
 ):  # fmt: skip
     """b_gates + the product of columns k to k + BK - 1 of the weights, [4 BU, BK], with x^T, [BK, BB]."""
@@ -105,10 +105,10 @@ def lstm_gates(
     m_u = o_u < n
     if STAGES is None:  # which tl.range itself does not take in Triton 3.2
         for k in range(0, K, BK):
-            b_gates = _add_product(b_gates, p_w, p_columns, k, o_k, m_u, m_b, K, EVEN_K, PRECISION)
+            b_gates = add_product(b_gates, p_w, p_columns, k, o_k, m_u, m_b, K, EVEN_K, PRECISION)
     else:
         for k in tl.range(0, K, BK, num_stages=STAGES):
-            b_gates = _add_product(b_gates, p_w, p_columns, k, o_k, m_u, m_b, K, EVEN_K, PRECISION)
+            b_gates = add_product(b_gates, p_w, p_columns, k, o_k, m_u, m_b, K, EVEN_K, PRECISION)
     return b_gates
 
 
