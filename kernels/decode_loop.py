@@ -46,7 +46,7 @@ from torch import Tensor
 from fastglow.errors import FastglowError
 
 from . import backend
-from .decoder_weights import OutputWeights, RecurrentWeights
+from .decoder_weights import OutputWeights, RecurrentWeights, recurrent_shapes
 from .launch import Config, launch, next_power_of_2, pick_config, product_precision, record_graph
 from .location_attention import MOST_ATTENTION, SMALLEST_DOT, attend_hidden, fold_location
 from .lstm_cell import add_product, lstm_activate, lstm_gates, lstm_split, lstm_update
@@ -941,29 +941,14 @@ def _check(
     if memory.dim() != 3 or memory.shape[1] == 0:
         raise FastglowError(f"memory has shape {tuple(memory.shape)}: pass encoder outputs [B, T, D], T at least 1")
     B, T, D = memory.shape
-    (attention_ih, attention_hh, *attention_biases), attention, (decoder_ih, decoder_hh, *decoder_biases) = recurrent
-    A, N, n = len(attention.query), attention_hh.shape[1], decoder_hh.shape[1]
-    filters, _, taps = attention.location_conv.shape
-    if taps % 2 == 0:
-        raise FastglowError(f"location_conv has {taps} taps: use an odd number, which keeps the length")
+    A, n = len(recurrent.attention.query), recurrent.decoder_rnn.weight_hh.shape[1]
     n_frame = len(output.projection)
     widths = (n_frame, *map(len, output.prenet))
     expected = {
         "processed_memory": (processed_memory, (B, T, A)),
         "lengths": (lengths, (B,)),
         "seeds": (seeds, (B,)),
-        "attention_rnn.weight_ih": (attention_ih, (4 * N, widths[-1] + D)),
-        "attention_rnn.weight_hh": (attention_hh, (4 * N, N)),
-        "attention_rnn.bias_ih": (attention_biases[0], (4 * N,)),
-        "attention_rnn.bias_hh": (attention_biases[1], (4 * N,)),
-        "attention.query": (attention.query, (A, N)),
-        "attention.location_conv": (attention.location_conv, (filters, 2, taps)),
-        "attention.location_dense": (attention.location_dense, (A, filters)),
-        "attention.v": (attention.v, (1, A)),
-        "decoder_rnn.weight_ih": (decoder_ih, (4 * n, N + D)),
-        "decoder_rnn.weight_hh": (decoder_hh, (4 * n, n)),
-        "decoder_rnn.bias_ih": (decoder_biases[0], (4 * n,)),
-        "decoder_rnn.bias_hh": (decoder_biases[1], (4 * n,)),
+        **recurrent_shapes(recurrent, widths[-1], D),
         **{f"prenet[{i}]": (weight, (widths[i + 1], widths[i])) for i, weight in enumerate(output.prenet)},
         "projection": (output.projection, (n_frame, n + D)),
         "projection_bias": (output.projection_bias, (n_frame,)),

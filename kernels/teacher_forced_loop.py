@@ -41,7 +41,7 @@ from torch.autograd.function import once_differentiable
 from fastglow.errors import FastglowError
 
 from . import backend
-from .decoder_weights import RecurrentWeights
+from .decoder_weights import RecurrentWeights, recurrent_shapes
 from .launch import Config, launch, next_power_of_2, pick_config, product_precision, record_graph, uncompiled
 from .location_attention import SMALLEST_DOT, attend, attend_bwd, fold_location
 from .lstm_cell import lstm_activate, lstm_gates, lstm_split, lstm_update
@@ -1022,28 +1022,12 @@ def _check(decoder_inputs, memory, processed_memory, memory_lengths, weights: Re
         shapes = ", ".join(str(tuple(x.shape)) for x in (decoder_inputs, memory, processed_memory))
         raise FastglowError(f"the inputs have shapes {shapes}: pass [T, B, P], [B, T_in, D] and [B, T_in, A]")
     B, T_in, D = memory.shape
-    A = processed_memory.shape[2]
-    (attention_ih, attention_hh, *attention_biases), attention, (decoder_ih, decoder_hh, *decoder_biases) = weights
-    n_a, n_d = attention_hh.shape[1], decoder_hh.shape[1]
-    filters, _, taps = attention.location_conv.shape
-    if taps % 2 == 0:
-        raise FastglowError(f"location_conv has {taps} taps: use an odd number, which keeps the length")
+    A = len(weights.attention.query)
     expected = {
         "decoder_inputs": (decoder_inputs, (len(decoder_inputs), B, decoder_inputs.shape[2])),
         "processed_memory": (processed_memory, (B, T_in, A)),
         "memory_lengths": (memory_lengths, (B,)),
-        "attention_rnn.weight_ih": (attention_ih, (4 * n_a, decoder_inputs.shape[2] + D)),
-        "attention_rnn.weight_hh": (attention_hh, (4 * n_a, n_a)),
-        "attention_rnn.bias_ih": (attention_biases[0], (4 * n_a,)),
-        "attention_rnn.bias_hh": (attention_biases[1], (4 * n_a,)),
-        "attention.query": (attention.query, (A, n_a)),
-        "attention.location_conv": (attention.location_conv, (filters, 2, taps)),
-        "attention.location_dense": (attention.location_dense, (A, filters)),
-        "attention.v": (attention.v, (1, A)),
-        "decoder_rnn.weight_ih": (decoder_ih, (4 * n_d, n_a + D)),
-        "decoder_rnn.weight_hh": (decoder_hh, (4 * n_d, n_d)),
-        "decoder_rnn.bias_ih": (decoder_biases[0], (4 * n_d,)),
-        "decoder_rnn.bias_hh": (decoder_biases[1], (4 * n_d,)),
+        **recurrent_shapes(weights, decoder_inputs.shape[2], D),
     }
     for name, (x, shape) in expected.items():
         if x.shape != shape:
