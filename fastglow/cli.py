@@ -74,6 +74,9 @@ def synth(caught, text, input_file, output, list_voices, plot, as_json, quiet, s
     if list_voices:
         _print_voices()
         return
+    from fastglow.threads import wait_asleep
+
+    wait_asleep()  # before torch is loaded
     from fastglow.audio.io import check_format
     from fastglow.plotting import require_matplotlib
 

@@ -1,7 +1,8 @@
 """Which implementation of an operation runs: its Triton kernels or its PyTorch reference.
 
 By default the kernels serve CUDA tensors and the references everything else. ``FASTGLOW_BACKEND=triton|reference``,
-or `use_backend` in code, forces one. This is the only file of the library that reads the environment.
+or `use_backend` in code, forces one. With fastglow/threads.py this is the only file of the library that looks at the
+environment.
 """
 
 import logging

@@ -1,6 +1,10 @@
 """Tacotron 2 and WaveGlow, assembled from fastglow.modules."""
 
-from .tacotron2 import Tacotron2, Tacotron2Config
-from .waveglow import WaveGlow, WaveGlowConfig
+from fastglow.threads import wait_asleep
+
+wait_asleep()  # before torch is loaded
+
+from .tacotron2 import Tacotron2, Tacotron2Config  # noqa: E402
+from .waveglow import WaveGlow, WaveGlowConfig  # noqa: E402
 
 __all__ = ["Tacotron2", "Tacotron2Config", "WaveGlow", "WaveGlowConfig"]
