@@ -10,6 +10,7 @@ from pathlib import Path
 from fastglow.errors import FastglowError
 from fastglow.text.arpabet import split_arpabet
 from fastglow.text.symbol_set import ARPABET
+from fastglow.text_files import decode_text
 
 Pronounce = Callable[[str], str | None]
 """From a word in lower case to its ARPAbet phones separated by spaces, or None to leave its letters."""
@@ -77,8 +78,8 @@ def _read(path: Path) -> dict[str, str]:
     except (OSError, EOFError, zlib.error) as error:
         raise FastglowError(f"cannot read the lexicon {path}: {getattr(error, 'strerror', None) or error}") from error
     pronunciations: dict[str, str] = {}
-    # CMUdict 0.7b is Latin-1; the few words that are damaged here are not ASCII, and only ASCII is looked up.
-    for number, line in enumerate(data.decode("utf-8-sig", errors="replace").split("\n"), 1):
+    text = decode_text(data, f"the lexicon {path}", warn=False)  # CMUdict 0.7b is Latin-1
+    for number, line in enumerate(text.split("\n"), 1):
         if line.startswith(";;;"):
             continue
         word, *phones = line.partition("#")[0].split() or [""]
