@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import os
 import sys
 import warnings
 from contextlib import contextmanager
@@ -12,8 +11,12 @@ from pathlib import Path
 import click
 
 from fastglow._version import __version__
+from fastglow.audio.formats import FORMATS
 from fastglow.errors import FastglowError
 from fastglow.files import replacing
+from fastglow.outputs import check_output, draws_progress, is_standard_output, write_speech
+from fastglow.outputs import check_writable as _check_writable
+from fastglow.text_files import decode_argument, decode_text, read_text
 from fastglow.voices import DEFAULT_VOICE, VOCODERS, Voice, list_voices
 
 # Commands whose modules are slow to import, and only loaded when called for.
@@ -41,8 +44,13 @@ def cli():
 
 @cli.command()
 @click.argument("text", nargs=-1)
-@click.option("-i", "--input", "input_file", type=click.Path(), help="Read the text from a file; - is standard input.")
-@click.option("-o", "--output", type=click.Path(), help="WAV or FLAC file to write; - is WAV to standard output.")
+@click.option("-i", "--input", "input_files", type=click.Path(), multiple=True,
+              help="Read the text from a file; - is standard input (repeatable: one after the other). UTF-8, UTF-16 or "
+                   "UTF-32 with a byte order mark, or Windows-1252.")  # fmt: skip
+@click.option("-o", "--output", type=click.Path(),
+              help="File to write, of a format that its suffix names; - is standard output.")  # fmt: skip
+@click.option("--format", type=click.Choice(list(FORMATS), case_sensitive=False),
+              help="Of the audio. Default: --output's suffix; wav for standard output. Opus is at 24 kHz.")  # fmt: skip
 @click.option("-v", "--voice", help=f"Bundled voice, or a voice's folder. Default: {DEFAULT_VOICE}.")
 @click.option("--list-voices", is_flag=True, help="List the bundled voices and exit.")
 @click.option(
@@ -69,7 +77,9 @@ def cli():
 @click.option("--json", "as_json", is_flag=True, help="Report as one JSON object, on standard output if it is free.")
 @click.option("-q", "--quiet", is_flag=True, help="No report and no progress bar; warnings are still printed.")
 @click.pass_obj
-def synth(caught, text, input_file, output, list_voices, plot, as_json, quiet, seed, sentence_silence, **options):
+def synth(
+    caught, text, input_files, output, format, list_voices, plot, as_json, quiet, seed, sentence_silence, **options
+):
     """Speak TEXT, or --input, or standard input."""
     if list_voices:
         _print_voices()
@@ -77,32 +87,28 @@ def synth(caught, text, input_file, output, list_voices, plot, as_json, quiet, s
     from fastglow.threads import wait_asleep
 
     wait_asleep()  # before torch is loaded
-    from fastglow.audio.io import check_format
     from fastglow.plotting import require_matplotlib
 
-    text = _read_text(text, input_file)
+    text = _read_text(text, input_files)
     if output is None:
         raise FastglowError("no output given: pass -o FILE.wav, or -o - for standard output")
-    if output == "-" and sys.stdout is None:
-        raise FastglowError("standard output is closed: pass -o FILE.wav")
-    for path in (output, plot):
-        _check_writable(path)
-    if output != "-":
-        check_format(output)
+    format = check_output(output, format)
     if plot:
+        _check_writable(plot)
         require_matplotlib()
     if not text.strip():
         raise FastglowError("the text is empty: pass some words, -i FILE, or text on standard input")
 
     synthesizer = _build_synthesizer(**options)
-    speech = synthesizer.synthesize(text, seed, sentence_silence=sentence_silence, progress=not quiet)
+    speech = synthesizer.synthesize(text, seed, sentence_silence=sentence_silence, progress=draws_progress(quiet))
     if not speech.sentences:
         raise FastglowError(f"there is nothing to speak in {text.strip()[:60]!r}: pass some words")
     with _plotted(speech, plot):
-        _write_speech(speech, output)
+        write_speech(speech, output, format)
     report = _report(speech, output, synthesizer, caught)
+    report["sample_rate"] = FORMATS[format].rate_for(speech.sample_rate)
     if as_json:
-        click.echo(json.dumps(report, ensure_ascii=False), err=output == "-")
+        click.echo(json.dumps(report, ensure_ascii=False), err=is_standard_output(output))
     elif not quiet:
         click.echo(
             "{output}: {audio_seconds:.2f} s of audio in {compute_seconds:.2f} s, {times_real_time:.1f} x real time "
@@ -168,34 +174,24 @@ def _print_voices() -> None:
         click.echo(f"{name}\t{voice.language}\t{voice.description}")
 
 
-def _read_text(arguments: tuple[str, ...], input_file: str | None) -> str:
-    if arguments and input_file:
-        raise FastglowError(f"text given both as an argument and as --input {input_file}: pass one of them")
+def _read_text(arguments: tuple[str, ...], input_files: tuple[str, ...]) -> str:
+    if arguments and input_files:
+        raise FastglowError(f"text given both as an argument and as --input {input_files[0]}: pass one of them")
     if arguments:
-        return " ".join(arguments)
+        return decode_argument(" ".join(arguments))
+    if input_files.count("-") > 1:
+        raise FastglowError("--input - is given more than once: standard input can be read once")
+    # A blank line ends a sentence.
+    return "\n\n".join(_read_standard_input() if path == "-" else read_text(path) for path in input_files or ("-",))
+
+
+def _read_standard_input() -> str:
+    if sys.stdin is None or sys.stdin.isatty():
+        raise FastglowError("no text given: pass it as an argument, with -i FILE, or on standard input")
     try:
-        if input_file and input_file != "-":
-            data = Path(input_file).read_bytes()
-        elif sys.stdin is None or sys.stdin.isatty():
-            raise FastglowError("no text given: pass it as an argument, with -i FILE, or on standard input")
-        else:
-            data = sys.stdin.buffer.read()
+        return decode_text(sys.stdin.buffer.read(), "standard input")
     except OSError as error:
-        raise FastglowError(f"cannot read {input_file or 'standard input'}: {error.strerror}") from error
-    return data.decode("utf-8-sig", errors="replace")
-
-
-def _check_writable(path: str | None) -> None:
-    """Raises before the work is done what would be raised after it."""
-    if path is None or path == "-":
-        return
-    folder = Path(path).parent
-    if not folder.is_dir():
-        raise FastglowError(f"cannot write {path}: there is no folder {folder}")
-    if Path(path).is_dir():
-        raise FastglowError(f"cannot write {path}: it is a folder")
-    if not os.access(folder, os.W_OK):
-        raise FastglowError(f"cannot write {path}: no permission in {folder}")
+        raise FastglowError(f"cannot read standard input: {error.strerror}") from error
 
 
 def _build_synthesizer(voice, tacotron2, waveglow, vocoder, cleaners, lexicons, sigma, denoise, device, dtype):
@@ -235,21 +231,6 @@ def _plotted(speech, path):
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)
         yield
-
-
-def _write_speech(speech, output) -> None:
-    from fastglow.audio import write_audio
-
-    if output != "-":
-        write_audio(output, speech.audio, speech.sample_rate)
-        return
-    try:
-        write_audio(sys.stdout.buffer, speech.audio, speech.sample_rate)
-        sys.stdout.buffer.flush()
-    except OSError as error:
-        # What is left in the buffer must not be tried again, and complained of, when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise FastglowError(f"cannot write to standard output: {error.strerror}") from error
 
 
 def _report(speech, output, synthesizer, caught) -> dict:

@@ -24,7 +24,7 @@ SOURCES = {
     "fastglow.train": ROOT / "train",
 }
 SOURCE_FILES = [path for folder in SOURCES.values() for path in sorted(folder.rglob("*.py"))]
-# The only files of the library that may look at environment variables: one picks a backend, one settles how threads wait.
+# The only files of the library that may look at environment variables: for the backend, and for how threads wait.
 READ_ENVIRONMENT = {ROOT / "kernels" / "backend.py", ROOT / "fastglow" / "threads.py"}
 THIRD_PARTY = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
 

@@ -12,6 +12,7 @@ import click
 
 from fastglow.audio import MelConfig
 from fastglow.models import Tacotron2Config, WaveGlowConfig
+from fastglow.outputs import draws_progress
 
 from .config import Tacotron2TrainConfig, WaveGlowTrainConfig
 
@@ -127,7 +128,7 @@ def prepare(
         trim_db=trim_db,
         on_bad=on_bad,
         workers=workers,
-        progress=not quiet,
+        progress=draws_progress(quiet),
     )
     for name, reason in report.rejected:
         click.echo(f"left out {name}: {reason}", err=True)
@@ -181,7 +182,7 @@ def _train(model_name: str, config, model_config, quiet: bool) -> None:
     from .loop import train as run
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    click.echo(f"saved {run(model_name, config, model_config, progress=not quiet)}")
+    click.echo(f"saved {run(model_name, config, model_config, progress=draws_progress(quiet))}")
 
 
 @train.command()

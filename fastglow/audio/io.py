@@ -13,8 +13,10 @@ import soxr
 from fastglow.errors import FastglowError
 from fastglow.files import replacing
 
-# What write_audio writes: suffix without its dot -> libsndfile's name.
-_WRITABLE = {"wav": "WAV", "flac": "FLAC"}
+from .formats import FORMATS
+
+# libsndfile's Vorbis encoder keeps on the stack what it is given at once, and overflows it with long audio.
+_BLOCK = 1 << 14
 
 
 def read_audio(path, sampling_rate: int | None = None) -> tuple[np.ndarray, int]:
@@ -61,12 +63,14 @@ def read_audio(path, sampling_rate: int | None = None) -> tuple[np.ndarray, int]
 
 
 def write_audio(target, audio, sampling_rate: int, format: str | None = None) -> int:
-    """Writes mono audio as 16-bit PCM and returns how many samples had to be clipped.
+    """Writes mono audio and returns how many samples had to be clipped.
 
     `target` is a path or a binary stream with a `write` method, which need not be seekable (a pipe). `audio`
     is a floating-point NumPy array or torch tensor [N] on any device, in [-1, 1]; samples are rounded to
     the nearest step, and those outside are clipped to the loudest value, never wrapped around, with a
-    warning. `format` is "wav" or "flac"; by default it is the path's suffix, and "wav" for a stream.
+    warning. `format` is "wav" or "flac" (16-bit PCM), "mp3", "ogg" (Vorbis) or "opus"; by default it is the
+    path's suffix in capitals or not, and "wav" for a stream. A rate that MP3 or Opus lacks is resampled to the next
+    one that it has: Opus writes 22,050 Hz as 24,000.
 
     A file is written under a temporary name in the same folder and then renamed, so it appears complete or
     not at all; devices and named pipes are written to directly. Raises FastglowError for audio that is not
@@ -79,7 +83,7 @@ def write_audio(target, audio, sampling_rate: int, format: str | None = None) ->
     else:
         format = check_format(target, format)
     pcm, n_clipped = _to_pcm16(audio)
-    data = _encode(pcm, sampling_rate, _WRITABLE[format])
+    data = _encode(pcm, sampling_rate, format)
     if is_stream:
         _write_all(target, data)
     else:
@@ -94,12 +98,22 @@ def write_audio(target, audio, sampling_rate: int, format: str | None = None) ->
 
 
 def check_format(path, format: str | None = None) -> str:
-    """The format that `write_audio` would use, "wav" or "flac"; raises FastglowError if it knows none."""
+    """The name of the format that `write_audio` would use.
+
+    Raises:
+        FastglowError: there is no such format, or the libsndfile of this machine cannot write it.
+    """
     format = (Path(path).suffix.removeprefix(".") if format is None else format).lower()
-    if format not in _WRITABLE:
-        name = f"{path}: " if path else ""
-        known = ", ".join("." + suffix for suffix in _WRITABLE)
+    name = f"{path}: " if path else ""
+    if format not in FORMATS:
+        known = ", ".join("." + suffix for suffix in FORMATS)
         raise FastglowError(f"{name}cannot write audio as {format!r}: supported are {known}")
+    container, subtype = FORMATS[format].container, FORMATS[format].subtype
+    if container not in soundfile.available_formats() or subtype not in soundfile.available_subtypes(container):
+        raise FastglowError(
+            f"{name}libsndfile {soundfile.__libsndfile_version__} cannot write {format!r}: install a newer soundfile, "
+            "or use .wav or .flac"
+        )
     return format
 
 
@@ -125,13 +139,20 @@ def _to_pcm16(audio) -> tuple[np.ndarray, int]:
     return np.clip(steps, -32768, 32767).astype(np.int16), n_clipped
 
 
-def _encode(pcm: np.ndarray, sampling_rate: int, format: str) -> bytes:
+def _encode(pcm: np.ndarray, sampling_rate: int, name: str) -> bytes:
+    format = FORMATS[name]
+    rate = format.rate_for(sampling_rate)
+    audio = pcm
+    if rate != sampling_rate and sampling_rate > 0:
+        audio = soxr.resample(pcm / np.float32(32768), sampling_rate, rate).clip(-1, 1)
     # In memory, because libsndfile must seek back to complete the header.
     buffer = io.BytesIO()
     try:
-        soundfile.write(buffer, pcm, sampling_rate, format=format, subtype="PCM_16")
+        with soundfile.SoundFile(buffer, "w", rate, 1, format.subtype, format=format.container) as file:
+            for start in range(0, len(audio), _BLOCK):
+                file.write(audio[start : start + _BLOCK])
     except soundfile.LibsndfileError as error:
-        raise FastglowError(f"cannot write {format} at {sampling_rate} Hz: {error.error_string}") from error
+        raise FastglowError(f"cannot write {name} at {rate} Hz: {error.error_string}") from error
     return buffer.getvalue()
 
 

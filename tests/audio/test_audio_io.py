@@ -196,12 +196,74 @@ def test_bad_audio_leaves_no_file(tmp_path, audio, message):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("name", ["a.mp3", "a", "a.wav.txt"])
+@pytest.mark.parametrize("name", ["a.aac", "a", "a.wav.txt"])
 def test_unknown_suffixes_are_named(tmp_path, name):
     with pytest.raises(FastglowError, match=rf"{name}: cannot write .* supported are \.wav, \.flac"):
         write_audio(tmp_path / name, np.zeros(5), 22050)
-    with pytest.raises(FastglowError, match="cannot write audio as 'mp3'"):
-        write_audio(io.BytesIO(), np.zeros(5), 22050, format="mp3")
+    with pytest.raises(FastglowError, match="cannot write audio as 'aac'"):
+        write_audio(io.BytesIO(), np.zeros(5), 22050, format="aac")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "suffix, container, subtype", [("mp3", "MP3", "MPEG_LAYER_III"), ("ogg", "OGG", "VORBIS"), ("OPUS", "OGG", "OPUS")]
+)
+@pytest.mark.parametrize("rate", [8000, 16000, 22050, 48000])
+def test_compressed_formats_keep_the_sound(tmp_path, suffix, container, subtype, rate):
+    path = tmp_path / f"a.{suffix}"
+    assert write_audio(path, sine(440, rate, 2.0, 0.5), rate) == 0
+    info = soundfile.info(path)
+    assert (info.format, info.subtype, info.channels) == (container, subtype, 1)
+    back, back_rate = soundfile.read(path)
+    if subtype != "OPUS":  # decoders of Opus may always give 48 kHz
+        assert back_rate == rate
+    assert len(back) / back_rate == pytest.approx(2.0, abs=0.1)
+    middle = back[len(back) // 4 : 3 * len(back) // 4]
+    spectrum = np.abs(np.fft.rfft(middle * np.hanning(len(middle))))
+    assert np.argmax(spectrum) * back_rate / len(middle) == pytest.approx(440, abs=2)
+    assert np.sqrt((middle**2).mean()) == pytest.approx(0.5 / np.sqrt(2), rel=0.03)
+
+
+@pytest.mark.parametrize("suffix, rate, written", [("opus", 22050, 24000), ("opus", 8000, 8000), ("opus", 96000, 48000),
+                                                   ("mp3", 20000, 22050), ("mp3", 50000, 48000)])  # fmt: skip
+def test_rates_that_a_format_lacks_are_resampled_to_the_next(tmp_path, suffix, rate, written):
+    path = tmp_path / f"a.{suffix}"
+    write_audio(path, sine(440, rate, 1.0, 0.5), rate)
+    data = path.read_bytes()
+    if suffix == "opus":  # the rate of what was encoded stands in its header
+        header = data.index(b"OpusHead")
+        assert int.from_bytes(data[header + 12 : header + 16], "little") == written
+    else:
+        assert soundfile.info(path).samplerate == written
+    assert soundfile.info(path).duration == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize("format", ["ogg", "opus", "mp3", "flac"])
+def test_ten_minutes_do_not_overflow_an_encoder(format):
+    """In a process of its own, which an overflow of the stack would kill."""
+    code = f"""
+import io, numpy, soundfile
+from fastglow.audio import write_audio
+stream = io.BytesIO()
+audio = numpy.random.default_rng(0).uniform(-0.1, 0.1, 600 * 8000).astype("f4")
+write_audio(stream, audio, 8000, {format!r})
+stream.seek(0)
+print(soundfile.info(stream).duration)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == pytest.approx(600, abs=0.2)
+
+
+@pytest.mark.parametrize("suffix, missing", [("mp3", "MP3"), ("opus", "OPUS"), ("ogg", "VORBIS")])
+def test_what_libsndfile_cannot_write_is_said(tmp_path, monkeypatch, suffix, missing):
+    formats, subtypes = soundfile.available_formats(), soundfile.available_subtypes
+    monkeypatch.setattr(soundfile, "available_formats", lambda: {k: v for k, v in formats.items() if k != missing})
+    monkeypatch.setattr(
+        soundfile, "available_subtypes", lambda name: {k: v for k, v in subtypes(name).items() if k != missing}
+    )
+    with pytest.raises(FastglowError, match=rf"a.{suffix}: libsndfile .* cannot write '{suffix}': .* use .wav"):
+        write_audio(tmp_path / f"a.{suffix}", np.zeros(5), 22050)
     assert os.listdir(tmp_path) == []
 
 
@@ -259,6 +321,15 @@ def test_writes_to_a_stream_that_cannot_seek(format, name):
     assert soundfile.info(io.BytesIO(pipe.data)).format == name
     back, rate = soundfile.read(io.BytesIO(pipe.data), dtype="float32")
     assert rate == 22050 and np.abs(back - audio).max() <= STEP / 2
+
+
+@pytest.mark.parametrize("format, name", [("mp3", "MP3"), ("OGG", "OGG"), ("opus", "OGG")])
+def test_writes_compressed_audio_to_a_stream_that_cannot_seek(format, name):
+    pipe = Pipe()
+    write_audio(pipe, sine(440, 24000), 24000, format=format)
+    info = soundfile.info(io.BytesIO(pipe.data))
+    assert info.format == name
+    assert info.duration == pytest.approx(0.5, abs=0.1)
 
 
 def test_writes_into_a_named_pipe_without_replacing_it(tmp_path):
