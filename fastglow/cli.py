@@ -70,6 +70,8 @@ def cli():
 @click.option("--device", help="Such as cpu or cuda:0. Default: the GPU if there is one.")
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True,
               help="Type of the weights.")  # fmt: skip
+@click.option("--normalize/--no-normalize", default=None, help="Bring speech to one loudness. Default: yes.")
+@click.option("--volume", type=float, help="Factor on the loudness; loud peaks are lowered, not clipped. Default: 1.")
 @click.option("--sentence-silence", default=0.2, show_default=True, help="Seconds of silence between sentences.")
 @click.option(
     "--plot", type=click.Path(), help="Save alignment and mel of the first 10 sentences as PNG (needs matplotlib)."
@@ -78,8 +80,9 @@ def cli():
 @click.option("-q", "--quiet", is_flag=True, help="No report and no progress bar; warnings are still printed.")
 @click.pass_obj
 def synth(
-    caught, text, input_files, output, format, list_voices, plot, as_json, quiet, seed, sentence_silence, **options
-):
+    caught, text, input_files, output, format, list_voices, plot, as_json, quiet, seed, sentence_silence, normalize,
+    volume, **options,
+):  # fmt: skip
     """Speak TEXT, or --input, or standard input."""
     if list_voices:
         _print_voices()
@@ -100,7 +103,11 @@ def synth(
         raise FastglowError("the text is empty: pass some words, -i FILE, or text on standard input")
 
     synthesizer = _build_synthesizer(**options)
-    speech = synthesizer.synthesize(text, seed, sentence_silence=sentence_silence, progress=draws_progress(quiet))
+    loudness = {"normalize": normalize, "volume": volume}
+    loudness = {name: value for name, value in loudness.items() if value is not None}
+    speech = synthesizer.synthesize(
+        text, seed, sentence_silence=sentence_silence, progress=draws_progress(quiet), **loudness
+    )
     if not speech.sentences:
         raise FastglowError(f"there is nothing to speak in {text.strip()[:60]!r}: pass some words")
     with _plotted(speech, plot):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import soundfile
 
+from fastglow import FastglowError, Synthesizer
 from fastglow.cli import main
 from fastglow.outputs import draws_progress
 
@@ -188,3 +189,32 @@ def test_a_file_of_errors_holds_no_progress_bar(synth, tmp_path, text):
     code, _, error = synth(text, "-o", tmp_path / "x.wav")
     assert code == 0
     assert "\r" not in error and "sentence/s" not in error
+
+
+@pytest.mark.parametrize(
+    "options, given",
+    [
+        ([], {}),
+        (["--no-normalize"], {"normalize": False}),
+        (["--normalize", "--volume", "0.5"], {"normalize": True, "volume": 0.5}),
+        (["--volume", "0"], {"volume": 0.0}),
+        (["--volume", "-3", "--no-normalize"], {"normalize": False, "volume": -3.0}),
+    ],
+)
+def test_loudness_is_the_librarys_but_for_what_is_given(synth, tmp_path, monkeypatch, options, given):
+    seen = []
+
+    def synthesize(self, text, seed, *, sentence_silence, progress, **loudness):
+        seen.append(loudness)
+        raise FastglowError("seen")
+
+    monkeypatch.setattr(Synthesizer, "synthesize", synthesize)
+    code, _, error = synth("Hello.", "-o", tmp_path / "x.wav", *options)
+    assert (code, error) == (2, "fastglow: seen\n")
+    assert seen == [given]
+
+
+def test_volume_that_is_no_number(synth, tmp_path):
+    for volume in ("loud", "", "50%"):
+        code, _, error = synth("Hello.", "-o", tmp_path / "x.wav", "--volume", volume)
+        assert code == 2 and "--volume" in error
