@@ -264,7 +264,7 @@ def _report(speech, output, synthesizer, caught) -> dict:
         "device": str(synthesizer.device),
         "sentences": [
             {"text": s.text, "mel_frames": s.mel.shape[1], "audio_seconds": len(s.audio) / speech.sample_rate,
-             "stopped": s.stopped}
+             "stopped": s.stopped, "attempts": s.attempts, "cut": s.cut}
             for s in speech.sentences
         ],
         "warnings": caught,

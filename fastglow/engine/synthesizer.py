@@ -1,20 +1,21 @@
 """The whole way from text to audio."""
 
-import secrets
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from fastglow.audio import MelConfig
+from fastglow.audio.fade import fade
+from fastglow.audio.loudness import check_volume, set_level
 from fastglow.checkpoint import load_checkpoint
 from fastglow.devices import pick_device
 from fastglow.errors import FastglowError
@@ -23,79 +24,34 @@ from fastglow.models.tacotron2 import DecoderStepLimitWarning
 from fastglow.text import Lexicon, split_sentences
 from fastglow.voices import VOCODERS, Voice
 
+from .attempts import Task, Utterance, utter
 from .frontend import Frontend
+from .reading import Fault
+from .seeds import random_seed, sentence_seed
+from .speech import Sentence, Speech, silence_of
 from .vocoders import GriffinLimVocoder, Vocoder, WaveGlowVocoder
 
 DEFAULT_SIGMA = 0.6
 # Texts decoded together by synthesize_batch: enough to share the reading of the weights.
 BATCH_SIZE = 8
+# Seconds: where sentences join, and where speech that ran on was cut.
+JOIN_FADE, CUT_FADE = 0.005, 0.03
 
 
 class SilentTextWarning(UserWarning):
     """A text, or a sentence of it, gave no audio."""
 
 
-@dataclass
-class Sentence:
-    """One sentence's synthesis.
-
-    Attributes:
-        text: as split from the input, before cleaning.
-        mel: log-mel, float32 [n_mel_channels, frames].
-        alignment: attention weights, float32 [decoder steps, symbols].
-        audio: float32 [samples].
-        stopped: whether the stop gate fired; if not, the speech was cut at max_decoder_steps.
-    """
-
-    text: str
-    mel: np.ndarray
-    alignment: np.ndarray
-    audio: np.ndarray
-    stopped: bool
+class FaultySpeechWarning(UserWarning):
+    """Every attempt at a sentence went wrong; the best of them is what there is."""
 
 
-@dataclass
-class Speech:
-    """A text's synthesis.
-
-    Attributes:
-        sentences: one by one.
-        sample_rate: Hz.
-        seed: what to pass to get the same again.
-        sentence_silence: seconds between the sentences.
-        timings: seconds spent: 'acoustic' (text to mel), 'vocoder' (mel to audio), 'total'.
-    """
-
-    sentences: list[Sentence]
-    sample_rate: int
-    seed: int
-    sentence_silence: float
-    n_mel_channels: int
-    timings: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def audio(self) -> np.ndarray:
-        """float32 [N]: the sentences with silence between them; empty if there was nothing to speak."""
-        silence = silence_of(self.sentence_silence, self.sample_rate)
-        parts = [part for sentence in self.sentences for part in (silence, sentence.audio)]
-        return np.concatenate(parts[1:]) if parts else np.zeros(0, np.float32)
-
-    @property
-    def mel(self) -> np.ndarray:
-        """float32 [n_mel_channels, frames]: the sentences' mels one after the other."""
-        if not self.sentences:
-            return np.zeros((self.n_mel_channels, 0), np.float32)
-        return np.concatenate([sentence.mel for sentence in self.sentences], axis=1)
-
-    @property
-    def alignment(self) -> np.ndarray:
-        """float32 [decoder steps, symbols]: the sentences' alignments as blocks along the diagonal."""
-        blocks = [torch.from_numpy(sentence.alignment) for sentence in self.sentences]
-        return torch.block_diag(*blocks).numpy() if blocks else np.zeros((0, 0), np.float32)
-
-    @property
-    def seconds(self) -> float:
-        return len(self.audio) / self.sample_rate
+_WHAT_IS_WRONG = {
+    Fault.RUNS_ON: "goes on past its end",
+    Fault.REPEATS: "says a part of the text again",
+    Fault.SKIPS: "leaves out a part of the text",
+    Fault.BREAKS_OFF: "breaks off before the end of the text",
+}
 
 
 class Synthesizer:
@@ -181,34 +137,61 @@ class Synthesizer:
         seed: int | None = None,
         *,
         sentence_silence: float = 0.2,
+        normalize: bool = True,
+        volume: float = 1.0,
         progress: bool = False,
     ) -> Speech:
         """Speaks a text of any length, sentence by sentence.
+
+        A sentence whose speech goes wrong (runs on, repeats, leaves out or breaks off, as its attention and the stop
+        gate tell) is tried again with seeds derived from this one; `Sentence` says what came of it. Where sentences
+        join, their audio fades in and out within 5 ms.
 
         Args:
             text: anything; what cannot be spoken is left out with a warning.
             seed: same seed, same audio; None: a random one, found in the result.
             sentence_silence: seconds between sentences.
+            normalize: bring every sentence to one loudness, -18 dBFS: see `fastglow.audio.loudness.set_level`.
+            volume: factor on top; where a sentence's peak would pass full scale, it is scaled to peak there.
             progress: show a progress bar on standard error if there is more than one sentence.
 
         Raises:
-            FastglowError: negative or not finite sentence_silence, seed out of range.
+            FastglowError: negative or not finite sentence_silence or volume, seed out of range.
+
+        Warns:
+            SilentTextWarning: nothing to speak, or the model had nothing to say.
+            FaultySpeechWarning: a sentence went wrong in every attempt; said is what is left wrong with it.
+            DecoderStepLimitWarning: the speech of a sentence ran into max_decoder_steps, and may lack its end.
         """
         seed = random_seed() if seed is None else seed
         speech = self._new_speech(seed, sentence_silence)
-        speech.sentences.extend(self.sentences(text, seed, timings=speech.timings, progress=progress))
+        sentences = self.sentences(
+            text, seed, normalize=normalize, volume=volume, timings=speech.timings, progress=progress
+        )
+        speech.sentences.extend(sentences)
         return speech
 
     def synthesize_batch(
-        self, texts: Sequence[str], seed: int | None = None, *, sentence_silence: float = 0.2
+        self,
+        texts: Sequence[str],
+        seed: int | None = None,
+        *,
+        sentence_silence: float = 0.2,
+        normalize: bool = True,
+        volume: float = 1.0,
     ) -> list[Speech]:
         """Speaks several texts, their sentences decoded together.
 
-        Each gets what `synthesize` gives it with this seed, but for the rounding of larger matrix products
-        (1e-4 of full scale in float32). The results come in the order of the texts; their timings are those of
-        the whole batch.
+        For each the computation is that of `synthesize` with this seed, further attempts included, and in float64
+        so is the result. In float32 larger matrix products are rounded otherwise, and the decoder feeds its rounding
+        back to itself: the audio is as good, but samples may differ (by less than 0.001 of full scale mostly, by
+        0.03 at times), and a sentence may even take a step more or less. Where the same bits are asked for, call
+        `synthesize` for each text.
+
+        The results come in the order of the texts; their timings are those of the whole batch.
         """
         seed = random_seed() if seed is None else seed
+        check_volume(volume)
         jobs = [(i, job) for i, text in enumerate(texts) for job in self._jobs(text, seed)]
         speeches = [self._new_speech(seed, sentence_silence) for _ in texts]
         # Alike lengths together: a batch takes as many steps as its longest item.
@@ -217,7 +200,8 @@ class Synthesizer:
         timings: dict[str, float] = {}
         for start in range(0, len(jobs), BATCH_SIZE):
             members = by_length[start : start + BATCH_SIZE]
-            done.update(zip(members, self._run([jobs[j][1] for j in members], timings), strict=True))
+            sentences = self._run([jobs[j][1] for j in members], normalize, volume, timings)
+            done.update(zip(members, sentences, strict=True))
         for j, (i, _) in enumerate(jobs):
             if len(done[j].audio):
                 speeches[i].sentences.append(done[j])
@@ -225,24 +209,40 @@ class Synthesizer:
             speech.timings.update(timings)
         return speeches
 
-    def stream(self, text: str, seed: int | None = None, *, sentence_silence: float = 0.2) -> Iterator[np.ndarray]:
+    def stream(
+        self,
+        text: str,
+        seed: int | None = None,
+        *,
+        sentence_silence: float = 0.2,
+        normalize: bool = True,
+        volume: float = 1.0,
+    ) -> Iterator[np.ndarray]:
         """Speaks a text and hands out float32 audio [n] as soon as a sentence is done.
 
         The chunks joined are the audio that `synthesize` gives with the same arguments.
         """
         seed = random_seed() if seed is None else seed
         silence = silence_of(sentence_silence, self.audio.sampling_rate)
-        for i, sentence in enumerate(self.sentences(text, seed)):
+        for i, sentence in enumerate(self.sentences(text, seed, normalize=normalize, volume=volume)):
             yield np.concatenate((silence, sentence.audio)) if i else sentence.audio
 
     def sentences(
-        self, text: str, seed: int, *, timings: dict[str, float] | None = None, progress: bool = False
+        self,
+        text: str,
+        seed: int,
+        *,
+        normalize: bool = True,
+        volume: float = 1.0,
+        timings: dict[str, float] | None = None,
+        progress: bool = False,
     ) -> Iterator[Sentence]:
         """Speaks a text sentence by sentence; adds the seconds it takes to `timings`, if given."""
+        check_volume(volume)
         timings = {} if timings is None else timings
         jobs = self._jobs(text, seed)
         for job in tqdm(jobs, unit="sentence", leave=False, disable=not progress or len(jobs) < 2):
-            (sentence,) = self._run([job], timings)
+            (sentence,) = self._run([job], normalize, volume, timings)
             if len(sentence.audio):
                 yield sentence
 
@@ -251,49 +251,33 @@ class Synthesizer:
         for sentence in split_sentences(text):
             symbols = self.frontend(sentence)
             if symbols:
-                jobs.append(_Job(sentence, symbols, sentence_seed(seed, len(jobs))))
+                seed_here = sentence_seed(seed, len(jobs))
+                jobs.append(_Job(symbols, self.frontend.n_sounding(symbols), seed_here, sentence))
         if not jobs:
             warnings.warn(f"nothing to speak in {_shorten(text)!r}", SilentTextWarning, stacklevel=3)
+        for before, after in pairwise(jobs):
+            before.is_followed = after.follows = True
         return jobs
 
-    def _run(self, jobs: list["_Job"], timings: dict[str, float]) -> list[Sentence]:
+    def _run(self, jobs: list["_Job"], normalize: bool, volume: float, timings: dict[str, float]) -> list[Sentence]:
         started = time.perf_counter()
-        lengths = torch.tensor([len(job.symbols) for job in jobs])
-        text = torch.zeros(len(jobs), int(lengths.max()), dtype=torch.int64)
-        for i, job in enumerate(jobs):
-            text[i, : len(job.symbols)] = torch.tensor(job.symbols)
-        with warnings.catch_warnings():
-            # It counts items, where a reader of warnings knows sentences: told again below.
-            warnings.simplefilter("ignore", DecoderStepLimitWarning)
-            mels, mel_lengths, alignments = self.tacotron2.infer(
-                text.to(self.device), lengths.to(self.device), seed=[job.seed for job in jobs]
-            )
-        mel_lengths = mel_lengths.tolist()
+        utterances = utter(self.tacotron2, jobs, self.audio.hop_length / self.audio.sampling_rate)
         acoustic_done = time.perf_counter()
-        config = self.tacotron2.config
         sentences = []
-        for i, (job, n_frames) in enumerate(zip(jobs, mel_lengths, strict=True)):
-            if n_frames == 0:
-                warnings.warn(
-                    f"the model had nothing to say to {_shorten(job.text)!r}", SilentTextWarning, stacklevel=4
-                )
-            steps = n_frames // config.n_frames_per_step
-            if steps == config.max_decoder_steps:
-                warnings.warn(
-                    f"the stop gate did not fire within max_decoder_steps {steps} and cut the speech of "
-                    f"{_shorten(job.text)!r}: end it with punctuation, or split it",
-                    DecoderStepLimitWarning,
-                    stacklevel=4,
-                )
-            mel = mels[i, :, :n_frames]
-            audio = self.vocoder(mel, job.seed) if n_frames else mel.new_zeros(0)
+        for job, said in zip(jobs, utterances, strict=True):
+            self._warn_of_faults(job, said)
+            mel = said.mel
+            audio = self.vocoder(mel, job.seed) if mel.shape[1] else mel.new_zeros(0)
+            audio = self._finished(audio.float().cpu().numpy(), job, said.cut, normalize, volume)
             sentences.append(
                 Sentence(
                     job.text,
-                    _to_numpy(mel),
-                    _to_numpy(alignments[i, :steps, : len(job.symbols)]),
-                    _to_numpy(audio),
-                    stopped=steps < config.max_decoder_steps,
+                    mel.float().cpu().numpy(),
+                    said.alignment,
+                    audio,
+                    stopped=said.stopped,
+                    attempts=said.attempts,
+                    cut=said.cut,
                 )
             )
         finished = time.perf_counter()
@@ -304,6 +288,33 @@ class Synthesizer:
         ):
             timings[name] = timings.get(name, 0.0) + seconds
         return sentences
+
+    def _finished(self, audio: np.ndarray, job: "_Job", cut: bool, normalize: bool, volume: float) -> np.ndarray:
+        """At its level, with its fades. The level is that of the sentence without them."""
+        rate = self.audio.sampling_rate
+        join = round(JOIN_FADE * rate)
+        fade_out = round(CUT_FADE * rate) if cut else join * job.is_followed
+        return fade(set_level(audio, rate, normalize, volume), join * job.follows, fade_out)
+
+    def _warn_of_faults(self, job: "_Job", said: Utterance) -> None:
+        # Up to the caller of synthesize or synthesize_batch: past this, _run and what calls it.
+        text, stacklevel = repr(_shorten(job.text)), 5
+        if not said.mel.shape[1]:
+            warnings.warn(f"the model had nothing to say to {text}", SilentTextWarning, stacklevel)
+        elif said.fault is Fault.UNFINISHED:
+            warnings.warn(
+                f"the stop gate did not fire within max_decoder_steps {self.tacotron2.config.max_decoder_steps} and "
+                f"cut the speech of {text}: split it, or try another seed",
+                DecoderStepLimitWarning,
+                stacklevel,
+            )
+        elif said.fault:
+            remedy = "was cut there" if said.fault is Fault.RUNS_ON else "try another seed, or split it"
+            warnings.warn(
+                f"the speech of {text} {_WHAT_IS_WRONG[said.fault]} (in each of {said.attempts} attempts): {remedy}",
+                FaultySpeechWarning,
+                stacklevel,
+            )
 
     def _new_speech(self, seed: int, sentence_silence: float) -> Speech:
         silence_of(sentence_silence, self.audio.sampling_rate)
@@ -331,35 +342,12 @@ class Synthesizer:
 
 
 @dataclass
-class _Job:
+class _Job(Task):
+    """A sentence to speak; whether it follows another of its text, and is followed by one."""
+
     text: str
-    symbols: list[int]
-    seed: int
-
-
-def random_seed() -> int:
-    """A seed short enough to be typed again."""
-    return secrets.randbelow(2**31)
-
-
-def sentence_seed(seed: int, index: int) -> int:
-    """The seed of a text's sentence, int64; sentence 0 keeps the text's own.
-
-    Raises:
-        FastglowError: the seed does not fit 64 bits.
-    """
-    if not -(2**63) <= seed < 2**63:
-        raise FastglowError(f"seed {seed} does not fit 64 bits: use a smaller one")
-    # The odd multiplier (2^64 over the golden ratio) spreads the sentences of near seeds apart.
-    mixed = (seed + index * 0x9E3779B97F4A7C15) % 2**64
-    return mixed - 2**64 if mixed >= 2**63 else mixed
-
-
-def silence_of(seconds: float, sampling_rate: int) -> np.ndarray:
-    """Zeros, float32; raises FastglowError for a length that is none."""
-    if not 0 <= seconds <= 60:
-        raise FastglowError(f"sentence silence of {seconds} s: use 0 to 60 seconds")
-    return np.zeros(round(seconds * sampling_rate), np.float32)
+    follows: bool = False
+    is_followed: bool = False
 
 
 def _check_mel_channels(model: Tacotron2 | WaveGlow, audio: MelConfig) -> None:
@@ -368,10 +356,6 @@ def _check_mel_channels(model: Tacotron2 | WaveGlow, audio: MelConfig) -> None:
             f"the {type(model).__name__} has {model.config.n_mel_channels} mel channels, "
             f"the voice {audio.n_mel_channels}: use models that belong together"
         )
-
-
-def _to_numpy(tensor: Tensor) -> np.ndarray:
-    return tensor.float().cpu().numpy()
 
 
 def _shorten(text: str) -> str:
