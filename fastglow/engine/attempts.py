@@ -57,8 +57,7 @@ def utter(tacotron2: Tacotron2, tasks: Sequence[Task], seconds_per_frame: float)
     """Decodes the tasks together, and those that went wrong again with other seeds.
 
     A task's result depends on that task alone, but for rounding. The first attempt that nothing is wrong with is
-    taken as it is; if there is none, the best one, cut behind the end of its text if it runs on. Where the attention
-    points at nothing in particular, as before a model has learned to read, there is one attempt.
+    taken as it is; if there is none, the best one, cut behind the end of its text if it runs on.
     """
     config = tacotron2.config
     seconds_per_step = seconds_per_frame * config.n_frames_per_step
@@ -81,7 +80,7 @@ def utter(tacotron2: Tacotron2, tasks: Sequence[Task], seconds_per_frame: float)
             if best[i] is None or reading.fault < best[i].fault:
                 best[i] = _kept(mel, alignment, stopped, reading, seconds_per_step)
             best[i].attempts = attempts[i]
-            if reading.fault and reading.legible and attempts[i] < MAX_ATTEMPTS:
+            if reading.worth_retrying and attempts[i] < MAX_ATTEMPTS:
                 again.append(i)
         pending = again
     return best

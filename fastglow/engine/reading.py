@@ -34,13 +34,14 @@ class Reading:
     """
     Attributes:
         fault: the worst.
-        end: the step on which the end of the text was reached for good to be cut behind, if the utterance runs on.
-        legible: whether the attention told anything; if not, no more than UNFINISHED was looked for.
+        end: the step on which the end of the text was reached, if the utterance runs on: it can be cut behind it.
+        worth_retrying: whether another seed may do better. Not where the attention points at nothing in particular,
+            as before a model has learned to read, nor where the steps were too few for a steady reading.
     """
 
     fault: Fault
     end: int | None = None
-    legible: bool = True
+    worth_retrying: bool = True
 
 
 def judge(alignment: np.ndarray, n_sounding: int, stopped: bool, seconds_per_step: float) -> Reading:
@@ -55,25 +56,28 @@ def judge(alignment: np.ndarray, n_sounding: int, stopped: bool, seconds_per_ste
     if not len(alignment):
         return Reading(Fault.BREAKS_OFF)
     if alignment.max(axis=1).mean() < LEGIBLE:
-        return Reading(Fault.NONE if stopped else Fault.UNFINISHED, legible=False)
+        return Reading(Fault.NONE if stopped else Fault.UNFINISHED, worth_retrying=False)
     path = _without_glances(alignment.argmax(axis=1), round(GLANCE / seconds_per_step))
-    last = min(n_sounding, alignment.shape[1] - 1)
-    at_end = np.flatnonzero(path >= last)
-    lingers = len(at_end) and (len(path) - at_end[0]) * seconds_per_step > LINGER
-    faults = [Fault.NONE]
-    if lingers:
+    end = _arrival(path, n_sounding)
+    if end is None and n_sounding > 1:
+        end = _arrival(path, n_sounding - 1)  # the last sound, where attention may stay without seeing the marks
+    runs_on = end is not None and (len(path) - end) * seconds_per_step > LINGER
+    faults, steady = [Fault.NONE], False
+    if runs_on:
         faults.append(Fault.RUNS_ON)
-        # What follows is cut away, and need not be judged.
-        path = path[: at_end[0] + 1]
+        path = path[: end + 1]  # the rest is cut away
     elif not stopped:
         faults.append(Fault.UNFINISHED)
-    elif path[-1] < last - min(SLACK, max(2, last // 2)):
+        steady = path[-1] > path[: -round(LINGER / seconds_per_step)].max(initial=0)
+    elif path[-1] < n_sounding - _slack(n_sounding):
         faults.append(Fault.BREAKS_OFF)
-    if (np.maximum.accumulate(path) - path).max() > SLACK:
+    read = np.maximum.accumulate(path)
+    if (read - path).max() > SLACK:
         faults.append(Fault.REPEATS)
-    if np.diff(path, prepend=0).max() > SLACK:
+    if np.diff(read, prepend=0).max() > SLACK:
         faults.append(Fault.SKIPS)
-    return Reading(max(faults), int(at_end[0]) if lingers else None)
+    fault = max(faults)
+    return Reading(fault, end if runs_on else None, fault is not Fault.NONE and not steady)
 
 
 def cut_behind(end: int, loudness: np.ndarray, seconds_per_step: float) -> int:
@@ -90,7 +94,22 @@ def cut_behind(end: int, loudness: np.ndarray, seconds_per_step: float) -> int:
 
 
 def _without_glances(path: np.ndarray, width: int) -> np.ndarray:
-    """Running median over `width` steps, or one more to make them odd."""
-    half = width // 2
-    padded = np.pad(path, half, mode="edge")
-    return np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1), axis=1).astype(np.int64)
+    """The path without departures from it of up to `width` steps: a running median."""
+    padded = np.pad(path, width, mode="edge")
+    return np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * width + 1), axis=1).astype(np.int64)
+
+
+def _arrival(path: np.ndarray, last: int) -> int | None:
+    """The step on which attention comes to symbol `last` or beyond with the text read, or to stay; None if never."""
+    there = path >= last
+    comes = np.flatnonzero(there & ~np.concatenate(([False], there[:-1])))
+    for step in comes:
+        read = np.unique(np.concatenate(([0], path[:step], [last])))
+        leaps = np.diff(read)
+        if leaps[leaps > _slack(last)].sum() <= last / 2:
+            return int(step)
+    return int(comes[-1]) if there[-1] else None
+
+
+def _slack(n_symbols: int) -> int:
+    return min(SLACK, max(2, n_symbols // 2))
