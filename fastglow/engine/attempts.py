@@ -72,7 +72,7 @@ def utter(tacotron2: Tacotron2, tasks: Sequence[Task], seconds_per_frame: float)
         again = []
         for i, (mel, alignment, stopped) in zip(pending, decoded, strict=True):
             reading = judge(alignment, tasks[i].n_sounding, stopped, seconds_per_step)
-            if reading.fault is Fault.UNFINISHED and limits[i] < most:
+            if reading.fault >= Fault.UNFINISHED and limits[i] < most:
                 limits[i] = most
                 again.append(i)
                 continue

@@ -19,7 +19,10 @@ CUT_AFTER, CUT_BEFORE = 0.1, 0.3
 
 
 class Fault(IntEnum):
-    """What is wrong with an utterance, the lesser before the worse."""
+    """What is wrong with an utterance, the lesser before the worse.
+
+    UNFINISHED: the steps ran out, on the way or stuck. TOO_LONG: they did while the text was steadily read.
+    """
 
     NONE = 0
     RUNS_ON = 1
@@ -27,6 +30,7 @@ class Fault(IntEnum):
     SKIPS = 3
     BREAKS_OFF = 4
     UNFINISHED = 5
+    TOO_LONG = 6
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Reading:
         fault: the worst.
         end: the step on which the end of the text was reached, if the utterance runs on: it can be cut behind it.
         worth_retrying: whether another seed may do better. Not where the attention points at nothing in particular,
-            as before a model has learned to read, nor where the steps were too few for a steady reading.
+            as before a model has learned to read, nor where the text is too long.
     """
 
     fault: Fault
@@ -62,13 +66,13 @@ def judge(alignment: np.ndarray, n_sounding: int, stopped: bool, seconds_per_ste
     if end is None and n_sounding > 1:
         end = _arrival(path, n_sounding - 1)  # the last sound, where attention may stay without seeing the marks
     runs_on = end is not None and (len(path) - end) * seconds_per_step > LINGER
-    faults, steady = [Fault.NONE], False
+    faults = [Fault.NONE]
     if runs_on:
         faults.append(Fault.RUNS_ON)
         path = path[: end + 1]  # the rest is cut away
     elif not stopped:
-        faults.append(Fault.UNFINISHED)
         steady = path[-1] > path[: -round(LINGER / seconds_per_step)].max(initial=0)
+        faults.append(Fault.TOO_LONG if steady else Fault.UNFINISHED)
     elif path[-1] < n_sounding - _slack(n_sounding):
         faults.append(Fault.BREAKS_OFF)
     read = np.maximum.accumulate(path)
@@ -77,7 +81,7 @@ def judge(alignment: np.ndarray, n_sounding: int, stopped: bool, seconds_per_ste
     if np.diff(read, prepend=0).max() > SLACK:
         faults.append(Fault.SKIPS)
     fault = max(faults)
-    return Reading(fault, end if runs_on else None, fault is not Fault.NONE and not steady)
+    return Reading(fault, end if runs_on else None, fault not in (Fault.NONE, Fault.TOO_LONG))
 
 
 def cut_behind(end: int, loudness: np.ndarray, seconds_per_step: float) -> int:

@@ -144,8 +144,9 @@ class Synthesizer:
         """Speaks a text of any length, sentence by sentence.
 
         A sentence whose speech goes wrong (runs on, repeats, leaves out or breaks off, as its attention and the stop
-        gate tell) is tried again with seeds derived from this one; `Sentence` says what came of it. Where sentences
-        join, their audio fades in and out within 5 ms.
+        gate tell) is tried again with seeds derived from this one; `Sentence` says what came of it. A sentence that
+        is too long for max_decoder_steps is spoken in parts, as several. Where sentences join, their audio fades in
+        and out within 5 ms.
 
         Args:
             text: anything; what cannot be spoken is left out with a warning.
@@ -196,15 +197,14 @@ class Synthesizer:
         speeches = [self._new_speech(seed, sentence_silence) for _ in texts]
         # Alike lengths together: a batch takes as many steps as its longest item.
         by_length = sorted(range(len(jobs)), key=lambda j: len(jobs[j][1].symbols))
-        done: dict[int, Sentence] = {}
+        done: dict[int, list[Sentence]] = {}
         timings: dict[str, float] = {}
         for start in range(0, len(jobs), BATCH_SIZE):
             members = by_length[start : start + BATCH_SIZE]
             sentences = self._run([jobs[j][1] for j in members], normalize, volume, timings)
             done.update(zip(members, sentences, strict=True))
         for j, (i, _) in enumerate(jobs):
-            if len(done[j].audio):
-                speeches[i].sentences.append(done[j])
+            speeches[i].sentences.extend(done[j])
         for speech in speeches:
             speech.timings.update(timings)
         return speeches
@@ -242,44 +242,51 @@ class Synthesizer:
         timings = {} if timings is None else timings
         jobs = self._jobs(text, seed)
         for job in tqdm(jobs, unit="sentence", leave=False, disable=not progress or len(jobs) < 2):
-            (sentence,) = self._run([job], normalize, volume, timings)
-            if len(sentence.audio):
-                yield sentence
+            for sentences in self._run([job], normalize, volume, timings):
+                yield from sentences
 
     def _jobs(self, text: str, seed: int) -> list["_Job"]:
-        jobs = []
-        for sentence in split_sentences(text):
-            symbols = self.frontend(sentence)
-            if symbols:
-                seed_here = sentence_seed(seed, len(jobs))
-                jobs.append(_Job(symbols, self.frontend.n_sounding(symbols), seed_here, sentence))
+        jobs = self._jobs_of(split_sentences(text), seed)
         if not jobs:
             warnings.warn(f"nothing to speak in {_shorten(text)!r}", SilentTextWarning, stacklevel=3)
+        return jobs
+
+    def _jobs_of(self, pieces: list[str], seed: int) -> list["_Job"]:
+        jobs = []
+        for piece in pieces:
+            symbols = self.frontend(piece)
+            if symbols:
+                seed_here = sentence_seed(seed, len(jobs))
+                jobs.append(_Job(symbols, self.frontend.n_sounding(symbols), seed_here, piece))
         for before, after in pairwise(jobs):
             before.is_followed = after.follows = True
         return jobs
 
-    def _run(self, jobs: list["_Job"], normalize: bool, volume: float, timings: dict[str, float]) -> list[Sentence]:
+    def _parts_of(self, job: "_Job") -> list["_Job"]:
+        """A sentence that the decoder's steps do not hold, in shorter ones; none if it is a single word."""
+        if not any(character.isspace() for character in job.text):
+            return []
+        parts = self._jobs_of(split_sentences(job.text, max_chars=len(job.text) // 2 + 1), job.seed)
+        if len(parts) < 2:
+            return []
+        parts[0].follows, parts[-1].is_followed = job.follows, job.is_followed
+        return parts
+
+    def _run(
+        self, jobs: list["_Job"], normalize: bool, volume: float, timings: dict[str, float]
+    ) -> list[list[Sentence]]:
+        """Of each job the sentence, none if it has no audio, or those of its parts."""
         started = time.perf_counter()
         utterances = utter(self.tacotron2, jobs, self.audio.hop_length / self.audio.sampling_rate)
         acoustic_done = time.perf_counter()
-        sentences = []
+        sentences, too_long = [], []
         for job, said in zip(jobs, utterances, strict=True):
-            self._warn_of_faults(job, said)
-            mel = said.mel
-            audio = self.vocoder(mel, job.seed) if mel.shape[1] else mel.new_zeros(0)
-            audio = self._finished(audio.float().cpu().numpy(), job, said.cut, normalize, volume)
-            sentences.append(
-                Sentence(
-                    job.text,
-                    mel.float().cpu().numpy(),
-                    said.alignment,
-                    audio,
-                    stopped=said.stopped,
-                    attempts=said.attempts,
-                    cut=said.cut,
-                )
-            )
+            parts = self._parts_of(job) if said.fault is Fault.TOO_LONG else []
+            if parts:
+                too_long.append((len(sentences), parts))
+                sentences.append([])
+            else:
+                sentences.append(self._finished(job, said, normalize, volume))
         finished = time.perf_counter()
         for name, seconds in (
             ("acoustic", acoustic_done - started),
@@ -287,21 +294,30 @@ class Synthesizer:
             ("total", finished - started),
         ):
             timings[name] = timings.get(name, 0.0) + seconds
+        for place, parts in too_long:
+            done = self._run(parts, normalize, volume, timings)
+            sentences[place] = [sentence for part in done for sentence in part]
         return sentences
 
-    def _finished(self, audio: np.ndarray, job: "_Job", cut: bool, normalize: bool, volume: float) -> np.ndarray:
-        """At its level, with its fades. The level is that of the sentence without them."""
+    def _finished(self, job: "_Job", said: Utterance, normalize: bool, volume: float) -> list[Sentence]:
+        """With its audio, at its level, with its fades; none if there is no audio."""
+        self._warn_of_faults(job, said)
+        if not said.mel.shape[1]:
+            return []
         rate = self.audio.sampling_rate
+        # The level is that of the sentence without its fades.
+        audio = set_level(self.vocoder(said.mel, job.seed).float().cpu().numpy(), rate, normalize, volume)
         join = round(JOIN_FADE * rate)
-        fade_out = round(CUT_FADE * rate) if cut else join * job.is_followed
-        return fade(set_level(audio, rate, normalize, volume), join * job.follows, fade_out)
+        audio = fade(audio, join * job.follows, round(CUT_FADE * rate) if said.cut else join * job.is_followed)
+        mel = said.mel.float().cpu().numpy()
+        return [Sentence(job.text, mel, said.alignment, audio, said.stopped, said.attempts, said.cut)]
 
     def _warn_of_faults(self, job: "_Job", said: Utterance) -> None:
-        # Up to the caller of synthesize or synthesize_batch: past this, _run and what calls it.
-        text, stacklevel = repr(_shorten(job.text)), 5
+        # Past this, _finished, _run and what calls it.
+        text, stacklevel = repr(_shorten(job.text)), 6
         if not said.mel.shape[1]:
             warnings.warn(f"the model had nothing to say to {text}", SilentTextWarning, stacklevel)
-        elif said.fault is Fault.UNFINISHED:
+        elif said.fault >= Fault.UNFINISHED:
             warnings.warn(
                 f"the stop gate did not fire within max_decoder_steps {self.tacotron2.config.max_decoder_steps} and "
                 f"cut the speech of {text}: split it, or try another seed",

@@ -134,7 +134,7 @@ def test_a_model_that_cannot_read_has_one_attempt(height, monkeypatch):
 def test_a_text_too_long_for_the_steps_is_not_tried_again():
     model = ScriptedTacotron2(lambda symbols, seed: reading(len(symbols)), max_decoder_steps=60)
     (utterance,) = said(model, task(50))
-    assert (utterance.fault, utterance.attempts, utterance.cut) == (Fault.UNFINISHED, 1, False)
+    assert (utterance.fault, utterance.attempts, utterance.cut) == (Fault.TOO_LONG, 1, False)
     assert not utterance.stopped
     assert len(utterance.alignment) == 60
 

@@ -21,10 +21,11 @@ CLEANERS = ["basic_cleaners"]
 LENGTHS = [9, 11, 21]
 
 
-def synthesizer(script=None, level=lambda n_frames: 0.03):
+def synthesizer(script=None, level=lambda n_frames: 0.03, most=400):
     """Its vocoder gives noise of this RMS."""
     script = script or (lambda symbols, seed: reading(len(symbols)))
-    speaker = Synthesizer(ScriptedTacotron2(script), "griffin-lim", text_cleaners=CLEANERS, device="cpu")
+    model = ScriptedTacotron2(script, max_decoder_steps=most)
+    speaker = Synthesizer(model, "griffin-lim", text_cleaners=CLEANERS, device="cpu")
 
     def noise(mel, seed):
         n_frames = mel.shape[1]
@@ -138,13 +139,38 @@ def test_other_faults_are_told(path, words):
     assert [(s.attempts, s.cut, s.stopped) for s in speech.sentences] == [(1, False, True)] * 2 + [(4, False, True)]
 
 
-def test_a_text_that_the_steps_do_not_hold_is_told_and_kept():
-    model = ScriptedTacotron2(lambda symbols, seed: reading(len(symbols)), max_decoder_steps=30)
-    speaker = Synthesizer(model, "griffin-lim", text_cleaners=CLEANERS, device="cpu")
+def test_a_word_that_the_steps_do_not_hold_is_told_and_kept():
+    speaker = synthesizer(most=30)
     with pytest.warns(DecoderStepLimitWarning, match="max_decoder_steps 30 and cut the speech of 'Incomprehens"):
         (sentence,) = speaker.synthesize("Incomprehensibilities", seed=1).sentences
     assert (sentence.stopped, sentence.attempts, sentence.cut) == (False, 1, False)
     assert len(sentence.alignment) == 30
+
+
+@pytest.mark.parametrize("silence", [0.0, 0.1])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "One of them, and not the least",
+        "I see. Here is much to be read now!",
+        "a b c d e f g h i j k l m n o p q r s t u v",
+    ],
+)
+def test_a_sentence_that_the_steps_do_not_hold_is_spoken_in_parts(text, silence):
+    """Two steps a symbol: 44 hold 20 symbols. Nothing is lost, and nothing is warned of."""
+    speaker = synthesizer(most=44)
+    speech = speaker.synthesize(text, seed=5, sentence_silence=silence)
+    parts = [s.text for s in speech.sentences]
+    assert " ".join(parts) == text
+    assert 1 < max(len(part) for part in parts) <= 20
+    assert all((s.stopped, s.attempts, s.cut) == (True, 1, False) for s in speech.sentences)
+    chunks = list(speaker.stream(text, seed=5, sentence_silence=silence))
+    batch = speaker.synthesize_batch(["Other words.", text], seed=5, sentence_silence=silence)
+    for audio in (np.concatenate(chunks), batch[1].audio):
+        np.testing.assert_array_equal(audio, speech.audio)
+    for i, sentence in enumerate(speech.sentences):
+        assert (abs(sentence.audio[0]) < 1e-4) == (i > 0)
+        assert (abs(sentence.audio[-1]) < 1e-4) == (i < len(parts) - 1)
 
 
 @pytest.mark.parametrize("text", ["...", "- - -", "!?", "(')"])

@@ -111,7 +111,7 @@ def test_unfinished():
     """Too few steps for a steady reading are not mended by another seed; a reading that got stuck may be."""
     path = steady(100)
     short = verdict(path[:150], 100, stopped=False)
-    assert (short.fault, short.end, short.worth_retrying) == (Fault.UNFINISHED, None, False)
+    assert (short.fault, short.end, short.worth_retrying) == (Fault.TOO_LONG, None, False)
     stuck = verdict([*path[:100], *[49] * 80], 100, stopped=False)
     assert (stuck.fault, stuck.end, stuck.worth_retrying) == (Fault.UNFINISHED, None, True)
 
