@@ -64,6 +64,7 @@ def utter(tacotron2: Tacotron2, tasks: Sequence[Task], seconds_per_frame: float)
     most = config.max_decoder_steps
     limits = [_first_limit(len(task.symbols), seconds_per_step, most) for task in tasks]
     best: list[Utterance | None] = [None] * len(tasks)
+    ranks: list[tuple[bool, Fault] | None] = [None] * len(tasks)
     attempts = [0] * len(tasks)
     pending = list(range(len(tasks)))
     while pending:
@@ -77,13 +78,21 @@ def utter(tacotron2: Tacotron2, tasks: Sequence[Task], seconds_per_frame: float)
                 again.append(i)
                 continue
             attempts[i] += 1
-            if best[i] is None or reading.fault < best[i].fault:
-                best[i] = _kept(mel, alignment, stopped, reading, seconds_per_step)
+            rank = (not reading.legible, reading.fault)
+            if best[i] is None or rank < ranks[i]:
+                best[i], ranks[i] = _kept(mel, alignment, stopped, reading, seconds_per_step), rank
             best[i].attempts = attempts[i]
-            if reading.worth_retrying and attempts[i] < MAX_ATTEMPTS:
+            if attempts[i] < MAX_ATTEMPTS and _may_be_mended(reading, attempts[i]):
                 again.append(i)
         pending = again
     return best
+
+
+def _may_be_mended(reading: Reading, attempts: int) -> bool:
+    """Whether another seed may do better: it gives a long text no more steps, and teaches no model to read."""
+    if not reading.legible:
+        return attempts > 1  # it did read, before
+    return reading.fault not in (Fault.NONE, Fault.TOO_LONG)
 
 
 def _first_limit(n_symbols: int, seconds_per_step: float, most: int) -> int:

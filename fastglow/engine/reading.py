@@ -39,13 +39,12 @@ class Reading:
     Attributes:
         fault: the worst.
         end: the step on which the end of the text was reached, if the utterance runs on: it can be cut behind it.
-        worth_retrying: whether another seed may do better. Not where the attention points at nothing in particular,
-            as before a model has learned to read, nor where the text is too long.
+        legible: whether the attention points at symbols, so that faults can be told; if not, only UNFINISHED is.
     """
 
     fault: Fault
     end: int | None = None
-    worth_retrying: bool = True
+    legible: bool = True
 
 
 def judge(alignment: np.ndarray, n_sounding: int, stopped: bool, seconds_per_step: float) -> Reading:
@@ -60,7 +59,7 @@ def judge(alignment: np.ndarray, n_sounding: int, stopped: bool, seconds_per_ste
     if not len(alignment):
         return Reading(Fault.BREAKS_OFF)
     if alignment.max(axis=1).mean() < LEGIBLE:
-        return Reading(Fault.NONE if stopped else Fault.UNFINISHED, worth_retrying=False)
+        return Reading(Fault.NONE if stopped else Fault.UNFINISHED, legible=False)
     path = _without_glances(alignment.argmax(axis=1), round(GLANCE / seconds_per_step))
     end = _arrival(path, n_sounding)
     if end is None and n_sounding > 1:
@@ -80,8 +79,7 @@ def judge(alignment: np.ndarray, n_sounding: int, stopped: bool, seconds_per_ste
         faults.append(Fault.REPEATS)
     if np.diff(read, prepend=0).max() > SLACK:
         faults.append(Fault.SKIPS)
-    fault = max(faults)
-    return Reading(fault, end if runs_on else None, fault not in (Fault.NONE, Fault.TOO_LONG))
+    return Reading(max(faults), end if runs_on else None)
 
 
 def cut_behind(end: int, loudness: np.ndarray, seconds_per_step: float) -> int:

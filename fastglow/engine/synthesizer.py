@@ -3,8 +3,7 @@
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,11 @@ from fastglow.models.tacotron2 import DecoderStepLimitWarning
 from fastglow.text import Lexicon, split_sentences
 from fastglow.voices import VOCODERS, Voice
 
-from .attempts import Task, Utterance, utter
+from .attempts import Utterance, utter
 from .frontend import Frontend
+from .jobs import Job, jobs_of, parts_of
 from .reading import Fault
-from .seeds import random_seed, sentence_seed
+from .seeds import random_seed
 from .speech import Sentence, Speech, silence_of
 from .vocoders import GriffinLimVocoder, Vocoder, WaveGlowVocoder
 
@@ -145,8 +145,8 @@ class Synthesizer:
 
         A sentence whose speech goes wrong (runs on, repeats, leaves out or breaks off, as its attention and the stop
         gate tell) is tried again with seeds derived from this one; `Sentence` says what came of it. A sentence that
-        is too long for max_decoder_steps is spoken in parts, as several. Where sentences join, their audio fades in
-        and out within 5 ms.
+        is too long to be read at once, or for max_decoder_steps, is spoken in parts, as several. Where sentences
+        join, their audio fades in and out within 5 ms.
 
         Args:
             text: anything; what cannot be spoken is left out with a warning.
@@ -245,43 +245,20 @@ class Synthesizer:
             for sentences in self._run([job], normalize, volume, timings):
                 yield from sentences
 
-    def _jobs(self, text: str, seed: int) -> list["_Job"]:
-        jobs = self._jobs_of(split_sentences(text), seed)
+    def _jobs(self, text: str, seed: int) -> list[Job]:
+        jobs = jobs_of(split_sentences(text), seed, self.frontend)
         if not jobs:
             warnings.warn(f"nothing to speak in {_shorten(text)!r}", SilentTextWarning, stacklevel=3)
         return jobs
 
-    def _jobs_of(self, pieces: list[str], seed: int) -> list["_Job"]:
-        jobs = []
-        for piece in pieces:
-            symbols = self.frontend(piece)
-            if symbols:
-                seed_here = sentence_seed(seed, len(jobs))
-                jobs.append(_Job(symbols, self.frontend.n_sounding(symbols), seed_here, piece))
-        for before, after in pairwise(jobs):
-            before.is_followed = after.follows = True
-        return jobs
-
-    def _parts_of(self, job: "_Job") -> list["_Job"]:
-        """A sentence that the decoder's steps do not hold, in shorter ones; none if it is a single word."""
-        if not any(character.isspace() for character in job.text):
-            return []
-        parts = self._jobs_of(split_sentences(job.text, max_chars=len(job.text) // 2 + 1), job.seed)
-        if len(parts) < 2:
-            return []
-        parts[0].follows, parts[-1].is_followed = job.follows, job.is_followed
-        return parts
-
-    def _run(
-        self, jobs: list["_Job"], normalize: bool, volume: float, timings: dict[str, float]
-    ) -> list[list[Sentence]]:
+    def _run(self, jobs: list[Job], normalize: bool, volume: float, timings: dict[str, float]) -> list[list[Sentence]]:
         """Of each job the sentence, none if it has no audio, or those of its parts."""
         started = time.perf_counter()
         utterances = utter(self.tacotron2, jobs, self.audio.hop_length / self.audio.sampling_rate)
         acoustic_done = time.perf_counter()
         sentences, too_long = [], []
         for job, said in zip(jobs, utterances, strict=True):
-            parts = self._parts_of(job) if said.fault is Fault.TOO_LONG else []
+            parts = parts_of(job, self.frontend) if said.fault is Fault.TOO_LONG else []
             if parts:
                 too_long.append((len(sentences), parts))
                 sentences.append([])
@@ -299,7 +276,7 @@ class Synthesizer:
             sentences[place] = [sentence for part in done for sentence in part]
         return sentences
 
-    def _finished(self, job: "_Job", said: Utterance, normalize: bool, volume: float) -> list[Sentence]:
+    def _finished(self, job: Job, said: Utterance, normalize: bool, volume: float) -> list[Sentence]:
         """With its audio, at its level, with its fades; none if there is no audio."""
         self._warn_of_faults(job, said)
         if not said.mel.shape[1]:
@@ -312,7 +289,7 @@ class Synthesizer:
         mel = said.mel.float().cpu().numpy()
         return [Sentence(job.text, mel, said.alignment, audio, said.stopped, said.attempts, said.cut)]
 
-    def _warn_of_faults(self, job: "_Job", said: Utterance) -> None:
+    def _warn_of_faults(self, job: Job, said: Utterance) -> None:
         # Past this, _finished, _run and what calls it.
         text, stacklevel = repr(_shorten(job.text)), 6
         if not said.mel.shape[1]:
@@ -355,15 +332,6 @@ class Synthesizer:
                 f"{self.audio.hop_length} samples apart: use a WaveGlow that was trained on such mels"
             )
         return WaveGlowVocoder(waveglow.to(self.device, dtype).eval(), sigma, denoise)
-
-
-@dataclass
-class _Job(Task):
-    """A sentence to speak; whether it follows another of its text, and is followed by one."""
-
-    text: str
-    follows: bool = False
-    is_followed: bool = False
 
 
 def _check_mel_channels(model: Tacotron2 | WaveGlow, audio: MelConfig) -> None:

@@ -15,7 +15,7 @@ def reading(n_symbols, at_end=5):
 
 class ScriptedTacotron2(nn.Module):
     """`script(symbols, seed)` -> symbols looked at, one a step, with the gate firing after the last; None at the end
-    for a gate that never fires: then the last symbol is looked at for ever.
+    for a gate that never fires: then the last symbol is looked at for ever. -1 is a look at nothing in particular.
 
     Its mel tells seed and step, so that a test sees which attempt it has before it.
     """
@@ -35,8 +35,9 @@ class ScriptedTacotron2(nn.Module):
         for ids, length, own_seed, limit in zip(text, input_lengths.tolist(), seed, max_steps, strict=True):
             assert 1 <= limit <= self.config.max_decoder_steps
             path = list(self.script(ids[:length].tolist(), own_seed))
-            if path and path[-1] is None:
-                path[-1:] = [path[-2]] * self.config.max_decoder_steps
+            if None in path:
+                path = path[: path.index(None)]
+                path += path[-1:] * self.config.max_decoder_steps
             items.append((path[:limit], own_seed))
         r, longest = self.config.n_frames_per_step, max(len(path) for path, _ in items) + 1
         mel = torch.zeros(len(items), 80, longest * r)
@@ -44,7 +45,10 @@ class ScriptedTacotron2(nn.Module):
         for i, (path, own_seed) in enumerate(items):
             mel[i] = mel_of(own_seed, longest * r)
             for step, symbol in enumerate(path):
-                alignments[i, step, symbol] = 0.9
+                if symbol < 0:
+                    alignments[i, step] = 1 / text.shape[1]
+                else:
+                    alignments[i, step, symbol] = 0.9
         return mel, torch.tensor([len(path) * r for path, _ in items]), alignments
 
 

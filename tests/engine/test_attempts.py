@@ -112,23 +112,24 @@ def test_the_limit_of_the_first_look_grows_with_the_text_up_to_the_models():
     assert seconds[0] < 4
 
 
-@pytest.mark.parametrize("height", ["stopped", "endless"])
-def test_a_model_that_cannot_read_has_one_attempt(height, monkeypatch):
-    """Its attention points at nothing; what it gives is what it gave before."""
-    rng = np.random.default_rng(3)
-    path = rng.integers(0, 20, 50).tolist() + ([None] if height == "endless" else [])
-    model = ScriptedTacotron2(lambda symbols, seed: path)
-    infer = model.infer
-
-    def blurred(*arguments, **options):
-        mel, lengths, alignments = infer(*arguments, **options)
-        return mel, lengths, alignments * 0.1 + 0.9 / 20
-
-    monkeypatch.setattr(model, "infer", blurred)
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_model_that_cannot_read_has_one_attempt(stopped):
+    """What it gives is what it gave before there were attempts."""
+    model = ScriptedTacotron2(lambda symbols, seed: [-1] * 50 + ([] if stopped else [None]))
     (utterance,) = said(model, task(20))
-    assert (utterance.attempts, utterance.cut, utterance.stopped) == (1, False, height == "stopped")
-    assert torch.equal(utterance.mel, mel_of(7, 3 * (400 if height == "endless" else 50)))
+    assert (utterance.attempts, utterance.cut, utterance.stopped) == (1, False, stopped)
+    assert torch.equal(utterance.mel, mel_of(7, 3 * (50 if stopped else 400)))
     assert {seed for seeds, _ in model.calls for seed in seeds} == {7}
+
+
+def test_an_attempt_that_loses_the_text_altogether_is_the_worst():
+    lost = [*reading(40)[:20], *[-1] * 60]
+    for order in ([ENDLESS, lost], [ENDLESS, lost, ENDLESS, lost]):
+        (utterance,) = said(ScriptedTacotron2(by_attempt(*order)), task(12))
+        assert (utterance.fault, utterance.attempts) == (Fault.RUNS_ON, MAX_ATTEMPTS)
+        assert torch.equal(utterance.mel, mel_of(7, utterance.mel.shape[1]))
+    (utterance,) = said(ScriptedTacotron2(by_attempt(SKIPPED, lost, reading(40))), task(40))
+    assert (utterance.fault, utterance.attempts) == (Fault.NONE, 3)
 
 
 def test_a_text_too_long_for_the_steps_is_not_tried_again():

@@ -9,6 +9,7 @@ from fastglow.engine.attempts import MAX_ATTEMPTS
 from fastglow.engine.seeds import attempt_seed, sentence_seed
 from fastglow.engine.synthesizer import FaultySpeechWarning, SilentTextWarning
 from fastglow.models.tacotron2 import DecoderStepLimitWarning
+from fastglow.text import split_sentences
 from fastglow.voices import DEFAULT_VOICE
 
 from .scripted import ScriptedTacotron2, reading
@@ -171,6 +172,26 @@ def test_a_sentence_that_the_steps_do_not_hold_is_spoken_in_parts(text, silence)
     for i, sentence in enumerate(speech.sentences):
         assert (abs(sentence.audio[0]) < 1e-4) == (i > 0)
         assert (abs(sentence.audio[-1]) < 1e-4) == (i < len(parts) - 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "On 12/31/1999 at 11:59:59 pm the rates were 1,234,567.89 and 9,876,543.21 and 5,555,555.55 and 7,777,777.77",
+        "From 1777 to 1888, from 1888 to 1999, for $777,777.77 or $888,888.88, and 24 hours a day, 7 days a week",
+        " ".join("{" + " ".join(["AH0", "N", "S"] * n) + "}" for n in (45, 60)),
+    ],
+)
+def test_what_becomes_too_many_symbols_is_spoken_in_parts(text):
+    """Short to look at, long to speak: attention loses its place in it."""
+    model = ScriptedTacotron2(lambda symbols, seed: reading(len(symbols)), r=1, max_decoder_steps=2000)
+    speaker = Synthesizer(model, "griffin-lim", text_cleaners=["english_speech_cleaners"], device="cpu")
+    assert len(split_sentences(text)) == 1 or "{" in text
+    assert len(speaker.frontend(text)) > 250
+    speaker.vocoder = lambda mel, seed: torch.zeros(mel.shape[1] * 256)
+    sentences = speaker.synthesize(text, seed=5).sentences
+    assert " ".join(s.text for s in sentences) == text
+    assert all(20 < s.alignment.shape[1] <= 250 for s in sentences)
 
 
 @pytest.mark.parametrize("text", ["...", "- - -", "!?", "(')"])

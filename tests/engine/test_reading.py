@@ -30,7 +30,7 @@ def test_a_right_reading(n_symbols, each):
     reading = verdict(steady(n_symbols, each), n_symbols)
     assert reading.fault is Fault.NONE
     assert reading.end is None
-    assert not reading.worth_retrying
+    assert reading.legible
 
 
 def test_right_readings_with_quirks():
@@ -56,7 +56,6 @@ def test_running_on(n_symbols, stopped, step):
     reading = verdict(path, n_symbols, stopped, step=step)
     assert reading.fault is Fault.RUNS_ON
     assert reading.end == pytest.approx(2 * (n_symbols - 1), abs=0.05 / step + 1)
-    assert reading.worth_retrying
     assert verdict(steady(n_symbols, at_end=round(0.7 / step)), n_symbols, step=step).fault is Fault.NONE
 
 
@@ -92,7 +91,6 @@ def test_repeating(at):
     looped = [*path[:at], *path[max(0, at - 24) : at], *path[at:]] if at > 12 else [*path[:40], *path[:at], *path[40:]]
     reading = verdict(looped, 50)
     assert reading.fault is Fault.REPEATS
-    assert reading.worth_retrying
 
 
 @pytest.mark.parametrize("at", [0, 10, 60])
@@ -108,12 +106,12 @@ def test_breaking_off(n_symbols):
 
 
 def test_unfinished():
-    """Too few steps for a steady reading are not mended by another seed; a reading that got stuck may be."""
+    """Too few steps for a steady reading, or a reading that got stuck."""
     path = steady(100)
     short = verdict(path[:150], 100, stopped=False)
-    assert (short.fault, short.end, short.worth_retrying) == (Fault.TOO_LONG, None, False)
+    assert (short.fault, short.end) == (Fault.TOO_LONG, None)
     stuck = verdict([*path[:100], *[49] * 80], 100, stopped=False)
-    assert (stuck.fault, stuck.end, stuck.worth_retrying) == (Fault.UNFINISHED, None, True)
+    assert (stuck.fault, stuck.end) == (Fault.UNFINISHED, None)
 
 
 @pytest.mark.parametrize("n_symbols", [10, 100])
@@ -121,7 +119,7 @@ def test_attention_that_points_at_nothing_tells_nothing(n_symbols):
     path = np.random.default_rng(1).integers(0, n_symbols, 200)
     for stopped, fault in ((True, Fault.NONE), (False, Fault.UNFINISHED)):
         reading = verdict(path, n_symbols, stopped, height=0.3)
-        assert (reading.fault, reading.end, reading.worth_retrying) == (fault, None, False)
+        assert (reading.fault, reading.end, reading.legible) == (fault, None, False)
 
 
 @pytest.mark.parametrize(("step", "quietest"), [(0.0116, 25), (0.035, 14), (0.05, 13)])
