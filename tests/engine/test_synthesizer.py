@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from fastglow import FastglowError, Speech, Synthesizer
 from fastglow.audio import Denoiser, MelConfig
 from fastglow.engine.frontend import Frontend
-from fastglow.engine.synthesizer import sentence_seed
+from fastglow.engine.seeds import sentence_seed
 from fastglow.text import Lexicon, split_sentences, symbols, text_to_sequence
 from fastglow.text.unspeakable import UnspeakableTextWarning
 from fastglow.voices import DEFAULT_VOICE
