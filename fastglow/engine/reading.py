@@ -5,9 +5,10 @@ from enum import IntEnum
 
 import numpy as np
 
-# Attention of this mean height points at symbols; below it, where it points means nothing. Trained models have 0.6
-# and more, evenly spread attention 1 over the number of symbols.
-LEGIBLE = 0.4
+# Attention of this mean height, over the first half second or more, points at symbols; below it, where it points means
+# nothing. Trained models have 0.6 and more, evenly spread attention 1 over the number of symbols. Babble behind the
+# end of the text may be blurred.
+LEGIBLE, LEGIBLE_FOR = 0.4, 0.5
 # Symbols by which attention may go back, leap or stop short. Right utterances of the bundled voice stay within 5.
 SLACK = 8
 # Seconds in which a single glance elsewhere is no leap.
@@ -58,7 +59,7 @@ def judge(alignment: np.ndarray, n_sounding: int, stopped: bool, seconds_per_ste
     """
     if not len(alignment):
         return Reading(Fault.BREAKS_OFF)
-    if alignment.max(axis=1).mean() < LEGIBLE:
+    if not _is_legible(alignment.max(axis=1), round(LEGIBLE_FOR / seconds_per_step)):
         return Reading(Fault.NONE if stopped else Fault.UNFINISHED, legible=False)
     path = _without_glances(alignment.argmax(axis=1), round(GLANCE / seconds_per_step))
     end = _arrival(path, n_sounding)
@@ -93,6 +94,11 @@ def cut_behind(end: int, loudness: np.ndarray, seconds_per_step: float) -> int:
     first = end + max(1, round(CUT_AFTER / seconds_per_step))
     window = loudness[first : end + max(1, round(CUT_BEFORE / seconds_per_step)) + 1]
     return first + int(window.argmin()) if len(window) else len(loudness)
+
+
+def _is_legible(heights: np.ndarray, least: int) -> bool:
+    means = heights.cumsum() / np.arange(1, len(heights) + 1)
+    return bool(means[min(max(least, 1), len(means)) - 1 :].max() >= LEGIBLE)
 
 
 def _without_glances(path: np.ndarray, width: int) -> np.ndarray:

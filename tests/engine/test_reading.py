@@ -67,6 +67,15 @@ def test_running_on_while_the_attention_wanders():
     assert 57 <= reading.end <= 60
 
 
+@pytest.mark.parametrize(("n_symbols", "stopped"), [(12, False), (30, True), (90, False)])
+def test_running_on_with_attention_that_blurs_behind_the_end(n_symbols, stopped):
+    right = alignment(steady(n_symbols), n_symbols)
+    babble = alignment(np.random.default_rng(1).integers(0, n_symbols, 400), n_symbols, height=0.2)
+    reading = judge(np.concatenate((right, babble)), n_symbols - 1, stopped, STEP)
+    assert reading.fault is Fault.RUNS_ON
+    assert reading.end == pytest.approx(2 * (n_symbols - 1), abs=3)
+
+
 def test_running_on_on_the_last_sound():
     """The attention never comes to the mark."""
     path = steady(7, at_end=60)
