@@ -75,7 +75,7 @@ def test_stream_gives_the_bits_of_synthesize(voice_folder, vocoder):
 BATCHES = [
     ["A long sentence stands here, with many words in it, to make lengths differ.", "No.", "", TEXT, "No."],
     ["One.", "Two and a half of them went home, and nobody minded."],
-    [TEXT, *["Again."] * 9, "So it ends here; or does it?"],
+    [TEXT, *["Again."] * 6, "So it ends here; or does it?"],
 ]
 
 
