@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastglow.text.symbol_tables import FOREIGN, find_table
+
 from .containers import open_checkpoint
 from .io import PathLike, read_state
 from .layouts import TITLES, infer_config, is_parameter
@@ -120,17 +122,11 @@ def inspect_checkpoint(path: PathLike) -> CheckpointInfo:
     return info
 
 
-_SYMBOL_TABLES = {
-    38: "38 symbols: torchaudio's character table",
-    96: "96 symbols: torchaudio's phoneme table",
-    148: "148 symbols: NVIDIA's table",
-}
-
-
 def _notes(info: CheckpointInfo, source: Source) -> list[str]:
     notes = []
-    if source.names != "coqui" and info.n_symbols in _SYMBOL_TABLES:
-        notes.append(_SYMBOL_TABLES[info.n_symbols])
+    table = find_table(info.n_symbols, FOREIGN if source.names == "coqui" else None) if info.n_symbols else None
+    if table is not None:
+        notes.append(f"{info.n_symbols} symbols: {table.title}")
     if source.names == "torchaudio" and "wavernn" in info.path.name.lower():
         notes.append("trained for WaveRNN by its name: its mel spectrograms do not fit WaveGlow")
     if info.config.get("alternate_halves"):

@@ -6,20 +6,8 @@ from fastglow.errors import FastglowError
 from fastglow.text import symbols as NVIDIA_SYMBOLS
 from fastglow.text import text_to_sequence
 from fastglow.text.lexicon import Pronounce
-from fastglow.text.symbol_set import PHONE_MARK
+from fastglow.text.symbol_tables import TABLES, find_table, rows_by_symbol
 from fastglow.text.unspeakable import warn_dropped
-
-# torchaudio's tables (torchaudio/pipelines/_tts): twelve marks, then letters or ARPAbet phones.
-_TORCHAUDIO_MARKS = tuple("_-!'(),.:;? ")
-_PHONES = tuple(symbol for symbol in NVIDIA_SYMBOLS if symbol.startswith(PHONE_MARK))
-_TABLES = {
-    len(table): table
-    for table in (
-        tuple(NVIDIA_SYMBOLS),
-        _TORCHAUDIO_MARKS + tuple("abcdefghijklmnopqrstuvwxyz"),
-        _TORCHAUDIO_MARKS + _PHONES,
-    )
-}
 
 
 class Frontend:
@@ -30,23 +18,33 @@ class Frontend:
         n_symbols: rows of the model's embedding, which tell the table: 148 NVIDIA's, 38 torchaudio's
             characters, 96 torchaudio's phones (which reads no letters).
         lexicon: phones of words, such as a `Lexicon`; without it phones stand in braces.
+        table: name of the table, where the model's checkpoint tells it; see `fastglow.text.symbol_tables`.
 
     Raises:
-        FastglowError: no known table has that many symbols, or it has no phones for the lexicon.
+        FastglowError: the table is not known, or it has no phones for the lexicon.
     """
 
-    def __init__(self, text_cleaners: Sequence[str], n_symbols: int, lexicon: Pronounce | None = None):
-        if n_symbols not in _TABLES:
-            raise FastglowError(
-                f"no known symbol table has {n_symbols} symbols (known: {', '.join(map(str, sorted(_TABLES)))}): "
-                "call Tacotron2.infer with symbol ids of your own"
-            )
-        if lexicon is not None and not set(_PHONES) & set(_TABLES[n_symbols]):
+    def __init__(
+        self,
+        text_cleaners: Sequence[str],
+        n_symbols: int,
+        lexicon: Pronounce | None = None,
+        table: str | None = None,
+    ):
+        known = find_table(n_symbols, table)
+        if known is None:
+            sizes = ", ".join(str(len(table.symbols)) for table in TABLES)
+            what = f"no known symbol table has {n_symbols} symbols (known: {sizes})"
+            if table is not None:
+                what = f"what the model's {n_symbols} symbols stand for is not known"
+            raise FastglowError(f"{what}: call Tacotron2.infer with symbol ids of your own")
+        if lexicon is not None and not known.has_phones:
             raise FastglowError(f"a model of {n_symbols} symbols reads letters and no ARPAbet: leave the lexicon out")
         self.text_cleaners = tuple(text_cleaners)
         self.lexicon = lexicon
-        positions = {symbol: i for i, symbol in enumerate(_TABLES[n_symbols])}
-        self._ids = [positions.get(symbol) for symbol in NVIDIA_SYMBOLS]
+        self._ids: list[int | None] = [None] * len(NVIDIA_SYMBOLS)
+        for row, symbol_id in rows_by_symbol(known.symbols, NVIDIA_SYMBOLS):
+            self._ids[symbol_id] = row
 
     def __call__(self, text: str) -> list[int]:
         """Symbol ids, perhaps none; symbols that the model lacks are dropped with a warning."""
