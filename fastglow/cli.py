@@ -112,8 +112,9 @@ def synth(caught, text, input_file, output, list_voices, plot, as_json, quiet, s
 @cli.command()
 @click.argument("source", type=click.Path())
 @click.argument("target", type=click.Path())
-@click.option("--to", type=click.Choice(["fastglow", "nvidia"]), default="fastglow", show_default=True,
-              help="fastglow: safetensors; nvidia: DeepLearningExamples' layout.")  # fmt: skip
+@click.option("--to", type=click.Choice(["fastglow", "nvidia"]),
+              help="fastglow: safetensors; nvidia: DeepLearningExamples' layout (a torch file). Default: nvidia "
+                   "for a TARGET such as x.pt, x.pth, x.ckpt or x.bin, else fastglow.")  # fmt: skip
 @click.option("--dtype", type=click.Choice(DTYPES), help="Type of the weights to write. Default: as they are.")
 def convert(source, target, to, dtype):
     """Convert a checkpoint of any published format."""

@@ -1,6 +1,7 @@
 """Pronunciations by word, for models that read ARPAbet instead of English spelling."""
 
 import gzip
+import hashlib
 import re
 import zlib
 from collections.abc import Callable
@@ -37,6 +38,14 @@ class Lexicon:
 
     def __init__(self, *paths: str | PathLike):
         self._files = [_read(Path(path)) for path in paths]
+
+    @property
+    def digest(self) -> str:
+        """A hexadecimal digest of the pronunciations, the same however the files are compressed or commented."""
+        digest = hashlib.sha256()
+        for pronunciations in self._files:
+            digest.update("\n".join(f"{word} {phones}" for word, phones in pronunciations.items()).encode() + b"\0")
+        return digest.hexdigest()
 
     def __call__(self, word: str) -> str | None:
         for pronunciations in self._files:
