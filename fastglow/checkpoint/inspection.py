@@ -11,8 +11,8 @@ from fastglow.text.symbol_tables import find_table
 from .containers import open_checkpoint
 from .io import PathLike, read_state
 from .layouts import TITLES, infer_config, is_parameter
+from .provenance import TrainedWith
 from .sources import Source, UnsupportedModel, identify
-from .trained_with import TrainedWith
 
 
 @dataclass

@@ -23,9 +23,9 @@ from fastglow.models import Tacotron2, WaveGlow
 
 from .containers import Container, open_checkpoint
 from .layouts import CONFIGS, NOT_IN_SHAPES, TITLES, infer_config, usable_hint
+from .provenance import KEY, TrainedWith, trained_with
 from .renaming import canonical_state
 from .sources import FORMAT_VERSION, METADATA_KEY, Source, UnsupportedModel, identify
-from .trained_with import KEY, trained_with
 from .unpickling import show
 
 logger = logging.getLogger(__name__)
@@ -157,6 +157,17 @@ def load_checkpoint(
         return model.to(device)
     except (RuntimeError, AssertionError) as e:  # the latter where torch was built without the device
         raise FastglowError(f"device {device}: {show(str(e).partition(chr(10))[0])}") from None
+
+
+def read_trained_with(path: PathLike) -> TrainedWith:
+    """What a checkpoint file tells of its model's training, without reading its weights.
+
+    Raises:
+        FastglowError: as `load_checkpoint`.
+    """
+    path = Path(path)
+    with open_checkpoint(path) as container:
+        return identify(container, path).trained_with
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from fastglow.errors import FastglowError
 
 from .containers import Container, StoredTensor
 from .layouts import NOT_IN_SHAPES, usable_hint
-from .trained_with import KEY, TrainedWith, read_coqui_config, read_description, read_training_checkpoint
+from .provenance import KEY, TrainedWith, read_coqui_config, read_description, read_training_checkpoint
 from .unpickling import Inert, show
 
 FORMAT_VERSION = 1

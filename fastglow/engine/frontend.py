@@ -1,13 +1,18 @@
 """From text to the symbol ids of whatever table an acoustic model was trained with."""
 
+import warnings
 from collections.abc import Sequence
 
 from fastglow.errors import FastglowError
 from fastglow.text import symbols as NVIDIA_SYMBOLS
 from fastglow.text import text_to_sequence
 from fastglow.text.lexicon import Pronounce
-from fastglow.text.symbol_tables import TABLES, find_table, rows_by_symbol
+from fastglow.text.symbol_tables import TABLES, find_table
 from fastglow.text.unspeakable import warn_dropped
+
+
+class AssumedSymbolsWarning(UserWarning):
+    """A model of an unknown symbol table has as many symbols as a known one, which is taken."""
 
 
 class Frontend:
@@ -21,7 +26,7 @@ class Frontend:
         table: name of the table, where the model's checkpoint tells it; see `fastglow.text.symbol_tables`.
 
     Raises:
-        FastglowError: the table is not known, or it has no phones for the lexicon.
+        FastglowError: no known table has that many symbols, or it has no phones for the lexicon.
     """
 
     def __init__(
@@ -32,19 +37,26 @@ class Frontend:
         table: str | None = None,
     ):
         known = find_table(n_symbols, table)
+        if known is None and table is not None:
+            known = find_table(n_symbols)
+            if known is not None:
+                warnings.warn(
+                    f"what the model's {n_symbols} symbols stand for is not known: {known.title} is assumed",
+                    AssumedSymbolsWarning,
+                    stacklevel=3,
+                )
         if known is None:
-            sizes = ", ".join(str(len(table.symbols)) for table in TABLES)
-            what = f"no known symbol table has {n_symbols} symbols (known: {sizes})"
-            if table is not None:
-                what = f"what the model's {n_symbols} symbols stand for is not known"
-            raise FastglowError(f"{what}: call Tacotron2.infer with symbol ids of your own")
+            raise FastglowError(
+                f"no known symbol table has {n_symbols} symbols (known: "
+                f"{', '.join(str(len(table.symbols)) for table in TABLES)}): "
+                "call Tacotron2.infer with symbol ids of your own"
+            )
         if lexicon is not None and not known.has_phones:
             raise FastglowError(f"a model of {n_symbols} symbols reads letters and no ARPAbet: leave the lexicon out")
         self.text_cleaners = tuple(text_cleaners)
         self.lexicon = lexicon
-        self._ids: list[int | None] = [None] * len(NVIDIA_SYMBOLS)
-        for row, symbol_id in rows_by_symbol(known.symbols, NVIDIA_SYMBOLS):
-            self._ids[symbol_id] = row
+        positions = {symbol: i for i, symbol in enumerate(known.symbols)}
+        self._ids = [positions.get(symbol) for symbol in NVIDIA_SYMBOLS]
 
     def __call__(self, text: str) -> list[int]:
         """Symbol ids, perhaps none; symbols that the model lacks are dropped with a warning."""

@@ -21,9 +21,10 @@ from fastglow.errors import FastglowError
 from fastglow.models import Tacotron2, WaveGlow
 from fastglow.models.tacotron2 import DecoderStepLimitWarning
 from fastglow.text import Lexicon, split_sentences
-from fastglow.voices import VOCODERS, Voice
+from fastglow.voices import AS_TRAINED, VOCODERS, AsTrained, Voice
 
 from .frontend import Frontend
+from .training_facts import settle
 from .vocoders import GriffinLimVocoder, Vocoder, WaveGlowVocoder
 
 DEFAULT_SIGMA = 0.6
@@ -105,10 +106,11 @@ class Synthesizer:
         tacotron2: acoustic model.
         vocoder: 'griffin-lim' or 'waveglow'.
         waveglow: needed by the vocoder of that name.
-        audio: parameters of the mel; default: those of the published checkpoints.
-        text_cleaners: those the acoustic model was trained with.
+        audio: parameters of the mel; default: those that the models' checkpoints tell, or else those of the
+            published ones.
+        text_cleaners: default: those that the acoustic model's checkpoint tells, or else english_cleaners.
         lexicon: pronunciations, for an acoustic model that was trained on ARPAbet: a file in CMUdict's format, or a
-            `fastglow.text.Lexicon`.
+            `fastglow.text.Lexicon`; None: none; default: the one that the acoustic model's checkpoint tells, if any.
         sigma: standard deviation of WaveGlow's noise.
         denoise: strength of WaveGlow's denoiser; 0: off.
         device: default: the GPU if there is one.
@@ -125,18 +127,17 @@ class Synthesizer:
         waveglow: WaveGlow | None = None,
         *,
         audio: MelConfig | None = None,
-        text_cleaners: Sequence[str] = ("english_cleaners",),
-        lexicon: str | PathLike | Lexicon | None = None,
+        text_cleaners: Sequence[str] | None = None,
+        lexicon: str | PathLike | Lexicon | AsTrained | None = AS_TRAINED,
         sigma: float = DEFAULT_SIGMA,
         denoise: float = 0.0,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ):
         self.device = pick_device(device)
-        self.audio = audio or MelConfig()
-        if isinstance(lexicon, str | PathLike):
-            lexicon = Lexicon(lexicon)
-        self.frontend = Frontend(text_cleaners, tacotron2.config.n_symbols, lexicon)
+        facts = settle(tacotron2, waveglow if vocoder == "waveglow" else None, audio, text_cleaners, lexicon)
+        self.audio = facts.audio
+        self.frontend = Frontend(facts.text_cleaners, tacotron2.config.n_symbols, facts.lexicon, facts.symbols)
         self.tacotron2 = tacotron2.to(self.device, dtype).eval()
         _check_mel_channels(tacotron2, self.audio)
         self.vocoder = self._build_vocoder(vocoder, waveglow, sigma, denoise, dtype)

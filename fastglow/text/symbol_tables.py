@@ -7,7 +7,7 @@ from fastglow.text.symbol_set import PHONE_MARK
 from fastglow.text.symbol_set import symbols as NVIDIA_SYMBOLS
 
 # torchaudio's tables (torchaudio/pipelines/_tts): twelve marks, then letters or ARPAbet phones.
-_TORCHAUDIO_MARKS = tuple("_-!'(),.:;? ")
+MARKS = tuple("_-!'(),.:;? ")
 _PHONES = tuple(symbol for symbol in NVIDIA_SYMBOLS if symbol.startswith(PHONE_MARK))
 
 NVIDIA = "nvidia"
@@ -28,10 +28,10 @@ class SymbolTable:
         return not set(_PHONES).isdisjoint(self.symbols)
 
 
-_CHARACTERS = (*_TORCHAUDIO_MARKS, *"abcdefghijklmnopqrstuvwxyz")
+_CHARACTERS = (*MARKS, *"abcdefghijklmnopqrstuvwxyz")
 TABLES = (
     SymbolTable("torchaudio-characters", "torchaudio's character table", _CHARACTERS),
-    SymbolTable("torchaudio-phones", "torchaudio's phoneme table", _TORCHAUDIO_MARKS + _PHONES),
+    SymbolTable("torchaudio-phones", "torchaudio's phoneme table", MARKS + _PHONES),
     SymbolTable(NVIDIA, "NVIDIA's table", tuple(NVIDIA_SYMBOLS)),
 )
 

@@ -7,7 +7,7 @@ import pytest
 from fastglow import Synthesizer
 from fastglow.errors import FastglowError
 from fastglow.text import Lexicon, text_to_sequence
-from fastglow.voices import BUNDLED, DEFAULT_VOICE, Voice, list_voices
+from fastglow.voices import AS_TRAINED, BUNDLED, DEFAULT_VOICE, Voice, list_voices
 
 
 def test_bundled_voices_load():
@@ -25,7 +25,8 @@ def test_bundled_voices_load():
 
 
 def test_a_voice_needs_no_lexicon(voice_folder):
-    assert Voice.load(voice_folder).lexicon is None
+    assert Voice.load(voice_folder).lexicon is AS_TRAINED
+    assert Synthesizer.from_voice(voice_folder, device="cpu").frontend.lexicon is None
 
 
 def test_a_folder_and_its_voice_json_are_the_same(voice_folder):
