@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import click
+from click.core import ParameterSource
 
 from fastglow.audio import MelConfig
 from fastglow.models import Tacotron2Config, WaveGlowConfig
 
-from .config import Tacotron2TrainConfig, WaveGlowTrainConfig
+from .config import WN_OPTIONS, Tacotron2TrainConfig, WaveGlowTrainConfig
 
 # Options of the models under the names that DeepLearningExamples gave them.
 WAVEGLOW_ALIASES = {
@@ -21,11 +22,6 @@ WAVEGLOW_ALIASES = {
     "n_group": "--groups",
     "n_early_every": "--early-every",
     "n_early_size": "--early-size",
-}
-WN_OPTIONS = {
-    "n_layers": ("--wn-layers", "Layers in a coupling network."),
-    "n_channels": ("--wn-channels", "Channels in a coupling network."),
-    "kernel_size": ("--wn-kernel-size", "Kernel size of the dilated convolutions."),
 }
 
 
@@ -181,7 +177,14 @@ def _train(model_name: str, config, model_config, quiet: bool) -> None:
     from .loop import train as run
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    click.echo(f"saved {run(model_name, config, model_config, progress=not quiet)}")
+    given = _given(click.get_current_context())
+    click.echo(f"saved {run(model_name, config, model_config, progress=not quiet, given=given)}")
+
+
+def _given(context: click.Context) -> set[str]:
+    """Names of the options that the user chose, on the command line or in a file of options."""
+    names = {name for name in context.params if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
+    return {f"WN_config.{name[3:]}" if name.startswith("wn_") else name for name in names}
 
 
 @train.command()

@@ -8,6 +8,34 @@ from typing import Any
 
 from fastglow.errors import FastglowError
 
+# WN_config's entries as options of the command: flag and help.
+WN_OPTIONS = {
+    "n_layers": ("--wn-layers", "Layers in a coupling network."),
+    "n_channels": ("--wn-channels", "Channels in a coupling network."),
+    "kernel_size": ("--wn-kernel-size", "Kernel size of the dilated convolutions."),
+}
+
+
+def flat_config(config: dict[str, Any]) -> dict[str, Any]:
+    """A config's fields with those of WN_config among them, as "WN_config.n_layers"."""
+    flat = {}
+    for name, value in config.items():
+        flat |= {f"{name}.{key}": entry for key, entry in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def flags(values: dict[str, Any]) -> str:
+    """Fields of `flat_config` as they are given on the command line."""
+    parts = []
+    for name, value in values.items():
+        prefix, _, key = name.rpartition(".")
+        flag = WN_OPTIONS[key][0] if prefix == "WN_config" else f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            parts.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            parts += [f"{flag} {entry}" for entry in (value if isinstance(value, list) else [value])]
+    return " ".join(parts)
+
 
 def option(default: Any, help: str, *aliases: str) -> Any:
     """A dataclass field that is also a command-line option."""
@@ -33,6 +61,10 @@ class TrainConfig:
     seed: int = option(1234, "Seed of weights, shuffling, segments and dropout.")
     device: str = option("", "Device to train on, such as cpu or cuda:0; default: the GPU if there is one.")
     init_from: str = option("", "Checkpoint of any published format whose weights to start from (fine-tuning).")
+    ignore_layers: list[str] = option(
+        [],
+        "Layer that --init-from leaves as it is initialised, such as embedding.weight or decoder.prenet (repeatable).",
+    )
     checkpoint_path: str = option("", "Training checkpoint to resume from.")
     resume: bool = option(False, "Resume from the newest valid checkpoint in the output folder.", "--resume-from-last")
     use_saved_learning_rate: bool = option(False, "After resuming keep the checkpoint's learning rate.")
@@ -64,6 +96,8 @@ class TrainConfig:
                 raise FastglowError(f"{name} {getattr(self, name)} must not be negative")
         if self.seed >= 2**63:
             raise FastglowError(f"seed {self.seed} does not fit 64 bits: use a smaller one")
+        if self.ignore_layers and not self.init_from:
+            raise FastglowError(f"ignore_layers {', '.join(self.ignore_layers)} needs init_from, whose layers it names")
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -3,6 +3,7 @@
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from fastglow.audio import griffin_lim
+from fastglow.checkpoint import LexiconFile, TrainedWith
 from fastglow.errors import FastglowError
 from fastglow.models import Tacotron2, Tacotron2Config, WaveGlow, WaveGlowConfig
 from fastglow.models.tacotron2 import DecoderStepLimitWarning
 from fastglow.text import Lexicon, symbols
+from fastglow.text.symbol_tables import NVIDIA
 
 from .config import Tacotron2TrainConfig, TrainConfig, WaveGlowTrainConfig
 from .data import SegmentBatch, SegmentDataset, TextMelBatch, TextMelCollate, TextMelDataset, collate_segments
@@ -54,11 +57,16 @@ class Task(ABC):
         if model_config.n_mel_channels != dataset.audio.n_mel_channels:
             raise FastglowError(
                 f"the model takes {model_config.n_mel_channels} mel channels, {dataset.folder} was prepared with "
-                f"{dataset.audio.n_mel_channels}: make them agree"
+                f"{dataset.audio.n_mel_channels}: pass --n-mel-channels {dataset.audio.n_mel_channels}, or prepare it "
+                f"with --n-mel-channels {model_config.n_mel_channels}"
             )
         self.config = config
         self.model_config = model_config
         self.dataset = dataset
+
+    def trained_with(self) -> TrainedWith:
+        """What synthesis must know of this training, for the checkpoints."""
+        return TrainedWith(audio=self.dataset.audio)
 
     @abstractmethod
     def build_model(self) -> nn.Module: ...
@@ -89,6 +97,12 @@ class Tacotron2Task(Task):
         self.criterion = Tacotron2Loss(config.gate_positive_weight)
         self.guided_attention = GuidedAttentionLoss(config.guided_attention_sigma)
         self.lexicon = Lexicon(config.lexicon) if config.lexicon else None
+
+    def trained_with(self) -> TrainedWith:
+        lexicon = None
+        if self.lexicon is not None and self.config.p_arpabet > 0:
+            lexicon = LexiconFile(str(Path(self.config.lexicon).resolve()), self.lexicon.digest)
+        return TrainedWith(self.dataset.audio, tuple(self.config.text_cleaners), lexicon, NVIDIA)
 
     def build_model(self) -> Tacotron2:
         model = Tacotron2(**asdict(self.model_config))
@@ -171,7 +185,8 @@ class WaveGlowTask(Task):
         if model_config.upsample_stride != dataset.audio.hop_length:
             raise FastglowError(
                 f"upsample_stride {model_config.upsample_stride} must equal the data's hop_length "
-                f"{dataset.audio.hop_length}: make them agree"
+                f"{dataset.audio.hop_length}: pass --upsample-stride {dataset.audio.hop_length}, or prepare the data "
+                f"with --hop-length {model_config.upsample_stride}"
             )
         self.criterion = WaveGlowLoss(config.sigma)
 
