@@ -154,7 +154,9 @@ def _read_config_file(ctx: click.Context, parameter: click.Parameter, path: str 
     unknown = flat.keys() - {p.name for p in ctx.command.params}
     if unknown:
         raise click.BadParameter(f"{path} sets {', '.join(sorted(unknown))}, which this command does not know")
-    ctx.default_map = flat
+    repeatable = {p.name for p in ctx.command.params if getattr(p, "multiple", False)}
+    # A text alone would be taken letter by letter.
+    ctx.default_map = {k: [v] if k in repeatable and isinstance(v, str) else v for k, v in flat.items()}
 
 
 def _data_options(command):

@@ -60,7 +60,11 @@ class TrainConfig:
     anneal_factor: float = option(0.1, "Factor of each decrease; 0.3 alternates 0.3 and 0.1/0.3 as NVIDIA's does.")
     seed: int = option(1234, "Seed of weights, shuffling, segments and dropout.")
     device: str = option("", "Device to train on, such as cpu or cuda:0; default: the GPU if there is one.")
-    init_from: str = option("", "Checkpoint of any published format whose weights to start from (fine-tuning).")
+    init_from: str = option(
+        "",
+        "Checkpoint of any published format whose weights to start from (fine-tuning); the rows of its embedding "
+        "go to the same symbols.",
+    )
     ignore_layers: list[str] = option(
         [],
         "Layer that --init-from leaves as it is initialised, such as embedding.weight or decoder.prenet (repeatable).",

@@ -165,6 +165,8 @@ def _resume_options(
     checkpoint: dict[str, Any], config: TrainConfig, known: TrainedWith, given: Collection[str]
 ) -> tuple[TrainConfig, dict[str, tuple[Any, Any]]]:
     """The options of this call with the checkpoint's where none was given; what changes as (before, now)."""
+    if not isinstance(checkpoint["training"], dict):
+        raise FastglowError("the checkpoint's options cannot be read: it is damaged")
     then = {name: value for name, value in checkpoint["training"].items() if name not in OF_THE_CALL}
     now = config.as_dict()
     inherited = {name: value for name, value in then.items() if name in now and name not in given}
@@ -187,6 +189,8 @@ def _compare_items(checkpoint: dict[str, Any], config: TrainConfig, dataset: Pre
     before = checkpoint.get("items")
     if before is None:
         return True
+    if not isinstance(before, dict) or any(not _are_digests(before.get(split)) for split in SPLITS):
+        raise FastglowError("the checkpoint's fingerprint of its data cannot be read: it is damaged")
     now = item_digests(dataset, checkpoint["model"])
     if not set(map(tuple, before["train"].tolist())) & set(map(tuple, now["train"].tolist())):
         newest = config.checkpoint_path or str(Path(config.out) / f"checkpoint_{checkpoint['iteration']}.pt")
@@ -199,6 +203,10 @@ def _compare_items(checkpoint: dict[str, Any], config: TrainConfig, dataset: Pre
             difference = _difference(before[split], now[split])
             logger.warning("%s differs from the resumed run's data: of the %s items %s", config.data, split, difference)
     return torch.equal(before["train"], now["train"])
+
+
+def _are_digests(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.int64 and value.dim() == 2 and value.shape[1] == 2
 
 
 def _difference(before: Tensor, now: Tensor) -> str:

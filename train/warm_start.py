@@ -54,9 +54,8 @@ def warm_start(
     ignored = _select(ignore_layers, wanted.keys() | found.keys())
     if isinstance(model, Tacotron2) and EMBEDDING not in ignored:
         found[EMBEDDING] = _embedding(source, wanted[EMBEDDING], path)
-    if isinstance(model, WaveGlow) and source.config.alternate_halves != model.config.alternate_halves:
-        flag = "--alternate-halves" if source.config.alternate_halves else "--no-alternate-halves"
-        raise FastglowError(f"{path} was trained with alternate_halves {source.config.alternate_halves}: pass {flag}")
+    if isinstance(model, WaveGlow):
+        _check_function(source, model, path)
     misfits = {
         name
         for name in (wanted.keys() | found.keys()) - ignored
@@ -70,6 +69,22 @@ def warm_start(
     model.load_state_dict({name: wanted[name] if name in ignored else found[name] for name in wanted})
     if ignored:
         logger.info("layers that start anew: %s", ", ".join(_cover(ignored, wanted.keys() | found.keys())))
+
+
+def _check_function(source: WaveGlow, model: WaveGlow, path: str | os.PathLike) -> None:
+    """What no shape tells and the weights depend on."""
+    halves = source.config.alternate_halves
+    if halves != model.config.alternate_halves:
+        raise FastglowError(
+            f"{path} was trained with alternate_halves {halves}: pass {flags({'alternate_halves': halves})}"
+        )
+    if source.config.upsample_stride != model.config.upsample_stride:
+        logger.warning(
+            "%s makes %d samples of a frame, this run %d: its upsampling has to learn that anew",
+            path,
+            source.config.upsample_stride,
+            model.config.upsample_stride,
+        )
 
 
 def _select(layers: Iterable[str], names: Collection[str]) -> set[str]:

@@ -311,3 +311,30 @@ def test_a_checkpoint_of_other_options_is_one_line(runs, prepared, part):
     with pytest.raises(FastglowError, match="options cannot be read") as error:
         plan_resumption(checkpoint, config, Tacotron2Config(), PreparedDataset.open(prepared), ())
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("items", [3, {}, {"train": torch.zeros(3, 2)}, {"train": "x", "validation": "y"}])
+def test_a_fingerprint_that_cannot_be_read_is_one_line(runs, prepared, items):
+    checkpoint = {**torch.load(runs / "waveglow" / "checkpoint_1.pt", weights_only=True), "items": items}
+    config = WaveGlowTrainConfig(str(prepared), "")
+    with pytest.raises(FastglowError, match="fingerprint of its data cannot be read"):
+        plan_resumption(checkpoint, config, WaveGlowConfig(), PreparedDataset.open(prepared), ())
+
+
+def test_a_repeatable_option_of_a_file_may_be_one_text(prepared, tmp_path, capsys):
+    file = tmp_path / "options.json"
+    arguments = [
+        "train",
+        "tacotron2",
+        "--data",
+        str(prepared),
+        "--out",
+        str(tmp_path / "run"),
+        "--config-file",
+        str(file),
+    ]
+    for name, value in (("ignore_layers", "no.layer"), ("ignore-layers", ["no.layer"]), ("text-cleaners", "no.layer")):
+        file.write_text(json.dumps({name: value}))
+        assert main(arguments) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert "ignore_layers no.layer needs init_from" in line or "unknown cleaner 'no.layer'" in line

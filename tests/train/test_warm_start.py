@@ -173,6 +173,18 @@ def test_waveglow_of_other_halves_is_refused(tmp_path):
     warm_start(waveglow(2, alternate_halves=True), tmp_path / "s.safetensors")
 
 
+def test_waveglow_of_another_stride_is_told_and_taken(tmp_path, caplog):
+    source = waveglow(1)
+    save_checkpoint(source, tmp_path / "s.safetensors")
+    for stride, told in ((256, False), (200, True), (128, True)):
+        model = waveglow(2, upsample_stride=stride)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            warm_start(model, tmp_path / "s.safetensors")
+        assert (f"makes 256 samples of a frame, this run {stride}" in caplog.text) is told
+        assert torch.equal(model.upsample.weight, source.upsample.weight)
+
+
 def test_another_model_is_refused(tmp_path):
     save_checkpoint(waveglow(1), tmp_path / "s.safetensors")
     with pytest.raises(FastglowError, match="is a WaveGlow, not a Tacotron2"):
