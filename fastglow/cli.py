@@ -201,23 +201,19 @@ def _build_synthesizer(voice, tacotron2, waveglow, vocoder, cleaners, lexicons, 
     import torch
 
     from fastglow.engine import Synthesizer
-    from fastglow.engine.training_facts import with_lexicons, with_tacotron2
+    from fastglow.engine.training_facts import with_lexicons, with_parts
 
     given = {
+        "tacotron2": tacotron2 and Path(tacotron2),
         "waveglow": waveglow and Path(waveglow),
         "vocoder": vocoder or (waveglow and "waveglow"),
         "text_cleaners": cleaners or None,
         "sigma": sigma,
         "denoise": denoise,
     }
+    given = {name: value for name, value in given.items() if value is not None}
     # Somebody's acoustic model needs no voice; everything else stands in for a part of one.
-    if tacotron2 and not voice:
-        base = Voice(Path(tacotron2))
-    else:
-        base = Voice.load(voice or DEFAULT_VOICE)
-        if tacotron2:
-            base = with_tacotron2(base, Path(tacotron2))
-    base = replace(base, **{name: value for name, value in given.items() if value is not None})
+    base = Voice(**given) if tacotron2 and not voice else with_parts(Voice.load(voice or DEFAULT_VOICE), **given)
     if lexicons:
         base = with_lexicons(base, lexicons)
     return Synthesizer.from_voice(base, device, getattr(torch, dtype))

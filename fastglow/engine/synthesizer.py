@@ -4,7 +4,7 @@ import secrets
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from fastglow.text import Lexicon, split_sentences
 from fastglow.voices import AS_TRAINED, VOCODERS, AsTrained, Voice
 
 from .frontend import Frontend
-from .training_facts import settle
+from .training_facts import settle, with_parts
 from .vocoders import GriffinLimVocoder, Vocoder, WaveGlowVocoder
 
 DEFAULT_SIGMA = 0.6
@@ -155,12 +155,13 @@ class Synthesizer:
         Args:
             name: which.
             device, dtype: as above.
-            overrides: fields of `Voice` to have otherwise: vocoder, sigma, denoise, text_cleaners, lexicon, ...
+            overrides: fields of `Voice` to have otherwise: vocoder, sigma, denoise, text_cleaners, lexicon, ...;
+                another tacotron2 brings the audio parameters, cleaners and lexicon that its checkpoint tells.
 
         Raises:
             FastglowError: unknown voice, unreadable files, absent device, or a vocoder that the voice lacks.
         """
-        voice = replace(name if isinstance(name, Voice) else Voice.load(name), **overrides)
+        voice = with_parts(name if isinstance(name, Voice) else Voice.load(name), **overrides)
         if voice.vocoder == "waveglow" and voice.waveglow is None:
             raise FastglowError("the vocoder waveglow needs a WaveGlow checkpoint: pass one, or use griffin-lim")
         return cls(

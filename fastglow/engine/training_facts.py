@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from fastglow.audio import MelConfig
 from fastglow.checkpoint import TrainedWith, audio_differences, read_trained_with, trained_with
@@ -93,16 +94,19 @@ def _settle_lexicon(known: TrainedWith, lexicon: str | PathLike | Lexicon | AsTr
     return found
 
 
-def with_tacotron2(voice: Voice, path: Path) -> Voice:
-    """A voice with another acoustic model: what its checkpoint tells of its training counts, not the voice's."""
-    known = read_trained_with(path)
-    return replace(
-        voice,
-        tacotron2=path,
-        audio=known.audio or voice.audio,
-        text_cleaners=known.text_cleaners or voice.text_cleaners,
-        lexicon=AS_TRAINED if known.lexicon or known.text_cleaners else voice.lexicon,
-    )
+def with_parts(voice: Voice, *, tacotron2: str | PathLike | None = None, **fields: Any) -> Voice:
+    """A voice with other fields. Of another acoustic model, what its checkpoint tells counts and not the voice's."""
+    if tacotron2 is not None:
+        known = read_trained_with(tacotron2)
+        voice = replace(
+            voice,
+            tacotron2=Path(tacotron2),
+            audio=known.audio or voice.audio,
+            text_cleaners=known.text_cleaners or voice.text_cleaners,
+            # One that tells its cleaners and no lexicon was trained without.
+            lexicon=AS_TRAINED if known.lexicon or known.text_cleaners else voice.lexicon,
+        )
+    return replace(voice, **fields)
 
 
 def with_lexicons(voice: Voice, paths: Sequence[str | PathLike]) -> Voice:

@@ -153,6 +153,8 @@ def test_another_acoustic_model_in_a_voice_brings_its_own_facts(tmp_path, voice_
     knowing = tacotron2(tmp_path / "t.safetensors", audio=LOW, text_cleaners=("english_cleaners",))
     silent = tacotron2(tmp_path / "s.safetensors")
     assert synth(tmp_path, "--voice", voice, "--tacotron2", knowing) == synth(tmp_path, "--tacotron2", knowing)
+    synthesizer = Synthesizer.from_voice(voice, device="cpu", tacotron2=knowing)
+    assert (synthesizer.audio, synthesizer.frontend.lexicon) == (LOW, None)
     in_voice = synth(tmp_path, "--voice", voice, "--tacotron2", silent)
     cleaners = ("--cleaners", "english_speech_cleaners")
     assert in_voice == synth(tmp_path, "--tacotron2", silent, "--lexicon", lexicon_file, *cleaners)

@@ -29,6 +29,14 @@ def test_a_voice_needs_no_lexicon(voice_folder):
     assert Synthesizer.from_voice(voice_folder, device="cpu").frontend.lexicon is None
 
 
+def test_a_voice_may_say_that_it_has_no_lexicon(voice_folder, tmp_path):
+    shutil.copytree(voice_folder, tmp_path / "voice")
+    for lexicon in (None, ""):
+        values = json.loads((voice_folder / "voice.json").read_text()) | {"lexicon": lexicon}
+        (tmp_path / "voice" / "voice.json").write_text(json.dumps(values))
+        assert Voice.load(tmp_path / "voice").lexicon is None
+
+
 def test_a_folder_and_its_voice_json_are_the_same(voice_folder):
     assert Voice.load(voice_folder) == Voice.load(str(voice_folder / "voice.json"))
 
