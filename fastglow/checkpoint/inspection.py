@@ -68,7 +68,7 @@ class CheckpointInfo:
             ("iteration", self.iteration),
             ("epoch", self.epoch),
             *((f"config {name}", value) for name, value in _flat(self.config)),
-            *_flat(self.trained_with.as_dict()),
+            *_flat({n if n != "symbols" else "symbol table": v for n, v in self.trained_with.as_dict().items()}),
             *(("note", note) for note in self.notes),
             ("not supported", self.unsupported),
         ]

@@ -4,7 +4,7 @@ import json
 import logging
 import pickle
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -178,13 +178,14 @@ def test_a_lexicon_that_is_gone_is_found_beside_the_checkpoint(build, tmp_path):
 def test_inspect_prints_it(build, tmp_path):
     for path in (tmp_path / "m.safetensors", tmp_path / "m.pt"):
         model = build.tacotron2()
-        model.trained_with = FACTS[1]
+        model.trained_with = replace(FACTS[1], symbols="nvidia")
         (save_checkpoint if path.suffix == ".safetensors" else save_nvidia_checkpoint)(model, path)
-        rows = dict(line.split(maxsplit=1) for line in str(inspect_checkpoint(path)).splitlines()[1:])
+        rows = dict(re.split(r"  +", line.strip()) for line in str(inspect_checkpoint(path)).splitlines()[1:])
         assert rows["audio.sampling_rate"] == "44100"
         assert rows["audio.mel_fmax"] == "22050.0"
         assert rows["text_cleaners"] == "a, b"
         assert rows["lexicon.path"] == "/some/where.txt"
+        assert (rows["symbols"], rows["symbol table"]) == ("30", "nvidia")
         json.dumps(asdict(inspect_checkpoint(path)), default=str)
 
 
