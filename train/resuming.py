@@ -26,6 +26,8 @@ OF_THE_CALL = {
     *("data", "out", "resume", "checkpoint_path", "init_from", "ignore_layers", "max_iterations", "tensorboard"),
     *("device", "use_saved_learning_rate"),
 }
+# Options of how a run begins: there is nothing to change when it goes on.
+_OF_THE_START = {"init_mel_bias", "uniform_initialize_bn_weight"}
 # Model options that may change in the middle of a training. The others make another model, or, with WaveGlow,
 # another function of the same weights.
 CHANGEABLE = {"tacotron2": set(NOT_IN_SHAPES["tacotron2"]), "waveglow": set()}
@@ -169,14 +171,18 @@ def _resume_options(
         raise FastglowError("the checkpoint's options cannot be read: it is damaged")
     then = {name: value for name, value in checkpoint["training"].items() if name not in OF_THE_CALL}
     now = config.as_dict()
-    inherited = {name: value for name, value in then.items() if name in now and name not in given}
+    chosen = {name for name in given if name in now and name not in _OF_THE_START}
+    for name in _OF_THE_START.intersection(given):
+        if name in now and then.get(name, now[name]) != now[name]:
+            logger.warning("%s %s is left out: it counts where a run begins, and this one goes on", name, now[name])
+    inherited = {name: value for name, value in then.items() if name in now and name not in chosen}
     # Its path may be relative to another folder than this call's; the contents are compared, by `compare_lexicons`.
     if inherited.get("lexicon") and known.lexicon is not None and Path(known.lexicon.path).is_file():
         inherited["lexicon"] = known.lexicon.path
     changes = {
         name: (value, now[name])
         for name, value in then.items()
-        if name in now and name in given and name != "lexicon" and value != now[name]
+        if name in chosen and name != "lexicon" and value != now[name]
     }
     try:
         return replace(config, **inherited), changes

@@ -295,6 +295,21 @@ def test_a_repeated_start_takes_the_checkpoint_and_not_the_first_weights(resume,
     assert not caplog.text
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"init_mel_bias": True}, "init_mel_bias True is left out"),
+        ({"uniform_initialize_bn_weight": False}, "uniform_initialize_bn_weight False is left out"),
+        ({"uniform_initialize_bn_weight": True, "init_mel_bias": False}, ""),
+    ],
+)
+def test_options_of_a_beginning_change_nothing_later(resume, caplog, options, told):
+    trainer = resume("tacotron2", given=options, **options)
+    assert (told in caplog.text) and ("options that differ" not in caplog.text)
+    assert bool(told) is bool(caplog.text)
+    assert (trainer.config.init_mel_bias, trainer.config.uniform_initialize_bn_weight) == (False, True)
+
+
 def test_a_run_that_is_done_says_so(prepared, tmp_path, caplog):
     run("waveglow", prepared, tmp_path, epochs=1)
     with caplog.at_level(logging.WARNING):
