@@ -1,0 +1,113 @@
+"""Whether an amount stands before the noun that it describes and is singular: ``"a $20 ticket"``, ``"12V battery"``."""
+
+import re
+
+from fastglow.text.english.context import last_word
+
+# Words that are no nouns and that no noun phrase goes on with after an amount.
+CLOSED_CLASS = frozenset(
+    """
+    a aboard about above according across after against ahead all along alongside also although always am among amid an
+    and annually any anyway apart apiece are around as aside at away back be because been before behind being below
+    beneath beside besides between beyond both but by can cannot could depending despite did do does done down downhill
+    downstream downwards due during each either else enough even ever every except few for forward forwards from further
+    had has have he hence her here hers him his how however i if in inland inside instead into is it its itself just
+    last later least less lest like long longer many may maybe me might more most much must my near nearby neither never
+    next no nor not now of off offshore often on once one only onto onward onwards opposite or other otherwise our
+    ours out outside over overall overnight overseas owing past per perhaps plus quite rather really respectively same
+    shall she should since so some somewhere soon still such than that the their theirs them then there thereafter
+    therefore these they this those though through throughout thus till to today together tomorrow tonight too toward
+    towards twice under underground underwater unless until up uphill upon upstream upward upwards us versus very via
+    was we were what whatever when whenever where whereas whereby wherever whether which while who whom whose why will
+    with within without worth would yes yesterday yet you your yours
+    zero two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
+    nineteen twenty thirty forty fifty sixty seventy eighty ninety half billions bucks cents dollars euros millions
+    pence pounds thousands
+    north northeast northern northward northwards northwest south southeast southward southwards southwest east
+    eastward eastwards west westward westwards northbound southbound eastbound westbound
+    """.split()
+)
+# Adjectives and adverbs that follow what they describe: "6 ft tall", "$20 extra", "$5 million cash".
+_POSTPOSED = frozenset(
+    """
+    abroad again ago almost alone already altogether annual better bigger broad cash cheaper clear clockwise closer
+    colder combined cooler deep deeper downwind early earlier east extra farther fast faster flat free gross heavier
+    heavy high higher home hotter huge late left light lighter lower nationwide net old older retail richer round short
+    shorter shy slower smaller square straight sooner tall taller thick thicker thin thinner times total upfront upwind
+    warmer wide wider worldwide worse young younger
+    """.split()
+)
+_NOUNS_TOO = frozenset("flat home light round square".split())
+# Verbs that an amount is the subject of, or that follow it, and that do not end in -ed.
+_VERBS = frozenset(
+    """
+    became become becomes began begins bought bring brings brought buy buys came come comes cost costs equal equals fell
+    felt found gave get gets give gives given go goes gone got grew grown helps held keeps kept lay lie
+    lies lost made make makes matter matters mean means meant needs paid pay pays ran remain remains represent
+    represents rose said sat saw says seem seem seems sees sell sent sits sold spent stands stay stays
+    stood taken takes thought told took went wins won
+    """.split()
+)
+# What holds the stuff that is measured: "5 kg bag", unlike "5 kg flour".
+_CONTAINERS = frozenset(
+    """
+    bag bags barrel barrels baby block blocks bottle bottles box boxes bucket buckets can cans capacity carton cartons
+    container containers cup cups cylinder cylinders dose doses drum drums dumbbell dumbbells engine engines glass
+    glasses jar jars jug jugs keg kegs kettlebell limit load pack packet packets packs parcel portion pot pots sack
+    sacks serving servings tank tanks tin tins tub tubs weight weights
+    """.split()
+)
+_ADVERBIAL_NOUNS = frozenset("daily early hourly monthly only weekly yearly".split())
+_NOUNS_IN_LY = frozenset("assembly belly butterfly family fly jelly monopoly rally reply supply".split())
+_CALENDAR = re.compile(
+    r"(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day|(?:Jan|Febr)uary|March|April|May|Ju(?:ne|ly)|August"
+)
+
+# After an article in the singular, only "a 5 kilometer ..." is right.
+_SINGULAR = frozenset("a an each every per".split())
+_COUNTS = frozenset("one two three four five six seven eight nine ten eleven twelve several many few".split())
+_DETERMINERS = frozenset(
+    "another any her his its my no our that the their these this those which your whose new old single".split()
+)
+_COMPOUND = re.compile(r"-(?!plus\b|odd\b|ish\b)[a-z]")
+_NEXT = re.compile(r" ([A-Za-z]+)(?='?[\w-]*(.?.?))")
+
+
+def is_attributive(preceding: str, following: str, of_stuff: bool = False) -> bool:
+    """Whether the amount between ``preceding`` and ``following`` describes the noun that comes next.
+
+    There is no tagger: a word right behind the amount is taken for a noun, or for the start of one's description,
+    unless it is of a closed class, an adverb, a participle, a comparative, or a verb that amounts are subjects of.
+    After ``a``, ``each``, ``per`` and a count (``"two $20 bills"``) adverbs, participles and proper names may come
+    too. Amounts ``of_stuff`` (grams, liters) need such a word before them or a container behind: recipes leave out
+    ``of`` (``"200 g flour"``). Taken for nouns are verbs that are not in the list (``"$20 wins"`` is, ``"$20 beats
+    nothing"`` is not) and stuff after money or length (``"$5 million aid"``); coordinations (``"a $20 or $30
+    ticket"``) are plural up to the last amount.
+    """
+    if _COMPOUND.match(following):
+        return True
+    upcoming = _NEXT.match(following)
+    if not upcoming:
+        return False
+    word, article = upcoming[1].lower(), last_word(preceding[-24:]).lower()
+    if not preceding.endswith(" ") or preceding.rstrip()[-1:] in tuple(",;:.!?)"):
+        article = ""
+    if word in CLOSED_CLASS:
+        return False
+    is_singular = article in _SINGULAR
+    is_counted = is_singular or article in _COUNTS or article.isdigit()
+    is_determined = is_counted or article in _DETERMINERS or article.endswith("'s")
+    goes_on = upcoming[2].startswith(" ") and upcoming[2][1:].isalnum()
+    if upcoming[1][0].isupper():
+        return is_determined and not _CALENDAR.fullmatch(upcoming[1])
+    if word in _POSTPOSED:
+        return is_singular and (goes_on or word in _NOUNS_TOO)
+    if is_singular:
+        return not word.endswith("ly") or word in _ADVERBIAL_NOUNS | _NOUNS_IN_LY
+    if word in _VERBS or (word.endswith("ly") and word not in _NOUNS_IN_LY):
+        return False
+    if word.endswith("ed") and not (is_counted or word.endswith(("eed", "shed", "sled", "bed"))):
+        return False
+    if word.endswith("ing") and not is_determined and len(word) > 5:
+        return False
+    return is_counted or word in _CONTAINERS if of_stuff else True
