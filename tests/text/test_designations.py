@@ -112,7 +112,7 @@ FRACTIONS = [
     ("1 3/4ths", "one and three fourths"),
     ("a 1/5th share", "a one fifth share"),
     ("1/2s", "half a second"),
-    ("1/250s", "one over two hundred fifty seconds"),
+    ("1/250s", "one two hundred fiftieth of a second"),
     ("9/11", "nine eleven"),
     ("8/10", "eight out of ten"),
 ]

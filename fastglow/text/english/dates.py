@@ -24,7 +24,9 @@ _DAY_MONTH = re.compile(rf"(?<![\w.,:/$-]){_DAY}(?: ?[-–] ?{_DAY})?(?: of)? ({
 _MONTH_YEAR = re.compile(rf"\b({_MONTH}),? (\d{{4}})(?!\w|[,.:]\d)", re.IGNORECASE)
 # What may stand between a month and the dash of a range: its day, its year.
 _OF_MONTH = r"(?: \d{1,2}(?:st|nd|rd|th)?)?(?:,? (?:\d{4}|'\d\d))?"
-_MONTH_RANGE = re.compile(rf"\b({_MONTH})({_OF_MONTH})( ?[-–] ?)({_MONTH})(?![\w'])", re.IGNORECASE)
+_MONTH_RANGE = re.compile(rf"\b{_MONTH}(?:{_OF_MONTH} ?[-–] ?{_MONTH}(?![\w'])){{1,11}}", re.IGNORECASE)
+_MONTH_JOINT = re.compile(r" ?[-–] ?")
+_FIRST_WORD = re.compile(r"[A-Za-z]+\.?")
 _DAY_OF_MONTH = rf"\d{{1,2}}(?:st|nd|rd|th)? {_MONTH}"
 _DAY_RANGE = re.compile(
     rf"(?<![\w.,:/$-])({_DAY_OF_MONTH}(?:,? \d{{4}})?) ?[-–] ?(?={_DAY_OF_MONTH}(?!\w))", re.IGNORECASE
@@ -103,12 +105,13 @@ def _month_year(match: re.Match) -> str:
 
 
 def _month_range(match: re.Match) -> str:
-    first, rest, dash, last = match.groups()
-    following = after(match)
-    is_verb = last == "May" and dash != "-" and re.match(r" (?:I|we|you|he|she|it|they|the)\b", following)
-    if is_verb or not (_is_month(first) and _is_month(last)):
+    parts = _MONTH_JOINT.split(match[0])
+    is_verb = match[0].endswith(("- May", "– May")) and re.match(r" (?:I|we|you|s?he|it|they|the)\b", after(match))
+    months = [_FIRST_WORD.match(part)[0] for part in parts]
+    if is_verb or not all(map(_is_month, months)):
         return match[0]
-    return f"{_month_name(first).title()}{rest} to {_month_name(last).title()}{final_stop(match)}"
+    spoken = [_month_name(month).title() + part[len(month) :] for month, part in zip(months, parts, strict=True)]
+    return " to ".join(spoken) + final_stop(match)
 
 
 def _months_either(match: re.Match) -> str:

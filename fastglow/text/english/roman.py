@@ -27,7 +27,7 @@ _REIGNING = frozenset(
 _VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100}
 _VALID = re.compile(r"C{0,3}(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})")
 _NUMERAL = re.compile(r"(?<![\w.'&-])(?:[IVXLC]{1,8}|[ivxl]{2,8})(?![\w&]|'(?!s\b)|-\w|\.\w)")
-_WORLD_WAR = re.compile(r"(?<![A-Za-z])(?:WW ?(I{1,3}|[123])|ww(i{1,3}|[123]))(?![A-Za-z0-9])")
+_WORLD_WAR = re.compile(r"(?<![A-Za-z'])(?:WW ?(I{1,3}|[123](?!\d))|ww(i{1,3}|[123](?!\d)))(?![A-Za-z])")
 _MARK = re.compile(r"\bM[Kk]\.?[ -]?(?=(?:[IVX]{1,5}|\d{1,3})\b)")
 # "PartII", "FFVII"; a word in capitals such as HAWAII has a vowel before its numeral.
 _GLUED = re.compile(
@@ -49,7 +49,7 @@ _AFTER_PRONOUN_I = re.compile(
 
 def read_roman_numerals(text: str) -> str:
     """``"Henry VIII"`` -> ``"Henry the eighth"``, ``"World War II"``, ``"WWII"`` -> ``"World War 2"``."""
-    text = _WORLD_WAR.sub(lambda match: f"World War {_digits(match[1] or match[2])}", text)
+    text = _WORLD_WAR.sub(_world_war, text)
     text = _MARK.sub("Mark ", text)
     text = _GLUED.sub(_glued, text)
     return _NUMERAL.sub(_numeral, text)
@@ -60,8 +60,10 @@ def roman_value(numeral: str) -> int:
     return _value(numeral) if len(numeral) > 1 and _VALID.fullmatch(numeral) else 0
 
 
-def _digits(numeral: str) -> str:
-    return numeral if numeral.isdigit() else str(_value(numeral))
+def _world_war(match: re.Match) -> str:
+    numeral = match[1] or match[2]
+    ending = " " * after(match)[:1].isdigit()
+    return f"World War {numeral if numeral.isdigit() else _value(numeral)}{ending}"
 
 
 def _glued(match: re.Match) -> str:

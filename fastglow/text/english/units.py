@@ -5,7 +5,7 @@ import re
 from fastglow.text.english.attributive import is_attributive
 from fastglow.text.english.context import after, before, ends_sentence
 from fastglow.text.english.typography import MICRO, OHM
-from fastglow.text.numbers import FRACTION, NUMBER, quantity
+from fastglow.text.numbers import FRACTION, NUMBER, fraction_of, quantity
 
 _SPELLINGS = {
     "kilometer": "km kms",
@@ -219,11 +219,14 @@ def _measure(match: re.Match) -> str:
 
 def _with_unit(first: str, joiner: str | None, last: str | None, unit: str, adjective: bool = False) -> str:
     spoken = quantity(first)
+    is_part = "/" in first and not set(" -") & set(first)
+    if is_part and spoken.count(" ") > 1:
+        spoken = fraction_of("", *first.split("/"))  # not "one over sixty" of a second
     if joiner:
         spoken += f" {_JOINERS[joiner]} {quantity(last)}"
-    elif adjective and "/" in first and " " not in first:
+    elif is_part and adjective:
         return f"{'half' if first == '1/2' else spoken.removesuffix('s')} {unit}"
-    elif "/" in first and " " not in first and "percent" not in unit:
+    elif is_part and "percent" not in unit:
         part = "half" if first == "1/2" else f"{spoken} of"
         return f"{part} {'an' if unit in ('hour', 'ounce', 'inch', 'ohm') else 'a'} {unit}"
     singular = adjective or (first == "1" and not last)
