@@ -64,45 +64,54 @@ _CALENDAR = re.compile(
 )
 
 # After an article in the singular, only "a 5 kilometer ..." is right.
-_SINGULAR = frozenset("a an each every per".split())
-_COUNTS = frozenset("one two three four five six seven eight nine ten eleven twelve several many few".split())
+_ARTICLES = ("a", "an")
+_COUNTS = frozenset(
+    "each every per one two three four five six seven eight nine ten eleven twelve several many few".split()
+)
 _DETERMINERS = frozenset(
     "another any her his its my no our that the their these this those which your whose new old single".split()
 )
 _COMPOUND = re.compile(r"-(?!plus\b|odd\b|ish\b)[a-z]")
-_NEXT = re.compile(r" ([A-Za-z]+)(?='?[\w-]*(.?.?))")
+_PER = re.compile(r"\A ?/ ?[a-z]{1,8}\b")
+# "a $20 or $30 ticket", "a 3 hr 20 min flight", "a $50 a night room".
+_GOES_ON = re.compile(r" (?:(?:or|and|to|by) (?:an? )?)?[$£€]?\d| (?:an?|per) [a-z]+ [a-z]")
+_NEXT = re.compile(r" ([A-Za-z]+)(-[A-Za-z])?(?=['\w-]{0,32}(.?.?))")
 
 
 def is_attributive(preceding: str, following: str, of_stuff: bool = False) -> bool:
     """Whether the amount between ``preceding`` and ``following`` describes the noun that comes next.
 
     There is no tagger: a word right behind the amount is taken for a noun, or for the start of one's description,
-    unless it is of a closed class, an adverb, a participle, a comparative, or a verb that amounts are subjects of.
-    After ``a``, ``each``, ``per`` and a count (``"two $20 bills"``) adverbs, participles and proper names may come
-    too. Amounts ``of_stuff`` (grams, liters) need such a word before them or a container behind: recipes leave out
+    unless it is of a closed class, an adverb, a participle, a comparative, or a verb of which amounts are subjects.
+    After ``a`` and ``an`` adverbs and adjectives may come too, after them and a count (``"two $20 bills"``)
+    participles and proper names. Amounts ``of_stuff`` (grams, liters) need such a word before them or a container behind: recipes leave out
     ``of`` (``"200 g flour"``). Taken for nouns are verbs that are not in the list (``"$20 wins"`` is, ``"$20 beats
-    nothing"`` is not) and stuff after money or length (``"$5 million aid"``); coordinations (``"a $20 or $30
-    ticket"``) are plural up to the last amount.
+    nothing"`` is not) and stuff after money or length (``"$5 million aid"``).
     """
+    following = _PER.sub("", following)
     if _COMPOUND.match(following):
+        return True
+    article = last_word(preceding[-24:]).lower()
+    if not preceding.endswith(" ") or preceding.rstrip()[-1:] in tuple(",;:.!?)"):
+        article = ""
+    has_article = article in _ARTICLES
+    if has_article and _GOES_ON.match(following):
         return True
     upcoming = _NEXT.match(following)
     if not upcoming:
         return False
-    word, article = upcoming[1].lower(), last_word(preceding[-24:]).lower()
-    if not preceding.endswith(" ") or preceding.rstrip()[-1:] in tuple(",;:.!?)"):
-        article = ""
-    if word in CLOSED_CLASS:
+    word = upcoming[1].lower()
+    is_compound = bool(upcoming[2]) and not word.endswith(("ty", "north", "south", "east", "west"))  # "two-year"
+    if word in CLOSED_CLASS and not is_compound:
         return False
-    is_singular = article in _SINGULAR
-    is_counted = is_singular or article in _COUNTS or article.isdigit()
+    is_counted = has_article or article in _COUNTS or article.isdigit()
     is_determined = is_counted or article in _DETERMINERS or article.endswith("'s")
-    goes_on = upcoming[2].startswith(" ") and upcoming[2][1:].isalnum()
+    goes_on = upcoming[3].startswith(" ") and upcoming[3][1:].isalnum()
     if upcoming[1][0].isupper():
         return is_determined and not _CALENDAR.fullmatch(upcoming[1])
     if word in _POSTPOSED:
-        return is_singular and (goes_on or word in _NOUNS_TOO)
-    if is_singular:
+        return has_article and (goes_on or word in _NOUNS_TOO)
+    if has_article:
         return not word.endswith("ly") or word in _ADVERBIAL_NOUNS | _NOUNS_IN_LY
     if word in _VERBS or (word.endswith("ly") and word not in _NOUNS_IN_LY):
         return False

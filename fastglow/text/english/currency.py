@@ -61,7 +61,7 @@ _NATION = r"(?:(?<![A-Za-z.])(US|U\.S\.|AU?|CA?|NZ|HK|S)(?=\$))?"
 _SCALE = r"(?:([ -]?)(hundred|thousand|[mb]illion|trillion|[kK]|[Mm]n?|mm|MM|[Bb]n?|[Tt]n)(?![A-Za-z0-9]))?"
 CODES = "|".join([*_SIGN_OF_CODE, *_CODE_NATIONS])
 
-_BEFORE = re.compile(rf"{_NATION}({SIGN}) ?({NUMBER})(?: ?[-–] ?(?:{SIGN})?({NUMBER}))?{_SCALE}(-)?")
+_BEFORE = re.compile(rf"{_NATION}({SIGN}) ?({NUMBER})(?: ?[-–] ?(?:{SIGN})?({NUMBER}))?{_SCALE}(-(?:(?:an?|per)-)?)?")
 _AFTER = re.compile(rf"(?<![\w.])(?<!\d,)({NUMBER})(?: ?[-–] ?({NUMBER}))?{_SCALE} ?(?:({SIGN})(?! ?\d)|({CODES})\b)")
 _CODE_BEFORE = re.compile(rf"\b({CODES}) ?({NUMBER})(?: ?[-–] ?({NUMBER}))?{_SCALE}")
 _CENTS = re.compile(rf"(?<![\w.])(?<!\d,)({NUMBER}) ?¢")
@@ -84,7 +84,7 @@ def read_currency(text: str) -> str:
 def _before(match: re.Match) -> str:
     nation, sign, first, last, tie, scale, hyphen = match.groups()
     spoken = _amount(_NATIONS.get(nation, ""), sign, first, last, scale, _describes(match, tie, hyphen or ""))
-    return spoken + " " * bool(hyphen)  # "a $20-a-day job"
+    return spoken + (hyphen or "").replace("-", " ")  # "a $20-a-day job"
 
 
 def _after(match: re.Match) -> str:

@@ -19,16 +19,16 @@ _KNOWN = frozenset({*BEFORE_NAME, *GENERAL, *TITLES, "a.m", "p.m"})
 
 _NUMBERED = HEADINGS | frozenset(
     """
-    bay block building bus car chap clause day days disc disk draft ep eps example exercise exhibits floor game gate
-    heat hymn issue item lane lap layer line lot map map mission module no nos number numbers option page para paragraph
-    pier pit platform player point problem program question race reel release room round row sample sequence series
-    shot side slide song squad step tape task team test topic track tracks unit version video volume week
-    world year zone
+    bay block building bus car chap clause day disc disk draft ep example exercise floor game gate heat highway hymn
+    issue item lane lap layer line locker lot map mission module no number option page para paragraph pier pit
+    platform player point problem program question race reel release room round route row sample sequence series
+    shot side slide song squad step tape task team test topic track unit version video volume ward week world year
+    zone
     """.split()
 )
 _ZEROS = re.compile(
     rf"(?<![A-Za-z])((?:{'|'.join(sorted(_NUMBERED, key=len, reverse=True))})s?(?:\.? ?#? ?|[_-])|# ?)"
-    r"(\d{1,3}(?:(?: ?[-–&] ?|, | (?:of|to|and|or|through) )\d{1,3}){0,8})(?![\w:]|[.,/-]\d)",
+    r"(\d{1,3}(?:(?: ?[-–&] ?|, | (?:of|to|and|or|through) )\d{1,3}){0,8})(?!\d|[A-Za-z_]{2}|[:.,/-]\d)",
     re.IGNORECASE,
 )
 _EPISODE = re.compile(r"\bS(\d\d)E(\d\d)\b", re.IGNORECASE)

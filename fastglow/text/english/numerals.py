@@ -131,6 +131,8 @@ def _fraction(match: re.Match) -> str:
     if match[0] in _SPECIAL_FRACTIONS:
         return _SPECIAL_FRACTIONS[match[0]]
     numerator, _, denominator = match[0].partition("/")
+    if any(len(part) > 1 and part[0] == "0" for part in (numerator, denominator)):
+        return f"{cardinal(numerator)} slash {cardinal(denominator)}"  # "06/07" is no part of anything
     if numerator == denominator:
         return f"{cardinal(numerator)} out of {cardinal(denominator)}"
     return quantity(match[0])

@@ -30,6 +30,8 @@ _LASTING = frozenset(
     spends spent take taken takes taking timeout took wait waited waiting waits within
     """.split()
 )
+# These may stand between: "took me about 30s".
+_SLACK = frozenset("a about another around exactly him it just least me nearly only over than them to up us".split())
 # After these it is one if nothing follows that it could describe: "for 30s.", but "for 80s music".
 _AROUND = frozenset(
     """
@@ -52,8 +54,13 @@ _BEFORE_PLURAL = frozenset(
     some ten the their these those three two upper your
     """.split()
 )
+# Numbers of one or two digits after these are names: "two size 8s".
+_NAMING = frozenset("class grade level mark model series size type".split())
+_AFTER_SECONDS = frozenset("ago apart each flat left long straight".split())
 _CLAUSE_END = re.compile(r"\s*(?:[,;:.!?)\]](?!\d)|\Z)")
 _ALONE_BEFORE = re.compile(r"(?:\A|[:(=~<>≤≥]) ?\Z")
+_NAME = re.compile(r"(\S*) ?\b([A-Za-z]+) \Z")
+_FOLLOWS_SECONDS = re.compile(r"(?<![\d.])(?:[1-9]|1\d|[2-9][1-9])s (?:and|or|to) \Z")
 _NEXT = re.compile(r" ([A-Za-z]+)")
 
 
@@ -131,15 +138,24 @@ def _are_seconds(digits: str, match: re.Match) -> bool:
     upcoming = _NEXT.match(following)
     next_word = upcoming[1].lower() if upcoming else ""
     previous = last_word(preceding).lower()
-    if next_word in _TIMED or previous in _LASTING:
+    if next_word in _TIMED or _is_lasting(preceding):
         return True
     if previous in _BEFORE_PLURAL or looks_like_year(digits) or digits in ("0", "00"):
         return False
+    if next_word in _AFTER_SECONDS or _FOLLOWS_SECONDS.search(preceding):
+        return True
     if previous in _AROUND and _ends_phrase(next_word, following):
         return previous != "of" or last_word(preceding.rstrip()[:-2]).lower() in _TIMED
     if len(digits) > 2 or _is_decade(digits):
         return bool(_ALONE_BEFORE.search(preceding) and _CLAUSE_END.match(following) and not following.startswith(","))
-    return not _follows_name(preceding)
+    return previous not in _NAMING and not _follows_name(preceding)
+
+
+def _is_lasting(preceding: str) -> bool:
+    words = preceding.lower().split()[-4:]
+    while words and words[-1] in _SLACK:
+        words.pop()
+    return bool(words) and words[-1].strip(":=(") in _LASTING
 
 
 def _ends_phrase(next_word: str, following: str) -> bool:
@@ -149,12 +165,9 @@ def _ends_phrase(next_word: str, following: str) -> bool:
 
 
 def _follows_name(preceding: str) -> bool:
-    """``"Falcon 9s"``, ``"three Model 3s"``; not a word that is capitalised because its sentence begins."""
-    name = re.search(r"(\S*) ?([A-Za-z]+) \Z", preceding)
-    return bool(
-        name
-        and name[2][0].isupper()
-        and name[2].lower() not in SENTENCE_STARTERS
-        and name[1]
-        and not name[1].endswith((".", "!", "?", ":"))
-    )
+    """``"Falcon 9s"``, ``"iPhone 6s"``, but no word that is capitalised because its sentence begins."""
+    name = _NAME.search(preceding)
+    if not name or name[2].islower() or name[2].lower() in SENTENCE_STARTERS:
+        return False
+    starts_sentence = not name[1] or name[1].endswith((".", "!", "?", ":"))
+    return not starts_sentence or not name[2][1:].islower()

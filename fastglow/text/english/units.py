@@ -156,7 +156,7 @@ def _any_of(spellings: dict[str, str]) -> str:
     return "|".join(re.escape(spelling) for spelling in sorted(spellings, key=len, reverse=True))
 
 
-UNIT_SPELLINGS = _any_of({unit: name for unit, name in _UNITS.items() if len(unit) > 1 or not unit.isalpha()})
+UNIT_SPELLINGS = _any_of(_UNITS)
 UNIT_NAMES = "|".join(f"{name}s?" for name in _SPELLINGS if name.isalpha()) + "|feet|inch(?:es)?|[Ee]uros?|dollars?"
 
 _START = r"(?<![\w./])(?<!\d,)"
