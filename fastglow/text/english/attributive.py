@@ -7,54 +7,56 @@ from fastglow.text.english.context import last_word
 # Words that are no nouns and that no noun phrase goes on with after an amount.
 CLOSED_CLASS = frozenset(
     """
-    a aboard about above according across after against ahead all along alongside also although always am among amid an
-    and annually any anyway apart apiece are around as aside at away back be because been before behind being below
-    beneath beside besides between beyond both but by can cannot could depending despite did do does done down downhill
-    downstream downwards due during each either else enough even ever every except few for forward forwards from further
-    had has have he hence her here hers him his how however i if in inland inside instead into is it its itself just
-    last later least less lest like long longer many may maybe me might more most much must my near nearby neither never
-    next no nor not now of off offshore often on once one only onto onward onwards opposite or other otherwise our
-    ours out outside over overall overnight overseas owing past per perhaps plus quite rather really respectively same
-    shall she should since so some somewhere soon still such than that the their theirs them then there thereafter
-    therefore these they this those though through throughout thus till to today together tomorrow tonight too toward
-    towards twice under underground underwater unless until up uphill upon upstream upward upwards us versus very via
-    was we were what whatever when whenever where whereas whereby wherever whether which while who whom whose why will
-    with within without worth would yes yesterday yet you your yours
-    zero two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
-    nineteen twenty thirty forty fifty sixty seventy eighty ninety half billions bucks cents dollars euros millions
-    pence pounds thousands
-    north northeast northern northward northwards northwest south southeast southward southwards southwest east
-    eastward eastwards west westward westwards northbound southbound eastbound westbound
+    a aboard about above according across after against ahead all along alongside also although always am amid among
+    an and annually any anyway apart apiece are around as aside at away back be because been before behind being
+    below beneath beside besides between beyond billions both bucks but by can cannot cents could depending despite
+    did do does dollars done down downhill downstream downwards due during each east eastbound eastward eastwards
+    eight eighteen eighty either eleven else enough euros even ever every except few fifteen fifty five for forty
+    forward forwards four fourteen from further had half has have he hence her here hers him his how however i if in
+    inland inside instead into is it its itself just last later least less lest like long longer many may maybe me
+    might millions more most much must my near nearby neither never next nine nineteen ninety no nor north
+    northbound northeast northern northward northwards northwest not now of off offshore often on once one only onto
+    onward onwards opposite or other otherwise our ours out outside over overall overnight overseas owing past pence
+    per perhaps plus pounds quite rather really respectively same seven seventeen seventy shall she should since six
+    sixteen sixty so some somewhere soon south southbound southeast southward southwards southwest still such ten
+    than that the their theirs them then there thereafter therefore these they thirteen thirty this those though
+    thousands three through throughout thus till to today together tomorrow tonight too toward towards twelve twenty
+    twice two under underground underwater unless until up uphill upon upstream upward upwards us versus very via
+    was we were west westbound westward westwards what whatever when whenever where whereas whereby wherever whether
+    which while who whom whose why will with within without worth would yes yesterday yet you your yours zero
     """.split()
 )
 # Adjectives and adverbs that follow what they describe: "6 ft tall", "$20 extra", "$5 million cash".
 _POSTPOSED = frozenset(
     """
-    abroad again ago almost alone already altogether annual better bigger broad cash cheaper clear clockwise closer
-    colder combined cooler deep deeper downwind early earlier east extra farther fast faster flat free gross heavier
-    heavy high higher home hotter huge late left light lighter lower nationwide net old older retail richer round short
-    shorter shy slower smaller square straight sooner tall taller thick thicker thin thinner times total upfront upwind
-    warmer wide wider worldwide worse young younger
+    abroad afield again ago almost alone already altogether annual anywhere ashore available barefoot better bigger
+    brighter broad cash cheaper clear clockwise closer colder combined cooler dearer deep deeper downstairs downwind
+    dry earlier early east elsewhere empty everywhere extra farther fast faster flat free gross heavier heavy high
+    higher home hotter huge indoors late left light lighter louder lower nationwide nearer net nonstop old older
+    online outdoors overdue payable poorer quicker retail richer round short shorter shy slower smaller solo sooner
+    square steeper straight stronger sufficient tall taller thick thicker thin thinner tighter times total upfront
+    upstairs upwind warmer weaker wet wide wider worldwide worse young younger
     """.split()
 )
 _NOUNS_TOO = frozenset("flat home light round square".split())
 # Verbs that an amount is the subject of, or that follow it, and that do not end in -ed.
 _VERBS = frozenset(
     """
-    became become becomes began begins bought bring brings brought buy buys came come comes cost costs equal equals fell
-    felt found gave get gets give gives given go goes gone got grew grown helps held keeps kept lay lie
-    lies lost made make makes matter matters mean means meant needs paid pay pays ran remain remains represent
-    represents rose said sat saw says seem seem seems sees sell sent sits sold spent stands stay stays
-    stood taken takes thought told took went wins won
+    adds allows beats became become becomes began begins belongs bought bring brings brought buy buys came come
+    comes cost costs covers ensures equal equals exceeds feels fell felt follows found gave get gets give given
+    gives go goes gone got grew grown happens held helps includes keeps kept lasts lay lets lie lies lost made make
+    makes matter matters mean means meant needs paid pay pays provides ran remain remains represent represents
+    requires rose said sat saw says seem seems sees sell sent separates sits sold spent stands stay stays stood
+    taken takes thought told took weighs went wins won
     """.split()
 )
 # What holds the stuff that is measured: "5 kg bag", unlike "5 kg flour".
 _CONTAINERS = frozenset(
     """
-    bag bags barrel barrels baby block blocks bottle bottles box boxes bucket buckets can cans capacity carton cartons
-    container containers cup cups cylinder cylinders dose doses drum drums dumbbell dumbbells engine engines glass
-    glasses jar jars jug jugs keg kegs kettlebell limit load pack packet packets packs parcel portion pot pots sack
-    sacks serving servings tank tanks tin tins tub tubs weight weights
+    baby bag bags barrel barrels block blocks bottle bottles box boxes bucket buckets can cans capacity carton
+    cartons container containers cup cups cylinder cylinders dose doses drum drums dumbbell dumbbells engine engines
+    glass glasses jar jars jug jugs keg kegs kettlebell limit load pack packet packets packs parcel portion pot pots
+    sack sacks serving servings tank tanks tin tins tub tubs weight weights
     """.split()
 )
 _ADVERBIAL_NOUNS = frozenset("daily early hourly monthly only weekly yearly".split())
@@ -72,7 +74,7 @@ _DETERMINERS = frozenset(
     "another any her his its my no our that the their these this those which your whose new old single".split()
 )
 _COMPOUND = re.compile(r"-(?!plus\b|odd\b|ish\b)[a-z]")
-_PER = re.compile(r"\A ?/ ?[a-z]{1,8}\b")
+_PER = re.compile(r"\A ?/ ?(?:hr|hour|day|night|week|wk|month|mo|year|yr|person|head)\b")
 # "a $20 or $30 ticket", "a 3 hr 20 min flight", "a $50 a night room".
 _GOES_ON = re.compile(r" (?:(?:or|and|to|by) (?:an? )?)?[$£€]?\d| (?:an?|per) [a-z]+ [a-z]")
 _NEXT = re.compile(r" ([A-Za-z]+)(-[A-Za-z])?(?=['\w-]{0,32}(.?.?))")
@@ -83,10 +85,10 @@ def is_attributive(preceding: str, following: str, of_stuff: bool = False) -> bo
 
     There is no tagger: a word right behind the amount is taken for a noun, or for the start of one's description,
     unless it is of a closed class, an adverb, a participle, a comparative, or a verb of which amounts are subjects.
-    After ``a`` and ``an`` adverbs and adjectives may come too, after them and a count (``"two $20 bills"``)
-    participles and proper names. Amounts ``of_stuff`` (grams, liters) need such a word before them or a container behind: recipes leave out
-    ``of`` (``"200 g flour"``). Taken for nouns are verbs that are not in the list (``"$20 wins"`` is, ``"$20 beats
-    nothing"`` is not) and stuff after money or length (``"$5 million aid"``).
+    After ``a`` and ``an`` adverbs and adjectives may come too; after them and a count (``"two $20 bills"``)
+    participles and proper names. Amounts ``of_stuff`` (grams, liters) need an article or a count before them, or a
+    container behind: recipes leave out ``of`` (``"200 g flour"``). Taken for nouns are verbs that are not in the list
+    (``"$20 goes"`` is, ``"$20 talks"`` is not) and stuff after money or length (``"$5 million aid"``).
     """
     following = _PER.sub("", following)
     if _COMPOUND.match(following):
