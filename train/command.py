@@ -148,7 +148,7 @@ def _read_config_file(ctx: click.Context, parameter: click.Parameter, path: str 
     if path is None:
         return
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = json.loads(Path(path).read_bytes())  # of bytes it finds out the encoding, a mark or none
         flat = {}
         for key, value in values.items():
             flat |= value if isinstance(value, dict) else {key: value}
