@@ -79,7 +79,7 @@ def _take(config: type, options: dict[str, Any]) -> dict[str, Any]:
 @click.argument("dataset", type=click.Path())
 @click.option("--out", required=True, type=click.Path(file_okay=False), help="Folder to fill.")
 @click.option("--cleaners", "--text-cleaners", multiple=True, default=["english_cleaners"], show_default=True,
-              help="Text cleaner of the training to come (repeatable).")  # fmt: skip
+              help="Text cleaner of the training to come, which takes them from here (repeatable).")  # fmt: skip
 @click.option("--validation", "n_validation", default=100, show_default=True,
               help="Distinct sentences to hold out, at most a tenth.")  # fmt: skip
 @click.option(
@@ -111,7 +111,8 @@ def prepare(
 ):
     """Check the recordings of DATASET and cache their log-mels in --out.
 
-    DATASET is a folder in LJ-Speech layout (metadata.csv and wavs/) or a filelist of path|text.
+    DATASET is a folder in LJ-Speech layout (metadata.csv and wavs/) or a filelist of path|text, in UTF-8 or with a
+    byte order mark.
     """
     from .prepare import prepare as run
 
@@ -140,7 +141,11 @@ def prepare(
 
 @click.group()
 def train():
-    """Train a model on a prepared data set."""
+    """Train a model on a prepared data set.
+
+    SIGINT (Ctrl-C) and SIGTERM end a run after the batch in progress with a checkpoint and exit code 0; --resume
+    goes on from there.
+    """
 
 
 def _read_config_file(ctx: click.Context, parameter: click.Parameter, path: str | None) -> None:
