@@ -16,14 +16,14 @@ from torch.utils.data import DataLoader
 from fastglow.train.checkpointing import load_training_checkpoint
 from fastglow.train.interruption import batches_of, ignore_stopping
 
-from .test_training import command_line, configs
+from .test_training import command_line
 from .test_training import run as run_here
 
 ROOT = Path(__file__).parents[2]
 
 # Runs each case in a process group of its own, and signals the group at the moment that the case names.
 SIGNALLED_RUNS = """
-import json, multiprocessing, os, signal, sys, traceback
+import json, multiprocessing, os, signal, subprocess, sys, traceback
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -33,14 +33,17 @@ from tests.train.test_training import configs
 original_step, original_save = loop.Trainer._step, torch.save
 original_item, original_sample = data.SegmentDataset.__getitem__, loop.TASKS["waveglow"].sample
 original_losses = loop.TASKS["waveglow"].losses
-moment, number, parent, at_birth, sent = None, None, os.getpid(), False, None
+original_set_num_threads, trainer_pid = torch.set_num_threads, os.getpid()
+
+def signal_group():
+    # From outside: what comes from its parent a loading process of PyTorch takes otherwise.
+    subprocess.run(["sh", "-c", f"kill -{int(number)} -{trainer_pid}"], check=True, start_new_session=True)
 
 def strike(times=1):
-    global sent
     if not sent.exists():
         sent.touch()
         for _ in range(times):
-            os.killpg(0, number)
+            signal_group()
 
 def step(self, batch):
     if moment == "batch" and self.iteration == 2:
@@ -51,7 +54,7 @@ def save(*args):
     if moment == "saving" and args[0]["iteration"] == 3:
         strike(3)
     if moment == "saving again" and sent.exists():
-        os.killpg(0, number)
+        signal_group()
     return original_save(*args)
 
 def item(self, index):
@@ -71,20 +74,23 @@ def sample(self, model):
         strike()
     return original_sample(self, model)
 
-def born():
-    if moment == "birth":
-        os.kill(os.getpid(), number)
+def set_num_threads(n):
+    # What a loading process does before it calls the loader's worker_init_fn, with PyTorch's handlers set.
+    if moment == "birth" and os.getpid() != trainer_pid:
+        subprocess.run(["sh", "-c", f"kill -{int(number)} {os.getpid()}"], check=True, start_new_session=True)
+    original_set_num_threads(n)
 
 loop.Trainer._step, torch.save = step, save
 data.SegmentDataset.__getitem__, loop.TASKS["waveglow"].sample = item, sample
 loop.TASKS["waveglow"].losses = losses
-os.register_at_fork(after_in_child=born)
+torch.set_num_threads = set_num_threads
 
 folder, out, cases = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 for index, (moment, name, workers) in enumerate(cases):
     number, sent = getattr(signal, name), out / f"{index}.sent"
+    validates = moment in ("validation", "sample")
     config, model_config = configs("waveglow", folder, out / str(index), num_workers=workers, max_iterations=6,
-                                   epochs_per_validation=1 if moment in ("validation", "sample") else 1000,
+                                   batch_size=3 if validates else 1, epochs_per_validation=1 if validates else 1000,
                                    iters_per_checkpoint=3)
     outcome = {}
     try:
@@ -97,7 +103,7 @@ for index, (moment, name, workers) in enumerate(cases):
     print(json.dumps(outcome), flush=True)
 """
 
-# (moment, signal, loading processes) -> the iteration after which the run is to end. An epoch has two iterations.
+# (moment, signal, loading processes) -> the iteration after which the run is to end.
 CASES = {
     ("batch", "SIGTERM", 0): 3,
     ("batch", "SIGTERM", 1): 3,
@@ -158,15 +164,14 @@ def test_nothing_is_complained_of(signalled):
     assert "Traceback" not in signalled[2]
 
 
-@pytest.mark.parametrize("moment", ["batch", "validation", "first item"])
-def test_a_signalled_run_goes_on_bit_for_bit(signalled, prepared, tmp_path, moment):
-    out, _, _ = signalled
-    case = (moment, "SIGTERM", 1) if moment != "validation" else (moment, "SIGTERM", 2)
-    folder = out / str(list(CASES).index(case))
-    whole = run_here("waveglow", prepared, tmp_path, max_iterations=6)
-    again = run_here("waveglow", prepared, folder, max_iterations=6, resume=True)
+@pytest.mark.parametrize("case", [("batch", "SIGTERM", 1), ("first item", "SIGINT", 2), ("validation", "SIGTERM", 2)])
+def test_a_signalled_run_goes_on_bit_for_bit(signalled, prepared, tmp_path, case):
+    options = {"max_iterations": 8, "batch_size": 3 if case[0] == "validation" else 1}
+    folder = signalled[0] / str(list(CASES).index(case))
+    whole = run_here("waveglow", prepared, tmp_path, **options)
+    again = run_here("waveglow", prepared, folder, **options, resume=True)
     whole, again = (load_training_checkpoint(path, "waveglow") for path in (whole, again))
-    assert (whole["epoch"], whole["batch"]) == (again["epoch"], again["batch"]) == (3, 0)
+    assert (whole["epoch"], whole["batch"]) == (again["epoch"], again["batch"])
     assert all(torch.equal(tensor, again["state_dict"][name]) for name, tensor in whole["state_dict"].items())
 
 
