@@ -60,16 +60,18 @@ def check_complete(path: Path) -> None:
 
 
 def with_known_length(path: Path) -> io.BytesIO | None:
-    """A WAV that holds audio but whose header gives it the length 0, with a length that libsndfile reads to its end.
+    """A file of unknown length as one that libsndfile reads to its end; None if it does so anyway.
 
-    None for any other file, which libsndfile reads as it is.
+    It takes a length of 0 at its word, and of RF64 no unknown one.
     """
     with open(path, "rb") as file:
         audio = _find_audio(file)
-        if audio is None or audio.size > 0 or _are_chunks(file, audio.start):
+        if audio is None or audio.is_known or 0 < audio.size <= 0xFFFFFFFF or _are_chunks(file, audio.start):
             return None
         file.seek(0)
         whole = bytearray(file.read())
+    if whole[:4] in (b"RF64", b"BW64"):
+        whole[:4] = b"RIFF"
     whole[audio.start - 4 : audio.start] = b"\xff" * 4
     return io.BytesIO(whole)
 
