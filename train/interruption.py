@@ -1,11 +1,13 @@
-"""SIGINT and SIGTERM: the training process ends in good order, the processes that load its data heed neither.
+"""SIGINT and SIGTERM: the training process ends in good order, the processes that load its data end with it.
 
 Ctrl-C, `timeout`, SLURM and systemd signal all processes of a run at once. A loading process that died of it would
-take the run with it before it can save.
+take the run with it before it can save, so they ignore both.
 """
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -31,11 +33,11 @@ def calling_on_signals(request_stop: Callable[[int], None]) -> Iterator[None]:
 
 @contextmanager
 def batches_of(loader: DataLoader) -> Iterator[Iterator[Any]]:
-    """An iterator over a loader built with `ignore_stopping`; its processes are gone when the block ends."""
+    """An iterator over a loader built with `begin_loading`; its processes are gone when the block ends."""
     batches, workers = None, set()
     before = set(multiprocessing.active_children())
     try:
-        # A new process inherits what is blocked: no signal can come between its start and `ignore_stopping`.
+        # A new process inherits what is blocked: no signal can come between its start and `begin_loading`.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
         try:
             batches = iter(loader)
@@ -54,7 +56,14 @@ def batches_of(loader: DataLoader) -> Iterator[Iterator[Any]]:
             worker.join()
 
 
-def ignore_stopping(worker_id: int) -> None:
-    """The `worker_init_fn` of a loader: SIGINT and SIGTERM are for the process that trains."""
+def begin_loading(worker_id: int) -> None:
+    """The `worker_init_fn` of a loader: SIGINT and SIGTERM are for the process that trains, whose end is the end."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # PyTorch's processes look for their parent too, but every few seconds, and never if it died before they looked.
+    multiprocessing.parent_process().join()
+    os._exit(1)

@@ -28,7 +28,7 @@ from .checkpointing import (
 )
 from .config import TrainConfig
 from .data import EpochBatchSampler
-from .interruption import batches_of, calling_on_signals, ignore_stopping
+from .interruption import batches_of, begin_loading, calling_on_signals
 from .manifest import PreparedDataset
 from .reporting import Reporter
 from .tasks import TASKS, Task
@@ -135,7 +135,7 @@ class Trainer:
             batch_sampler=self.sampler,
             collate_fn=self.task.collate,
             num_workers=config.num_workers,
-            worker_init_fn=ignore_stopping,
+            worker_init_fn=begin_loading,
             # The loader draws a seed from a generator at every epoch: not from the one that training resumes with.
             generator=torch.Generator().manual_seed(config.seed),
         )

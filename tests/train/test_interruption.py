@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from fastglow.train.checkpointing import load_training_checkpoint
-from fastglow.train.interruption import batches_of, ignore_stopping
+from fastglow.train.interruption import batches_of, begin_loading
 
 from .test_training import command_line
 from .test_training import run as run_here
@@ -252,6 +252,43 @@ def test_no_loading_process_outlives_a_killed_run(endless):
     wait_for(lambda: not any(map(is_running, children)))
 
 
+# Its loading processes stay where PyTorch has not yet looked who their parent is, until that is gone.
+ORPHANING_RUN = """
+import os, sys, time
+import torch
+from torch.utils.data import DataLoader
+from fastglow.train.interruption import batches_of, begin_loading
+
+set_num_threads, trainer_pid = torch.set_num_threads, os.getpid()
+
+def wait_for_the_end(n):
+    if os.getpid() != trainer_pid:
+        os.write(1, b"%d\\n" % os.getpid())
+        while os.getppid() == trainer_pid:
+            time.sleep(0.01)
+    set_num_threads(n)
+
+torch.set_num_threads = wait_for_the_end
+with batches_of(DataLoader([1, 2, 3], num_workers=int(sys.argv[1]), worker_init_fn=begin_loading)) as batches:
+    next(batches)
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_nor_one_that_had_hardly_begun(workers):
+    process = subprocess.Popen(
+        [sys.executable, "-c", ORPHANING_RUN, str(workers)],
+        env=environment(),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    with process:
+        children = [int(process.stdout.readline()) for _ in range(workers)]
+        process.kill()
+    wait_for(lambda: not any(map(is_running, children)))
+
+
 class Numbers(torch.utils.data.Dataset):
     """0, 1, 2 ..., of which one raises an error."""
 
@@ -275,7 +312,7 @@ def test_batches_are_the_loader_s(workers, persistent):
         batch_size=3,
         num_workers=workers,
         persistent_workers=persistent and workers > 0,
-        worker_init_fn=ignore_stopping,
+        worker_init_fn=begin_loading,
     )
     with batches_of(loader) as batches:
         assert len(multiprocessing.active_children()) == workers
@@ -286,7 +323,7 @@ def test_batches_are_the_loader_s(workers, persistent):
 
 @pytest.mark.parametrize("bad", [0, 3, 7])
 def test_no_process_stays_while_an_error_is_looked_at(bad):
-    loader = DataLoader(Numbers(bad), batch_size=2, num_workers=2, worker_init_fn=ignore_stopping)
+    loader = DataLoader(Numbers(bad), batch_size=2, num_workers=2, worker_init_fn=begin_loading)
     with pytest.raises(ValueError, match=f"{bad} is bad"), batches_of(loader) as batches:
         list(batches)
     assert not multiprocessing.active_children()
@@ -304,7 +341,7 @@ def test_no_process_stays_if_one_cannot_start(monkeypatch):
         start(self)
 
     monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", fail_second)
-    loader = DataLoader(Numbers(), num_workers=2, worker_init_fn=ignore_stopping)
+    loader = DataLoader(Numbers(), num_workers=2, worker_init_fn=begin_loading)
     with pytest.raises(OSError, match="no more processes"), batches_of(loader):
         pass
     assert not started[0].is_alive()
@@ -315,7 +352,7 @@ def test_a_process_of_somebody_else_is_left_alone():
     other = multiprocessing.get_context("fork").Process(target=time.sleep, args=(1000,))
     other.start()
     try:
-        with batches_of(DataLoader(Numbers(), num_workers=1, worker_init_fn=ignore_stopping)) as batches:
+        with batches_of(DataLoader(Numbers(), num_workers=1, worker_init_fn=begin_loading)) as batches:
             next(batches)
         assert multiprocessing.active_children() == [other]
     finally:
