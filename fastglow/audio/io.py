@@ -11,7 +11,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from fastglow.audio.containers import check_complete, with_known_length
+from fastglow.audio.containers import check_complete, counts_mp3_frames, with_known_length
 from fastglow.errors import FastglowError
 from fastglow.files import replacing
 
@@ -21,6 +21,8 @@ _WRITABLE = {"wav": "WAV", "flac": "FLAC"}
 # What libsndfile says of a FLAC stream whose header has no length is about 2**63.
 _UNKNOWN_FRAMES = 2**62
 _BLOCK = 65536  # frames
+# Encoders do not agree on whether the first and last frames count, which have 1152 samples.
+_MP3_SLACK = 2 * 1152
 
 
 def read_audio(path, sampling_rate: int | None = None) -> tuple[np.ndarray, int]:
@@ -34,7 +36,7 @@ def read_audio(path, sampling_rate: int | None = None) -> tuple[np.ndarray, int]
     What was written to a pipe, whose header could not know the length, is read to its end.
 
     Raises FastglowError, naming the file, when it is missing, unreadable, empty, shorter than its header claims
-    (WAV, RF64, AIFF, FLAC and Ogg tell) or holds NaN or infinity.
+    (WAV, RF64, AIFF, FLAC, Ogg and most MP3 files tell) or holds NaN or infinity.
     """
     path = Path(path)
     if sampling_rate is not None and sampling_rate < 1:
@@ -83,7 +85,13 @@ def _decode(path: Path) -> tuple[np.ndarray, int]:
     is_regular = path.is_file()  # a pipe could not be read a second time
     with soundfile.SoundFile((with_known_length(path) if is_regular else None) or path) as file:
         if file.frames < _UNKNOWN_FRAMES:
-            return file.read(dtype="float32", always_2d=True), file.samplerate
+            samples = file.read(dtype="float32", always_2d=True)
+            if file.format == "MP3" and len(samples) + _MP3_SLACK < file.frames and counts_mp3_frames(path):
+                raise FastglowError(
+                    f"{path}: is cut short: its header claims {file.frames} samples, {len(samples)} are there; "
+                    "copy or record it anew"
+                )
+            return samples, file.samplerate
     blocks = []
     with _OneWay(path) as file:
         while not blocks or len(blocks[-1]) == _BLOCK:

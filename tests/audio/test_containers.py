@@ -144,3 +144,31 @@ def test_headers_cut_short_are_told(read, data):
 def test_a_name_that_no_file_can_have_is_told():
     with pytest.raises(FastglowError, match="no such audio file"):
         read_audio("a sentence where a path should be " * 20)
+
+
+def mp3(mode, tag=b"", n=3 * RATE):
+    file = io.BytesIO()
+    soundfile.write(file, noise(n), RATE, format="MP3", bitrate_mode=mode, compression_level=0.5)
+    return tag + file.getvalue()
+
+
+ID3 = b"ID3\4\0\0" + bytes([0, 0, 3, 5]) + bytes(3 * 128 + 5)
+
+
+@pytest.mark.parametrize("mode", ["CONSTANT", "AVERAGE", "VARIABLE"])
+@pytest.mark.parametrize("tag", [b"", ID3])
+def test_an_mp3_cut_short_is_named(read, mode, tag):
+    data = mp3(mode, tag)
+    assert len(read(data)) == len(read(data + b"TAG" + bytes(125))) == 3 * RATE
+    for length in (len(data) * 9 // 10, len(data) // 2, len(data) // 3):
+        with pytest.raises(FastglowError, match=r"is cut short: its header claims 48000 samples, \d+ are there"):
+            read(data[:length])
+
+
+@pytest.mark.parametrize("mode", ["CONSTANT", "AVERAGE", "VARIABLE"])
+def test_an_mp3_that_claims_nothing_may_end_anywhere(read, mode):
+    """Without the frame that counts the others libsndfile's guess may be far from the truth."""
+    data = mp3(mode)
+    for name in (b"Xing", b"Info"):
+        data = data.replace(name, b"none")
+    assert 0 < len(read(data[: len(data) // 2])) < len(read(data))
