@@ -47,6 +47,8 @@ def read_audio(path, sampling_rate: int | None = None) -> tuple[np.ndarray, int]
         raise FastglowError(f"{path}: is a folder, not an audio file")
     try:
         samples, rate = _decode(path)
+    except FastglowError:
+        raise
     except (soundfile.LibsndfileError, OSError, TypeError, ValueError, MemoryError) as error:
         # TypeError is soundfile's answer to a headerless file with the suffix .raw, the last two are to absurd sizes.
         reason = " ".join(str(getattr(error, "error_string", error)).split())
