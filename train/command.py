@@ -13,6 +13,7 @@ from click.core import ParameterSource
 
 from fastglow.audio import MelConfig
 from fastglow.models import Tacotron2Config, WaveGlowConfig
+from fastglow.text.cleaners import DEFAULT_CLEANERS
 
 from .config import WN_OPTIONS, Tacotron2TrainConfig, WaveGlowTrainConfig
 
@@ -74,8 +75,8 @@ def _take(config: type, options: dict[str, Any]) -> dict[str, Any]:
 @click.command()
 @click.argument("dataset", type=click.Path())
 @click.option("--out", required=True, type=click.Path(file_okay=False), help="Folder to fill.")
-@click.option("--cleaners", "--text-cleaners", multiple=True, default=["english_cleaners"], show_default=True,
-              help="Text cleaner of the training to come (repeatable).")  # fmt: skip
+@click.option("--cleaners", "--text-cleaners", multiple=True, default=DEFAULT_CLEANERS, show_default=True,
+              help="Text cleaner of the training to come, which takes them from here (repeatable).")  # fmt: skip
 @click.option("--validation", "n_validation", default=100, show_default=True,
               help="Distinct sentences to hold out, at most a tenth.")  # fmt: skip
 @click.option(
@@ -107,7 +108,8 @@ def prepare(
 ):
     """Check the recordings of DATASET and cache their log-mels in --out.
 
-    DATASET is a folder in LJ-Speech layout (metadata.csv and wavs/) or a filelist of path|text.
+    DATASET is a folder in LJ-Speech layout (metadata.csv and wavs/) or a filelist of path|text, in UTF-8 or with a
+    byte order mark.
     """
     from .prepare import prepare as run
 
@@ -136,7 +138,11 @@ def prepare(
 
 @click.group()
 def train():
-    """Train a model on a prepared data set."""
+    """Train a model on a prepared data set.
+
+    SIGINT (Ctrl-C) and SIGTERM end a run after the batch in progress with a checkpoint and exit code 0; --resume
+    goes on from there.
+    """
 
 
 def _read_config_file(ctx: click.Context, parameter: click.Parameter, path: str | None) -> None:
@@ -144,7 +150,7 @@ def _read_config_file(ctx: click.Context, parameter: click.Parameter, path: str 
     if path is None:
         return
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = json.loads(Path(path).read_bytes())  # of bytes it finds out the encoding, a mark or none
         flat = {}
         for key, value in values.items():
             flat |= value if isinstance(value, dict) else {key: value}

@@ -77,6 +77,10 @@ class TrainConfig:
     keep_checkpoints: int = option(0, "How many of the newest checkpoints to keep; 0: all.")
     max_iterations: int = option(0, "Stop after this many iterations in total; 0: no limit.")
     epochs_per_validation: int = option(1, "Epochs between validations.")
+    validations_per_sample: int = option(
+        10, "Validations between samples, from the first one on: a picture and at most 15 s of sound."
+    )
+    keep_samples: int = option(20, "How many of the newest samples to keep in OUT/samples; 0: all. OUT/logs keeps all.")
     bucket_batches: int = option(0, "Sort this many batches' worth of shuffled items by length: less padding; 0: off.")
     num_workers: int = option(1, "Processes that load data; 0: load in the training process.")
     uniform_initialize_bn_weight: bool = option(
@@ -92,10 +96,11 @@ class TrainConfig:
             "learning_rate",
             "epochs_per_checkpoint",
             "epochs_per_validation",
+            "validations_per_sample",
         ):
             if not getattr(self, name) > 0:  # so written, NaN is refused too
                 raise FastglowError(f"{name} {getattr(self, name)} must be positive")
-        for name in ("num_workers", "weight_decay", "grad_clip_thresh", "anneal_factor", "seed"):
+        for name in ("num_workers", "weight_decay", "grad_clip_thresh", "anneal_factor", "seed", "keep_samples"):
             if not getattr(self, name) >= 0:
                 raise FastglowError(f"{name} {getattr(self, name)} must not be negative")
         if self.seed >= 2**63:
@@ -118,7 +123,9 @@ class TrainConfig:
 class Tacotron2TrainConfig(TrainConfig):
     """Options of Tacotron 2's training."""
 
-    text_cleaners: list[str] = option(["english_cleaners"], "Text cleaner (repeatable).")
+    text_cleaners: list[str] = option(
+        [], "Text cleaner (repeatable). Default: those that the data set was prepared with, or english_cleaners."
+    )
     lexicon: str = option(
         "", "File of pronunciations in CMUdict's format; its words are read as ARPAbet.", "--cmudict-path"
     )

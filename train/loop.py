@@ -5,7 +5,6 @@ import random
 import signal
 import time
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from .checkpointing import (
 )
 from .config import TrainConfig
 from .data import EpochBatchSampler
+from .interruption import batches_of, begin_loading, calling_on_signals
 from .manifest import PreparedDataset
 from .reporting import Reporter
 from .resuming import compare_lexicons, find_checkpoint, item_digests, plan_resumption
@@ -88,7 +88,7 @@ class Trainer:
         resumption = checkpoint and plan_resumption(checkpoint, config, model_config, dataset, given)
         if resumption:
             config, model_config = resumption.config, resumption.model_config
-        self.config = config
+        config = self.config = TASKS[model_name].complete(config, dataset)
         self.task: Task = TASKS[model_name](config, model_config, dataset)
         if resumption:
             compare_lexicons(resumption.trained_with, self.task.trained_with())
@@ -104,7 +104,7 @@ class Trainer:
             self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
         self.epoch = self.iteration = self.batch = 0
-        self.stop_requested = False
+        self.stop_requested: signal.Signals | None = None
         if checkpoint is not None:
             self._restore(checkpoint)
             if not resumption.position_holds:
@@ -124,13 +124,12 @@ class Trainer:
                 self.epoch,
                 self.iteration,
             )
-        with Reporter(self.out, self.config.tensorboard) as self.reporter, self._stopping_on_signals():
-            while not self._finished():
+        reporter = Reporter(self.out, self.config.tensorboard, self.config.keep_samples)
+        with calling_on_signals(self._request_stop), reporter as self.reporter:
+            while not self._finished() and not self.stop_requested:
                 self._run_epoch()
-                if self.stop_requested:
-                    break
                 if self.batch < self.sampler.batches_per_epoch:
-                    continue  # max_iterations ended the epoch early
+                    continue  # max_iterations or a signal ended the epoch early
                 self.epoch, self.batch = self.epoch + 1, 0
                 if self.epoch % self.config.epochs_per_checkpoint == 0:
                     last_saved = self.save()
@@ -138,7 +137,16 @@ class Trainer:
                     self.validate()
             if last_saved is None or last_saved.name != f"checkpoint_{self.iteration}.pt":
                 last_saved = self.save()
+        if self.stop_requested:
+            logger.warning(
+                "stopped by %s after iteration %d: --resume goes on from there",
+                self.stop_requested.name,
+                self.iteration,
+            )
         return last_saved
+
+    def _request_stop(self, number: int) -> None:
+        self.stop_requested = signal.Signals(number)
 
     def _finished(self) -> bool:
         config = self.config
@@ -154,6 +162,7 @@ class Trainer:
             batch_sampler=self.sampler,
             collate_fn=self.task.collate,
             num_workers=config.num_workers,
+            worker_init_fn=begin_loading,
             # The loader draws a seed from a generator at every epoch: not from the one that training resumes with.
             generator=torch.Generator().manual_seed(config.seed),
         )
@@ -161,27 +170,28 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = config.learning_rate_at(self.epoch)
         self.model.train()
-        bar = tqdm(
-            loader,
-            desc=f"epoch {self.epoch + 1}/{config.epochs}",
-            total=self.sampler.batches_per_epoch,
-            initial=self.batch,
-            unit="batch",
-            disable=not self.progress,
-        )
-        for batch in _plain_errors(bar):
-            started = time.perf_counter()
-            scalars = self._step(batch.to(self.device))
-            scalars["items_per_second"] = batch.n_items / (time.perf_counter() - started)
-            self.iteration += 1
-            self.batch += 1
-            self.reporter.scalars("train", scalars, self.iteration)
-            bar.set_postfix_str(f"loss {scalars['loss']:.4f}, {scalars['items_per_second']:,.0f} items/s")
-            if config.iters_per_checkpoint and self.iteration % config.iters_per_checkpoint == 0:
-                self.save()
-            if self.stop_requested or self._finished():
-                break
-        bar.close()
+        with batches_of(loader) as batches:
+            bar = tqdm(
+                batches,
+                desc=f"epoch {self.epoch + 1}/{config.epochs}",
+                total=self.sampler.batches_per_epoch,
+                initial=self.batch,
+                unit="batch",
+                disable=not self.progress,
+            )
+            for batch in _plain_errors(bar):
+                started = time.perf_counter()
+                scalars = self._step(batch.to(self.device))
+                scalars["items_per_second"] = batch.n_items / (time.perf_counter() - started)
+                self.iteration += 1
+                self.batch += 1
+                self.reporter.scalars("train", scalars, self.iteration)
+                bar.set_postfix_str(f"loss {scalars['loss']:.4f}, {scalars['items_per_second']:,.0f} items/s")
+                if config.iters_per_checkpoint and self.iteration % config.iters_per_checkpoint == 0:
+                    self.save()
+                if self.stop_requested or self._finished():
+                    break
+            bar.close()
 
     def _step(self, batch: Any) -> dict[str, float]:
         self.optimizer.zero_grad(set_to_none=True)
@@ -203,7 +213,10 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mean losses of the validation split and a sample; leaves the generators as training needs them."""
+        """Mean losses of the validation split and, every so often, a sample; empty if a signal came in between.
+
+        Leaves the generators as training needs them.
+        """
         if len(self.valset) == 0:
             return {}
         before = random_state()
@@ -212,18 +225,26 @@ class Trainer:
         loader = DataLoader(self.valset, batch_size=self.config.batch_size, collate_fn=self.task.collate)
         totals: dict[str, float] = {}
         for batch in loader:
+            if self.stop_requested:
+                restore_random_state(before)
+                return {}
             for name, value in self.task.losses(self.model, batch.to(self.device)).items():
                 totals[name] = totals.get(name, 0.0) + value.item() * len(batch.ids)
         means = {name: total / len(self.valset) for name, total in totals.items()}
         self.reporter.scalars("validation", means, self.iteration)
+        earlier = max(0, self.epoch // self.config.epochs_per_validation - 1)
+        if earlier % self.config.validations_per_sample == 0 and not self.stop_requested:
+            self._write_sample()
+        logger.info("epoch %d, iteration %d: validation loss %.4f", self.epoch, self.iteration, means["loss"])
+        restore_random_state(before)
+        return means
+
+    def _write_sample(self) -> None:
         try:
             self.reporter.sample(self.task.sample(self.model), self.task.dataset.audio.sampling_rate, self.iteration)
         except FastglowError as error:
             # What a young model says may be no sound at all; that must not end the training.
             logger.warning("no validation sample at iteration %d: %s", self.iteration, error)
-        logger.info("epoch %d, iteration %d: validation loss %.4f", self.epoch, self.iteration, means["loss"])
-        restore_random_state(before)
-        return means
 
     def save(self) -> Path:
         """Writes a checkpoint of the present state."""
@@ -267,30 +288,13 @@ class Trainer:
         restore_random_state(checkpoint["random_state"])
         logger.info("resumed at epoch %d, iteration %d", self.epoch, self.iteration)
 
-    @contextmanager
-    def _stopping_on_signals(self):
-        """SIGINT and SIGTERM end the run after the batch in progress, with a checkpoint."""
-
-        def request_stop(number, frame):
-            self.stop_requested = True
-
-        try:
-            previous = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not in the main thread, where signals cannot be caught
-            previous = {}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
 
 def _plain_errors(batches: Iterable[Any]) -> Iterator[Any]:
     """The batches; a FastglowError of a loader's process comes as it was raised, without the process's traceback."""
     try:
         yield from batches
     except FastglowError as error:
-        message = str(error).rstrip().splitlines()[-1]
+        message = str(error).rstrip().split("\n")[-1]
         raise FastglowError(message.partition(f"{FastglowError.__name__}: ")[2] or message) from error
 
 

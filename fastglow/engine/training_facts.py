@@ -12,9 +12,8 @@ from fastglow.checkpoint import TrainedWith, audio_differences, read_trained_wit
 from fastglow.errors import FastglowError
 from fastglow.models import Tacotron2, WaveGlow
 from fastglow.text import Lexicon
+from fastglow.text.cleaners import DEFAULT_CLEANERS
 from fastglow.voices import AS_TRAINED, AsTrained, Voice
-
-DEFAULT_CLEANERS = ("english_cleaners",)
 
 
 class OtherwiseTrainedWarning(UserWarning):

@@ -43,6 +43,16 @@ def cmudict():
     return Lexicon(CMUDICT)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_line_ends_and_byte_order_marks_of_other_systems(tmp_path, lexicon, end, encoding):
+    comment = ";;; of two\x85\u2028 halves\n"
+    (tmp_path / "other.txt").write_bytes((comment + FILE).replace("\n", end).encode(encoding))
+    other = Lexicon(tmp_path / "other.txt")
+    for word in ("hello", "the", "read", "don't", "john's", "halves", "of"):
+        assert other(word) == lexicon(word)
+
+
 @pytest.mark.parametrize(
     ("word", "phones"),
     [
