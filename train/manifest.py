@@ -1,6 +1,6 @@
 """The prepared data set on disk: what `fastglow prepare` writes and training reads.
 
-dataset.json      audio parameters, source, counts, rejected items with reasons
+dataset.json      audio parameters, text cleaners, source, counts, rejected items with reasons
 train.jsonl       one item a line: id, text, samples, frames
 validation.jsonl
 mels/<id>.npy     log-mel [n_mel_channels, frames], float32
@@ -17,6 +17,7 @@ import numpy as np
 from fastglow.audio import MelConfig
 from fastglow.errors import FastglowError
 from fastglow.files import replacing
+from fastglow.lines import split_lines
 
 SPLITS = ("train", "validation")
 
@@ -38,6 +39,7 @@ class PreparedDataset:
     folder: Path
     audio: MelConfig
     items: dict[str, list[Item]]  # by split
+    text_cleaners: list[str] | None = None  # of the training to come; None: prepared before they were recorded
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> "PreparedDataset":
@@ -48,11 +50,14 @@ class PreparedDataset:
             items = {
                 split: [
                     Item(**json.loads(line))
-                    for line in (folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+                    for line in split_lines((folder / f"{split}.jsonl").read_text(encoding="utf-8"))
                 ]
                 for split in SPLITS
             }
-            return cls(folder, MelConfig.from_dict(description["audio"]), items)
+            audio, cleaners = MelConfig.from_dict(description["audio"]), description.get("text_cleaners")
+            if not (cleaners is None or isinstance(cleaners, list) and all(isinstance(name, str) for name in cleaners)):
+                raise ValueError("text_cleaners is no list of names")
+            return cls(folder, audio, items, cleaners)
         except FileNotFoundError as error:
             raise FastglowError(
                 f"{error.filename} is missing: run `fastglow prepare DATASET --out {folder}` first"
@@ -88,6 +93,7 @@ class PreparedDataset:
         description = {
             "source": source,
             "audio": self.audio.as_dict(),
+            "text_cleaners": self.text_cleaners,
             "counts": {split: len(self.items[split]) for split in SPLITS},
             "rejected": [{"item": name, "reason": reason} for name, reason in rejected],
         }

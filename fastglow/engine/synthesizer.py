@@ -3,7 +3,6 @@
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from fastglow.errors import FastglowError
 from fastglow.models import Tacotron2, WaveGlow
 from fastglow.models.tacotron2 import DecoderStepLimitWarning
 from fastglow.text import Lexicon, split_sentences
-from fastglow.voices import VOCODERS, Voice
+from fastglow.voices import AS_TRAINED, VOCODERS, AsTrained, Voice
 
 from .attempts import Utterance, utter
 from .frontend import Frontend
@@ -29,6 +28,7 @@ from .jobs import Job, jobs_of, parts_of
 from .reading import Fault
 from .seeds import random_seed
 from .speech import Sentence, Speech, silence_of
+from .training_facts import settle, with_parts
 from .vocoders import GriffinLimVocoder, Vocoder, WaveGlowVocoder
 
 DEFAULT_SIGMA = 0.6
@@ -61,10 +61,11 @@ class Synthesizer:
         tacotron2: acoustic model.
         vocoder: 'griffin-lim' or 'waveglow'.
         waveglow: needed by the vocoder of that name.
-        audio: parameters of the mel; default: those of the published checkpoints.
-        text_cleaners: those the acoustic model was trained with.
+        audio: parameters of the mel; default: those that the models' checkpoints tell, or else those of the
+            published ones.
+        text_cleaners: default: those that the acoustic model's checkpoint tells, or else english_cleaners.
         lexicon: pronunciations, for an acoustic model that was trained on ARPAbet: a file in CMUdict's format, or a
-            `fastglow.text.Lexicon`.
+            `fastglow.text.Lexicon`; None: none; default: the one that the acoustic model's checkpoint tells, if any.
         sigma: standard deviation of WaveGlow's noise.
         denoise: strength of WaveGlow's denoiser; 0: off.
         device: default: the GPU if there is one.
@@ -81,18 +82,17 @@ class Synthesizer:
         waveglow: WaveGlow | None = None,
         *,
         audio: MelConfig | None = None,
-        text_cleaners: Sequence[str] = ("english_cleaners",),
-        lexicon: str | PathLike | Lexicon | None = None,
+        text_cleaners: Sequence[str] | None = None,
+        lexicon: str | PathLike | Lexicon | AsTrained | None = AS_TRAINED,
         sigma: float = DEFAULT_SIGMA,
         denoise: float = 0.0,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ):
         self.device = pick_device(device)
-        self.audio = audio or MelConfig()
-        if isinstance(lexicon, str | PathLike):
-            lexicon = Lexicon(lexicon)
-        self.frontend = Frontend(text_cleaners, tacotron2.config.n_symbols, lexicon)
+        facts = settle(tacotron2, waveglow if vocoder == "waveglow" else None, audio, text_cleaners, lexicon)
+        self.audio = facts.audio
+        self.frontend = Frontend(facts.text_cleaners, tacotron2.config.n_symbols, facts.lexicon, facts.symbols)
         self.tacotron2 = tacotron2.to(self.device, dtype).eval()
         _check_mel_channels(tacotron2, self.audio)
         self.vocoder = self._build_vocoder(vocoder, waveglow, sigma, denoise, dtype)
@@ -110,12 +110,13 @@ class Synthesizer:
         Args:
             name: which.
             device, dtype: as above.
-            overrides: fields of `Voice` to have otherwise: vocoder, sigma, denoise, text_cleaners, lexicon, ...
+            overrides: fields of `Voice` to have otherwise: vocoder, sigma, denoise, text_cleaners, lexicon, ...;
+                another tacotron2 brings the audio parameters, cleaners and lexicon that its checkpoint tells.
 
         Raises:
             FastglowError: unknown voice, unreadable files, absent device, or a vocoder that the voice lacks.
         """
-        voice = replace(name if isinstance(name, Voice) else Voice.load(name), **overrides)
+        voice = with_parts(name if isinstance(name, Voice) else Voice.load(name), **overrides)
         if voice.vocoder == "waveglow" and voice.waveglow is None:
             raise FastglowError("the vocoder waveglow needs a WaveGlow checkpoint: pass one, or use griffin-lim")
         return cls(

@@ -7,7 +7,7 @@ import pytest
 from fastglow import Synthesizer
 from fastglow.errors import FastglowError
 from fastglow.text import Lexicon, text_to_sequence
-from fastglow.voices import BUNDLED, DEFAULT_VOICE, Voice, list_voices
+from fastglow.voices import AS_TRAINED, BUNDLED, DEFAULT_VOICE, Voice, list_voices
 
 
 def test_bundled_voices_load():
@@ -25,7 +25,16 @@ def test_bundled_voices_load():
 
 
 def test_a_voice_needs_no_lexicon(voice_folder):
-    assert Voice.load(voice_folder).lexicon is None
+    assert Voice.load(voice_folder).lexicon is AS_TRAINED
+    assert Synthesizer.from_voice(voice_folder, device="cpu").frontend.lexicon is None
+
+
+def test_a_voice_may_say_that_it_has_no_lexicon(voice_folder, tmp_path):
+    shutil.copytree(voice_folder, tmp_path / "voice")
+    for lexicon in (None, ""):
+        values = json.loads((voice_folder / "voice.json").read_text()) | {"lexicon": lexicon}
+        (tmp_path / "voice" / "voice.json").write_text(json.dumps(values))
+        assert Voice.load(tmp_path / "voice").lexicon is None
 
 
 def test_a_folder_and_its_voice_json_are_the_same(voice_folder):
