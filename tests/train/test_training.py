@@ -280,7 +280,7 @@ def test_newest_valid_checkpoint_is_found(prepared, tmp_path, caplog):
     (tmp_path / "checkpoint_10.tmp").write_bytes(b"left by a crash")
     with caplog.at_level(logging.WARNING):
         assert find_newest_checkpoint(tmp_path, "waveglow")["iteration"] == 2
-    assert "checkpoint_3.pt is damaged" in caplog.text
+    assert "passing over " in caplog.text and "checkpoint_3.pt: damaged or truncated file" in caplog.text
     with pytest.raises(FastglowError, match="training checkpoint of waveglow, not of tacotron2"):
         find_newest_checkpoint(tmp_path, "tacotron2")
     for path in tmp_path.glob("checkpoint_*.pt"):
