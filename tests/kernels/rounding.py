@@ -24,11 +24,12 @@ _SUMS = set(
 """Sums of their operands or of products of them: of absolute values they are the sum of the absolute terms."""
 
 _EXACT = set(
+    "_pack_padded_sequence _unsafe_view "
     "abs amax amin bernoulli cat clamp clamp_max clamp_min clone constant_pad_nd copy diag_embed diagonal_backward "
     "embedding empty empty_like empty_strided eye fill flip full full_like gather im2col index index_put index_select "
     "lift_fresh masked_fill max maximum min minimum neg new_empty new_empty_strided new_full new_ones new_zeros ones "
     "ones_like rand rand_like randn randn_like relu repeat roll scatter select_backward select_scatter sign "
-    "slice_backward slice_scatter stack threshold_backward tril triu where zero zeros zeros_like".split()
+    "slice_backward slice_scatter stack threshold_backward tril triu unsafe_split where zero zeros zeros_like".split()
 )
 """They move numbers, or choose among them."""
 
@@ -39,14 +40,15 @@ _ROUNDED = set("_to_copy div mul reciprocal sqrt".split())
 _FUNCTION_UNITS = 4
 
 
-def drawn(call: Callable[[], Any]) -> Any:
-    """What `call()` returns, from `RUNS` runs: each tensor has a first dimension more.
+def drawn(call: Callable[[], Any], n_runs: int = RUNS) -> Any:
+    """What `call()` returns, from several runs: each tensor has a first dimension more.
 
     Args:
         call: runs PyTorch's operations, gradients too; with the same results every time but for rounding.
+        n_runs: fewer will do where the largest of many numbers counts.
     """
     runs = []
-    for seed in range(RUNS):
+    for seed in range(n_runs):
         with _Rounding(seed):
             leaves, structure = tree_flatten(call())
         runs.append(leaves)
