@@ -265,10 +265,10 @@ def test_writes_into_a_named_pipe_without_replacing_it(tmp_path):
     path = tmp_path / "pipe.wav"
     os.mkfifo(path)
     received = []
-    reader = threading.Thread(target=lambda: received.append(path.read_bytes()))
+    reader = threading.Thread(target=lambda: received.append(path.read_bytes()), daemon=True)
     reader.start()
     write_audio(path, sine(440, 22050), 22050)
-    reader.join(timeout=10)
+    reader.join()
     assert soundfile.info(io.BytesIO(received[0])).frames == 11025
     assert path.is_fifo()
 
