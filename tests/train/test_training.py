@@ -485,7 +485,8 @@ def test_options_from_a_config_file(prepared, tmp_path, capsys):
     training = load_training_checkpoint(tmp_path / "run" / "checkpoint_1.pt", "waveglow")["training"]
     assert (training["learning_rate"], training["batch_size"]) == (0.25, 3)  # the command line goes first
     assert not training["uniform_initialize_bn_weight"]
-    for content, pattern in (('{"no-such": 1}', "sets no_such"), ("[1]", "no JSON object")):
+    cases = ('{"no-such": 1}', "sets no_such"), ("[1]", "no JSON object"), ("[" * 100_000, "no JSON object")
+    for content, pattern in (*cases, ('{"a": ' + "9" * 10_000 + "}", "no JSON object")):
         file.write_text(content)
         capsys.readouterr()
         assert main([*arguments, "--config-file", str(file)]) == 2
