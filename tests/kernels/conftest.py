@@ -84,9 +84,10 @@ def assert_as_exact_as(actual: Tensor, references: Tensor, exact: Tensor, factor
     assert bool(actual.isfinite().all()), "not finite: unwritten or overflown"
     if not exact.numel():
         return
-    error, expected = (_largest(x.double().cpu() - exact.cpu()) for x in (actual, references))
+    error = _largest(actual.to(exact) - exact)
+    expected = max(_largest(reference.to(exact) - exact) for reference in references)
     assert error <= factor * expected, f"error {error:.3g}, PyTorch's {expected:.3g}"
-    # A few roundings that each are of the size of the result make an error of a few units; more is cancellation.
+    # A few roundings of the size of the result make an error of a few units of roundoff; more is cancellation.
     cancelling = expected / (4 * torch.finfo(actual.dtype).eps / 2)
     scale = max(_largest(exact), cancelling)
     assert error <= cap * scale, f"error {error:.3g} of {scale:.3g}"
