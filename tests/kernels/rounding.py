@@ -37,7 +37,7 @@ _ROUNDED = set("_to_copy div mul reciprocal sqrt".split())
 """Rounded once, everywhere."""
 
 # All others are functions: of an operand that was rounded once more, right to two units in the last place (exp, tanh).
-_FUNCTION_UNITS = 4
+_UNITS_OF_FUNCTIONS = 4
 
 
 def drawn(call: Callable[[], Any], n_runs: int = RUNS) -> Any:
@@ -84,14 +84,14 @@ class _Rounding(TorchDispatchMode):
         exactly = getattr(torch.ops.aten, name) if written else function
         if name not in _ROUNDED:
             wide_args = tree_map(lambda x: self.operand(name, x), wide_args)
-        terms = _terms(name, exactly, wide_args, wide_kwargs)
         exact = tree_flatten(exactly(*wide_args, **wide_kwargs))[0]
-        for result, truth, term in zip(tree_flatten(results)[0], exact, tree_flatten(terms)[0], strict=True):
+        inner = _inner_errors(name, exact, wide_args, wide_kwargs, exactly)
+        for result, truth, error in zip(tree_flatten(results)[0], exact, inner, strict=True):
             if truth is None:  # a gradient that is not asked for
                 continue
             if _is_rounded(result):
                 # Half of the last rounding is drawn, that of the copy does the rest.
-                truth = truth + term * self.signs(truth) + _unit(result.dtype) / 2 * truth.abs() * self.signs(truth)
+                truth = truth + error * self.signs(truth) + _unit(result.dtype) / 2 * truth.abs() * self.signs(truth)
             result.copy_(truth)
         return results
 
@@ -114,16 +114,14 @@ class _Rounding(TorchDispatchMode):
         return 2.0 * drawn.to(x.dtype) - 1.0
 
 
-def _terms(name: str, exactly: Callable, args: Any, kwargs: Any) -> Any:
-    """What the inner errors of an operation may come to, in the structure of its results: sums are in float32."""
-    if name in _ROUNDED:
-        return tree_map(torch.zeros_like, exactly(*args, **kwargs))
+def _inner_errors(name: str, exact: list, args: Any, kwargs: Any, exactly: Callable) -> list:
+    """What the errors inside of an operation may come to, one tensor a result: sums are in float32."""
+    unit = 0.0 if name in _ROUNDED else _UNITS_OF_FUNCTIONS * _unit(torch.float32)
     if name in _SUMS:
-        exactly = torch.ops.aten.add if name in ("sub", "rsub") else exactly
+        sum_of = torch.ops.aten.add if name in ("sub", "rsub") else exactly
         args, kwargs = tree_map(lambda x: x.abs() if isinstance(x, Tensor) else x, (args, kwargs))
-        return tree_map(lambda x: x if x is None else x * _unit(torch.float32), exactly(*args, **kwargs))
-    results = exactly(*args, **kwargs)
-    return tree_map(lambda x: x if x is None else x.abs() * (_FUNCTION_UNITS * _unit(torch.float32)), results)
+        exact, unit = tree_flatten(sum_of(*args, **kwargs))[0], _unit(torch.float32)
+    return [x if x is None else unit * x.abs() for x in exact]
 
 
 def _unit(dtype: torch.dtype) -> float:
