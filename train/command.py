@@ -154,7 +154,7 @@ def _read_config_file(ctx: click.Context, parameter: click.Parameter, path: str 
         flat = {}
         for key, value in values.items():
             flat |= value if isinstance(value, dict) else {key: value}
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise click.BadParameter(f"{path} is no JSON object of options: {error}") from error
     flat = {key.replace("-", "_"): value for key, value in flat.items()}
     unknown = flat.keys() - {p.name for p in ctx.command.params}

@@ -19,6 +19,8 @@ from fastglow.errors import FastglowError
 from fastglow.files import replacing
 from fastglow.lines import split_lines
 
+from .arrays import read_array
+
 SPLITS = ("train", "validation")
 
 
@@ -30,6 +32,13 @@ class Item:
     text: str
     samples: int
     frames: int
+
+    def __post_init__(self) -> None:
+        for name, kind in (("id", str), ("text", str), ("samples", int), ("frames", int)):
+            if type(getattr(self, name)) is not kind:
+                raise TypeError(f"{name} is no {'text' if kind is str else 'integer'}")
+        if not 0 < self.frames <= self.samples < 2**40:
+            raise ValueError("its lengths are out of range")
 
 
 @dataclass
@@ -64,25 +73,28 @@ class PreparedDataset:
             ) from error
         except OSError as error:
             raise FastglowError(f"{folder} is no prepared data set: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise FastglowError(f"{folder} holds a damaged manifest ({error}): run `fastglow prepare` again") from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise FastglowError(
+                f"{folder} holds a damaged manifest ({reason}): run `fastglow prepare` again"
+            ) from error
 
     def mel(self, item: Item) -> np.ndarray:
         """Cached log-mel, float32 [n_mel_channels, frames]."""
-        return self._load("mels", item)
+        return self._load("mels", item, np.float32, (self.audio.n_mel_channels, item.frames))
 
     def samples(self, item: Item) -> np.ndarray:
         """Cached samples, int16 [N], mapped and not read."""
-        return self._load("audio", item, mmap_mode="r")
+        return self._load("audio", item, np.int16, (item.samples,), mapped=True)
 
     def path(self, kind: str, item_id: str) -> Path:
         return self.folder / kind / f"{item_id}.npy"
 
-    def _load(self, kind: str, item: Item, **kw) -> np.ndarray:
+    def _load(self, kind: str, item: Item, dtype: type, shape: tuple[int, ...], mapped: bool = False) -> np.ndarray:
         path = self.path(kind, item.id)
         try:
-            return np.load(path, **kw)
-        except (OSError, ValueError, EOFError) as error:
+            return read_array(path, dtype, shape, mapped=mapped)
+        except (OSError, ValueError) as error:
             raise FastglowError(f"{path} cannot be read ({error}): run `fastglow prepare` again") from error
 
     def write(self, source: str, rejected: list[tuple[str, str]]) -> None:

@@ -55,11 +55,12 @@ def read_audio(path, sampling_rate: int | None = None) -> tuple[np.ndarray, int]
         raise FastglowError(f"{path}: cannot be read as audio: {reason}") from error
     if path.is_file():
         check_complete(path)
-    audio = samples.mean(axis=1)
-    if audio.size == 0:
+    if samples.size == 0:
         raise FastglowError(f"{path}: holds no audio samples")
-    if not np.isfinite(audio).all():
+    if not np.isfinite(samples).all():
         raise FastglowError(f"{path}: holds samples that are NaN or infinite")
+    # In fp64: a sum of channels may be beyond float32.
+    audio = samples.mean(axis=1, dtype=np.float64).astype(np.float32)
     if sampling_rate is not None and sampling_rate != rate:
         warnings.warn(f"resampling audio from {rate} Hz to {sampling_rate} Hz", stacklevel=2)
         audio = soxr.resample(audio, rate, sampling_rate)

@@ -16,7 +16,7 @@ from fastglow.errors import FastglowError
 from fastglow.kernels.decoder_weights import AttentionWeights, LSTMWeights, OutputWeights, RecurrentWeights
 from fastglow.modules import ConvNorm, LinearNorm, LocationAttention
 from fastglow.modules.convolution import length_mask
-from fastglow.modules.parameter_cache import ParameterCache
+from fastglow.modules.parameter_cache import ParameterCache, Refreshable
 
 from .infer_arguments import check_text, step_limits
 from .seeds import item_seeds
@@ -185,7 +185,7 @@ class Postnet(nn.Module):
         return x
 
 
-class Decoder(nn.Module):
+class Decoder(Refreshable):
     """Autoregressive decoder: prenet, attention LSTM, location-sensitive attention, decoder LSTM."""
 
     def __init__(self, config: Tacotron2Config):
@@ -303,8 +303,11 @@ class Decoder(nn.Module):
         return mel, steps, alignments
 
 
-class Tacotron2(nn.Module):
-    """Text to mel spectrogram. Keywords: `Tacotron2Config`. state_dict keys: NVIDIA's."""
+class Tacotron2(Refreshable):
+    """Text to mel spectrogram. Keywords: `Tacotron2Config`. state_dict keys: NVIDIA's.
+
+    After weights were written through `parameter.data` or by a replayed CUDA graph, call `refresh()`.
+    """
 
     def __init__(self, **kw):
         super().__init__()

@@ -84,7 +84,7 @@ class Voice:
             raise FastglowError(f"{path} lacks {error}: add it") from error
         except FastglowError:
             raise
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise FastglowError(f"{path} is no readable voice description: {error}") from error
         if isinstance(values["text_cleaners"], str):
             raise FastglowError(f"{path}: text_cleaners must be a list of names")

@@ -85,6 +85,8 @@ def test_a_lexicon_of_ones_own_instead_of_the_voices_or_before_it(voice_with_lex
         ({"text_cleaners": None}, "no readable voice description"),
         ({"name": ...}, "lacks 'name'"),
         ({"sigma": "loud"}, "no readable voice description"),
+        ({"sigma": 10**400}, "no readable voice description"),
+        ({"audio": {"hop_length": 10**400}}, "hop_length must be below 2\\^31"),
         ({"text_cleaners": "english_cleaners"}, "must be a list"),
     ],
 )
@@ -101,6 +103,7 @@ def test_a_damaged_description_is_told(voice_folder, tmp_path, change, pattern):
 def test_unknown_voices_and_garbage(tmp_path):
     with pytest.raises(FastglowError, match="unknown voice 'nobody': bundled are"):
         Voice.load("nobody")
-    (tmp_path / "voice.json").write_bytes(b"\xff{")
-    with pytest.raises(FastglowError, match="no readable voice description"):
-        Voice.load(tmp_path)
+    for garbage in (b"\xff{", b"[" * 100_000, b'{"name": ' + b"9" * 10_000, b"[1]", b"null"):
+        (tmp_path / "voice.json").write_bytes(garbage)
+        with pytest.raises(FastglowError, match="no readable voice description"):
+            Voice.load(tmp_path)
