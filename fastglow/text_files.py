@@ -49,16 +49,16 @@ def decode_text(data: bytes, name: str, *, warn: bool = True) -> str:
         FastglowError: data that its byte order mark belies; zero bytes without a mark; bytes that neither UTF-8 nor
             Windows-1252 has.
     """
-    for mark, encoding in _MARKS:
-        if data.startswith(mark):
-            try:
-                return data.decode(encoding)
-            except UnicodeDecodeError as error:
-                encoding = encoding.removesuffix("-sig")
-                raise FastglowError(
-                    f"{name} begins with the byte order mark of {encoding}, but byte {error.start} is not {encoding} "
-                    f"({error.reason}): save it as UTF-8"
-                ) from error
+    encoding = marked_encoding(data)
+    if encoding is not None:
+        try:
+            return data.decode(encoding)
+        except UnicodeDecodeError as error:
+            encoding = encoding.removesuffix("-sig")
+            raise FastglowError(
+                f"{name} begins with the byte order mark of {encoding}, but byte {error.start} is not {encoding} "
+                f"({error.reason}): save it as UTF-8"
+            ) from error
     if 0 in data:
         raise FastglowError(
             f"{name} holds zero bytes, so it is no text, or UTF-16 without a byte order mark: save it as UTF-8"
@@ -70,6 +70,11 @@ def decode_text(data: bytes, name: str, *, warn: bool = True) -> str:
     if warn:
         warnings.warn(f"{name} {what}", TextEncodingWarning, stacklevel=2)
     return text
+
+
+def marked_encoding(data: bytes) -> str | None:
+    """The encoding that a byte order mark names, which leaves the mark out; None without one."""
+    return next((encoding for mark, encoding in _MARKS if data.startswith(mark)), None)
 
 
 def decode_argument(text: str) -> str:

@@ -53,7 +53,7 @@ def wait_asleep() -> None:
 def _loaded_libgomp() -> str | None:
     """Path of GNU's OpenMP runtime, if this process has one."""
     try:
-        lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape").split("\n")
     except OSError:
         return None
     # The sixth column, which may hold blanks.

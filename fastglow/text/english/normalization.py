@@ -7,7 +7,10 @@ from fastglow.text.english.abbreviations import expand_abbreviations
 from fastglow.text.english.acronyms import is_shouted, read_capitals
 from fastglow.text.english.currency import read_currency
 from fastglow.text.english.dates import read_dates
+from fastglow.text.english.decimal_commas import settle_decimal_commas
+from fastglow.text.english.designations import read_labels
 from fastglow.text.english.numerals import read_codes, read_long_numbers, read_minus_signs, read_numbers
+from fastglow.text.english.plurals import read_plurals
 from fastglow.text.english.roman import read_roman_numerals
 from fastglow.text.english.signs import read_signs, read_signs_in_context, tidy
 from fastglow.text.english.times import read_times
@@ -20,12 +23,15 @@ _STEPS = (
     read_heights,
     settle_quotes,
     read_addresses,
+    settle_decimal_commas,
     read_long_numbers,
     read_dates,
     read_times,
+    read_plurals,
+    read_codes,
+    read_labels,
     settle_words,
     read_roman_numerals,
-    read_codes,
     read_minus_signs,
     expand_abbreviations,
     read_currency,
