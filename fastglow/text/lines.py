@@ -95,7 +95,9 @@ def _ends_in(paragraph: list[re.Match]) -> list[int]:
     lines = [line[0].strip() for line in paragraph]
     width = max(map(len, lines), default=0)
     firsts = [_FIRST.match(line) for line in lines]
-    listed = not any(first and first[1].islower() for first in firsts) and (len(lines) > 2 or width < _NARROW)
+    begins_small = any(first and first[1].islower() for first in firsts)
+    shouted = all(line.isupper() for line in lines)
+    listed = not begins_small and (width < _NARROW or (len(lines) > 2 and not shouted))
     ends = []
     for i in range(1, len(lines)):
         previous, following, first = lines[i - 1], lines[i], firsts[i]
@@ -112,4 +114,5 @@ def _goes_on(line: str) -> bool:
     if _HAS_MARK.search(tail) or _GOES_ON.search(tail):
         return True
     last = _LAST_WORD.search(tail)
-    return bool(last) and last[1] in _GO_ON and len(line.split(maxsplit=2)) > 2
+    word = last[1].lower() if last and line.isupper() else last and last[1]
+    return word in _GO_ON and len(line.split(maxsplit=2)) > 2

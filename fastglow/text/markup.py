@@ -41,18 +41,37 @@ _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 # Text that was escaped twice on its way still comes out right.
 _MAX_ESCAPES = 3
 
-_END = "\x00"
-_ENDS = re.compile(rf"\s*{_END}[\s{_END}]*")
+# Control characters mark the ends of lines and the cells of tables.
+_END, _CELL = "\x00", "\x01"
+_NO_MARKERS = str.maketrans({_END: " ", _CELL: " "})
+_ENDS = re.compile(
+    rf"(?<![\s{_END}{_CELL}])\s*[{_END}{_CELL}][\s{_END}{_CELL}]*|\A\s*[{_END}{_CELL}][\s{_END}{_CELL}]*"
+)
 _MARKED = frozenset(".,;:!?…—")
 
 
-def markup_spans(text: str) -> list[tuple[int, int, bool]]:
-    """``(start, end, is_break)`` of what is not spoken: tags, comments, whole scripts and style sheets; ascending.
+def markup_spans(text: str) -> tuple[list[tuple[int, int]], list[int]]:
+    """``(start, end)`` of what is not spoken (tags, comments, whole scripts and style sheets), and where lines end.
 
-    ``is_break`` says that a line of the page, and with it a sentence, ends there. Only the elements that HTML knows
-    are tags, so ``a < b`` and ``I <3 you`` hold none.
+    Both ascend. A run of tags that holds ``<p>``, ``<br>`` or the like ends one line of the page, behind those that
+    close what stands before. Only the elements that HTML knows are tags: ``a < b`` and ``I <3 you`` hold none.
     """
-    return [(start, end, name in _BLOCKS) for start, end, name in _spans(text)]
+    spans = _spans(text)
+    breaks = []
+    i = 0
+    while i < len(spans):
+        position, closing, breaking = spans[i][0], True, False
+        while True:
+            start, end, name = spans[i]
+            closing = closing and (text[start + 1] == "/" or name in ("br", "hr"))
+            position = end if closing else position
+            breaking = breaking or name in _BLOCKS
+            i += 1
+            if i == len(spans) or not (spans[i][0] == end or text[end : spans[i][0]].isspace()):
+                break
+        if breaking:
+            breaks.append(position)
+    return [(start, end) for start, end, _ in spans], breaks
 
 
 def without_markup(text: str) -> str:
@@ -116,14 +135,13 @@ def _without_tags(text: str) -> str:
     spans = _spans(text)
     if not spans:
         return text
-    # A control character marks the breaks, so it must not be in the text.
     pieces = []
     position = 0
     for start, end, name in spans:
-        pieces.append(text[position:start].replace(_END, " "))
-        pieces.append(_END if name in _BLOCKS else ", " if name in _CELLS and text[start + 1] == "/" else "")
+        pieces.append(text[position:start].translate(_NO_MARKERS))
+        pieces.append(_END if name in _BLOCKS else _CELL if name in _CELLS and text[start + 1] != "/" else "")
         position = end
-    pieces.append(text[position:].replace(_END, " "))
+    pieces.append(text[position:].translate(_NO_MARKERS))
     return _ENDS.sub(_break, "".join(pieces))
 
 
@@ -131,7 +149,7 @@ def _break(match: re.Match) -> str:
     before, behind = match.string[: match.start()][-1:] or match.string[:0], match.string[match.end() : match.end() + 1]
     if not before or not behind:
         return ""
-    return " " if before in _MARKED else ". "
+    return " " if before in _MARKED else ". " if _END in match[0] else ", "
 
 
 def _without_entities(text: str) -> str:

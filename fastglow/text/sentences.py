@@ -68,13 +68,11 @@ def split_sentences(text: str, max_chars: int = 200) -> list[str]:
     """
     if max_chars < 1:
         raise FastglowError(f"max_chars must be at least 1, not {max_chars}")
-    markup = markup_spans(text)
-    groups = _Spans(
-        sorted(arpabet_spans(text) + [(start, end) for start, end, _ in markup]) if markup else arpabet_spans(text)
-    )
+    tags, tag_breaks = markup_spans(text)
+    groups = _Spans(sorted(arpabet_spans(text) + tags))
     pieces = []
     start = 0
-    for end in _sentence_ends(text, groups, markup, max_chars):
+    for end in _sentence_ends(text, groups, tag_breaks, max_chars):
         pieces += _cut(text, start, end, groups, max_chars)
         start = end
     return pieces
@@ -94,13 +92,13 @@ class _Spans:
         return None
 
 
-def _sentence_ends(text: str, groups: _Spans, markup: list[tuple[int, int, bool]], max_chars: int) -> list[int]:
+def _sentence_ends(text: str, groups: _Spans, tag_breaks: list[int], max_chars: int) -> list[int]:
     """Positions behind each sentence, ascending; the last is the end of the text."""
     # A lone carriage return is a line break too; same length, so that positions stay.
     text = re.sub(r"\r(?!\n)", "\n", text)
     days = frozenset(dotted_day_stops(text))
     breaks = {match.end() for match in _PARAGRAPH_END.finditer(text)}
-    breaks.update(line_breaks_that_end(text), (end for _, end, is_break in markup if is_break), [len(text)])
+    breaks.update(line_breaks_that_end(text), tag_breaks, [len(text)])
     ends = []
     start = 0
     for paragraph_end in sorted(breaks):

@@ -50,6 +50,10 @@ _NAMED = re.compile(
 _IN_FULL_BEHIND = re.compile(
     rf"(?<= )(?P<type>Street|Avenue|Boulevard|Court|Drive|Lane|Road) (?P<behind>{_DIRECTION})(?![\w'&-])(?P<last>\.?)"
 )
+_ROUTE = re.compile(
+    r"\b(?P<road>Hwy\.?|Highway|highway|Route|Rte\.?|Interstate) ?(?P<number>\d{1,4})"
+    rf"(?: (?P<behind>{_DIRECTION})(?![\w'&-]))?"
+)
 _FLAT = re.compile(r"\b(Apt|APT|Ste|STE|Fl|FL|Rm|RM|Bldg|BLDG)\.? ?#? ?(?=\d|[A-Z]\b)")
 _FLOOR = re.compile(r"(?<=\d)(?P<ending>st|nd|rd|th) Fl(?![\w'-])\.?")
 _FLAT_LETTER = re.compile(
@@ -68,7 +72,8 @@ _FLAT_FOLLOWS = re.compile(rf" (?:Apt|Ste|Fl|Rm|Unit|Suite|Bldg|#|{_DIRECTION}\b
 
 _CODE = "|".join(sorted(STATES))
 _ZIP = r"(?P<zip>\d{5})(?:-(?P<more>\d{4}))?(?![\w-]|[.,]\d)"
-_STATE = re.compile(rf"(?<=[A-Za-z.])(?P<comma>,? ?)(?<=[, ])(?P<code>{_CODE})(?![\w'&/-])(?: {_ZIP})?")
+_POSTCODE = r"(?P<post>[A-Z]\d[A-Z] ?\d[A-Z]\d)(?![\w-])"
+_STATE = re.compile(rf"(?<=[A-Za-z.])(?P<comma>,? ?)(?<=[, ])(?P<code>{_CODE})(?![\w'&/-])(?: (?:{_ZIP}|{_POSTCODE}))?")
 _PLACE = re.compile(r"(?:\A|(?<=[\s(\"]))((?:[A-Z][\w.'-]*,? ){0,3})([A-Z][\w.'-]{1,24})\Z")
 _AFTER_PREPOSITION = re.compile(r"\b(?:in|In|at|near|Near|from|From|to|of|through|outside|around|for|visit|leave) \Z")
 _BEFORE_ZIP = re.compile(rf"(?i:\b(zip(?: ?code)?:?|postal code|postcode) ){_ZIP}")
@@ -80,6 +85,8 @@ _CLOSES = re.compile(r"[\"')]*(?:[.,;:]|\Z|[\"')])")
 _PLACE_WORDS = re.compile(
     r"(?:New|North|South|East|West|Fort|Ft|Port|San|Santa|St|Saint|Mount|Mt|Lake|Silver|Bel|El|Los|Las|Grand)\.? "
 )
+# "Tulsa, OK, is ...", but "Bob, OK, go".
+_IN_OKLAHOMA = frozenset("Ardmore Bartlesville Broken City Edmond Enid Lawton Moore Muskogee Norman Tulsa".split())
 _NO_PLACES = (
     SENTENCE_STARTERS
     | _GREETINGS
@@ -93,6 +100,7 @@ def read_places(text: str) -> str:
     text = _DIRECTED.sub(_directed, text)
     text = _NAMED.sub(_named, text)
     text = _IN_FULL_BEHIND.sub(lambda match: f"{match['type']} {_direction(match['behind'])}{_last(match)}", text)
+    text = _ROUTE.sub(_route, text)
     text = _BEFORE_ZIP.sub(lambda match: match[1] + " " + _digits(match), text)
     text = _STATE.sub(_state, text)
     text = _BARE_ZIP.sub(lambda match: f"{spell_digits(match[1])}, {spell_digits(match[2])}", text)
@@ -107,6 +115,8 @@ def _numbered(match: re.Match) -> str:
     saint = kind == "st" and not match["behind"] and _CAPITAL.match(following)
     if saint and not _FLAT_FOLLOWS.match(following) and name.split()[-1].lower() in _MOUNTS:
         return match[0]
+    if saint and len(name) == 1 and not match["front"] and not _FLAT_FOLLOWS.match(following) and not match["stop"]:
+        return match[0]  # "2 L St Pauli"
     if match["type"].isupper() and not name.isupper() and name[-2:] not in ("st", "nd", "rd", "th"):
         return match[0]
     parts = [match["house"], spell(match["letter"])] if match["letter"] else [match["house"] + (match["to"] or "")]
@@ -153,6 +163,11 @@ def _street(match: re.Match) -> str:
     return spoken + ("." if match["stop"] and (written_out or ends_sentence(after(match))) else "")
 
 
+def _route(match: re.Match) -> str:
+    road = {"hwy": "highway", "rte": "route"}.get(match["road"].lower().rstrip("."), match["road"])
+    return f"{road} {match['number']}" + (f" {_direction(match['behind'])}" if match["behind"] else "")
+
+
 def _last(match: re.Match) -> str:
     return "." if match["last"] and ends_sentence(after(match)) else ""
 
@@ -169,7 +184,7 @@ def _state(match: re.Match) -> str:
     code, comma = match["code"], match["comma"]
     context = before(match)
     place = _PLACE.search(context)
-    if match["zip"]:
+    if match["zip"] or match["post"]:
         if not place:
             return match[0]
         return f", {STATES[code]} {_digits(match)}"
@@ -191,10 +206,12 @@ def _is_state(match: re.Match, place: re.Match, context: str) -> bool:
         return False
     if led:
         return bool(_CLOSES.match(following) or following.startswith("?") or _GOES_ON.match(following))
-    if code == "OK":
+    if code == "OK" and last not in _IN_OKLAHOMA:
         return bool(re.match(r"\.?[\"')]*(?:\Z|\s*\Z)", following))
     return bool(_CLOSES.match(following) or re.match(r" (?:is|was|has|had|will)\b", following))
 
 
 def _digits(match: re.Match) -> str:
+    if match.groupdict().get("post"):
+        return " ".join(spell_digits(sign) if sign.isdigit() else spell(sign) for sign in match["post"] if sign != " ")
     return spell_digits(match["zip"]) + (f", {spell_digits(match['more'])}" if match["more"] else "")
