@@ -4,7 +4,8 @@ import re
 
 _ONSET = "bl|br|ch|cl|cr|dr|fl|fr|gl|gr|kn|ph|pl|pr|qu|sc|sh|sk|sl|sm|sn|sp|st|str|sw|th|thr|tr|tw|wh|wr|[a-z]"
 _STUTTER = re.compile(
-    rf"(?<![\w'-])(?P<part>{_ONSET})-(?P<more>(?:(?P=part)-){{0,20}})(?P<word>(?P=part)[a-z']*)(?![\w])", re.IGNORECASE
+    rf"(?<!\w)(?<!\w['-])(?P<part>{_ONSET})-(?P<more>(?:(?P=part)-){{0,20}})(?P<word>(?P=part)[a-z']*)(?![\w])",
+    re.IGNORECASE,
 )
 # "D-Day", "S-shaped", "t-test": here the letter means itself.
 _DESIGNATIONS = frozenset(
