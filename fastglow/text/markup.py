@@ -146,7 +146,8 @@ def _without_tags(text: str) -> str:
 
 
 def _break(match: re.Match) -> str:
-    before, behind = match.string[: match.start()][-1:] or match.string[:0], match.string[match.end() : match.end() + 1]
+    text, start, end = match.string, match.start(), match.end()
+    before, behind = text[max(0, start - 1) : start], text[end : end + 1]
     if not before or not behind:
         return ""
     return " " if before in _MARKED else ". " if _END in match[0] else ", "
