@@ -1,4 +1,4 @@
-# make demo | test | lint | format | clean | bench | gpu | gate | tune
+# make demo | test | test-capabilities | lint | format | clean | bench | gpu | gate | tune
 # options: PYTHON=python3.12  ARGS="-k wn -x"  TEXT="Say this."  PEER_DLE=DeepLearningExamples
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +9,7 @@ RESULTS := bench/results
 
 INSTALL = $(VENV)/bin/python -m pip --disable-pip-version-check install -c constraints.txt
 
-.PHONY: help demo test bench gpu gate tune lint format clean
+.PHONY: help demo test test-capabilities bench gpu gate tune lint format clean
 .NOTPARALLEL:
 
 help:
@@ -21,6 +21,17 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(VENV)/bin/python -m pytest $(ARGS)
 	$(if $(ARGS),,$(VENV)/bin/python -m pytest bench --benchmark-disable -q)
+
+# The tests whose numbers come from ATen, on the instruction sets of other processors. What needs no numbers of ATen's,
+# ahead-of-time compilation above all, is left out: `make test` has run it.
+CAPABILITIES := default avx2
+NUMERIC := tests/kernels tests/modules tests/models tests/audio tests/engine tests/train --ignore=tests/kernels/test_compile.py
+
+test-capabilities: $(VENV)/.installed-test
+	@for capability in $(CAPABILITIES); do \
+		echo "ATEN_CPU_CAPABILITY=$$capability"; \
+		ATEN_CPU_CAPABILITY=$$capability $(VENV)/bin/python -m pytest $(NUMERIC) -q $(ARGS) || exit; \
+	done
 
 PEER = $(if $(PEER_DLE),--peer-dle="$(PEER_DLE)")
 

@@ -52,10 +52,11 @@ def cli():
 )
 @click.option("--waveglow", type=click.Path(), help="WaveGlow of any published format.")
 @click.option("--vocoder", type=click.Choice(VOCODERS), help="Default: the voice's, or waveglow where one is given.")
-@click.option("--cleaners", multiple=True, help="Text cleaner (repeatable). Default: the voice's, or english_cleaners.")
+@click.option("--cleaners", multiple=True,
+              help="Text cleaner (repeatable). Default: the voice's or checkpoint's, or english_cleaners.")  # fmt: skip
 @click.option("--lexicon", "lexicons", type=click.Path(), multiple=True,
               help="Pronunciations in CMUdict's format, for a model trained on ARPAbet (repeatable; the first that has "
-                   "a word counts, the voice's own comes last).")  # fmt: skip
+                   "a word counts, the voice's or checkpoint's own comes last).")  # fmt: skip
 @click.option("--seed", type=int, help="Same seed, same audio. Default: a new one each time, which is printed.")
 @click.option("--sigma", type=float, help="Standard deviation of WaveGlow's noise. Default: the voice's, or 0.6.")
 @click.option("--denoise", type=float, help="Strength of WaveGlow's denoiser. Default: the voice's, or 0 (off).")
@@ -112,8 +113,9 @@ def synth(caught, text, input_file, output, list_voices, plot, as_json, quiet, s
 @cli.command()
 @click.argument("source", type=click.Path())
 @click.argument("target", type=click.Path())
-@click.option("--to", type=click.Choice(["fastglow", "nvidia"]), default="fastglow", show_default=True,
-              help="fastglow: safetensors; nvidia: DeepLearningExamples' layout.")  # fmt: skip
+@click.option("--to", type=click.Choice(["fastglow", "nvidia"]),
+              help="fastglow: safetensors; nvidia: DeepLearningExamples' layout (a torch file). Default: nvidia "
+                   "for a TARGET such as x.pt, x.pth, x.ckpt or x.bin, else fastglow.")  # fmt: skip
 @click.option("--dtype", type=click.Choice(DTYPES), help="Type of the weights to write. Default: as they are.")
 def convert(source, target, to, dtype):
     """Convert a checkpoint of any published format."""
@@ -199,7 +201,7 @@ def _build_synthesizer(voice, tacotron2, waveglow, vocoder, cleaners, lexicons, 
     import torch
 
     from fastglow.engine import Synthesizer
-    from fastglow.text import Lexicon
+    from fastglow.engine.training_facts import with_lexicons, with_parts
 
     given = {
         "tacotron2": tacotron2 and Path(tacotron2),
@@ -211,9 +213,9 @@ def _build_synthesizer(voice, tacotron2, waveglow, vocoder, cleaners, lexicons, 
     }
     given = {name: value for name, value in given.items() if value is not None}
     # Somebody's acoustic model needs no voice; everything else stands in for a part of one.
-    base = Voice(**given) if tacotron2 and not voice else replace(Voice.load(voice or DEFAULT_VOICE), **given)
+    base = Voice(**given) if tacotron2 and not voice else with_parts(Voice.load(voice or DEFAULT_VOICE), **given)
     if lexicons:
-        base = replace(base, lexicon=Lexicon(*lexicons, *([base.lexicon] if base.lexicon else [])))
+        base = with_lexicons(base, lexicons)
     return Synthesizer.from_voice(base, device, getattr(torch, dtype))
 
 
@@ -264,7 +266,7 @@ def _report(speech, output, synthesizer, caught) -> dict:
         "device": str(synthesizer.device),
         "sentences": [
             {"text": s.text, "mel_frames": s.mel.shape[1], "audio_seconds": len(s.audio) / speech.sample_rate,
-             "stopped": s.stopped}
+             "stopped": s.stopped, "attempts": s.attempts, "cut": s.cut}
             for s in speech.sentences
         ],
         "warnings": caught,

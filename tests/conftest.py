@@ -71,3 +71,10 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+def pytest_pyfunc_call(pyfuncitem):
+    """Hypothesis prints the arguments of its tests, fixtures too: megabytes of them cost minutes and bury the fault."""
+    if hypothesis.is_hypothesis_test(pyfuncitem.obj):
+        long = [name for name, value in pyfuncitem.funcargs.items() if len(repr(value)) > 1000]
+        assert not long, f"{', '.join(long)}: give what they are a short repr"

@@ -2,7 +2,8 @@
 
 The layout is DeepLearningExamples' (config, state_dict, optimizer, epoch), with what resuming needs
 besides, all plain tensors and containers: `torch.load(weights_only=True)` and
-`fastglow.load_checkpoint` read it.
+`fastglow.load_checkpoint` read it. They are read as every checkpoint is, so that a hostile file runs nothing and
+cannot ask for more memory than its own size twice over.
 """
 
 import logging
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastglow.checkpoint.containers import open_checkpoint
+from fastglow.checkpoint.trees import read_tree
 from fastglow.errors import FastglowError
 from fastglow.files import replacing
 
@@ -22,16 +25,19 @@ logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"checkpoint_(\d+)\.pt")
 _REQUIRED = {
-    "model",
-    "config",
-    "state_dict",
-    "optimizer",
-    "epoch",
-    "iteration",
-    "batch",
-    "random_state",
-    "training",
+    "model": str,
+    "config": dict,
+    "state_dict": dict,
+    "optimizer": dict,
+    "epoch": int,
+    "iteration": int,
+    "batch": int,
+    "random_state": dict,
+    "training": dict,
 }
+
+
+_KINDS = {str: "text", dict: "dictionary", int: "count"}
 
 
 class DamagedCheckpoint(FastglowError):
@@ -51,14 +57,22 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Inverse of `random_state`."""
-    version, python_state, gauss = state["python"]
-    random.setstate((version, tuple(python_state), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    """Inverse of `random_state`.
+
+    Raises:
+        DamagedCheckpoint: it is none.
+    """
+    try:
+        version, python_state, gauss = state["python"]
+        random.setstate((version, tuple(python_state), gauss))
+        name, keys, position, has_gauss, cached = state["numpy"]
+        np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+        torch.set_rng_state(state["torch"])
+        if state["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["cuda"])
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DamagedCheckpoint(f"the checkpoint's random numbers cannot be gone on with: {reason}") from error
 
 
 def save_training_checkpoint(folder: Path, checkpoint: dict[str, Any], keep: int) -> Path:
@@ -84,18 +98,27 @@ def save_training_checkpoint(folder: Path, checkpoint: dict[str, Any], keep: int
 def load_training_checkpoint(path: str | os.PathLike, model_name: str) -> dict[str, Any]:
     """Reads a checkpoint of `fastglow train`.
 
+    Returns:
+        plain data, and the tensors bit for bit, on the CPU and contiguous.
+
     Raises:
-        FastglowError: missing, damaged, of another model, or not a training checkpoint.
+        DamagedCheckpoint: damaged, or not what `save_training_checkpoint` writes.
+        FastglowError: missing, of another model, or not a training checkpoint.
     """
     path = Path(path)
     if not path.is_file():
         raise FastglowError(f"{path} does not exist: pass a checkpoint of `fastglow train`")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever its parts raise on damaged bytes
-        raise DamagedCheckpoint(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from error
-    if not isinstance(checkpoint, dict) or not _REQUIRED <= checkpoint.keys():
+        with open_checkpoint(path) as container:
+            is_resumable = isinstance(container.top, dict) and _REQUIRED.keys() <= container.top.keys()
+            checkpoint = read_tree(container) if is_resumable else None
+    except FastglowError as error:
+        raise DamagedCheckpoint(str(error)) from None
+    if checkpoint is None:
         raise FastglowError(f"{path} cannot be resumed from; to start from its weights use --init-from")
+    for key, kind in _REQUIRED.items():
+        if type(checkpoint[key]) is not kind or kind is int and checkpoint[key] < 0:
+            raise DamagedCheckpoint(f"{path}: damaged or truncated file: its {key} is no {_KINDS[kind]}")
     if checkpoint["model"] != model_name:
         raise FastglowError(f"{path} is a training checkpoint of {checkpoint['model']}, not of {model_name}")
     return checkpoint

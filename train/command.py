@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import click
+from click.core import ParameterSource
 
 from fastglow.audio import MelConfig
 from fastglow.models import Tacotron2Config, WaveGlowConfig
+from fastglow.text.cleaners import DEFAULT_CLEANERS
 
-from .config import Tacotron2TrainConfig, WaveGlowTrainConfig
+from .config import WN_OPTIONS, Tacotron2TrainConfig, WaveGlowTrainConfig
 
 # Options of the models under the names that DeepLearningExamples gave them.
 WAVEGLOW_ALIASES = {
@@ -21,11 +23,6 @@ WAVEGLOW_ALIASES = {
     "n_group": "--groups",
     "n_early_every": "--early-every",
     "n_early_size": "--early-size",
-}
-WN_OPTIONS = {
-    "n_layers": ("--wn-layers", "Layers in a coupling network."),
-    "n_channels": ("--wn-channels", "Channels in a coupling network."),
-    "kernel_size": ("--wn-kernel-size", "Kernel size of the dilated convolutions."),
 }
 
 
@@ -78,8 +75,8 @@ def _take(config: type, options: dict[str, Any]) -> dict[str, Any]:
 @click.command()
 @click.argument("dataset", type=click.Path())
 @click.option("--out", required=True, type=click.Path(file_okay=False), help="Folder to fill.")
-@click.option("--cleaners", "--text-cleaners", multiple=True, default=["english_cleaners"], show_default=True,
-              help="Text cleaner of the training to come (repeatable).")  # fmt: skip
+@click.option("--cleaners", "--text-cleaners", multiple=True, default=DEFAULT_CLEANERS, show_default=True,
+              help="Text cleaner of the training to come, which takes them from here (repeatable).")  # fmt: skip
 @click.option("--validation", "n_validation", default=100, show_default=True,
               help="Distinct sentences to hold out, at most a tenth.")  # fmt: skip
 @click.option(
@@ -111,7 +108,8 @@ def prepare(
 ):
     """Check the recordings of DATASET and cache their log-mels in --out.
 
-    DATASET is a folder in LJ-Speech layout (metadata.csv and wavs/) or a filelist of path|text.
+    DATASET is a folder in LJ-Speech layout (metadata.csv and wavs/) or a filelist of path|text, in UTF-8 or with a
+    byte order mark.
     """
     from .prepare import prepare as run
 
@@ -140,7 +138,11 @@ def prepare(
 
 @click.group()
 def train():
-    """Train a model on a prepared data set."""
+    """Train a model on a prepared data set.
+
+    SIGINT (Ctrl-C) and SIGTERM end a run after the batch in progress with a checkpoint and exit code 0; --resume
+    goes on from there.
+    """
 
 
 def _read_config_file(ctx: click.Context, parameter: click.Parameter, path: str | None) -> None:
@@ -148,17 +150,19 @@ def _read_config_file(ctx: click.Context, parameter: click.Parameter, path: str 
     if path is None:
         return
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = json.loads(Path(path).read_bytes())  # of bytes it finds out the encoding, a mark or none
         flat = {}
         for key, value in values.items():
             flat |= value if isinstance(value, dict) else {key: value}
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise click.BadParameter(f"{path} is no JSON object of options: {error}") from error
     flat = {key.replace("-", "_"): value for key, value in flat.items()}
     unknown = flat.keys() - {p.name for p in ctx.command.params}
     if unknown:
         raise click.BadParameter(f"{path} sets {', '.join(sorted(unknown))}, which this command does not know")
-    ctx.default_map = flat
+    repeatable = {p.name for p in ctx.command.params if getattr(p, "multiple", False)}
+    # A text alone would be taken letter by letter.
+    ctx.default_map = {k: [v] if k in repeatable and isinstance(v, str) else v for k, v in flat.items()}
 
 
 def _data_options(command):
@@ -181,7 +185,14 @@ def _train(model_name: str, config, model_config, quiet: bool) -> None:
     from .loop import train as run
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    click.echo(f"saved {run(model_name, config, model_config, progress=not quiet)}")
+    given = _given(click.get_current_context())
+    click.echo(f"saved {run(model_name, config, model_config, progress=not quiet, given=given)}")
+
+
+def _given(context: click.Context) -> set[str]:
+    """Names of the options that the user chose, on the command line or in a file of options."""
+    names = {name for name in context.params if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
+    return {f"WN_config.{name[3:]}" if name.startswith("wn_") else name for name in names}
 
 
 @train.command()

@@ -8,6 +8,34 @@ from typing import Any
 
 from fastglow.errors import FastglowError
 
+# WN_config's entries as options of the command: flag and help.
+WN_OPTIONS = {
+    "n_layers": ("--wn-layers", "Layers in a coupling network."),
+    "n_channels": ("--wn-channels", "Channels in a coupling network."),
+    "kernel_size": ("--wn-kernel-size", "Kernel size of the dilated convolutions."),
+}
+
+
+def flat_config(config: dict[str, Any]) -> dict[str, Any]:
+    """A config's fields with those of WN_config among them, as "WN_config.n_layers"."""
+    flat = {}
+    for name, value in config.items():
+        flat |= {f"{name}.{key}": entry for key, entry in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def flags(values: dict[str, Any]) -> str:
+    """Fields of `flat_config` as they are given on the command line."""
+    parts = []
+    for name, value in values.items():
+        prefix, _, key = name.rpartition(".")
+        flag = WN_OPTIONS[key][0] if prefix == "WN_config" else f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            parts.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            parts += [f"{flag} {entry}" for entry in (value if isinstance(value, list) else [value])]
+    return " ".join(parts)
+
 
 def option(default: Any, help: str, *aliases: str) -> Any:
     """A dataclass field that is also a command-line option."""
@@ -32,7 +60,15 @@ class TrainConfig:
     anneal_factor: float = option(0.1, "Factor of each decrease; 0.3 alternates 0.3 and 0.1/0.3 as NVIDIA's does.")
     seed: int = option(1234, "Seed of weights, shuffling, segments and dropout.")
     device: str = option("", "Device to train on, such as cpu or cuda:0; default: the GPU if there is one.")
-    init_from: str = option("", "Checkpoint of any published format whose weights to start from (fine-tuning).")
+    init_from: str = option(
+        "",
+        "Checkpoint of any published format whose weights to start from (fine-tuning); the rows of its embedding "
+        "go to the same symbols.",
+    )
+    ignore_layers: list[str] = option(
+        [],
+        "Layer that --init-from leaves as it is initialised, such as embedding.weight or decoder.prenet (repeatable).",
+    )
     checkpoint_path: str = option("", "Training checkpoint to resume from.")
     resume: bool = option(False, "Resume from the newest valid checkpoint in the output folder.", "--resume-from-last")
     use_saved_learning_rate: bool = option(False, "After resuming keep the checkpoint's learning rate.")
@@ -41,6 +77,10 @@ class TrainConfig:
     keep_checkpoints: int = option(0, "How many of the newest checkpoints to keep; 0: all.")
     max_iterations: int = option(0, "Stop after this many iterations in total; 0: no limit.")
     epochs_per_validation: int = option(1, "Epochs between validations.")
+    validations_per_sample: int = option(
+        10, "Validations between samples, from the first one on: a picture and at most 15 s of sound."
+    )
+    keep_samples: int = option(20, "How many of the newest samples to keep in OUT/samples; 0: all. OUT/logs keeps all.")
     bucket_batches: int = option(0, "Sort this many batches' worth of shuffled items by length: less padding; 0: off.")
     num_workers: int = option(1, "Processes that load data; 0: load in the training process.")
     uniform_initialize_bn_weight: bool = option(
@@ -56,14 +96,17 @@ class TrainConfig:
             "learning_rate",
             "epochs_per_checkpoint",
             "epochs_per_validation",
+            "validations_per_sample",
         ):
             if not getattr(self, name) > 0:  # so written, NaN is refused too
                 raise FastglowError(f"{name} {getattr(self, name)} must be positive")
-        for name in ("num_workers", "weight_decay", "grad_clip_thresh", "anneal_factor", "seed"):
+        for name in ("num_workers", "weight_decay", "grad_clip_thresh", "anneal_factor", "seed", "keep_samples"):
             if not getattr(self, name) >= 0:
                 raise FastglowError(f"{name} {getattr(self, name)} must not be negative")
         if self.seed >= 2**63:
             raise FastglowError(f"seed {self.seed} does not fit 64 bits: use a smaller one")
+        if self.ignore_layers and not self.init_from:
+            raise FastglowError(f"ignore_layers {', '.join(self.ignore_layers)} needs init_from, whose layers it names")
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -80,7 +123,9 @@ class TrainConfig:
 class Tacotron2TrainConfig(TrainConfig):
     """Options of Tacotron 2's training."""
 
-    text_cleaners: list[str] = option(["english_cleaners"], "Text cleaner (repeatable).")
+    text_cleaners: list[str] = option(
+        [], "Text cleaner (repeatable). Default: those that the data set was prepared with, or english_cleaners."
+    )
     lexicon: str = option(
         "", "File of pronunciations in CMUdict's format; its words are read as ARPAbet.", "--cmudict-path"
     )

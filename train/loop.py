@@ -4,8 +4,7 @@ import logging
 import random
 import signal
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,32 +20,42 @@ from fastglow.devices import pick_device
 from fastglow.errors import FastglowError
 
 from .checkpointing import (
-    find_newest_checkpoint,
-    load_training_checkpoint,
     random_state,
     restore_random_state,
     save_training_checkpoint,
 )
 from .config import TrainConfig
 from .data import EpochBatchSampler
+from .interruption import batches_of, begin_loading, calling_on_signals
 from .manifest import PreparedDataset
 from .reporting import Reporter
+from .resuming import compare_lexicons, find_checkpoint, item_digests, plan_resumption
 from .tasks import TASKS, Task
+from .warm_start import warm_start
 
 logger = logging.getLogger(__name__)
 
-# Options that say where and how long, and change nothing in what is computed.
-WHEREABOUTS = {"data", "out", "resume", "checkpoint_path", "init_from", "max_iterations", "tensorboard", "device"}
 
-
-def train(model_name: str, config: TrainConfig, model_config: Any, progress: bool = True) -> Path:
+def train(
+    model_name: str,
+    config: TrainConfig,
+    model_config: Any,
+    progress: bool = True,
+    given: Collection[str] | None = None,
+) -> Path:
     """Trains a model on a prepared data set.
+
+    A resumed run takes its options from the checkpoint, but for those in `given`: of these a change is told in the
+    log, and one that would make another model is refused. So is data that shares no item with the run's; where
+    items were added, left out or changed, the epoch in progress starts again.
 
     Args:
         model_name: 'tacotron2' or 'waveglow'.
         config: the task's `TrainConfig`.
-        model_config: the model's config; a resumed run takes the checkpoint's instead.
+        model_config: the model's config.
         progress: show a progress bar on standard error.
+        given: names of the options of both configs that were chosen, WN_config's as 'WN_config.n_layers'; None:
+            those that are not at their default.
 
     Returns:
         path of the last checkpoint.
@@ -55,39 +64,51 @@ def train(model_name: str, config: TrainConfig, model_config: Any, progress: boo
         FastglowError: data, checkpoint or options that do not fit; a loss that is not finite, with the
             items of its batch.
     """
-    return Trainer(model_name, config, model_config, progress).run()
+    return Trainer(model_name, config, model_config, progress, given).run()
 
 
 class Trainer:
     """State of a run: model, optimizer, position in the data."""
 
-    def __init__(self, model_name: str, config: TrainConfig, model_config: Any, progress: bool):
+    def __init__(
+        self,
+        model_name: str,
+        config: TrainConfig,
+        model_config: Any,
+        progress: bool,
+        given: Collection[str] | None = None,
+    ):
         self.config = config
         self.progress = progress
         self.out = Path(config.out)
-        checkpoint = self._find_checkpoint(model_name)
+        checkpoint = find_checkpoint(config, model_name)
         dataset = PreparedDataset.open(config.data)
         if not dataset.items["train"]:
             raise FastglowError(f"{config.data} holds no training items: prepare more data")
+        resumption = checkpoint and plan_resumption(checkpoint, config, model_config, dataset, given)
+        if resumption:
+            config, model_config = resumption.config, resumption.model_config
+        config = self.config = TASKS[model_name].complete(config, dataset)
+        self.task: Task = TASKS[model_name](config, model_config, dataset)
+        if resumption:
+            compare_lexicons(resumption.trained_with, self.task.trained_with())
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FastglowError(f"cannot write to {self.out} ({error.strerror}): pass another --out") from error
-        if checkpoint is not None:
-            model_config = TASKS[model_name].model_config_class(**checkpoint["config"])
-            self._compare_with(checkpoint, dataset)
-        self.task: Task = TASKS[model_name](config, model_config, dataset)
         self.device = pick_device(config.device)
         seed_everything(config.seed)
         torch.backends.cudnn.benchmark = config.cudnn_benchmark
-        self.model = self._build_model()
+        self.model = self._build_model(resumed=checkpoint is not None)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
         self.epoch = self.iteration = self.batch = 0
-        self.stop_requested = False
+        self.stop_requested: signal.Signals | None = None
         if checkpoint is not None:
             self._restore(checkpoint)
+            if not resumption.position_holds:
+                self.batch = 0
 
         self.trainset = self.task.build_dataset("train")
         self.valset = self.task.build_dataset("validation")
@@ -96,13 +117,19 @@ class Trainer:
     def run(self) -> Path:
         """Trains to the last epoch or iteration, or until SIGINT or SIGTERM; saves at the end in every case."""
         last_saved = None
-        with Reporter(self.out, self.config.tensorboard) as self.reporter, self._stopping_on_signals():
-            while not self._finished():
+        if self._finished():
+            logger.warning(
+                "nothing is left to do: the run has done %d epochs and %d iterations; to go on pass larger --epochs or "
+                "--max-iterations",
+                self.epoch,
+                self.iteration,
+            )
+        reporter = Reporter(self.out, self.config.tensorboard, self.config.keep_samples)
+        with calling_on_signals(self._request_stop), reporter as self.reporter:
+            while not self._finished() and not self.stop_requested:
                 self._run_epoch()
-                if self.stop_requested:
-                    break
                 if self.batch < self.sampler.batches_per_epoch:
-                    continue  # max_iterations ended the epoch early
+                    continue  # max_iterations or a signal ended the epoch early
                 self.epoch, self.batch = self.epoch + 1, 0
                 if self.epoch % self.config.epochs_per_checkpoint == 0:
                     last_saved = self.save()
@@ -110,7 +137,16 @@ class Trainer:
                     self.validate()
             if last_saved is None or last_saved.name != f"checkpoint_{self.iteration}.pt":
                 last_saved = self.save()
+        if self.stop_requested:
+            logger.warning(
+                "stopped by %s after iteration %d: --resume goes on from there",
+                self.stop_requested.name,
+                self.iteration,
+            )
         return last_saved
+
+    def _request_stop(self, number: int) -> None:
+        self.stop_requested = signal.Signals(number)
 
     def _finished(self) -> bool:
         config = self.config
@@ -126,6 +162,7 @@ class Trainer:
             batch_sampler=self.sampler,
             collate_fn=self.task.collate,
             num_workers=config.num_workers,
+            worker_init_fn=begin_loading,
             # The loader draws a seed from a generator at every epoch: not from the one that training resumes with.
             generator=torch.Generator().manual_seed(config.seed),
         )
@@ -133,27 +170,28 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = config.learning_rate_at(self.epoch)
         self.model.train()
-        bar = tqdm(
-            loader,
-            desc=f"epoch {self.epoch + 1}/{config.epochs}",
-            total=self.sampler.batches_per_epoch,
-            initial=self.batch,
-            unit="batch",
-            disable=not self.progress,
-        )
-        for batch in _plain_errors(bar):
-            started = time.perf_counter()
-            scalars = self._step(batch.to(self.device))
-            scalars["items_per_second"] = batch.n_items / (time.perf_counter() - started)
-            self.iteration += 1
-            self.batch += 1
-            self.reporter.scalars("train", scalars, self.iteration)
-            bar.set_postfix_str(f"loss {scalars['loss']:.4f}, {scalars['items_per_second']:,.0f} items/s")
-            if config.iters_per_checkpoint and self.iteration % config.iters_per_checkpoint == 0:
-                self.save()
-            if self.stop_requested or self._finished():
-                break
-        bar.close()
+        with batches_of(loader) as batches:
+            bar = tqdm(
+                batches,
+                desc=f"epoch {self.epoch + 1}/{config.epochs}",
+                total=self.sampler.batches_per_epoch,
+                initial=self.batch,
+                unit="batch",
+                disable=not self.progress,
+            )
+            for batch in _plain_errors(bar):
+                started = time.perf_counter()
+                scalars = self._step(batch.to(self.device))
+                scalars["items_per_second"] = batch.n_items / (time.perf_counter() - started)
+                self.iteration += 1
+                self.batch += 1
+                self.reporter.scalars("train", scalars, self.iteration)
+                bar.set_postfix_str(f"loss {scalars['loss']:.4f}, {scalars['items_per_second']:,.0f} items/s")
+                if config.iters_per_checkpoint and self.iteration % config.iters_per_checkpoint == 0:
+                    self.save()
+                if self.stop_requested or self._finished():
+                    break
+            bar.close()
 
     def _step(self, batch: Any) -> dict[str, float]:
         self.optimizer.zero_grad(set_to_none=True)
@@ -175,7 +213,10 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mean losses of the validation split and a sample; leaves the generators as training needs them."""
+        """Mean losses of the validation split and, every so often, a sample; empty if a signal came in between.
+
+        Leaves the generators as training needs them.
+        """
         if len(self.valset) == 0:
             return {}
         before = random_state()
@@ -184,18 +225,26 @@ class Trainer:
         loader = DataLoader(self.valset, batch_size=self.config.batch_size, collate_fn=self.task.collate)
         totals: dict[str, float] = {}
         for batch in loader:
+            if self.stop_requested:
+                restore_random_state(before)
+                return {}
             for name, value in self.task.losses(self.model, batch.to(self.device)).items():
                 totals[name] = totals.get(name, 0.0) + value.item() * len(batch.ids)
         means = {name: total / len(self.valset) for name, total in totals.items()}
         self.reporter.scalars("validation", means, self.iteration)
+        earlier = max(0, self.epoch // self.config.epochs_per_validation - 1)
+        if earlier % self.config.validations_per_sample == 0 and not self.stop_requested:
+            self._write_sample()
+        logger.info("epoch %d, iteration %d: validation loss %.4f", self.epoch, self.iteration, means["loss"])
+        restore_random_state(before)
+        return means
+
+    def _write_sample(self) -> None:
         try:
             self.reporter.sample(self.task.sample(self.model), self.task.dataset.audio.sampling_rate, self.iteration)
         except FastglowError as error:
             # What a young model says may be no sound at all; that must not end the training.
             logger.warning("no validation sample at iteration %d: %s", self.iteration, error)
-        logger.info("epoch %d, iteration %d: validation loss %.4f", self.epoch, self.iteration, means["loss"])
-        restore_random_state(before)
-        return means
 
     def save(self) -> Path:
         """Writes a checkpoint of the present state."""
@@ -209,63 +258,21 @@ class Trainer:
             "batch": self.batch,
             "random_state": random_state(),
             "training": self.config.as_dict(),
-            "audio": self.task.dataset.audio.as_dict(),
+            "items": item_digests(self.task.dataset, self.task.name),
+            "trained_with": self.task.trained_with().as_dict(),
             "versions": {"fastglow": __version__, "torch": str(torch.__version__)},
         }
         return save_training_checkpoint(self.out, checkpoint, self.config.keep_checkpoints)
 
-    def _find_checkpoint(self, model_name: str) -> dict[str, Any] | None:
-        config = self.config
-        if config.checkpoint_path:
-            return load_training_checkpoint(config.checkpoint_path, model_name)
-        if config.resume:
-            checkpoint = find_newest_checkpoint(self.out, model_name)
-            if checkpoint is None:
-                logger.warning("no valid checkpoint in %s: starting from the beginning", self.out)
-            return checkpoint
-        if any(self.out.glob("checkpoint_*.pt")):
-            raise FastglowError(f"{self.out} holds checkpoints already: pass --resume to go on, or another --out")
-        return None
-
-    def _compare_with(self, checkpoint: dict[str, Any], dataset: PreparedDataset) -> None:
-        """Tells what differs from the run that is resumed: it goes on bit for bit only if nothing does."""
-        if checkpoint["audio"] != dataset.audio.as_dict():
-            raise FastglowError(
-                f"{self.config.data} was prepared with other audio parameters than the resumed run's data: "
-                "prepare it with the same ones"
-            )
-        now, then = self.config.as_dict(), checkpoint["training"]
-        changed = [
-            f"{k} {then[k]} -> {v}" for k, v in now.items() if k in then and then[k] != v and k not in WHEREABOUTS
-        ]
-        if changed:
-            logger.warning("options that differ from the resumed run's: %s", ", ".join(changed))
-
-    def _build_model(self) -> nn.Module:
+    def _build_model(self, resumed: bool) -> nn.Module:
         model = self.task.build_model()
         if self.config.uniform_initialize_bn_weight:
             for module in model.modules():
                 if isinstance(module, nn.BatchNorm1d):
                     nn.init.uniform_(module.weight)
-        if self.config.init_from:
-            self._init_from(model)
+        if self.config.init_from and not resumed:
+            warm_start(model, self.config.init_from, self.config.ignore_layers, self.task.dataset.audio)
         return model.to(self.device)
-
-    def _init_from(self, model: nn.Module) -> None:
-        from fastglow.checkpoint import load_checkpoint
-
-        source = load_checkpoint(self.config.init_from)
-        if type(source) is not type(model):
-            raise FastglowError(f"{self.config.init_from} is a {type(source).__name__}, not a {type(model).__name__}")
-        wanted, found = model.state_dict(), source.state_dict()
-        for name, tensor in wanted.items():
-            shape = tuple(found[name].shape) if name in found else "nothing"
-            if shape != tuple(tensor.shape):
-                raise FastglowError(
-                    f"{self.config.init_from}: {name} has shape {shape}, this run's model {tuple(tensor.shape)}: "
-                    "give the model options that the checkpoint was trained with"
-                )
-        model.load_state_dict(found)
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         try:
@@ -275,26 +282,11 @@ class Trainer:
             raise FastglowError(
                 f"the checkpoint does not fit its own config: {' '.join(str(error).split())}"
             ) from error
+        for group in self.optimizer.param_groups:
+            group["weight_decay"] = self.config.weight_decay  # as the rate, it may be another than the checkpoint's
         self.epoch, self.iteration, self.batch = (checkpoint[key] for key in ("epoch", "iteration", "batch"))
         restore_random_state(checkpoint["random_state"])
         logger.info("resumed at epoch %d, iteration %d", self.epoch, self.iteration)
-
-    @contextmanager
-    def _stopping_on_signals(self):
-        """SIGINT and SIGTERM end the run after the batch in progress, with a checkpoint."""
-
-        def request_stop(number, frame):
-            self.stop_requested = True
-
-        try:
-            previous = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not in the main thread, where signals cannot be caught
-            previous = {}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
 
 def _plain_errors(batches: Iterable[Any]) -> Iterator[Any]:
@@ -302,7 +294,7 @@ def _plain_errors(batches: Iterable[Any]) -> Iterator[Any]:
     try:
         yield from batches
     except FastglowError as error:
-        message = str(error).rstrip().splitlines()[-1]
+        message = str(error).rstrip().split("\n")[-1]
         raise FastglowError(message.partition(f"{FastglowError.__name__}: ")[2] or message) from error
 
 

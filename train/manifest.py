@@ -1,6 +1,6 @@
 """The prepared data set on disk: what `fastglow prepare` writes and training reads.
 
-dataset.json      audio parameters, source, counts, rejected items with reasons
+dataset.json      audio parameters, text cleaners, source, counts, rejected items with reasons
 train.jsonl       one item a line: id, text, samples, frames
 validation.jsonl
 mels/<id>.npy     log-mel [n_mel_channels, frames], float32
@@ -17,6 +17,9 @@ import numpy as np
 from fastglow.audio import MelConfig
 from fastglow.errors import FastglowError
 from fastglow.files import replacing
+from fastglow.lines import split_lines
+
+from .arrays import read_array
 
 SPLITS = ("train", "validation")
 
@@ -30,6 +33,13 @@ class Item:
     samples: int
     frames: int
 
+    def __post_init__(self) -> None:
+        for name, kind in (("id", str), ("text", str), ("samples", int), ("frames", int)):
+            if type(getattr(self, name)) is not kind:
+                raise TypeError(f"{name} is no {'text' if kind is str else 'integer'}")
+        if not 0 < self.frames <= self.samples < 2**40:
+            raise ValueError("its lengths are out of range")
+
 
 @dataclass
 class PreparedDataset:
@@ -38,6 +48,7 @@ class PreparedDataset:
     folder: Path
     audio: MelConfig
     items: dict[str, list[Item]]  # by split
+    text_cleaners: list[str] | None = None  # of the training to come; None: prepared before they were recorded
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> "PreparedDataset":
@@ -48,36 +59,42 @@ class PreparedDataset:
             items = {
                 split: [
                     Item(**json.loads(line))
-                    for line in (folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+                    for line in split_lines((folder / f"{split}.jsonl").read_text(encoding="utf-8"))
                 ]
                 for split in SPLITS
             }
-            return cls(folder, MelConfig.from_dict(description["audio"]), items)
+            audio, cleaners = MelConfig.from_dict(description["audio"]), description.get("text_cleaners")
+            if not (cleaners is None or isinstance(cleaners, list) and all(isinstance(name, str) for name in cleaners)):
+                raise ValueError("text_cleaners is no list of names")
+            return cls(folder, audio, items, cleaners)
         except FileNotFoundError as error:
             raise FastglowError(
                 f"{error.filename} is missing: run `fastglow prepare DATASET --out {folder}` first"
             ) from error
         except OSError as error:
             raise FastglowError(f"{folder} is no prepared data set: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise FastglowError(f"{folder} holds a damaged manifest ({error}): run `fastglow prepare` again") from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise FastglowError(
+                f"{folder} holds a damaged manifest ({reason}): run `fastglow prepare` again"
+            ) from error
 
     def mel(self, item: Item) -> np.ndarray:
         """Cached log-mel, float32 [n_mel_channels, frames]."""
-        return self._load("mels", item)
+        return self._load("mels", item, np.float32, (self.audio.n_mel_channels, item.frames))
 
     def samples(self, item: Item) -> np.ndarray:
         """Cached samples, int16 [N], mapped and not read."""
-        return self._load("audio", item, mmap_mode="r")
+        return self._load("audio", item, np.int16, (item.samples,), mapped=True)
 
     def path(self, kind: str, item_id: str) -> Path:
         return self.folder / kind / f"{item_id}.npy"
 
-    def _load(self, kind: str, item: Item, **kw) -> np.ndarray:
+    def _load(self, kind: str, item: Item, dtype: type, shape: tuple[int, ...], mapped: bool = False) -> np.ndarray:
         path = self.path(kind, item.id)
         try:
-            return np.load(path, **kw)
-        except (OSError, ValueError, EOFError) as error:
+            return read_array(path, dtype, shape, mapped=mapped)
+        except (OSError, ValueError) as error:
             raise FastglowError(f"{path} cannot be read ({error}): run `fastglow prepare` again") from error
 
     def write(self, source: str, rejected: list[tuple[str, str]]) -> None:
@@ -88,6 +105,7 @@ class PreparedDataset:
         description = {
             "source": source,
             "audio": self.audio.as_dict(),
+            "text_cleaners": self.text_cleaners,
             "counts": {split: len(self.items[split]) for split in SPLITS},
             "rejected": [{"item": name, "reason": reason} for name, reason in rejected],
         }

@@ -15,20 +15,12 @@ from fastglow.audio import MelConfig, MelSpectrogram, read_audio
 from fastglow.errors import FastglowError
 from fastglow.files import replacing
 from fastglow.text import text_to_sequence
+from fastglow.text.cleaners import DEFAULT_CLEANERS
 
 from .manifest import Item, PreparedDataset
+from .sources import Source, read_sources
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 TRIM_WINDOW = 512  # samples
-
-
-@dataclass(frozen=True)
-class Source:
-    """A line of a data set that was not looked at yet."""
-
-    id: str
-    path: Path
-    text: str
 
 
 @dataclass
@@ -42,58 +34,6 @@ class PrepareReport:
     def hours(self) -> float:
         samples = sum(item.samples for items in self.dataset.items.values() for item in items)
         return samples / self.dataset.audio.sampling_rate / 3600
-
-
-def read_sources(dataset: Path) -> list[Source]:
-    """The lines of an LJ-Speech folder (metadata.csv and wavs/) or of a filelist of `path|text`.
-
-    A filelist's paths are relative to its folder. Of an LJ-Speech line the last column is the text.
-
-    Raises:
-        FastglowError: neither of them, a line without text, or an id that comes twice.
-    """
-    if dataset.is_dir():
-        filelist, is_lj = dataset / "metadata.csv", True
-        if not filelist.is_file():
-            raise FastglowError(
-                f"{dataset} holds no metadata.csv: pass a folder in LJ-Speech layout or a filelist of path|text"
-            )
-    elif dataset.is_file():
-        filelist, is_lj = dataset, False
-    else:
-        raise FastglowError(f"{dataset} does not exist: pass a folder in LJ-Speech layout or a filelist of path|text")
-    try:
-        lines = filelist.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise FastglowError(f"{filelist} cannot be read as UTF-8 text: {error}") from error
-    sources, seen = [], set()
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        name, *texts = line.split("|")
-        if not texts or not name:
-            raise FastglowError(f"{filelist} line {number} has no name before or no text after a '|': write path|text")
-        if len(texts) > 1 and not is_lj:
-            raise FastglowError(f"{filelist} line {number} has {len(texts) + 1} columns: write path|text")
-        if is_lj and Path(name).name != name:
-            raise FastglowError(f"{filelist} line {number} names {name}: write the plain name of a file in wavs/")
-        path = _find_recording(dataset / "wavs", name) if is_lj else filelist.parent / name
-        # One flat name, whatever folders the path goes through.
-        item_id = name if is_lj else "_".join(part for part in Path(name).with_suffix("").parts if part not in "/..")
-        if item_id in seen:
-            raise FastglowError(
-                f"{filelist} line {number} names {name} a second time: every item needs a name of its own"
-            )
-        seen.add(item_id)
-        sources.append(Source(item_id, path, texts[-1].strip()))
-    if not sources:
-        raise FastglowError(f"{filelist} holds no lines: nothing to prepare")
-    return sources
-
-
-def _find_recording(folder: Path, name: str) -> Path:
-    candidates = [folder / f"{name}{suffix}" for suffix in AUDIO_SUFFIXES]
-    return next((path for path in candidates if path.exists()), candidates[0])
 
 
 def split_texts(texts: Iterable[str], n_validation: int) -> set[str]:
@@ -123,7 +63,7 @@ def prepare(
     out: str | os.PathLike,
     audio: MelConfig | None = None,
     *,
-    cleaners: Sequence[str] = ("english_cleaners",),
+    cleaners: Sequence[str] = DEFAULT_CLEANERS,
     n_validation: int = 100,
     validation: str | os.PathLike | None = None,
     min_seconds: float = 0.3,
@@ -136,10 +76,11 @@ def prepare(
     """Checks every recording of a data set and caches its samples and log-mel.
 
     Args:
-        dataset: LJ-Speech folder or filelist, see `read_sources`.
+        dataset: LJ-Speech folder or filelist, see `fastglow.train.sources`.
         out: folder that is filled, see `fastglow.train.manifest`.
         audio: parameters of the log-mel; recordings at other rates are resampled.
-        cleaners: text cleaners of the training to come: a text of which they leave nothing is bad.
+        cleaners: text cleaners of the training to come, which takes them from here: a text of which they leave
+            nothing is bad.
         n_validation: distinct sentences to hold out with all their takes, at most a tenth of them but for one.
         validation: data set whose items are all held out, instead of `n_validation` sentences of `dataset`.
         min_seconds, max_seconds: shorter and longer clips are bad.
@@ -161,7 +102,7 @@ def prepare(
         held_out_ids = {source.id for source in held_out_sources}
         # A clip that stands in both lists is held out.
         sources = [source for source in sources if source.id not in held_out_ids] + held_out_sources
-    result = PreparedDataset(Path(out), audio, {"train": [], "validation": []})
+    result = PreparedDataset(Path(out), audio, {"train": [], "validation": []}, list(cleaners))
     try:
         for kind in ("mels", "audio"):
             (result.folder / kind).mkdir(parents=True, exist_ok=True)
@@ -224,9 +165,10 @@ def _cache(
     seconds = len(samples) / rate
     if not min_seconds <= seconds <= max_seconds:
         raise FastglowError(f"{source.path} lasts {seconds:.2f} s, allowed are {min_seconds:g} to {max_seconds:g} s")
-    if not samples.any():
-        raise FastglowError(f"{source.path} is silent throughout")
     pcm = np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
+    # A constant is silence too: the zero of 8-bit and of some cheap converters' recordings is not quite 0.
+    if pcm.min() == pcm.max():
+        raise FastglowError(f"{source.path} is silent throughout")
     mel = mel_spectrogram(torch.from_numpy(pcm.astype(np.float32) / 32768.0).unsqueeze(0))[0].numpy()
     for kind, array in (("audio", pcm), ("mels", mel)):
         path = dataset.path(kind, source.id)

@@ -1,5 +1,6 @@
 """What a run shows: TensorBoard scalars, pictures and sound, and the same pictures and sound as files."""
 
+import re
 from pathlib import Path
 
 from fastglow.audio import write_audio
@@ -8,12 +9,15 @@ from fastglow.plotting import plot_synthesis, require_matplotlib
 
 from .tasks import Sample
 
+_SAMPLE = re.compile(r"\d{8,}\.(png|wav)")
+
 
 class Reporter:
     """Writes to OUT/logs (TensorBoard) and OUT/samples (PNG and WAV)."""
 
-    def __init__(self, out: Path, tensorboard: bool):
+    def __init__(self, out: Path, tensorboard: bool, keep_samples: int = 0):
         self.samples = out / "samples"
+        self.keep_samples = keep_samples
         self.writer = None
         require_matplotlib()
         if tensorboard:
@@ -38,7 +42,7 @@ class Reporter:
                 self.writer.add_scalar(f"{group}/{name}", value, iteration)
 
     def sample(self, sample: Sample, sampling_rate: int, iteration: int) -> None:
-        """A validation item as picture and sound."""
+        """A validation item as picture and sound; of it and those before it the newest `keep_samples` stay (0: all)."""
         figure = plot_synthesis(sample.mels, sample.alignment, sample.text)
         self.samples.mkdir(exist_ok=True)
         stem = self.samples / f"{iteration:08d}"
@@ -48,3 +52,13 @@ class Reporter:
             self.writer.add_figure("validation/mel", figure, iteration)
             self.writer.add_audio("validation/audio", sample.audio[None], iteration, sample_rate=sampling_rate)
             self.writer.flush()
+        if self.keep_samples > 0:
+            self._remove_samples(iteration)
+
+    def _remove_samples(self, newest: int) -> None:
+        """Of the samples up to an iteration all but the newest `keep_samples`."""
+        paths = [path for path in self.samples.iterdir() if _SAMPLE.fullmatch(path.name) and int(path.stem) <= newest]
+        kept = sorted({int(path.stem) for path in paths})[-self.keep_samples :]
+        for path in paths:
+            if int(path.stem) not in kept:
+                path.unlink()

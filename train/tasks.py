@@ -1,8 +1,12 @@
 """What differs between the two models' training: model, data, loss, and what validation shows."""
 
+import logging
 import warnings
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,17 +15,25 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from fastglow.audio import griffin_lim
+from fastglow.checkpoint import LexiconFile, TrainedWith
 from fastglow.errors import FastglowError
 from fastglow.models import Tacotron2, Tacotron2Config, WaveGlow, WaveGlowConfig
 from fastglow.models.tacotron2 import DecoderStepLimitWarning
 from fastglow.text import Lexicon, symbols
+from fastglow.text.cleaners import DEFAULT_CLEANERS
+from fastglow.text.symbol_tables import NVIDIA
 
 from .config import Tacotron2TrainConfig, TrainConfig, WaveGlowTrainConfig
 from .data import SegmentBatch, SegmentDataset, TextMelBatch, TextMelCollate, TextMelDataset, collate_segments
 from .losses import GuidedAttentionLoss, Tacotron2Loss, WaveGlowLoss
 from .manifest import PreparedDataset
 
+logger = logging.getLogger(__name__)
+
+
 SAMPLE_SEED = 0  # of validation's samples: the same noise every time shows the model's change only
+
+SAMPLE_SECONDS = 10.0  # of the recording that a sample repeats; what Tacotron 2 says to it lasts half as long again
 
 MEAN_MEL_ITEMS = 100  # how many items the mean mel is taken of: more do not change it
 
@@ -54,11 +66,21 @@ class Task(ABC):
         if model_config.n_mel_channels != dataset.audio.n_mel_channels:
             raise FastglowError(
                 f"the model takes {model_config.n_mel_channels} mel channels, {dataset.folder} was prepared with "
-                f"{dataset.audio.n_mel_channels}: make them agree"
+                f"{dataset.audio.n_mel_channels}: pass --n-mel-channels {dataset.audio.n_mel_channels}, or prepare it "
+                f"with --n-mel-channels {model_config.n_mel_channels}"
             )
         self.config = config
         self.model_config = model_config
         self.dataset = dataset
+
+    def trained_with(self) -> TrainedWith:
+        """What synthesis must know of this training, for the checkpoints."""
+        return TrainedWith(audio=self.dataset.audio)
+
+    @classmethod
+    def complete(cls, config: TrainConfig, dataset: PreparedDataset) -> TrainConfig:
+        """The options, with those that the data set decides."""
+        return config
 
     @abstractmethod
     def build_model(self) -> nn.Module: ...
@@ -75,7 +97,16 @@ class Task(ABC):
 
     @abstractmethod
     def sample(self, model: nn.Module) -> Sample:
-        """Synthesis of the first validation item."""
+        """Synthesis of `sample_item`."""
+
+    def sample_item(self) -> int:
+        """Index of the validation item to listen to: the first that lasts SAMPLE_SECONDS at most, or the shortest."""
+        frames = [item.frames for item in self.dataset.items["validation"]]
+        return next((i for i, n in enumerate(frames) if n <= self.max_sample_frames), int(np.argmin(frames)))
+
+    @property
+    def max_sample_frames(self) -> int:
+        return int(SAMPLE_SECONDS * self.dataset.audio.sampling_rate / self.dataset.audio.hop_length)
 
 
 class Tacotron2Task(Task):
@@ -83,12 +114,33 @@ class Tacotron2Task(Task):
     config_class = Tacotron2TrainConfig
     model_config_class = Tacotron2Config
 
+    @classmethod
+    def complete(cls, config: Tacotron2TrainConfig, dataset: PreparedDataset) -> Tacotron2TrainConfig:
+        """Takes the data set's text cleaners where none are given."""
+        prepared = dataset.text_cleaners
+        if not config.text_cleaners:
+            return replace(config, text_cleaners=list(DEFAULT_CLEANERS if prepared is None else prepared))
+        if prepared is not None and prepared != config.text_cleaners:
+            logger.warning(
+                "text cleaners %s, as asked for, and not %s, with which %s was prepared",
+                ", ".join(config.text_cleaners),
+                ", ".join(prepared) or "none",
+                dataset.folder,
+            )
+        return config
+
     def __init__(self, config: Tacotron2TrainConfig, model_config: Tacotron2Config, dataset: PreparedDataset):
         super().__init__(config, model_config, dataset)
         self.collate_batch = TextMelCollate(model_config.n_frames_per_step)
         self.criterion = Tacotron2Loss(config.gate_positive_weight)
         self.guided_attention = GuidedAttentionLoss(config.guided_attention_sigma)
         self.lexicon = Lexicon(config.lexicon) if config.lexicon else None
+
+    def trained_with(self) -> TrainedWith:
+        lexicon = None
+        if self.lexicon is not None and self.config.p_arpabet > 0:
+            lexicon = LexiconFile(str(Path(self.config.lexicon).resolve()), self.lexicon.digest)
+        return TrainedWith(self.dataset.audio, tuple(self.config.text_cleaners), lexicon, NVIDIA)
 
     def build_model(self) -> Tacotron2:
         model = Tacotron2(**asdict(self.model_config))
@@ -145,10 +197,12 @@ class Tacotron2Task(Task):
 
     @torch.no_grad()
     def sample(self, model: Tacotron2) -> Sample:
-        dataset = self.build_dataset("validation")
-        _, text, target = dataset[0]
+        dataset, index = self.build_dataset("validation"), self.sample_item()
+        _, text, target = dataset[index]
+        target = target[:, : self.max_sample_frames]
         device = next(model.parameters()).device
-        with warnings.catch_warnings():
+        max_steps = -(-3 * target.shape[1] // (2 * self.model_config.n_frames_per_step))
+        with warnings.catch_warnings(), _at_most(max_steps, model.decoder):
             # A young model does not know when to stop: that is no news.
             warnings.simplefilter("ignore", DecoderStepLimitWarning)
             mel, lengths, alignments = model.infer(
@@ -158,7 +212,7 @@ class Tacotron2Task(Task):
         mel = mel[0, :, :length].float().cpu()
         audio = griffin_lim(mel, self.dataset.audio, seed=SAMPLE_SEED).clamp(-1, 1)
         mels = {"predicted": mel.numpy(), "recorded": target.numpy()}
-        return Sample(audio.numpy(), mels, alignments[0].float().cpu().numpy(), dataset.items[0].text)
+        return Sample(audio.numpy(), mels, alignments[0].float().cpu().numpy(), dataset.items[index].text)
 
 
 class WaveGlowTask(Task):
@@ -171,9 +225,20 @@ class WaveGlowTask(Task):
         if model_config.upsample_stride != dataset.audio.hop_length:
             raise FastglowError(
                 f"upsample_stride {model_config.upsample_stride} must equal the data's hop_length "
-                f"{dataset.audio.hop_length}: make them agree"
+                f"{dataset.audio.hop_length}: pass --upsample-stride {dataset.audio.hop_length}, or prepare the data "
+                f"with --hop-length {model_config.upsample_stride}"
             )
         self.criterion = WaveGlowLoss(config.sigma)
+        for split, items in dataset.items.items():
+            n_short = sum(item.samples < config.segment_length for item in items)
+            if n_short:
+                logger.warning(
+                    "%d of %d %s clips are shorter than --segment-length %d: the rest of their segments is zeros",
+                    n_short,
+                    len(items),
+                    split,
+                    config.segment_length,
+                )
 
     def build_model(self) -> WaveGlow:
         return WaveGlow(**asdict(self.model_config))
@@ -189,13 +254,24 @@ class WaveGlowTask(Task):
 
     @torch.no_grad()
     def sample(self, model: WaveGlow) -> Sample:
-        item = self.dataset.items["validation"][0]
-        mel = torch.from_numpy(self.dataset.mel(item))
+        item = self.dataset.items["validation"][self.sample_item()]
+        mel = torch.from_numpy(self.dataset.mel(item))[:, : self.max_sample_frames]
         device = next(model.parameters()).device
         audio = model.infer(mel[None].to(device), sigma=0.6, seed=SAMPLE_SEED)[0].float().cpu().clamp(-1, 1)
         generated = self.build_dataset("validation").mel_spectrogram(audio[None])[0]
         mels = {"generated": generated.numpy(), "recorded": mel.numpy()}
         return Sample(audio.numpy(), mels, None, item.text)
+
+
+@contextmanager
+def _at_most(max_steps: int, decoder: nn.Module) -> Iterator[None]:
+    """Lets a decoder take fewer steps than it may."""
+    before = decoder.max_decoder_steps
+    decoder.max_decoder_steps = min(before, max_steps)
+    try:
+        yield
+    finally:
+        decoder.max_decoder_steps = before
 
 
 TASKS: dict[str, type[Task]] = {task.name: task for task in (Tacotron2Task, WaveGlowTask)}

@@ -31,6 +31,8 @@ class MelConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise FastglowError(f"{name} must be a positive integer, not {value!r}")
+            if value >= 2**31:
+                raise FastglowError(f"{name} must be below 2^31, the value has {value.bit_length()} bits")
         if self.filter_length % 2:
             raise FastglowError(f"filter_length must be even, not {self.filter_length}")
         if self.win_length > self.filter_length:
@@ -41,7 +43,7 @@ class MelConfig:
         nyquist = self.sampling_rate / 2
         fmax = nyquist if self.mel_fmax is None else self.mel_fmax
         for name, value in (("mel_fmin", self.mel_fmin), ("mel_fmax", fmax)):
-            if isinstance(value, bool) or not isinstance(value, int | float):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2**31:
                 raise FastglowError(f"{name} must be a frequency in Hz, not {value!r}")
             object.__setattr__(self, name, float(value))
         if not 0 <= self.mel_fmin < self.mel_fmax:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from pathlib import Path
 
@@ -10,11 +11,18 @@ import numpy as np
 import soundfile
 import soxr
 
+from fastglow.audio.containers import check_complete, counts_mp3_frames, with_known_length
 from fastglow.errors import FastglowError
 from fastglow.files import replacing
 
 # What write_audio writes: suffix without its dot -> libsndfile's name.
 _WRITABLE = {"wav": "WAV", "flac": "FLAC"}
+
+# What libsndfile says of a FLAC stream whose header has no length is about 2**63.
+_UNKNOWN_FRAMES = 2**62
+_BLOCK = 65536  # frames
+# Encoders do not agree on whether the first and last frames count, which have 1152 samples.
+_MP3_SLACK = 2 * 1152
 
 
 def read_audio(path, sampling_rate: int | None = None) -> tuple[np.ndarray, int]:
@@ -25,26 +33,34 @@ def read_audio(path, sampling_rate: int | None = None) -> tuple[np.ndarray, int]
     per pair of rates under Python's default filter). Decoders and resampling filters overshoot: audio that
     would leave [-1, 1] is scaled down to peak at 1, told by a warning if it was more than 1 dB.
 
-    Raises FastglowError, naming the file, when it is missing, unreadable, empty or holds NaN or infinity.
+    What was written to a pipe, whose header could not know the length, is read to its end.
+
+    Raises FastglowError, naming the file, when it is missing, unreadable, empty, shorter than its header claims
+    (WAV, RF64, AIFF, FLAC, Ogg and most MP3 files tell) or holds NaN or infinity.
     """
     path = Path(path)
     if sampling_rate is not None and sampling_rate < 1:
         raise FastglowError(f"sampling_rate must be positive, not {sampling_rate}")
-    if not path.exists():
+    if not os.path.exists(path):  # no error for a name that no file can have
         raise FastglowError(f"{path}: no such audio file")
     if path.is_dir():
         raise FastglowError(f"{path}: is a folder, not an audio file")
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError, TypeError) as error:
-        # TypeError is soundfile's answer to a headerless file with the suffix .raw.
+        samples, rate = _decode(path)
+    except FastglowError:
+        raise
+    except (soundfile.LibsndfileError, OSError, TypeError, ValueError, MemoryError) as error:
+        # TypeError is soundfile's answer to a headerless file with the suffix .raw, the last two are to absurd sizes.
         reason = " ".join(str(getattr(error, "error_string", error)).split())
         raise FastglowError(f"{path}: cannot be read as audio: {reason}") from error
-    audio = samples.mean(axis=1)
-    if audio.size == 0:
+    if path.is_file():
+        check_complete(path)
+    if samples.size == 0:
         raise FastglowError(f"{path}: holds no audio samples")
-    if not np.isfinite(audio).all():
+    if not np.isfinite(samples).all():
         raise FastglowError(f"{path}: holds samples that are NaN or infinite")
+    # In fp64: a sum of channels may be beyond float32.
+    audio = samples.mean(axis=1, dtype=np.float64).astype(np.float32)
     if sampling_rate is not None and sampling_rate != rate:
         warnings.warn(f"resampling audio from {rate} Hz to {sampling_rate} Hz", stacklevel=2)
         audio = soxr.resample(audio, rate, sampling_rate)
@@ -58,6 +74,32 @@ def read_audio(path, sampling_rate: int | None = None) -> tuple[np.ndarray, int]
         # fp64 division so that no rounded quotient exceeds 1.
         audio = (audio / np.float64(peak)).astype(np.float32)
     return audio, rate
+
+
+class _OneWay(soundfile.SoundFile):
+    """Read from front to back: soundfile seeks after every read, which fails where the length is unknown."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def _decode(path: Path) -> tuple[np.ndarray, int]:
+    """All samples, float32 [N, channels], and their rate."""
+    is_regular = path.is_file()  # a pipe could not be read a second time
+    with soundfile.SoundFile((with_known_length(path) if is_regular else None) or path) as file:
+        if file.frames < _UNKNOWN_FRAMES:
+            samples = file.read(dtype="float32", always_2d=True)
+            if file.format == "MP3" and len(samples) + _MP3_SLACK < file.frames and counts_mp3_frames(path):
+                raise FastglowError(
+                    f"{path}: is cut short: its header claims {file.frames} samples, {len(samples)} are there; "
+                    "copy or record it anew"
+                )
+            return samples, file.samplerate
+    blocks = []
+    with _OneWay(path) as file:
+        while not blocks or len(blocks[-1]) == _BLOCK:
+            blocks.append(file.read(_BLOCK, dtype="float32", always_2d=True))
+        return np.concatenate(blocks), file.samplerate
 
 
 def write_audio(target, audio, sampling_rate: int, format: str | None = None) -> int:

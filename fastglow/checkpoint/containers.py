@@ -11,7 +11,6 @@ import mmap
 import os
 import stat
 import struct
-import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -36,20 +35,12 @@ from .unpickling import (
     read_pickle,
     show,
 )
+from .zip_directory import read_directory
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
-_ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    ValueError,
-    struct.error,
-    EOFError,
-    IndexError,
-    NotImplementedError,
-    OSError,
-)
 
 
 class StoredTensor(Protocol):
@@ -147,10 +138,9 @@ class ZipContainer(_PickleContainer):
     def __init__(self, data: mmap.mmap):
         super().__init__(data)
         try:
-            entries = zipfile.ZipFile(data).infolist()
-        except _ZIP_ERRORS as e:
+            self._entries = read_directory(data)
+        except ValueError as e:
             raise damaged(f"its zip directory cannot be read ({show(str(e))})") from None
-        self._entries = {entry.filename: entry for entry in entries}
         self._verified: dict[str, tuple[int, int]] = {}
         self._n_bytes_located = 0
         names = [name for name in self._entries if name.split("/")[1:] == ["data.pkl"]]
@@ -176,27 +166,27 @@ class ZipContainer(_PickleContainer):
             entry = self._entries.get(self._folder + name)
             if entry is None:
                 raise damaged(f"record {show(name)} is missing")
-            if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+            if not entry.is_plain:
                 raise FastglowError(
                     f"record {show(name)} is compressed or encrypted: unpack it and torch.save it again"
                 )
             header = self.data[entry.header_offset : entry.header_offset + _LOCAL_HEADER.size]
-            if entry.header_offset < 0 or len(header) < _LOCAL_HEADER.size:
+            if len(header) < _LOCAL_HEADER.size:
                 raise damaged(f"record {show(name)} lies outside the file")
             magic, name_size, extra_size = _LOCAL_HEADER.unpack(header)
             start = entry.header_offset + _LOCAL_HEADER.size + name_size + extra_size
-            if magic != _ZIP_MAGIC or start + entry.file_size > self.n_bytes:
+            if magic != _ZIP_MAGIC or start + entry.size > self.n_bytes:
                 raise damaged(f"record {show(name)} lies outside the file")
-            self._n_bytes_located += entry.file_size
+            self._n_bytes_located += entry.size
             if self._n_bytes_located > self.n_bytes:
                 raise damaged("its records overlap")
             # torch.serialization.set_crc32_options(False) writes zeros for the checksums
-            if entry.CRC:
-                with memoryview(self.data) as view, view[start : start + entry.file_size] as content:
+            if entry.checksum:
+                with memoryview(self.data) as view, view[start : start + entry.size] as content:
                     checksum = zlib.crc32(content)
-                if checksum != entry.CRC:
+                if checksum != entry.checksum:
                     raise damaged(f"the checksum of record {show(name)} is wrong")
-            self._verified[name] = (start, entry.file_size)
+            self._verified[name] = (start, entry.size)
         return self._verified[name]
 
 

@@ -6,9 +6,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastglow.text.symbol_tables import find_table
+
 from .containers import open_checkpoint
 from .io import PathLike, read_state
 from .layouts import TITLES, infer_config, is_parameter
+from .provenance import TrainedWith
 from .sources import Source, UnsupportedModel, identify
 
 
@@ -28,6 +31,7 @@ class CheckpointInfo:
         config: the constructor's keywords; empty if the model is not supported.
         iteration, epoch: of the training that wrote the file, if it says.
         n_symbols: rows of the embedding; None for WaveGlow.
+        trained_with: what the file tells of the model's training: audio parameters, text cleaners, lexicon.
         notes: what one should know.
         unsupported: why `load_checkpoint` refuses the model, or None.
     """
@@ -44,6 +48,7 @@ class CheckpointInfo:
     iteration: int | None = None
     epoch: int | None = None
     n_symbols: int | None = None
+    trained_with: TrainedWith = TrainedWith()
     notes: list[str] = field(default_factory=list)
     unsupported: str | None = None
 
@@ -63,6 +68,7 @@ class CheckpointInfo:
             ("iteration", self.iteration),
             ("epoch", self.epoch),
             *((f"config {name}", value) for name, value in _flat(self.config)),
+            *_flat({n if n != "symbols" else "symbol table": v for n, v in self.trained_with.as_dict().items()}),
             *(("note", note) for note in self.notes),
             ("not supported", self.unsupported),
         ]
@@ -74,6 +80,8 @@ class CheckpointInfo:
 def _flat(config: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     rows = []
     for name, value in config.items():
+        if isinstance(value, list):
+            value = ", ".join(value)
         rows += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
     return rows
 
@@ -109,6 +117,7 @@ def inspect_checkpoint(path: PathLike) -> CheckpointInfo:
             iteration=source.iteration,
             epoch=source.epoch,
             n_symbols=embedding.shape[0] if embedding is not None and embedding.dim() else None,
+            trained_with=source.trained_with,
             notes=source.notes,
         )
         try:
@@ -120,17 +129,11 @@ def inspect_checkpoint(path: PathLike) -> CheckpointInfo:
     return info
 
 
-_SYMBOL_TABLES = {
-    38: "38 symbols: torchaudio's character table",
-    96: "96 symbols: torchaudio's phoneme table",
-    148: "148 symbols: NVIDIA's table",
-}
-
-
 def _notes(info: CheckpointInfo, source: Source) -> list[str]:
     notes = []
-    if source.names != "coqui" and info.n_symbols in _SYMBOL_TABLES:
-        notes.append(_SYMBOL_TABLES[info.n_symbols])
+    table = find_table(info.n_symbols, source.trained_with.symbols) if info.n_symbols else None
+    if table is not None:
+        notes.append(f"{info.n_symbols} symbols: {table.title}")
     if source.names == "torchaudio" and "wavernn" in info.path.name.lower():
         notes.append("trained for WaveRNN by its name: its mel spectrograms do not fit WaveGlow")
     if info.config.get("alternate_halves"):

@@ -23,6 +23,7 @@ from fastglow.models import Tacotron2, WaveGlow
 
 from .containers import Container, open_checkpoint
 from .layouts import CONFIGS, NOT_IN_SHAPES, TITLES, infer_config, usable_hint
+from .provenance import KEY, TrainedWith, trained_with
 from .renaming import canonical_state
 from .sources import FORMAT_VERSION, METADATA_KEY, Source, UnsupportedModel, identify
 from .unpickling import show
@@ -33,6 +34,8 @@ PathLike = str | os.PathLike
 MODELS: dict[str, type[nn.Module]] = {"tacotron2": Tacotron2, "waveglow": WaveGlow}
 # Keywords of ours that the constructors of DeepLearningExamples do not take.
 _NOT_NVIDIA = ("p_prenet_dropout", "p_encoder_dropout", "p_postnet_dropout")
+# Suffixes under which people expect what torch.load reads.
+TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".th", ".tar", ".pyt", ".model")
 _NOT_NVIDIA_WAVEGLOW = {"upsample_kernel_size": 1024, "upsample_stride": 256, "alternate_halves": False}
 
 
@@ -123,7 +126,8 @@ def load_checkpoint(
 
     Returns:
         `fastglow.Tacotron2` or `fastglow.WaveGlow` in eval mode. coqui's `p_prenet_dropout` is 0 unless
-        its configuration keeps the dropout at inference.
+        its configuration keeps the dropout at inference. What the file tells besides of its training (audio
+        parameters, text cleaners, lexicon) is the model's attribute `trained_with`, which the savers keep.
 
     Raises:
         FastglowError: one line that begins with the path: the file is missing, damaged, asks for code to be
@@ -148,10 +152,22 @@ def load_checkpoint(
     for note in source.notes:
         logger.warning("%s: %s", path, note)
     model = _build(source.model, config, state)
+    setattr(model, KEY, source.trained_with)
     try:
         return model.to(device)
     except (RuntimeError, AssertionError) as e:  # the latter where torch was built without the device
         raise FastglowError(f"device {device}: {show(str(e).partition(chr(10))[0])}") from None
+
+
+def read_trained_with(path: PathLike) -> TrainedWith:
+    """What a checkpoint file tells of its model's training, without reading its weights.
+
+    Raises:
+        FastglowError: as `load_checkpoint`.
+    """
+    path = Path(path)
+    with open_checkpoint(path) as container:
+        return identify(container, path).trained_with
 
 
 @contextmanager
@@ -181,21 +197,52 @@ def _plain_state(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str
     return state
 
 
+def layout_of(path: PathLike, to: str | None = None) -> str:
+    """The layout that a file is to be written in: "fastglow" (safetensors) or "nvidia" (torch.save).
+
+    Args:
+        path: its suffix decides where `to` is None: one of `TORCH_SUFFIXES` is for torch.load; all else is safetensors.
+        to: the layout that was asked for.
+
+    Raises:
+        FastglowError: no such layout, or a suffix that promises the other one.
+    """
+    suffix = Path(path).suffix.lower()
+    if to not in (None, "fastglow", "nvidia"):
+        raise FastglowError(f"to={show(to)}: expected one of fastglow, nvidia")
+    if to == "fastglow" and suffix in TORCH_SUFFIXES:
+        raise FastglowError(
+            f"{path}: fastglow's layout is safetensors, which torch.load does not read: name it "
+            f"{Path(path).with_suffix('.safetensors').name}, or write NVIDIA's layout "
+            "(--to nvidia, save_nvidia_checkpoint)"
+        )
+    if to == "nvidia" and suffix == ".safetensors":
+        raise FastglowError(
+            f"{path}: NVIDIA's layout is a file of torch.save, not safetensors: name it "
+            f"{Path(path).with_suffix('.pt').name}, or write fastglow's layout "
+            "(--to fastglow, save_checkpoint)"
+        )
+    return to or ("nvidia" if suffix in TORCH_SUFFIXES else "fastglow")
+
+
 def save_checkpoint(model: nn.Module, path: PathLike, *, dtype: torch.dtype | None = None) -> None:
     """Write a model as safetensors: NVIDIA's key names, and in the metadata what the tensors do not tell.
 
     The metadata's one entry, "fastglow", is JSON: {"format": 1, "model": "tacotron2" or "waveglow",
-    "config": the constructor's keywords}.
+    "config": the constructor's keywords, "trained_with": what is known of the model's training}.
 
     Args:
         model: `fastglow.Tacotron2` or `fastglow.WaveGlow`, on any device.
-        path: replaced in one step once everything is written.
+        path: replaced in one step once everything is written; not with a suffix that is for torch.load.
         dtype: floating-point tensors are stored as this; None keeps each as it is.
 
     Raises:
-        FastglowError: another kind of model, or the file cannot be written.
+        FastglowError: another kind of model, a suffix such as .pt, or the file cannot be written.
     """
+    layout_of(path, "fastglow")
     description = {"format": FORMAT_VERSION, "model": _model_name(model), "config": asdict(model.config)}
+    if known := trained_with(model).as_dict():
+        description[KEY] = known
     # one entry: safetensors writes several in random order, and the same model should give the same bytes
     metadata = {METADATA_KEY: json.dumps(description)}
     state = _plain_state(model, dtype)
@@ -218,31 +265,44 @@ def save_nvidia_checkpoint(model: nn.Module, path: PathLike) -> None:
     """Write a model as DeepLearningExamples does: torch.save of {"config", "state_dict"}, plain tensors.
 
     torch.load reads it with weights_only=True, and so do DeepLearningExamples' inference.py and torch.hub's
-    code. `infer`'s prenet dropout, which the reference fixes at 0.5, is not recorded.
+    code. What is known of the model's training is a third entry, "trained_with". `infer`'s prenet dropout, which
+    the reference fixes at 0.5, is not recorded; another one is told in the log.
 
     Raises:
         FastglowError: another kind of model, a WaveGlow that NVIDIA's class cannot express (alternating
-            halves, another upsampler), or the file cannot be written.
+            halves, another upsampler), the suffix .safetensors, or the file cannot be written.
     """
+    layout_of(path, "nvidia")
     name = _model_name(model)
     content = {"config": _nvidia_config(name, model), "state_dict": _plain_state(model)}
+    if known := trained_with(model).as_dict():
+        content[KEY] = known
+    if getattr(model.config, "p_prenet_dropout", 0.5) != 0.5:
+        logger.warning(
+            "%s: NVIDIA's layout does not record p_prenet_dropout %g: it will be read as 0.5",
+            path,
+            model.config.p_prenet_dropout,
+        )
     with _writing(Path(path)) as temporary:
         torch.save(content, temporary)
 
 
-def convert_checkpoint(src: PathLike, dst: PathLike, to: str = "fastglow", *, dtype: torch.dtype | None = None) -> None:
+def convert_checkpoint(
+    src: PathLike, dst: PathLike, to: str | None = None, *, dtype: torch.dtype | None = None
+) -> None:
     """Read a checkpoint of any supported format and write it as ours or NVIDIA's.
 
     Where the source's weight normalisation was removed, g is each row's norm, rounded to the file's dtype.
 
     Args:
-        to: "fastglow" (safetensors) or "nvidia" (DeepLearningExamples' layout).
+        to: "fastglow" (safetensors) or "nvidia" (DeepLearningExamples' layout); None: NVIDIA's where the suffix of
+            `dst` is one for torch.load (.pt, .pth, .ckpt, .bin, ...), else fastglow's.
         dtype: of the weights that are written; None keeps the file's.
 
     Raises:
-        FastglowError: as `load_checkpoint` and the savers; `dst` is left as it was.
+        FastglowError: a suffix that does not go with `to`; else as `load_checkpoint` and the savers; `dst` is left
+            as it was.
     """
     writers = {"fastglow": save_checkpoint, "nvidia": save_nvidia_checkpoint}
-    if to not in writers:
-        raise FastglowError(f"to={show(to)}: expected one of {', '.join(writers)}")
-    writers[to](load_checkpoint(src, dtype=dtype), dst)
+    write = writers[layout_of(dst, to)]
+    write(load_checkpoint(src, dtype=dtype), dst)

@@ -13,6 +13,7 @@ from fastglow.errors import FastglowError
 
 from .containers import Container, StoredTensor
 from .layouts import NOT_IN_SHAPES, usable_hint
+from .provenance import KEY, TrainedWith, read_coqui_config, read_description, read_training_checkpoint
 from .unpickling import Inert, show
 
 FORMAT_VERSION = 1
@@ -66,6 +67,7 @@ class Source:
         tensors: as named in the file, without wrappers' prefixes.
         hints: constructor keywords that the file tells besides the shapes.
         foreign_config: coqui's configuration, from the file or config.json beside it.
+        trained_with: what the file tells of the model's training.
         unsupported: why the model cannot be built, or None.
     """
 
@@ -75,6 +77,7 @@ class Source:
     tensors: dict[str, StoredTensor]
     hints: dict[str, Any] = field(default_factory=dict)
     foreign_config: dict[str, Any] | None = None
+    trained_with: TrainedWith = TrainedWith()
     iteration: int | None = None
     epoch: int | None = None
     notes: list[str] = field(default_factory=list)
@@ -220,6 +223,10 @@ def _unwrap(module: Inert) -> Inert:
     return module
 
 
+def _is_own_training(top: Any) -> bool:
+    return isinstance(top, dict) and isinstance(top.get("model"), str) and "random_state" in top
+
+
 def _waveglow_generation(tensors: Mapping[str, StoredTensor]) -> str:
     if any(".skip_layers." in name for name in tensors):
         return "A"
@@ -235,8 +242,7 @@ def _format(top: Any, state: Any, key: str | None, model: str, names: str, gener
     if names == "torchaudio":
         return "torchaudio, training checkpoint" if key else "torchaudio, flat state_dict"
     if key is not None and isinstance(top.get("config"), dict):
-        own = isinstance(top.get("model"), str) and "random_state" in top
-        return "fastglow training checkpoint" if own else "DeepLearningExamples"
+        return "fastglow training checkpoint" if _is_own_training(top) else "DeepLearningExamples"
     if model == "waveglow":
         return f"NVIDIA/waveglow names, generation {generation}, {'wrapped' if key else 'flat'} state_dict"
     if key is not None:
@@ -244,8 +250,8 @@ def _format(top: Any, state: Any, key: str | None, model: str, names: str, gener
     return "flat state_dict in NVIDIA's names (SpeechBrain's, or bare)"
 
 
-def _own_config(container: Container) -> dict[str, Any] | None:
-    """The configuration that `save_checkpoint` wrote beside the tensors; None in a file of someone else's."""
+def _own_description(container: Container) -> dict[str, Any] | None:
+    """What `save_checkpoint` wrote beside the tensors; None in a file of someone else's."""
     if METADATA_KEY not in container.metadata:
         return None
     try:
@@ -255,8 +261,7 @@ def _own_config(container: Container) -> dict[str, Any] | None:
     version = description.get("format") if isinstance(description, dict) else None
     if version != FORMAT_VERSION:
         raise FastglowError(f"fastglow format {show(version)}, this fastglow reads {FORMAT_VERSION}: update fastglow")
-    config = description.get("config")
-    return config if isinstance(config, dict) else {}
+    return description
 
 
 def identify(container: Container, path: Path) -> Source:
@@ -289,18 +294,27 @@ def identify(container: Container, path: Path) -> Source:
     generation = _waveglow_generation(tensors) if model == "waveglow" else ""
     source.format = _format(top, state, key, model, names, generation)
 
-    own = _own_config(container)
+    own = _own_description(container)
+    config: Any = None
     if own is not None:
         source.format = f"fastglow format {FORMAT_VERSION}"
-        config = own
+        config = own.get("config")
+        source.trained_with = read_description(own.get(KEY), source.notes)
     elif names == "coqui":
         source.iteration = _integer(top, "step")
         source.foreign_config = _foreign_config(top, path)
-        config = {}
+        source.trained_with = read_coqui_config(source.foreign_config or {}, source.notes)
     elif _is_module(state):
         config = _module_hints(state, model)
+        source.trained_with = read_description(state.state.get(KEY), source.notes)
     else:
-        config = top["config"] if key and isinstance(top.get("config"), dict) else {}
+        config = top.get("config") if key else None
+        if _is_own_training(top):
+            source.trained_with = read_training_checkpoint(top, source.notes)
+        elif key:
+            source.trained_with = read_description(top.get(KEY), source.notes)
+    source.trained_with = source.trained_with.found_from(path.absolute().parent)
+    config = config if isinstance(config, dict) else {}
     for name in NOT_IN_SHAPES[model]:
         if name not in config:
             continue

@@ -10,7 +10,6 @@ which name was asked for.
 
 from __future__ import annotations
 
-import pickletools
 import re
 import reprlib
 import sys
@@ -22,6 +21,8 @@ from typing import Any, BinaryIO
 import torch
 
 from fastglow.errors import FastglowError
+
+from .opcodes import read_operations
 
 # A checkpoint with optimizer state takes some 150,000 operations, a few microseconds each. Each may make an
 # object of some dozen bytes, so the limit bounds the time and the memory that a hostile file can ask for.
@@ -320,7 +321,7 @@ class _Machine:
         self.n_copied = 0
 
     def run(self, stream: BinaryIO) -> Any:
-        for count, (opcode, argument, _position) in enumerate(pickletools.genops(stream)):
+        for count, (opcode, argument) in enumerate(read_operations(stream)):
             if count >= MAX_OPERATIONS:
                 raise FastglowError(f"more than {MAX_OPERATIONS:,} pickle operations: not a checkpoint of weights")
             action = _ACTIONS.get(opcode.name)

@@ -16,8 +16,9 @@ from fastglow.errors import FastglowError
 from fastglow.kernels.decoder_weights import AttentionWeights, LSTMWeights, OutputWeights, RecurrentWeights
 from fastglow.modules import ConvNorm, LinearNorm, LocationAttention
 from fastglow.modules.convolution import length_mask
-from fastglow.modules.parameter_cache import ParameterCache
+from fastglow.modules.parameter_cache import ParameterCache, Refreshable
 
+from .infer_arguments import check_text, step_limits
 from .seeds import item_seeds
 
 
@@ -184,7 +185,7 @@ class Postnet(nn.Module):
         return x
 
 
-class Decoder(nn.Module):
+class Decoder(Refreshable):
     """Autoregressive decoder: prenet, attention LSTM, location-sensitive attention, decoder LSTM."""
 
     def __init__(self, config: Tacotron2Config):
@@ -268,16 +269,19 @@ class Decoder(nn.Module):
         gate = self.gate_layer(hidden_contexts).squeeze(2)
         return mel.transpose(1, 2), gate, alignments
 
-    def infer(self, memory: Tensor, memory_lengths: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def infer(
+        self, memory: Tensor, memory_lengths: Tensor, seeds: Tensor, max_steps: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Free-running decoding until every item's gate has fired.
 
         Args:
             memory: [B, T_in, encoder_embedding_dim]; memory_lengths: [B].
             seeds: [B] int64, of the prenet's dropout.
+            max_steps: the most steps; default max_decoder_steps.
 
         Returns:
             (mel [B, n_mel_channels, T], steps before the gate fired [B] int64, alignments
-            [B, T / n_frames_per_step, T_in]). An item that was never stopped has max_decoder_steps.
+            [B, T / n_frames_per_step, T_in]). An item that was never stopped has max_steps.
         """
         recurrent, output = self.recurrent_weights(), self.output_weights()
         frames, steps, alignments = kernels.decode_loop(
@@ -289,7 +293,7 @@ class Decoder(nn.Module):
             output,
             p_prenet_dropout=self.prenet.p_dropout,
             gate_threshold=self.gate_threshold,
-            max_steps=self.max_decoder_steps,
+            max_steps=max_steps or self.max_decoder_steps,
             early_stopping=self.early_stopping,
             folded=lambda dtype: self._folded.get(
                 list(self.parameters()), lambda: kernels.fold_decoder(recurrent, output, dtype), dtype
@@ -299,8 +303,11 @@ class Decoder(nn.Module):
         return mel, steps, alignments
 
 
-class Tacotron2(nn.Module):
-    """Text to mel spectrogram. Keywords: `Tacotron2Config`. state_dict keys: NVIDIA's."""
+class Tacotron2(Refreshable):
+    """Text to mel spectrogram. Keywords: `Tacotron2Config`. state_dict keys: NVIDIA's.
+
+    After weights were written through `parameter.data` or by a replayed CUDA graph, call `refresh()`.
+    """
 
     def __init__(self, **kw):
         super().__init__()
@@ -347,8 +354,13 @@ class Tacotron2(nn.Module):
         input_lengths: Tensor,
         *,
         seed: int | Sequence[int] | None = None,
+        max_steps: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Free-running synthesis; every item gets what it would get alone, whatever it is batched with.
+        """Free-running synthesis; for every item the computation is the one it gets alone, whatever it is batched with.
+
+        In float64 so is the result. In lower precisions a batch's larger matrix products may be rounded otherwise, and
+        the decoder feeds its rounding back to itself: the first steps agree to that rounding, later ones drift apart,
+        and the gate may fire a step sooner or later.
 
         Call `eval()` first, as for any module with batch normalisation.
 
@@ -357,6 +369,7 @@ class Tacotron2(nn.Module):
             input_lengths: [B], in any order.
             seed: of the prenet's dropout: one for all items, or one an item. An item's result depends
                 on its own seed only. None: drawn from PyTorch's generator.
+            max_steps: the most decoder steps of each item; default, and the most that counts: max_decoder_steps.
 
         Returns:
             (mel_postnet [B, n_mel_channels, T], mel_lengths [B] int32, alignments
@@ -364,13 +377,14 @@ class Tacotron2(nn.Module):
             the mel holds it, and zeros after it.
 
         Raises:
-            FastglowError: shapes, lengths, symbol ids or seeds that do not fit.
+            FastglowError: shapes, lengths, symbol ids, seeds or limits that do not fit.
 
         Warns:
-            DecoderStepLimitWarning: an item was not stopped within max_decoder_steps.
+            DecoderStepLimitWarning: an item was not stopped within max_decoder_steps or its max_steps.
         """
-        self._check_text(text, input_lengths)
+        check_text(text, input_lengths, self.config.n_symbols)
         batch_size, max_input_length = text.shape
+        limits = step_limits(max_steps, batch_size, self.decoder.max_decoder_steps).to(text.device)
         text_mask = length_mask(input_lengths.to(text.device), max_input_length)
         text = text.masked_fill(~text_mask, 0)
         memory = self.encoder(
@@ -382,38 +396,22 @@ class Tacotron2(nn.Module):
             memory,
             input_lengths.to(text.device),
             item_seeds(seed, batch_size, text.device),
+            # On a GPU steps cost little, and a recorded graph holds one limit.
+            self.decoder.max_decoder_steps if text.is_cuda else int(limits.max()),
         )
         r = self.config.n_frames_per_step
-        frame_mask = length_mask((steps + 1) * r, mel.shape[2]).unsqueeze(1).to(mel.dtype)
+        # What it has alone: the step on which the gate fires included, nothing past its own limit.
+        frame_mask = length_mask(torch.minimum(steps + 1, limits) * r, mel.shape[2]).unsqueeze(1).to(mel.dtype)
         mel = mel * frame_mask
         mel = mel + self.postnet(mel, frame_mask)
         alignments = alignments * frame_mask[:, 0, ::r].unsqueeze(2)
-        endless = (steps == self.decoder.max_decoder_steps).nonzero().flatten().tolist()
+        steps = torch.minimum(steps, limits)
+        endless = (steps == limits).nonzero().flatten().tolist()
         if endless and self.decoder.early_stopping:
             warnings.warn(
                 f"the stop gate of item(s) {endless} did not fire within max_decoder_steps "
-                f"{self.decoder.max_decoder_steps}: end the text with punctuation, or split it",
+                f"{int(limits.max())}: end the text with punctuation, or split it",
                 DecoderStepLimitWarning,
                 stacklevel=3,  # past torch.no_grad's wrapper
             )
         return mel, (steps * r).int(), alignments
-
-    def _check_text(self, text: Tensor, input_lengths: Tensor) -> None:
-        if text.dim() != 2 or text.shape[0] == 0:
-            raise FastglowError(f"text has shape {tuple(text.shape)}: pass a batch [B, T_in]")
-        if input_lengths.shape != text.shape[:1]:
-            raise FastglowError(
-                f"input_lengths has shape {tuple(input_lengths.shape)} for {text.shape[0]} texts: pass one an item"
-            )
-        lowest, highest = int(input_lengths.min()), int(input_lengths.max())
-        if lowest < 1 or highest > text.shape[1]:
-            raise FastglowError(
-                f"input_lengths from {lowest} to {highest} do not fit texts padded to {text.shape[1]}: "
-                "every length must be from 1 to that"
-            )
-        ids = text[length_mask(input_lengths.to(text.device), text.shape[1])]
-        if int(ids.min()) < 0 or int(ids.max()) >= self.config.n_symbols:
-            raise FastglowError(
-                f"symbol ids from {int(ids.min())} to {int(ids.max())}, but this model knows 0 to "
-                f"{self.config.n_symbols - 1}: use the text front end it was trained with"
-            )

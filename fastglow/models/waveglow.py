@@ -10,6 +10,7 @@ from fastglow import kernels
 from fastglow.errors import FastglowError
 from fastglow.modules import WN, InvertibleConv1x1
 from fastglow.modules.convolution import length_mask
+from fastglow.modules.parameter_cache import Refreshable
 
 from .seeds import item_seeds
 
@@ -61,8 +62,11 @@ class WaveGlowConfig:
         return self.n_group - self.n_early_size * sum(self.is_early(k) for k in range(self.n_flows))
 
 
-class WaveGlow(nn.Module):
-    """Mel spectrogram to audio. Arguments: `WaveGlowConfig`. state_dict keys: DeepLearningExamples'."""
+class WaveGlow(Refreshable):
+    """Mel spectrogram to audio. Arguments: `WaveGlowConfig`. state_dict keys: DeepLearningExamples'.
+
+    After weights were written through `parameter.data` or by a replayed CUDA graph, call `refresh()`.
+    """
 
     def __init__(self, *args, **kw):
         super().__init__()
@@ -137,7 +141,7 @@ class WaveGlow(nn.Module):
         noise: Tensor | None = None,
         seed: int | Sequence[int] | None = None,
     ) -> Tensor:
-        """Mel spectrogram to audio; every item gets what it would get alone.
+        """Mel spectrogram to audio; every item gets what it would get alone, in float32 to 1e-5 of full scale.
 
         Args:
             mel: log-mel, [B, n_mel_channels, T].

@@ -5,10 +5,10 @@ from torch import Tensor, nn
 
 from fastglow import kernels
 
-from .parameter_cache import ParameterCache
+from .parameter_cache import ParameterCache, Refreshable
 
 
-class InvertibleConv1x1(nn.Module):
+class InvertibleConv1x1(Refreshable):
     """Drop-in for the reference's Invertible1x1Conv; parameter `conv.weight` [c, c, 1]."""
 
     def __init__(self, c: int):
@@ -34,6 +34,6 @@ class InvertibleConv1x1(nn.Module):
 
     @torch.no_grad()
     def inverse(self) -> Tensor:
-        """W^-1, [c, c] float32, computed once until the weight changes."""
+        """W^-1, [c, c] float32, computed once until the weight changes or `refresh()`."""
         weight = self.conv.weight
         return self._inverse.get([weight], lambda: kernels.invertible_conv1x1_factors([weight])[0][0])

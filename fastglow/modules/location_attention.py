@@ -9,7 +9,7 @@ from fastglow.kernels.location_attention import fold_location
 from fastglow.kernels.reference.location_attention import NORMALIZATIONS
 
 from .convolution import ConvNorm, LinearNorm
-from .parameter_cache import ParameterCache
+from .parameter_cache import ParameterCache, Refreshable
 
 
 class LocationLayer(nn.Module):
@@ -21,7 +21,7 @@ class LocationLayer(nn.Module):
         self.location_dense = LinearNorm(n_filters, attention_dim, bias=False, w_init_gain="tanh")
 
 
-class LocationAttention(nn.Module):
+class LocationAttention(Refreshable):
     """Drop-in for the Attention of NVIDIA, torchaudio and SpeechBrain: same names, same call.
 
     Args:

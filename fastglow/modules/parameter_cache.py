@@ -4,7 +4,7 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import cache
 from typing import Any, Generic, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -30,7 +30,7 @@ def _watch_optimizers() -> None:
 class ParameterCache(Generic[Value]):
     """One value, computed again when a parameter was written to, moved, cast or replaced.
 
-    Nothing tells of what is written through `parameter.data` or by a replayed CUDA graph: `forget` then. It belongs
+    Nothing tells of what is written past PyTorch's count of changes (see `Refreshable`): `forget` then. It belongs
     to one module: copies and pickles of the module start with an empty one. Not for training: the value carries no
     gradient to the parameters.
     """
@@ -60,3 +60,20 @@ class ParameterCache(Generic[Value]):
     def __getstate__(self) -> dict[str, Any]:
         """Of copies and pickles: nothing kept."""
         return vars(ParameterCache())
+
+
+class Refreshable(nn.Module):
+    """A module that keeps what it computed from its parameters, or has parts that do."""
+
+    def refresh(self) -> None:
+        """Drops what inference computed from the weights (folded, normalised and inverted ones); it is computed again.
+
+        Training steps, `load_state_dict`, `.to()`, new parameters and changes in place are noticed without it. It is
+        needed after weights were written where PyTorch does not count changes: through `parameter.data`, through a
+        NumPy array, DLPack tensor or storage that shares their memory, or by a replayed CUDA graph. A `Denoiser` made
+        from the model before is to be made anew.
+        """
+        for module in self.modules():
+            for value in vars(module).values():
+                if isinstance(value, ParameterCache):
+                    value.forget()

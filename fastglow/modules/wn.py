@@ -10,10 +10,10 @@ from fastglow import kernels
 from fastglow.errors import FastglowError
 
 from .convolution import WeightNormConv1d
-from .parameter_cache import ParameterCache
+from .parameter_cache import ParameterCache, Refreshable
 
 
-class WN(nn.Module):
+class WN(Refreshable):
     """Dilated gated convolutions conditioned on the mel spectrogram (WN in NVIDIA's waveglow/model.py).
 
     Args:

@@ -18,6 +18,9 @@ from fastglow.text.unspeakable import warn_dropped
 
 Cleaner = Callable[..., str]
 
+# Of NVIDIA's models, and of those that do not tell theirs.
+DEFAULT_CLEANERS = ("english_cleaners",)
+
 _WHITESPACE = re.compile(r"\s+")
 _cleaners: dict[str, Cleaner] = {}
 

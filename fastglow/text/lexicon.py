@@ -1,6 +1,7 @@
 """Pronunciations by word, for models that read ARPAbet instead of English spelling."""
 
 import gzip
+import hashlib
 import re
 import zlib
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 
 from fastglow.errors import FastglowError
+from fastglow.lines import find_encoding, split_lines
 from fastglow.text.arpabet import split_arpabet
 from fastglow.text.symbol_set import ARPABET
 
@@ -37,6 +39,14 @@ class Lexicon:
 
     def __init__(self, *paths: str | PathLike):
         self._files = [_read(Path(path)) for path in paths]
+
+    @property
+    def digest(self) -> str:
+        """A hexadecimal digest of the pronunciations, the same however the files are compressed or commented."""
+        digest = hashlib.sha256()
+        for pronunciations in self._files:
+            digest.update("\n".join(f"{word} {phones}" for word, phones in pronunciations.items()).encode() + b"\0")
+        return digest.hexdigest()
 
     def __call__(self, word: str) -> str | None:
         for pronunciations in self._files:
@@ -78,7 +88,7 @@ def _read(path: Path) -> dict[str, str]:
         raise FastglowError(f"cannot read the lexicon {path}: {getattr(error, 'strerror', None) or error}") from error
     pronunciations: dict[str, str] = {}
     # CMUdict 0.7b is Latin-1; the few words that are damaged here are not ASCII, and only ASCII is looked up.
-    for number, line in enumerate(data.decode("utf-8-sig", errors="replace").split("\n"), 1):
+    for number, line in enumerate(split_lines(data.decode(find_encoding(data), errors="replace")), 1):
         if line.startswith(";;;"):
             continue
         word, *phones = line.partition("#")[0].split() or [""]

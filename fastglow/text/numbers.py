@@ -71,6 +71,15 @@ def fraction(numerator: int, denominator: int) -> str | None:
     return f"{cardinal(numerator)} {part if numerator == 1 else part + 's'}"
 
 
+def fraction_of(whole: str, numerator: str, denominator: str) -> str:
+    """A fraction whose ending is written, whatever its denominator: ``3/4ths`` -> ``"three fourths"``."""
+    part = "half" if denominator == "2" else ordinal(denominator)
+    if int(numerator) != 1:
+        part = "halves" if part == "half" else part + "s"
+    spoken = f"{cardinal(numerator)} {part}"
+    return f"{cardinal(whole)} and {spoken}" if whole else spoken
+
+
 def said_slash(denominator: str) -> str:
     """``8/10`` is a mark, eight out of ten; ``120/80`` is one hundred twenty over eighty."""
     return "out of" if denominator in ("10", "100") else "over"
@@ -101,12 +110,18 @@ def year(value: int) -> str:
     return f"{cardinal(century)} {two_digits(rest)}"
 
 
+def looks_like_year(written: str) -> bool:
+    """Whether four digits are a year from 1000 to 2099."""
+    return len(written) == 4 and written.isdigit() and "1000" <= written < "2100"
+
+
 def two_digits(value: int) -> str:
     """Minutes, or the second half of a year: 5 -> ``"oh five"``, 21 -> ``"twenty-one"``."""
     return f"oh {cardinal(value)}" if value < 10 else cardinal(value)
 
 
-def decade(first_year: int) -> str:
-    """1990 -> ``"nineteen nineties"``, 90 -> ``"nineties"``, 2000 -> ``"two thousands"``."""
-    words = year(first_year)
-    return words[:-1] + "ies" if words.endswith("y") else words + "s"
+def plural(words: str) -> str:
+    """The plural of a number in words: ``"nineteen nineties"``, ``"two thousands"``, ``"forty-sixes"``."""
+    if words.endswith("y"):
+        return words[:-1] + "ies"
+    return words + ("es" if words.endswith("x") else "s")

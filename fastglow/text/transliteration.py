@@ -12,7 +12,8 @@ def ascii_of(character: str) -> str:
     """The ASCII form of one non-ASCII character; empty when it has none (emoji, lone surrogates ...)."""
     if "\ud800" <= character <= "\udfff":
         return ""
-    return unidecode(character).translate(_NO_BRACES)
+    # Its table has nothing for U+0085, a line's end: the words on both sides must not grow together.
+    return unidecode(character).translate(_NO_BRACES) or (" " if character.isspace() else "")
 
 
 def to_ascii(text: str, dropped: list[str]) -> str:

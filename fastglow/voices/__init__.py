@@ -2,7 +2,9 @@
 
 import json
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
+from typing import Final
 
 from fastglow.audio import MelConfig
 from fastglow.errors import FastglowError
@@ -13,6 +15,16 @@ DEFAULT_VOICE = "kathleen"
 VOCODERS = ("griffin-lim", "waveglow")
 
 
+class AsTrained(Enum):
+    """The type of `AS_TRAINED`."""
+
+    AS_TRAINED = "as trained"
+
+
+AS_TRAINED: Final = AsTrained.AS_TRAINED
+"""Stands for the lexicon that the acoustic model's checkpoint tells, which may be none; None is without one."""
+
+
 @dataclass(frozen=True)
 class Voice:
     """What voice.json says; the defaults are for somebody else's checkpoints, which have none.
@@ -21,10 +33,12 @@ class Voice:
         tacotron2: path of the acoustic model.
         waveglow: path of the neural vocoder, or None.
         vocoder: the default one, of `VOCODERS`.
-        text_cleaners: those the acoustic model was trained with.
+        text_cleaners: those the acoustic model was trained with; None: those that its checkpoint tells, or else
+            english_cleaners.
         lexicon: path of the pronunciations that the acoustic model reads as ARPAbet, or a `Lexicon` of several
-            files, or None.
-        audio: parameters of the mel that the models share.
+            files; None: none; `AS_TRAINED`: the one that its checkpoint tells, if any.
+        audio: parameters of the mel that the models share; None: those that a checkpoint tells, or else those of
+            the published ones.
         sigma: default standard deviation of WaveGlow's noise.
         denoise: default strength of WaveGlow's denoiser.
         name, language, description: for people; language is a BCP 47 tag.
@@ -33,9 +47,9 @@ class Voice:
     tacotron2: Path
     waveglow: Path | None = None
     vocoder: str = "griffin-lim"
-    text_cleaners: tuple[str, ...] = ("english_cleaners",)
-    lexicon: Path | Lexicon | None = None
-    audio: MelConfig = MelConfig()
+    text_cleaners: tuple[str, ...] | None = None
+    lexicon: Path | Lexicon | AsTrained | None = AS_TRAINED
+    audio: MelConfig | None = None
     sigma: float = 0.6
     denoise: float = 0.0
     name: str = ""
@@ -61,7 +75,7 @@ class Voice:
                 waveglow=folder / values["waveglow"] if values.get("waveglow") else None,
                 vocoder=values["vocoder"],
                 text_cleaners=tuple(values["text_cleaners"]),
-                lexicon=folder / values["lexicon"] if values.get("lexicon") else None,
+                lexicon=_lexicon(folder, values),
                 audio=MelConfig.from_dict(values["audio"]),
                 sigma=float(values.get("sigma", cls.sigma)),
                 denoise=float(values.get("denoise", cls.denoise)),
@@ -70,14 +84,14 @@ class Voice:
             raise FastglowError(f"{path} lacks {error}: add it") from error
         except FastglowError:
             raise
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise FastglowError(f"{path} is no readable voice description: {error}") from error
         if isinstance(values["text_cleaners"], str):
             raise FastglowError(f"{path}: text_cleaners must be a list of names")
         if voice.vocoder not in VOCODERS:
             raise FastglowError(f"{path}: vocoder {voice.vocoder!r} is none of {', '.join(VOCODERS)}")
         for file in (voice.tacotron2, voice.waveglow, voice.lexicon):
-            if file is not None and not file.is_file():
+            if isinstance(file, Path) and not file.is_file():
                 raise FastglowError(f"{path} names {file.name}, which is not in {folder}")
         return voice
 
@@ -85,6 +99,13 @@ class Voice:
 def list_voices() -> list[str]:
     """Names of the bundled voices."""
     return sorted(path.parent.name for path in BUNDLED.glob("*/voice.json"))
+
+
+def _lexicon(folder: Path, values: dict) -> Path | AsTrained | None:
+    """A lexicon that voice.json names, none where it says null, the acoustic model's where it says nothing."""
+    if "lexicon" not in values:
+        return AS_TRAINED
+    return folder / values["lexicon"] if values["lexicon"] else None
 
 
 def _find(name_or_folder: str | Path) -> Path:

@@ -130,6 +130,18 @@ def test_overshoot_is_scaled_into_range(tmp_path):
     assert np.abs(audio).max() == 1.0
 
 
+@pytest.mark.parametrize("n_channels", [1, 2, 3])
+@pytest.mark.parametrize("largest", [1e30, 3.4e38])
+def test_the_sum_of_channels_does_not_overflow(tmp_path, n_channels, largest):
+    samples = np.repeat(sine(440, 22050)[:, None], n_channels, axis=1)
+    samples = (samples.astype(np.float64) / np.abs(samples).max() * largest).astype(np.float32)
+    soundfile.write(tmp_path / "loud.wav", samples, 22050, subtype="FLOAT")
+    with pytest.warns(UserWarning, match="scaled down to 1") as caught:
+        audio, _ = read_audio(tmp_path / "loud.wav")
+    assert len(caught) == 1
+    np.testing.assert_allclose(audio, samples[:, 0].astype(np.float64) / samples.max(), atol=1e-6)
+
+
 def bad_file(folder, kind):
     path = folder / f"{kind}.wav"
     if kind == "folder":
@@ -144,6 +156,8 @@ def bad_file(folder, kind):
         soundfile.write(path, np.array([0, np.nan, 0.5]), 22050, subtype="FLOAT")
     elif kind == "infinity":
         soundfile.write(path, np.array([0, -np.inf, 0.5]), 22050, subtype="FLOAT")
+    elif kind == "both-infinities":
+        soundfile.write(path, np.array([[0, 0], [np.inf, -np.inf]]), 22050, subtype="FLOAT")
     elif kind == "headerless":
         path = folder / "headerless.raw"
         path.write_bytes(bytes(1000))
@@ -160,6 +174,7 @@ def bad_file(folder, kind):
         ("text", "cannot be read as audio"),
         ("nan", "NaN or infinite"),
         ("infinity", "NaN or infinite"),
+        ("both-infinities", "NaN or infinite"),
         ("headerless", "cannot be read as audio"),
     ],
 )
@@ -265,10 +280,10 @@ def test_writes_into_a_named_pipe_without_replacing_it(tmp_path):
     path = tmp_path / "pipe.wav"
     os.mkfifo(path)
     received = []
-    reader = threading.Thread(target=lambda: received.append(path.read_bytes()))
+    reader = threading.Thread(target=lambda: received.append(path.read_bytes()), daemon=True)
     reader.start()
     write_audio(path, sine(440, 22050), 22050)
-    reader.join(timeout=10)
+    reader.join()
     assert soundfile.info(io.BytesIO(received[0])).frames == 11025
     assert path.is_fifo()
 

@@ -216,6 +216,8 @@ def test_the_shortest_audio_works():
         ({"filter_length": 1023, "win_length": 512}, "filter_length must be even, not 1023"),
         ({"hop_length": 0}, "hop_length must be a positive integer, not 0"),
         ({"hop_length": 256.0}, "hop_length must be a positive integer, not 256.0"),
+        ({"hop_length": 2**31}, "hop_length must be below 2\\^31, the value has 32 bits"),
+        ({"mel_fmax": 10**400}, "mel_fmax must be a frequency in Hz"),
         ({"n_mel_channels": True}, "n_mel_channels must be a positive integer, not True"),
     ],
 )

@@ -2,9 +2,11 @@
 
 import json
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,20 +26,48 @@ def test_a_step_that_fails_stops_no_other(tmp_path, capsys):
     assert "bad: exit 3" in capsys.readouterr().out
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    """`clock.now`, in seconds, stands still but for what a test does."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(gpu, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+def times_up(monkeypatch, log: Path, n: int) -> None:
+    """The first `n` waits for a step's process end once it has started, the others with the process."""
+
+    class Popen(subprocess.Popen):
+        waits = 0
+
+        def wait(self, timeout=None):
+            self.waits += 1
+            if self.waits > n:
+                return super().wait()
+            while self.poll() is None and b"started" not in log.read_bytes():
+                time.sleep(0.01)
+            raise subprocess.TimeoutExpired(self.args, timeout)
+
+    monkeypatch.setattr(gpu.subprocess, "Popen", Popen)
+
+
 @pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN], ids=["", "in the background"])
-def test_a_step_is_interrupted_when_its_time_is_up_and_may_write_down_what_it_has(tmp_path, monkeypatch, handler):
+def test_a_step_is_interrupted_when_its_time_is_up_and_may_write_down_what_it_has(
+    tmp_path, monkeypatch, handler, clock
+):
     monkeypatch.setattr(gpu, "GRACE", 2.0)
+    times_up(monkeypatch, tmp_path / "slow.log", 1)
     before = signal.signal(signal.SIGINT, handler)  # what a shell ignores for its background, children ignore too
     code = """
 import time
 try:
     print("started", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 except KeyboardInterrupt:
     print("saved")
 """
     try:
-        codes = run_all([Step("slow", python(code), 1.0)], tmp_path, time.monotonic() + 6)
+        codes = run_all([Step("slow", python(code), 1.0)], tmp_path, clock.now + 6)
     finally:
         signal.signal(signal.SIGINT, before)
     assert codes == {"slow": 1}
@@ -45,24 +75,25 @@ except KeyboardInterrupt:
     assert log == "started\n\nstopped after 4 s\nsaved\n"
 
 
-def test_a_step_that_does_not_stop_is_killed(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "GRACE", 0.5)
-    code = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
-    start = time.monotonic()
-    assert run_all([Step("deaf", python(code), 1.0)], tmp_path, start + 2) == {"deaf": 1}
-    assert time.monotonic() - start < 30
+def test_a_step_that_does_not_stop_is_killed(tmp_path, monkeypatch, clock):
+    times_up(monkeypatch, tmp_path / "deaf.log", 2)
+    code = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN)\nprint('started', flush=True)\n"
+    assert run_all([Step("deaf", python(code + "time.sleep(600)\nprint('done')"), 1.0)], tmp_path, clock.now) == {
+        "deaf": 1
+    }
+    assert "done" not in (tmp_path / "deaf.log").read_text()
 
 
-def test_time_is_shared_and_what_is_left_over_passed_on(tmp_path):
+def test_time_is_shared_and_what_is_left_over_passed_on(tmp_path, clock):
     limits = []
 
     def command(limit):
         limits.append(limit)
-        return [sys.executable, "-c", ""]
+        clock.now += 10
+        return [sys.executable, "-S", "-c", ""]
 
-    run_all([Step("a", command, 1.0), Step("b", command, 3.0)], tmp_path, time.monotonic() + 400)
-    assert limits[0] == pytest.approx(100, abs=1)
-    assert limits[1] > 350
+    run_all([Step("a", command, 1.0), Step("b", command, 2.0), Step("c", command, 1.0)], tmp_path, clock.now + 4000)
+    assert limits == [1000, 3990 * 2 / 3, 3980]
 
 
 def test_every_gpu_test_and_benchmark_is_run(tmp_path):

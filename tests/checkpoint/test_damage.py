@@ -2,6 +2,8 @@
 
 import io
 import os
+import pickle
+import struct
 import zipfile
 
 import pytest
@@ -11,8 +13,17 @@ from hypothesis import strategies as st
 
 from fastglow import FastglowError, load_checkpoint, save_checkpoint
 from fastglow.checkpoint import inspect_checkpoint
+from fastglow.checkpoint.unpickling import read_pickle
+from fastglow.checkpoint.zip_directory import Entry, read_directory
 
 KINDS = ("zip", "legacy", "pickled zip", "pickled legacy", "safetensors", "coqui")
+
+
+class Files(dict[str, bytes]):
+    """By kind. Hypothesis prints its tests' arguments, of a failing example and to compare them."""
+
+    def __repr__(self) -> str:
+        return f"<files: {', '.join(self)}>"
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +41,7 @@ def files(build, tmp_path_factory):
     save_checkpoint(waveglow, folder / "safetensors")
     coqui = build.coqui_names(tacotron2.state_dict(), generator=torch.Generator().manual_seed(0))
     torch.save({"model": coqui}, folder / "coqui")
-    return {kind: (folder / kind).read_bytes() for kind in KINDS}
+    return Files((kind, (folder / kind).read_bytes()) for kind in KINDS)
 
 
 @pytest.fixture(scope="session")
@@ -122,6 +133,57 @@ def test_damage_in_the_directory(files, scratch, kind, damage):
         opens_or_says_why(scratch, damage(content[:12]) + content[12:])
 
 
+def test_what_hypothesis_prints_is_short(files):
+    assert max(map(len, files.values())) > 2**16
+    assert len(repr(files)) < 500
+
+
+SOURCE = st.text(st.sampled_from("\\'\"dNux014789{}()\u00e9 \t"), max_size=12).map(lambda text: text.encode("latin-1"))
+
+
+@settings(max_examples=60)
+@given(
+    SOURCE,
+    st.sampled_from([b"S'%s'\n.", b'S"%s"\n.', b"c%s\nx\n.", b"(i%s\nx\n.", b"cglow\n%s\n.", b"P%s\n.", b"V%s\n."]),
+)
+def test_text_that_is_no_python_source(files, scratch, source, operation):
+    pickled = operation % source
+    data = rewritten(files["zip"], lambda name, content: [(name, pickled if name.endswith("data.pkl") else content, 0)])
+    opens_or_says_why(scratch, data)
+    opens_or_says_why(scratch, b"\x80\x02" + pickled)
+
+
+@pytest.mark.parametrize("escape", [rb"\d", rb"\q", rb"\477", rb"\x4", rb"\u12", rb"a\N{x}", rb"\8", "\\é".encode()])
+@pytest.mark.parametrize("operation", [b"S'%s'\n.", b'S"%s"\n.'])
+def test_unknown_escapes_are_damage(escape, operation):
+    with pytest.raises(FastglowError, match="damaged or truncated file: .* unknown escape"):
+        read_pickle(io.BytesIO(operation % escape))
+
+
+@pytest.mark.parametrize(
+    "source, text",
+    [
+        (rb"''", ""),
+        (rb"'it\'s'", "it's"),
+        (rb'"it' + rb"'s" + rb'"', "it's"),
+        (rb"'tab\t, back\\slash, line\n'", "tab\t, back\\slash, line\n"),
+        (rb"'\0\1\12\1771'", "\0\1\n\x7f1"),
+        (rb"'\x00\x7fF'", "\0\x7fF"),
+        (rb"'\78'", "\x078"),
+    ],
+)
+def test_strings_as_python_2_wrote_them(source, text):
+    assert read_pickle(io.BytesIO(b"S" + source + b"\n.")) == text
+    assert pickle.loads(b"S" + source + b"\n.") == text
+
+
+@pytest.mark.parametrize("name", ["glow\\d.WaveGlow", "gl\\x6fw.WaveGlow", "glow.Wave\\qGlow"])
+def test_names_have_no_escapes(name):
+    module, _, cls = name.rpartition(".")
+    with pytest.raises(FastglowError, match="refused: the file asks Python for"):
+        read_pickle(io.BytesIO(f"c{module}\n{cls}\n.".encode()))
+
+
 @settings(max_examples=30)
 @given(st.binary(max_size=600))
 def test_any_bytes(scratch, data):
@@ -208,6 +270,52 @@ def rewritten(data, change):
             for new_name, content, compression in change(name, old.read(name)):
                 new.writestr(new_name, content, compression)
     return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", ["plain", "folder/data.pkl", "zähler/文", "x" * 300])
+@pytest.mark.parametrize("force_zip64", [False, True])
+@pytest.mark.parametrize("comment", [b"", b"of the archive"])
+def test_directories_are_read_as_zipfile_reads_them(name, force_zip64, comment):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.comment = comment
+        for kind in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            entry = zipfile.ZipInfo(f"{name}{kind}")
+            entry.compress_type, entry.extra = kind, b"\x75\x70\x05\x00\x01" + bytes(4)  # an empty Unicode path
+            with archive.open(entry, "w", force_zip64=force_zip64) as file:
+                file.write(b"content" * 9)
+    with zipfile.ZipFile(buffer) as archive:
+        expected = {
+            e.filename: Entry(e.filename, e.header_offset, e.file_size, e.CRC, e.compress_type == zipfile.ZIP_STORED)
+            for e in archive.infolist()
+        }
+    assert read_directory(buffer.getvalue()) == expected
+    assert len(expected) == 2
+
+
+def test_directories_of_more_entries_than_16_bits_count():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for i in range(2**16 + 1):
+            archive.writestr(f"{i}", b"")
+    directory = read_directory(buffer.getvalue())
+    assert list(directory) == [f"{i}" for i in range(2**16 + 1)]
+
+
+@pytest.mark.parametrize("field, value", [("offset", 2**40), ("size", 2**63), ("offset", 2**64 - 1)])
+def test_sizes_in_64_bits_that_lie(files, tmp_path, field, value):
+    data = bytearray(files["zip"])
+    entry = data.rfind(b"PK\x01\x02")
+    where = {"size": 24, "offset": 42}[field]
+    extra = struct.pack("<2HQ", 1, 8, value)
+    name_size, extra_size = struct.unpack_from("<2H", data, entry + 28)
+    data[entry + where : entry + where + 4] = b"\xff" * 4
+    struct.pack_into("<H", data, entry + 30, len(extra))
+    data[entry + 46 + name_size : entry + 46 + name_size + extra_size] = extra
+    (tmp_path / "m.pt").write_bytes(data)
+    for function in (load_checkpoint, inspect_checkpoint):
+        with pytest.raises(FastglowError, match="damaged or truncated file"):
+            function(tmp_path / "m.pt")
 
 
 @pytest.mark.parametrize(

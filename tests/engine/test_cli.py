@@ -14,9 +14,11 @@ import soundfile
 
 from fastglow import FastglowError, Synthesizer, save_checkpoint
 from fastglow.cli import main
+from fastglow.engine.seeds import attempt_seed, sentence_seed
 from fastglow.voices import BUNDLED
 
 from .conftest import make_tacotron2, make_waveglow
+from .scripted import ScriptedTacotron2, reading
 
 ROOT = Path(__file__).parents[2]
 UNSTOPPED = "ignore::fastglow.models.tacotron2.DecoderStepLimitWarning"
@@ -102,9 +104,35 @@ def test_a_decoder_that_never_stops_is_told(voice_folder, tmp_path, capsys):
     report = json.loads(captured.out)
     assert report["mel_frames"] == 6
     assert report["sentences"][0]["stopped"] is False
+    assert (report["sentences"][0]["attempts"], report["sentences"][0]["cut"]) == (1, False)
     assert "max_decoder_steps 3 and cut the speech of 'Hello.'" in report["warnings"][0]
     assert captured.err.startswith("fastglow: warning: the stop gate")
     assert captured.err.count("\n") == 1
+
+
+def test_the_report_says_what_was_tried_again_and_cut(voice_folder, tmp_path, capsys, monkeypatch):
+    """Sentences of three, four and five letters: right at once, at the third attempt, in none."""
+
+    def script(symbols, seed):
+        n = len(symbols)
+        first = [attempt_seed(sentence_seed(1, 1), attempt) for attempt in (0, 1)]
+        return [*reading(n), None] if n == 6 or (n == 5 and seed in first) else reading(n)
+
+    monkeypatch.setattr(
+        Synthesizer,
+        "from_voice",
+        lambda *ignored: Synthesizer(ScriptedTacotron2(script), "griffin-lim", text_cleaners=["basic_cleaners"]),
+    )
+    arguments = ["Yes. Well. Never.", "-o", str(tmp_path / "o.wav"), "--voice", str(voice_folder), "--seed", "1"]
+    assert main(["synth", *arguments, "--json"]) == 0
+    captured = capsys.readouterr()
+    report = json.loads(captured.out)
+    told = [(s["text"], s["attempts"], s["cut"], s["stopped"]) for s in report["sentences"]]
+    assert told == [("Yes.", 1, False, True), ("Well.", 3, False, True), ("Never.", 4, True, False)]
+    (warning,) = report["warnings"]
+    assert warning == "the speech of 'Never.' goes on past its end in each of 4 attempts, and was cut there"
+    assert f"fastglow: warning: {warning}\n" in captured.err
+    assert report["sentences"][2]["mel_frames"] < 100
 
 
 @pytest.mark.filterwarnings(UNSTOPPED)

@@ -7,7 +7,7 @@ import pytest
 from fastglow import Synthesizer
 from fastglow.errors import FastglowError
 from fastglow.text import Lexicon, text_to_sequence
-from fastglow.voices import BUNDLED, DEFAULT_VOICE, Voice, list_voices
+from fastglow.voices import AS_TRAINED, BUNDLED, DEFAULT_VOICE, Voice, list_voices
 
 
 def test_bundled_voices_load():
@@ -25,7 +25,16 @@ def test_bundled_voices_load():
 
 
 def test_a_voice_needs_no_lexicon(voice_folder):
-    assert Voice.load(voice_folder).lexicon is None
+    assert Voice.load(voice_folder).lexicon is AS_TRAINED
+    assert Synthesizer.from_voice(voice_folder, device="cpu").frontend.lexicon is None
+
+
+def test_a_voice_may_say_that_it_has_no_lexicon(voice_folder, tmp_path):
+    shutil.copytree(voice_folder, tmp_path / "voice")
+    for lexicon in (None, ""):
+        values = json.loads((voice_folder / "voice.json").read_text()) | {"lexicon": lexicon}
+        (tmp_path / "voice" / "voice.json").write_text(json.dumps(values))
+        assert Voice.load(tmp_path / "voice").lexicon is None
 
 
 def test_a_folder_and_its_voice_json_are_the_same(voice_folder):
@@ -76,6 +85,8 @@ def test_a_lexicon_of_ones_own_instead_of_the_voices_or_before_it(voice_with_lex
         ({"text_cleaners": None}, "no readable voice description"),
         ({"name": ...}, "lacks 'name'"),
         ({"sigma": "loud"}, "no readable voice description"),
+        ({"sigma": 10**400}, "no readable voice description"),
+        ({"audio": {"hop_length": 10**400}}, "hop_length must be below 2\\^31"),
         ({"text_cleaners": "english_cleaners"}, "must be a list"),
     ],
 )
@@ -92,6 +103,7 @@ def test_a_damaged_description_is_told(voice_folder, tmp_path, change, pattern):
 def test_unknown_voices_and_garbage(tmp_path):
     with pytest.raises(FastglowError, match="unknown voice 'nobody': bundled are"):
         Voice.load("nobody")
-    (tmp_path / "voice.json").write_bytes(b"\xff{")
-    with pytest.raises(FastglowError, match="no readable voice description"):
-        Voice.load(tmp_path)
+    for garbage in (b"\xff{", b"[" * 100_000, b'{"name": ' + b"9" * 10_000, b"[1]", b"null"):
+        (tmp_path / "voice.json").write_bytes(garbage)
+        with pytest.raises(FastglowError, match="no readable voice description"):
+            Voice.load(tmp_path)

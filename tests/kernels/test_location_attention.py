@@ -16,6 +16,7 @@ from fastglow.kernels.location_attention import fold_location
 from fastglow.kernels.reference.location_attention import location_attention as reference
 
 from .conftest import assert_as_exact_as, recorded
+from .rounding import drawn
 
 module = importlib.import_module("fastglow.kernels.location_attention")
 
@@ -267,16 +268,13 @@ def check_against_fp64(arguments: dict, dtype: torch.dtype, caps=None, reached=(
         for shape, r in zip(shapes, reached, strict=True)
     ]
     exact, exact_gradients = differentiate(reference, cast(arguments, torch.float64), upstream)
-    plain, plain_gradients = differentiate(reference, arguments, upstream)
+    plain, plain_gradients = drawn(lambda: differentiate(reference, arguments, upstream))
     ours, our_gradients = differentiate(location_attention, arguments, upstream)
     for actual, other, truth in zip(ours, plain, exact, strict=True):
         assert_as_exact_as(actual, other, truth, factor=2, cap=caps[0])
-    largest = max(truth.abs().max().item() for truth in exact_gradients.values() if truth is not None)
     for name, truth in exact_gradients.items():
         if truth is None:
             assert not our_gradients[name].any(), name
-        elif truth.abs().max() < 1e-12 * largest:  # of a bias under a softmax; there is only rounding to compare
-            assert our_gradients[name].abs().max() < 4 * torch.finfo(dtype).eps * largest, name
         else:
             assert_as_exact_as(our_gradients[name], plain_gradients[name], truth, factor=3, cap=caps[1])
 
@@ -389,15 +387,15 @@ class TestKernels:
             return inside
 
         exact, exact_gradients = differentiate(reference, cast(arguments, torch.float64), upstream)
-        plain, plain_gradients = differentiate(autocast(reference), arguments, upstream)
+        plain, plain_gradients = drawn(lambda: differentiate(autocast(reference), arguments, upstream))
         ours, our_gradients = differentiate(autocast(location_attention), arguments, upstream)
         assert [x.dtype for x in ours] == [torch.float16, torch.float32]
         for actual, other, truth in zip(ours, plain, exact, strict=True):
-            assert_as_exact_as(actual, other.to(actual.dtype), truth, factor=2, cap=4e-3, floor=2e-4)
+            assert_as_exact_as(actual, other.to(actual.dtype), truth, factor=2, cap=4e-3)
         for name in NAMES:
             truth = exact_gradients[name]
             assert our_gradients[name].dtype == torch.float32
-            assert_as_exact_as(our_gradients[name], plain_gradients[name], truth, factor=3, cap=2e-2, floor=2e-4)
+            assert_as_exact_as(our_gradients[name], plain_gradients[name], truth, factor=3, cap=2e-2)
 
     def test_same_bits_every_time(self, device):
         arguments = Case(lengths=(20,)).arguments(torch.float16, device)

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 from unittest import mock
 
 import numpy as np
@@ -394,6 +395,40 @@ class TestStepLimit:
         expected, lengths, _ = model.infer(TEXT, LENGTHS, seed=SEEDS)
         model.decoder.max_decoder_steps = int(lengths.max()) + 1
         torch.testing.assert_close(model.infer(TEXT, LENGTHS, seed=SEEDS)[0], expected, atol=1e-5, rtol=0)
+
+    @pytest.mark.parametrize("order", [[0, 1, 2, 3], [2, 1], [3, 0]])
+    def test_items_have_limits_of_their_own(self, r, order):
+        """Each as alone with its limit, whether it is the gate or the limit that ends it."""
+        model = build_stopping(SEEDS, n_frames_per_step=r)
+        lengths = model.infer(TEXT, LENGTHS, seed=SEEDS)[1].tolist()
+        limits = [max(1, lengths[i] // r + more) for i, more in enumerate((-1, 1, 0, 5))]
+        seeds, own = [SEEDS[i] for i in order], [limits[i] for i in order]
+        with pytest.warns(DecoderStepLimitWarning):
+            mel, n_frames, alignments = model.infer(TEXT[order], LENGTHS[order], seed=seeds, max_steps=own)
+        for row, i in enumerate(order):
+            one = TEXT[i : i + 1], LENGTHS[i : i + 1]
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                alone, alone_n, alone_alignments = model.infer(*one, seed=SEEDS[i], max_steps=[limits[i]])
+            assert len(caught) == (limits[i] <= lengths[i] // r)
+            assert n_frames[row] == alone_n[0] == min(lengths[i], limits[i] * r)
+            n, n_steps = alone.shape[2], alone_alignments.shape[1]
+            assert n <= limits[i] * r
+            torch.testing.assert_close(mel[row, :, :n], alone[0], atol=1e-5, rtol=0)
+            torch.testing.assert_close(alignments[row, :n_steps], alone_alignments[0], atol=1e-5, rtol=0)
+            assert not mel[row, :, n:].any()
+
+    def test_limits_that_do_not_fit(self):
+        model = build_stopping(SEEDS)
+        for limits in ([5], [5, 5, 0, 5], [3, 3, 3, 3, 3]):
+            with pytest.raises(
+                FastglowError, match=r"^max_steps \[.*\] for 4 items: pass one an item, each at least 1$"
+            ):
+                model.infer(TEXT, LENGTHS, seed=SEEDS, max_steps=limits)
+        expected, n_frames, _ = model.infer(TEXT, LENGTHS, seed=SEEDS)
+        same, same_n, _ = model.infer(TEXT, LENGTHS, seed=SEEDS, max_steps=[10**9] * 4)
+        assert torch.equal(same, expected)
+        assert torch.equal(same_n, n_frames)
 
     def test_a_gate_that_never_fires(self, r):
         model = build(n_frames_per_step=r, gate_threshold=1.0)

@@ -80,7 +80,7 @@ MEASURES = [
     ("1°C", "one degree celsius"),
     ("-5 °F", "minus five degrees fahrenheit"),
     ("20℃", "twenty degrees celsius"),
-    ("a 90° turn", "a ninety degrees turn"),
+    ("a 90° turn", "a ninety degree turn"),
     ("40° N", "forty degrees en"),
     ("40°N", "forty degrees north"),
     ("512 MB", "five hundred twelve megabytes"),

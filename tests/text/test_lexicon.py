@@ -43,6 +43,16 @@ def cmudict():
     return Lexicon(CMUDICT)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_line_ends_and_byte_order_marks_of_other_systems(tmp_path, lexicon, end, encoding):
+    comment = ";;; of two\x85\u2028 halves\n"
+    (tmp_path / "other.txt").write_bytes((comment + FILE).replace("\n", end).encode(encoding))
+    other = Lexicon(tmp_path / "other.txt")
+    for word in ("hello", "the", "read", "don't", "john's", "halves", "of"):
+        assert other(word) == lexicon(word)
+
+
 @pytest.mark.parametrize(
     ("word", "phones"),
     [
@@ -74,6 +84,32 @@ def test_files_of_every_origin_read_alike(lexicon, tmp_path, encoding, newline, 
     other = Lexicon(path)
     for word in ("hello", "the", "read", "don't", "jack", "jack's"):
         assert other(word) == lexicon(word) is not None
+
+
+def test_the_digest_is_that_of_the_pronunciations(tmp_path):
+    def digest(*contents):
+        paths = []
+        for i, content in enumerate(contents):
+            paths.append(tmp_path / f"{i}.txt")
+            paths[-1].write_bytes(content if isinstance(content, bytes) else content.encode())
+        return Lexicon(*paths).digest
+
+    plain = digest("one W AH1 N\ntwo T UW1\n")
+    for same in (
+        ";;; counted\nONE  W AH1 N # first\n\ntwo T UW1",
+        "one W AH1 N\r\ntwo\tT UW1\r\none(2) W AO1 N\r\n",
+        gzip.compress(b"one W AH1 N\ntwo T UW1\n"),
+    ):
+        assert digest(same) == plain
+    others = [
+        ("one W AH1 N\n",),
+        ("one W AO1 N\ntwo T UW1\n",),
+        ("one W AH1 N\ntwos T UW1\n",),
+        ("one W AH1 N\n", "two T UW1\n"),
+        ("two T UW1\n", "one W AH1 N\n"),
+        ("",),
+    ]
+    assert len({plain, *(digest(*contents) for contents in others)}) == 1 + len(others)
 
 
 def test_the_first_of_several_files_counts_with_its_possessives(lexicon, tmp_path):

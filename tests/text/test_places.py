@@ -50,7 +50,7 @@ NO_PLACES = [
     ("Dr Smith", "doctor smith"),
     ("Hello Dr, how are you?", "hello dr, how are you?"),
     ("Mount St Helens", "mount saint helens"),
-    ("a 20 L tank", "a twenty liters tank"),
+    ("a 20 L tank", "a twenty liter tank"),
     ("5 W of power", "five watts of power"),
     ("John S. Smith", "john ess smith"),
     ("Robert E. Lee Blvd", "robert ee lee boulevard"),

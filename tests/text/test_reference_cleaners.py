@@ -60,3 +60,9 @@ def test_arpabet_is_left_alone(cleaner):
 def test_long_monotonous_text(unit):
     """Quadratic patterns would take minutes."""
     english_cleaners(unit * (100_000 // len(unit)), [])
+
+
+@pytest.mark.parametrize("space", ["\x85", "\u2028", "\u2029", "\xa0", "\u3000", "\u2003", "\x1c", "\x0b"])
+@pytest.mark.parametrize("cleaner", [basic_cleaners, transliteration_cleaners, english_cleaners])
+def test_every_white_space_keeps_words_apart(cleaner, space):
+    assert cleaner(f"One{space}two") == "one two"

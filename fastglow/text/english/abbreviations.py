@@ -130,7 +130,7 @@ _VERSUS = re.compile(r"(?<![A-Za-z'])(?<![A-Za-z]-)(?i:vs)(?![A-Za-z']|-[A-Za-z]
 _WITH = re.compile(r"(?<![\w/])w/(o(?![\w/]))? ?")
 _AND_OR = re.compile(r"\band/or\b", re.IGNORECASE)
 
-_NUMBER_FOLLOWS = re.compile(r" ?(?:\d|#|[IVXLC]+\b)")
+_NUMBER_FOLLOWS = re.compile(r" ?(?:\d|#|[IVXLC]+\b|(?:[B-Z]|Ay) point )")
 _NAME_FOLLOWS = re.compile(r" [A-Z]")
 _LETTER_FOLLOWS = re.compile(r" [A-Za-z]")
 _ADJACENT_WORD = re.compile(r"(?:\A|[^\w'])([\w']+) \Z")
@@ -162,7 +162,7 @@ def _dotted(match: re.Match) -> str:
     stop = "." if ends_sentence(following) else ""
     if key in _UNITS_TOO and before(match)[-2:-1].isdigit():
         return match[0]
-    if key in BEFORE_NUMBER and _NUMBER_FOLLOWS.match(following):
+    if key in BEFORE_NUMBER and word != "C" and _NUMBER_FOLLOWS.match(following):
         return BEFORE_NUMBER[key]
     if key in STREETS and _is_street(match):
         return STREETS[key] + stop

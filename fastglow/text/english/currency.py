@@ -2,6 +2,8 @@
 
 import re
 
+from fastglow.text.english.attributive import is_attributive
+from fastglow.text.english.context import after, before
 from fastglow.text.numbers import NUMBER, number
 
 # Singular, plural, hundredth singular, hundredth plural; an empty name means that there are no coins to speak of.
@@ -20,7 +22,17 @@ _CURRENCIES = {
     "₱": ("peso", "pesos", "centavo", "centavos"),
     "₿": ("bitcoin", "bitcoins", "", ""),
 }
-_CODES = {"USD": "$", "GBP": "£", "EUR": "€", "INR": "₹", "JPY": "¥", "KRW": "₩", "RUB": "₽", "TRY": "₺", "ILS": "₪"}
+_SIGN_OF_CODE = {
+    "USD": "$",
+    "GBP": "£",
+    "EUR": "€",
+    "INR": "₹",
+    "JPY": "¥",
+    "KRW": "₩",
+    "RUB": "₽",
+    "TRY": "₺",
+    "ILS": "₪",
+}
 _NATIONS = {
     "US": "you ess ",
     "U.S.": "you ess ",
@@ -44,18 +56,18 @@ _SCALES = {
     "tn": "trillion",
 }
 
-_SIGN = "[" + "".join(_CURRENCIES) + "]"
+SIGN = "[" + "".join(_CURRENCIES) + "]"
 _NATION = r"(?:(?<![A-Za-z.])(US|U\.S\.|AU?|CA?|NZ|HK|S)(?=\$))?"
 _SCALE = r"(?:([ -]?)(hundred|thousand|[mb]illion|trillion|[kK]|[Mm]n?|mm|MM|[Bb]n?|[Tt]n)(?![A-Za-z0-9]))?"
-_CODE = "|".join([*_CODES, *_CODE_NATIONS])
+CODES = "|".join([*_SIGN_OF_CODE, *_CODE_NATIONS])
 
-_BEFORE = re.compile(rf"{_NATION}({_SIGN}) ?({NUMBER})(?: ?[-–] ?(?:{_SIGN})?({NUMBER}))?{_SCALE}(-)?")
-_AFTER = re.compile(rf"(?<![\w.])(?<!\d,)({NUMBER})(?: ?[-–] ?({NUMBER}))?{_SCALE} ?(?:({_SIGN})(?! ?\d)|({_CODE})\b)")
-_CODE_BEFORE = re.compile(rf"\b({_CODE}) ?({NUMBER})(?: ?[-–] ?({NUMBER}))?{_SCALE}")
+_BEFORE = re.compile(rf"{_NATION}({SIGN}) ?({NUMBER})(?: ?[-–] ?(?:{SIGN})?({NUMBER}))?{_SCALE}(-(?:(?:an?|per)-)?)?")
+_AFTER = re.compile(rf"(?<![\w.])(?<!\d,)({NUMBER})(?: ?[-–] ?({NUMBER}))?{_SCALE} ?(?:({SIGN})(?! ?\d)|({CODES})\b)")
+_CODE_BEFORE = re.compile(rf"\b({CODES}) ?({NUMBER})(?: ?[-–] ?({NUMBER}))?{_SCALE}")
 _CENTS = re.compile(rf"(?<![\w.])(?<!\d,)({NUMBER}) ?¢")
 _PENCE = re.compile(r"(?<![\w.,-])(\d{1,2})p\b")
 _RUPEES = re.compile(r"\bRs\.? ?(?=\d)")
-_LONE_SIGN = re.compile(rf" ?(?:{_SIGN}|¢) ?")
+_LONE_SIGN = re.compile(rf" ?(?:{SIGN}|¢) ?")
 
 
 def read_currency(text: str) -> str:
@@ -64,28 +76,34 @@ def read_currency(text: str) -> str:
     text = _BEFORE.sub(_before, text)
     text = _AFTER.sub(_after, text)
     text = _CODE_BEFORE.sub(_code_before, text)
-    text = _CENTS.sub(lambda match: _coins("$", match[1]), text)
-    text = _PENCE.sub(lambda match: _coins("£", match[1]), text)
+    text = _CENTS.sub(lambda match: _coins("$", match[1], _describes(match)), text)
+    text = _PENCE.sub(lambda match: _coins("£", match[1], _describes(match)), text)
     return _LONE_SIGN.sub(lambda match: f" {_name(match[0].strip())} ", text)
 
 
 def _before(match: re.Match) -> str:
     nation, sign, first, last, tie, scale, hyphen = match.groups()
-    spoken = _amount(_NATIONS.get(nation, ""), sign, first, last, scale, adjective=tie == "-")
-    return spoken + " " * bool(hyphen)  # "a $20-a-day job"
+    spoken = _amount(_NATIONS.get(nation, ""), sign, first, last, scale, _describes(match, tie, hyphen or ""))
+    return spoken + (hyphen or "").replace("-", " ")  # "a $20-a-day job"
 
 
 def _after(match: re.Match) -> str:
-    first, last, _, scale, sign, code = match.groups()
-    return _amount(_CODE_NATIONS.get(code, ""), sign or _CODES.get(code, "$"), first, last, scale)
+    first, last, tie, scale, sign, code = match.groups()
+    sign = sign or _SIGN_OF_CODE.get(code, "$")
+    return _amount(_CODE_NATIONS.get(code, ""), sign, first, last, scale, _describes(match, tie))
 
 
 def _code_before(match: re.Match) -> str:
-    code, first, last, _, scale = match.groups()
-    return _amount(_CODE_NATIONS.get(code, ""), _CODES.get(code, "$"), first, last, scale)
+    code, first, last, tie, scale = match.groups()
+    sign = _SIGN_OF_CODE.get(code, "$")
+    return _amount(_CODE_NATIONS.get(code, ""), sign, first, last, scale, _describes(match, tie))
 
 
-def _amount(nation: str, sign: str, first: str, last: str | None, scale: str | None, adjective: bool = False) -> str:
+def _describes(match: re.Match, tie: str | None = None, hyphen: str = "") -> bool:
+    return tie == "-" or is_attributive(before(match), hyphen + after(match))
+
+
+def _amount(nation: str, sign: str, first: str, last: str | None, scale: str | None, adjective: bool) -> str:
     one, many, coin, _ = _CURRENCIES[sign]
     if last or scale:
         spoken = number(first) + (f" to {number(last)}" if last else "")
@@ -94,21 +112,22 @@ def _amount(nation: str, sign: str, first: str, last: str | None, scale: str | N
     whole, _, fraction = first.replace(",", "").partition(".")
     # One decimal is tenths of a dollar; three or more are no coins.
     if not coin or not 1 <= len(fraction) <= 2:
-        unit = one if whole == "1" and not fraction else many
+        unit = one if adjective or (whole == "1" and not fraction) else many
         return f"{number(first)} {nation}{unit}"
     cents = int(fraction.ljust(2, "0"))
     whole = whole.lstrip("0")
     parts = []
     if whole or not cents:
-        parts.append(f"{number(whole or '0')} {nation}{one if whole == '1' else many}")
+        parts.append(f"{number(whole or '0')} {nation}{one if adjective or whole == '1' else many}")
     if cents:
-        parts.append(_coins(sign, str(cents)))
+        parts.append(_coins(sign, str(cents), adjective))
     return " and ".join(parts)
 
 
-def _coins(sign: str, amount: str) -> str:
+def _coins(sign: str, amount: str, adjective: bool) -> str:
     _, _, one, many = _CURRENCIES[sign]
-    return f"{number(amount)} {one if amount == '1' else many}"
+    is_singular = amount == "1" or (adjective and many.endswith("s"))  # a fifty pence coin
+    return f"{number(amount)} {one if is_singular else many}"
 
 
 def _name(sign: str) -> str:

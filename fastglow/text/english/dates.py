@@ -1,9 +1,9 @@
-"""Dates, months, weekdays and decades."""
+"""Dates, months, weekdays and their ranges."""
 
 import re
 
-from fastglow.text.english.context import before, final_stop, last_word
-from fastglow.text.numbers import decade, ordinal, two_digits, year
+from fastglow.text.english.context import after, before, final_stop, last_word
+from fastglow.text.numbers import ordinal, two_digits, year
 
 _MONTHS = "january february march april may june july august september october november december".split()
 _DAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
@@ -17,20 +17,31 @@ _YEAR = r"(?:,? ?(?<=[, ])(\d{4})(?![\d,:.%]\d|[\w%$]))?"
 
 _ISO = re.compile(r"(?<![\w-])(\d{4})-(\d\d)-(\d\d)(?:T(?=\d\d:)|(?![\w-]))")
 _SLASHED = re.compile(r"(?<![\w/.-])(\d{1,2})([/.-])(\d{1,2})\2(\d{4}|\d\d)(?![\w/-]|\.\d)")
-_MONTH_DAY = re.compile(rf"\b({_MONTH}) {_DAY}(?: ?[-–] ?{_DAY})?{_YEAR}(?![\w:%]|[.,]\d| ?[ap]\.?m\b)", re.IGNORECASE)
+_MONTH_DAY = re.compile(
+    rf"\b({_MONTH})(?: |(?<=\.)){_DAY}(?: ?[-–] ?{_DAY})?{_YEAR}(?![\w:%]|[.,]\d| ?[ap]\.?m\b)", re.IGNORECASE
+)
 _DAY_MONTH = re.compile(rf"(?<![\w.,:/$-]){_DAY}(?: ?[-–] ?{_DAY})?(?: of)? ({_MONTH})(?!\w){_YEAR}", re.IGNORECASE)
 _MONTH_YEAR = re.compile(rf"\b({_MONTH}),? (\d{{4}})(?!\w|[,.:]\d)", re.IGNORECASE)
+# What may stand between a month and the dash of a range: its day, its year.
+_OF_MONTH = r"(?: \d{1,2}(?:st|nd|rd|th)?)?(?:,? (?:\d{4}|'\d\d))?"
+_MONTH_RANGE = re.compile(rf"\b{_MONTH}(?:{_OF_MONTH} ?[-–] ?{_MONTH}(?![\w'])){{1,11}}", re.IGNORECASE)
+_MONTH_JOINT = re.compile(r" ?[-–] ?")
+_FIRST_WORD = re.compile(r"[A-Za-z]+\.?")
+_DAY_OF_MONTH = rf"\d{{1,2}}(?:st|nd|rd|th)? {_MONTH}"
+_DAY_RANGE = re.compile(
+    rf"(?<![\w.,:/$-])({_DAY_OF_MONTH}(?:,? \d{{4}})?) ?[-–] ?(?={_DAY_OF_MONTH}(?!\w))", re.IGNORECASE
+)
+_MONTHS_EITHER = re.compile(rf"\b{_MONTH}(?: ?/ ?{_MONTH}){{1,11}}(?!\w)", re.IGNORECASE)
 _LONE_MONTH = re.compile(r"\b(Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)\.(?!\w)")
 _DAY_NAME = r"\b(Mon|Tues?|Wed|Thu(?:rs?)?|Fri|Sat|Sun)\b\.?"
 _WEEKDAYS = re.compile(rf"{_DAY_NAME} ?[-–] ?{_DAY_NAME}")
 _WEEKDAY = re.compile(rf"{_DAY_NAME}(?=,? (?:(?i:{_MONTH})\b|\d))")
 
-_DECADE = re.compile(r"(?<![\w.,$£€'])'?(\d{3}0|[2-9]0)'?s\b")
 _SHORT_YEAR = re.compile(r"(?<![\w'])'(\d\d)(?![\w'])")
 
 
 def read_dates(text: str) -> str:
-    """Read dates: ``"Jan. 5, 2021"``, ``"5 January"``, ``"2021-01-05"``, ``"1/5/2021"`` (month first), ``"'90s"``.
+    """Read dates: ``"Jan. 5, 2021"``, ``"5 January"``, ``"2021-01-05"``, ``"1/5/2021"`` (month first), ``"Jan-Mar"``.
 
     A month that is also a word (``may``, ``march`` ...) must be capitalised. What is not a date stays as it is.
     """
@@ -38,11 +49,13 @@ def read_dates(text: str) -> str:
     text = _SLASHED.sub(_slashed, text)
     text = _WEEKDAYS.sub(lambda match: f"{_weekday(match[1])} to {_weekday(match[2])}", text)
     text = _WEEKDAY.sub(lambda match: _weekday(match[1]), text)
+    text = _DAY_RANGE.sub(r"\1 to ", text)
+    text = _MONTH_RANGE.sub(_month_range, text)
+    text = _MONTHS_EITHER.sub(_months_either, text)
     text = _DAY_MONTH.sub(_day_month, text)
     text = _MONTH_DAY.sub(_month_day, text)
     text = _MONTH_YEAR.sub(_month_year, text)
     text = _LONE_MONTH.sub(lambda match: _month_name(match[1]) + final_stop(match), text)
-    text = _DECADE.sub(lambda match: decade(int(match[1])), text)
     return _SHORT_YEAR.sub(lambda match: two_digits(int(match[1])), text)
 
 
@@ -89,6 +102,23 @@ def _month_year(match: re.Match) -> str:
     if not _is_month(match[1]):
         return match[0]
     return f"{_month_name(match[1])} {year(int(match[2]))}"
+
+
+def _month_range(match: re.Match) -> str:
+    parts = _MONTH_JOINT.split(match[0])
+    is_verb = match[0].endswith(("- May", "– May")) and re.match(r" (?:I|we|you|s?he|it|they|the)\b", after(match))
+    months = [_FIRST_WORD.match(part)[0] for part in parts]
+    if is_verb or not all(map(_is_month, months)):
+        return match[0]
+    spoken = [_month_name(month).title() + part[len(month) :] for month, part in zip(months, parts, strict=True)]
+    return " to ".join(spoken) + final_stop(match)
+
+
+def _months_either(match: re.Match) -> str:
+    months = [month.strip() for month in match[0].split("/")]
+    if not all(map(_is_month, months)):
+        return match[0]
+    return " ".join(_month_name(month).title() for month in months) + final_stop(match)
 
 
 def _weekday(written: str) -> str:

@@ -7,9 +7,12 @@ from fastglow.text.english.abbreviations import expand_abbreviations
 from fastglow.text.english.acronyms import is_shouted, read_capitals
 from fastglow.text.english.currency import read_currency
 from fastglow.text.english.dates import read_dates
+from fastglow.text.english.decimal_commas import settle_decimal_commas
+from fastglow.text.english.designations import read_labels
 from fastglow.text.english.dotted_days import read_dotted_days
 from fastglow.text.english.numerals import read_codes, read_long_numbers, read_minus_signs, read_numbers
 from fastglow.text.english.places import read_places
+from fastglow.text.english.plurals import read_plurals
 from fastglow.text.english.roman import read_roman_numerals
 from fastglow.text.english.signs import read_signs, read_signs_in_context, tidy
 from fastglow.text.english.stutter import read_stutters
@@ -27,13 +30,16 @@ _STEPS = (
     read_addresses,
     read_places,
     read_dotted_days,
+    settle_decimal_commas,
     read_long_numbers,
     read_dates,
     read_times,
+    read_plurals,
+    read_codes,
+    read_labels,
     settle_words,
     read_stutters,
     read_roman_numerals,
-    read_codes,
     read_minus_signs,
     expand_abbreviations,
     read_currency,

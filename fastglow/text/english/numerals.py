@@ -3,7 +3,19 @@
 import re
 
 from fastglow.text.english.context import after, before, last_word
-from fastglow.text.numbers import FRACTION, NUMBER, cardinal, number, ordinal, quantity, said_slash, spell_digits, year
+from fastglow.text.numbers import (
+    FRACTION,
+    NUMBER,
+    cardinal,
+    fraction_of,
+    looks_like_year,
+    number,
+    ordinal,
+    quantity,
+    said_slash,
+    spell_digits,
+    year,
+)
 
 # Nobody follows a number of this many digits; it is read digit by digit.
 _LONG = re.compile(r"(?<!\d)(\d{1,15}\.)?(\d{16,})(?!\d)")
@@ -14,8 +26,6 @@ _PHONE = re.compile(
     r"|(?:1[ .-])?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}|\d{3}-\d{4}|\d{1,6}(?:-\d{1,6}){2,8}|\d{4}(?: \d{4}){2,4})"
     r"(?![\w-]|[.,]\d)"
 )
-_VERSION = re.compile(r"(?<![\w.,])[vV]?(\d{1,15}(?:\.\d{1,15}){2,15})(?![\w]|\.\d)")
-_MARKED_VERSION = re.compile(r"\b[vV](?:er)?\.? ?(\d{1,15}\.\d{1,15})(?![\w]|\.\d)")
 
 _START = r"(?<![\w./])(?<!\d,)"
 _MINUS = re.compile(r"(?<![\w)./^%°‰$£€¥₹¢-])-(?=\.?\d|[$£€¥₹]\d)")
@@ -27,6 +37,11 @@ _TIMES = re.compile(rf"{_START}({NUMBER})x(?![\w])")
 _BY = re.compile(rf"{_START}({NUMBER})(?:[x×]| x )(?={NUMBER}(?![A-Za-wyz]))")
 _SCALED = re.compile(rf"{_START}({NUMBER})([kKMB]|bn|tn)(?![A-Za-z0-9])")
 _FRACTION = re.compile(rf"(?<![\w./,-]){FRACTION}(?!\w|[.,]\d)")
+_ENDED_FRACTION = re.compile(
+    r"(?<![\w./,-])(?:(\d{1,4})[ -])?"
+    r"(?:(\d{1,4})/(\d{1,3}(?:,\d{3})+|\d{1,6})(?:st|nd|rd|th)s?|([2-9]|\d\d)/([2-9]|\d\d)s)\b",
+    re.IGNORECASE,
+)
 _OVER = re.compile(r"(?<=\d) ?/ ?(?=(\d+))")
 _NUMBER = re.compile(NUMBER)
 
@@ -50,10 +65,9 @@ def read_long_numbers(text: str) -> str:
 
 
 def read_codes(text: str) -> str:
-    """Telephone and card numbers, versions and addresses such as ``1.2.3``, digit by digit or part by part."""
+    """Telephone and card numbers, digit by digit; fractions that have an ending, such as ``3/4ths``."""
     text = _PHONE.sub(_phone, text)
-    text = _VERSION.sub(_version, text)
-    text = _MARKED_VERSION.sub(lambda match: f"version {number(match[1])}", text)
+    text = _ENDED_FRACTION.sub(_ended_fraction, text)
     return _UNGROUPED_LONG.sub(lambda match: spell_digits(match[0]), text)
 
 
@@ -84,16 +98,9 @@ def _long(match: re.Match) -> str:
 
 def _phone(match: re.Match) -> str:
     groups = re.findall(r"\d+", match[0])
-    if " " in match[0] and all(map(_looks_like_year, groups)):
+    if " " in match[0] and all(map(looks_like_year, groups)):
         return match[0]
     return ("plus " if match[0].startswith("+") else "") + ", ".join(map(spell_digits, groups))
-
-
-def _version(match: re.Match) -> str:
-    parts = match[1].split(".")
-    is_address = len(parts) == 4 and all(len(part) < 4 and int(part) < 256 for part in parts)
-    spoken = (" dot " if is_address else " point ").join(map(cardinal, parts))
-    return f"version {spoken}" if match[0][0] in "vV" else spoken
 
 
 def _scientific(match: re.Match) -> str:
@@ -113,9 +120,9 @@ def _range(match: re.Match) -> str:
     first, last, equals = match.groups()
     if equals:
         return f"{number(first)} minus {number(last)}{equals}"
-    if _looks_like_year(first) and _looks_like_year(last):
+    if looks_like_year(first) and looks_like_year(last):
         return f"{year(int(first))} to {year(int(last))}"
-    if _looks_like_year(first) and len(last) == 2 and first[2:] < last:
+    if looks_like_year(first) and len(last) == 2 and first[2:] < last:
         return f"{year(int(first))} to {number(last)}"
     return f"{number(first)} to {number(last)}"
 
@@ -124,9 +131,16 @@ def _fraction(match: re.Match) -> str:
     if match[0] in _SPECIAL_FRACTIONS:
         return _SPECIAL_FRACTIONS[match[0]]
     numerator, _, denominator = match[0].partition("/")
+    if any(len(part) > 1 and part[0] == "0" for part in (numerator, denominator)):
+        return f"{cardinal(numerator)} slash {cardinal(denominator)}"  # "06/07" is no part of anything
     if numerator == denominator:
         return f"{cardinal(numerator)} out of {cardinal(denominator)}"
     return quantity(match[0])
+
+
+def _ended_fraction(match: re.Match) -> str:
+    whole, numerator, denominator = match[1] or "", match[2] or match[4], match[3] or match[5]
+    return fraction_of(whole, numerator, denominator)
 
 
 def _scaled(match: re.Match) -> str:
@@ -147,13 +161,11 @@ def _separate_letters(text: str) -> str:
 
 def _number(match: re.Match) -> str:
     written = match[0]
-    if _looks_like_year(written) and _is_year(int(written), match):
+    if written[0] == "." and before(match)[-1:].isalnum():
+        return f" {number(written)}"  # a dot that no other step has claimed
+    if looks_like_year(written) and _is_year(int(written), match):
         return year(int(written))
     return number(written)
-
-
-def _looks_like_year(written: str) -> bool:
-    return len(written) == 4 and written.isdigit() and "1000" <= written < "2100"
 
 
 def _is_year(value: int, match: re.Match) -> bool:

@@ -5,7 +5,7 @@ import re
 from fastglow.text.english.context import SENTENCE_STARTERS, after, before, ends_sentence
 from fastglow.text.numbers import ordinal
 
-_HEADINGS = frozenset(
+HEADINGS = frozenset(
     """
     act apollo appendix art article book bowl canto category ch chapter class division episode exhibit fig figure grade
     group lesson level mark movement number opus page part phase psalm pt rule scene season sec section sonata stage
@@ -27,6 +27,13 @@ _REIGNING = frozenset(
 _VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100}
 _VALID = re.compile(r"C{0,3}(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})")
 _NUMERAL = re.compile(r"(?<![\w.'&-])(?:[IVXLC]{1,8}|[ivxl]{2,8})(?![\w&]|'(?!s\b)|-\w|\.\w)")
+_WORLD_WAR = re.compile(r"(?<![A-Za-z'])(?:WW ?(I{1,3}|[123](?!\d))|ww(i{1,3}|[123](?!\d)))(?![A-Za-z])")
+_MARK = re.compile(r"\bM[Kk]\.?[ -]?(?=(?:[IVX]{1,5}|\d{1,3})\b)")
+# "PartII", "FFVII"; a word in capitals such as HAWAII has a vowel before its numeral.
+_GLUED = re.compile(
+    r"(?<![A-Za-z])(?:([A-Z][a-z]{2,15})(VI{0,3}|I{2,3}|I[VX])"
+    r"|([B-DF-HJ-NP-TV-Z]{2,5}?|[A-Z]{2,5}?(?=VII|III))(VI{2,3}|I{2,3}))(?![A-Za-z0-9])"
+)
 _PREVIOUS = re.compile(r"(?:\b(\w+)\.? )?\b(\w+)\.? \Z")
 
 # Not an abbreviation of anything, whatever stands before it.
@@ -41,8 +48,28 @@ _AFTER_PRONOUN_I = re.compile(
 
 
 def read_roman_numerals(text: str) -> str:
-    """``"Henry VIII"`` -> ``"Henry the eighth"``, ``"World War II"`` -> ``"World War 2"``."""
+    """``"Henry VIII"`` -> ``"Henry the eighth"``, ``"World War II"``, ``"WWII"`` -> ``"World War 2"``."""
+    text = _WORLD_WAR.sub(_world_war, text)
+    text = _MARK.sub("Mark ", text)
+    text = _GLUED.sub(_glued, text)
     return _NUMERAL.sub(_numeral, text)
+
+
+def roman_value(numeral: str) -> int:
+    """The value of a roman numeral of two letters or more in capitals; 0 for what is none."""
+    return _value(numeral) if len(numeral) > 1 and _VALID.fullmatch(numeral) else 0
+
+
+def _world_war(match: re.Match) -> str:
+    numeral = match[1] or match[2]
+    ending = " " * after(match)[:1].isdigit()
+    return f"World War {numeral if numeral.isdigit() else _value(numeral)}{ending}"
+
+
+def _glued(match: re.Match) -> str:
+    if not set(match[0]) - set("IVXLCDM"):
+        return match[0]  # all of it is the numeral
+    return f"{match[1] or match[3]} {_value(match[2] or match[4])}"
 
 
 def _numeral(match: re.Match) -> str:
@@ -71,8 +98,10 @@ def _is_full_name(first: str, last: str) -> bool:
 
 
 def _is_number_of(heading: str, numeral: str, following: str) -> bool:
-    if heading.lower() not in _HEADINGS:
+    if heading.lower() not in HEADINGS:
         return False
+    if numeral in "CL":
+        return False  # "Appendix C" is the third
     return len(numeral) > 1 or (heading[0].isupper() and not _AFTER_PRONOUN_I.match(following))
 
 

@@ -2,15 +2,16 @@
 
 import re
 
-from fastglow.text.english.context import after, ends_sentence
+from fastglow.text.english.attributive import is_attributive
+from fastglow.text.english.context import after, before, ends_sentence
 from fastglow.text.english.typography import MICRO, OHM
-from fastglow.text.numbers import FRACTION, NUMBER, quantity
+from fastglow.text.numbers import FRACTION, NUMBER, fraction_of, quantity
 
 _SPELLINGS = {
-    "kilometer": "km",
+    "kilometer": "km kms",
     "meter": "m",
-    "centimeter": "cm",
-    "millimeter": "mm",
+    "centimeter": "cm cms",
+    "millimeter": "mm mms",
     "micrometer": f"{MICRO}m um",
     "nanometer": "nm",
     "mile": "mi",
@@ -18,12 +19,12 @@ _SPELLINGS = {
     "foot": "ft",
     "kilogram": "kg kgs",
     "gram": "g",
-    "milligram": "mg",
+    "milligram": "mg mgs",
     "microgram": f"{MICRO}g mcg",
     "pound": "lb lbs",
     "ounce": "oz",
     "liter": "l L",
-    "milliliter": "ml mL",
+    "milliliter": "ml mL mls",
     "microliter": f"{MICRO}l {MICRO}L",
     "centiliter": "cl cL",
     "gallon": "gal",
@@ -43,9 +44,9 @@ _SPELLINGS = {
     "megahertz": "MHz",
     "gigahertz": "GHz",
     "kilobyte": "KB kB",
-    "megabyte": "MB",
-    "gigabyte": "GB",
-    "terabyte": "TB",
+    "megabyte": "MB MBs",
+    "gigabyte": "GB GBs",
+    "terabyte": "TB TBs",
     "petabyte": "PB",
     "kilobit per second": "kbps Kbps",
     "megabit per second": "Mbps",
@@ -138,9 +139,15 @@ _DENOMINATORS = {
 _PER = {spelling: name for name, spellings in _DENOMINATORS.items() for spelling in spellings.split()}
 
 
+# Recipes leave out "of" after these.
+_STUFF = frozenset(
+    "kilogram gram milligram microgram pound ounce liter milliliter microliter centiliter gallon tablespoon teaspoon "
+    "pint quart".split()
+)
 _IRREGULAR_PLURALS = {"foot": "feet", "inch": "inches", "degree": "degrees"}
 # After these a full stop belongs to the abbreviation.
 _DOTTED = frozenset("cal ft gal hr hrs in lb lbs mi min mins oz sec secs tbsp tsp pt pts qt qts yd yds".split())
+_PLURAL_SPELLINGS = frozenset(unit for unit in _UNITS if unit.endswith("s") and unit[:-1] in _UNITS)
 _MARKED = {"'": "feet", '"': "inches"}
 _JOINERS = {"-": "to", "–": "to", "to": "to", "±": "plus or minus", "x": "by", "×": "by"}
 
@@ -148,6 +155,9 @@ _JOINERS = {"-": "to", "–": "to", "to": "to", "±": "plus or minus", "x": "by"
 def _any_of(spellings: dict[str, str]) -> str:
     return "|".join(re.escape(spelling) for spelling in sorted(spellings, key=len, reverse=True))
 
+
+UNIT_SPELLINGS = _any_of(_UNITS)
+UNIT_NAMES = "|".join(f"{name}s?" for name in _SPELLINGS if name.isalpha()) + "|feet|inch(?:es)?|[Ee]uros?|dollars?"
 
 _START = r"(?<![\w./])(?<!\d,)"
 _QUANTITY = rf"({FRACTION}|{NUMBER})(?: ?([-–±x×]|to) ?({FRACTION}|{NUMBER}))?"
@@ -194,20 +204,29 @@ def _inches(match: re.Match) -> str:
     first, joiner, last, tie, stop = match.groups()
     if tie == " " and not stop and not _AFTER_INCHES.match(after(match)):
         return match[0]
-    return _with_unit(first, joiner, last, "inch", adjective=tie == "-") + _stop(match, "in")
+    adjective = tie == "-" or is_attributive(before(match), after(match))
+    return _with_unit(first, joiner, last, "inch", adjective) + _stop(match, "in")
 
 
 def _measure(match: re.Match) -> str:
     first, joiner, last, tie, unit, over, _ = match.groups()
-    spoken = _with_unit(first, joiner, last, _UNITS[unit], adjective=tie == "-")
-    return spoken + (f" per {_PER[over]}" if over else "") + _stop(match, over or unit)
+    of_stuff = _UNITS[unit] in _STUFF or unit in _PLURAL_SPELLINGS
+    stop = _stop(match, over or unit)
+    adjective = not stop and (tie == "-" or is_attributive(before(match), after(match), of_stuff))
+    spoken = _with_unit(first, joiner, last, _UNITS[unit], adjective)
+    return spoken + (f" per {_PER[over]}" if over else "") + stop
 
 
 def _with_unit(first: str, joiner: str | None, last: str | None, unit: str, adjective: bool = False) -> str:
     spoken = quantity(first)
+    is_part = "/" in first and not set(" -") & set(first)
+    if is_part and spoken.count(" ") > 1:
+        spoken = fraction_of("", *first.split("/"))  # not "one over sixty" of a second
     if joiner:
         spoken += f" {_JOINERS[joiner]} {quantity(last)}"
-    elif "/" in first and " " not in first and "percent" not in unit:
+    elif is_part and adjective:
+        return f"{'half' if first == '1/2' else spoken.removesuffix('s')} {unit}"
+    elif is_part and "percent" not in unit:
         part = "half" if first == "1/2" else f"{spoken} of"
         return f"{part} {'an' if unit in ('hour', 'ounce', 'inch', 'ohm') else 'a'} {unit}"
     singular = adjective or (first == "1" and not last)

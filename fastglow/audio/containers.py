@@ -1,0 +1,149 @@
+"""What the headers of audio files claim about their length, and whether the file has as much.
+
+libsndfile takes a file that was cut short for a shorter one.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from fastglow.errors import FastglowError
+
+# By a file's first bytes: how its numbers are stored, and what may stand at byte 8.
+_CHUNKED = {
+    b"RIFF": ("<", (b"WAVE",)),
+    b"RIFX": (">", (b"WAVE",)),
+    b"RF64": ("<", (b"WAVE",)),
+    b"BW64": ("<", (b"WAVE",)),
+    b"FORM": (">", (b"AIFF", b"AIFC")),
+}
+_UNCOMPRESSED = (1, 3, 0xFFFE)  # of WAV's format tags
+# Programs that write to a pipe cannot go back to fill in a length. ffmpeg leaves 0xFFFFFFFF there, sox and others
+# something short of 2 or 4 GiB, some leave 0.
+_UNKNOWN_FROM = 0x7FFF0000
+_UNKNOWN_FROM_IN_64_BITS = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class _Audio:
+    """Where a chunked file keeps its samples."""
+
+    start: int  # in bytes from the file's beginning
+    size: int  # in bytes, as its header has it
+    is_known: bool  # whether that size is a claim
+    frame_bytes: int  # 1 where frames have no fixed size
+
+
+def check_complete(path: Path) -> None:
+    """Raises FastglowError if a WAV, RF64, AIFF or Ogg file ends before what its headers claim does.
+
+    A length that stands for "unknown" is no claim; what is no such file, or not to be understood, passes.
+    """
+    with open(path, "rb") as file:
+        if not _ogg_is_complete(file):
+            raise FastglowError(f"{path}: is cut short: its last Ogg page is incomplete; copy or record it anew")
+        audio = _find_audio(file)
+        if audio is None or not audio.is_known:
+            return
+        present = file.seek(0, io.SEEK_END) - audio.start
+    # A claim may go beyond the last whole frame.
+    if present // audio.frame_bytes < audio.size // audio.frame_bytes:
+        raise FastglowError(
+            f"{path}: is cut short: its header claims {audio.size} bytes of audio, {present} are there; "
+            "copy or record it anew"
+        )
+
+
+def counts_mp3_frames(path: Path) -> bool:
+    """Whether an MP3 says how many frames it has; of others libsndfile estimates it from the size of the file."""
+    with open(path, "rb") as file:
+        tag = file.read(10)
+        if tag.startswith(b"ID3") and len(tag) == 10:
+            file.seek(sum(byte << 7 * i for i, byte in enumerate(reversed(tag[6:]))), io.SEEK_CUR)
+        else:
+            file.seek(0)
+        first_frame = file.read(256)
+    position = max(first_frame.find(name) for name in (b"Xing", b"Info"))
+    return position >= 0 and int.from_bytes(first_frame[position + 4 : position + 8], "big") & 1 == 1
+
+
+def with_known_length(path: Path) -> io.BytesIO | None:
+    """A file of unknown length as one that libsndfile reads to its end; None if it does so anyway.
+
+    It takes a length of 0 at its word, and of RF64 no unknown one.
+    """
+    with open(path, "rb") as file:
+        audio = _find_audio(file)
+        if audio is None or audio.is_known or 0 < audio.size <= 0xFFFFFFFF or _are_chunks(file, audio.start):
+            return None
+        file.seek(0)
+        whole = bytearray(file.read())
+    if whole[:4] in (b"RF64", b"BW64"):
+        whole[:4] = b"RIFF"
+    whole[audio.start - 4 : audio.start] = b"\xff" * 4
+    return io.BytesIO(whole)
+
+
+def _find_audio(file: BinaryIO) -> _Audio | None:
+    file.seek(0)
+    head = file.read(12)
+    order, kinds = _CHUNKED.get(head[:4], ("", ()))
+    if head[8:] not in kinds:
+        return None
+    frame_bytes, long_size = 1, None
+    try:
+        for name, start, size in _chunks(file, order, 12):
+            if name == b"ds64":
+                (long_size,) = struct.unpack("<8xQ", file.read(16))
+            elif name == b"fmt ":
+                tag, block_bytes = struct.unpack(f"{order}H10xH", file.read(14))
+                frame_bytes = max(1, block_bytes) if tag in _UNCOMPRESSED else 1
+            elif name in (b"data", b"SSND"):
+                if size == 0xFFFFFFFF and long_size is not None:
+                    return _Audio(start, long_size, 0 < long_size < _UNKNOWN_FROM_IN_64_BITS, frame_bytes)
+                return _Audio(start, size, 0 < size < _UNKNOWN_FROM, frame_bytes)
+    except struct.error:  # the header itself is cut short
+        pass
+    return None
+
+
+def _chunks(file: BinaryIO, order: str, position: int) -> Iterator[tuple[bytes, int, int]]:
+    """(name, where its content starts, size of the content) of the chunks from a position on."""
+    while True:
+        file.seek(position)
+        head = file.read(8)
+        if len(head) < 8:
+            return
+        name, size = struct.unpack(f"{order}4sI", head)
+        yield name, position + 8, size
+        position += 8 + size + size % 2
+
+
+def _are_chunks(file: BinaryIO, position: int) -> bool:
+    """Whether nothing but chunks, and no samples, is left of a file from a position on."""
+    length = file.seek(0, io.SEEK_END)
+    for name, start, size in _chunks(file, "<", position):
+        if not (name.isascii() and name.decode("ascii").isprintable()) or start + size > length:
+            return False
+        position = start + size + size % 2
+    return position >= length
+
+
+def _ogg_is_complete(file: BinaryIO) -> bool:
+    """False if the file is Ogg and ends within a page."""
+    position, length = 0, file.seek(0, io.SEEK_END)
+    while position < length:
+        file.seek(position)
+        head = file.read(27)
+        if not head.startswith(b"OggS"):
+            return position == 0 or not b"OggS".startswith(head)
+        segments = file.read(head[26]) if len(head) == 27 else b""
+        if len(head) < 27 or len(segments) < head[26]:
+            return False
+        position += 27 + len(segments) + sum(segments)
+    return position == length

@@ -1,0 +1,181 @@
+"""What a model was trained with and no tensor tells: audio parameters, text cleaners, lexicon, symbol table.
+
+One description for every file of ours: training checkpoints, safetensors and NVIDIA's layout hold it as the plain
+dictionary of `as_dict`, and a loaded model carries it as `model.trained_with`, so that it survives conversions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fastglow.audio import MelConfig
+from fastglow.errors import FastglowError
+from fastglow.text.symbol_tables import FOREIGN, NVIDIA, TABLES
+
+from .unpickling import Inert, show
+
+KEY = "trained_with"
+_MOST_CLEANERS = 50
+_LONGEST_TEXT = 4096
+# Far above what speech is analysed with; a file must not make a filterbank of gigabytes.
+_LARGEST = {"sampling_rate": 1_000_000, "n_mel_channels": 10_000}
+_LARGEST_WINDOW = 2**18
+# coqui's names; what its configuration leaves out has coqui's default, which is ours but for mel_fmax.
+_COQUI_AUDIO = {
+    "sample_rate": "sampling_rate",
+    "fft_size": "filter_length",
+    "hop_length": "hop_length",
+    "win_length": "win_length",
+    "num_mels": "n_mel_channels",
+    "mel_fmin": "mel_fmin",
+    "mel_fmax": "mel_fmax",
+}
+
+
+@dataclass(frozen=True)
+class LexiconFile:
+    """The lexicon of a training: its absolute path, and the `digest` of its pronunciations if it was noted."""
+
+    path: str
+    digest: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainedWith:
+    """What is known of a model's training; None is not known (of the lexicon: not known, or there was none).
+
+    Attributes:
+        audio: parameters of the mels.
+        text_cleaners: names.
+        lexicon: the file whose words the model reads as ARPAbet.
+        symbols: name of the symbol table, see `fastglow.text.symbol_tables`.
+    """
+
+    audio: MelConfig | None = None
+    text_cleaners: tuple[str, ...] | None = None
+    lexicon: LexiconFile | None = None
+    symbols: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """What is known, as plain containers for JSON and torch.save; empty where nothing is."""
+        values = {name: value for name, value in asdict(self).items() if value is not None}
+        if self.text_cleaners is not None:
+            values["text_cleaners"] = list(self.text_cleaners)
+        return values
+
+    def found_from(self, folder: Path) -> TrainedWith:
+        """With the path of a lexicon that is gone replaced by that of its namesake in `folder`, if there is one."""
+        lexicon = self.lexicon
+        if lexicon is None or Path(lexicon.path).is_file():
+            return self
+        beside = folder / Path(lexicon.path).name
+        return replace(self, lexicon=replace(lexicon, path=str(beside.resolve()))) if beside.is_file() else self
+
+
+def trained_with(model: nn.Module) -> TrainedWith:
+    """What is known of the training of a model that `load_checkpoint` made; of any other model nothing."""
+    known = getattr(model, KEY, None)
+    return known if isinstance(known, TrainedWith) else TrainedWith()
+
+
+def audio_differences(one: MelConfig, other: MelConfig) -> str:
+    """The audio parameters that differ, as "sampling_rate 16000 and 22050, ..."; empty if none does."""
+    pairs = zip(one.as_dict().items(), other.as_dict().values(), strict=True)
+    return ", ".join(f"{name} {a:g} and {b:g}" for (name, a), b in pairs if a != b)
+
+
+def read_description(values: Any, notes: list[str]) -> TrainedWith:
+    """The inverse of `TrainedWith.as_dict` for what a file holds; what is unusable is left out with a note."""
+    values = _plain(values)
+    return TrainedWith(
+        audio=_read_audio(values.get("audio"), notes),
+        text_cleaners=_read_cleaners(values.get("text_cleaners"), notes),
+        lexicon=_read_lexicon(values.get("lexicon"), notes),
+        symbols=_read_symbols(values.get("symbols"), notes),
+    )
+
+
+def read_training_checkpoint(top: Mapping[str, Any], notes: list[str]) -> TrainedWith:
+    """What a checkpoint of `fastglow train` tells; earlier ones have it among the run's options."""
+    if KEY in top:
+        return read_description(top[KEY], notes)
+    options = _plain(top.get("training"))
+    values = {"audio": top.get("audio"), "text_cleaners": options.get("text_cleaners"), "symbols": NVIDIA}
+    if options.get("lexicon") and options.get("p_arpabet") != 0:
+        values["lexicon"] = {"path": options["lexicon"]}
+    return read_description(values, notes)
+
+
+def read_coqui_config(config: Mapping[str, Any], notes: list[str]) -> TrainedWith:
+    """What coqui's configuration tells: the audio parameters; its cleaners and symbols are of its own."""
+    given = config.get("audio")
+    if not isinstance(given, dict):
+        return TrainedWith(symbols=FOREIGN)
+    values = {name: given[theirs] for theirs, name in _COQUI_AUDIO.items() if given.get(theirs) is not None}
+    values.setdefault("mel_fmax", None)
+    try:
+        if "filter_length" not in values and given.get("num_freq"):
+            values["filter_length"] = 2 * (given["num_freq"] - 1)
+        if "hop_length" not in values and given.get("frame_shift_ms"):
+            values["hop_length"] = int(given["frame_shift_ms"] / 1000 * values["sampling_rate"])
+            values["win_length"] = int(values["hop_length"] * (given["frame_length_ms"] / given["frame_shift_ms"]))
+    except (KeyError, TypeError, ValueError, OverflowError):
+        pass  # what is missing has the default
+    return TrainedWith(audio=_read_audio(values, notes), symbols=FOREIGN)
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    """A dictionary, or the attributes of a pickled record, with string keys; else nothing."""
+    value = value.state if isinstance(value, Inert) else value
+    return {k: v for k, v in value.items() if isinstance(k, str)} if isinstance(value, Mapping) else {}
+
+
+def _read_audio(values: Any, notes: list[str]) -> MelConfig | None:
+    values = _plain(values)
+    if not values:
+        return None
+    try:
+        audio = MelConfig.from_dict(values)
+        for name, value in audio.as_dict().items():
+            if value > _LARGEST.get(name, _LARGEST_WINDOW if name.endswith("_length") else value):
+                raise FastglowError(f"{name} is {show(value)}")
+    except (FastglowError, TypeError, OverflowError) as error:
+        notes.append(f"its audio parameters are unusable ({show(str(error))}): the defaults are taken")
+        return None
+    return audio
+
+
+def _read_cleaners(values: Any, notes: list[str]) -> tuple[str, ...] | None:
+    if values is None:
+        return None
+    if isinstance(values, list | tuple) and len(values) <= _MOST_CLEANERS and all(_is_text(name) for name in values):
+        return tuple(values)
+    notes.append("its text cleaners are unusable: the default is taken")
+    return None
+
+
+def _read_lexicon(values: Any, notes: list[str]) -> LexiconFile | None:
+    values = _plain(values)
+    if not values:
+        return None
+    path, digest = values.get("path"), values.get("digest")
+    if _is_text(path) and (digest is None or _is_text(digest)):
+        return LexiconFile(path, digest)
+    notes.append("its lexicon's name is unusable")
+    return None
+
+
+def _read_symbols(name: Any, notes: list[str]) -> str | None:
+    if name is None or name == FOREIGN or name in [table.name for table in TABLES]:
+        return name
+    notes.append(f"its symbol table {show(name)} is not known to this fastglow")
+    return FOREIGN
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= _LONGEST_TEXT and value.isprintable()

@@ -1,0 +1,252 @@
+"""What is done to a sentence's speech after the models: cut, level, fades; the same alone, streamed and in a batch."""
+
+import numpy as np
+import pytest
+import torch
+
+from fastglow import FastglowError, Synthesizer
+from fastglow.engine.attempts import MAX_ATTEMPTS
+from fastglow.engine.seeds import attempt_seed, sentence_seed
+from fastglow.engine.synthesizer import FaultySpeechWarning, SilentTextWarning
+from fastglow.models.tacotron2 import DecoderStepLimitWarning
+from fastglow.text import split_sentences
+from fastglow.voices import DEFAULT_VOICE
+
+from .scripted import ScriptedTacotron2, reading
+
+RATE = 22050
+JOIN = round(0.005 * RATE)
+# Sentences of the text, by their number of symbols: letters, spaces and the final mark.
+TEXT = "Well now. I see them! Where are the others"
+CLEANERS = ["basic_cleaners"]
+LENGTHS = [9, 11, 21]
+
+
+def synthesizer(script=None, level=lambda n_frames: 0.03, most=400):
+    """Its vocoder gives noise of this RMS."""
+    script = script or (lambda symbols, seed: reading(len(symbols)))
+    model = ScriptedTacotron2(script, max_decoder_steps=most)
+    speaker = Synthesizer(model, "griffin-lim", text_cleaners=CLEANERS, device="cpu")
+
+    def noise(mel, seed):
+        n_frames = mel.shape[1]
+        return level(n_frames) * torch.randn(n_frames * 256, generator=torch.Generator().manual_seed(seed % 2**63))
+
+    speaker.vocoder = noise
+    return speaker
+
+
+def failing(lengths, attempts):
+    """Sentences of these lengths run on in their first attempts; the others are right."""
+
+    def script(symbols, seed):
+        n = len(symbols)
+        wrong = {attempt_seed(s, a) for s in sentence_seeds() for a in range(attempts)}
+        return [*reading(n), None] if n in lengths and seed in wrong else reading(n)
+
+    return script
+
+
+def sentence_seeds():
+    return [sentence_seed(5, i) for i in range(3)]
+
+
+def levels(audio):
+    """RMS in dBFS of what is within 25 dB of the loudest 20 ms."""
+    blocks = audio[: len(audio) // 441 * 441].astype(np.float64).reshape(-1, 441)
+    powers = (blocks**2).mean(1)
+    return 10 * np.log10(powers[powers > powers.max() * 10**-2.5].mean())
+
+
+@pytest.mark.parametrize("silence", [0.0, 0.1])
+def test_sentences_fade_where_they_join_and_only_there(silence):
+    speaker = synthesizer()
+    speech = speaker.synthesize(TEXT, seed=5, sentence_silence=silence)
+    assert [s.alignment.shape[1] for s in speech.sentences] == LENGTHS
+    for i, sentence in enumerate(speech.sentences):
+        # Alone it is the whole text, and joins nothing.
+        (alone,) = speaker.synthesize(sentence.text, seed=sentence_seed(5, i)).sentences
+        np.testing.assert_array_equal(sentence.mel, alone.mel)
+        first, last = JOIN if i > 0 else 0, JOIN if i < 2 else 0
+        middle = slice(first, len(alone.audio) - last)
+        np.testing.assert_array_equal(sentence.audio[middle], alone.audio[middle])
+        ramp = (1 - np.cos(np.pi * (np.arange(JOIN) + 0.5) / JOIN)) / 2
+        if first:
+            np.testing.assert_allclose(sentence.audio[:JOIN], alone.audio[:JOIN] * ramp, atol=1e-6)
+        if last:
+            np.testing.assert_allclose(sentence.audio[-JOIN:], alone.audio[-JOIN:] * ramp[::-1], atol=1e-6)
+
+
+@pytest.mark.parametrize("silence", [0.0, 0.1])
+@pytest.mark.parametrize(("lengths", "attempts"), [([], 0), ([11], 2), ([9, 21], MAX_ATTEMPTS), (LENGTHS, 1)])
+def test_stream_and_batch_give_the_bits_of_synthesize(lengths, attempts, silence):
+    speaker = synthesizer(failing(lengths, attempts))
+    options = {"seed": 5, "sentence_silence": silence, "volume": 0.7}
+    with pytest.warns() if attempts == MAX_ATTEMPTS else _nothing():
+        speech = speaker.synthesize(TEXT, **options)
+        again = speaker.synthesize(TEXT, **options)
+        chunks = list(speaker.stream(TEXT, **options))
+        batch = speaker.synthesize_batch(["What?", TEXT, "Nothing but this, and in many words.", TEXT], **options)
+    for other in (again.audio, np.concatenate(chunks), batch[1].audio, batch[3].audio):
+        np.testing.assert_array_equal(other, speech.audio)
+    for others in (batch[1].sentences, batch[3].sentences):
+        assert [(s.attempts, s.cut, s.stopped) for s in others] == [
+            (s.attempts, s.cut, s.stopped) for s in speech.sentences
+        ]
+    for n, sentence in zip(LENGTHS, speech.sentences, strict=True):
+        assert sentence.attempts == (min(attempts + 1, MAX_ATTEMPTS) if n in lengths else 1)
+        assert sentence.cut == (n in lengths and attempts == MAX_ATTEMPTS)
+        assert sentence.stopped != sentence.cut
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_a_cut_is_told_and_fades(length):
+    speaker = synthesizer(failing([length], MAX_ATTEMPTS))
+    with pytest.warns(FaultySpeechWarning) as caught:
+        speech = speaker.synthesize(TEXT, seed=5, normalize=False)
+    (warning,) = caught
+    i = LENGTHS.index(length)
+    sentence = speech.sentences[i]
+    assert f"{sentence.text!r} goes on past its end in each of 4 attempts, and was cut there" in str(warning.message)
+    assert warning.filename == __file__
+    n_steps = len(sentence.alignment)
+    assert 2 * length - 2 < n_steps < 2 * length + 12
+    assert sentence.mel.shape == (80, 3 * n_steps)
+    assert sentence.audio.shape == (3 * n_steps * 256,)
+    n = round(0.03 * RATE)
+    quiet, before = sentence.audio[-n // 10 :], sentence.audio[-4 * n : -n]
+    assert np.abs(quiet).max() < 0.1 * np.abs(before).max()
+
+
+def test_a_mended_sentence_is_told_in_its_attempts_alone():
+    """A warning would be an error here."""
+    speech = synthesizer(failing([9], 3)).synthesize(TEXT, seed=5)
+    assert [s.attempts for s in speech.sentences] == [4, 1, 1]
+    assert [s.cut for s in speech.sentences] == [False] * 3
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ([*reading(21)[:16], *reading(21)[38:]], "leaves out a part"),
+        ([*reading(21)[:30], *reading(21)[4:]], "says a part of the text again"),
+        (reading(21)[:12], "breaks off"),
+    ],
+)
+def test_other_faults_are_told(path, words):
+    speaker = synthesizer(lambda symbols, seed: path if len(symbols) == 21 else reading(len(symbols)))
+    with pytest.warns(FaultySpeechWarning, match=f"'Where are the others' {words}.*try another seed, or split it"):
+        speech = speaker.synthesize(TEXT, seed=5)
+    assert [(s.attempts, s.cut, s.stopped) for s in speech.sentences] == [(1, False, True)] * 2 + [(4, False, True)]
+
+
+def test_a_word_that_the_steps_do_not_hold_is_told_and_kept():
+    speaker = synthesizer(most=30)
+    with pytest.warns(DecoderStepLimitWarning, match="max_decoder_steps 30 and cut the speech of 'Incomprehens"):
+        (sentence,) = speaker.synthesize("Incomprehensibilities", seed=1).sentences
+    assert (sentence.stopped, sentence.attempts, sentence.cut) == (False, 1, False)
+    assert len(sentence.alignment) == 30
+
+
+@pytest.mark.parametrize("silence", [0.0, 0.1])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "One of them, and not the least",
+        "I see. Here is much to be read now!",
+        "a b c d e f g h i j k l m n o p q r s t u v",
+    ],
+)
+def test_a_sentence_that_the_steps_do_not_hold_is_spoken_in_parts(text, silence):
+    """Two steps a symbol: 44 hold 20 symbols. Nothing is lost, and nothing is warned of."""
+    speaker = synthesizer(most=44)
+    speech = speaker.synthesize(text, seed=5, sentence_silence=silence)
+    parts = [s.text for s in speech.sentences]
+    assert " ".join(parts) == text
+    assert 1 < max(len(part) for part in parts) <= 20
+    assert all((s.stopped, s.attempts, s.cut) == (True, 1, False) for s in speech.sentences)
+    chunks = list(speaker.stream(text, seed=5, sentence_silence=silence))
+    batch = speaker.synthesize_batch(["Other words.", text], seed=5, sentence_silence=silence)
+    for audio in (np.concatenate(chunks), batch[1].audio):
+        np.testing.assert_array_equal(audio, speech.audio)
+    for i, sentence in enumerate(speech.sentences):
+        assert (abs(sentence.audio[0]) < 1e-4) == (i > 0)
+        assert (abs(sentence.audio[-1]) < 1e-4) == (i < len(parts) - 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "On 12/31/1999 at 11:59:59 pm the rates were 1,234,567.89 and 9,876,543.21 and 5,555,555.55 and 7,777,777.77",
+        "From 1777 to 1888, from 1888 to 1999, for $777,777.77 or $888,888.88, and 24 hours a day, 7 days a week",
+        " ".join("{" + " ".join(["AH0", "N", "S"] * n) + "}" for n in (45, 60)),
+    ],
+)
+def test_what_becomes_too_many_symbols_is_spoken_in_parts(text):
+    """Short to look at, long to speak: attention loses its place in it."""
+    model = ScriptedTacotron2(lambda symbols, seed: reading(len(symbols)), r=1, max_decoder_steps=2000)
+    speaker = Synthesizer(model, "griffin-lim", text_cleaners=["english_speech_cleaners"], device="cpu")
+    assert len(split_sentences(text)) == 1 or "{" in text
+    assert len(speaker.frontend(text)) > 250
+    speaker.vocoder = lambda mel, seed: torch.zeros(mel.shape[1] * 256)
+    sentences = speaker.synthesize(text, seed=5).sentences
+    assert " ".join(s.text for s in sentences) == text
+    assert all(20 < s.alignment.shape[1] <= 250 for s in sentences)
+
+
+@pytest.mark.parametrize("text", ["...", "- - -", "!?", "(')"])
+def test_marks_alone_are_nothing_to_speak(text):
+    speaker = synthesizer()
+    with pytest.warns(SilentTextWarning, match="nothing to speak"):
+        assert speaker.synthesize(text, seed=1).sentences == []
+    assert speaker.tacotron2.calls == []
+    assert len(speaker.synthesize(f"Well now.\n\n{text}\n\nI see.", seed=1).sentences) == 2
+
+
+@pytest.mark.parametrize("gain", [0.0, -1.0, 1.5])
+def test_sentences_come_in_one_loudness(gain):
+    """Whatever the model's own level: `gain` nepers from the short sentences to the long one."""
+    speaker = synthesizer(level=lambda n_frames: 0.03 * np.exp(gain * (n_frames > 100)))
+    speech = speaker.synthesize(TEXT, seed=5)
+    for sentence in speech.sentences:
+        assert levels(sentence.audio) == pytest.approx(-18, abs=0.3)
+        assert np.abs(sentence.audio).max() < 0.9
+    raw = speaker.synthesize(TEXT, seed=5, normalize=False)
+    rms = [np.sqrt(np.mean(s.audio.astype(np.float64) ** 2)) for s in raw.sentences]
+    np.testing.assert_allclose(rms, [0.03, 0.03, 0.03 * np.exp(gain)], rtol=0.05)
+    half = speaker.synthesize(TEXT, seed=5, volume=0.5)
+    np.testing.assert_allclose(half.audio, speech.audio / 2, atol=1e-6)
+    loud = speaker.synthesize(TEXT, seed=5, volume=50)
+    assert 0.95 < np.abs(loud.audio).max() <= 1
+
+
+@pytest.mark.parametrize("volume", [-1.0, float("nan"), float("inf")])
+def test_odd_volumes_are_refused_before_the_work(volume):
+    speaker = synthesizer()
+    for call in (
+        lambda: speaker.synthesize(TEXT, volume=volume),
+        lambda: speaker.synthesize_batch([TEXT], volume=volume),
+        lambda: list(speaker.stream(TEXT, volume=volume)),
+    ):
+        with pytest.raises(FastglowError, match=f"volume {volume}"):
+            call()
+    assert speaker.tacotron2.calls == []
+
+
+@pytest.mark.filterwarnings("ignore::fastglow.engine.synthesizer.FaultySpeechWarning")
+@pytest.mark.filterwarnings("ignore::fastglow.text.unspeakable.UnspeakableTextWarning")
+def test_the_bundled_voice_babbles_on_after_no_short_text():
+    """Each took 14 s, the step limit; whatever becomes of it now, it is short and heard."""
+    texts = ["Hello", "Thank you", "Press any key", '"Sure"', "(maybe)", "Okay -", "Goodbye:", "Oh!", "Ha ha ha ha!"]
+    speeches = Synthesizer.from_voice(DEFAULT_VOICE, device="cpu").synthesize_batch(texts, seed=0)
+    for speech in speeches:
+        assert 0.15 < speech.seconds < 3
+        assert levels(speech.audio) == pytest.approx(-18, abs=1)
+
+
+class _nothing:
+    def __enter__(self):
+        pass
+
+    def __exit__(self, *error):
+        pass

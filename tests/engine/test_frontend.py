@@ -1,0 +1,105 @@
+"""How sentences end in symbols, of every table and cleaner."""
+
+import pytest
+
+from fastglow.engine.frontend import Frontend, ended
+from fastglow.text import symbols, text_to_sequence
+from fastglow.text.unspeakable import UnspeakableTextWarning
+
+MARKS = [*"_-!'(),.:;? "]
+TABLES = {
+    148: symbols,
+    38: [*MARKS, *"abcdefghijklmnopqrstuvwxyz"],
+    96: [*MARKS, *(s for s in symbols if s.startswith("@"))],
+}
+
+
+def read(text, n_symbols=148, cleaner="english_cleaners", lexicon=None):
+    """The symbols of a text, phones without their mark."""
+    frontend = Frontend([cleaner], n_symbols, lexicon)
+    return "".join(TABLES[n_symbols][i].replace("@", " ") for i in frontend(text))
+
+
+@pytest.mark.parametrize("n_symbols", [38, 148])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Hello", "hello."),
+        ("Open the window", "open the window."),
+        ("'Maybe'", "'maybe.'"),
+        ('"Maybe"', "maybe."),
+        ("(perhaps)", "(perhaps.)"),
+        ("the ('last') one", "the ('last') one."),
+        ("('last')", "('last.')"),
+        ("Wait -", "wait."),
+        ("Wait - - ", "wait."),
+        ("as follows:", "as follows."),
+        ("again (", "again."),
+        ("the dogs'", "the dogs.'"),
+        ("under_", "under."),
+    ],
+)
+def test_a_sentence_without_a_final_mark_gets_one(text, expected, n_symbols):
+    assert read(text, n_symbols) == expected
+
+
+@pytest.mark.parametrize("n_symbols", [38, 148])
+@pytest.mark.parametrize(
+    "text",
+    ["hello.", "hello!", "really?", "well,", "one;", "oh...", "what?!", "(perhaps.)", "(perhaps).", "'no!'", "'no'!"],
+)
+def test_a_sentence_that_has_one_stays(text, n_symbols):
+    assert read(text, n_symbols) == text
+
+
+def test_what_trails_behind_the_final_mark_goes():
+    assert read("wait, -") == "wait,"
+    assert read("'wait! ' - ") == "'wait!'"
+    assert read("so.) (") == "so.)"
+
+
+@pytest.mark.parametrize("text", ["{HH AH0 L OW1}", "{Y EH1 S} -", "{N OW1}:"])
+@pytest.mark.parametrize("n_symbols", [96, 148])
+def test_phones_end_too(text, n_symbols):
+    phones = text.split("}")[0].strip("{ ")
+    assert read(text, n_symbols) == f" {phones}."
+
+
+def test_words_of_a_lexicon_end_too(cmudict):
+    assert read("Hello", 96, lexicon=cmudict) == " HH AH0 L OW1."
+    assert read("'Hello'", 148, "english_speech_cleaners", cmudict) == " HH AH0 L OW1."
+    # What a table lacks has no sound: the mark stands behind what is left.
+    with pytest.warns(UnspeakableTextWarning):
+        assert read("the qxq", 96, lexicon=cmudict) == " DH AH0."
+
+
+@pytest.mark.parametrize("text", ["Hello \N{GRINNING FACE}", "\N{GRINNING FACE} hello", "hello \N{SNOWMAN} -"])
+def test_a_mark_stands_in_for_what_was_dropped(text):
+    with pytest.warns(UnspeakableTextWarning):
+        assert read(text).strip() == "hello."
+
+
+@pytest.mark.parametrize("text", ["", " ", "...", "!", "- - -", "()", "''", "_", "?!", ":"])
+@pytest.mark.parametrize("n_symbols", [38, 96, 148])
+def test_what_has_no_sound_gets_nothing(text, n_symbols):
+    for cleaner in ("english_cleaners", "basic_cleaners", "english_speech_cleaners"):
+        assert read(text, n_symbols, cleaner) == ""
+
+
+def test_how_much_sounds():
+    frontend = Frontend(["english_cleaners"], 38)
+    for text, expected in (("hello", 5), ("(well.)", 5), ("a - b!", 5), ("i", 1)):
+        ids = frontend(text)
+        assert frontend.n_sounding(ids) == expected
+    assert frontend.n_sounding([]) == 0
+
+
+def test_the_references_sequence_has_no_mark_added():
+    ids = text_to_sequence("Hello", ["english_cleaners"])
+    assert [symbols[i] for i in ids] == [*"hello"]
+
+
+def test_ending_twice_is_ending_once():
+    for text in ("hello", "(so)", "wait, -", "a:", "'b.' -", "c"):
+        once = ended(list(text))
+        assert ended(once) == once

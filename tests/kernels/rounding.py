@@ -1,0 +1,147 @@
+"""What rounding may do to PyTorch's operations, on any processor: the bound of what a kernel's rounding may do.
+
+How far PyTorch's own result is from the exact one hangs on luck (a sum of few numbers may come out right) and on the
+processor (the order of a sum is its instruction set's). So the operations are run several times with errors that are
+drawn: each is computed in float64 and then moved up or down by what rounding to its dtype can do. An error of a sum
+is of the size of its terms, not of what is left of them: the sum of their absolute values counts.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_any, tree_flatten, tree_map, tree_unflatten
+
+RUNS = 16
+
+_SUMS = set(
+    "add sub rsub sum mean cumsum mm addmm bmm baddbmm mv addmv dot linear matmul convolution convolution_backward "
+    "col2im unfold_backward index_add scatter_add embedding_dense_backward".split()
+)
+"""Sums of their operands or of products of them: of absolute values they are the sum of the absolute terms."""
+
+_EXACT = set(
+    "_pack_padded_sequence _unsafe_view "
+    "abs amax amin bernoulli cat clamp clamp_max clamp_min clone constant_pad_nd copy diag_embed diagonal_backward "
+    "embedding empty empty_like empty_strided eye fill flip full full_like gather im2col index index_put index_select "
+    "lift_fresh masked_fill max maximum min minimum neg new_empty new_empty_strided new_full new_ones new_zeros ones "
+    "ones_like rand rand_like randn randn_like relu repeat roll scatter select_backward select_scatter sign "
+    "slice_backward slice_scatter stack threshold_backward tril triu unsafe_split where zero zeros zeros_like".split()
+)
+"""They move numbers, or choose among them."""
+
+_ROUNDED = set("_to_copy div mul reciprocal sqrt".split())
+"""Rounded once, everywhere."""
+
+# All others are functions: of an operand that was rounded once more, right to two units in the last place (exp, tanh).
+_UNITS_OF_FUNCTIONS = 4
+
+
+def drawn(call: Callable[[], Any], n_runs: int = RUNS) -> Any:
+    """What `call()` returns, from several runs: each tensor has a first dimension more.
+
+    Args:
+        call: runs PyTorch's operations, gradients too; with the same results every time but for rounding.
+        n_runs: fewer will do where the largest of many numbers counts.
+    """
+    runs = []
+    for seed in range(n_runs):
+        with _Rounding(seed):
+            leaves, structure = tree_flatten(call())
+        runs.append(leaves)
+    results = [
+        torch.stack([x.detach() for x in xs]) if isinstance(xs[0], Tensor) else xs[0] for xs in zip(*runs, strict=True)
+    ]
+    return tree_unflatten(results, structure)
+
+
+class _Rounding(TorchDispatchMode):
+    """Operations in less than float64, backward ones too, with errors drawn from a seed."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.seed = seed
+        self.generators: dict[torch.device, torch.Generator] = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = function._schema.name.removeprefix("aten::")
+        written = function._schema.is_mutable
+        name = name.removesuffix("_") if written else name
+        is_view = any(x.alias_info is not None and not x.alias_info.is_write for x in function._schema.returns)
+        if is_view or name in _EXACT or not tree_any(_is_rounded, (args, kwargs)) or _is_exact_factor(name, args):
+            return function(*args, **kwargs)
+        # Before the operation writes to its operands.
+        wide_args, wide_kwargs = tree_map(_widened, (args, {k: v for k, v in kwargs.items() if k != "out"}))
+        results = function(*args, **kwargs)
+        if not tree_any(_is_rounded, results):
+            return results
+        if name == "_to_copy" and results.dtype.itemsize >= args[0].dtype.itemsize:
+            return results
+        exactly = getattr(torch.ops.aten, name) if written else function
+        if name not in _ROUNDED:
+            wide_args = tree_map(lambda x: self.operand(name, x), wide_args)
+        exact = tree_flatten(exactly(*wide_args, **wide_kwargs))[0]
+        inner = _inner_errors(name, exact, wide_args, wide_kwargs, exactly)
+        for result, truth, error in zip(tree_flatten(results)[0], exact, inner, strict=True):
+            if truth is None:  # a gradient that is not asked for
+                continue
+            if _is_rounded(result):
+                # Half of the last rounding is drawn, that of the copy does the rest.
+                truth = truth + error * self.signs(truth) + _unit(result.dtype) / 2 * truth.abs() * self.signs(truth)
+            result.copy_(truth)
+        return results
+
+    def operand(self, name: str, x: Any) -> Any:
+        """As the operation may read it."""
+        if not isinstance(x, Tensor) or not x.is_floating_point() or not x.numel():
+            return x
+        if name.startswith(("linalg_", "_linalg_")):  # backward stable for the whole matrix, not number by number
+            return x + _unit(torch.float32) * x.abs().amax(dim=(-2, -1)[-x.dim() :], keepdim=True) * self.signs(x)
+        unit = _unit(torch.float32)
+        if name in _SUMS:
+            unit = 2.0**-11 if x.is_cuda and torch.backends.cuda.matmul.allow_tf32 else 0.0
+        return x + unit * x * self.signs(x) if unit else x
+
+    def signs(self, x: Tensor) -> Tensor:
+        """-1 or 1, drawn."""
+        if x.device not in self.generators:
+            self.generators[x.device] = torch.Generator(x.device).manual_seed(self.seed)
+        drawn = torch.randint(0, 2, x.shape, generator=self.generators[x.device], device=x.device)
+        return 2.0 * drawn.to(x.dtype) - 1.0
+
+
+def _inner_errors(name: str, exact: list, args: Any, kwargs: Any, exactly: Callable) -> list:
+    """What the errors inside of an operation may come to, one tensor a result: sums are in float32."""
+    unit = 0.0 if name in _ROUNDED else _UNITS_OF_FUNCTIONS * _unit(torch.float32)
+    if name in _SUMS:
+        sum_of = torch.ops.aten.add if name in ("sub", "rsub") else exactly
+        args, kwargs = tree_map(lambda x: x.abs() if isinstance(x, Tensor) else x, (args, kwargs))
+        exact, unit = tree_flatten(sum_of(*args, **kwargs))[0], _unit(torch.float32)
+    return [x if x is None else unit * x.abs() for x in exact]
+
+
+def _unit(dtype: torch.dtype) -> float:
+    """Of roundoff: half the distance from 1 to the next number."""
+    return torch.finfo(dtype).eps / 2
+
+
+def _is_rounded(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64
+
+
+def _widened(x: Any) -> Any:
+    if isinstance(x, torch.dtype):
+        return torch.float64 if x.is_floating_point else x
+    return x.double() if _is_rounded(x) else x
+
+
+def _is_exact_factor(name: str, args: tuple) -> bool:
+    """Whether it multiplies by a power of two, as what draws uniform numbers does."""
+    if name != "mul" or isinstance(args[1], Tensor) and args[1].dim():
+        return False
+    factor = float(args[1])
+    return math.isfinite(factor) and abs(math.frexp(factor)[0]) == 0.5

@@ -1,0 +1,203 @@
+"""The samples of validations: how long, how often, and how many stay; and what is said of short clips."""
+
+import logging
+import shutil
+import wave
+
+import numpy as np
+import pytest
+
+from fastglow.errors import FastglowError
+from fastglow.train import tasks
+from fastglow.train.config import TrainConfig
+from fastglow.train.loop import Trainer
+from fastglow.train.manifest import PreparedDataset
+from fastglow.train.reporting import Reporter
+from fastglow.train.tasks import Sample
+
+from .test_training import configs, run
+
+RATE, HOP = 22050, 256
+
+
+def trainer_of(model, prepared, out, **options):
+    config, model_config = configs(model, prepared, out, **options)
+    if model == "tacotron2":
+        model_config.max_decoder_steps = 2000
+    return Trainer(model, config, model_config, progress=False)
+
+
+def never_stop(trainer):
+    """Makes the gate that of a model at the start of its training: it never fires."""
+    gate = trainer.model.decoder.gate_layer.linear_layer
+    gate.weight.data.zero_()
+    gate.bias.data.fill_(-20)
+    trainer.model.eval()
+
+
+@pytest.mark.parametrize("n_frames_per_step", [1, 3, 4])
+def test_a_model_that_never_stops_is_stopped_after_half_as_long_again(prepared, tmp_path, n_frames_per_step):
+    config, model_config = configs("tacotron2", prepared, tmp_path)
+    model_config.max_decoder_steps, model_config.n_frames_per_step = 2000, n_frames_per_step
+    trainer = Trainer("tacotron2", config, model_config, progress=False)
+    never_stop(trainer)
+    sample = trainer.task.sample(trainer.model)
+    recorded = trainer.task.dataset.items["validation"][0].frames
+    assert sample.mels["recorded"].shape[1] == recorded
+    for n_frames in (sample.mels["predicted"].shape[1], len(sample.alignment) * n_frames_per_step):
+        assert 0 <= n_frames - 1.5 * recorded < n_frames_per_step + 1
+    assert len(sample.audio) <= sample.mels["predicted"].shape[1] * HOP
+    assert trainer.model.decoder.max_decoder_steps == 2000
+
+
+def test_fewer_steps_than_that_stay_fewer(prepared, tmp_path):
+    trainer = trainer_of("tacotron2", prepared, tmp_path)
+    trainer.model.decoder.max_decoder_steps = 7
+    never_stop(trainer)
+    assert trainer.task.sample(trainer.model).mels["predicted"].shape[1] == 7 * 4
+    assert trainer.model.decoder.max_decoder_steps == 7
+
+
+def test_the_steps_come_back_after_an_error(prepared, tmp_path, monkeypatch):
+    trainer = trainer_of("tacotron2", prepared, tmp_path)
+    monkeypatch.setattr(trainer.model, "infer", lambda *args, **kw: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trainer.task.sample(trainer.model)
+    assert trainer.model.decoder.max_decoder_steps == 2000
+
+
+@pytest.mark.parametrize("model", ["tacotron2", "waveglow"])
+@pytest.mark.parametrize("seconds", [0.5, 1.0])
+def test_of_a_long_recording_the_beginning_is_enough(prepared, tmp_path, monkeypatch, model, seconds):
+    """All clips are longer than a sample may be here: the shortest stands in, and is cut."""
+    monkeypatch.setattr(tasks, "SAMPLE_SECONDS", seconds)
+    trainer = trainer_of(model, prepared, tmp_path)
+    if model == "tacotron2":
+        never_stop(trainer)
+    trainer.model.eval()
+    sample = trainer.task.sample(trainer.model)
+    assert sample.mels["recorded"].shape[1] == int(seconds * RATE / HOP)
+    longest = 1.5 * seconds if model == "tacotron2" else seconds
+    assert longest * RATE - 6 * HOP < len(sample.audio) <= longest * RATE + 6 * HOP
+
+
+@pytest.mark.parametrize("model", ["tacotron2", "waveglow"])
+def test_the_first_item_that_is_short_enough_is_listened_to(prepared, tmp_path, monkeypatch, model):
+    trainer = trainer_of(model, prepared, tmp_path)
+    items = trainer.task.dataset.items["validation"] = trainer.task.dataset.items["train"]
+    frames = [item.frames for item in items]
+    for limit in (min(frames), sorted(frames)[2], max(frames)):
+        monkeypatch.setattr(tasks, "SAMPLE_SECONDS", limit * HOP / RATE)
+        index = trainer.task.sample_item()
+        assert frames[index] <= limit and all(n > limit for n in frames[:index])
+    monkeypatch.setattr(tasks, "SAMPLE_SECONDS", 0.001)
+    assert trainer.task.sample_item() == frames.index(min(frames))
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs_with_samples"),
+    [
+        ({"epochs_per_validation": 1, "validations_per_sample": 3}, [1, 4, 7]),
+        ({"epochs_per_validation": 1, "validations_per_sample": 1}, [1, 2, 3, 4, 5, 6, 7, 8]),
+        ({"epochs_per_validation": 2, "validations_per_sample": 2}, [2, 6]),
+        ({"epochs_per_validation": 3, "validations_per_sample": 1}, [3, 6]),
+        ({"epochs_per_validation": 1}, [1]),
+        ({"epochs_per_validation": 9}, []),
+    ],
+)
+def test_how_often_samples_are_written(prepared, tmp_path, monkeypatch, options, epochs_with_samples):
+    written = []
+    monkeypatch.setattr(Trainer, "_step", lambda self, batch: {"loss": 0.0})
+    monkeypatch.setattr(tasks.WaveGlowTask, "losses", lambda self, model, batch: {"loss": batch.audio.sum()})
+    monkeypatch.setattr(tasks.WaveGlowTask, "sample", lambda self, model: None)
+    monkeypatch.setattr(Reporter, "sample", lambda self, sample, rate, iteration: written.append(iteration))
+    run("waveglow", prepared, tmp_path, epochs=8, **options)
+    assert written == [2 * epoch for epoch in epochs_with_samples]  # two batches an epoch
+
+
+def a_sample(seconds):
+    mel = np.zeros((80, 10), np.float32)
+    return Sample(np.zeros(int(seconds * RATE), np.float32), {"generated": mel, "recorded": mel}, None, "words")
+
+
+@pytest.mark.parametrize("keep", [0, 1, 3])
+def test_only_the_newest_samples_stay(tmp_path, keep):
+    iterations = [7, 20, 100, 99_999_999, 100_000_000]
+    (tmp_path / "samples").mkdir()
+    for name in ("notes.txt", "00000001.txt", "mine.wav"):
+        (tmp_path / "samples" / name).touch()
+    with Reporter(tmp_path, False, keep) as reporter:
+        for iteration in iterations:
+            reporter.sample(a_sample(0.01), RATE, iteration)
+    kept = iterations[-keep:]
+    expected = {f"{i:08d}{suffix}" for i in kept for suffix in (".png", ".wav")}
+    assert {path.name for path in (tmp_path / "samples").iterdir()} == expected | {
+        "notes.txt",
+        "00000001.txt",
+        "mine.wav",
+    }
+
+
+def test_samples_of_later_iterations_stay(tmp_path):
+    """As their checkpoints do, when a run is resumed from before them."""
+    with Reporter(tmp_path, False, 2) as reporter:
+        for iteration in (50, 60, 5, 6, 7):
+            reporter.sample(a_sample(0.01), RATE, iteration)
+    assert {path.stem for path in (tmp_path / "samples").iterdir()} == {"00000006", "00000007", "00000050", "00000060"}
+
+
+def test_what_a_young_run_leaves_on_disk(prepared, tmp_path):
+    """Six validations of a model that never stops: one sample, in seconds as the recording allows."""
+    config, model_config = configs("tacotron2", prepared, tmp_path, epochs=6, epochs_per_validation=1, tensorboard=True)
+    config.learning_rate = 1e-9
+    model_config.max_decoder_steps = 2000
+    trainer = Trainer("tacotron2", config, model_config, progress=False)
+    never_stop(trainer)
+    trainer.run()
+    (path,) = (tmp_path / "samples").glob("*.wav")
+    with wave.open(str(path)) as file:
+        seconds = file.getnframes() / file.getframerate()
+    recorded = trainer.task.dataset.items["validation"][0].samples / RATE
+    assert recorded < seconds < 1.5 * recorded + 0.1
+    logs = sum(file.stat().st_size for file in (tmp_path / "logs").iterdir())
+    assert path.stat().st_size < logs < path.stat().st_size + 300_000
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("validations_per_sample", 0, "validations_per_sample 0 must be positive"),
+        ("validations_per_sample", -3, "validations_per_sample -3 must be positive"),
+        ("keep_samples", -1, "keep_samples -1 must not be negative"),
+    ],
+)
+def test_bad_options_are_named(name, value, message):
+    with pytest.raises(FastglowError, match=message):
+        TrainConfig("data", "out", **{name: value})
+
+
+@pytest.mark.parametrize("rank", [0, 1, 4, 7])
+def test_clips_shorter_than_a_segment_are_counted(prepared, tmp_path, caplog, rank):
+    dataset = PreparedDataset.open(prepared)
+    lengths = sorted(item.samples for item in dataset.items["train"])
+    segment_length = [*lengths, lengths[-1] + 1][rank]
+    n_short = sum(n < segment_length for n in lengths)
+    n_held_out = sum(item.samples < segment_length for item in dataset.items["validation"])
+    config, model_config = configs("waveglow", prepared, tmp_path)
+    config.segment_length = segment_length
+    with caplog.at_level(logging.WARNING):
+        trainer = Trainer("waveglow", config, model_config, progress=False)
+        trainer.task.build_dataset("validation")
+    lines = [record.getMessage() for record in caplog.records]
+    said = f"clips are shorter than --segment-length {segment_length}: the rest of their segments is zeros"
+    expected = [f"{n_short} of 7 train {said}"] * (n_short > 0)
+    expected += [f"{n_held_out} of 1 validation {said}"] * (n_held_out > 0)
+    assert lines == expected
+
+
+def test_tacotron2_has_no_segments(prepared, tmp_path, caplog):
+    folder = tmp_path / "data"
+    shutil.copytree(prepared, folder)
+    with caplog.at_level(logging.WARNING):
+        trainer_of("tacotron2", folder, tmp_path / "run")
+    assert not caplog.records

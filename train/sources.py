@@ -1,0 +1,111 @@
+"""What a data set consists of: the clips and texts that its metadata.csv or filelist names."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastglow.errors import FastglowError
+from fastglow.lines import read_lines
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".oga", ".aiff", ".aif", ".au", ".w64", ".caf")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A line of a data set that was not looked at yet."""
+
+    id: str
+    path: Path
+    text: str
+
+
+def read_sources(dataset: Path) -> list[Source]:
+    """The lines of an LJ-Speech folder (metadata.csv and wavs/) or of a filelist of `path|text`.
+
+    A filelist's paths are relative to its folder. Of an LJ-Speech line the last column is the text. White space
+    around columns does not count. Paths may be written with Windows's back-slashes, and in metadata.csv begin with
+    wavs/; a recording is found whatever the case of its suffix, with the suffix left out too.
+
+    Raises:
+        FastglowError: neither of them, a line without text, or an id that comes twice.
+    """
+    if dataset.is_dir():
+        filelist, is_lj = dataset / "metadata.csv", True
+        if not filelist.is_file():
+            raise FastglowError(
+                f"{dataset} holds no metadata.csv: pass a folder in LJ-Speech layout or a filelist of path|text"
+            )
+    elif dataset.is_file():
+        filelist, is_lj = dataset, False
+    else:
+        raise FastglowError(f"{dataset} does not exist: pass a folder in LJ-Speech layout or a filelist of path|text")
+    folders = _Folders(filelist.parent / "wavs" if is_lj else filelist.parent)
+    sources, seen = [], {}
+    for number, line in enumerate(read_lines(filelist), 1):
+        if not line.strip():
+            continue
+        name, *texts = (column.strip() for column in line.split("|"))
+        if not texts or not name:
+            raise FastglowError(f"{filelist} line {number} has no name before or no text after a '|': write path|text")
+        if len(texts) > 1 and not is_lj:
+            raise FastglowError(f"{filelist} line {number} has {len(texts) + 1} columns: write path|text")
+        relative = folders.with_slashes(name)
+        if is_lj:
+            relative = relative.removeprefix("./").removeprefix("wavs/")
+            if Path(relative).name != relative:
+                raise FastglowError(f"{filelist} line {number} names {name}: write the plain name of a file in wavs/")
+        path = folders.find(relative)
+        # One flat name, whatever folders the path goes through.
+        item_id = "_".join(part for part in Path(_without_suffix(relative)).parts if part not in ("/", ".."))
+        if item_id in seen:
+            raise FastglowError(
+                f"{filelist} line {number} names {name} a second time, after line {seen[item_id]}: "
+                "every item needs a name of its own"
+            )
+        seen[item_id] = number
+        sources.append(Source(item_id, path, texts[-1]))
+    if not sources:
+        raise FastglowError(f"{filelist} holds no lines: nothing to prepare")
+    return sources
+
+
+def _without_suffix(name: str) -> str:
+    suffix = Path(name).suffix
+    return name.removesuffix(suffix) if suffix.lower() in AUDIO_SUFFIXES else name
+
+
+class _Folders:
+    """Finds recordings below a folder under names that another system, or another program, gave them."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.listings: dict[Path, dict[str, str]] = {}
+
+    def with_slashes(self, name: str) -> str:
+        """A path as this system writes it: a back-slash is part of a name only where there is such a file."""
+        return name if "\\" not in name or os.path.isfile(self.find(name)) else name.replace("\\", "/")
+
+    def find(self, name: str) -> Path:
+        """The recording of that name, or where it should be."""
+        path = self.root / name
+        if os.path.isfile(path):
+            return path
+        if path.parent not in self.listings:
+            self.listings[path.parent] = _names(path.parent)
+        names = self.listings[path.parent]
+        wanted = [_with_small_suffix(path.name), *(path.name + suffix for suffix in AUDIO_SUFFIXES)]
+        expected = path.name if path.suffix else f"{path.name}.wav"
+        return path.with_name(next((names[key] for key in wanted if key in names), expected))
+
+
+def _names(folder: Path) -> dict[str, str]:
+    """The names in a folder by the same with the suffix in small letters; of two, the one that is so already."""
+    try:
+        return {_with_small_suffix(name): name for name in sorted(os.listdir(folder))}
+    except OSError:
+        return {}
+
+
+def _with_small_suffix(name: str) -> str:
+    suffix = Path(name).suffix
+    return name.removesuffix(suffix) + suffix.lower()
