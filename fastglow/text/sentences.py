@@ -7,6 +7,9 @@ from fastglow.errors import FastglowError
 from fastglow.text.arpabet import arpabet_spans
 from fastglow.text.english.abbreviations import BEFORE_NAME, BEFORE_NUMBER, GENERAL, STREETS, TITLES
 from fastglow.text.english.context import SENTENCE_STARTERS, next_word
+from fastglow.text.english.dotted_days import dotted_day_stops
+from fastglow.text.lines import line_breaks_that_end
+from fastglow.text.markup import markup_spans
 
 # What they introduce belongs to their sentence.
 _INTRODUCING = frozenset("approx cf e.g esp i.e incl viz vs".split())
@@ -18,15 +21,22 @@ _UNITS = frozenset("gal hr hrs in lb lbs min mins oz sec secs yd yds".split())
 _AMBIGUOUS = frozenset({*GENERAL, *STREETS, "al", "est", "max", "min"} - _INTRODUCING)
 
 _CLOSERS = re.escape("\"'”’»)]")
-_END = re.compile(rf"(?<![.!?…])([.!?…]+)([{_CLOSERS}]*)(?=\s|\Z)|[。！？｡]+[」』）{_CLOSERS}]*")
+# Also in the writing of HTML.
+_CLOSER = (
+    rf"(?:[{_CLOSERS}]|&(?:quot|#34|#39|#x27|apos|rdquo|rsquo|raquo|#8217|#8221|#x201[9Dd]);|</[A-Za-z]\w{{0,11}}>)"
+)
+_END = re.compile(rf"(?<![.!?…])([.!?…]+)({_CLOSER}{{0,20}})(?=\s|\Z|&nbsp;|<\w)|[。！？｡]+[」』）{_CLOSERS}]*")
 # Blank lines, page breaks, and line breaks before the items of a list.
-_PARAGRAPH_END = re.compile(r"\n\s*\n|[\f\v\x1c-\x1e\u2029]|\n(?=[ \t]*(?:[-*•‣▪]|\d{1,3}[.)])[ \t])")
+_PARAGRAPH_END = re.compile(
+    r"\n\s*\n|[\f\v\x1c-\x1e\u2029]|\n(?=[ \t]*(?:[-*•‣▪◦○●·+]|\(?(?:\d{1,3}|[A-Za-z])\)|\d{1,3}\.)[ \t])"
+)
 _PARENTHESIS = re.compile(r"[()]")
 _WORD_BEFORE = re.compile(r"[^\s()\[\]\"'“”‘’—–/]+\Z")
-_NUMBER_FOLLOWS = re.compile(r"\s*(?:[\d#]|[IVXLC]+\b)")
+_NUMBER_FOLLOWS = re.compile(r"\s*(?:[\d#]|[A-Z]\.\d|[IVXLC]+\b)")
 _INITIAL_FOLLOWS = re.compile(r"\s*[A-Z]\.")
-_CLAUSE_END = re.compile(rf"[;:,][{_CLOSERS}]*(?=\s)|[—–，；：、]|[)\]](?=\s)|\s(?=[(\[—–])")
-_SPACE = re.compile(r"\s")
+_CLAUSE_END = re.compile(rf"[;:,][{_CLOSERS}]*(?=\s)|[—–―─，；：、]|[)\]](?=\s)|\s(?=[(\[—–])")
+# Not where a hyphen waits for the rest of its word.
+_SPACE = re.compile(r"(?<![A-Za-z]-)(?<!\u00ad)\s")
 # A bounded look around each full stop keeps the whole linear.
 _WINDOW = 40
 
@@ -34,8 +44,12 @@ _WINDOW = 40
 def split_sentences(text: str, max_chars: int = 200) -> list[str]:
     """Cut a text into sentences of at most ``max_chars`` characters.
 
-    Blank lines, page breaks and list items end a sentence; any other line break is a space. Full stops of
-    abbreviations, initials, numbers, addresses and trailing-off ellipses do not, nor do stops inside ``{ARPAbet}`` or
+    Blank lines, page breaks, list items and tags such as ``<p>`` and ``<br>`` end a sentence. So does a line break
+    before a capital or a digit, unless the line ends in a comma, a hyphen or a word that cannot end a sentence
+    (``with``, ``the`` ...), or is full: the next word would not fit into the widest line of its paragraph, as where
+    prose is wrapped. No line counts as full in a list or poem: more than two lines, or any shorter than 40 characters,
+    none of which begins small. Any other line break is a space. Full stops of abbreviations, initials, numbers, days
+    (``on 12. Dec.``), addresses and trailing-off ellipses do not, nor do stops inside ``{ARPAbet}``, inside tags or
     inside parentheses that fit within ``max_chars``. A sentence that is too long is cut evenly: at clause
     punctuation, where there is none at spaces, and as a last resort inside a word. Tacotron 2 does best with 120 to
     200 characters.
@@ -46,17 +60,19 @@ def split_sentences(text: str, max_chars: int = 200) -> list[str]:
 
     Args:
         text: any Unicode string.
-        max_chars: length at which a sentence is cut, at least 1. Only a single ``{...}`` group can be longer.
+        max_chars: length at which a sentence is cut, at least 1. Only a single ``{...}`` group, tag,
+            comment or script can be longer.
 
     Raises:
         FastglowError: ``max_chars`` is below 1.
     """
     if max_chars < 1:
         raise FastglowError(f"max_chars must be at least 1, not {max_chars}")
-    groups = _Spans(arpabet_spans(text))
+    tags, tag_breaks = markup_spans(text)
+    groups = _Spans(sorted(arpabet_spans(text) + tags))
     pieces = []
     start = 0
-    for end in _sentence_ends(text, groups, max_chars):
+    for end in _sentence_ends(text, groups, tag_breaks, max_chars):
         pieces += _cut(text, start, end, groups, max_chars)
         start = end
     return pieces
@@ -76,18 +92,23 @@ class _Spans:
         return None
 
 
-def _sentence_ends(text: str, groups: _Spans, max_chars: int) -> list[int]:
+def _sentence_ends(text: str, groups: _Spans, tag_breaks: list[int], max_chars: int) -> list[int]:
     """Positions behind each sentence, ascending; the last is the end of the text."""
     # A lone carriage return is a line break too; same length, so that positions stay.
     text = re.sub(r"\r(?!\n)", "\n", text)
+    days = frozenset(dotted_day_stops(text))
+    breaks = {match.end() for match in _PARAGRAPH_END.finditer(text)}
+    breaks.update(line_breaks_that_end(text), tag_breaks, [len(text)])
     ends = []
     start = 0
-    for paragraph_end in [match.end() for match in _PARAGRAPH_END.finditer(text)] + [len(text)]:
+    for paragraph_end in sorted(breaks):
         if groups.around(paragraph_end):
             continue
         parentheses = _short_parentheses(text, start, paragraph_end, max_chars)
         for match in _END.finditer(text, start, paragraph_end):
             end = match.end()
+            if match.end(1) in days:
+                continue
             if not groups.around(end) and not parentheses.around(end) and _ends_here(match, start, paragraph_end):
                 ends.append(end)
         ends.append(paragraph_end)

@@ -60,6 +60,13 @@ _CODA = (
     "|SKS|SM|SMS|SP|SPS|SS|ST|STS|TCH|TH|THS|TT|TZ|WD|WL|WLS|WN|WNS|WS|XT|XTS|ZZ)"
 )
 _READABLE = re.compile(rf"{_ONSET}?{_VOWEL}+(?:[B-DF-HJ-NP-TV-XZ]{{1,3}}{_VOWEL}+)*{_CODA}?")
+# Sounds: "HMM", "SHH", "PFFT", but "SSH", "BRB"; and stretched words: "YESSS", but "XXXL".
+_SOUND = re.compile(
+    r"H+M{2,}|M{3,}H?|M+H+M+|A+R+G+H+|U+R*G+H+|G+R{2,}|B+R{2,}|S+H{2,}|S{3,}H*|P+F{2,}T*|PFT+|P+S+H|P+S{2,}T|H+R*M+P+[HF]"
+    r"|T+S+K+|Z{3,}|B+Z{2,}T*|A{2,}H+|A+H{2,}|A+W+|A+W{2,}|E+W+|E{2,}K+|O+H{2,}|O{2,}[FHP]+|U+H+|U+H*M+|E+RM+|E+H{2,}"
+    r"|VRO+M+|TH?WA+C?K+|B?M?WA+H(?:A+H)*|AHA|OHO|AYE"
+)
+_STRETCHED = re.compile(r"([A-HJ-VYZ])\1\1")
 # A longer run of capitals is a word, if it has a vowel at all.
 _MAX_SPELT = 6
 
@@ -86,7 +93,7 @@ def is_spelt(word: str, shouted: bool = False) -> bool:
     """Whether a word, given in capitals, is read letter by letter."""
     if word in _SPELT:
         return not (shouted and word in _SPELT_UNLESS_SHOUTED)
-    if word in _WORDS:
+    if word in _WORDS or _SOUND.fullmatch(word) or (len(word) > 3 and _STRETCHED.search(word)):
         return False
     if len(word) > _MAX_SPELT:
         return not re.search(_VOWEL, word)

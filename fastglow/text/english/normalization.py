@@ -9,20 +9,27 @@ from fastglow.text.english.currency import read_currency
 from fastglow.text.english.dates import read_dates
 from fastglow.text.english.decimal_commas import settle_decimal_commas
 from fastglow.text.english.designations import read_labels
+from fastglow.text.english.dotted_days import read_dotted_days
 from fastglow.text.english.numerals import read_codes, read_long_numbers, read_minus_signs, read_numbers
+from fastglow.text.english.places import read_places
 from fastglow.text.english.plurals import read_plurals
 from fastglow.text.english.roman import read_roman_numerals
 from fastglow.text.english.signs import read_signs, read_signs_in_context, tidy
+from fastglow.text.english.stutter import read_stutters
 from fastglow.text.english.times import read_times
 from fastglow.text.english.typography import GROUP, settle_quotes, settle_words, to_signs
 from fastglow.text.english.units import read_heights, read_units
 from fastglow.text.english.web import read_addresses
+from fastglow.text.lines import join_torn_words
+from fastglow.text.markup import without_markup
 
 # Each step sees what the ones before it have left in digits and signs; what is in lower-case words is finished.
 _STEPS = (
     read_heights,
     settle_quotes,
     read_addresses,
+    read_places,
+    read_dotted_days,
     settle_decimal_commas,
     read_long_numbers,
     read_dates,
@@ -31,6 +38,7 @@ _STEPS = (
     read_codes,
     read_labels,
     settle_words,
+    read_stutters,
     read_roman_numerals,
     read_minus_signs,
     expand_abbreviations,
@@ -45,12 +53,13 @@ def normalize(text: str, dropped: list[str]) -> str:
     """Write out English text in lower-case words: numbers, money, units, dates, times, abbreviations, signs.
 
     Letters and acronyms that are spelt become letter names (``"BBC"`` -> ``"bee bee see"``), other scripts are
-    transliterated, quotation marks go, one mark at most is left between two words. ``{ARPAbet}`` groups stay as they
-    are. The result holds no character without a symbol, and cleaning it again does not change it. Text without a
-    word in it gives an empty string. Characters that cannot be spoken join ``dropped``.
+    transliterated, tags and entities of HTML are taken out, words torn at a line's end are joined, quotation marks
+    go, one mark at most is left between two words. ``{ARPAbet}`` groups stay as they are. The result holds no
+    character without a symbol, and cleaning it again does not change it. Text without a word in it gives an empty
+    string. Characters that cannot be spoken join ``dropped``.
     """
-    hidden, groups = _hide_groups(text, dropped)
-    hidden = to_signs(hidden, dropped)
+    hidden, groups = _hide_groups(without_markup(text), dropped)
+    hidden = to_signs(join_torn_words(hidden), dropped)
     shouted = is_shouted(hidden)
     for step in _STEPS:
         hidden = step(hidden)

@@ -19,7 +19,8 @@ _REPLACEMENTS = {
     **dict.fromkeys("“”„‟″«»‹›", '"'),
     **dict.fromkeys("‐‑‧", "-"),
     **dict.fromkeys("‒", "–"),
-    **dict.fromkeys("―⸺⸻", "—"),
+    # Also drawn lines and other scripts' dashes.
+    **dict.fromkeys("―⸺⸻─━╌╍┄┅┈┉╴╶╸╺═⎯⎼⎻﹘〜～〰", "—"),
     **dict.fromkeys("•‣▪●◦·†‡®™℠", " "),
     **dict.fromkeys("⁰¹⁴⁵⁶⁷⁸⁹⁺⁻", ""),
     **dict.fromkeys("→⇒➔", " to "),
@@ -42,6 +43,9 @@ _EXPONENT_DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-"
 # Greek letters that are units after a number or a space: mu in "5 μm", omega in "3 kΩ".
 _MICRO = re.compile(r"(?<=[\d ])\u03bc(?=[AFLVWglms](?![^\W\d_]))")
 _OHM = re.compile(r"(?<=[\dkKM ])\u03a9(?!\w)")
+# Between numbers a wave is a range; between Latin letters a full-width hyphen is a dash.
+_WAVE = re.compile(r"(?<=\d)[〜～](?=\d)")
+_WIDE_DASH = re.compile(r"(?<=[A-Za-z])－(?=[A-Za-z])")
 _ORDINAL_DEGREE = re.compile(r"(?<=\d)º")
 
 
@@ -54,6 +58,7 @@ def to_signs(text: str, dropped: list[str]) -> str:
     text = _EXPONENT.sub(lambda match: "^" + match[0].translate(_EXPONENT_DIGITS), text)
     text = _MICRO.sub(MICRO, text)
     text = _OHM.sub(OHM, text)
+    text = _WIDE_DASH.sub("—", _WAVE.sub("–", text))
     text = _ORDINAL_DEGREE.sub("°", text)
     table = {}
     for character in dict.fromkeys(text):

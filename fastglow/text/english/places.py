@@ -1,0 +1,217 @@
+"""Postal addresses: streets with their directions, flats, states, ZIP codes.
+
+They are settled before units and titles are read: ``"350 W 42nd St"`` holds no watts, ``"12 Elm Dr"`` no doctor.
+"""
+
+import re
+
+from fastglow.text.english.abbreviations import STREETS
+from fastglow.text.english.context import SENTENCE_STARTERS, after, before, ends_sentence
+from fastglow.text.english.letters import spell
+from fastglow.text.english.states import DEGREES, STATES, WORDS
+from fastglow.text.numbers import spell_digits
+
+_DIRECTIONS = {
+    "N": "north",
+    "S": "south",
+    "E": "east",
+    "W": "west",
+    "NE": "northeast",
+    "NW": "northwest",
+    "SE": "southeast",
+    "SW": "southwest",
+}
+_TYPES = STREETS | {"av": "avenue", "ter": "terrace", "terr": "terrace", "cres": "crescent", "trl": "trail"}
+_TYPES |= {"expy": "expressway", "fwy": "freeway", "tpke": "turnpike", "aly": "alley"}
+_IN_FULL = "street avenue boulevard circle court drive highway lane parkway place road square terrace way trail alley"
+_FLATS = {"apt": "apartment", "ste": "suite", "fl": "floor", "rm": "room", "bldg": "building"}
+
+_ORDINAL = r"\d{1,3}(?:st|nd|rd|th|ST|ND|RD|TH)"
+_NAME = rf"(?:{_ORDINAL}|(?:St\.? )?[A-Z][A-Za-z'-]{{1,24}}|(?:Mc|O')[A-Z][a-z]{{1,20}}|M\.?L\.?K\.?)"
+_DIRECTION = r"(?:[NS]\.? ?[EW]|[NSEW])"
+_ABBREVIATED = "|".join(name.capitalize() for name in _TYPES)
+_SHOUTED = "|".join(name.upper() for name in _TYPES)
+_WRITTEN_OUT = "|".join(f"{name.capitalize()}|{name.upper()}" for name in _IN_FULL.split())
+
+_TYPE = rf"(?P<type>{_ABBREVIATED}|{_SHOUTED}|{_WRITTEN_OUT})(?![\w'-])(?P<stop>\.?)"
+_BEHIND = rf"(?: (?P<behind>{_DIRECTION})(?![\w'&-])(?P<last>\.?))?"
+# A house number, or its half: "12", "221B", "12-14".
+_NUMBERED = re.compile(
+    rf"(?<![\w.,:/$£€-])(?P<house>\d{{1,5}})(?P<letter>[A-Z]?)(?P<to>-\d{{1,5}})? (?:(?P<front>{_DIRECTION})\.? )?"
+    rf"(?P<name>[A-Z]|{_NAME}(?: {_NAME}){{0,3}}?) {_TYPE}{_BEHIND}"
+)
+_DIRECTED = re.compile(
+    rf"(?<![\w.'&-])(?P<front>{_DIRECTION})\.? (?=(?:{_ORDINAL}\b|{_NAME}(?: {_NAME}){{0,2}}? {_TYPE}))"
+)
+_NAMED = re.compile(
+    rf"(?<![\w'.-])(?P<name>{_ORDINAL}|[A-Z][A-Za-z'-]{{1,24}}) "
+    rf"(?P<type>{_ABBREVIATED})(?![\w'-])(?P<stop>\.?){_BEHIND}"
+)
+_IN_FULL_BEHIND = re.compile(
+    rf"(?<= )(?P<type>Street|Avenue|Boulevard|Court|Drive|Lane|Road) (?P<behind>{_DIRECTION})(?![\w'&-])(?P<last>\.?)"
+)
+_ROUTE = re.compile(
+    r"\b(?P<road>Hwy\.?|Highway|highway|Route|Rte\.?|Interstate) ?(?P<number>\d{1,4})"
+    rf"(?: (?P<behind>{_DIRECTION})(?![\w'&-]))?"
+)
+_FLAT = re.compile(r"\b(Apt|APT|Ste|STE|Fl|FL|Rm|RM|Bldg|BLDG)\.? ?#? ?(?=\d|[A-Z]\b)")
+_FLOOR = re.compile(r"(?<=\d)(?P<ending>st|nd|rd|th) Fl(?![\w'-])\.?")
+_FLAT_LETTER = re.compile(
+    r"\b((?:apartment|suite|room|floor|building|unit|flat|Apartment|Suite|Room|Unit|Flat) #?\d{1,5})-?([A-Z])(?![\w'/])"
+)
+_ANNOUNCES = re.compile(
+    r"(?:^|[^\w])(?:on|at|along|down|up|off|near|corner of|and|to|from|of|between|crosses) \Z", re.I
+)
+_MOUNTS = frozenset("mount mt lake port fort cape isle east west north south sault old new sir lady lord".split())
+# "Hello Dr", "Thanks Dr": no drive.
+_GREETINGS = frozenset(
+    "hello hi hey dear thanks thank ok okay sorry please good morning evening afternoon sure".split()
+)
+_CAPITAL = re.compile(r"[ ][A-Z]")
+_FLAT_FOLLOWS = re.compile(rf" (?:Apt|Ste|Fl|Rm|Unit|Suite|Bldg|#|{_DIRECTION}\b)")
+
+_CODE = "|".join(sorted(STATES))
+_ZIP = r"(?P<zip>\d{5})(?:-(?P<more>\d{4}))?(?![\w-]|[.,]\d)"
+_POSTCODE = r"(?P<post>[A-Z]\d[A-Z] ?\d[A-Z]\d)(?![\w-])"
+_STATE = re.compile(rf"(?<=[A-Za-z.])(?P<comma>,? ?)(?<=[, ])(?P<code>{_CODE})(?![\w'&/-])(?: (?:{_ZIP}|{_POSTCODE}))?")
+_PLACE = re.compile(r"(?:\A|(?<=[\s(\"]))((?:[A-Z][\w.'-]*,? ){0,3})([A-Z][\w.'-]{1,24})\Z")
+_AFTER_PREPOSITION = re.compile(r"\b(?:in|In|at|near|Near|from|From|to|of|through|outside|around|for|visit|leave) \Z")
+_BEFORE_ZIP = re.compile(rf"(?i:\b(zip(?: ?code)?:?|postal code|postcode) ){_ZIP}")
+_BARE_ZIP = re.compile(r"(?<![\w.,/$£€-])(\d{5})-(\d{4})(?![\w%-]|[.,]\d| ?=)")
+_GOES_ON = re.compile(
+    r" (?:is|was|has|had|will|and|on|for|with|where|when|who|which|since|until|by|after|before|because|but|that)\b"
+)
+_CLOSES = re.compile(r"[\"')]*(?:[.,;:]|\Z|[\"')])")
+_PLACE_WORDS = re.compile(
+    r"(?:New|North|South|East|West|Fort|Ft|Port|San|Santa|St|Saint|Mount|Mt|Lake|Silver|Bel|El|Los|Las|Grand)\.? "
+)
+# "Tulsa, OK, is ...", but "Bob, OK, go".
+_IN_OKLAHOMA = frozenset("Ardmore Bartlesville Broken City Edmond Enid Lawton Moore Muskogee Norman Tulsa".split())
+_NO_PLACES = (
+    SENTENCE_STARTERS
+    | _GREETINGS
+    | frozenset("fine great right alright ah oh well tell come red mr mrs ms dr mom dad".split())
+)
+
+
+def read_places(text: str) -> str:
+    """``"45 W. 3rd St."``, ``"20 L St"``, ``"James St S"``, ``"Apt 4B"``, ``"Gary, IN 46402"``, ``"90210-1234"``."""
+    text = _NUMBERED.sub(_numbered, text)
+    text = _DIRECTED.sub(_directed, text)
+    text = _NAMED.sub(_named, text)
+    text = _IN_FULL_BEHIND.sub(lambda match: f"{match['type']} {_direction(match['behind'])}{_last(match)}", text)
+    text = _ROUTE.sub(_route, text)
+    text = _BEFORE_ZIP.sub(lambda match: match[1] + " " + _digits(match), text)
+    text = _STATE.sub(_state, text)
+    text = _BARE_ZIP.sub(lambda match: f"{spell_digits(match[1])}, {spell_digits(match[2])}", text)
+    text = _FLOOR.sub(lambda match: f"{match['ending']} floor{_stop(match)}", text)
+    text = _FLAT.sub(lambda match: _FLATS[match[1].lower()] + " ", text)
+    return _FLAT_LETTER.sub(lambda match: f"{match[1]} {spell(match[2])}", text)
+
+
+def _numbered(match: re.Match) -> str:
+    name, kind = match["name"], match["type"].lower()
+    following = after(match)
+    saint = kind == "st" and not match["behind"] and _CAPITAL.match(following)
+    if saint and not _FLAT_FOLLOWS.match(following) and name.split()[-1].lower() in _MOUNTS:
+        return match[0]
+    if saint and len(name) == 1 and not match["front"] and not _FLAT_FOLLOWS.match(following) and not match["stop"]:
+        return match[0]  # "2 L St Pauli"
+    if match["type"].isupper() and not name.isupper() and name[-2:] not in ("st", "nd", "rd", "th"):
+        return match[0]
+    parts = [match["house"], spell(match["letter"])] if match["letter"] else [match["house"] + (match["to"] or "")]
+    if match["front"]:
+        parts.append(_direction(match["front"]))
+    parts.append(spell(name) if len(name) == 1 else name)
+    return " ".join(parts) + " " + _street(match)
+
+
+def _directed(match: re.Match) -> str:
+    context = before(match)
+    last = re.search(r"([A-Z][\w'-]*)\.? \Z", context)
+    # "Robert E. Lee Blvd": an initial.
+    if last and last[1].lower() not in SENTENCE_STARTERS and not _ANNOUNCES.search(context):
+        return match[0]
+    return _direction(match["front"]) + " "
+
+
+def _named(match: re.Match) -> str:
+    name, kind, following = match["name"], match["type"].lower(), after(match)
+    known = name.lower() not in SENTENCE_STARTERS and name.lower() not in _GREETINGS
+    if match["stop"] and not match["behind"]:
+        return match[0]  # abbreviations with their stop have a step of their own
+    if match["behind"] and match["stop"] and len(match["behind"]) == 1 and _CAPITAL.match(following):
+        return match[0]
+    if not known or (kind in ("st", "dr", "ter") and not match["behind"] and not _alone(match, name, following)):
+        return match[0]
+    return f"{name} {_street(match)}"
+
+
+def _alone(match: re.Match, name: str, following: str) -> bool:
+    """Whether a bare St, Dr or Ter behind a name belongs to it and not to a name behind it."""
+    if not _CAPITAL.match(following) or _FLAT_FOLLOWS.match(following):
+        return name.lower() not in _MOUNTS
+    return name[0].isdigit() or (bool(_ANNOUNCES.search(before(match))) and ends_sentence(following))
+
+
+def _street(match: re.Match) -> str:
+    kind = match["type"]
+    spoken = _TYPES.get(kind.lower(), kind.lower())
+    if match["behind"]:
+        return f"{spoken} {_direction(match['behind'])}{_last(match)}"
+    written_out = kind.lower() not in _TYPES
+    return spoken + ("." if match["stop"] and (written_out or ends_sentence(after(match))) else "")
+
+
+def _route(match: re.Match) -> str:
+    road = {"hwy": "highway", "rte": "route"}.get(match["road"].lower().rstrip("."), match["road"])
+    return f"{road} {match['number']}" + (f" {_direction(match['behind'])}" if match["behind"] else "")
+
+
+def _last(match: re.Match) -> str:
+    return "." if match["last"] and ends_sentence(after(match)) else ""
+
+
+def _stop(match: re.Match) -> str:
+    return "." if match[0].endswith(".") and ends_sentence(after(match)) else ""
+
+
+def _direction(written: str) -> str:
+    return _DIRECTIONS[written.replace(".", "").replace(" ", "")]
+
+
+def _state(match: re.Match) -> str:
+    code, comma = match["code"], match["comma"]
+    context = before(match)
+    place = _PLACE.search(context)
+    if match["zip"] or match["post"]:
+        if not place:
+            return match[0]
+        return f", {STATES[code]} {_digits(match)}"
+    if not comma.startswith(",") or not place or not _is_state(match, place, context):
+        return match[0]
+    return f", {STATES[code]}"
+
+
+def _is_state(match: re.Match, place: re.Match, context: str) -> bool:
+    code, following, last = match["code"], after(match), place[2]
+    if last.lower() in _NO_PLACES or last.isupper():
+        return False
+    led = bool(_AFTER_PREPOSITION.search(context[: place.start()]))
+    if code in DEGREES and place[1] and not led:
+        return bool(_PLACE_WORDS.match(place[1] + last)) or last.endswith(("ton", "ville", "field", "City", "Park"))
+    if code not in WORDS:
+        return not _CAPITAL.match(following) or ends_sentence(following) or led
+    if following.startswith("!"):
+        return False
+    if led:
+        return bool(_CLOSES.match(following) or following.startswith("?") or _GOES_ON.match(following))
+    if code == "OK" and last not in _IN_OKLAHOMA:
+        return bool(re.match(r"\.?[\"')]*(?:\Z|\s*\Z)", following))
+    return bool(_CLOSES.match(following) or re.match(r" (?:is|was|has|had|will)\b", following))
+
+
+def _digits(match: re.Match) -> str:
+    if match.groupdict().get("post"):
+        return " ".join(spell_digits(sign) if sign.isdigit() else spell(sign) for sign in match["post"] if sign != " ")
+    return spell_digits(match["zip"]) + (f", {spell_digits(match['more'])}" if match["more"] else "")

@@ -1,0 +1,65 @@
+"""Stutters: the sound that is repeated, not the name of its letter."""
+
+import re
+
+_ONSET = "bl|br|ch|cl|cr|dr|fl|fr|gl|gr|kn|ph|pl|pr|qu|sc|sh|sk|sl|sm|sn|sp|st|str|sw|th|thr|tr|tw|wh|wr|[a-z]"
+_STUTTER = re.compile(
+    rf"(?<!\w)(?<!\w['-])(?P<part>{_ONSET})-(?P<more>(?:(?P=part)-){{0,20}})(?P<word>(?P=part)[a-z']*)(?![\w])",
+    re.IGNORECASE,
+)
+# "D-Day", "S-shaped", "t-test": here the letter means itself.
+_DESIGNATIONS = frozenset(
+    """
+    axis ball balls battery block body boy boys channel chart clamp class clef clip code coupe cup curve day days deck
+    dimer disc edition exam exams frame gate gauge girl girls glass group hook joint junction key keys kernel level line
+    lines list lysine methionine mode money pack page pages pin plan plane plate plates player point post print pop
+    register ring route section sections series shape shaped shapes side size slot space spec star stop switch tail
+    tape team test tests top tops track train tube tubes turn turns type types unit value values vitamin wave waves
+    word words zone zones
+    """.split()
+)
+_VOWELS = {"a": "a", "e": "eh", "i": "ih", "o": "oh", "u": "uh"}
+_SILENT = (
+    (re.compile("kn"), "nuh"),
+    (re.compile("wr"), "ruh"),
+    (re.compile("who(?!a)"), "huh"),
+    (re.compile("wh"), "wuh"),
+)
+_SOFT_G = re.compile("g(?:e[nmo]|i[an]|y)")
+
+
+def read_stutters(text: str) -> str:
+    """``"Y-you"`` -> ``"yuh-you"``, ``"D-d-don't"`` -> ``"duh-duh-don't"``, ``"I-I'm"``; ``"D-Day"`` stays."""
+    return _STUTTER.sub(_stutter, text) if "-" in text else text
+
+
+def _stutter(match: re.Match) -> str:
+    part, word = match["part"].lower(), match["word"].lower()
+    if word == part:
+        # "I-I", "a-a": a word of one letter; others are letters in a row.
+        return match[0]
+    if not match["more"] and len(part) == 1 and word in _DESIGNATIONS:
+        return match[0]
+    if part == "i" and word.startswith("i'"):
+        return match[0]
+    times = 1 + len(match["more"]) // (len(part) + 1)
+    return f"{_sound(part, word)}-" * times + match["word"]
+
+
+def _sound(part: str, word: str) -> str:
+    if part in _VOWELS:
+        return _VOWELS[part]
+    for pattern, sound in _SILENT:
+        if pattern.match(word):
+            return sound
+    if part == "c" and word.startswith("ch"):
+        return "chuh"
+    if part == "c":
+        return "suh" if word[1:2] in tuple("eiy") else "kuh"
+    if part == "g" and _SOFT_G.match(word):
+        return "juh"
+    if part in ("q", "qu"):
+        return "kwuh"
+    if part == "p" and word.startswith("ph"):
+        return "fuh"
+    return {"x": "zuh", "ph": "fuh"}.get(part, part + "uh")

@@ -1,0 +1,118 @@
+"""Line breaks: which of them end a sentence, and which tear a word apart."""
+
+import re
+
+# A line that ends in one of these goes on, even before a capital.
+_GO_ON = frozenset(
+    """
+    a an and are as at but by did do does dr for from had has have her his if in into is its like mr mrs ms my nor not
+    of on or our over prof st than that the their these this those to under until very was were when which who whose
+    will with your
+    """.split()
+)
+_LINE = re.compile(r"[^\n]+")
+_FIRST = re.compile(r"[\s\"'“‘«(\[¿¡*_-]*([^\W_])")
+_LAST_WORD = re.compile(r"([^\W\d_]+)\s*\Z")
+_GOES_ON = re.compile(r"[,;&/+=–—─-]\s*\Z")
+# Whether a stop ends a sentence is for those to judge who know abbreviations.
+_HAS_MARK = re.compile(r"[.!?…。！？｡][\"'”’»)\]]*\s*\Z")
+_NARROW = 40
+
+_BREAK = r"[ \t]*(?:\r\n|\r|\n)[ \t]*"
+_SOFT = re.compile(rf"\u00ad{_BREAK}")
+_HYPHEN = re.compile(rf"(?<![\w'-])((?:\w{{1,40}}[-‐]){{0,4}}?)(\w{{1,40}})[-‐]{_BREAK}(?=([^\W_]{{1,40}}))")
+_COMPOUND_FIRST = frozenset(
+    """
+    one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
+    nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand first second third self well ill
+    half quarter high low long short full hard soft left right middle cold warm hot black white red blue green grey
+    gray dark light bright pale great mother father brother sister son daughter good bad best better world two-thirds
+    north south east west old new open close quick slow deep wide narrow single double
+    """.split()
+)
+_COMPOUND_LAST = frozenset(
+    """
+    sided known based eyed haired handed minded headed legged hearted looking coloured colored shaped sized faced
+    tempered mannered year years old class term thirds quarters fifths law going made driven friendly conscious
+    """.split()
+)
+# "long-" / "ing", "short-" / "age", "north-" / "ern": the end of the same word.
+_ENDINGS = re.compile(
+    r"(?:ish|ed|ing|ings|ness|ly|e?r|ers|est|ment|ments|tion|tions|al|able|ibly|ible|ful|less|en|ens|ened|ening|age"
+    r"|ages|ern|erner|ward|wards|s|es|y|ies|th|ths|ty|teen|lings?|like|ship|hood|self|selves|time|times|ry|dred|sand)"
+)
+_PREFIXES = frozenset("be de dis ex im in ir mis out over pre re sub un under up".split())
+_SUSPENDING = frozenset("and or to nor but".split())
+
+
+def join_torn_words(text: str) -> str:
+    """Take out hyphens that a line's end brought: ``"trou-\\nble"`` -> ``"trouble"``, but ``"one-sided"``.
+
+    Without a dictionary this is a guess: the hyphen stays behind words that usually begin a compound (numbers,
+    ``self``, ``well``, colours ...) and before those that usually end one (``known``, ``eyed`` ...), next to digits
+    and capitals, and in a word that has another hyphen. Everything else is one word, so a rarer compound
+    (``sugar-\\nfree``) loses its hyphen. ``"two-\\nand three-year"`` stays.
+    """
+    if "\n" not in text and "\r" not in text:
+        return text
+    return _HYPHEN.sub(_join, _SOFT.sub("", text))
+
+
+def _join(match: re.Match) -> str:
+    before, first, second = match.groups()
+    if second in _SUSPENDING:
+        return match[0]
+    return before + first + "-" * (bool(before) or _is_compound(first, second))
+
+
+def _is_compound(first: str, second: str) -> bool:
+    if not (first.isalpha() and second.isalpha() and (second.islower() or (first + second).isupper())):
+        return True
+    first, second = first.lower(), second.lower()
+    if first in _COMPOUND_FIRST:
+        return not _ENDINGS.fullmatch(second)
+    return second in _COMPOUND_LAST and first not in _PREFIXES and len(first) > 2
+
+
+def line_breaks_that_end(text: str) -> list[int]:
+    """Positions behind the ``\\n`` that end a sentence although no mark does; blank lines end a paragraph.
+
+    See ``split_sentences`` for the rule.
+    """
+    ends: list[int] = []
+    paragraph: list[re.Match] = []
+    for line in _LINE.finditer(text):
+        if line[0].isspace():
+            continue
+        if paragraph and text.count("\n", paragraph[-1].end(), line.start()) != 1:
+            ends += _ends_in(paragraph)
+            paragraph = []
+        paragraph.append(line)
+    return ends + _ends_in(paragraph)
+
+
+def _ends_in(paragraph: list[re.Match]) -> list[int]:
+    lines = [line[0].strip() for line in paragraph]
+    width = max(map(len, lines), default=0)
+    firsts = [_FIRST.match(line) for line in lines]
+    begins_small = any(first and first[1].islower() for first in firsts)
+    shouted = all(line.isupper() for line in lines)
+    listed = not begins_small and (width < _NARROW or (len(lines) > 2 and not shouted))
+    ends = []
+    for i in range(1, len(lines)):
+        previous, following, first = lines[i - 1], lines[i], firsts[i]
+        if not first or not (first[1].isupper() or first[1].isdigit()) or _goes_on(previous):
+            continue
+        would_fit = len(previous) + 1 + len(following.split(maxsplit=1)[0]) <= width
+        if listed or would_fit:
+            ends.append(paragraph[i].start())
+    return ends
+
+
+def _goes_on(line: str) -> bool:
+    tail = line[-60:]
+    if _HAS_MARK.search(tail) or _GOES_ON.search(tail):
+        return True
+    last = _LAST_WORD.search(tail)
+    word = last[1].lower() if last and line.isupper() else last and last[1]
+    return word in _GO_ON and len(line.split(maxsplit=2)) > 2

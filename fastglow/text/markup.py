@@ -1,0 +1,159 @@
+"""What is left of HTML in pasted text: tags, comments, entities. One pass each, in linear time."""
+
+import html
+import re
+
+from fastglow.text.arpabet import arpabet_spans, map_outside_arpabet
+
+# Where these stand, a line of the page ends, and with it a sentence.
+_BLOCKS = frozenset(
+    """
+    address article aside blockquote body br caption center dd details dialog div dl dt fieldset figcaption figure
+    footer form h1 h2 h3 h4 h5 h6 head header hr html legend li main nav ol option p pre section select summary table
+    tbody tfoot thead title tr ul
+    """.split()
+)
+_CELLS = frozenset(["td", "th"])
+_INLINE = frozenset(
+    """
+    a abbr acronym audio b bdi bdo big button canvas cite code col colgroup data del dfn em embed font i iframe img
+    input ins kbd label link mark meta meter noscript object output param path picture q rp rt ruby s samp script small
+    source span strike strong style sub sup svg template textarea time track tt u var video wbr
+    """.split()
+)
+_NAMES = _BLOCKS | _CELLS | _INLINE
+_UNSPOKEN = ("script", "style")
+
+_VALUE = r"\s{0,9}=\s{0,9}(?:\"[^\"<]{0,4000}\"|'[^'<]{0,4000}'|[^\s\"'<>=`]{1,4000})"
+_ATTRIBUTE = rf"\s{{1,99}}[A-Za-z_:@][\w:.@-]{{0,99}}(?:{_VALUE})?"
+# "a <b and c> d" compares: a tag of one letter has attributes with values only.
+_TAG = re.compile(
+    rf"<(?:/(?P<closed>[A-Za-z][A-Za-z0-9]{{0,11}})\s{{0,99}}"
+    rf"|(?P<letter>[A-Za-z])(?:\s{{1,99}}[A-Za-z_:@][\w:.@-]{{0,99}}{_VALUE}){{0,99}}\s{{0,99}}/?"
+    rf"|(?P<opened>[A-Za-z][A-Za-z0-9]{{1,11}})(?:{_ATTRIBUTE}){{0,99}}\s{{0,99}}/?)>"
+    r"|<!(?P<declared>doctype)\b[^<>]{0,999}>|<\?xml\b[^<>]{0,999}>|(?P<comment><!--)",
+    re.IGNORECASE,
+)
+_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+_NO_BRACES = str.maketrans("{}", "()")
+_EXPONENT = re.compile(r"<sup>\s?([0-9]{1,3})\s?</sup>", re.IGNORECASE)
+_SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+# Text that was escaped twice on its way still comes out right.
+_MAX_ESCAPES = 3
+
+# Control characters mark the ends of lines and the cells of tables.
+_END, _CELL = "\x00", "\x01"
+_NO_MARKERS = str.maketrans({_END: " ", _CELL: " "})
+_ENDS = re.compile(
+    rf"(?<![\s{_END}{_CELL}])\s*[{_END}{_CELL}][\s{_END}{_CELL}]*|\A\s*[{_END}{_CELL}][\s{_END}{_CELL}]*"
+)
+_MARKED = frozenset(".,;:!?…—")
+
+
+def markup_spans(text: str) -> tuple[list[tuple[int, int]], list[int]]:
+    """``(start, end)`` of what is not spoken (tags, comments, whole scripts and style sheets), and where lines end.
+
+    Both ascend. A run of tags that holds ``<p>``, ``<br>`` or the like ends one line of the page, behind those that
+    close what stands before. Only the elements that HTML knows are tags: ``a < b`` and ``I <3 you`` hold none.
+    """
+    spans = _spans(text)
+    breaks = []
+    i = 0
+    while i < len(spans):
+        position, closing, breaking = spans[i][0], True, False
+        while True:
+            start, end, name = spans[i]
+            closing = closing and (text[start + 1] == "/" or name in ("br", "hr"))
+            position = end if closing else position
+            breaking = breaking or name in _BLOCKS
+            i += 1
+            if i == len(spans) or not (spans[i][0] == end or text[end : spans[i][0]].isspace()):
+                break
+        if breaking:
+            breaks.append(position)
+    return [(start, end) for start, end, _ in spans], breaks
+
+
+def without_markup(text: str) -> str:
+    """``"<p>It&#39;s <b>bold</b></p>"`` -> ``"It's bold"``; a break between two sentences becomes a full stop.
+
+    ``{ARPAbet}`` groups stay as they are. Entities count with their semicolon only: ``AT&T``, ``?a=1&copy=2``.
+    """
+    for _ in range(_MAX_ESCAPES):
+        bare = _without_tags(text)
+        plain = map_outside_arpabet(_without_entities, bare)
+        if plain == bare:
+            return bare
+        text = plain
+    return _without_tags(text)
+
+
+def _spans(text: str) -> list[tuple[int, int, str]]:
+    if "<" not in text:
+        return []
+    groups = iter([*arpabet_spans(text), (len(text), len(text))])
+    group_start, group_end = next(groups)
+    lowered = None
+    unclosed = set()
+    spans = []
+    position = 0
+    while match := _TAG.search(text, position):
+        start, position = match.span()
+        name = (match["closed"] or match["letter"] or match["opened"] or "").lower()
+        while group_end <= start and group_start < len(text):
+            group_start, group_end = next(groups)
+        if group_start < start:
+            position = max(position, group_end)
+            continue
+        if name and name not in _NAMES:
+            continue
+        closing = "-->" if match["comment"] else f"</{name}" if name in _UNSPOKEN and not match["closed"] else ""
+        if closing:
+            lowered = lowered or _ascii_lower(text)
+            end = -1 if closing in unclosed else lowered.find(closing, position)
+            if end < 0:
+                unclosed.add(closing)
+                if match["comment"]:
+                    continue
+            else:
+                position = end + len(closing) if match["comment"] else lowered.find(">", end) + 1 or len(text)
+        spans.append((start, position, name))
+        while group_start < position and group_start < len(text):
+            group_start, group_end = next(groups)
+    return spans
+
+
+def _ascii_lower(text: str) -> str:
+    """Lower case that keeps every position."""
+    return text.translate({code: code + 32 for code in range(ord("A"), ord("Z") + 1)})
+
+
+def _without_tags(text: str) -> str:
+    if "<" not in text:
+        return text
+    text = _EXPONENT.sub(lambda match: match[1].translate(_SUPERSCRIPTS), text)
+    spans = _spans(text)
+    if not spans:
+        return text
+    pieces = []
+    position = 0
+    for start, end, name in spans:
+        pieces.append(text[position:start].translate(_NO_MARKERS))
+        pieces.append(_END if name in _BLOCKS else _CELL if name in _CELLS and text[start + 1] != "/" else "")
+        position = end
+    pieces.append(text[position:].translate(_NO_MARKERS))
+    return _ENDS.sub(_break, "".join(pieces))
+
+
+def _break(match: re.Match) -> str:
+    text, start, end = match.string, match.start(), match.end()
+    before, behind = text[max(0, start - 1) : start], text[end : end + 1]
+    if not before or not behind:
+        return ""
+    return " " if before in _MARKED else ". " if _END in match[0] else ", "
+
+
+def _without_entities(text: str) -> str:
+    if "&" not in text:
+        return text
+    return _ENTITY.sub(lambda match: html.unescape(match[0]).translate(_NO_BRACES), text)
