@@ -2,6 +2,8 @@
 
 import re
 
+from fastglow.text.english.abbreviations import GENERAL, STREETS
+
 # A line that ends in one of these goes on, even before a capital.
 _GO_ON = frozenset(
     """
@@ -17,6 +19,18 @@ _GOES_ON = re.compile(r"[,;&/+=–—─-]\s*\Z")
 # Whether a stop ends a sentence is for those to judge who know abbreviations.
 _HAS_MARK = re.compile(r"[.!?…。！？｡][\"'”’»)\]]*\s*\Z")
 _NARROW = 40
+# "- milk", "2) eggs", "(iv) bread", "[x] done".
+_ITEM = re.compile(
+    r"\s*(?:[-*•‣▪◦○●·+→⇒➔➜➢➤►▶✓✔✗✘☐☑☒□■◆❖]|\[[ xX]?\]|\(?(?:\d{1,3}|[A-Za-z]|[ivx]{1,5}|[IVX]{1,5})\)|\d{1,3}\.)[ \t]"
+)
+_DASHED = re.compile(r"\s*([–—―─])[ \t]")
+_LABELLED = re.compile(r"\s*([A-Za-z]|[ivx]{1,5}|[IVX]{1,5})\.[ \t]")
+_ROMAN = "i ii iii iv v vi vii viii ix x xi xii xiii xiv xv xvi xvii xviii xix xx".split()
+# A rule of signs under a heading or between paragraphs; it belongs to what stands before.
+_RULE = re.compile(r"[-–—―=_*~#+.─━═ \t]{3,}")
+# The full stop of these may end a line of its own: "12 Main St.", "Smith & Co."
+_ABBREVIATED = re.compile(r"([A-Za-z]+)\.\s*\Z")
+_MAY_END = (GENERAL.keys() | STREETS.keys()) - frozenset("approx cf esp incl viz vs".split())
 
 _BREAK = r"[ \t]*(?:\r\n|\r|\n)[ \t]*"
 _SOFT = re.compile(rf"\u00ad{_BREAK}")
@@ -98,15 +112,55 @@ def _ends_in(paragraph: list[re.Match]) -> list[int]:
     begins_small = any(first and first[1].islower() for first in firsts)
     shouted = all(line.isupper() for line in lines)
     listed = not begins_small and (width < _NARROW or (len(lines) > 2 and not shouted))
+    items = _items(lines)
     ends = []
     for i in range(1, len(lines)):
         previous, following, first = lines[i - 1], lines[i], firsts[i]
-        if not first or not (first[1].isupper() or first[1].isdigit()) or _goes_on(previous):
+        if i in items or (_RULE.fullmatch(previous) and not _RULE.fullmatch(following)):
+            ends.append(paragraph[i].start())
+            continue
+        if listed and first and first[1].isupper() and _ends_abbreviated(previous):
+            ends.append(paragraph[i].start())
+            continue
+        if not first or not (first[1].isupper() or first[1].isnumeric()) or _goes_on(previous):
             continue
         would_fit = len(previous) + 1 + len(following.split(maxsplit=1)[0]) <= width
         if listed or would_fit:
             ends.append(paragraph[i].start())
     return ends
+
+
+def _items(lines: list[str]) -> set[int]:
+    """The lines that are items of a list.
+
+    A dash or a letter with a full stop may be something else: dashes must begin two lines in a row, or follow a
+    colon or nothing; letters and Roman numerals must count on from one item to the next.
+    """
+    items = {i for i, line in enumerate(lines) if _ITEM.match(line + " ")}
+    dashed = [i for i, line in enumerate(lines) if _DASHED.match(line)]
+    in_a_row = any(b == a + 1 for a, b in zip(dashed, dashed[1:], strict=False))
+    if len(dashed) > 1 and (in_a_row or dashed[0] == 0 or lines[dashed[0] - 1].endswith(":")):
+        items.update(dashed)
+    labelled = [(i, match[1]) for i, line in enumerate(lines) if (match := _LABELLED.match(line))]
+    for (i, label), (j, following) in zip(labelled, labelled[1:], strict=False):
+        if _counts_on(label, following):
+            items.update((i, j))
+    return items
+
+
+def _counts_on(label: str, following: str) -> bool:
+    if label.isupper() != following.isupper():
+        return False
+    label, following = label.lower(), following.lower()
+    if len(label) == len(following) == 1 and ord(following) == ord(label) + 1:
+        return True
+    return label in _ROMAN and following in _ROMAN and _ROMAN.index(following) == _ROMAN.index(label) + 1
+
+
+def _ends_abbreviated(line: str) -> bool:
+    last = _ABBREVIATED.search(line[-20:])
+    key = last[1].lower() if last else ""
+    return key in _MAY_END and (key not in STREETS or any(sign.isdigit() for sign in line))
 
 
 def _goes_on(line: str) -> bool:

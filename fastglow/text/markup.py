@@ -34,7 +34,11 @@ _TAG = re.compile(
     r"|<!(?P<declared>doctype)\b[^<>]{0,999}>|<\?xml\b[^<>]{0,999}>|(?P<comment><!--)",
     re.IGNORECASE,
 )
-_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+# The commonest are also written without their semicolon.
+_ENTITY = re.compile(
+    r"&(?:(?:#\d{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});"
+    r"|#(?:\d{2,5}|[xX][0-9A-Fa-f]{2,4})(?![\w;])|#(?:39|34|8217)(?=[A-Za-z])|(?:amp|quot|lt|gt|nbsp)(?![\w;=]))"
+)
 _NO_BRACES = str.maketrans("{}", "()")
 _EXPONENT = re.compile(r"<sup>\s?([0-9]{1,3})\s?</sup>", re.IGNORECASE)
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -74,10 +78,29 @@ def markup_spans(text: str) -> tuple[list[tuple[int, int]], list[int]]:
     return [(start, end) for start, end, _ in spans], breaks
 
 
+def as_seen(text: str, tags: list[tuple[int, int]]) -> str:
+    """The text with what it shows on a page, every position kept: spaces for tags, entities filled up.
+
+    Of an entity only its kind matters here: a letter or ``&`` stays part of its word, anything else stands apart.
+    """
+    pieces = []
+    position = 0
+    for start, end in tags:
+        pieces += [_ENTITY.sub(_filled, text[position:start]), " " * (end - start)]
+        position = end
+    return "".join([*pieces, _ENTITY.sub(_filled, text[position:])])
+
+
+def _filled(match: re.Match) -> str:
+    shown = html.unescape(match[0])[0]
+    return shown + ("x" if shown.isalnum() or shown == "&" else " ") * (len(match[0]) - 1)
+
+
 def without_markup(text: str) -> str:
     """``"<p>It&#39;s <b>bold</b></p>"`` -> ``"It's bold"``; a break between two sentences becomes a full stop.
 
-    ``{ARPAbet}`` groups stay as they are. Entities count with their semicolon only: ``AT&T``, ``?a=1&copy=2``.
+    ``{ARPAbet}`` groups stay as they are. ``AT&T`` and ``?a=1&copy=2`` hold no entities: but for numbers and the
+    commonest names they need their semicolon.
     """
     for _ in range(_MAX_ESCAPES):
         bare = _without_tags(text)

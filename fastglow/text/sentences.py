@@ -9,7 +9,7 @@ from fastglow.text.english.abbreviations import BEFORE_NAME, BEFORE_NUMBER, GENE
 from fastglow.text.english.context import SENTENCE_STARTERS, next_word
 from fastglow.text.english.dotted_days import dotted_day_stops
 from fastglow.text.lines import line_breaks_that_end
-from fastglow.text.markup import markup_spans
+from fastglow.text.markup import as_seen, markup_spans
 
 # What they introduce belongs to their sentence.
 _INTRODUCING = frozenset("approx cf e.g esp i.e incl viz vs".split())
@@ -26,13 +26,20 @@ _CLOSER = (
     rf"(?:[{_CLOSERS}]|&(?:quot|#34|#39|#x27|apos|rdquo|rsquo|raquo|#8217|#8221|#x201[9Dd]);|</[A-Za-z]\w{{0,11}}>)"
 )
 _END = re.compile(rf"(?<![.!?…])([.!?…]+)({_CLOSER}{{0,20}})(?=\s|\Z|&nbsp;|<\w)|[。！？｡]+[」』）{_CLOSERS}]*")
-# Blank lines, page breaks, and line breaks before the items of a list.
-_PARAGRAPH_END = re.compile(
-    r"\n\s*\n|[\f\v\x1c-\x1e\u2029]|\n(?=[ \t]*(?:[-*•‣▪◦○●·+]|\(?(?:\d{1,3}|[A-Za-z])\)|\d{1,3}\.)[ \t])"
-)
+_PARAGRAPH_END = re.compile(r"\n\s*\n|[\f\v\x1c-\x1e\u2029]")
 _PARENTHESIS = re.compile(r"[()]")
 _WORD_BEFORE = re.compile(r"[^\s()\[\]\"'“”‘’—–/]+\Z")
-_NUMBER_FOLLOWS = re.compile(r"\s*(?:[\d#]|[A-Z]\.\d|[IVXLC]+\b)")
+_NUMBER_FOLLOWS = re.compile(r"\s*(?:[\d#]|[A-Z][.-]?\d|[IVXLC]+\b|[B-HJ-Z]\b(?!['-]))")
+_I_FOLLOWS = re.compile(r"\s*I(?:\s+[a-z]|['’])")
+# "on Elm Dr. The house", but "Ask Dr. Who", "met Dr. No".
+_STREET_NAME = re.compile(r"[\w',]\s+[A-Z\d][\w'-]*\s+\Z")
+_ITEM_LABEL = re.compile(r"\(?(?:\d+|[A-Za-z]|[ivx]{1,5}|[IVX]{1,5})\s*")
+# "plan B.", "vitamin C.": the letter is no initial.
+_LETTERED = re.compile(
+    r"(?i:\b(?:answer|appendix|block|box|building|category|choice|class|column|deck|division|exhibit|floor|gate|grade"
+    r"|group|hall|hepatitis|item|label|lane|letter|level|line|lot|major|minor|option|part|phase|plan|player|point|pool"
+    r"|question|room|row|schedule|section|side|step|table|team|terminal|type|unit|variant|version|vitamin|wing|zone)) \Z"
+)
 _INITIAL_FOLLOWS = re.compile(r"\s*[A-Z]\.")
 _CLAUSE_END = re.compile(rf"[;:,][{_CLOSERS}]*(?=\s)|[—–―─，；：、]|[)\]](?=\s)|\s(?=[(\[—–])")
 # Not where a hyphen waits for the rest of its word.
@@ -69,10 +76,10 @@ def split_sentences(text: str, max_chars: int = 200) -> list[str]:
     if max_chars < 1:
         raise FastglowError(f"max_chars must be at least 1, not {max_chars}")
     tags, tag_breaks = markup_spans(text)
-    groups = _Spans(sorted(arpabet_spans(text) + tags))
+    groups = _Spans(_outermost(sorted(arpabet_spans(text) + tags)))
     pieces = []
     start = 0
-    for end in _sentence_ends(text, groups, tag_breaks, max_chars):
+    for end in _sentence_ends(text, tags, groups, tag_breaks, max_chars):
         pieces += _cut(text, start, end, groups, max_chars)
         start = end
     return pieces
@@ -92,13 +99,25 @@ class _Spans:
         return None
 
 
-def _sentence_ends(text: str, groups: _Spans, tag_breaks: list[int], max_chars: int) -> list[int]:
+def _outermost(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Of nested spans the outer ones: braces inside a script are no groups."""
+    kept: list[tuple[int, int]] = []
+    for start, end in spans:
+        if not kept or start >= kept[-1][1]:
+            kept.append((start, end))
+    return kept
+
+
+def _sentence_ends(
+    text: str, tags: list[tuple[int, int]], groups: _Spans, tag_breaks: list[int], max_chars: int
+) -> list[int]:
     """Positions behind each sentence, ascending; the last is the end of the text."""
     # A lone carriage return is a line break too; same length, so that positions stay.
     text = re.sub(r"\r(?!\n)", "\n", text)
-    days = frozenset(dotted_day_stops(text))
+    seen = as_seen(text, tags)
+    days = frozenset(dotted_day_stops(seen))
     breaks = {match.end() for match in _PARAGRAPH_END.finditer(text)}
-    breaks.update(line_breaks_that_end(text), tag_breaks, [len(text)])
+    breaks.update(line_breaks_that_end(seen), tag_breaks, [len(text)])
     ends = []
     start = 0
     for paragraph_end in sorted(breaks):
@@ -109,7 +128,9 @@ def _sentence_ends(text: str, groups: _Spans, tag_breaks: list[int], max_chars: 
             end = match.end()
             if match.end(1) in days:
                 continue
-            if not groups.around(end) and not parentheses.around(end) and _ends_here(match, start, paragraph_end):
+            if groups.around(end) or parentheses.around(end):
+                continue
+            if _ends_here(match, seen, start, paragraph_end):
                 ends.append(end)
         ends.append(paragraph_end)
         start = paragraph_end
@@ -132,12 +153,12 @@ def _short_parentheses(text: str, start: int, end: int, max_chars: int) -> _Span
     return _Spans(spans)
 
 
-def _ends_here(match: re.Match, paragraph_start: int, paragraph_end: int) -> bool:
-    """Whether the stop, with the closing quotes behind it, ends a sentence."""
+def _ends_here(match: re.Match, seen: str, paragraph_start: int, paragraph_end: int) -> bool:
+    """Whether the stop, with the closing quotes behind it, ends a sentence; ``seen`` is the text without markup."""
     marks, closers = match[1], match[2]
     if marks is None:
         return True
-    following = match.string[match.end() : min(match.end() + _WINDOW, paragraph_end)]
+    following = seen[match.end() : min(match.end() + _WINDOW, paragraph_end)]
     if following.lstrip()[:1] in tuple(".!?…"):
         return False
     goes_on = next_word(following)[:1].islower()
@@ -145,26 +166,30 @@ def _ends_here(match: re.Match, paragraph_start: int, paragraph_end: int) -> boo
         return not (goes_on and closers)
     if marks != ".":
         return not goes_on
-    preceding = match.string[max(paragraph_start, match.start() - _WINDOW) : match.start()]
+    preceding = seen[max(paragraph_start, match.start() - _WINDOW) : match.start()]
     word = _WORD_BEFORE.search(preceding)
     if not word or (goes_on and closers):
         return not goes_on
-    if word[0].isdigit() and preceding.strip() == word[0]:
+    if _ITEM_LABEL.fullmatch(preceding.strip()) and following.strip():
         return False  # the number of a list's item
-    return _full_stop_ends(word[0], following)
+    if len(word[0]) == 1 and _LETTERED.search(preceding[: word.start()]):
+        return not goes_on
+    return _full_stop_ends(word[0], preceding[: word.start()], following)
 
 
-def _full_stop_ends(word: str, following: str) -> bool:
+def _full_stop_ends(word: str, preceding: str, following: str) -> bool:
     """Whether the sentence ends with this word, whose full stop may be that of an abbreviation."""
     key = word.lower()
     upcoming = next_word(following)
     goes_on = upcoming[:1].islower()
     starts_anew = upcoming[:1].isupper() and upcoming.lower() in SENTENCE_STARTERS
 
+    if key == "no" and _I_FOLLOWS.match(following):
+        return True
     if key in _INTRODUCING or (key in BEFORE_NUMBER and _NUMBER_FOLLOWS.match(following)):
         return False
     if key in TITLES or (key in BEFORE_NAME and word[0].isupper()):
-        return key in STREETS and starts_anew
+        return key in STREETS and starts_anew and (key != "dr" or bool(_STREET_NAME.search(preceding)))
     is_initials = all(len(part) < 3 and part.isalpha() for part in key.split(".")) and (len(key) == 1 or "." in key)
     if is_initials:
         return starts_anew and not _INITIAL_FOLLOWS.match(following)

@@ -10,9 +10,19 @@ _BEFORE = (
     r"\b(?:on|On|the|The|since|Since|until|Until|till|from|From|by|By|dated|of|before|after|between"
     r"|(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day,?|(?:Mon|Tue|Tues|Wed|Thu|Thur|Thurs|Fri|Sat|Sun)[.,]{0,2})\s{1,9}"
 )
+# Before a month that is no other word a clause may begin with the day, and more words lead to it.
+_SURE_MONTH = (
+    r"(?:Jan(?:uary|\.)|Feb(?:ruary|\.)|Mar\.|Apr(?:il|\.)|June|July|Jun\.|Jul\.|Aug(?:ust|\.)|Sept?\.|September|Oct(?:ober|\.)"
+    r"|Nov(?:ember|\.)|Dec(?:ember|\.))(?!\w)"
+)
+_LEADING = (
+    r"\b(?:[Tt]hen|to|and|[Tt]ill|[Tt]hru|[Tt]hrough|[Ff]or|[Ii]n|[Aa]round|[Ee]very|[Tt]his|[Nn]ext|[Ll]ast|[Bb]orn|[Dd]ied|[Dd]ue"
+    r"|[Dd]eadline:?|[Dd]ate:?|[Ss]tarting|[Ee]nding|[Bb]eginning|[Uu]ntil)\s{1,9}|[a-z][,;(]\s{0,9}|[.!?]\s{1,9}"
+)
 # A number may end its sentence before "May": a date shows by the word before it, or by its year.
 _DAY = re.compile(
     rf"(?:{_BEFORE}|\A\s{{0,9}})(?P<a>\d{{1,2}})\.(?=\s{{1,9}}(?:of\s{{1,9}})?{_MONTH})"
+    rf"|(?:{_LEADING})(?P<c>\d{{1,2}})\.(?=\s{{1,9}}{_SURE_MONTH})"
     rf"|(?<![\w.,:/$-])(?P<b>\d{{1,2}})\.(?=\s{{1,9}}{_MONTH}\.?,?\s{{1,9}}\d{{4}}(?!\d))"
 )
 
@@ -28,4 +38,4 @@ def read_dotted_days(text: str) -> str:
 
 
 def _is_day(match: re.Match) -> bool:
-    return 1 <= int(match["a"] or match["b"]) <= 31
+    return 1 <= int(match["a"] or match["b"] or match["c"]) <= 31
