@@ -38,7 +38,8 @@ _ITEM_LABEL = re.compile(r"\(?(?:\d+|[A-Za-z]|[ivx]{1,5}|[IVX]{1,5})\s*")
 _LETTERED = re.compile(
     r"(?i:\b(?:answer|appendix|block|box|building|category|choice|class|column|deck|division|exhibit|floor|gate|grade"
     r"|group|hall|hepatitis|item|label|lane|letter|level|line|lot|major|minor|option|part|phase|plan|player|point|pool"
-    r"|question|room|row|schedule|section|side|step|table|team|terminal|type|unit|variant|version|vitamin|wing|zone)) \Z"
+    r"|question|room|row|schedule|section|side|step|table|team|terminal|type|unit|variant|version|vitamin|wing"
+    r"|zone)) \Z"
 )
 _INITIAL_FOLLOWS = re.compile(r"\s*[A-Z]\.")
 _CLAUSE_END = re.compile(rf"[;:,][{_CLOSERS}]*(?=\s)|[—–―─，；：、]|[)\]](?=\s)|\s(?=[(\[—–])")

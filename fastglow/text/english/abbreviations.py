@@ -131,6 +131,7 @@ _WITH = re.compile(r"(?<![\w/])w/(o(?![\w/]))? ?")
 _AND_OR = re.compile(r"\band/or\b", re.IGNORECASE)
 
 _NUMBER_FOLLOWS = re.compile(r" ?(?:\d|#|[IVXLC]+\b|(?:[B-Z]|Ay) point )")
+_I_FOLLOWS = re.compile(r" I(?: [a-z]|')")
 _NAME_FOLLOWS = re.compile(r" [A-Z]")
 _LETTER_FOLLOWS = re.compile(r" [A-Za-z]")
 _ADJACENT_WORD = re.compile(r"(?:\A|[^\w'])([\w']+) \Z")
@@ -162,7 +163,8 @@ def _dotted(match: re.Match) -> str:
     stop = "." if ends_sentence(following) else ""
     if key in _UNITS_TOO and before(match)[-2:-1].isdigit():
         return match[0]
-    if key in BEFORE_NUMBER and word != "C" and _NUMBER_FOLLOWS.match(following):
+    is_number = _NUMBER_FOLLOWS.match(following) and not (key == "no" and _I_FOLLOWS.match(following))
+    if key in BEFORE_NUMBER and word != "C" and is_number:
         return BEFORE_NUMBER[key]
     if key in STREETS and _is_street(match):
         return STREETS[key] + stop
@@ -192,6 +194,9 @@ def _is_street(match: re.Match) -> bool:
     following = after(match)
     if not next_word(following)[:1].isupper() or _ORDINAL_WORD.fullmatch(name[1]):
         return True
+    leading = context[: name.start(1)].rstrip()
+    if match[1].lower() == "dr" and (not leading or leading[-1] in ".!?"):
+        return False  # "Ask Dr. Who"
     if match[0].endswith(".") and ends_sentence(following):
         return True
     return name[1].lower() not in _PLACES and bool(_ANNOUNCES_STREET.search(context[: name.start(1)]))

@@ -6,7 +6,7 @@ They are settled before units and titles are read: ``"350 W 42nd St"`` holds no 
 import re
 
 from fastglow.text.english.abbreviations import STREETS
-from fastglow.text.english.context import SENTENCE_STARTERS, after, before, ends_sentence
+from fastglow.text.english.context import SENTENCE_STARTERS, after, before, ends_sentence, next_word
 from fastglow.text.english.letters import spell
 from fastglow.text.english.states import DEGREES, STATES, WORDS
 from fastglow.text.numbers import spell_digits
@@ -73,15 +73,45 @@ _FLAT_FOLLOWS = re.compile(rf" (?:Apt|Ste|Fl|Rm|Unit|Suite|Bldg|#|{_DIRECTION}\b
 _CODE = "|".join(sorted(STATES))
 _ZIP = r"(?P<zip>\d{5})(?:-(?P<more>\d{4}))?(?![\w-]|[.,]\d)"
 _POSTCODE = r"(?P<post>[A-Z]\d[A-Z] ?\d[A-Z]\d)(?![\w-])"
-_STATE = re.compile(rf"(?<=[A-Za-z.])(?P<comma>,? ?)(?<=[, ])(?P<code>{_CODE})(?![\w'&/-])(?: (?:{_ZIP}|{_POSTCODE}))?")
-_PLACE = re.compile(r"(?:\A|(?<=[\s(\"]))((?:[A-Z][\w.'-]*,? ){0,3})([A-Z][\w.'-]{1,24})\Z")
-_AFTER_PREPOSITION = re.compile(r"\b(?:in|In|at|near|Near|from|From|to|of|through|outside|around|for|visit|leave) \Z")
-_BEFORE_ZIP = re.compile(rf"(?i:\b(zip(?: ?code)?:?|postal code|postcode) ){_ZIP}")
-_BARE_ZIP = re.compile(r"(?<![\w.,/$£€-])(\d{5})-(\d{4})(?![\w%-]|[.,]\d| ?=)")
-_GOES_ON = re.compile(
-    r" (?:is|was|has|had|will|and|on|for|with|where|when|who|which|since|until|by|after|before|because|but|that)\b"
+_STATE = re.compile(
+    rf"(?<=[A-Za-z.])(?P<comma>,? ?)(?<=[, ])(?P<code>{_CODE})(?!(?!'s\b)['&/-]|\w)(?: (?:{_ZIP}|{_POSTCODE}))?"
 )
-_CLOSES = re.compile(r"[\"')]*(?:[.,;:]|\Z|[\"')])")
+_PLACE = re.compile(r"(?:\A|(?<=[\s(\"]))((?:[A-Z][\w.'-]*,? ){0,3})([A-Z][\w.'-]{1,24})\Z")
+# "in Ada, OK.", but "talk to Bob, OK?".
+_AFTER_SURE_PREPOSITION = re.compile(
+    r"\b(?:in|In|near|Near|outside|through|(?:moved?|moving|went|flew|fly|drove|drive|travell?ed) to) \Z"
+)
+_AFTER_PREPOSITION = re.compile(r"\b(?:in|In|at|near|Near|from|From|to|of|through|outside|around|for|visit|leave) \Z")
+_BEFORE_ZIP = re.compile(rf"(?i:\b((?:zip(?: ?code)?|postal code|postcode)s?:?(?: (?:is|was|of|[#=]))?) ){_ZIP}")
+_BARE_ZIP = re.compile(r"(?<![\w.,/$£€-])(\d{5})-(\d{4})(?![\w%-]|[.,]\d| ?=)")
+_CLOSES = re.compile(r"[\"')]*(?:[.,;:]|\Z|[\"')]|'s\b| ?[(\u2013\u2014]| - )")
+# "in Rome, OR so I heard", "from Tom, OH my": what follows a code that is meant as the word it spells.
+_OR_ELSE = frozenset(
+    """
+    a an any anyone anything anywhere at did do does else even from he her his i if in is it just maybe more my near
+    not one our perhaps possibly rather she should so some somewhere the their there they to we what whatever wherever
+    will would you your
+    """.split()
+)
+# "Talk to Mary, OR call", but "moved to Salem, OR last year".
+_AFTER_PLACE = frozenset(
+    """
+    about after again ago alone also and are around as back because before but by can despite due during each earlier
+    early every for four from had has in is last late later many next on once onto over per said says since ten that
+    then this three through throughout to today together tomorrow tonight twice two under until via was were when
+    where which while who will with within without would yesterday
+    """.split()
+)
+_SOME_TIME_AGO = re.compile(r" [a-z0-9 ]{1,30}\b(?:ago|later|earlier)\b")
+_GOES_ON_AS_WORD = {
+    "OR": _OR_ELSE,
+    "IN": frozenset("a all an any case fact her his its my our short that the their which your".split()),
+    "ON": frozenset("a an her his its my our that the their top which your".split()),
+    "OH": frozenset("boy come dear god hey how i it man my no so that wait well what wow yeah yes you".split()),
+    "HI": frozenset("again all everybody everyone folks guys there to".split()),
+    "ME": frozenset("myself not or too".split()),
+    "OK": frozenset("and but folks go i if it just let now please so that then to we well you".split()),
+}
 _PLACE_WORDS = re.compile(
     r"(?:New|North|South|East|West|Fort|Ft|Port|San|Santa|St|Saint|Mount|Mt|Lake|Silver|Bel|El|Los|Las|Grand)\.? "
 )
@@ -195,19 +225,30 @@ def _state(match: re.Match) -> str:
 
 def _is_state(match: re.Match, place: re.Match, context: str) -> bool:
     code, following, last = match["code"], after(match), place[2]
-    if last.lower() in _NO_PLACES or last.isupper():
+    if last.lower() in _NO_PLACES:
         return False
-    led = bool(_AFTER_PREPOSITION.search(context[: place.start()]))
+    if last.isupper():
+        # Of a shouted text little is sure.
+        sure = code not in WORDS or (code not in _GOES_ON_AS_WORD or code in ("IN", "OR")) and not following.strip(" .")
+        return len(last) > 3 and sure
+    leading = context[: place.start()]
+    led = bool(_AFTER_PREPOSITION.search(leading))
     if code in DEGREES and place[1] and not led:
         return bool(_PLACE_WORDS.match(place[1] + last)) or last.endswith(("ton", "ville", "field", "City", "Park"))
     if code not in WORDS:
         return not _CAPITAL.match(following) or ends_sentence(following) or led
     if following.startswith("!"):
         return False
+    closes = bool(_CLOSES.match(following)) or following.startswith("?")
+    if code == "OK" and last not in _IN_OKLAHOMA and closes and not _AFTER_SURE_PREPOSITION.search(leading):
+        return not led and bool(re.match(r"\.?[\"')]*\s*\Z", following))
     if led:
-        return bool(_CLOSES.match(following) or following.startswith("?") or _GOES_ON.match(following))
-    if code == "OK" and last not in _IN_OKLAHOMA:
-        return bool(re.match(r"\.?[\"')]*(?:\Z|\s*\Z)", following))
+        upcoming = next_word(following)
+        if closes or _SOME_TIME_AGO.match(following):
+            return True
+        if code == "OR" and not _AFTER_SURE_PREPOSITION.search(leading) and not upcoming.endswith("ly"):
+            return upcoming in _AFTER_PLACE
+        return upcoming[:1].islower() and upcoming not in _GOES_ON_AS_WORD.get(code, ())
     return bool(_CLOSES.match(following) or re.match(r" (?:is|was|has|had|will)\b", following))
 
 
