@@ -47,15 +47,18 @@ _COMPOUND_FIRST = frozenset(
 _COMPOUND_LAST = frozenset(
     """
     sided known based eyed haired handed minded headed legged hearted looking coloured colored shaped sized faced
-    tempered mannered year years old class term thirds quarters fifths law going made driven friendly conscious
+    tempered mannered year years old class term thirds quarters fifths law going made driven friendly conscious free
     """.split()
 )
 # "long-" / "ing", "short-" / "age", "north-" / "ern": the end of the same word.
 _ENDINGS = re.compile(
-    r"(?:ish|ed|ing|ings|ness|ly|e?r|ers|est|ment|ments|tion|tions|al|able|ibly|ible|ful|less|en|ens|ened|ening|age"
+    r"(?:ish|ed|ing|ings|ness|ly|e?r|ers|ered|ering|est|ment|ments|tion|tions|al|able|ibly|ible|ful|less|en|ens|ened|ening|age"
     r"|ages|ern|erner|ward|wards|s|es|y|ies|th|ths|ty|teen|lings?|like|ship|hood|self|selves|time|times|ry|dred|sand)"
 )
 _PREFIXES = frozenset("be de dis ex im in ir mis out over pre re sub un under up".split())
+# "state-" / "of-the-art", "mother-" / "in-law".
+_INNER = frozenset("a at by for in of on the up".split())
+_FORMER = frozenset("boyfriend boss convict girlfriend husband lover minister partner president soldier wife".split())
 _SUSPENDING = frozenset("and or to nor but".split())
 
 
@@ -76,13 +79,19 @@ def _join(match: re.Match) -> str:
     before, first, second = match.groups()
     if second in _SUSPENDING:
         return match[0]
-    return before + first + "-" * (bool(before) or _is_compound(first, second))
+    end = match.end() + len(second)
+    is_inner = second in _INNER and match.string[end : end + 1] == "-"
+    return before + first + "-" * (bool(before) or is_inner or _is_compound(first, second))
 
 
 def _is_compound(first: str, second: str) -> bool:
     if not (first.isalpha() and second.isalpha() and (second.islower() or (first + second).isupper())):
         return True
+    if first.isupper() and second.islower():
+        return True  # "X-ray", "TV-like"
     first, second = first.lower(), second.lower()
+    if (first, second) == ("so", "called") or (first == "ex" and second in _FORMER):
+        return True
     if first in _COMPOUND_FIRST:
         return not _ENDINGS.fullmatch(second)
     return second in _COMPOUND_LAST and first not in _PREFIXES and len(first) > 2

@@ -75,7 +75,7 @@ def fraction_of(whole: str, numerator: str, denominator: str) -> str:
     """A fraction whose ending is written, whatever its denominator: ``3/4ths`` -> ``"three fourths"``."""
     part = "half" if denominator == "2" else ordinal(denominator)
     if int(numerator) != 1:
-        part = "halves" if part == "half" else part + "s"
+        part = "halves" if part == "half" else part.removeprefix("one ") + "s"
     spoken = f"{cardinal(numerator)} {part}"
     return f"{cardinal(whole)} and {spoken}" if whole else spoken
 

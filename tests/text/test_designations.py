@@ -112,7 +112,7 @@ FRACTIONS = [
     ("1/3rd", "one third"),
     ("2/3s of the top", "two thirds of the top"),
     ("1/100th", "one one hundredth"),
-    ("3/1,000ths", "three one thousandths"),
+    ("3/1,000ths", "three thousandths"),
     ("1 3/4ths", "one and three fourths"),
     ("a 1/5th share", "a one fifth share"),
     ("1/2s", "half a second"),

@@ -1,4 +1,4 @@
-"""State codes that are words too: what stands around them tells ``"Portland, OR last year"`` from ``"Bob, OR else"``."""
+"""State codes that are words too: ``"Portland, OR last year"`` and ``"Come to Rome, OR else"``."""
 
 import pytest
 

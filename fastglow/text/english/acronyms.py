@@ -40,7 +40,7 @@ _SPELT_UNLESS_SHOUTED = frozenset("AD AI ID IT LED SAT UN UPS US VAT".split())
 # Words that people put in capitals for emphasis and that the rules below would spell.
 _WORDS = frozenset(
     """
-    AH AM AN AS AT BE BY DO EH EX GO HA HE HI HM IF IN IS LO MA ME MY NO OF OH ON OR OW OX PA SH SO TO UP WE YE YO
+    AH AM MM AN AS AT BE BY DO EH EX GO HA HE HI HM IF IN IS LO MA ME MY NO OF OH ON OR OW OX PA SH SO TO UP WE YE YO
     ACE ACT ADD ADO AGE AGO AID AIM AIR ALE ALL AND ANT ANY APE APP APT ARC ARE ARK ARM ART ASH ASK ATE AWE AXE BEE BOA
     BOO BYE COO CUE DIE DUE DYE EAR EAT EEL EGG EGO ELF ELK ELM EMI END ERA EVE EYE FEE FLU FOE HMM HOE HUE ICE ICY ILL
     IMP INK INN ION ISO ITS IVY LIE MOO NTH OAK OAR OAT ODD ODE OFF OIL OLD ONE OPT ORE OUR OUT OWE OWL OWN PEA PEE PIE
@@ -62,7 +62,7 @@ _CODA = (
 _READABLE = re.compile(rf"{_ONSET}?{_VOWEL}+(?:[B-DF-HJ-NP-TV-XZ]{{1,3}}{_VOWEL}+)*{_CODA}?")
 # Sounds: "HMM", "SHH", "PFFT", but "SSH", "BRB"; and stretched words: "YESSS", but "XXXL".
 _SOUND = re.compile(
-    r"H+M{2,}|M{3,}H?|M+H+M+|A+R+G+H+|U+R*G+H+|G+R{2,}|B+R{2,}|S+H{2,}|S{3,}H*|P+F{2,}T*|PFT+|P+S+H|P+S{2,}T|H+R*M+P+[HF]"
+    r"H+M{2,}|M{3,}H?|M+H+M+|W+O{2,}|T+C+H+|K+S+H{2,}|A+R+G+H+|U+R*G+H+|G+R{2,}|B+R{2,}|S+H{2,}|S{3,}H*|P+F{2,}T*|PFT+|P+S+H|P+S{2,}T|H+R*M+P+[HF]"
     r"|T+S+K+|Z{3,}|B+Z{2,}T*|A{2,}H+|A+H{2,}|A+W+|A+W{2,}|E+W+|E{2,}K+|O+H{2,}|O{2,}[FHP]+|U+H+|U+H*M+|E+RM+|E+H{2,}"
     r"|VRO+M+|TH?WA+C?K+|B?M?WA+H(?:A+H)*|AHA|OHO|AYE"
 )

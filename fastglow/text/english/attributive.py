@@ -104,9 +104,10 @@ def is_attributive(preceding: str, following: str, of_stuff: bool = False) -> bo
         return False
     word = upcoming[1].lower()
     is_compound = bool(upcoming[2]) and not word.endswith(("ty", "north", "south", "east", "west"))  # "two-year"
-    if word in CLOSED_CLASS and not is_compound:
-        return False
     is_counted = has_article or article in _COUNTS or article.isdigit()
+    is_can = word == "can" and (is_counted or following.startswith(" can of "))
+    if is_can or (word in CLOSED_CLASS and not is_compound):
+        return is_can
     is_determined = is_counted or article in _DETERMINERS or article.endswith("'s")
     goes_on = upcoming[3].startswith(" ") and upcoming[3][1:].isalnum()
     if upcoming[1][0].isupper():

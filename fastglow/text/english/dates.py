@@ -21,11 +21,12 @@ _MONTH_DAY = re.compile(
     rf"\b({_MONTH})(?: |(?<=\.)){_DAY}(?: ?[-–] ?{_DAY})?{_YEAR}(?![\w:%]|[.,]\d| ?[ap]\.?m\b)", re.IGNORECASE
 )
 _DAY_MONTH = re.compile(rf"(?<![\w.,:/$-]){_DAY}(?: ?[-–] ?{_DAY})?(?: of)? ({_MONTH})(?!\w){_YEAR}", re.IGNORECASE)
-_MONTH_YEAR = re.compile(rf"\b({_MONTH}),? (\d{{4}})(?!\w|[,.:]\d)", re.IGNORECASE)
+_HYPHENED = re.compile(rf"(?<![\w-])(\d{{1,2}})-({_MONTH})-(\d{{4}})(?![\w-])", re.IGNORECASE)
+_MONTH_YEAR = re.compile(rf"\b({_MONTH})(?:,? |-)(\d{{4}})(?![\w-]|[,.:]\d)", re.IGNORECASE)
 # What may stand between a month and the dash of a range: its day, its year.
 _OF_MONTH = r"(?: \d{1,2}(?:st|nd|rd|th)?)?(?:,? (?:\d{4}|'\d\d))?"
-_MONTH_RANGE = re.compile(rf"\b{_MONTH}(?:{_OF_MONTH} ?[-–] ?{_MONTH}(?![\w'])){{1,11}}", re.IGNORECASE)
-_MONTH_JOINT = re.compile(r" ?[-–] ?")
+_MONTH_RANGE = re.compile(rf"\b{_MONTH}(?:{_OF_MONTH} ?[-–—] ?{_MONTH}(?![\w'])){{1,11}}", re.IGNORECASE)
+_MONTH_JOINT = re.compile(r" ?[-–—] ?")
 _FIRST_WORD = re.compile(r"[A-Za-z]+\.?")
 _DAY_OF_MONTH = rf"\d{{1,2}}(?:st|nd|rd|th)? {_MONTH}"
 _DAY_RANGE = re.compile(
@@ -34,7 +35,7 @@ _DAY_RANGE = re.compile(
 _MONTHS_EITHER = re.compile(rf"\b{_MONTH}(?: ?/ ?{_MONTH}){{1,11}}(?!\w)", re.IGNORECASE)
 _LONE_MONTH = re.compile(r"\b(Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)\.(?!\w)")
 _DAY_NAME = r"\b(Mon|Tues?|Wed|Thu(?:rs?)?|Fri|Sat|Sun)\b\.?"
-_WEEKDAYS = re.compile(rf"{_DAY_NAME} ?[-–] ?{_DAY_NAME}")
+_WEEKDAYS = re.compile(rf"{_DAY_NAME} ?[-–—] ?{_DAY_NAME}")
 _WEEKDAY = re.compile(rf"{_DAY_NAME}(?=,? (?:(?i:{_MONTH})\b|\d))")
 
 _SHORT_YEAR = re.compile(r"(?<![\w'])'(\d\d)(?![\w'])")
@@ -47,6 +48,7 @@ def read_dates(text: str) -> str:
     """
     text = _ISO.sub(_iso, text)
     text = _SLASHED.sub(_slashed, text)
+    text = _HYPHENED.sub(r"\1 \2 \3", text)
     text = _WEEKDAYS.sub(lambda match: f"{_weekday(match[1])} to {_weekday(match[2])}", text)
     text = _WEEKDAY.sub(lambda match: _weekday(match[1]), text)
     text = _DAY_RANGE.sub(r"\1 to ", text)
@@ -106,7 +108,9 @@ def _month_year(match: re.Match) -> str:
 
 def _month_range(match: re.Match) -> str:
     parts = _MONTH_JOINT.split(match[0])
-    is_verb = match[0].endswith(("- May", "– May")) and re.match(r" (?:I|we|you|s?he|it|they|the)\b", after(match))
+    is_verb = match[0].endswith(("- May", "– May", "— May")) and re.match(
+        r" (?:I|we|you|s?he|it|they|the)\b", after(match)
+    )
     months = [_FIRST_WORD.match(part)[0] for part in parts]
     if is_verb or not all(map(_is_month, months)):
         return match[0]

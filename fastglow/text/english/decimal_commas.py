@@ -27,7 +27,9 @@ _BEFORE_MEASURE = re.compile(
     rf"{_START}(\d{{1,12}}),(\d{{1,2}})(?=(?:[-–]\d{{1,12}}(?:,\d{{1,2}})?)? ?"
     rf"(?:{SIGN}|[%‰]|(?:{CODES})(?!\w)|(?:{UNIT_SPELLINGS}|{UNIT_NAMES}|[mb]illion|trillion)(?![A-Za-z0-9])))"
 )
-_AFTER_SIGN = re.compile(rf"({SIGN} ?\d{{1,12}}),(\d{{1,2}}){_END}")
+_AFTER_SIGN = re.compile(rf"((?:{SIGN}|\b(?:{CODES})) ?\d{{1,12}}),(\d{{1,2}}){_END}")
+# No price has three decimals but that of fuel: "1.459 €/l".
+_EUROS = re.compile(rf"{_START}([1-9]\d{{0,2}})\.(\d{{3}})(?= ?(?:€|EUR\b)(?! ?/| per\b))")
 _VERSION = re.compile(r"(?:version|release|firmware|build|v)\.? \Z", re.IGNORECASE)
 
 
@@ -36,6 +38,7 @@ def settle_decimal_commas(text: str) -> str:
     text = _WITH_DECIMALS.sub(lambda match: f"{_grouped(match[1])}.{match[2]}", text)
     text = _SWISS.sub(lambda match: _grouped(match[1]) + match[2], text)
     text = _THOUSANDS.sub(_thousands, text)
+    text = _EUROS.sub(r"\1,\2", text)
     text = _ROUND.sub(lambda match: _grouped(match[1]), text)
     text = _SPACED.sub(lambda match: _grouped(match[1]), text)
     text = _NO_CENTS.sub(lambda match: match[1] or match[2], text)

@@ -10,12 +10,8 @@ _STUTTER = re.compile(
 # "D-Day", "S-shaped", "t-test": here the letter means itself.
 _DESIGNATIONS = frozenset(
     """
-    axis ball balls battery block body boy boys channel chart clamp class clef clip code coupe cup curve day days deck
-    dimer disc edition exam exams frame gate gauge girl girls glass group hook joint junction key keys kernel level line
-    lines list lysine methionine mode money pack page pages pin plan plane plate plates player point post print pop
-    register ring route section sections series shape shaped shapes side size slot space spec star stop switch tail
-    tape team test tests top tops track train tube tubes turn turns type types unit value values vitamin wave waves
-    word words zone zones
+    axis ball balls battery block boy boys channel clamp class clef clip coupe day days deck dimer frame lysine
+    methionine mode series shape shaped shapes slot spec tail tape test tests top tube tubes vitamin
     """.split()
 )
 _VOWELS = {"a": "a", "e": "eh", "i": "ih", "o": "oh", "u": "uh"}

@@ -8,6 +8,11 @@ from fastglow.text.numbers import cardinal, number, two_digits
 
 _HALF = r"([ap])(?:\. ?m\b\.?|m\b)"
 _CLOCK = re.compile(rf"(?<![\w:.])(\d{{1,2}}):([0-5]\d)(?::([0-5]\d))?(?: ?{_HALF})?(?!\w|[:.]\d)", re.IGNORECASE)
+_PM = r" ?[ap]\.?m"
+_RANGE = re.compile(
+    rf"(?<![\w:.])(\d{{1,2}}(?::[0-5]\d(?:{_PM}\.?)?|{_PM}\.?)) ?[-–] ?(?=\d{{1,2}}(?::[0-5]\d(?!\d)|{_PM}\b))",
+    re.IGNORECASE,
+)
 _HOUR = re.compile(rf"(?<![\w:.,$-])(\d{{1,2}})(?: ?[-–] ?(\d{{1,2}}))? ?{_HALF}(?!\w)", re.IGNORECASE)
 _DURATION = re.compile(
     r"(?<![\w:.,])(?:(\d{1,4})h ?(?:(\d{1,2})m(?:in)? ?)?|(\d{1,4})m ?)"
@@ -19,6 +24,7 @@ _RATIO = re.compile(r"(?<![\w:.,])(\d{1,4}):(\d{1,4})(?!\w|[:.,]\d)")
 def read_times(text: str) -> str:
     """``"3:05 pm"`` -> ``"three oh five pee em"``, ``"9:00"``, ``"2m30s"``, and ``"3:1"`` -> ``"three to one"``."""
     text = _DURATION.sub(_duration, text)
+    text = _RANGE.sub(r"\1 to ", text)
     text = _CLOCK.sub(_clock, text)
     text = _HOUR.sub(_hour, text)
     return _RATIO.sub(lambda match: f"{cardinal(match[1])} to {cardinal(match[2])}", text)

@@ -20,7 +20,7 @@ _REPLACEMENTS = {
     **dict.fromkeys("‐‑‧", "-"),
     **dict.fromkeys("‒", "–"),
     # Also drawn lines and other scripts' dashes.
-    **dict.fromkeys("―⸺⸻─━╌╍┄┅┈┉╴╶╸╺═⎯⎼⎻﹘〜～〰", "—"),
+    **dict.fromkeys("⁓―⸺⸻─━╌╍┄┅┈┉╴╶╸╺═⎯⎼⎻﹘〜～〰", "—"),
     **dict.fromkeys("•‣▪●◦·†‡®™℠", " "),
     **dict.fromkeys("⁰¹⁴⁵⁶⁷⁸⁹⁺⁻", ""),
     **dict.fromkeys("→⇒➔", " to "),
@@ -43,8 +43,15 @@ _EXPONENT_DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-"
 # Greek letters that are units after a number or a space: mu in "5 μm", omega in "3 kΩ".
 _MICRO = re.compile(r"(?<=[\d ])\u03bc(?=[AFLVWglms](?![^\W\d_]))")
 _OHM = re.compile(r"(?<=[\dkKM ])\u03a9(?!\w)")
-# Between numbers a wave is a range; between Latin letters a full-width hyphen is a dash.
-_WAVE = re.compile(r"(?<=\d)[〜～](?=\d)")
+# Between numbers a dash of any length, or a wave, is a range; between Latin letters a full-width hyphen is a dash.
+_RANGE = re.compile(r"(?<=\d)(?:[—⁓―⸺⸻─━╌╍┄┅┈┉╴╶╸╺═⎯⎼⎻﹘〜～〰~]|--)(?=[$£€¥₹]?\d)")
+_WAVE_BETWEEN_WORDS = re.compile(r"(?<=[A-Za-z])~(?=[A-Za-z])")
+_ABOUT = re.compile(r"(?<!\S)[〜～](?=[$£€¥₹]?\d)")
+# A rule of signs between words is no word.
+_RULE = re.compile(r"(?<!\S)(?:={4,}|\+{3,}|~{2,}|#{3,})(?!\S)")
+# Spaces that do not break group digits: "1 234 567".
+_GROUPED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:[\u00a0\u2009\u202f]\d{3})+(?!\d|[.,]\d)")
+_GROUP_SPACE = re.compile(r"[\u00a0\u2009\u202f]")
 _WIDE_DASH = re.compile(r"(?<=[A-Za-z])－(?=[A-Za-z])")
 _ORDINAL_DEGREE = re.compile(r"(?<=\d)º")
 
@@ -58,7 +65,9 @@ def to_signs(text: str, dropped: list[str]) -> str:
     text = _EXPONENT.sub(lambda match: "^" + match[0].translate(_EXPONENT_DIGITS), text)
     text = _MICRO.sub(MICRO, text)
     text = _OHM.sub(OHM, text)
-    text = _WIDE_DASH.sub("—", _WAVE.sub("–", text))
+    text = _GROUPED.sub(lambda match: _GROUP_SPACE.sub(",", match[0]), text)
+    text = _WIDE_DASH.sub("—", _ABOUT.sub("~", _RANGE.sub("–", text)))
+    text = _WAVE_BETWEEN_WORDS.sub("—", _RULE.sub("—", text))
     text = _ORDINAL_DEGREE.sub("°", text)
     table = {}
     for character in dict.fromkeys(text):
