@@ -42,6 +42,8 @@ DESIGNATIONS = [
     ("747's wing", "seven hundred forty-seven's wing"),
 ]
 DECADES = [
+    ("the 30s of last century", "the thirties of last century"),
+    ("80s of the last century", "eighties of the last century"),
     ("the 1980s", "the nineteen eighties"),
     ("in the '90s", "in the nineties"),
     ("the 60's", "the sixties"),
@@ -70,6 +72,9 @@ SECONDS = [
     ("a 10s delay", "a ten second delay"),
     ("the 90s timeout", "the ninety second timeout"),
     ("a timeout of 60s", "a timeout of sixty seconds"),
+    ("I saw 30s of video.", "i saw thirty seconds of video."),
+    ("60s of silence", "sixty seconds of silence"),
+    ("120s of audio", "one hundred twenty seconds of audio"),
     ("5-10s", "five to ten seconds"),
     ("100m in 9.8s", "one hundred meters in nine point eight seconds"),
     ("done in 40s", "done in forty seconds"),

@@ -62,6 +62,8 @@ _ALONE_BEFORE = re.compile(r"(?:\A|[:(=~<>≤≥]) ?\Z")
 _NAME = re.compile(r"(\S*) ?\b([A-Za-z]+) \Z")
 _FOLLOWS_SECONDS = re.compile(r"(?<![\d.])(?:[1-9]|1\d|[2-9][1-9])s (?:and|or|to) \Z")
 _NEXT = re.compile(r" ([A-Za-z]+)")
+# "30s of video", but "80s of the last century".
+_OF_WHAT_LASTS = re.compile(r" of (?!(?:the|this|that|last|our|my|his|her|their|its|your)\b)[a-z]")
 
 
 def read_plurals(text: str) -> str:
@@ -143,6 +145,8 @@ def _are_seconds(digits: str, match: re.Match) -> bool:
     if previous in _BEFORE_PLURAL or looks_like_year(digits) or digits in ("0", "00"):
         return False
     if next_word in _AFTER_SECONDS or _FOLLOWS_SECONDS.search(preceding):
+        return True
+    if (len(digits) < 3 or digits[-1] == "0") and _OF_WHAT_LASTS.match(following):
         return True
     if previous in _AROUND and _ends_phrase(next_word, following):
         return previous != "of" or last_word(preceding.rstrip()[:-2]).lower() in _TIMED
