@@ -118,10 +118,10 @@ def _ends_in(paragraph: list[re.Match]) -> list[int]:
     lines = [line[0].strip() for line in paragraph]
     width = max(map(len, lines), default=0)
     firsts = [_FIRST.match(line) for line in lines]
-    begins_small = any(first and first[1].islower() for first in firsts)
+    items = _items(lines)
+    begins_small = any(first and first[1].islower() for i, first in enumerate(firsts) if i not in items)
     shouted = all(line.isupper() for line in lines)
     listed = not begins_small and (width < _NARROW or (len(lines) > 2 and not shouted))
-    items = _items(lines)
     ends = []
     for i in range(1, len(lines)):
         previous, following, first = lines[i - 1], lines[i], firsts[i]

@@ -36,8 +36,8 @@ _STREET_NAME = re.compile(r"[\w',]\s+[A-Z\d][\w'-]*\s+\Z")
 _ITEM_LABEL = re.compile(r"\(?(?:\d+|[A-Za-z]|[ivx]{1,5}|[IVX]{1,5})\s*")
 # "plan B.", "vitamin C.": the letter is no initial.
 _LETTERED = re.compile(
-    r"(?i:\b(?:answer|appendix|block|box|building|category|choice|class|column|deck|division|exhibit|floor|gate|grade"
-    r"|group|hall|hepatitis|item|label|lane|letter|level|line|lot|major|minor|option|part|phase|plan|player|point|pool"
+    r"(?i:\b(?:answer|appendix|block|building|category|choice|class|column|deck|division|exhibit|floor|gate|grade"
+    r"|group|hepatitis|item|label|lane|letter|level|line|lot|option|part|phase|plan|point|pool"
     r"|question|room|row|schedule|section|side|step|table|team|terminal|type|unit|variant|version|vitamin|wing"
     r"|zone)) \Z"
 )

@@ -33,6 +33,9 @@ CUT = [
     "Agenda\n|(1) minutes\n|(ii) reports",
     "Buy\n|[ ] milk\n|[x] eggs",
     "Buy\n|→ milk\n|✓ eggs",
+    "Pros:\n|+ fast\n|+ cheap\n|Cons:\n|- loud",
+    "To do\n|* call mum\n|Thanks",
+    "I saw:\n|– a dog that\n    ran away\n|– a cow",
     "Mix\n|½ cup of milk\n|2 eggs",
     "he met J. R.\nTolkien there",
     "it was option\na. | That is all",
@@ -53,6 +56,7 @@ CUT = [
     # letters
     "It is plan B. | Three men came.",
     "I am in class A. | Smith is not.",
+    "Major T. Smith came. | He sat.",
     "He said no. | I left.",
     "See Fig. B for it. | It is in Eq. B2 too.",
 ]
