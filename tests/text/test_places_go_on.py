@@ -19,6 +19,11 @@ STATES = [
     ("Portland, OR's rain", "portland, oregon's rain"),
     ("DENVER, CO", "denver, colorado"),
     ("PORTLAND, OR", "portland, oregon"),
+    ("in Dallas TX", "in dallas, texas"),
+    ("from Phoenix AZ to Reno NV", "from phoenix, arizona to reno, nevada"),
+    ("LA, CA", "ell ay, california"),
+    ("Coeur d'Alene, ID", "coeur d'alene, idaho"),
+    ("W. Virginia", "west virginia"),
     ("the ZIP is 94107", "the zip is nine four one zero seven"),
 ]
 WORDS = [
@@ -29,6 +34,9 @@ WORDS = [
     ("Look at Bob, OH no", "look at bob, oh no"),
     ("turn left at Main, IN the rain", "turn left at main, in the rain"),
     ("talk to Bob, OK?", "talk to bob, okay?"),
+    ("in Virginia W. Smith", "in virginia double you smith"),
+    ("the Rolex CT scan", "the rolex see tee scan"),
+    ("I bought Sony PA gear", "i bought sony pa gear"),
     ("BOB, OK", "bob, okay"),
     ("YES, OR NO", "yes, or no"),
 ]

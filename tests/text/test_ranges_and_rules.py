@@ -39,6 +39,7 @@ READ = [
     ("20 kg can be lifted", "twenty kilograms can be lifted"),
     ("S-stop", "suh-stop"),
     ("W-words", "wuh-words"),
+    ("g-gnome and p-psalm", "nuh-gnome and suh-psalm"),
     ("T-test", "tee-test"),
     ("MM-HMM", "mm-hmm"),
     ("WOO", "woo"),

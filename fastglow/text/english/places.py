@@ -76,7 +76,7 @@ _POSTCODE = r"(?P<post>[A-Z]\d[A-Z] ?\d[A-Z]\d)(?![\w-])"
 _STATE = re.compile(
     rf"(?<=[A-Za-z.])(?P<comma>,? ?)(?<=[, ])(?P<code>{_CODE})(?!(?!'s\b)['&/-]|\w)(?: (?:{_ZIP}|{_POSTCODE}))?"
 )
-_PLACE = re.compile(r"(?:\A|(?<=[\s(\"]))((?:[A-Z][\w.'-]*,? ){0,3})([A-Z][\w.'-]{1,24})\Z")
+_PLACE = re.compile(r"(?:\A|(?<=[\s(\"]))((?:[A-Z][\w.'-]*,? ){0,3})((?:[dl]')?[A-Z][\w.'-]{1,24})\Z")
 # "in Ada, OK.", but "talk to Bob, OK?".
 _AFTER_SURE_PREPOSITION = re.compile(
     r"\b(?:in|In|near|Near|outside|through|(?:moved?|moving|went|flew|fly|drove|drive|travell?ed) to) \Z"
@@ -115,6 +115,10 @@ _GOES_ON_AS_WORD = {
 _PLACE_WORDS = re.compile(
     r"(?:New|North|South|East|West|Fort|Ft|Port|San|Santa|St|Saint|Mount|Mt|Lake|Silver|Bel|El|Los|Las|Grand)\.? "
 )
+# "in Dallas TX": these stand for little else.
+_SURE_WITHOUT_COMMA = frozenset("AZ CA FL GA IL KY MN NC NH NJ NM NV NY TN TX UT VA WA WI WV WY".split())
+_SHORT_CITIES = frozenset("LA NYC SF".split())
+_WEST_VIRGINIA = re.compile(r"(?<![\w.'&-])([NSW])\. (?=(?:Carolina|Dakota|Virginia)\b)")
 # "Tulsa, OK, is ...", but "Bob, OK, go".
 _IN_OKLAHOMA = frozenset("Ardmore Bartlesville Broken City Edmond Enid Lawton Moore Muskogee Norman Tulsa".split())
 _NO_PLACES = (
@@ -126,6 +130,7 @@ _NO_PLACES = (
 
 def read_places(text: str) -> str:
     """``"45 W. 3rd St."``, ``"20 L St"``, ``"James St S"``, ``"Apt 4B"``, ``"Gary, IN 46402"``, ``"90210-1234"``."""
+    text = _WEST_VIRGINIA.sub(lambda match: _DIRECTIONS[match[1]] + " ", text)
     text = _NUMBERED.sub(_numbered, text)
     text = _DIRECTED.sub(_directed, text)
     text = _NAMED.sub(_named, text)
@@ -218,7 +223,8 @@ def _state(match: re.Match) -> str:
         if not place:
             return match[0]
         return f", {STATES[code]} {_digits(match)}"
-    if not comma.startswith(",") or not place or not _is_state(match, place, context):
+    led_bare = code in _SURE_WITHOUT_COMMA and place and _AFTER_PREPOSITION.search(context[: place.start()])
+    if not (comma.startswith(",") or led_bare) or not place or not _is_state(match, place, context):
         return match[0]
     return f", {STATES[code]}"
 
@@ -230,7 +236,7 @@ def _is_state(match: re.Match, place: re.Match, context: str) -> bool:
     if last.isupper():
         # Of a shouted text little is sure.
         sure = code not in WORDS or (code not in _GOES_ON_AS_WORD or code in ("IN", "OR")) and not following.strip(" .")
-        return len(last) > 3 and sure
+        return sure and (len(last) > 3 or last in _SHORT_CITIES)
     leading = context[: place.start()]
     led = bool(_AFTER_PREPOSITION.search(leading))
     if code in DEGREES and place[1] and not led:

@@ -16,7 +16,8 @@ _DESIGNATIONS = frozenset(
 )
 _VOWELS = {"a": "a", "e": "eh", "i": "ih", "o": "oh", "u": "uh"}
 _SILENT = (
-    (re.compile("kn"), "nuh"),
+    (re.compile("kn|gn|pn"), "nuh"),
+    (re.compile("ps"), "suh"),
     (re.compile("wr"), "ruh"),
     (re.compile("who(?!a)"), "huh"),
     (re.compile("wh"), "wuh"),
