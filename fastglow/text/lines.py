@@ -60,6 +60,8 @@ _PREFIXES = frozenset("be de dis ex im in ir mis out over pre re sub un under up
 _INNER = frozenset("a at by for in of on the up".split())
 _FORMER = frozenset("boyfriend boss convict girlfriend husband lover minister partner president soldier wife".split())
 _SUSPENDING = frozenset("and or to nor but".split())
+_SECOND_HALF = re.compile(r"\w+\s+(?:\w+\s+){0,2}\w+-\w")
+_WINDOW = 60
 
 
 def join_torn_words(text: str) -> str:
@@ -77,11 +79,17 @@ def join_torn_words(text: str) -> str:
 
 def _join(match: re.Match) -> str:
     before, first, second = match.groups()
-    if second in _SUSPENDING:
+    if second in _SUSPENDING and _is_suspended(first, match.string[match.end() : match.end() + _WINDOW]):
         return match[0]
     end = match.end() + len(second)
     is_inner = second in _INNER and match.string[end : end + 1] == "-"
     return before + first + "-" * (bool(before) or is_inner or _is_compound(first, second))
+
+
+def _is_suspended(first: str, following: str) -> bool:
+    """``"two-\\nand three-day"``, but ``"hon-\\nor"``."""
+    known = first.lower() in _COMPOUND_FIRST | _PREFIXES or not first.isalpha()
+    return known or bool(_SECOND_HALF.match(following))
 
 
 def _is_compound(first: str, second: str) -> bool:

@@ -39,7 +39,7 @@ _LETTERED = re.compile(
     r"(?i:\b(?:answer|appendix|block|building|category|choice|class|column|deck|division|exhibit|floor|gate|grade"
     r"|group|hepatitis|item|label|lane|letter|level|line|lot|option|part|phase|plan|point|pool"
     r"|question|room|row|schedule|section|side|step|table|team|terminal|type|unit|variant|version|vitamin|wing"
-    r"|zone)) \Z"
+    r"|zone))\s\Z"
 )
 _INITIAL_FOLLOWS = re.compile(r"\s*[A-Z]\.")
 _CLAUSE_END = re.compile(rf"[;:,][{_CLOSERS}]*(?=\s)|[—–―─，；：、]|[)\]](?=\s)|\s(?=[(\[—–])")
@@ -52,10 +52,11 @@ _WINDOW = 40
 def split_sentences(text: str, max_chars: int = 200) -> list[str]:
     """Cut a text into sentences of at most ``max_chars`` characters.
 
-    Blank lines, page breaks, list items and tags such as ``<p>`` and ``<br>`` end a sentence. So does a line break
-    before a capital or a digit, unless the line ends in a comma, a hyphen or a word that cannot end a sentence
-    (``with``, ``the`` ...), or is full: the next word would not fit into the widest line of its paragraph, as where
-    prose is wrapped. No line counts as full in a list or poem: more than two lines, or any shorter than 40 characters,
+    Blank lines, page breaks, rules of signs (``-----``), list items and tags such as ``<p>`` and ``<br>`` end a
+    sentence. Items begin with a bullet or a number; with a dash where two lines in a row do, or the first line, or one
+    behind a colon; with ``a.`` or ``iv.`` where they count on. So does a line break before a capital or a digit,
+    unless the line ends in a comma, a hyphen or a word that cannot end a sentence (``with``, ``the`` ...), or is full:
+    the next word would not fit into the widest line of its paragraph, as where prose is wrapped. No line counts as full in a list or poem: more than two lines, or any shorter than 40 characters,
     none of which begins small. Any other line break is a space. Full stops of abbreviations, initials, numbers, days
     (``on 12. Dec.``), addresses and trailing-off ellipses do not, nor do stops inside ``{ARPAbet}``, inside tags or
     inside parentheses that fit within ``max_chars``. A sentence that is too long is cut evenly: at clause

@@ -55,6 +55,7 @@ CUT = [
     "Then 5. | May I go?",
     # letters
     "It is plan B. | Three men came.",
+    "It was option\nC. | Five of us took it.",
     "I am in class A. | Smith is not.",
     "Major T. Smith came. | He sat.",
     "He said no. | I left.",

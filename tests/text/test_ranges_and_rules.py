@@ -58,6 +58,10 @@ TORN = [
     ("sugar-\nfree", "sugar-free"),
     ("an X-\nray", "an ex-ray"),
     ("state-\nof-the-art", "state-of-the-art"),
+    ("the hon-\nor is ours", "the honor is ours"),
+    ("a man-\nand woman-sized suit", "a man and woman-sized suit"),
+    ("pre-\nor post-war", "pre or post-war"),
+    ("thous-\nand men", "thousand men"),
     ("low-\nered", "lowered"),
 ]
 
