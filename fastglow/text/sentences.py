@@ -54,14 +54,14 @@ def split_sentences(text: str, max_chars: int = 200) -> list[str]:
 
     Blank lines, page breaks, rules of signs (``-----``), list items and tags such as ``<p>`` and ``<br>`` end a
     sentence. Items begin with a bullet or a number; with a dash where two lines in a row do, or the first line, or one
-    behind a colon; with ``a.`` or ``iv.`` where they count on. So does a line break before a capital or a digit,
-    unless the line ends in a comma, a hyphen or a word that cannot end a sentence (``with``, ``the`` ...), or is full:
-    the next word would not fit into the widest line of its paragraph, as where prose is wrapped. No line counts as full in a list or poem: more than two lines, or any shorter than 40 characters,
-    none of which begins small. Any other line break is a space. Full stops of abbreviations, initials, numbers, days
-    (``on 12. Dec.``), addresses and trailing-off ellipses do not, nor do stops inside ``{ARPAbet}``, inside tags or
-    inside parentheses that fit within ``max_chars``. A sentence that is too long is cut evenly: at clause
-    punctuation, where there is none at spaces, and as a last resort inside a word. Tacotron 2 does best with 120 to
-    200 characters.
+    behind a colon; with ``a.`` or ``iv.`` where they count on. So does a line break before a capital or a digit, unless
+    the line ends in a comma, a hyphen or a word that cannot end a sentence (``with``, ``the`` ...), or is full: the
+    next word would not fit into the widest line of its paragraph, as where prose is wrapped. No line counts as full in
+    a list or poem: more than two lines, or any shorter than 40 characters, none of which begins small. Any other line
+    break is a space. Full stops of abbreviations, initials, numbers, days (``on 12. Dec.``), addresses and trailing-off
+    ellipses do not, nor do stops inside ``{ARPAbet}``, inside tags or inside parentheses that fit within ``max_chars``.
+    A sentence that is too long is cut evenly: at clause punctuation, where there is none at spaces, and as a last
+    resort inside a word. Tacotron 2 does best with 120 to 200 characters.
 
     The pieces hold all of the text but the white space around them. A piece may have nothing to speak (``"..."``, an
     emoji): ``text_to_sequence`` then finds no letters in it, and what to do is the caller's choice. Text of nothing

@@ -52,10 +52,11 @@ CUT = [
     "He left us. | 5. January was cold.",
     "He got 5. | January came.",
     "See no. 5. | June came.",
+    "See chapters 1 to 5. | January is near.",
     "Then 5. | May I go?",
     # letters
     "It is plan B. | Three men came.",
-    "It was option\nC. | Five of us took it.",
+    "they say it was option\nC. | Five of us took it.",
     "I am in class A. | Smith is not.",
     "Major T. Smith came. | He sat.",
     "He said no. | I left.",

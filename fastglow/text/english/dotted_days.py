@@ -20,7 +20,7 @@ _SURE_MONTH = (
 # "See no. 5. June came."
 _NO_LABEL = "".join(rf"(?<!\b{label})(?<!\b{label.title()})" for label in BEFORE_NUMBER)
 _LEADING = (
-    r"\b(?:[Tt]hen|to|and|[Tt]ill|[Tt]hru|[Tt]hrough|[Ff]or|[Ii]n|[Aa]round|[Ee]very|[Tt]his|[Nn]ext|[Ll]ast|[Bb]orn|[Dd]ied|[Dd]ue"
+    r"\b(?:[Tt]hen|(?<!\d\s)(?:to|and)|[Tt]ill|[Tt]hru|[Tt]hrough|[Ff]or|[Ii]n|[Aa]round|[Ee]very|[Tt]his|[Nn]ext|[Ll]ast|[Bb]orn|[Dd]ied|[Dd]ue"
     r"|[Dd]eadline:?|[Dd]ate:?|[Ss]tarting|[Ee]nding|[Bb]eginning|[Uu]ntil)\s{1,9}|[a-z][,;(]\s{0,9}"
     rf"|[a-z]{_NO_LABEL}[.!?]\s{{1,9}}"
 )
