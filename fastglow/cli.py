@@ -109,7 +109,10 @@ def synth(
         text, seed, sentence_silence=sentence_silence, progress=draws_progress(quiet), **loudness
     )
     if not speech.sentences:
-        raise FastglowError(f"there is nothing to speak in {text.strip()[:60]!r}: pass some words")
+        raise FastglowError(
+            f"there is nothing to speak in {text.strip()[:60]!r}, or the model had nothing to say to it: pass some "
+            "words, or another --seed"
+        )
     with _plotted(speech, plot):
         write_speech(speech, output, format)
     report = _report(speech, output, synthesizer, caught)

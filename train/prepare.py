@@ -15,7 +15,7 @@ from fastglow.audio import MelConfig, MelSpectrogram, read_audio
 from fastglow.errors import FastglowError
 from fastglow.files import replacing
 from fastglow.text import text_to_sequence
-from fastglow.text.cleaners import DEFAULT_CLEANERS
+from fastglow.text.cleaners import DEFAULT_CLEANERS, find_cleaner
 
 from .manifest import Item, PreparedDataset
 from .sources import Source, read_sources
@@ -90,10 +90,13 @@ def prepare(
         progress: show a progress bar on standard error.
 
     Raises:
-        FastglowError: no data set, an unwritable folder, a bad item with on_bad='stop', or no good ones.
+        FastglowError: no data set, an unknown cleaner, an unwritable folder, a bad item with on_bad='stop', or no good
+            ones.
     """
     if workers is not None and workers < 1:
         raise FastglowError(f"{workers} workers: use 1 or more")
+    for name in cleaners:
+        find_cleaner(name)  # or else it would be a fault of each item, told once the old data set is gone
     audio = audio or MelConfig()
     sources = read_sources(Path(dataset))
     held_out_ids = set()

@@ -22,6 +22,10 @@ _CHUNKED = {
     b"BW64": ("<", (b"WAVE",)),
     b"FORM": (">", (b"AIFF", b"AIFC")),
 }
+_AU = {b".snd": ">", b"dns.": "<"}
+# Sony's Wave64 names its chunks by 16 bytes, and counts their heads of 24 into their sizes.
+_W64_RIFF = bytes.fromhex("726966662e91cf11a5d628db04c10000")
+_W64_DATA = bytes.fromhex("64617461f3acd3118cd100c04f8edb8a")
 _UNCOMPRESSED = (1, 3, 0xFFFE)  # of WAV's format tags
 # Programs that write to a pipe cannot go back to fill in a length. ffmpeg leaves 0xFFFFFFFF there, sox and others
 # something short of 2 or 4 GiB, some leave 0.
@@ -40,14 +44,14 @@ class _Audio:
 
 
 def check_complete(path: Path) -> None:
-    """Raises FastglowError if a WAV, RF64, AIFF or Ogg file ends before what its headers claim does.
+    """Raises FastglowError if a WAV, RF64, Wave64, AIFF, AU or Ogg file ends before what its headers claim does.
 
     A length that stands for "unknown" is no claim; what is no such file, or not to be understood, passes.
     """
     with open(path, "rb") as file:
         if not _ogg_is_complete(file):
             raise FastglowError(f"{path}: is cut short: its last Ogg page is incomplete; copy or record it anew")
-        audio = _find_audio(file)
+        audio = _find_audio(file) or _find_audio_of_au(file) or _find_audio_of_w64(file)
         if audio is None or not audio.is_known:
             return
         present = file.seek(0, io.SEEK_END) - audio.start
@@ -110,6 +114,33 @@ def _find_audio(file: BinaryIO) -> _Audio | None:
     except struct.error:  # the header itself is cut short
         pass
     return None
+
+
+def _find_audio_of_au(file: BinaryIO) -> _Audio | None:
+    file.seek(0)
+    head = file.read(12)
+    if len(head) < 12 or head[:4] not in _AU:
+        return None
+    start, size = struct.unpack(f"{_AU[head[:4]]}4xII", head)
+    return _Audio(start, size, 0 < size < _UNKNOWN_FROM, 1)
+
+
+def _find_audio_of_w64(file: BinaryIO) -> _Audio | None:
+    file.seek(0)
+    if not file.read(40).startswith(_W64_RIFF):
+        return None
+    position = 40
+    while True:
+        file.seek(position)
+        head = file.read(24)
+        if len(head) < 24:
+            return None
+        size = int.from_bytes(head[16:], "little") - 24
+        if head.startswith(_W64_DATA):
+            return _Audio(position + 24, size, 0 < size < _UNKNOWN_FROM_IN_64_BITS - 24, 1)
+        if not 0 <= size < _UNKNOWN_FROM:
+            return None
+        position += 24 + size + -size % 8
 
 
 def _chunks(file: BinaryIO, order: str, position: int) -> Iterator[tuple[bytes, int, int]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -247,7 +247,8 @@ def save_checkpoint(model: nn.Module, path: PathLike, *, dtype: torch.dtype | No
     metadata = {METADATA_KEY: json.dumps(description)}
     state = _plain_state(model, dtype)
     with _writing(Path(path)) as temporary:
-        save_file(state, temporary, metadata)
+        # not save_file: it puts a file of its own in the place of whatever is there, devices and pipes included
+        temporary.write_bytes(save(state, metadata))
 
 
 def _nvidia_config(name: str, model: nn.Module) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The whole way from text to audio."""
 
+import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -324,8 +325,8 @@ class Synthesizer:
             return GriffinLimVocoder(self.audio)
         if waveglow is None:
             raise FastglowError("the vocoder waveglow needs a WaveGlow checkpoint: pass one, or use griffin-lim")
-        if not sigma >= 0 or not denoise >= 0:
-            raise FastglowError(f"sigma {sigma} and denoise {denoise} must not be negative")
+        if not 0 <= sigma < math.inf or not 0 <= denoise < math.inf:
+            raise FastglowError(f"sigma {sigma} and denoise {denoise} must be finite and must not be negative")
         _check_mel_channels(waveglow, self.audio)
         if waveglow.config.upsample_stride != self.audio.hop_length:
             raise FastglowError(

@@ -20,6 +20,10 @@ CLAIMING = [
     ("WAVEX", "PCM_16"),
     ("RF64", "PCM_16"),
     ("AIFF", "PCM_16"),
+    ("AU", "PCM_16"),
+    ("AU", "ULAW"),
+    ("W64", "PCM_16"),
+    ("W64", "FLOAT"),
     ("FLAC", "PCM_16"),
     ("OGG", "VORBIS"),
     ("OGG", "OPUS"),
@@ -87,6 +91,14 @@ def test_an_rf64_written_to_a_pipe_is_read_to_its_end(read, size):
     start = data.index(b"ds64") + 8
     streamed = data[: start + 8] + struct.pack("<Q", size) + struct.pack("<Q", 0) + data[start + 24 :]
     np.testing.assert_array_equal(read(streamed), read(data))
+
+
+@pytest.mark.parametrize("endian", ["BIG", "LITTLE"])
+def test_an_au_file_written_to_a_pipe_is_read_to_its_end(read, endian):
+    data = encoded("AU", "PCM_16", endian=endian)
+    with pytest.raises(FastglowError, match="claims 32000 bytes of audio, 31000 are there"):
+        read(data[:-1000])
+    np.testing.assert_array_equal(read(data[:8] + b"\xff" * 4 + data[12:]), read(data))
 
 
 @pytest.mark.parametrize("seconds", [0.1, 1, 9])  # around the blocks in which it is read

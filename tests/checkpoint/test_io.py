@@ -1,5 +1,6 @@
 """Saving, converting and inspecting."""
 
+import fcntl
 import json
 import os
 import stat
@@ -174,12 +175,34 @@ def test_files_are_replaced_in_one_step(build, tmp_path, monkeypatch):
     def full_disk(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    for name, save in (("save_file", save_checkpoint), ("torch.save", save_nvidia_checkpoint)):
+    for name, save in (("save", save_checkpoint), ("torch.save", save_nvidia_checkpoint)):
         monkeypatch.setattr(f"fastglow.checkpoint.io.{name}", full_disk)
         with pytest.raises(FastglowError) as caught:
             save(model, path)
         assert str(caught.value) == f"{path}: cannot be written: No space left on device"
         assert os.listdir(tmp_path) == ["m"] and path.read_text() == "old"
+
+
+@pytest.mark.parametrize("suffix", ["", ".safetensors", ".link"])
+def test_what_is_no_regular_file_is_written_to_and_not_replaced(build, tmp_path, suffix):
+    pipe, path = tmp_path / "pipe", tmp_path / f"pipe{suffix}"
+    os.mkfifo(pipe)
+    if path != pipe:
+        path.symlink_to(pipe)
+    model = build.tacotron2()
+    save_checkpoint(model, tmp_path / "file")
+    expected = (tmp_path / "file").read_bytes()
+    end = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)  # of both ends, so that nothing waits for the other
+    try:
+        assert fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, 2**20) >= len(expected)
+        save_checkpoint(model, path)
+        assert stat.S_ISFIFO(os.stat(path).st_mode)
+        received = b""
+        while len(received) < len(expected):
+            received += os.read(end, 2**20)
+    finally:
+        os.close(end)
+    assert received == expected
 
 
 def test_unwritable_outputs(build, tmp_path):

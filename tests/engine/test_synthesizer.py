@@ -244,6 +244,8 @@ def test_letters_alone_take_no_lexicon(lexicon_file):
             "makes 200 samples",
         ),
         ({"vocoder": "waveglow", "waveglow": {}, "sigma": -1.0}, "must not be negative"),
+        ({"vocoder": "waveglow", "waveglow": {}, "sigma": float("inf")}, "must be finite"),
+        ({"vocoder": "waveglow", "waveglow": {}, "denoise": float("inf")}, "must be finite"),
         ({"vocoder": "griffin-lim", "text_cleaners": ["no_such"]}, "unknown cleaner 'no_such'"),
     ],
 )

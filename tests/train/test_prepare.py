@@ -115,6 +115,14 @@ def _write(path, text, encoding="utf-8"):
     return path
 
 
+@pytest.mark.parametrize("cleaners", [["latin_cleaners"], ["english_cleaners", "nope"], [""]])
+def test_an_unknown_cleaner_is_told_before_anything_is_touched(clips, tmp_path, cleaners):
+    (tmp_path / "dataset.json").write_text("of an earlier call")
+    with pytest.raises(FastglowError, match="^unknown cleaner"):
+        prepare(clips, tmp_path, cleaners=cleaners, progress=False, workers=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["dataset.json"]
+
+
 def test_a_damaged_manifest_is_told(prepared, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(prepared, folder)
