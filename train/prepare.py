@@ -95,6 +95,12 @@ def prepare(
     """
     if workers is not None and workers < 1:
         raise FastglowError(f"{workers} workers: use 1 or more")
+    if n_validation < 0:
+        raise FastglowError(f"{n_validation} sentences to hold out: use 0 or more")
+    if trim_db is not None and not trim_db > 0:
+        raise FastglowError(f"trim_db {trim_db}: use a level in dB below the loudest part, such as 40")
+    if not 0 <= min_seconds <= max_seconds:  # so written, NaN is refused too
+        raise FastglowError(f"clips of {min_seconds} to {max_seconds} s: use lengths of which the first is the smaller")
     for name in cleaners:
         find_cleaner(name)  # or else it would be a fault of each item, told once the old data set is gone
     audio = audio or MelConfig()

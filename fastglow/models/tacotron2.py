@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from math import sqrt
+from math import isnan, sqrt
 
 import torch
 import torch.nn.functional as F
@@ -77,6 +77,8 @@ class Tacotron2Config:
                 raise FastglowError(f"{name} {getattr(self, name)} is no probability: use 0 to 1")
         if self.p_prenet_dropout == 1:
             raise FastglowError("p_prenet_dropout 1 drops everything: use less, this dropout never goes off")
+        if isnan(self.gate_threshold):
+            raise FastglowError("gate_threshold nan never stops: use a probability, such as 0.5")
         for name in ("n_frames_per_step", "max_decoder_steps"):
             if getattr(self, name) < 1:
                 raise FastglowError(f"{name} {getattr(self, name)} must be at least 1")

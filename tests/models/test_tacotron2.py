@@ -521,6 +521,7 @@ def test_bad_input_of_infer(text, lengths, seed, message):
         ({"symbols_embedding_dim": 7, "encoder_embedding_dim": 7}, "encoder_embedding_dim 7 is odd"),
         ({"n_frames_per_step": 0}, "n_frames_per_step 0"),
         ({"max_decoder_steps": 0}, "max_decoder_steps 0"),
+        ({"gate_threshold": float("nan")}, "gate_threshold nan never stops"),
         ({"encoder_kernel_size": 4}, "encoder_kernel_size 4 is even"),
         ({"attention_location_kernel_size": 30}, "attention_location_kernel_size 30 is even"),
         ({"postnet_kernel_size": 2}, "postnet_kernel_size 2 is even"),

@@ -131,6 +131,25 @@ def test_a_damaged_manifest_is_told(prepared, tmp_path):
         PreparedDataset.open(folder)
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"workers": 0}, "0 workers"),
+        ({"n_validation": -4}, "-4 sentences to hold out"),
+        ({"trim_db": -10.0}, "trim_db -10.0"),
+        ({"trim_db": float("nan")}, "trim_db nan"),
+        ({"min_seconds": float("nan")}, "clips of nan to 20.0 s"),
+        ({"min_seconds": 3.0, "max_seconds": 2.0}, "clips of 3.0 to 2.0 s"),
+    ],
+)
+def test_options_that_make_no_sense_leave_a_prepared_folder_alone(clips, tmp_path, option, message):
+    description = _write(tmp_path / "dataset.json", "before")
+    with pytest.raises(FastglowError, match=message):
+        prepare(clips, tmp_path, progress=False, **option)
+    assert description.read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["dataset.json"]
+
+
 def test_lj_layout_takes_the_last_column_and_a_filelist_the_second(tmp_path):
     (tmp_path / "wavs").mkdir()
     (tmp_path / "metadata.csv").write_text("a|raw 5|normalised five\n")
