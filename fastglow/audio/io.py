@@ -18,11 +18,11 @@ from fastglow.files import replacing
 from .formats import FORMATS
 
 # libsndfile's Vorbis encoder keeps on the stack what it is given at once, and overflows it with long audio.
-_BLOCK = 1 << 14
+_ENCODED_AT_ONCE = 1 << 14  # samples
 
 # What libsndfile says of a FLAC stream whose header has no length is about 2**63.
 _UNKNOWN_FRAMES = 2**62
-_BLOCK = 65536  # frames
+_DECODED_AT_ONCE = 1 << 16  # frames
 # Encoders do not agree on whether the first and last frames count, which have 1152 samples.
 _MP3_SLACK = 2 * 1152
 
@@ -38,7 +38,7 @@ def read_audio(path, sampling_rate: int | None = None) -> tuple[np.ndarray, int]
     What was written to a pipe, whose header could not know the length, is read to its end.
 
     Raises FastglowError, naming the file, when it is missing, unreadable, empty, shorter than its header claims
-    (WAV, RF64, AIFF, FLAC, Ogg and most MP3 files tell) or holds NaN or infinity.
+    (WAV, RF64, Wave64, AIFF, AU, FLAC, Ogg and most MP3 files tell) or holds NaN or infinity.
     """
     path = Path(path)
     if sampling_rate is not None and sampling_rate < 1:
@@ -99,8 +99,8 @@ def _decode(path: Path) -> tuple[np.ndarray, int]:
             return samples, file.samplerate
     blocks = []
     with _OneWay(path) as file:
-        while not blocks or len(blocks[-1]) == _BLOCK:
-            blocks.append(file.read(_BLOCK, dtype="float32", always_2d=True))
+        while not blocks or len(blocks[-1]) == _DECODED_AT_ONCE:
+            blocks.append(file.read(_DECODED_AT_ONCE, dtype="float32", always_2d=True))
         return np.concatenate(blocks), file.samplerate
 
 
@@ -191,8 +191,8 @@ def _encode(pcm: np.ndarray, sampling_rate: int, name: str) -> bytes:
     buffer = io.BytesIO()
     try:
         with soundfile.SoundFile(buffer, "w", rate, 1, format.subtype, format=format.container) as file:
-            for start in range(0, len(audio), _BLOCK):
-                file.write(audio[start : start + _BLOCK])
+            for start in range(0, len(audio), _ENCODED_AT_ONCE):
+                file.write(audio[start : start + _ENCODED_AT_ONCE])
     except soundfile.LibsndfileError as error:
         raise FastglowError(f"cannot write {name} at {rate} Hz: {error.error_string}") from error
     return buffer.getvalue()
