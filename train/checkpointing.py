@@ -35,8 +35,6 @@ _REQUIRED = {
     "random_state": dict,
     "training": dict,
 }
-
-
 _KINDS = {str: "text", dict: "dictionary", int: "count"}
 
 

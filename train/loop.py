@@ -78,7 +78,6 @@ class Trainer:
         progress: bool,
         given: Collection[str] | None = None,
     ):
-        self.config = config
         self.progress = progress
         self.out = Path(config.out)
         checkpoint = find_checkpoint(config, model_name)
@@ -90,6 +89,7 @@ class Trainer:
             config, model_config = resumption.config, resumption.model_config
         config = self.config = TASKS[model_name].complete(config, dataset)
         self.task: Task = TASKS[model_name](config, model_config, dataset)
+        self.item_digests = item_digests(dataset, model_name)
         if resumption:
             compare_lexicons(resumption.trained_with, self.task.trained_with())
         try:
@@ -258,7 +258,7 @@ class Trainer:
             "batch": self.batch,
             "random_state": random_state(),
             "training": self.config.as_dict(),
-            "items": item_digests(self.task.dataset, self.task.name),
+            "items": self.item_digests,
             "trained_with": self.task.trained_with().as_dict(),
             "versions": {"fastglow": __version__, "torch": str(torch.__version__)},
         }

@@ -3,8 +3,6 @@
 import logging
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,6 @@ from .losses import GuidedAttentionLoss, Tacotron2Loss, WaveGlowLoss
 from .manifest import PreparedDataset
 
 logger = logging.getLogger(__name__)
-
 
 SAMPLE_SEED = 0  # of validation's samples: the same noise every time shows the model's change only
 
@@ -202,11 +199,14 @@ class Tacotron2Task(Task):
         target = target[:, : self.max_sample_frames]
         device = next(model.parameters()).device
         max_steps = -(-3 * target.shape[1] // (2 * self.model_config.n_frames_per_step))
-        with warnings.catch_warnings(), _at_most(max_steps, model.decoder):
+        with warnings.catch_warnings():
             # A young model does not know when to stop: that is no news.
             warnings.simplefilter("ignore", DecoderStepLimitWarning)
             mel, lengths, alignments = model.infer(
-                text[None].to(device), torch.tensor([len(text)], device=device), seed=SAMPLE_SEED
+                text[None].to(device),
+                torch.tensor([len(text)], device=device),
+                seed=SAMPLE_SEED,
+                max_steps=[max_steps],
             )
         length = max(1, int(lengths[0]))
         mel = mel[0, :, :length].float().cpu()
@@ -261,17 +261,6 @@ class WaveGlowTask(Task):
         generated = self.build_dataset("validation").mel_spectrogram(audio[None])[0]
         mels = {"generated": generated.numpy(), "recorded": mel.numpy()}
         return Sample(audio.numpy(), mels, None, item.text)
-
-
-@contextmanager
-def _at_most(max_steps: int, decoder: nn.Module) -> Iterator[None]:
-    """Lets a decoder take fewer steps than it may."""
-    before = decoder.max_decoder_steps
-    decoder.max_decoder_steps = min(before, max_steps)
-    try:
-        yield
-    finally:
-        decoder.max_decoder_steps = before
 
 
 TASKS: dict[str, type[Task]] = {task.name: task for task in (Tacotron2Task, WaveGlowTask)}

@@ -40,7 +40,7 @@ _COMPOUND_FIRST = frozenset(
     one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
     nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand first second third self well ill
     half quarter high low long short full hard soft left right middle cold warm hot black white red blue green grey
-    gray dark light bright pale great mother father brother sister son daughter good bad best better world two-thirds
+    gray dark light bright pale great mother father brother sister son daughter good bad best better world
     north south east west old new open close quick slow deep wide narrow single double
     """.split()
 )
@@ -52,8 +52,9 @@ _COMPOUND_LAST = frozenset(
 )
 # "long-" / "ing", "short-" / "age", "north-" / "ern": the end of the same word.
 _ENDINGS = re.compile(
-    r"(?:ish|ed|ing|ings|ness|ly|e?r|ers|ered|ering|est|ment|ments|tion|tions|al|able|ibly|ible|ful|less|en|ens|ened|ening|age"
-    r"|ages|ern|erner|ward|wards|s|es|y|ies|th|ths|ty|teen|lings?|like|ship|hood|self|selves|time|times|ry|dred|sand)"
+    r"(?:ish|ed|ing|ings|ness|ly|e?r|ers|ered|ering|est|ment|ments|tion|tions|al|able|ibly|ible|ful|less|en|ens|ened"
+    r"|ening|age|ages|ern|erner|ward|wards|s|es|y|ies|th|ths|ty|teen|lings?|like|ship|hood|self|selves|time|times|ry|dred"
+    r"|sand)"
 )
 _PREFIXES = frozenset("be de dis ex im in ir mis out over pre re sub un under up".split())
 # "state-" / "of-the-art", "mother-" / "in-law".

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from fastglow.errors import FastglowError
 from fastglow.text.arpabet import arpabet_spans
 from fastglow.text.english.abbreviations import BEFORE_NAME, BEFORE_NUMBER, GENERAL, STREETS, TITLES
-from fastglow.text.english.context import SENTENCE_STARTERS, next_word
+from fastglow.text.english.context import PRONOUN_I_FOLLOWS, SENTENCE_STARTERS, next_word
 from fastglow.text.english.dotted_days import dotted_day_stops
 from fastglow.text.lines import line_breaks_that_end
 from fastglow.text.markup import as_seen, markup_spans
@@ -30,7 +30,6 @@ _PARAGRAPH_END = re.compile(r"\n\s*\n|[\f\v\x1c-\x1e\u2029]")
 _PARENTHESIS = re.compile(r"[()]")
 _WORD_BEFORE = re.compile(r"[^\s()\[\]\"'“”‘’—–/]+\Z")
 _NUMBER_FOLLOWS = re.compile(r"\s*(?:[\d#]|[A-Z][.-]?\d|[IVXLC]+\b|[B-HJ-Z]\b(?!['-]))")
-_I_FOLLOWS = re.compile(r"\s*I(?:\s+[a-z]|['’])")
 # "on Elm Dr. The house", but "Ask Dr. Who", "met Dr. No".
 _STREET_NAME = re.compile(r"[\w',]\s+[A-Z\d][\w'-]*\s+\Z")
 _ITEM_LABEL = re.compile(r"\(?(?:\d+|[A-Za-z]|[ivx]{1,5}|[IVX]{1,5})\s*")
@@ -186,7 +185,7 @@ def _full_stop_ends(word: str, preceding: str, following: str) -> bool:
     goes_on = upcoming[:1].islower()
     starts_anew = upcoming[:1].isupper() and upcoming.lower() in SENTENCE_STARTERS
 
-    if key == "no" and _I_FOLLOWS.match(following):
+    if key == "no" and PRONOUN_I_FOLLOWS.match(following):
         return True
     if key in _INTRODUCING or (key in BEFORE_NUMBER and _NUMBER_FOLLOWS.match(following)):
         return False

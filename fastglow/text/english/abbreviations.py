@@ -2,7 +2,15 @@
 
 import re
 
-from fastglow.text.english.context import SENTENCE_STARTERS, after, before, ends_sentence, final_stop, next_word
+from fastglow.text.english.context import (
+    PRONOUN_I_FOLLOWS,
+    SENTENCE_STARTERS,
+    after,
+    before,
+    ends_sentence,
+    final_stop,
+    next_word,
+)
 
 # Written out wherever they stand before a full stop; these never end a sentence.
 TITLES = {
@@ -131,7 +139,6 @@ _WITH = re.compile(r"(?<![\w/])w/(o(?![\w/]))? ?")
 _AND_OR = re.compile(r"\band/or\b", re.IGNORECASE)
 
 _NUMBER_FOLLOWS = re.compile(r" ?(?:\d|#|[IVXLC]+\b|(?:[B-Z]|Ay) point )")
-_I_FOLLOWS = re.compile(r" I(?: [a-z]|')")
 _NAME_FOLLOWS = re.compile(r" [A-Z]")
 _LETTER_FOLLOWS = re.compile(r" [A-Za-z]")
 _ADJACENT_WORD = re.compile(r"(?:\A|[^\w'])([\w']+) \Z")
@@ -163,7 +170,7 @@ def _dotted(match: re.Match) -> str:
     stop = "." if ends_sentence(following) else ""
     if key in _UNITS_TOO and before(match)[-2:-1].isdigit():
         return match[0]
-    is_number = _NUMBER_FOLLOWS.match(following) and not (key == "no" and _I_FOLLOWS.match(following))
+    is_number = _NUMBER_FOLLOWS.match(following) and not (key == "no" and PRONOUN_I_FOLLOWS.match(following))
     if key in BEFORE_NUMBER and word != "C" and is_number:
         return BEFORE_NUMBER[key]
     if key in STREETS and _is_street(match):

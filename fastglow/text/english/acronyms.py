@@ -62,9 +62,9 @@ _CODA = (
 _READABLE = re.compile(rf"{_ONSET}?{_VOWEL}+(?:[B-DF-HJ-NP-TV-XZ]{{1,3}}{_VOWEL}+)*{_CODA}?")
 # Sounds: "HMM", "SHH", "PFFT", but "SSH", "BRB"; and stretched words: "YESSS", but "XXXL".
 _SOUND = re.compile(
-    r"H+M{2,}|M{3,}H?|M+H+M+|W+O{2,}|T+C+H+|K+S+H{2,}|A+R+G+H+|U+R*G+H+|G+R{2,}|B+R{2,}|S+H{2,}|S{3,}H*|P+F{2,}T*|PFT+|P+S+H|P+S{2,}T|H+R*M+P+[HF]"
-    r"|T+S+K+|Z{3,}|B+Z{2,}T*|A{2,}H+|A+H{2,}|A+W+|A+W{2,}|E+W+|E{2,}K+|O+H{2,}|O{2,}[FHP]+|U+H+|U+H*M+|E+RM+|E+H{2,}"
-    r"|VRO+M+|TH?WA+C?K+|B?M?WA+H(?:A+H)*|AHA|OHO|AYE"
+    r"H+M{2,}|M{3,}H?|M+H+M+|W+O{2,}|T+C+H+|K+S+H{2,}|A+R+G+H+|U+R*G+H+|G+R{2,}|B+R{2,}|S+H{2,}|S{3,}H*|P+F{2,}T*|PFT+"
+    r"|P+S+H|P+S{2,}T|H+R*M+P+[HF]|T+S+K+|Z{3,}|B+Z{2,}T*|A{2,}H+|A+H{2,}|A+W+|E+W+|E{2,}K+|O+H{2,}|O{2,}[FHP]+|U+H+"
+    r"|U+H*M+|E+RM+|E+H{2,}|VRO+M+|TH?WA+C?K+|B?M?WA+H(?:A+H)*|AHA|OHO|AYE"
 )
 _STRETCHED = re.compile(r"([A-HJ-VYZ])\1\1")
 # A longer run of capitals is a word, if it has a vowel at all.

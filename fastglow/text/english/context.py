@@ -17,6 +17,9 @@ SENTENCE_STARTERS = frozenset(
     """.split()
 )
 
+# "no. I left" is no number one.
+PRONOUN_I_FOLLOWS = re.compile(r"\s+I(?:\s+[a-z]|['’])")
+
 _LAST_WORD = re.compile(r"(?:\A|[^\w'-])([\w'-]+)[^\w]*\Z")
 _NEXT_WORD = re.compile(r"[\s\"'“‘(\[]*([^\W_][\w'-]*)")
 _ONLY_CLOSERS = re.compile(r"[\s\"'”’)\]]*\Z")

@@ -14,14 +14,15 @@ _BEFORE = (
 )
 # Before a month that is no other word a clause may begin with the day, and more words lead to it.
 _SURE_MONTH = (
-    r"(?:Jan(?:uary|\.)|Feb(?:ruary|\.)|Mar\.|Apr(?:il|\.)|June|July|Jun\.|Jul\.|Aug(?:ust|\.)|Sept?\.|September|Oct(?:ober|\.)"
-    r"|Nov(?:ember|\.)|Dec(?:ember|\.))(?!\w)"
+    r"(?:Jan(?:uary|\.)|Feb(?:ruary|\.)|Mar\.|Apr(?:il|\.)|June|July|Jun\.|Jul\.|Aug(?:ust|\.)|Sept?\.|September"
+    r"|Oct(?:ober|\.)|Nov(?:ember|\.)|Dec(?:ember|\.))(?!\w)"
 )
 # "See no. 5. June came."
 _NO_LABEL = "".join(rf"(?<!\b{label})(?<!\b{label.title()})" for label in BEFORE_NUMBER)
 _LEADING = (
-    r"\b(?:[Tt]hen|(?<!\d\s)(?:to|and)|[Tt]ill|[Tt]hru|[Tt]hrough|[Ff]or|[Ii]n|[Aa]round|[Ee]very|[Tt]his|[Nn]ext|[Ll]ast|[Bb]orn|[Dd]ied|[Dd]ue"
-    r"|[Dd]eadline:?|[Dd]ate:?|[Ss]tarting|[Ee]nding|[Bb]eginning|[Uu]ntil)\s{1,9}|[a-z][,;(]\s{0,9}"
+    r"\b(?:[Tt]hen|(?<!\d\s)(?:to|and)|[Tt]ill|[Tt]hru|[Tt]hrough|[Ff]or|[Ii]n|[Aa]round|[Ee]very|[Tt]his|[Nn]ext"
+    r"|[Ll]ast|[Bb]orn|[Dd]ied|[Dd]ue|[Dd]eadline:?|[Dd]ate:?|[Ss]tarting|[Ee]nding|[Bb]eginning|[Uu]ntil)\s{1,9}"
+    r"|[a-z][,;(]\s{0,9}"
     rf"|[a-z]{_NO_LABEL}[.!?]\s{{1,9}}"
 )
 # A number may end its sentence before "May": a date shows by the word before it, or by its year.
