@@ -1,8 +1,9 @@
-"""How PyTorch's threads wait for each other on a CPU: asleep, not spinning.
+"""How PyTorch's threads wait for each other on a CPU: asleep, after microseconds of spinning.
 
 A decoder asks for thousands of small products a second, and PyTorch shares each of them out among one thread a
 core. Its OpenMP runtime lets a thread that is done spin for milliseconds, in case there is more to do. Where another
-process has one of the cores, the thread that is waited for cannot run while the others spin, and 0.2 s become 20 s.
+process has one of the cores, the thread that is waited for cannot run while the others spin. Threads that sleep at
+once must be woken for the next product, which on an idle machine doubles a small decoder's time: so they spin shortly.
 
 `wait_asleep` is called before the engine, the models, the training or the command load torch. How many threads
 there are is left alone, and what the user has chosen is kept. With kernels/backend.py this is the only file of the
@@ -15,8 +16,10 @@ import sys
 import threading
 from pathlib import Path
 
-POLICY = "OMP_WAIT_POLICY"
-CHOICES = (POLICY, "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
+# Rounds of spinning: enough for the pause between two products of a decoder. GNU's runtime takes them from the
+# second variable, others go by the first.
+ASLEEP = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "500"}
+CHOICES = (*ASLEEP, "KMP_BLOCKTIME", "KMP_LIBRARY")
 """Variables by which a user says how threads wait: where one is set, nothing is done here."""
 
 PARKED = "fastglow: parked OpenMP threads"
@@ -27,9 +30,9 @@ _settled = False
 def wait_asleep() -> None:
     """Loads torch, and has its threads sleep when they wait, unless the user has chosen how they wait.
 
-    The runtime looks at the environment when it is loaded, with torch: if it is not loaded yet, OMP_WAIT_POLICY is
-    "passive" for just so long, and processes started later do not inherit it. If it is loaded already, it is told
-    by `_park`, which needs GNU's runtime, the one in PyTorch's wheels; others are left as they are.
+    The runtime looks at the environment when it is loaded, with torch: if it is not loaded yet, `ASLEEP` is set for
+    just so long, and processes started later do not inherit it. If it is loaded already, it is told by `_park`, which
+    needs GNU's runtime, the one in PyTorch's wheels; others are left as they are.
     """
     global _settled
     if _settled or any(os.environ.get(name) for name in CHOICES):
@@ -38,15 +41,14 @@ def wait_asleep() -> None:
     if loaded is not None:
         _settled = _park(loaded)
     elif "torch" not in sys.modules:
-        before = os.environ.get(POLICY)
-        os.environ[POLICY] = "passive"
+        before = {name: os.environ[name] for name in ASLEEP if name in os.environ}  # empty ones, which choose nothing
+        os.environ.update(ASLEEP)
         try:
             import torch  # noqa: F401
         finally:
-            if before is None:
-                del os.environ[POLICY]
-            else:
-                os.environ[POLICY] = before
+            for name in ASLEEP:
+                del os.environ[name]
+            os.environ.update(before)
         _settled = True
 
 
