@@ -51,9 +51,10 @@ gate:
 tune:
 	$(PYTHON) -m bench.tune
 
-lint: $(VENV)/.installed-ruff
+lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
 
 format: $(VENV)/.installed-ruff
 	$(VENV)/bin/ruff format .

@@ -1,4 +1,4 @@
-"""Packaging: `kernels/` and `train/` at the root are installed as `fastglow.kernels` and `fastglow.train`."""
+"""Packaging. `fastglow/kernels` and `fastglow/train` are links to `kernels/` and `train/` at the root."""
 
 from pathlib import Path
 
@@ -6,17 +6,13 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 
-PACKAGE_DIR = {"fastglow": "fastglow", "fastglow.kernels": "kernels", "fastglow.train": "train"}
-PACKAGES = [*PACKAGE_DIR]
-for package, folder in PACKAGE_DIR.items():
-    PACKAGES += [f"{package}.{name}" for name in find_packages(str(ROOT / folder))]
-
 version: dict[str, str] = {}
 exec((ROOT / "fastglow" / "_version.py").read_text(encoding="utf-8"), version)
 
 PLOT = ["matplotlib>=3.7"]
 TRAIN = ["tensorboard>=2.14", *PLOT]
-TEST = ["hypothesis>=6.100", "pytest>=8", "pytest-benchmark>=4", "ruff>=0.9", "setuptools>=70.1", *TRAIN]
+LINT = ["mypy>=1.15", "ruff>=0.9"]
+TEST = ["hypothesis>=6.100", "pytest>=8", "pytest-benchmark>=4", "setuptools>=70.1", *LINT, *TRAIN]
 
 setup(
     name="fastglow",
@@ -36,10 +32,12 @@ setup(
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
     python_requires=">=3.10",
-    packages=PACKAGES,
-    package_dir=PACKAGE_DIR,
+    packages=find_packages(include=["fastglow", "fastglow.*"]),
     package_data={
-        "fastglow": [f"voices/**/{pattern}" for pattern in ("voice.json", "lexicon.txt.gz", "*.safetensors", "*.md")],
+        "fastglow": [
+            "py.typed",
+            *(f"voices/**/{pattern}" for pattern in ("voice.json", "lexicon.txt.gz", "*.safetensors", "*.md")),
+        ],
         "fastglow.kernels": ["configs/*.json"],
     },
     include_package_data=False,
@@ -51,9 +49,9 @@ setup(
         "safetensors>=0.4.3",
         "soundfile>=0.12.1",
         "soxr>=0.3.7",
-        "torch>=2.6",
+        "torch>=2.7",
         "tqdm>=4.64",
-        "triton>=3.2; platform_system == 'Linux'",
+        "triton>=3.3; platform_system == 'Linux'",
         "unidecode>=1.3.6",
     ],
     extras_require={

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fastglow import _checkout
 from fastglow._version import __version__
 
 if TYPE_CHECKING:
@@ -57,8 +56,6 @@ _HOME = {
     "load_checkpoint": "fastglow.checkpoint",
     "save_checkpoint": "fastglow.checkpoint",
 }
-
-_checkout.install()
 
 
 def __getattr__(name: str) -> Any:

@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 from fastglow.errors import FastglowError
 
 from .backend import autocast_dtype, picks_triton
-from .launch import Config, launch, next_power_of_2, pick_config
+from .launch import Config, launch, pick_config
 from .reference import affine_coupling as reference
 
 OP = "affine_coupling"
@@ -179,7 +179,7 @@ def _plan(kernel: str, x: Tensor) -> tuple[tuple[int], dict[str, int]]:
     """(grid, constants) for x [B, n, T]."""
     B, n, T = x.shape
     config = pick_config(kernel, CONFIGS, _heuristic, x, n=n, positions=B * T)
-    BC = min(next_power_of_2(n), _MAX_BC)
+    BC = min(triton.next_power_of_2(n), _MAX_BC)
     return (B * triton.cdiv(n, BC) * triton.cdiv(T, config["TILE"] // BC),), {"BC": BC, **config}
 
 
@@ -250,7 +250,7 @@ def _flow_step_inverse(
     config = pick_config(
         "flow_step_inverse", FLOW_STEP_CONFIGS, _flow_step_heuristic, changed, c=2 * n, positions=B * T
     )
-    BC = next_power_of_2(2 * n)
+    BC = triton.next_power_of_2(2 * n)
     b, log_s = b_log_s.chunk(2, dim=1)
     entering = kept if n_entering == 0 else entering
     launch(
@@ -258,7 +258,7 @@ def _flow_step_inverse(
         kept, changed, b, log_s, inverse, entering, out,
         T, *kept.stride(), *changed.stride(), *b.stride(), *inverse.stride(), *entering.stride(), *out.stride(),
         device=changed.device, SWAP=swap, N=n, E=n_entering,
-        BC=BC, BE=next_power_of_2(max(1, n_entering)), **config,
+        BC=BC, BE=triton.next_power_of_2(max(1, n_entering)), **config,
     )  # fmt: skip
     return out
 

@@ -18,7 +18,7 @@ LSTM's of the attention LSTM's h'; CONTEXT: both LSTMs' of their own h; PRENET: 
 Who runs them:
 
     steps       six launches a frame
-    graph       the same launches, STEPS_PER_GRAPH frames of them, recorded in a CUDA graph and replayed until the
+    graph       the same launches, FRAMES_PER_GRAPH frames of them, recorded in a CUDA graph and replayed until the
                 list is empty, of which the host has one asynchronous look a replay
     persistent  one launch a batch: a program a multiprocessor goes through all frames, with a barrier of the whole
                 grid between phases
@@ -46,11 +46,13 @@ from torch import Tensor
 from fastglow.errors import FastglowError
 
 from . import backend
+from .arguments import SMALLEST_DOT
 from .decoder_weights import OutputWeights, RecurrentWeights, recurrent_shapes
-from .launch import Config, launch, next_power_of_2, pick_config, product_precision, record_graph
-from .location_attention import MOST_ATTENTION, SMALLEST_DOT, attend_hidden, fold_location
+from .graphs import FRAMES_PER_GRAPH, record_graph
+from .launch import Config, launch, pick_config, product_precision
+from .location_attention import MOST_ATTENTION, attend_hidden, fold_location
 from .lstm_cell import add_product, lstm_activate, lstm_gates, lstm_split, lstm_update
-from .prenet import uniform_noise
+from .philox import uniform_noise
 from .reference.decode_loop import DecodeResult
 from .reference.decode_loop import decode_loop as reference_decode_loop
 
@@ -59,7 +61,6 @@ OP = "decode_loop"
 ATTENTION_RNN, ENERGIES, CONTEXT, DECODER_RNN, OUTPUT, PRENET = (tl.constexpr(i) for i in range(6))
 N_PHASES = tl.constexpr(6)
 
-STEPS_PER_GRAPH = 16  # even: the list that the host looks at is that of even frames
 PERSISTENT_ITEMS = 8  # beyond, launches should matter less than products; not measured yet
 DECODINGS_KEPT = 8  # of one model's weights
 
@@ -74,7 +75,7 @@ _condition = getattr(tl, "condition", _as_it_is) if not backend.interprets() els
 SHARES = tl.constexpr(128)  # of the query, added up at a time
 
 BB = 16  # items of a tile: the fewest columns of a tensor core's product
-PATIENCE = 1 << 22  # looks at a barrier, of about a microsecond, before a program gives the others up
+MAX_POLLS = 1 << 22  # looks at a barrier, of about a microsecond, before a program gives the others up
 
 
 def _config(bu: int, br: int, bk: int, stages: int, bt: int, bl: int, bd: int, num_warps: int) -> Config:
@@ -666,7 +667,7 @@ class _Decoding:
         self._constants = {
             "BB": BB,
             "ONE_BLOCK": B <= BB,
-            "BA": max(SMALLEST_DOT, next_power_of_2(A)),
+            "BA": max(SMALLEST_DOT, triton.next_power_of_2(A)),
             "BATCH": max(64, B),
             "TAPS": weights.taps,
             **{
@@ -727,19 +728,19 @@ class _Decoding:
 
     def run_steps(self) -> None:
         """All frames, launch by launch, until no item is left."""
-        for _ in range(0, self.max_steps, STEPS_PER_GRAPH):
-            self.run_frames(STEPS_PER_GRAPH)
+        for _ in range(0, self.max_steps, FRAMES_PER_GRAPH):
+            self.run_frames(FRAMES_PER_GRAPH)
             if self.n_active[0].item() == 0:
                 return
 
     def run_graph(self) -> None:
-        """All frames, STEPS_PER_GRAPH of them a replay, until no item is left.
+        """All frames, FRAMES_PER_GRAPH of them a replay, until no item is left.
 
         While the host waits for its last look at how many are, the next replay runs already.
         """
         left = [torch.empty(1, dtype=torch.int32, device="cpu", pin_memory=True) for _ in range(2)]
         looked = [torch.cuda.Event() for _ in range(2)]
-        for i in range(triton.cdiv(self.max_steps, STEPS_PER_GRAPH)):
+        for i in range(triton.cdiv(self.max_steps, FRAMES_PER_GRAPH)):
             self._graph.replay()
             left[i % 2].copy_(self.n_active[:1], non_blocking=True)
             looked[i % 2].record()
@@ -755,12 +756,12 @@ class _Decoding:
         for x in self._zeros:
             x.zero_()
         self.run_frames(1)  # of no items: compiles and loads the kernels
-        self._graph = record_graph(lambda: self.run_frames(STEPS_PER_GRAPH), self.device)
+        self._graph = record_graph(lambda: self.run_frames(FRAMES_PER_GRAPH), self.device)
 
     def run_loop(self, n_programs: int, **options) -> None:
         """All frames in one launch of programs that must all be on the device at once."""
         launch(
-            OP, decode_loop_kernel, (n_programs,), *self._arguments, self.barrier, self.steps[-1:], PATIENCE,
+            OP, decode_loop_kernel, (n_programs,), *self._arguments, self.barrier, self.steps[-1:], MAX_POLLS,
             device=self.device, **self._constants, **options,
         )  # fmt: skip
 
@@ -810,7 +811,7 @@ def _decoding_of(weights: FoldedDecoder, *sizes_and_options) -> _Decoding:
 
 def _padded(B: int, T: int) -> tuple[int, int]:
     """Sizes rounded up: what is not there has no length and is not computed, and few kernels and graphs serve all."""
-    return next_power_of_2(B), triton.cdiv(T, 64) * 64
+    return triton.next_power_of_2(B), triton.cdiv(T, 64) * 64
 
 
 def _against_persistent(B: int, device: torch.device) -> str | None:

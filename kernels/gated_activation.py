@@ -28,7 +28,8 @@ from fastglow.errors import FastglowError
 from .backend import picks_triton
 from .launch import Config, launch, pick_config
 from .reference import gated_activation as reference
-from .reference.gated_activation import DROPOUT_STREAM, drawn_seed, dropped_words
+from .reference.gated_activation import DROPOUT_STREAM
+from .reference.philox import dropped_words, random_seed
 
 OP = "gated_activation"
 
@@ -404,7 +405,7 @@ def gated_activation(
     if dropout is None:
         p_dropout, seed = 0.0, 0
     elif seed is None:
-        seed = drawn_seed(a.device)
+        seed = random_seed(a.device)
     seed_tensor = seed if isinstance(seed, Tensor) else None
     if not picks_triton(OP, a, b, bias, seed_tensor):
         return reference.gated_activation(

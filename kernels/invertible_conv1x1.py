@@ -30,7 +30,8 @@ from torch.autograd.function import once_differentiable
 from fastglow.errors import FastglowError
 
 from . import backend
-from .launch import Config, integer_table, launch, next_power_of_2, pick_config, pointer_table
+from .graphs import integer_table, pointer_table
+from .launch import Config, launch, pick_config
 from .reference import invertible_conv1x1 as reference
 
 OP = "invertible_conv1x1"
@@ -253,7 +254,7 @@ def _product_forward(z: Tensor, matrix: Tensor, dtype: torch.dtype) -> Tensor:
         strides = (*z.stride(), *matrix.stride(), *out.stride())
         launch(
             OP, invertible_conv1x1_fwd_kernel, grid, z, matrix, out, T, *strides,
-            C=c, BC=next_power_of_2(c), device=z.device, **config,
+            C=c, BC=triton.next_power_of_2(c), device=z.device, **config,
         )  # fmt: skip
     return out
 
@@ -273,7 +274,7 @@ def _product_backward(
         launch(
             OP, invertible_conv1x1_bwd_kernel, (n_programs,), d, z, matrix, dz, shares, T,
             *strides, *(absent if dz is None else dz.stride()),
-            C=c, BC=next_power_of_2(c), HAS_DZ=dz is not None, HAS_DW=z is not None, device=d.device, **config,
+            C=c, BC=triton.next_power_of_2(c), HAS_DZ=dz is not None, HAS_DW=z is not None, device=d.device, **config,
         )  # fmt: skip
     return dz, None if shares is None else shares.sum(dim=0).to(matrix.dtype)
 
@@ -322,8 +323,8 @@ def _sizes(weights: Sequence[Tensor]) -> list[int]:
 
 def _factors_config(weights: Sequence[Tensor]) -> tuple[tuple[int], Config]:
     """The grid and the configuration of the factors' kernels."""
-    channels = max(SMALLEST_FACTORS, next_power_of_2(max(len(weight) for weight in weights)))
-    matrices = min(next_power_of_2(len(weights)), FACTORS_ELEMENTS // channels**2)
+    channels = max(SMALLEST_FACTORS, triton.next_power_of_2(max(len(weight) for weight in weights)))
+    matrices = min(triton.next_power_of_2(len(weights)), FACTORS_ELEMENTS // channels**2)
     warps = max(1, matrices * channels**2 // FACTORS_ELEMENTS_A_WARP)
     return (triton.cdiv(len(weights), matrices),), {
         "BN": matrices,

@@ -5,10 +5,9 @@ A kernel has a few configurations that it can run with, listed beside it. Which 
 GPU or kernel was never measured. Nothing is tuned at run time.
 """
 
-import gc
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache, wraps
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from .backend import launches
@@ -133,32 +131,6 @@ def gpu_slug(name: str) -> str:
     return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
 
 
-def record_graph(run: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGraph:
-    """A CUDA graph of what `run` launches; all of it must have been launched once, which compiles and loads it.
-
-    Other threads may go on, even record graphs: torch.cuda.graph would record on the one stream that it has for all
-    threads and devices, and empty the memory cache first, which fails while another thread records.
-    """
-    graph = torch.cuda.CUDAGraph()
-    collects_garbage = gc.isenabled()
-    with torch.cuda.device(device):
-        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
-        side.wait_stream(current)
-        gc.disable()  # a kernel in the garbage would be unloaded, which ends the recording
-        try:
-            with torch.cuda.stream(side):
-                graph.capture_begin(capture_error_mode="thread_local")
-                try:
-                    run()
-                finally:
-                    graph.capture_end()
-        finally:
-            if collects_garbage:
-                gc.enable()
-        current.wait_stream(side)
-    return graph
-
-
 def product_precision(dtype: torch.dtype, convolution: bool = False) -> str:
     """`input_precision` of a kernel's products: TF32 for float32 where PyTorch allows it to its own products, or to
     its convolutions."""
@@ -167,28 +139,6 @@ def product_precision(dtype: torch.dtype, convolution: bool = False) -> str:
     # From PyTorch 2.9 on either may have been set, and reading allow_tf32 fails after the newer one was.
     precision = getattr(newer, "fp32_precision", None) or ("tf32" if older.allow_tf32 else "ieee")
     return "tf32" if dtype == torch.float32 and precision == "tf32" else "ieee"
-
-
-def next_power_of_2(n: int) -> int:
-    return triton.next_power_of_2(n)
-
-
-def pointer_table(tensors: Sequence[Tensor]) -> Tensor:
-    """The addresses of tensors on one device, [n] int64 on that device, for kernels that serve many in one launch.
-
-    Kept as `integer_table` keeps them.
-    """
-    return integer_table(tuple(tensor.data_ptr() for tensor in tensors), tensors[0].device)
-
-
-@cache
-def integer_table(values: tuple, device: torch.device) -> Tensor:
-    """An int64 tensor of a tuple of integers, or of tuples of them, on a device.
-
-    Every table is kept for good: making one copies from the host, which a CUDA graph cannot record, and a recorded
-    graph reads the address of the table it was given.
-    """
-    return torch.tensor(values, dtype=torch.int64, device=device)
 
 
 def _gpu_of(tensor: Tensor) -> str | None:

@@ -32,12 +32,12 @@ from torch.autograd.function import once_differentiable
 from fastglow.errors import FastglowError
 
 from . import backend
-from .launch import Config, launch, next_power_of_2, pick_config, product_precision
+from .arguments import SMALLEST_DOT
+from .launch import Config, launch, pick_config, product_precision
 from .reference.location_attention import NORMALIZATIONS
 from .reference.location_attention import location_attention as reference_location_attention
 
 OP = "location_attention"
-SMALLEST_DOT = 16  # of every side of a tl.dot
 WINDOW = 64  # the columns of U are padded to a multiple of it
 # A tile has all attention channels: beyond, by the size of a number, the registers do not hold it.
 MOST_ATTENTION = {2: 512, 4: 256}
@@ -529,7 +529,7 @@ def _constants(location: Tensor, taps: int, normalization: str) -> dict:
     return {
         "TAPS": taps,
         "NORMALIZATION": normalization,
-        "BA": max(SMALLEST_DOT, next_power_of_2(len(location))),
+        "BA": max(SMALLEST_DOT, triton.next_power_of_2(len(location))),
         "PRECISION": product_precision(location.dtype),
     }
 

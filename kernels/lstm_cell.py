@@ -31,9 +31,9 @@ from fastglow.errors import FastglowError
 
 from . import backend
 from .launch import Config, launch, pick_config, product_precision
-from .reference.gated_activation import drawn_seed, dropped_words
 from .reference.lstm_cell import MASK_STREAM
 from .reference.lstm_cell import lstm_cell as reference_lstm_cell
+from .reference.philox import dropped_words, random_seed
 
 OP = "lstm_cell"
 
@@ -480,7 +480,7 @@ def lstm_cell(
     if mixing.kind() != "random":
         seed = 0
     elif seed is None:
-        seed = drawn_seed(x.device)
+        seed = random_seed(x.device)
     tensors = [x, h, c, weight_ih, weight_hh, bias_ih, bias_hh]
     dtype = backend.autocast_dtype(x)
     seed_tensor = seed if isinstance(seed, Tensor) else None

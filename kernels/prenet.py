@@ -28,7 +28,8 @@ from fastglow.errors import FastglowError
 
 from . import backend
 from .launch import Config, launch, pick_config, product_precision
-from .reference.gated_activation import drawn_seed
+from .philox import random_words, uniform_number
+from .reference.philox import random_seed
 from .reference.prenet import prenet as reference_prenet
 
 OP = "prenet"
@@ -50,40 +51,6 @@ BACKWARD_CONFIGS = {
     4: (_config(64, 64, 32, 8, 3), _config(16, 128, 32, 8, 3)),
 }
 PROGRAMS = 128  # about as many as there are multiprocessors: so many have work before a program gets more rows
-
-
-@triton.jit
-def random_words(seed, stream, row, o_block):
-    """The four words of a counter: the numbers of columns 4 o_block .. 4 o_block + 3 before their low bits are cut.
-
-    Args:
-        seed: int64; stream: integer below 2^32; row: the position, an integer; o_block: integers.
-        All broadcast against each other.
-    """
-    zero = o_block * 0
-    row = row.to(tl.int64) + zero
-    return tl.philox(
-        seed, o_block.to(tl.uint32), row.to(tl.uint32), (row >> 32).to(tl.uint32), (stream + zero).to(tl.uint32)
-    )
-
-
-@triton.jit
-def uniform_number(word):
-    """[0, 1) with 24 random bits, float32, of a word."""
-    return (word.to(tl.uint32, bitcast=True) >> 8).to(tl.float32) * 5.9604644775390625e-08  # 2^-24
-
-
-@triton.jit
-def uniform_noise(seed, stream, row, o_column):
-    """The numbers of `reference.philox.uniform_noise` at `row` and `o_column`, float32.
-
-    Args:
-        seed: int64; stream: integer below 2^32; row: the position, an integer; o_column: the numbers' columns.
-        All broadcast against each other.
-    """
-    w0, w1, w2, w3 = random_words(seed, stream, row, o_column // 4)
-    word = tl.where(o_column % 4 == 0, w0, tl.where(o_column % 4 == 1, w1, tl.where(o_column % 4 == 2, w2, w3)))
-    return uniform_number(word)
 
 
 @triton.jit
@@ -361,7 +328,7 @@ def prenet(
         noise = noise.reshape(len(weights), len(h), -1)
         noise = noise if noise.stride(2) == 1 else noise.contiguous()
     elif seeds is None and p_dropout > 0:
-        seeds = drawn_seed(x.device).view(1)
+        seeds = random_seed(x.device).view(1)
     seeds = None if seeds is None else seeds.contiguous()
     weights = [weight if weight.stride(1) == 1 else weight.contiguous() for weight in weights]
     for i in range(0, len(weights), LAYERS):

@@ -41,12 +41,14 @@ from torch.autograd.function import once_differentiable
 from fastglow.errors import FastglowError
 
 from . import backend
+from .arguments import SMALLEST_DOT
 from .decoder_weights import RecurrentWeights, recurrent_shapes
-from .launch import Config, launch, next_power_of_2, pick_config, product_precision, record_graph, uncompiled
-from .location_attention import SMALLEST_DOT, attend, attend_bwd, fold_location
+from .graphs import record_graph
+from .launch import Config, launch, pick_config, product_precision, uncompiled
+from .location_attention import attend, attend_bwd, fold_location
 from .lstm_cell import lstm_activate, lstm_gates, lstm_split, lstm_update
-from .prenet import uniform_noise
-from .reference.gated_activation import drawn_seed, dropped_words
+from .philox import uniform_noise
+from .reference.philox import dropped_words, random_seed
 from .reference.teacher_forced_loop import (
     ATTENTION_STREAM,
     DECODER_STREAM,
@@ -719,7 +721,7 @@ def _forward(
 def _attend_options(plan: _Plan, location: Tensor) -> dict:
     return {
         "TAPS": plan.taps,
-        "BA": max(SMALLEST_DOT, next_power_of_2(plan.A)),
+        "BA": max(SMALLEST_DOT, triton.next_power_of_2(plan.A)),
         "S_LOCATION": location.shape[1],
         "PRECISION": product_precision(location.dtype),
     }
@@ -826,7 +828,7 @@ def _backward(
                 ),
                 dtype,
                 HAS_DALIGNMENTS=d_alignments is not None,
-                FULL_A=max(SMALLEST_DOT, next_power_of_2(A)) == A,
+                FULL_A=max(SMALLEST_DOT, triton.next_power_of_2(A)) == A,
                 SPLITS=splits,
                 **_attend_options(plan, location),
                 **attend_config,
@@ -986,7 +988,7 @@ def teacher_forced_loop(
     if not p_attention_dropout and not p_decoder_dropout:
         seed = lengths  # nothing reads it
     elif seed is None:
-        seed = drawn_seed(memory.device)
+        seed = random_seed(memory.device)
     elif not isinstance(seed, Tensor):
         seed = torch.full((), seed, dtype=torch.int64, device=memory.device)
     decoder_inputs, memory, processed_memory, *tensors = (x.contiguous() for x in tensors)

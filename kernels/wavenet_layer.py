@@ -29,13 +29,13 @@ from torch.autograd.function import once_differentiable
 from fastglow.errors import FastglowError
 
 from . import backend
-from .launch import Config, launch, next_power_of_2, pick_config, product_precision
+from .arguments import SMALLEST_DOT
+from .launch import Config, launch, pick_config, product_precision
 from .reference.wavenet_layer import wavenet_layer as reference_wavenet_layer
 
 OP = "wavenet_layer"
 # Beyond, the two halves of u for all channels do not fit the registers; the compiler of Triton 3.2 dies of them.
 FUSED_CHANNELS = 256 if backend.TRITON_VERSION >= (3, 3) else 0
-SMALLEST_DOT = 16  # of every side of a tl.dot
 
 
 def _config(bt: int, bn: int, bk: int, num_warps: int, num_stages: int) -> Config:
@@ -504,7 +504,7 @@ def _forward(
             OP, wavenet_layer_fwd_kernel, (triton.cdiv(T, config["BT"]), B),
             *gate_inputs, gate, weight, bias, skip, mask, next_h, next_skip,
             T, C, D, R, S, dilation, *gate_strides, *out_strides,
-            device=h.device, BC=max(SMALLEST_DOT, next_power_of_2(C)),
+            device=h.device, BC=max(SMALLEST_DOT, triton.next_power_of_2(C)),
             EVEN_C=C % config["BK"] == 0, EVEN_D=D % config["BK"] == 0, **config, **gate_flags, **out_flags,
         )  # fmt: skip
         return next_h, next_skip, gate

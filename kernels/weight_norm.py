@@ -25,7 +25,8 @@ from torch.autograd.function import once_differentiable
 from fastglow.errors import FastglowError
 
 from . import backend
-from .launch import Config, integer_table, launch, pick_config, pointer_table
+from .graphs import integer_table, pointer_table
+from .launch import Config, launch, pick_config
 from .reference import weight_norm as reference
 
 OP = "weight_norm"

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 
 from fastglow.errors import FastglowError
-from fastglow.text import reference
+from fastglow.text import nvidia_english
 from fastglow.text.arpabet import map_outside_arpabet
 from fastglow.text.transliteration import to_ascii
 from fastglow.text.unspeakable import warn_dropped
@@ -85,8 +85,8 @@ def english_speech_cleaners(text: str, dropped: list[str]) -> str:
 
 
 def _english(text: str, dropped: list[str]) -> str:
-    text = reference.expand_numbers(to_ascii(text, dropped).lower())
-    return _WHITESPACE.sub(" ", reference.expand_abbreviations(text))
+    text = nvidia_english.expand_numbers(to_ascii(text, dropped).lower())
+    return _WHITESPACE.sub(" ", nvidia_english.expand_abbreviations(text))
 
 
 def _lower_and_collapse(text: str) -> str:

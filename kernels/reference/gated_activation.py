@@ -1,11 +1,9 @@
 """The gated activation unit of WaveNet (van den Oord et al. 2016, section 2.3)."""
 
-import math
-
 import torch
 from torch import Tensor
 
-from .philox import philox4x32
+from .philox import dropped_words, philox4x32, random_seed
 
 DROPOUT_STREAM = 0x67617465
 """Fourth word of the counters of the dropout masks: no other random number of a seed has it."""
@@ -43,7 +41,7 @@ def gated_activation(
     if channels_last:
         a, b = a.transpose(1, 2), None if b is None else b.transpose(1, 2)
     if dropout is not None and seed is None:
-        seed = drawn_seed(a.device)
+        seed = random_seed(a.device)
     activation = a if bias is None else a + bias.unsqueeze(1)
     if dropout == "before":
         activation = _drop(activation, p_dropout, seed)
@@ -56,16 +54,6 @@ def gated_activation(
     if dropout == "after":
         output = _drop(output, p_dropout, seed)
     return output.transpose(1, 2) if channels_last else output
-
-
-def drawn_seed(device: torch.device) -> Tensor:
-    """A 0-d int64 seed from PyTorch's generator of the device, without a look at it from the host."""
-    return torch.randint(2**62, (), device=device)
-
-
-def dropped_words(p_dropout: float) -> int:
-    """How many of the 2^24 values of a mask's number drop their element."""
-    return math.ceil(p_dropout * 2**24)
 
 
 def kept_by_dropout(shape: torch.Size, p_dropout: float, seed: int | Tensor, device: torch.device) -> Tensor:

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from .gated_activation import drawn_seed, dropped_words
-from .philox import philox4x32
+from .philox import dropped_words, philox4x32, random_seed
 
 MASK_STREAM = 0x6C73746D
 """Fourth word of the counters of the masks: no other random number of a seed has it."""
@@ -44,7 +43,7 @@ def lstm_cell(
     next_h, next_c = torch.lstm_cell(x, (h, c), weight_ih, weight_hh, bias_ih, bias_hh)
     p_dropout, p_zoneout = (p_dropout_h, p_dropout_c), (p_zoneout_h, p_zoneout_c)
     if training and any((*p_dropout, *p_zoneout)):
-        below = _masks((*p_dropout, *p_zoneout), next_h, drawn_seed(x.device) if seed is None else seed)
+        below = _masks((*p_dropout, *p_zoneout), next_h, random_seed(x.device) if seed is None else seed)
     results = []
     for k, (previous, new) in enumerate(((h, next_h), (c, next_c))):
         previous = previous.to(new.dtype)  # another one under autocast

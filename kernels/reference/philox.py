@@ -14,6 +14,16 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 
 
+def random_seed(device: torch.device) -> Tensor:
+    """A 0-d int64 seed from PyTorch's generator of the device, without a host sync."""
+    return torch.randint(2**62, (), device=device)
+
+
+def dropped_words(p_dropout: float) -> int:
+    """How many of the 2^24 possible random numbers drop their element."""
+    return math.ceil(p_dropout * 2**24)
+
+
 def philox4x32(
     counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -14,10 +14,9 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from ..decoder_weights import AttentionWeights, LSTMWeights, RecurrentWeights
-from .gated_activation import dropped_words
 from .location_attention import location_attention
 from .lstm_cell import lstm_cell
-from .philox import philox4x32
+from .philox import dropped_words, philox4x32
 
 ATTENTION_STREAM, DECODER_STREAM = 0x6174746E, 0x6465636F
 """Fourth words of the counters of the dropout masks: no other random number of a seed has them."""

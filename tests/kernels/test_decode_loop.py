@@ -474,7 +474,7 @@ class TestKernels:
         """The interpreter runs programs one after another: the first waits in vain for the second."""
         if programs > 1 and device == "cuda":
             pytest.skip("on a GPU both programs run at once")
-        monkeypatch.setattr(module, "PATIENCE", 16)
+        monkeypatch.setattr(module, "MAX_POLLS", 16)
         batch = Case().batch(torch.float32, device)
         decoding = decoding_of(Case(), batch)
         decoding.barrier.fill_(arrived)
@@ -721,7 +721,7 @@ class TestOnGPU:
         batch = case.batch(torch.float16, "cuda")
         decoding = decoding_of(case, batch)
         decoding.barrier.fill_(-1)  # one arrival is never counted
-        monkeypatch.setattr(module, "PATIENCE", 1 << 12)
+        monkeypatch.setattr(module, "MAX_POLLS", 1 << 12)
         n_programs = torch.cuda.get_device_properties("cuda").multi_processor_count
         decoding.run_loop(n_programs, launch_cooperative_grid=True)
         with pytest.raises(FastglowError, match="did not arrive at a barrier.*pass method='graph'"):

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from fastglow.kernels import launch
+from fastglow.kernels import graphs, launch
 
 SMALL = {"BT": 16, "num_warps": 4, "num_stages": 2}
 LARGE = {"BT": 128, "num_warps": 8, "num_stages": 3}
@@ -79,11 +79,11 @@ def test_gpu_names_as_file_names(name, slug):
 
 
 def test_tables_on_a_device_are_made_once():
-    table = launch.integer_table(((1, 2), (3, 2**40)), torch.device("cpu"))
+    table = graphs.integer_table(((1, 2), (3, 2**40)), torch.device("cpu"))
     assert table.tolist() == [[1, 2], [3, 2**40]]
-    assert launch.integer_table(((1, 2), (3, 2**40)), torch.device("cpu")) is table
+    assert graphs.integer_table(((1, 2), (3, 2**40)), torch.device("cpu")) is table
     x = torch.zeros(3)
-    assert launch.pointer_table([x, x[1:]]).tolist() == [x.data_ptr(), x.data_ptr() + 4]
+    assert graphs.pointer_table([x, x[1:]]).tolist() == [x.data_ptr(), x.data_ptr() + 4]
 
 
 @pytest.mark.parametrize("path", sorted(launch.CONFIG_FOLDER.glob("*.json")), ids=lambda path: path.stem)

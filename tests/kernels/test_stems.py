@@ -6,7 +6,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-INFRASTRUCTURE = {"backend", "decoder_weights", "launch"}  # of `kernels/`: what the operations share
+INFRASTRUCTURE = {
+    "arguments",
+    "backend",
+    "decoder_weights",
+    "graphs",
+    "launch",
+    "philox",
+}  # of `kernels/`: what the operations share
 
 OPERATIONS = {
     path.stem for folder in ("kernels", "kernels/reference") for path in (ROOT / folder).glob("[a-z]*.py")

@@ -1,0 +1,85 @@
+"""Checks of the operations' arguments, and what their launchers ask of tensors."""
+
+import torch
+from torch import Tensor
+
+from fastglow.errors import FastglowError
+
+SMALLEST_DOT = 16
+"""Smallest size of a `tl.dot`, in each dimension."""
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """'float32' of torch.float32."""
+    return str(dtype).removeprefix("torch.")
+
+
+def check_shape(name: str, x: Tensor | None, expected: tuple[int | str, ...]) -> None:
+    """
+    Args:
+        name: of the argument.
+        x: None, an absent argument, passes.
+        expected: integers must match; a string names a dimension of any size.
+
+    Raises:
+        FastglowError: another shape.
+    """
+    if x is None:
+        return
+    shape = tuple(x.shape)
+    fits = len(shape) == len(expected) and all(
+        isinstance(size, str) or size == actual for size, actual in zip(expected, shape, strict=True)
+    )
+    if not fits:
+        raise FastglowError(f"{name} has shape {list(shape)}, must be [{', '.join(map(str, expected))}]")
+
+
+def check_probability(name: str, p: float) -> None:
+    """Raises FastglowError unless 0 <= p < 1: a dropout that keeps nothing has no scale."""
+    if not 0 <= p < 1:
+        raise FastglowError(f"{name}={p} must be at least 0 and below 1")
+
+
+def check_seed(seed: int | Tensor | None, device: torch.device) -> None:
+    """Raises FastglowError unless the seed is absent, an integer of 64 bits, or a 0-d int64 tensor on the device."""
+    if isinstance(seed, Tensor):
+        if seed.dim() or seed.dtype != torch.int64 or seed.device != device:
+            raise FastglowError(
+                f"seed is a {dtype_name(seed.dtype)} tensor of shape {list(seed.shape)} on {seed.device}: pass an "
+                f"integer, or a 0-d int64 tensor on {device}"
+            )
+    elif seed is not None and not -(2**63) <= seed < 2**63:
+        raise FastglowError(f"seed={seed} does not fit in 64 bits: use a smaller one")
+
+
+def check_seeds(seeds: Tensor, batch: int) -> None:
+    """Raises FastglowError unless seeds are int64 [batch]."""
+    if seeds.dtype != torch.int64:
+        raise FastglowError(f"seeds have dtype {dtype_name(seeds.dtype)}, must be int64")
+    check_shape("seeds", seeds, (batch,))
+
+
+def check_integers(name: str, x: Tensor) -> None:
+    """Raises FastglowError unless the dtype is an integer one."""
+    if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+        raise FastglowError(f"{name} has dtype {dtype_name(x.dtype)}, must be an integer dtype")
+
+
+def mixed_dtypes(*tensors: Tensor | None) -> str | None:
+    """Why a kernel that takes one dtype cannot serve, for `backend.picks_triton`, or None; absent tensors are None."""
+    dtypes = sorted({dtype_name(x.dtype) for x in tensors if x is not None})
+    return f"its tensors have the dtypes {', '.join(dtypes)}" if len(dtypes) > 1 else None
+
+
+def strides(x: Tensor | None, *dims: int) -> tuple[int, ...]:
+    """Strides of these dimensions, by default all; zeros for an absent tensor, which needs the dimensions named."""
+    if x is None:
+        return (0,) * len(dims)
+    return tuple(x.stride(d) for d in dims) if dims else tuple(x.stride())
+
+
+def empty_in_order_of(x: Tensor, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
+    """An uninitialised [B, C, T] tensor on the device of x, channels-last in memory where x is."""
+    if x.stride(1) <= x.stride(2):
+        return x.new_empty((shape[0], shape[2], shape[1]), dtype=dtype).transpose(1, 2)
+    return x.new_empty(shape, dtype=dtype)
