@@ -1,14 +1,15 @@
-"""Cleaners: functions from text to text that run before the symbols are looked up.
+"""Cleaners rewrite a text before its symbols are looked up.
 
-``basic_cleaners``, ``transliteration_cleaners`` and ``english_cleaners`` are those of NVIDIA's Tacotron 2, for
-models trained with them; ``english_speech_cleaners`` is fastglow's own. Each leaves ``{ARPAbet}`` groups as they
-are. A cleaner that finds characters without any spoken form drops them: it appends them to the list ``dropped``,
-or, called without one, warns with ``UnspeakableTextWarning``.
+``basic_cleaners``, ``transliteration_cleaners`` and ``english_cleaners`` are NVIDIA's, for models trained with them;
+``english_speech_cleaners`` is fastglow's own. ``{ARPAbet}`` groups pass through unchanged. A cleaner drops characters
+that have no spoken form: it appends them to the list ``dropped``, or, called without one, warns with
+``UnspeakableTextWarning``.
 """
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 from fastglow.errors import FastglowError
 from fastglow.text import nvidia_english
@@ -16,12 +17,23 @@ from fastglow.text.arpabet import map_outside_arpabet
 from fastglow.text.transliteration import to_ascii
 from fastglow.text.unspeakable import warn_dropped
 
-Cleaner = Callable[..., str]
-
-# Of NVIDIA's models, and of those that do not tell theirs.
+# For NVIDIA's models, and for models that do not name their cleaners.
 DEFAULT_CLEANERS = ("english_cleaners",)
 
 _WHITESPACE = re.compile(r"\s+")
+
+
+class Cleaner(Protocol):
+    def __call__(self, text: str, dropped: list[str] | None = None) -> str: ...
+
+
+class CleanedText(NamedTuple):
+    """A cleaned text, and the characters that cleaning dropped."""
+
+    text: str
+    dropped: list[str]
+
+
 _cleaners: dict[str, Cleaner] = {}
 
 
@@ -45,12 +57,25 @@ def cleaner_names() -> list[str]:
 
 
 def find_cleaner(name: str) -> Cleaner:
-    """The cleaner of that name; ``FastglowError`` when there is none."""
+    """The cleaner ``name``; raises ``FastglowError`` if there is none."""
     try:
         return _cleaners[name]
     except (KeyError, TypeError):
-        known = ", ".join(_cleaners)
-        raise FastglowError(f"unknown cleaner {name!r}: the known ones are {known}") from None
+        raise FastglowError(f"unknown cleaner {name!r}: use one of {', '.join(_cleaners)}") from None
+
+
+def clean(text: str, names: Sequence[str]) -> CleanedText:
+    """Applies cleaners in turn, without a warning; a single name may be a plain string.
+
+    Raises:
+        FastglowError: the text is not a string, or a cleaner is unknown.
+    """
+    if not isinstance(text, str):
+        raise FastglowError(f"text must be a str, not {type(text).__name__}: decode or convert it first")
+    dropped: list[str] = []
+    for cleaner in [find_cleaner(name) for name in ([names] if isinstance(names, str) else names)]:
+        text = cleaner(text, dropped)
+    return CleanedText(text, dropped)
 
 
 @_cleaner
@@ -67,18 +92,18 @@ def transliteration_cleaners(text: str, dropped: list[str]) -> str:
 
 @_cleaner
 def english_cleaners(text: str, dropped: list[str]) -> str:
-    """The reference's English: ASCII, lower case, numbers and a few abbreviations written out.
+    """NVIDIA's English: ASCII, lower case, numbers and a few abbreviations written out.
 
-    Its order is kept, and with it its quirks: ``"£5"`` is transliterated before anyone looks for currency signs,
-    ``"$1.5"`` has five cents, every ``"st."`` is a saint, ``"&"`` and ``"%"`` are not spoken.
+    The order of its steps is kept, and with it its quirks: ``"£5"`` is transliterated before currency signs are
+    looked for, ``"$1.5"`` has five cents, every ``"st."`` is a saint, ``"&"`` and ``"%"`` are not spoken.
     """
     return map_outside_arpabet(lambda part: _english(part, dropped), text)
 
 
 @_cleaner
 def english_speech_cleaners(text: str, dropped: list[str]) -> str:
-    """fastglow's English, the default of the bundled voice: see ``fastglow.text.english.normalization``."""
-    # Its patterns take a while to compile: only those who use it pay.
+    """fastglow's English, the bundled voice's default: see ``fastglow.text.english.normalization``."""
+    # Imported on first use: compiling its patterns takes a while.
     from fastglow.text.english.normalization import normalize
 
     return normalize(text, dropped)

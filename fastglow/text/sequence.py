@@ -1,54 +1,83 @@
 """Text to symbol ids and back, as in DeepLearningExamples' ``tacotron2/text/__init__.py``."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
-from fastglow.errors import FastglowError
 from fastglow.text.arpabet import split_arpabet
-from fastglow.text.cleaners import find_cleaner
+from fastglow.text.cleaners import clean
 from fastglow.text.lexicon import Pronounce, pronounce_words
 from fastglow.text.symbol_set import PHONE_MARK, symbols
 from fastglow.text.unspeakable import is_silent, warn_dropped
 
-_id_of = {symbol: index for index, symbol in enumerate(symbols)}
+_NVIDIA_IDS = {symbol: index for index, symbol in enumerate(symbols)}
 
 
-def text_to_sequence(text: str, cleaner_names: Sequence[str], pronounce: Pronounce | None = None) -> list[int]:
-    """Clean a text and look up its symbols.
+class EncodedText(NamedTuple):
+    """A text as symbol ids.
 
-    ``{HH AW1 S}`` in the text stands for ARPAbet phones, separated by white space. What has no symbol after
-    cleaning is dropped, and one ``UnspeakableTextWarning`` names it: characters, and unknown phones in braces.
-    Double quotation marks, combining marks and invisible characters are dropped without a word. An underscore is
-    the pad symbol, id 0: the reference means to drop it, but its test compares identities and lets it through.
+    Attributes:
+        ids: of the symbols, in order.
+        dropped: characters and ``{PHONE}``s without a symbol, in the order in which they were found; see
+            `fastglow.text.unspeakable.warn_dropped`.
+    """
+
+    ids: list[int]
+    dropped: list[str]
+
+
+def encode(
+    text: str,
+    cleaner_names: Sequence[str] = (),
+    pronounce: Pronounce | None = None,
+    ids: Mapping[str, int] = _NVIDIA_IDS,
+) -> EncodedText:
+    """Cleans a text and looks up its symbols, without a warning. Everything that reads text goes through here.
 
     Args:
-        text: any Unicode string, however malformed.
-        cleaner_names: names of ``cleaner_names()``, applied in turn; one name may be given as a plain string.
-        pronounce: phones of a word, such as a ``Lexicon``, asked for every word of the cleaned text; words for which
-            it has none stay letters.
-
-    Returns:
-        Indices into ``symbols``; empty when nothing can be spoken.
+        text, cleaner_names, pronounce: as for `text_to_sequence`; without cleaners the text counts as cleaned.
+        ids: symbol to id, symbols spelt as in `fastglow.text.symbols`.
 
     Raises:
         FastglowError: the text is not a string, or a cleaner is unknown.
     """
-    if not isinstance(text, str):
-        raise FastglowError(f"text must be a str, not {type(text).__name__}: decode or convert it first")
-    if isinstance(cleaner_names, str):
-        cleaner_names = [cleaner_names]
-    dropped: list[str] = []
-    for clean in [find_cleaner(name) for name in cleaner_names]:
-        text = clean(text, dropped)
-
-    sequence: list[int] = []
+    text, dropped = clean(text, cleaner_names)
+    found: list[int] = []
     pieces = split_arpabet(text) if pronounce is None else pronounce_words(text, pronounce)
     for piece, is_group in pieces:
-        if is_group:
-            _append_phones(piece, sequence, dropped)
-        else:
-            _append_characters(piece, sequence, dropped)
-    warn_dropped(dropped, stacklevel=2)
-    return sequence
+        for item in piece.split() if is_group else piece:
+            index = ids.get(PHONE_MARK + item if is_group else item)
+            if index is not None:
+                found.append(index)
+            elif is_group:
+                dropped.append(f"{{{item}}}")
+            elif not is_silent(item):
+                dropped.append(item)
+    return EncodedText(found, dropped)
+
+
+def text_to_sequence(text: str, cleaner_names: Sequence[str], pronounce: Pronounce | None = None) -> list[int]:
+    """Cleans a text and looks up its symbols.
+
+    ``{HH AW1 S}`` in the text stands for ARPAbet phones, separated by white space. Characters without a symbol after
+    cleaning, and unknown phones in braces, are dropped; one ``UnspeakableTextWarning`` names them all. Double
+    quotation marks, combining marks and invisible characters are dropped without a warning. An underscore is the pad
+    symbol, id 0: the reference means to drop it, but compares identities and lets it through.
+
+    Args:
+        text: any Unicode string, however malformed.
+        cleaner_names: names from ``cleaner_names()``, applied in turn; a single name may be a plain string.
+        pronounce: phones of a word, such as a ``Lexicon``, asked for every word of the cleaned text; words for which
+            it returns None stay letters.
+
+    Returns:
+        Indices into ``symbols``; empty if nothing can be spoken.
+
+    Raises:
+        FastglowError: the text is not a string, or a cleaner is unknown.
+    """
+    encoded = encode(text, cleaner_names, pronounce)
+    warn_dropped(encoded.dropped, stacklevel=2)
+    return encoded.ids
 
 
 def sequence_to_text(sequence: Iterable[int]) -> str:
@@ -62,21 +91,3 @@ def sequence_to_text(sequence: Iterable[int]) -> str:
             symbol = symbols[index]
             parts.append(f"{{{symbol[1:]}}}" if symbol.startswith(PHONE_MARK) else symbol)
     return "".join(parts).replace("}{", " ")
-
-
-def _append_characters(text: str, sequence: list[int], dropped: list[str]) -> None:
-    for character in text:
-        index = _id_of.get(character)
-        if index is not None:
-            sequence.append(index)
-        elif not is_silent(character):
-            dropped.append(character)
-
-
-def _append_phones(text: str, sequence: list[int], dropped: list[str]) -> None:
-    for phone in text.split():
-        index = _id_of.get(PHONE_MARK + phone)
-        if index is not None:
-            sequence.append(index)
-        else:
-            dropped.append(f"{{{phone}}}")

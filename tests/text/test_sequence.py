@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from fastglow.errors import FastglowError
 from fastglow.text import UnspeakableTextWarning, cleaner_names, sequence_to_text, symbols, text_to_sequence
+from fastglow.text.cleaners import clean
+from fastglow.text.sequence import encode
 
 GOLDEN = json.loads(
     (Path(__file__).parents[1] / "data" / "golden" / "text_to_sequence.json").read_text(encoding="utf-8")
@@ -127,6 +129,18 @@ def test_unknown_cleaner():
 def test_text_must_be_a_string():
     with pytest.raises(FastglowError, match="not bytes"):
         text_to_sequence(b"a", ["basic_cleaners"])
+
+
+def test_encoding_names_what_it_drops_without_a_warning():
+    ids = {"a": 3, "@HH": 5}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert encode('A b\N{SNOWMAN}"{HH T}', ["basic_cleaners"], ids=ids) == (
+            [3, 5],
+            [" ", "b", "\N{SNOWMAN}", "{T}"],
+        )
+        assert encode("a", pronounce={"a": "HH"}.get, ids=ids) == ([5], [])
+        assert clean("\N{SNOWMAN}A", ["english_cleaners", "basic_cleaners"]) == ("a", ["\N{SNOWMAN}"])
 
 
 def test_sequence_to_text_skips_foreign_ids_and_takes_arrays():
