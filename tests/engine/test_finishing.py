@@ -228,7 +228,7 @@ def test_odd_volumes_are_refused_before_the_work(volume):
         lambda: speaker.synthesize_batch([TEXT], volume=volume),
         lambda: list(speaker.stream(TEXT, volume=volume)),
     ):
-        with pytest.raises(FastglowError, match=f"volume {volume}"):
+        with pytest.raises(FastglowError, match=f"volume={volume}"):
             call()
     assert speaker.tacotron2.calls == []
 
