@@ -1,4 +1,4 @@
-"""What ends a line, and how a text file's encoding is found."""
+"""Line ends, and the encoding of text files."""
 
 import codecs
 
@@ -10,7 +10,7 @@ from fastglow.errors import FastglowError
 from fastglow.lines import read_lines, split_lines
 from fastglow.text_files import marked_encoding
 
-# Everything at which str.splitlines cuts besides \n, \r\n and \r.
+# All other separators of str.splitlines, besides \n, \r\n and \r.
 NO_LINE_ENDS = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
 
 

@@ -1,4 +1,4 @@
-"""How PyTorch's threads are told to wait, in processes of their own: the runtime is told once, when it is loaded."""
+"""How PyTorch's threads wait, tested in separate processes, since the runtime is configured once, when it is loaded."""
 
 import json
 import os
@@ -29,7 +29,7 @@ print(json.dumps({
 
 
 def run(code, **environment):
-    """(what REPORT prints, what the OpenMP runtime tells of itself when it is loaded)."""
+    """(output of REPORT, settings that the OpenMP runtime displays when it is loaded)."""
     inherited = {name: value for name, value in os.environ.items() if name not in CHOSEN}
     done = subprocess.run(
         [sys.executable, "-c", code + REPORT],
@@ -47,7 +47,7 @@ def run(code, **environment):
     return report, told
 
 
-# What a data loader does.
+# As a data loader does.
 FORK = """
 import torch, fastglow.engine, multiprocessing
 torch.ones(500, 500) @ torch.ones(500, 500)
@@ -91,7 +91,7 @@ def test_a_runtime_that_is_loaded_already_has_more_threads_than_cores(code):
     assert int(told["GOMP_SPINCOUNT"]) > 0
     assert report["threads"] == 2
     assert report["parked"] == 1
-    assert report["tasks"] > 1 + report["cores"] + 1  # the main thread, and those that are parked
+    assert report["tasks"] > 1 + report["cores"] + 1  # the main thread and the parked ones
 
 
 @pytest.mark.parametrize(

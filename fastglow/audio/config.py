@@ -33,7 +33,7 @@ class MelConfig:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise FastglowError(f"{name}={value!r} must be a positive integer")
             if value >= 2**31:
-                raise FastglowError(f"{name} has {value.bit_length()} bits, must be below 2^31")
+                raise FastglowError(f"{name} must be below 2^31, the value has {value.bit_length()} bits")
         if self.filter_length % 2:
             raise FastglowError(f"filter_length={self.filter_length} must be even")
         if self.win_length > self.filter_length:

@@ -169,7 +169,7 @@ def load_checkpoint(
     with open_checkpoint(path) as container:
         source = identify(container, path)
         if expect is not None and expect != source.model:
-            raise FastglowError(f"a {TITLES[source.model]} checkpoint, must be a {TITLES[expect]} checkpoint")
+            raise FastglowError(f"this is a {TITLES[source.model]} checkpoint, must be a {TITLES[expect]} checkpoint")
         _checked_overrides(source.model, overrides)
         state, hints, notes = read_state(container, source, dtype=dtype)
         config = infer_config(source.model, state, {**hints, **overrides})

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from fastglow.audio import read_audio, write_audio
 from fastglow.errors import FastglowError
 
-# Half a step of 16 bits, and the whole one by which +1.0 misses the loudest value.
+# Half a 16-bit step, and the full step between +1.0 and the largest value.
 STEP = 1 / 32768
 
 
@@ -118,7 +118,7 @@ def test_the_right_rate_is_not_resampled(tmp_path):
 
 
 def test_overshoot_is_scaled_into_range(tmp_path):
-    """A loud square wave overshoots when it is resampled; a float file may hold anything."""
+    """Resampling a loud square wave overshoots; a float file may have any values."""
     square = (0.9 * np.sign(sine(440, 44100))).astype(np.float32)
     soundfile.write(tmp_path / "square.wav", square, 44100, subtype="FLOAT")
     with pytest.warns(UserWarning, match="resampling") as caught:
@@ -213,7 +213,7 @@ def test_bad_audio_leaves_no_file(tmp_path, audio, message):
 
 @pytest.mark.parametrize("name", ["a.aac", "a", "a.wav.txt"])
 def test_unknown_suffixes_are_named(tmp_path, name):
-    with pytest.raises(FastglowError, match=rf"{name}: cannot write .* use one of \.wav, \.flac"):
+    with pytest.raises(FastglowError, match=rf"{name}: cannot write .* supported are \.wav, \.flac"):
         write_audio(tmp_path / name, np.zeros(5), 22050)
     with pytest.raises(FastglowError, match="cannot write audio as 'aac'"):
         write_audio(io.BytesIO(), np.zeros(5), 22050, format="aac")
@@ -230,7 +230,7 @@ def test_compressed_formats_keep_the_sound(tmp_path, suffix, container, subtype,
     info = soundfile.info(path)
     assert (info.format, info.subtype, info.channels) == (container, subtype, 1)
     back, back_rate = soundfile.read(path)
-    if subtype != "OPUS":  # decoders of Opus may always give 48 kHz
+    if subtype != "OPUS":  # Opus decoders may always return 48 kHz
         assert back_rate == rate
     assert len(back) / back_rate == pytest.approx(2.0, abs=0.1)
     middle = back[len(back) // 4 : 3 * len(back) // 4]
@@ -245,7 +245,7 @@ def test_rates_that_a_format_lacks_are_resampled_to_the_next(tmp_path, suffix, r
     path = tmp_path / f"a.{suffix}"
     write_audio(path, sine(440, rate, 1.0, 0.5), rate)
     data = path.read_bytes()
-    if suffix == "opus":  # the rate of what was encoded stands in its header
+    if suffix == "opus":  # the header has the rate of the encoded audio
         header = data.index(b"OpusHead")
         assert int.from_bytes(data[header + 12 : header + 16], "little") == written
     else:
@@ -255,7 +255,7 @@ def test_rates_that_a_format_lacks_are_resampled_to_the_next(tmp_path, suffix, r
 
 @pytest.mark.parametrize("format", ["ogg", "opus", "mp3", "flac"])
 def test_ten_minutes_do_not_overflow_an_encoder(format):
-    """In a process of its own, which an overflow of the stack would kill."""
+    """In a separate process, which a stack overflow would kill."""
     code = f"""
 import io, numpy, soundfile
 from fastglow.audio import write_audio
@@ -315,7 +315,7 @@ def test_overwrites_what_a_link_points_to_and_keeps_permissions_usual(tmp_path):
 
 
 class Pipe(io.RawIOBase):
-    """A stream that cannot seek and takes at most 1000 bytes at a time."""
+    """A stream that cannot seek and writes at most 1000 bytes per call."""
 
     def __init__(self):
         self.data = b""

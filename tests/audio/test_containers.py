@@ -1,4 +1,4 @@
-"""Audio files that are shorter than they claim, and those that could not know their length."""
+"""Audio files that are shorter than their headers claim, and files of unknown length."""
 
 import io
 import struct
@@ -11,7 +11,7 @@ from fastglow.audio import read_audio
 from fastglow.errors import FastglowError
 
 RATE = 16000
-# (libsndfile's format, subtype): those whose header or pages say where the audio ends.
+# (libsndfile's format, subtype) whose header or pages say where the audio ends.
 CLAIMING = [
     ("WAV", "PCM_16"),
     ("WAV", "PCM_24"),
@@ -101,11 +101,11 @@ def test_an_au_file_written_to_a_pipe_is_read_to_its_end(read, endian):
     np.testing.assert_array_equal(read(data[:8] + b"\xff" * 4 + data[12:]), read(data))
 
 
-@pytest.mark.parametrize("seconds", [0.1, 1, 9])  # around the blocks in which it is read
+@pytest.mark.parametrize("seconds", [0.1, 1, 9])  # around the size of the blocks that are read
 def test_a_flac_written_to_a_pipe_is_read_to_its_end(read, seconds):
     data = bytearray(encoded("FLAC", "PCM_16", noise(int(seconds * RATE), 2)))
     whole = read(data)
-    data[21] &= 0xF0  # of STREAMINFO's 36 bits for the number of samples
+    data[21] &= 0xF0  # STREAMINFO's 36 bits for the number of samples
     data[22:26] = bytes(4)
     np.testing.assert_array_equal(read(data), whole)
     with pytest.raises(FastglowError, match="cannot be read as audio"):
@@ -181,7 +181,7 @@ def test_an_mp3_cut_short_is_named(read, mode, tag):
 
 @pytest.mark.parametrize("mode", ["CONSTANT", "AVERAGE", "VARIABLE"])
 def test_an_mp3_that_claims_nothing_may_end_anywhere(read, mode):
-    """Without the frame that counts the others libsndfile's guess may be far from the truth."""
+    """Without a frame count, libsndfile's estimate may be far off."""
     data = mp3(mode)
     for name in (b"Xing", b"Info"):
         data = data.replace(name, b"none")

@@ -1,4 +1,4 @@
-"""The denoiser: the reference's values, odd lengths, precision, errors."""
+"""The denoiser: NVIDIA's values, odd lengths, precision, errors."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from fastglow.models.waveglow import WaveGlow
 
 
 class Hum(nn.Module):
-    """Stands for a WaveGlow of `n_mel_channels` that hums at one frequency, louder for louder mels."""
+    """Replaces a WaveGlow of `n_mel_channels`: hums at one frequency, louder for louder mels."""
 
     def __init__(self, n_mel_channels=7, dtype=torch.float32):
         super().__init__()
@@ -46,7 +46,7 @@ def test_audio_equals_the_reference(reference):
     audio = tensors["infer/audio_sigma07"]
     torch.testing.assert_close(denoiser(audio, strength=0.1), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(denoiser(audio), expected, rtol=0, atol=1e-5)
-    # What the strength does is far above that tolerance.
+    # The effect of the strength is far above that tolerance.
     assert (audio - expected).abs().max() > 1e-2
 
 

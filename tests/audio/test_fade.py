@@ -19,7 +19,7 @@ def test_ends_fade_and_the_middle_stays(n, n_in, n_out):
     np.testing.assert_array_equal(middle, 1)
     for ramp in (rise, fall[::-1]):
         assert (np.diff(ramp) > 0).all()
-        # As far from silence at its start as from full at its end, and half way between at its middle.
+        # The ramp is symmetric about its middle, where it is one half.
         np.testing.assert_allclose(ramp + ramp[::-1], 1, atol=1e-6)
         if len(ramp) > 90:
             assert ramp[0] < 1e-3

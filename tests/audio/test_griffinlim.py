@@ -1,4 +1,4 @@
-"""Griffin-Lim on a piece of real speech: how close it comes, and that it is reproducible."""
+"""Griffin-Lim on recorded speech: accuracy and reproducibility."""
 
 import math
 
@@ -13,7 +13,7 @@ HOP = 256
 
 @pytest.fixture(scope="module")
 def speech(golden):
-    """1.36 s of LJ Speech: (audio [N], log-mel [80, 118] by the reference)."""
+    """1.36 s of LJ Speech: (audio [N], NVIDIA's log-mel [80, 118])."""
     tensors = golden("mel")
     return tensors["audio/LJ001-0002"], tensors["mel/LJ001-0002"]
 
@@ -28,7 +28,7 @@ def test_reconstructs_speech(speech):
     _, log_mel = speech
     audio = griffin_lim(log_mel, MelConfig(), seed=0)
     assert audio.shape == (118 * HOP,) and audio.dtype == torch.float32
-    # Measured over seeds: 0.02 to 0.03; from the starting phases alone it is 0.58.
+    # Measured over seeds: 0.02 to 0.03; with the initial phases 0.58.
     assert convergence(audio, log_mel) < 0.04
     assert convergence(griffin_lim(log_mel, n_iter=0, seed=0), log_mel) > 0.3
 

@@ -8,7 +8,7 @@ RATE = 22050
 
 
 def speech_like(seconds=1.5, rms=0.03, seed=0, rate=RATE, pauses=True):
-    """Noise in syllables of 0.2 s, of which every third is a pause; its RMS without the pauses is `rms`."""
+    """Noise in syllables of 0.2 s, every third of them a pause; `rms` without the pauses."""
     rng = np.random.default_rng(seed)
     n = round(seconds * rate)
     syllable = np.arange(n) * 5 // rate
@@ -17,7 +17,7 @@ def speech_like(seconds=1.5, rms=0.03, seed=0, rate=RATE, pauses=True):
 
 
 def dbfs(audio):
-    """Of the parts that are no pause."""
+    """RMS outside the pauses, in dB."""
     audio = audio[audio != 0].astype(np.float64)
     return 10 * np.log10(np.mean(audio**2))
 
@@ -30,7 +30,7 @@ def test_speech_of_any_level_comes_to_one(rms, seconds, rate):
     levelled = set_level(audio, rate)
     assert levelled.dtype == np.float32
     assert dbfs(levelled) == pytest.approx(-18, abs=0.7)
-    # By one factor: the sound is the same.
+    # By a single factor: the waveform is the same.
     np.testing.assert_allclose(levelled * np.abs(audio).max(), audio * np.abs(levelled).max(), atol=1e-6)
 
 

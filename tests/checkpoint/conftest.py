@@ -1,4 +1,4 @@
-"""Small random models, and writers of the files that other projects' code would save them to."""
+"""Small random models, and builders of the files that other projects' code would save."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ NORMED = re.compile(r"(WN\.\d+\..*)\.weight_(g|v)")
 
 
 def _randomised(model: nn.Module) -> nn.Module:
-    """Every number different from its initial value, the statistics of batch normalisation included."""
+    """Changes every value from its initial one, including the statistics of batch normalisation."""
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if name.endswith("running_var"):
@@ -75,7 +75,7 @@ def _module_tree(state: dict[str, torch.Tensor], classes: types.ModuleType, attr
 
 
 class Builders:
-    """Makers of foreign files; every method takes canonical tensors and returns what would be saved."""
+    """Builders of foreign files; each method takes canonical tensors and returns the content to save."""
 
     @staticmethod
     def tacotron2(**changes) -> Tacotron2:
@@ -95,7 +95,7 @@ class Builders:
 
     @staticmethod
     def fused_conditioning(state):
-        """WaveGlow generation C: one cond_layer a flow."""
+        """WaveGlow generation C: one cond_layer per flow."""
         result, parts = {}, {}
         for key, tensor in state.items():
             if match := re.fullmatch(r"(WN\.\d+)\.cond_layers\.\d+\.(\w+)", key):
@@ -138,7 +138,7 @@ class Builders:
 
     @staticmethod
     def save_pickled_waveglow(path, state, *, module="glow", legacy=False, stride=16, extra=None):
-        """torch.save of a whole WaveGlow object whose classes are gone when the file is read."""
+        """torch.save of a whole WaveGlow object whose classes no longer exist when the file is read."""
         fake = types.ModuleType(module)
         for name in ("WaveGlow", "WN", "Invertible1x1Conv"):
             setattr(fake, name, type(name, (nn.Module,), {"__module__": module}))
@@ -158,7 +158,7 @@ class Builders:
 
     @staticmethod
     def coqui_names(state, *, generator):
-        """A coqui state_dict with the same weights but for its own stop layer (which is random)."""
+        """A coqui state_dict with the same weights, except for its own stop layer, which is random."""
         renamed = {}
         for key, tensor in state.items():
             if "gate_layer" in key:
@@ -215,7 +215,7 @@ def tacotron2_output():
 
 @pytest.fixture(scope="session")
 def waveglow_output():
-    """Audio that a model makes of a fixed mel spectrogram and fixed noise."""
+    """A model's audio for a fixed mel spectrogram and fixed noise."""
 
     def run(model: WaveGlow) -> torch.Tensor:
         generator = torch.Generator().manual_seed(1)

@@ -1,4 +1,4 @@
-"""Damaged files of every kind: one line that says so, or a model, never anything else."""
+"""Damaged files of every kind give a one-line error or a model, never anything else."""
 
 import io
 import os
@@ -20,7 +20,7 @@ KINDS = ("zip", "legacy", "pickled zip", "pickled legacy", "safetensors", "coqui
 
 
 class Files(dict[str, bytes]):
-    """By kind. Hypothesis prints its tests' arguments, of a failing example and to compare them."""
+    """Files by kind, with a short repr, since Hypothesis prints its tests' arguments."""
 
     def __repr__(self) -> str:
         return f"<files: {', '.join(self)}>"
@@ -63,7 +63,7 @@ def opens_or_says_why(folder, data):
     assert os.listdir(folder) == ["checkpoint"]
 
 
-POSITIONS = st.integers(0, 2**20 - 1)  # modulo the length of what is damaged
+POSITIONS = st.integers(0, 2**20 - 1)  # modulo the length of the damaged bytes
 CUTS = st.builds(lambda position: lambda data: data[: position % (len(data) + 1)], POSITIONS)
 CHANGES = st.builds(
     lambda changes: lambda data: changed(data, changes),
@@ -74,8 +74,8 @@ CHANGES = st.builds(
     ),
 )
 DAMAGES = CUTS | CHANGES
-"""Functions of bytes: cut short, or with some bytes changed, taken out or put in. What is drawn does not depend on
-what is damaged."""
+"""Functions of bytes that truncate them, or change, remove or insert some. The drawn values do not depend on the
+damaged bytes."""
 
 
 def changed(data, changes):
@@ -104,7 +104,7 @@ def test_damage_anywhere(files, scratch, kind, damage):
 @settings(max_examples=30)
 @given(damage=DAMAGES)
 def test_damage_in_the_description(files, scratch, kind, damage):
-    """Files without checksums: what is changed here changes names, shapes, offsets and opcodes."""
+    """Files without checksums: the damage changes names, shapes, offsets and opcodes."""
     content = files[kind]
     n_bytes = content.find(b"}") + 1 if kind == "safetensors" else content.rfind(b"]q\x00(X")
     n_bytes = max(n_bytes, 2000)
@@ -254,7 +254,7 @@ def test_paths_that_are_no_files(tmp_path):
             load_checkpoint(path)
         assert str(caught.value) == f"{path}: {message}"
     os.mkfifo(tmp_path / "fifo")
-    descriptor = os.open(tmp_path / "fifo", os.O_RDWR)  # keeps a reader of the pipe from waiting for ever
+    descriptor = os.open(tmp_path / "fifo", os.O_RDWR)  # keeps a reader of the pipe from waiting forever
     try:
         with pytest.raises(FastglowError, match="not a regular file"):
             load_checkpoint(tmp_path / "fifo")
@@ -263,7 +263,7 @@ def test_paths_that_are_no_files(tmp_path):
 
 
 def rewritten(data, change):
-    """A zip file's records after `change(name, content)`, with their checksums right again."""
+    """A zip file's records after `change(name, content)`, with updated checksums."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(buffer, "w") as new:
         for name in old.namelist():

@@ -70,7 +70,7 @@ def test_every_waveglow_is_inferred_from_its_shapes(
         upsample_stride=n_group,
     )
     config = infer_config("waveglow", meta(model.state_dict()), {})
-    if n_early == 0:  # nothing in the file tells when the early outputs would come
+    if n_early == 0:  # the file does not say when early outputs would come
         assert not any(config.is_early(k) for k in range(n_flows))
         config.n_early_every, config.n_early_size = n_early_every, 2 * half_early
     assert config == model.config

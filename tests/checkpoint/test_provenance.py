@@ -1,4 +1,4 @@
-"""What a checkpoint tells of its model's training: read from every format, kept by every writer."""
+"""What a checkpoint says about its model's training is read from every format and kept by every writer."""
 
 import json
 import logging
@@ -34,7 +34,7 @@ FACTS = [
 
 
 def training_checkpoint(path, model, **content):
-    """The entries by which a checkpoint of `fastglow train` is known, and `content`."""
+    """The entries that identify a checkpoint of `fastglow train`, and `content`."""
     name = type(model).__name__.lower()
     config = asdict(model.config)
     known = {"model": name, "config": config, "state_dict": model.state_dict(), "random_state": {}, "training": {}}

@@ -1,4 +1,4 @@
-"""Pickles that want something run, and pickles that describe more than they hold."""
+"""Pickles that ask for code to run, and pickles that describe more than they hold."""
 
 import builtins
 import collections
@@ -22,7 +22,7 @@ from fastglow.checkpoint.unpickling import read_pickle
 
 
 class Call:
-    """Pickles as the call of a function."""
+    """Pickled as a function call."""
 
     def __init__(self, function, *args):
         self.parts = function, args
@@ -32,14 +32,14 @@ class Call:
 
 
 class CallWithState(Call):
-    """The same, followed by a BUILD, whose state pickle would hand to `__setstate__`."""
+    """The same, followed by a BUILD, whose state pickle would pass to `__setstate__`."""
 
     def __reduce__(self):
         return (*self.parts, {"state": 1})
 
 
 def attacks(canary):
-    """(name that the refusal must mention, object to pickle)."""
+    """Title -> (name that the error must mention, object to pickle)."""
     command = f"touch {canary}"
     write = f"open({str(canary)!r}, 'w').close()"
     return {
@@ -87,7 +87,7 @@ def test_files_that_ask_for_code_are_refused_by_name(tmp_path, attack, protocol,
 
 
 def test_the_attacks_are_real(tmp_path):
-    """The same payload run by pickle does create the file: the refusals above refuse something."""
+    """Run by pickle, the payload does create the file, so the tests above refuse a real attack."""
     canary = tmp_path / "canary"
     pickle.loads(pickle.dumps(attacks(canary)["eval"][1]))
     assert canary.exists()
@@ -220,7 +220,7 @@ def test_tensors_of_old_torch_are_read(tmp_path):
 
 
 def test_negative_views_and_new_dtypes(tmp_path):
-    """A lazily negated tensor keeps its numbers' sign in its metadata; uint16 has no storage class."""
+    """A lazily negated tensor keeps the sign in its metadata; uint16 has no storage class."""
     view = torch.tensor([1 + 2j]).conj().imag
     assert view.is_neg()
     torch.save({"embedding.weight": view}, tmp_path / "m.pt")
@@ -339,7 +339,7 @@ def test_trees_of_modules_without_end_are_refused(tmp_path, pickled):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
 def test_bombs_cost_no_memory(tmp_path):
-    """In a process that may take 300 MB more than it has, every bomb is still refused for what it is."""
+    """A process that may allocate only 300 MB more still refuses every bomb by name."""
     for name, (pickled, records) in BOMBS.items():
         (tmp_path / f"{name.replace(' ', '_')}.pt").write_bytes(zip_bytes(pickled, records))
     script = (

@@ -1,4 +1,4 @@
-"""``english_speech_cleaners``: an amount before the noun it describes is singular, any other is plural."""
+"""``english_speech_cleaners``: an amount is singular before the noun that it describes, else plural."""
 
 import pytest
 

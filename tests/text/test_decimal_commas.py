@@ -1,4 +1,4 @@
-"""``english_speech_cleaners``: numbers with decimal commas, where they can be nothing else."""
+"""``english_speech_cleaners``: unambiguous numbers with decimal commas."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""``Lexicon`` and what ``text_to_sequence`` makes of its pronunciations."""
+"""``Lexicon``, and ``text_to_sequence`` with its pronunciations."""
 
 import gzip
 import warnings
@@ -140,13 +140,13 @@ def test_possessives_end_as_the_last_phone_asks_for(lexicon):
 
 
 def test_possessives_are_those_of_cmudict(cmudict, tmp_path):
-    """The bundled file has thousands of them written out: without these the rule gives nearly all of them back."""
+    """The bundled file has thousands of possessives: without them the rule restores nearly all."""
     lines = [line for line in gzip.decompress(CMUDICT.read_bytes()).decode().splitlines() if line[0] != ";"]
     path = tmp_path / "without.txt"
     path.write_text("\n".join(line for line in lines if not line.split()[0].endswith("'s")))
     without = Lexicon(path)
     written = [line.partition(" ")[::2] for line in lines if line.split()[0].endswith("'s")]
-    # Where the word itself is pronounced alike in both entries, which is not the rule's doing.
+    # Only words whose own pronunciation is the same in both entries.
     pairs = [(without(word), phones) for word, phones in written if phones.startswith(f"{without(word[:-2])} ")]
     assert len(pairs) > 5000
     assert sum(rule == phones for rule, phones in pairs) > 0.98 * len(pairs)
@@ -255,6 +255,6 @@ def test_any_text_is_accepted(cmudict, cleaner, text):
     assert all(0 <= index < len(symbols) for index in sequence)
     assert {warning.category for warning in caught} <= {UnspeakableTextWarning}
     assert nothing_found == without
-    # Every mark stays in its place: only letters, and apostrophes in words, become phones.
+    # Only letters, and apostrophes inside words, become phones: every mark stays in place.
     assert [i for i in sequence if i < 12 and symbols[i] != "'"] == [i for i in without if i < 12 and symbols[i] != "'"]
     assert bool(sequence) == bool(without)

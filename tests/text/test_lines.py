@@ -5,7 +5,7 @@ import pytest
 from fastglow.text import split_sentences
 from fastglow.text.cleaners import english_speech_cleaners
 
-# One sentence an item; those of one item go on over the break.
+# One item per sentence; a single item continues over the line break.
 CUT = [
     ["Milk", "Eggs", "Bread"],
     ["Shopping list:", "2 apples", "3 pears"],
@@ -75,7 +75,7 @@ def test_read(written, spoken):
 
 @pytest.mark.parametrize("unit", ["A\n", "a-\n", "A \n", "the\nA", "1\n\r", "a-b-", "-\n", "5. May ", "on 5. "])
 def test_long_monotonous_text(unit):
-    """A quadratic step would keep this test busy for minutes."""
+    """A step that takes quadratic time would need minutes."""
     text = unit * (60_000 // len(unit))
     assert "".join("".join(split_sentences(text)).split()) == "".join(text.split())
     english_speech_cleaners(text, [])

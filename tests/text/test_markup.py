@@ -1,4 +1,4 @@
-"""Pasted HTML: what is spoken of it, and where it is cut."""
+"""Pasted HTML: which of it is spoken, and where it is cut."""
 
 import pytest
 
@@ -81,7 +81,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("unit", HOSTILE)
 def test_long_monotonous_text(unit):
-    """A quadratic step would keep this test busy for minutes."""
+    """A step that takes quadratic time would need minutes."""
     text = unit * (40_000 // len(unit))
     assert "<p>" not in english_speech_cleaners(text, [])
     assert "".join("".join(split_sentences(text)).split()) == "".join(text.split())

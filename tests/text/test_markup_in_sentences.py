@@ -4,7 +4,7 @@ import pytest
 
 from fastglow.text import split_sentences
 
-# "|" marks the cuts; a line break is one of them or stays.
+# "|" marks the cuts; any other line break stays.
 CUT = [
     # tags and entities glued to an abbreviation
     "Ask <b>Dr. Who</b>. | Yes.",
@@ -74,6 +74,6 @@ def test_cut(marked):
     "unit", ["– a\n", "a. x\n", "<b>Dr. ", "&quot;Mr. ", "=== \n", "<", "&amp", "12 St.\nA\n", "then 5. "]
 )
 def test_long_monotonous_text(unit):
-    """A quadratic step would keep this test busy for minutes."""
+    """A step that takes quadratic time would need minutes."""
     text = unit * (60_000 // len(unit))
     assert "".join("".join(split_sentences(text)).split()) == "".join(text.split())

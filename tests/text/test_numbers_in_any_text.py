@@ -1,4 +1,4 @@
-"""``english_speech_cleaners``: numbers of every kind, cut up and joined at random, stay speakable and are read once."""
+"""``english_speech_cleaners``: numbers of every kind, cut and joined at random, are speakable; a second pass changes none."""
 
 import warnings
 
@@ -42,5 +42,5 @@ PATHOLOGICAL = "1.1|A.1.b.|1s|F-1s |1 000,|1.000.|1'000|1,1% |€1,-|Jan-|Jan 5-
 
 @pytest.mark.parametrize("unit", PATHOLOGICAL.split("|"))
 def test_long_monotonous_text(unit):
-    """A pattern whose cost is quadratic would keep this test busy for minutes."""
+    """A pattern that takes quadratic time would need minutes."""
     assert clean_quietly(unit * (20_000 // len(unit)))

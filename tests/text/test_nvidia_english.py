@@ -1,4 +1,4 @@
-"""The reference's cleaners beyond the golden phrases: expectations worked out from its rules."""
+"""NVIDIA's cleaners beyond the golden phrases, against expectations derived from their rules."""
 
 import pytest
 
@@ -58,7 +58,7 @@ def test_arpabet_is_left_alone(cleaner):
 
 @pytest.mark.parametrize("unit", ["1", "1,", "1.", "$", "$1", "{", "1st", "mr.", "\u0300"])
 def test_long_monotonous_text(unit):
-    """Quadratic patterns would take minutes."""
+    """A pattern that takes quadratic time would need minutes."""
     english_cleaners(unit * (100_000 // len(unit)), [])
 
 

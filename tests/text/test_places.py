@@ -76,5 +76,5 @@ def test_places(written, spoken):
     "unit", ["1 N ", "1 A B ", "St ", "St. St ", "A, OK ", "12345-1234 ", "N Elm ", "W. W. ", "Apt 1"]
 )
 def test_long_monotonous_text(unit):
-    """A quadratic step would keep this test busy for minutes."""
+    """A step that takes quadratic time would need minutes."""
     assert english_speech_cleaners(unit * (30_000 // len(unit)))

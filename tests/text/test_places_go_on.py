@@ -1,4 +1,4 @@
-"""State codes that are words too: ``"Portland, OR last year"`` and ``"Come to Rome, OR else"``."""
+"""State codes that are also words: ``"Portland, OR last year"`` and ``"Come to Rome, OR else"``."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""``english_speech_cleaners``: the s behind digits, which makes a plural or stands for seconds."""
+"""``english_speech_cleaners``: the s after digits, a plural or seconds."""
 
 import pytest
 
@@ -105,6 +105,6 @@ UNITS = [
 
 
 @pytest.mark.parametrize(("written", "spoken"), DESIGNATIONS + DECADES + SECONDS + UNITS)
-def test_s_behind_digits(written, spoken):
+def test_s_after_digits(written, spoken):
     assert english_speech_cleaners(written) == spoken
     assert english_speech_cleaners(spoken) == spoken

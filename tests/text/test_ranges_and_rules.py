@@ -1,4 +1,4 @@
-"""Dashes between numbers, rules of signs, and other small things that were read wrong."""
+"""Dashes between numbers, rules of signs, and other cases that were once read wrong."""
 
 import pytest
 
@@ -74,5 +74,5 @@ def test_read(written, spoken):
 
 @pytest.mark.parametrize("unit", ["1─", "5~", "= ", "9am-", "5-Jan-", "1\u202f234", "5. January ", "&#39"])
 def test_long_monotonous_text(unit):
-    """A quadratic step would keep this test busy for minutes."""
+    """A step that takes quadratic time would need minutes."""
     english_speech_cleaners(unit * (30_000 // len(unit)), [])

@@ -1,4 +1,4 @@
-"""``text_to_sequence`` and ``sequence_to_text`` against golden sequences, and on text nobody would write."""
+"""``text_to_sequence`` and ``sequence_to_text`` against golden sequences, and on arbitrary text."""
 
 import json
 import warnings
@@ -108,7 +108,7 @@ def test_silent_characters_go_without_a_warning(silent):
         assert text_to_sequence(f"a{silent}b", ["english_cleaners"]) == letters("ab")
 
 
-def test_pad_symbol_passes_as_in_the_reference():
+def test_pad_symbol_passes_as_in_nvidias_code():
     assert text_to_sequence("a_b", ["english_cleaners"]) == letters("a") + [0] + letters("b")
 
 

@@ -134,6 +134,6 @@ PATHOLOGICAL = 'a|.|(|)|()|{|{}|!|"|.)|. |a.|A. |1. |,)|(a. |。|…x'.split("|"
 
 @pytest.mark.parametrize("unit", PATHOLOGICAL)
 def test_long_monotonous_text(unit):
-    """A quadratic step would keep this test busy for minutes."""
+    """A step that takes quadratic time would need minutes."""
     text = unit * (100_000 // len(unit))
     assert squeezed("".join(split_sentences(text))) == squeezed(text)

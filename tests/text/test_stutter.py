@@ -61,5 +61,5 @@ def test_sounds_in_capitals_are_those_in_lower_case(sound):
 
 @pytest.mark.parametrize("unit", ["a-", "b-b-", "st-", "HM", "OOH", "Z"])
 def test_long_monotonous_text(unit):
-    """A quadratic step would keep this test busy for minutes."""
+    """A step that takes quadratic time would need minutes."""
     assert english_speech_cleaners(unit * (30_000 // len(unit)))

@@ -1,4 +1,4 @@
-"""The symbol table against the reference's, and what importing the package costs."""
+"""The symbol table against NVIDIA's, and the cost of importing the package."""
 
 import json
 import subprocess

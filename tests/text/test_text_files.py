@@ -1,4 +1,4 @@
-"""Encodings of texts: marks, guesses, and what is refused."""
+"""Encodings of text: byte order marks, guesses, and errors."""
 
 import warnings
 

@@ -6,7 +6,7 @@ They are read before units and titles: ``"350 W 42nd St"`` has no watts, ``"12 E
 import re
 
 from fastglow.text.english.abbreviations import STREETS
-from fastglow.text.english.context import SENTENCE_STARTERS, after, before, ends_sentence, next_word
+from fastglow.text.english.context import SENTENCE_STARTERS, after, before, ends_sentence, final_stop, next_word
 from fastglow.text.english.letters import spell
 from fastglow.text.english.states import DEGREES, STATES, WORDS
 from fastglow.text.numbers import spell_digits
@@ -139,7 +139,7 @@ def read_places(text: str) -> str:
     text = _BEFORE_ZIP.sub(lambda match: match[1] + " " + _digits(match), text)
     text = _STATE.sub(_state, text)
     text = _BARE_ZIP.sub(lambda match: f"{spell_digits(match[1])}, {spell_digits(match[2])}", text)
-    text = _FLOOR.sub(lambda match: f"{match['ending']} floor{_stop(match)}", text)
+    text = _FLOOR.sub(lambda match: f"{match['ending']} floor{final_stop(match)}", text)
     text = _FLAT.sub(lambda match: _FLATS[match[1].lower()] + " ", text)
     return _FLAT_LETTER.sub(lambda match: f"{match[1]} {spell(match[2])}", text)
 
@@ -205,10 +205,6 @@ def _route(match: re.Match) -> str:
 
 def _last(match: re.Match) -> str:
     return "." if match["last"] and ends_sentence(after(match)) else ""
-
-
-def _stop(match: re.Match) -> str:
-    return "." if match[0].endswith(".") and ends_sentence(after(match)) else ""
 
 
 def _direction(written: str) -> str:
