@@ -1,4 +1,4 @@
-"""``english_speech_cleaners``: numbers of every kind, cut and joined at random, are speakable; a second pass changes none."""
+"""``english_speech_cleaners``: numbers of every kind, joined at random, are speakable; a second pass changes none."""
 
 import warnings
 
