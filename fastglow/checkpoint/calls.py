@@ -51,7 +51,7 @@ _IDENTIFIER = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 def _is_model_class(module: str, name: str) -> bool:
     """Whether `module.name` may be the class of a pickled model, optimizer or part of one.
 
-    That holds for torch.nn, torch.optim and every module outside Python, torch and numpy: the reference's own
+    That holds for torch.nn, torch.optim and every module outside Python, torch and numpy, such as NVIDIA's own
     modules (`glow`, `mellotron.model`, `__main__`, ...) under any package name.
     """
     if module.startswith(("torch.nn.", "torch.optim.")) or module in ("torch.nn", "torch.optim", "__main__"):

@@ -61,7 +61,7 @@ def text_to_sequence(text: str, cleaner_names: Sequence[str], pronounce: Pronoun
     ``{HH AW1 S}`` in the text stands for ARPAbet phones, separated by white space. Characters without a symbol after
     cleaning, and unknown phones in braces, are dropped; one ``UnspeakableTextWarning`` names them all. Double
     quotation marks, combining marks and invisible characters are dropped without a warning. An underscore is the pad
-    symbol, id 0: the reference means to drop it, but compares identities and lets it through.
+    symbol, id 0: NVIDIA's code means to drop it, but compares identities and lets it through.
 
     Args:
         text: any Unicode string, however malformed.
