@@ -1,4 +1,4 @@
-"""Every relative link, anchor and file that a Markdown file names exists."""
+"""Every relative link, anchor, file and message that a Markdown file names exists."""
 
 import re
 from urllib.parse import unquote
@@ -11,6 +11,7 @@ from .markdown import FILES, GUIDES, ROOT, anchors, code_spans, links, name_of
 NAMING_FILES = [*GUIDES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "bench" / "README.md"]
 # A path in the project, without placeholders: `kernels/launch.py`, `tests/data/golden`.
 _PATH = re.compile(r"\.?(?:docs|examples|bench|kernels|train|fastglow|tests|\.github|\.ci)/[\w./-]*")
+_QUOTED = re.compile(r"\"([^\"]+)\"")
 # Made by the project's own commands.
 WRITTEN_LATER = ("bench/results/",)
 
@@ -37,3 +38,13 @@ def test_named_files_exist(path):
 def test_every_page_is_reached_from_the_readme():
     reached = {(ROOT / link.partition("#")[0]).resolve() for link in links(ROOT / "README.md")}
     assert {page.resolve() for page in GUIDES[1:]} <= reached
+
+
+def test_the_messages_of_the_troubleshooting_page_exist():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    headings = [line for line in page.splitlines() if line.startswith("## ")]
+    messages = [message for heading in headings for message in _QUOTED.findall(heading)]
+    folders = [ROOT / name for name in ("fastglow", "kernels", "train")]
+    code = "\n".join(path.read_text(encoding="utf-8") for folder in folders for path in folder.rglob("*.py"))
+    assert len(messages) >= 4
+    assert [message for message in messages if message not in code] == []
