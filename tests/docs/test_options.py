@@ -53,7 +53,7 @@ def unknown(words: list[str]) -> list[str]:
 def calls(text: str) -> list[list[str]]:
     """The words of every call of `fastglow` in a shell script."""
     found: list[list[str]] = []
-    for line in text.splitlines():
+    for line in text.replace("\\\n", " ").splitlines():
         parts: list[list[str]] = [[]]
         lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;")
         for word in lexer if "fastglow " in line else ():
