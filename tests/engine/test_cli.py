@@ -105,7 +105,7 @@ def test_a_decoder_that_never_stops_is_told(voice_folder, tmp_path, capsys):
     assert report["mel_frames"] == 6
     assert report["sentences"][0]["stopped"] is False
     assert (report["sentences"][0]["attempts"], report["sentences"][0]["cut"]) == (1, False)
-    assert "max_decoder_steps 3 and cut the speech of 'Hello.'" in report["warnings"][0]
+    assert "max_decoder_steps=3, which cut the speech of 'Hello.'" in report["warnings"][0]
     assert captured.err.startswith("fastglow: warning: the stop gate")
     assert captured.err.count("\n") == 1
 
@@ -130,7 +130,7 @@ def test_the_report_says_what_was_tried_again_and_cut(voice_folder, tmp_path, ca
     told = [(s["text"], s["attempts"], s["cut"], s["stopped"]) for s in report["sentences"]]
     assert told == [("Yes.", 1, False, True), ("Well.", 3, False, True), ("Never.", 4, True, False)]
     (warning,) = report["warnings"]
-    assert warning == "the speech of 'Never.' goes on past its end in each of 4 attempts, and was cut there"
+    assert warning == "the speech of 'Never.' goes on past its end in each of 4 attempts; it was cut there"
     assert f"fastglow: warning: {warning}\n" in captured.err
     assert report["sentences"][2]["mel_frames"] < 100
 
@@ -232,8 +232,8 @@ def test_torchaudios_phones_with_a_lexicon(tmp_path, capsys):
         (["Hello.", "-o", "{tmp}/x.wav", "--device", "abacus"], "'abacus' is not available"),
         (["Hello.", "-o", "{tmp}/x.wav", "--vocoder", "wavenet"], "'wavenet' is not one of"),
         (["Hello.", "-o", "{tmp}/x.wav", "--cleaners", "dutch"], "unknown cleaner 'dutch'"),
-        (["Hello.", "-o", "{tmp}/x.wav", "--seed", str(2**70)], "does not fit 64 bits"),
-        (["Hello.", "-o", "{tmp}/x.wav", "--sentence-silence", "-1"], "sentence silence"),
+        (["Hello.", "-o", "{tmp}/x.wav", "--seed", str(2**70)], "does not fit in 64 bits"),
+        (["Hello.", "-o", "{tmp}/x.wav", "--sentence-silence", "-1"], "sentence_silence=-1"),
         (["Hello.", "-i", "{tmp}/garbage.pt", "-o", "{tmp}/x.wav"], "pass one of them"),
         (["-i", "{tmp}/absent.txt", "-o", "{tmp}/x.wav"], "cannot read"),
         (["Hello.", "--no-such-option"], "--no-such-option"),

@@ -1,4 +1,4 @@
-"""What is done to a sentence's speech after the models: cut, level, fades; the same alone, streamed and in a batch."""
+"""What follows the models: cut, level and fades of a sentence, the same alone, streamed and in a batch."""
 
 import numpy as np
 import pytest
@@ -23,17 +23,23 @@ LENGTHS = [9, 11, 21]
 
 
 def synthesizer(script=None, level=lambda n_frames: 0.03, most=400):
-    """Its vocoder gives noise of this RMS."""
+    """Its vocoder gives noise with an RMS of `level(frames)`."""
     script = script or (lambda symbols, seed: reading(len(symbols)))
     model = ScriptedTacotron2(script, max_decoder_steps=most)
     speaker = Synthesizer(model, "griffin-lim", text_cleaners=CLEANERS, device="cpu")
-
-    def noise(mel, seed):
-        n_frames = mel.shape[1]
-        return level(n_frames) * torch.randn(n_frames * 256, generator=torch.Generator().manual_seed(seed % 2**63))
-
-    speaker.vocoder = noise
+    speaker.vocoder = NoiseVocoder(level)
     return speaker
+
+
+class NoiseVocoder:
+    def __init__(self, level):
+        self.level = level
+
+    def vocode(self, mels, lengths, seeds):
+        return [
+            self.level(n) * torch.randn(n * 256, generator=torch.Generator().manual_seed(seed % 2**63))
+            for n, seed in zip(lengths, seeds, strict=True)
+        ]
 
 
 def failing(lengths, attempts):
@@ -107,7 +113,7 @@ def test_a_cut_is_told_and_fades(length):
     (warning,) = caught
     i = LENGTHS.index(length)
     sentence = speech.sentences[i]
-    assert f"{sentence.text!r} goes on past its end in each of 4 attempts, and was cut there" in str(warning.message)
+    assert f"{sentence.text!r} goes on past its end in each of 4 attempts; it was cut there" in str(warning.message)
     assert warning.filename == __file__
     n_steps = len(sentence.alignment)
     assert 2 * length - 2 < n_steps < 2 * length + 12
@@ -128,8 +134,8 @@ def test_a_mended_sentence_is_told_in_its_attempts_alone():
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ([*reading(21)[:16], *reading(21)[38:]], "leaves out a part"),
-        ([*reading(21)[:30], *reading(21)[4:]], "says a part of the text again"),
+        ([*reading(21)[:16], *reading(21)[38:]], "skips a part"),
+        ([*reading(21)[:30], *reading(21)[4:]], "repeats a part of the text"),
         (reading(21)[:12], "breaks off"),
     ],
 )
@@ -142,7 +148,7 @@ def test_other_faults_are_told(path, words):
 
 def test_a_word_that_the_steps_do_not_hold_is_told_and_kept():
     speaker = synthesizer(most=30)
-    with pytest.warns(DecoderStepLimitWarning, match="max_decoder_steps 30 and cut the speech of 'Incomprehens"):
+    with pytest.warns(DecoderStepLimitWarning, match="max_decoder_steps=30, which cut the speech of 'Incomprehens"):
         (sentence,) = speaker.synthesize("Incomprehensibilities", seed=1).sentences
     assert (sentence.stopped, sentence.attempts, sentence.cut) == (False, 1, False)
     assert len(sentence.alignment) == 30
@@ -187,8 +193,8 @@ def test_what_becomes_too_many_symbols_is_spoken_in_parts(text):
     model = ScriptedTacotron2(lambda symbols, seed: reading(len(symbols)), r=1, max_decoder_steps=2000)
     speaker = Synthesizer(model, "griffin-lim", text_cleaners=["english_speech_cleaners"], device="cpu")
     assert len(split_sentences(text)) == 1 or "{" in text
-    assert len(speaker.frontend(text)) > 250
-    speaker.vocoder = lambda mel, seed: torch.zeros(mel.shape[1] * 256)
+    assert len(speaker.frontend.encode(text).symbols) > 250
+    speaker.vocoder = NoiseVocoder(lambda n_frames: 0.0)
     sentences = speaker.synthesize(text, seed=5).sentences
     assert " ".join(s.text for s in sentences) == text
     assert all(20 < s.alignment.shape[1] <= 250 for s in sentences)
