@@ -1,4 +1,4 @@
-"""Checkpoints: every published format in, safetensors (or NVIDIA's layout) out, no code run on the way."""
+"""Checkpoints: reads every published format and writes safetensors or NVIDIA's layout, running no code from files."""
 
 from .inspection import CheckpointInfo, inspect_checkpoint
 from .io import convert_checkpoint, load_checkpoint, read_trained_with, save_checkpoint, save_nvidia_checkpoint

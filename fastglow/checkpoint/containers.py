@@ -1,8 +1,7 @@
-"""The files a checkpoint comes in: torch.save's zip archive, its older stream, and safetensors.
+"""The file formats of checkpoints: torch.save's zip archive, its older stream, and safetensors.
 
-A container is opened without reading any weights: it gives the tree of plain data with descriptions of
-tensors in it, and reads single tensors on demand. The file is mapped into memory, so what a file declares
-costs nothing before it has been compared with what the file holds.
+Opening a container reads no weights: it gives a tree of plain data and descriptions of tensors, and reads single
+tensors on demand. The file is memory-mapped, so a declared size costs nothing before it is checked against the file.
 """
 
 from __future__ import annotations
@@ -25,16 +24,8 @@ from torch import Tensor
 
 from fastglow.errors import FastglowError
 
-from .unpickling import (
-    STORAGE_DTYPES,
-    Global,
-    PickledTensor,
-    Storage,
-    check_shape,
-    damaged,
-    read_pickle,
-    show,
-)
+from .records import STORAGE_DTYPES, Global, PickledTensor, Storage, check_shape, damaged, show
+from .unpickling import read_pickle
 from .zip_directory import read_directory
 
 _ZIP_MAGIC = b"PK\x03\x04"
@@ -44,7 +35,7 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")
 
 
 class StoredTensor(Protocol):
-    """What is known of a tensor before its numbers are read."""
+    """A tensor whose values are not read yet."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -57,9 +48,9 @@ class Container(ABC):
     """An open checkpoint file.
 
     Attributes:
-        kind: what sort of file it is, for people.
-        top: the object that was saved: plain data, `Inert` records and descriptions of tensors.
-        metadata: text that stands beside the tensors (safetensors).
+        kind: kind of file, for display.
+        top: the saved object: plain data, `Inert` records and descriptions of tensors.
+        metadata: text beside the tensors (safetensors).
         n_bytes: size of the file.
     """
 
@@ -70,13 +61,13 @@ class Container(ABC):
 
     @abstractmethod
     def read(self, tensor: Any) -> Tensor:
-        """The numbers of one of this container's tensors, as contiguous memory of its own on the CPU."""
+        """A copy of one of this container's tensors, contiguous, on the CPU."""
 
     def read_all(self, tensors: Mapping[str, StoredTensor], data: bool = True) -> dict[str, Tensor]:
-        """Read several tensors; `data=False` makes tensors on the meta device, which have a shape only.
+        """Reads several tensors; `data=False` makes tensors on the meta device, which only have a shape.
 
         Raises:
-            FastglowError: the tensors are together much larger than the file (overlapping storages).
+            FastglowError: together the tensors are much larger than the file (overlapping storages).
         """
         declared = sum(tensor.nbytes for tensor in tensors.values())
         if declared > 2 * self.n_bytes + 2**16:
@@ -87,7 +78,7 @@ class Container(ABC):
 
 
 class _PickleContainer(Container):
-    """Common to both formats of torch.save: storages are records of a mapped file."""
+    """Base of both torch.save formats: storages are records of a mapped file."""
 
     metadata: dict[str, str] = {}
 
@@ -108,7 +99,7 @@ class _PickleContainer(Container):
         if not tensor.numel:
             return torch.empty(tensor.shape, dtype=tensor.dtype)
         if tensor.numel > tensor.span:
-            raise damaged(f"a tensor of shape {show(tensor.shape)} uses each number several times")
+            raise damaged(f"a tensor of shape {show(tensor.shape)} uses each element several times")
         size = tensor.dtype.itemsize
         start += storage.offset + tensor.offset * size
         with memoryview(self.data) as view, view[start : start + tensor.span * size] as content:
@@ -116,7 +107,7 @@ class _PickleContainer(Container):
         return flat.as_strided(tensor.shape, tensor.stride).contiguous()
 
     def storage(self, persistent_id: Any) -> Storage:
-        """The storage that torch's persistent id ("storage", type, key, device, elements) stands for."""
+        """The storage of torch's persistent id ("storage", type, key, device, elements)."""
         if not (isinstance(persistent_id, tuple) and len(persistent_id) in (5, 6)):
             raise damaged("a reference to a storage is malformed")
         tag, kind, key, _device, n_elements = persistent_id[:5]
@@ -126,12 +117,12 @@ class _PickleContainer(Container):
         if dtype is None:
             raise FastglowError(f"storage type {show(kind.name)} is not supported: save the weights as floats")
         if n_elements < 0 or n_elements * dtype.itemsize > self.n_bytes:
-            raise damaged(f"storage {show(key)} claims {n_elements} numbers, the file has {self.n_bytes} bytes")
+            raise damaged(f"storage {show(key)} claims {n_elements} elements, the file has {self.n_bytes} bytes")
         return Storage(key, dtype, n_elements * dtype.itemsize)
 
 
 class ZipContainer(_PickleContainer):
-    """torch.save since 1.6: an uncompressed zip archive with `data.pkl` and one record a storage."""
+    """torch.save since 1.6: an uncompressed zip archive with `data.pkl` and one record per storage."""
 
     kind = "torch.save zip archive"
 
@@ -145,7 +136,7 @@ class ZipContainer(_PickleContainer):
         self._n_bytes_located = 0
         names = [name for name in self._entries if name.split("/")[1:] == ["data.pkl"]]
         if not names:
-            raise FastglowError("a zip archive, but not one that torch.save wrote (it has no data.pkl)")
+            raise FastglowError("a zip archive, but not from torch.save (it has no data.pkl)")
         self._folder = names[0].removesuffix("data.pkl")
         if f"{self._folder}constants.pkl" in self._entries:
             raise FastglowError("a TorchScript archive, which is a program: save its state_dict with torch.save")
@@ -161,7 +152,7 @@ class ZipContainer(_PickleContainer):
         return self.data[start : start + size]
 
     def _locate(self, name: str) -> tuple[int, int]:
-        """(position, bytes) of an entry, after its checksum has been verified once."""
+        """(position, bytes) of an entry; verifies its checksum the first time."""
         if name not in self._verified:
             entry = self._entries.get(self._folder + name)
             if entry is None:
@@ -172,11 +163,11 @@ class ZipContainer(_PickleContainer):
                 )
             header = self.data[entry.header_offset : entry.header_offset + _LOCAL_HEADER.size]
             if len(header) < _LOCAL_HEADER.size:
-                raise damaged(f"record {show(name)} lies outside the file")
+                raise damaged(f"record {show(name)} is outside the file")
             magic, name_size, extra_size = _LOCAL_HEADER.unpack(header)
             start = entry.header_offset + _LOCAL_HEADER.size + name_size + extra_size
             if magic != _ZIP_MAGIC or start + entry.size > self.n_bytes:
-                raise damaged(f"record {show(name)} lies outside the file")
+                raise damaged(f"record {show(name)} is outside the file")
             self._n_bytes_located += entry.size
             if self._n_bytes_located > self.n_bytes:
                 raise damaged("its records overlap")
@@ -191,7 +182,7 @@ class ZipContainer(_PickleContainer):
 
 
 class LegacyContainer(_PickleContainer):
-    """torch.save before 1.6: five pickles one after the other, then the bytes of the storages."""
+    """torch.save before 1.6: five pickles in a row, then the bytes of the storages."""
 
     kind = "torch.save stream (before torch 1.6)"
 
@@ -199,9 +190,9 @@ class LegacyContainer(_PickleContainer):
         super().__init__(data)
         data.seek(0)
         if read_pickle(data) != _LEGACY_MAGIC:
-            raise FastglowError("a pickle, but not one that torch.save wrote: save the state_dict with torch.save")
+            raise FastglowError("a pickle, but not from torch.save: save the state_dict with torch.save")
         if (protocol := read_pickle(data)) != _LEGACY_PROTOCOL:
-            raise FastglowError(f"torch.save protocol {show(protocol)} is unknown ({_LEGACY_PROTOCOL} expected)")
+            raise FastglowError(f"torch.save protocol {show(protocol)} is unknown: expected {_LEGACY_PROTOCOL}")
         system = read_pickle(data)
         if isinstance(system, dict) and system.get("little_endian") is False:
             raise FastglowError("written by a big-endian machine: load and save it there as safetensors")
@@ -216,11 +207,11 @@ class LegacyContainer(_PickleContainer):
             storage = self._declared.get(key) if isinstance(key, str) else None
             if storage is None:
                 raise damaged(f"storage {show(key)} belongs to no tensor")
-            # 8 bytes with the number of elements, then the elements
+            # Eight bytes with the number of elements, then the elements.
             position += 8
             n_elements = storage.nbytes // storage.dtype.itemsize
             if data[position - 8 : position] != n_elements.to_bytes(8, "little"):
-                raise damaged(f"storage {show(key)} should have {n_elements} numbers, the file says otherwise")
+                raise damaged(f"storage {show(key)} must have {n_elements} elements, the file says otherwise")
             if position + storage.nbytes > self.n_bytes:
                 raise damaged(f"storage {show(key)} needs {storage.nbytes} bytes, {self.n_bytes - position} are left")
             self._records[key] = (position, storage.nbytes)
@@ -233,7 +224,7 @@ class LegacyContainer(_PickleContainer):
 
     def storage(self, persistent_id: Any) -> Any:
         if isinstance(persistent_id, tuple) and len(persistent_id) == 4 and persistent_id[0] == "module":
-            return persistent_id[1]  # a class with its source code, which is left alone
+            return persistent_id[1]  # a class; its source code, which follows, is ignored
         storage = super().storage(persistent_id)
         storage = self._declared.setdefault(storage.key, storage)
         view = persistent_id[5] if len(persistent_id) == 6 else None
@@ -296,7 +287,7 @@ class SafetensorsContainer(Container):
 
 
 def _foreign_kind(head: bytes) -> str | None:
-    """A hint for files that people take for checkpoints."""
+    """Describes files that are often mistaken for checkpoints."""
     text = head[:64].lstrip().lower()
     if text.startswith((b"<!doctype", b"<html")):
         return "a web page, not a checkpoint: the download link answered with an error or a question"
@@ -310,17 +301,16 @@ def _foreign_kind(head: bytes) -> str | None:
 
 
 def _is_safetensors(head: bytes) -> bool:
-    # the header's length, at most 100 MB, then the header; the library judges the rest
+    # The header's length, at most 100 MB, then the header; the library checks the rest.
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= 100_000_000
 
 
 @contextmanager
 def open_checkpoint(path: str | os.PathLike) -> Iterator[Container]:
-    """Open a checkpoint file of any supported kind; its tensors can be read until the block ends.
+    """Opens a checkpoint file of any supported kind; its tensors can be read until the block ends.
 
     Raises:
-        FastglowError: whatever is wrong with the file, here or inside the block, as one line that begins
-            with the path.
+        FastglowError: something is wrong with the file, here or inside the block; one line that begins with the path.
     """
     path = Path(path)
     try:

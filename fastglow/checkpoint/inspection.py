@@ -1,4 +1,4 @@
-"""What is in a checkpoint file, without loading its weights."""
+"""Describes a checkpoint file without loading its weights."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from .sources import Source, UnsupportedModel, identify
 
 @dataclass
 class CheckpointInfo:
-    """A summary of a checkpoint; `str()` renders it for people.
+    """A summary of a checkpoint; `str()` formats it for display.
 
     Attributes:
         path: the file.
         format: whose layout it is.
-        container: what sort of file it is.
+        container: kind of file.
         model: "tacotron2" or "waveglow".
         n_bytes: size of the file.
         n_tensors: tensors of the model in the file.
-        n_parameters: trained numbers among them (no running statistics).
-        dtypes: tensors per floating-point type, the most frequent first.
+        n_parameters: trained values among them (no running statistics).
+        dtypes: number of tensors per floating-point type, the most frequent first.
         config: the constructor's keywords; empty if the model is not supported.
         iteration, epoch: of the training that wrote the file, if it says.
         n_symbols: rows of the embedding; None for WaveGlow.
-        trained_with: what the file tells of the model's training: audio parameters, text cleaners, lexicon.
-        notes: what one should know.
+        trained_with: what the file says about the model's training: audio parameters, text cleaners, lexicon.
+        notes: what users should know.
         unsupported: why `load_checkpoint` refuses the model, or None.
     """
 
@@ -87,10 +87,10 @@ def _flat(config: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def inspect_checkpoint(path: PathLike) -> CheckpointInfo:
-    """Say what a checkpoint file holds, from its names and shapes.
+    """Describes a checkpoint file by its names and shapes.
 
-    A model that is recognised but not supported (multi-speaker, another attention, ...) is described too,
-    with the reason in `unsupported`.
+    A recognised model that is not supported (multi-speaker, another attention, ...) is described too, with the
+    reason in `unsupported`.
 
     Raises:
         FastglowError: as `load_checkpoint`.
@@ -121,9 +121,9 @@ def inspect_checkpoint(path: PathLike) -> CheckpointInfo:
             notes=source.notes,
         )
         try:
-            state = read_state(container, source, data=False)
-            info.config = asdict(infer_config(source.model, state, source.hints))
-            info.notes += _notes(info, source)
+            state, hints, notes = read_state(container, source, data=False)
+            info.config = asdict(infer_config(source.model, state, hints))
+            info.notes = [*notes, *_notes(info, source)]
         except UnsupportedModel as e:
             info.unsupported = e.reason
     return info
@@ -135,7 +135,7 @@ def _notes(info: CheckpointInfo, source: Source) -> list[str]:
     if table is not None:
         notes.append(f"{info.n_symbols} symbols: {table.title}")
     if source.names == "torchaudio" and "wavernn" in info.path.name.lower():
-        notes.append("trained for WaveRNN by its name: its mel spectrograms do not fit WaveGlow")
+        notes.append("trained for WaveRNN, judging by its name: its mel spectrograms do not fit WaveGlow")
     if info.config.get("alternate_halves"):
         notes.append("alternating halves: odd flows transform the first half of the channels")
     if (

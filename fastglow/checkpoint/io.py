@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from safetensors import SafetensorError
@@ -22,39 +22,40 @@ from fastglow.files import replacing
 from fastglow.models import Tacotron2, WaveGlow
 
 from .containers import Container, open_checkpoint
-from .layouts import CONFIGS, NOT_IN_SHAPES, TITLES, infer_config, usable_hint
+from .layouts import CONFIGS, NOT_IN_SHAPES, TITLES, Config, infer_config, usable_hint
 from .provenance import KEY, TrainedWith, trained_with
-from .renaming import canonical_state
+from .records import show
+from .renaming import CanonicalState, canonical_state
 from .sources import FORMAT_VERSION, METADATA_KEY, Source, UnsupportedModel, identify
-from .unpickling import show
 
 logger = logging.getLogger(__name__)
 
 PathLike = str | os.PathLike
-MODELS: dict[str, type[nn.Module]] = {"tacotron2": Tacotron2, "waveglow": WaveGlow}
-# Keywords of ours that the constructors of DeepLearningExamples do not take.
+Model = Tacotron2 | WaveGlow
+MODELS: dict[str, type[Model]] = {"tacotron2": Tacotron2, "waveglow": WaveGlow}
+# fastglow's keywords that DeepLearningExamples' constructors do not take; for WaveGlow with the values it implies.
 _NOT_NVIDIA = ("p_prenet_dropout", "p_encoder_dropout", "p_postnet_dropout")
-# Suffixes under which people expect what torch.load reads.
-TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".th", ".tar", ".pyt", ".model")
 _NOT_NVIDIA_WAVEGLOW = {"upsample_kernel_size": 1024, "upsample_stride": 256, "alternate_halves": False}
+# Suffixes of files for torch.load.
+TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".th", ".tar", ".pyt", ".model")
 
 
 def read_state(
     container: Container, source: Source, *, data: bool = True, dtype: torch.dtype | None = None
-) -> dict[str, Tensor]:
+) -> CanonicalState:
     """The model of an open container under canonical names.
 
     Args:
-        source: what `identify` made of the container; gets the hints and notes that the names give.
+        source: from `identify`.
         data: False reads shapes only (tensors on the meta device).
-        dtype: floating-point tensors are converted to it; None keeps the file's.
+        dtype: of the floating-point tensors; None keeps the file's.
 
     Raises:
         FastglowError: not a supported model, or a tensor in the file cannot be used.
     """
     if source.unsupported:
         raise UnsupportedModel(source.unsupported)
-    # coqui's stop layer is folded with other weights, whose values are needed for that
+    # Folding coqui's stop layer needs the values of its weights.
     tensors = container.read_all(source.tensors, data=data or source.names == "coqui")
     for name, tensor in tensors.items():
         if name.endswith("num_batches_tracked"):
@@ -67,7 +68,7 @@ def read_state(
 
 
 class _SkipInitialisation(TorchFunctionMode):
-    """Leaves large parameters as they are where torch would draw numbers that are overwritten at once."""
+    """Skips the random initialisation of large parameters, which the checkpoint overwrites at once."""
 
     _DRAWS = (nn.init.kaiming_uniform_, nn.init.uniform_, torch.Tensor.uniform_)
 
@@ -80,7 +81,7 @@ class _SkipInitialisation(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _build(model: str, config: Any, state: Mapping[str, Tensor]) -> nn.Module:
+def _build(model: str, config: Config, state: Mapping[str, Tensor]) -> Model:
     with _SkipInitialisation(), torch.random.fork_rng(devices=[]):
         network = MODELS[model](**asdict(config))
     network.load_state_dict(state, assign=True)
@@ -91,13 +92,40 @@ def _checked_overrides(model: str, overrides: Mapping[str, Any]) -> None:
     for name, value in overrides.items():
         if name not in NOT_IN_SHAPES[model]:
             raise FastglowError(
-                f"{show(name)} cannot be chosen for a {TITLES[model]} checkpoint, its tensors decide it "
+                f"{show(name)} follows from the tensors of a {TITLES[model]} checkpoint and cannot be overridden "
                 f"(choices: {', '.join(NOT_IN_SHAPES[model])})"
             )
         if not usable_hint(model, name, value):
-            raise FastglowError(f"{name}={show(value)} is not a value of the kind that {TITLES[model]} takes")
+            raise FastglowError(f"{name}={show(value)} is not a valid value for {TITLES[model]}")
 
 
+@overload
+def load_checkpoint(
+    path: PathLike,
+    device: str | torch.device = ...,
+    *,
+    dtype: torch.dtype | None = ...,
+    expect: Literal["tacotron2"],
+    **overrides: Any,
+) -> Tacotron2: ...
+@overload
+def load_checkpoint(
+    path: PathLike,
+    device: str | torch.device = ...,
+    *,
+    dtype: torch.dtype | None = ...,
+    expect: Literal["waveglow"],
+    **overrides: Any,
+) -> WaveGlow: ...
+@overload
+def load_checkpoint(
+    path: PathLike,
+    device: str | torch.device = ...,
+    *,
+    dtype: torch.dtype | None = ...,
+    expect: str | None = ...,
+    **overrides: Any,
+) -> Model: ...
 def load_checkpoint(
     path: PathLike,
     device: str | torch.device = "cpu",
@@ -105,62 +133,61 @@ def load_checkpoint(
     dtype: torch.dtype | None = torch.float32,
     expect: str | None = None,
     **overrides: Any,
-) -> nn.Module:
-    """Build the model that a checkpoint file holds.
+) -> Model:
+    """Builds the model in a checkpoint file.
 
     Reads NVIDIA/tacotron2, DeepLearningExamples (NGC, torch.hub), torchaudio, SpeechBrain, coqui TTS (plain
-    location-sensitive attention, one frame a step), NVIDIA/waveglow of every generation including whole
-    pickled modules, and `save_checkpoint`'s safetensors. No code in the file is run: torch's own loader is
-    not used, see `fastglow.checkpoint.unpickling`. Every dimension follows from the tensors' shapes.
+    location-sensitive attention, one frame per step), NVIDIA/waveglow of every generation including whole
+    pickled modules, and `save_checkpoint`'s safetensors. Runs no code from the file and does not use torch's own
+    loader, see `fastglow.checkpoint.unpickling`. Every dimension follows from the tensors' shapes.
 
     Args:
         path: the file.
         device: where the model goes.
-        dtype: of the weights; float32 whatever the file has, since CPUs are slow in half precision. None
-            keeps the file's, tensor by tensor.
+        dtype: of the weights; float32 by default, since CPUs are slow with 16-bit floats. None keeps each tensor's.
         expect: "tacotron2" or "waveglow" to refuse the other one.
-        overrides: constructor keywords that are in no tensor, instead of the file's or the default:
-            for Tacotron 2 mask_padding, max_decoder_steps, gate_threshold, decoder_no_early_stopping and
-            the p_* dropouts; for WaveGlow upsample_stride and alternate_halves, and, where it has no
-            early outputs, n_early_every and n_early_size.
+        overrides: constructor keywords that do not follow from the tensors; they replace the file's values and the
+            defaults. For Tacotron 2 mask_padding, max_decoder_steps, gate_threshold, decoder_no_early_stopping and
+            the p_* dropouts; for WaveGlow upsample_stride and alternate_halves, and, if it has no early outputs,
+            n_early_every and n_early_size.
 
     Returns:
-        `fastglow.Tacotron2` or `fastglow.WaveGlow` in eval mode. coqui's `p_prenet_dropout` is 0 unless
-        its configuration keeps the dropout at inference. What the file tells besides of its training (audio
-        parameters, text cleaners, lexicon) is the model's attribute `trained_with`, which the savers keep.
+        `fastglow.Tacotron2` or `fastglow.WaveGlow` in eval mode. coqui's `p_prenet_dropout` is 0 unless its
+        configuration keeps the dropout at inference. The attribute `trained_with` holds what the file says about
+        the training (audio parameters, text cleaners, lexicon); the savers keep it.
 
     Raises:
-        FastglowError: one line that begins with the path: the file is missing, damaged, asks for code to be
-            run (the name it asked for), holds another model, lacks a key or has one of the wrong shape
-            (key, shape expected, shape found). Also where the device is not there or full.
+        FastglowError: one line that begins with the path: the file is missing, damaged, asks for code to run (names
+            the code), holds another model, lacks a key or has one of the wrong shape (names the key and both
+            shapes). Also if the device is missing or full.
     """
     path = Path(path)
     if expect is not None and expect not in CONFIGS:
-        raise FastglowError(f"expect={show(expect)}: expected one of {', '.join(CONFIGS)}")
+        raise FastglowError(f"expect={show(expect)} must be one of {', '.join(CONFIGS)}")
     if dtype is not None and not dtype.is_floating_point:
-        raise FastglowError(f"dtype {dtype} is not a floating-point type")
+        raise FastglowError(f"dtype={dtype} must be a floating-point type")
     with open_checkpoint(path) as container:
         source = identify(container, path)
-        if expect not in (None, source.model):
-            raise FastglowError(f"this is a {TITLES[source.model]} checkpoint, a {TITLES[expect]} is needed")
+        if expect is not None and expect != source.model:
+            raise FastglowError(f"a {TITLES[source.model]} checkpoint, must be a {TITLES[expect]} checkpoint")
         _checked_overrides(source.model, overrides)
-        state = read_state(container, source, dtype=dtype)
-        config = infer_config(source.model, state, {**source.hints, **overrides})
+        state, hints, notes = read_state(container, source, dtype=dtype)
+        config = infer_config(source.model, state, {**hints, **overrides})
         for name, value in overrides.items():
-            if getattr(config, name) != value:  # WaveGlow's early outputs, where there are some
-                raise FastglowError(f"{name}={show(value)} does not fit: its tensors say {getattr(config, name)}")
-    for note in source.notes:
+            if getattr(config, name) != value:  # WaveGlow's early outputs, if it has any
+                raise FastglowError(f"{name}={show(value)} must be {getattr(config, name)}, as its tensors have it")
+    for note in notes:
         logger.warning("%s: %s", path, note)
     model = _build(source.model, config, state)
     setattr(model, KEY, source.trained_with)
     try:
         return model.to(device)
-    except (RuntimeError, AssertionError) as e:  # the latter where torch was built without the device
+    except (RuntimeError, AssertionError) as e:  # AssertionError: torch was built without the device
         raise FastglowError(f"device {device}: {show(str(e).partition(chr(10))[0])}") from None
 
 
 def read_trained_with(path: PathLike) -> TrainedWith:
-    """What a checkpoint file tells of its model's training, without reading its weights.
+    """What a checkpoint file says about its model's training, without reading the weights.
 
     Raises:
         FastglowError: as `load_checkpoint`.
@@ -172,7 +199,7 @@ def read_trained_with(path: PathLike) -> TrainedWith:
 
 @contextmanager
 def _writing(path: Path) -> Iterator[Path]:
-    """`replacing`, with the ways in which writers fail as a FastglowError."""
+    """`replacing`, with the writers' errors as a FastglowError."""
     try:
         with replacing(path) as temporary:
             yield temporary
@@ -181,15 +208,14 @@ def _writing(path: Path) -> Iterator[Path]:
         raise FastglowError(f"{path}: cannot be written: {reason}") from None
 
 
-def _model_name(model: nn.Module) -> str:
-    for name, cls in MODELS.items():
-        if isinstance(model, cls):
-            return name
+def _checked_model(model: nn.Module) -> Model:
+    if isinstance(model, Tacotron2 | WaveGlow):
+        return model
     raise FastglowError(f"a {type(model).__name__} cannot be saved: expected fastglow.Tacotron2 or fastglow.WaveGlow")
 
 
 def _plain_state(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """state_dict as contiguous CPU tensors with memory of their own."""
+    """The state_dict as contiguous CPU tensors that share no memory."""
     state = {}
     for key, tensor in model.state_dict().items():
         wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
@@ -198,27 +224,27 @@ def _plain_state(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str
 
 
 def layout_of(path: PathLike, to: str | None = None) -> str:
-    """The layout that a file is to be written in: "fastglow" (safetensors) or "nvidia" (torch.save).
+    """The layout to write a file in: "fastglow" (safetensors) or "nvidia" (torch.save).
 
     Args:
-        path: its suffix decides where `to` is None: one of `TORCH_SUFFIXES` is for torch.load; all else is safetensors.
-        to: the layout that was asked for.
+        path: its suffix decides if `to` is None: "nvidia" for `TORCH_SUFFIXES`, else "fastglow".
+        to: the requested layout.
 
     Raises:
-        FastglowError: no such layout, or a suffix that promises the other one.
+        FastglowError: unknown layout, or a suffix that stands for the other layout.
     """
     suffix = Path(path).suffix.lower()
     if to not in (None, "fastglow", "nvidia"):
-        raise FastglowError(f"to={show(to)}: expected one of fastglow, nvidia")
+        raise FastglowError(f"to={show(to)} must be one of fastglow, nvidia")
     if to == "fastglow" and suffix in TORCH_SUFFIXES:
         raise FastglowError(
-            f"{path}: fastglow's layout is safetensors, which torch.load does not read: name it "
+            f"{path}: fastglow's layout is safetensors, which torch.load cannot read: name it "
             f"{Path(path).with_suffix('.safetensors').name}, or write NVIDIA's layout "
             "(--to nvidia, save_nvidia_checkpoint)"
         )
     if to == "nvidia" and suffix == ".safetensors":
         raise FastglowError(
-            f"{path}: NVIDIA's layout is a file of torch.save, not safetensors: name it "
+            f"{path}: NVIDIA's layout is a torch.save file, not safetensors: name it "
             f"{Path(path).with_suffix('.pt').name}, or write fastglow's layout "
             "(--to fastglow, save_checkpoint)"
         )
@@ -226,61 +252,63 @@ def layout_of(path: PathLike, to: str | None = None) -> str:
 
 
 def save_checkpoint(model: nn.Module, path: PathLike, *, dtype: torch.dtype | None = None) -> None:
-    """Write a model as safetensors: NVIDIA's key names, and in the metadata what the tensors do not tell.
+    """Writes a model as safetensors: NVIDIA's key names, and in the metadata what the tensors do not say.
 
-    The metadata's one entry, "fastglow", is JSON: {"format": 1, "model": "tacotron2" or "waveglow",
-    "config": the constructor's keywords, "trained_with": what is known of the model's training}.
+    The metadata's only entry, "fastglow", is JSON: {"format": 1, "model": "tacotron2" or "waveglow",
+    "config": the constructor's keywords, "trained_with": what is known about the model's training}.
 
     Args:
         model: `fastglow.Tacotron2` or `fastglow.WaveGlow`, on any device.
-        path: replaced in one step once everything is written; not with a suffix that is for torch.load.
-        dtype: floating-point tensors are stored as this; None keeps each as it is.
+        path: replaced in one step once everything is written; a suffix for torch.load is refused.
+        dtype: of the stored floating-point tensors; None keeps each tensor's.
 
     Raises:
         FastglowError: another kind of model, a suffix such as .pt, or the file cannot be written.
     """
     layout_of(path, "fastglow")
-    description = {"format": FORMAT_VERSION, "model": _model_name(model), "config": asdict(model.config)}
+    model = _checked_model(model)
+    name = "tacotron2" if isinstance(model, Tacotron2) else "waveglow"
+    description = {"format": FORMAT_VERSION, "model": name, "config": asdict(model.config)}
     if known := trained_with(model).as_dict():
         description[KEY] = known
-    # one entry: safetensors writes several in random order, and the same model should give the same bytes
+    # One entry only: safetensors writes entries in random order, and the same model should give the same bytes.
     metadata = {METADATA_KEY: json.dumps(description)}
     state = _plain_state(model, dtype)
     with _writing(Path(path)) as temporary:
-        # not save_file: it puts a file of its own in the place of whatever is there, devices and pipes included
+        # Not save_file, which replaces whatever is there, devices and pipes included.
         temporary.write_bytes(save(state, metadata))
 
 
-def _nvidia_config(name: str, model: nn.Module) -> dict[str, Any]:
-    """The configuration with the keywords that the constructors of DeepLearningExamples take."""
+def _nvidia_config(model: Model) -> dict[str, Any]:
+    """The configuration in the keywords that DeepLearningExamples' constructors take."""
     config = asdict(model.config)
-    if name == "waveglow":
+    if isinstance(model, WaveGlow):
         for keyword, fixed in _NOT_NVIDIA_WAVEGLOW.items():
             if (value := config.pop(keyword)) != fixed:
-                raise FastglowError(f"{keyword}={value} has no place in NVIDIA's layout, whose WaveGlow has {fixed}")
+                raise FastglowError(f"{keyword}={value} must be {fixed} in NVIDIA's layout: write fastglow's layout")
         return config
     return {keyword: value for keyword, value in config.items() if keyword not in _NOT_NVIDIA}
 
 
 def save_nvidia_checkpoint(model: nn.Module, path: PathLike) -> None:
-    """Write a model as DeepLearningExamples does: torch.save of {"config", "state_dict"}, plain tensors.
+    """Writes a model as DeepLearningExamples does: torch.save of {"config", "state_dict"}, plain tensors.
 
     torch.load reads it with weights_only=True, and so do DeepLearningExamples' inference.py and torch.hub's
-    code. What is known of the model's training is a third entry, "trained_with". `infer`'s prenet dropout, which
-    the reference fixes at 0.5, is not recorded; another one is told in the log.
+    code. A third entry, "trained_with", holds what is known about the model's training. `infer`'s prenet dropout,
+    which NVIDIA fixes at 0.5, is not stored; the log says so if it differs.
 
     Raises:
         FastglowError: another kind of model, a WaveGlow that NVIDIA's class cannot express (alternating
             halves, another upsampler), the suffix .safetensors, or the file cannot be written.
     """
     layout_of(path, "nvidia")
-    name = _model_name(model)
-    content = {"config": _nvidia_config(name, model), "state_dict": _plain_state(model)}
+    model = _checked_model(model)
+    content = {"config": _nvidia_config(model), "state_dict": _plain_state(model)}
     if known := trained_with(model).as_dict():
         content[KEY] = known
-    if getattr(model.config, "p_prenet_dropout", 0.5) != 0.5:
+    if isinstance(model, Tacotron2) and model.config.p_prenet_dropout != 0.5:
         logger.warning(
-            "%s: NVIDIA's layout does not record p_prenet_dropout %g: it will be read as 0.5",
+            "%s: NVIDIA's layout does not store p_prenet_dropout=%g: it will be read as 0.5",
             path,
             model.config.p_prenet_dropout,
         )
@@ -291,18 +319,18 @@ def save_nvidia_checkpoint(model: nn.Module, path: PathLike) -> None:
 def convert_checkpoint(
     src: PathLike, dst: PathLike, to: str | None = None, *, dtype: torch.dtype | None = None
 ) -> None:
-    """Read a checkpoint of any supported format and write it as ours or NVIDIA's.
+    """Reads a checkpoint of any supported format and writes it in fastglow's or NVIDIA's layout.
 
-    Where the source's weight normalisation was removed, g is each row's norm, rounded to the file's dtype.
+    If the source's weight normalisation was removed, g is each row's norm, rounded to the file's dtype.
 
     Args:
-        to: "fastglow" (safetensors) or "nvidia" (DeepLearningExamples' layout); None: NVIDIA's where the suffix of
-            `dst` is one for torch.load (.pt, .pth, .ckpt, .bin, ...), else fastglow's.
-        dtype: of the weights that are written; None keeps the file's.
+        to: "fastglow" (safetensors) or "nvidia" (DeepLearningExamples' layout); None: NVIDIA's if `dst` has a suffix
+            for torch.load (.pt, .pth, .ckpt, .bin, ...), else fastglow's.
+        dtype: of the written weights; None keeps the file's.
 
     Raises:
-        FastglowError: a suffix that does not go with `to`; else as `load_checkpoint` and the savers; `dst` is left
-            as it was.
+        FastglowError: the suffix of `dst` contradicts `to`; else as `load_checkpoint` and the savers. `dst` is left
+            unchanged.
     """
     writers = {"fastglow": save_checkpoint, "nvidia": save_nvidia_checkpoint}
     write = writers[layout_of(dst, to)]

@@ -1,9 +1,9 @@
-"""The canonical (NVIDIA) names of every tensor of both models, with their shapes, and what follows from them.
+"""The canonical (NVIDIA) names and shapes of every tensor of both models.
 
-A layout maps a key to one expression a dimension: sums of terms such as "4*attention_rnn_dim", written with
-the constructor's keywords and a few names of our own (`encoder_half` is half of encoder_embedding_dim,
-`step_width` is n_mel_channels * n_frames_per_step, `half.K` half the channels of WaveGlow's flow K). The
-same table serves to infer the dimensions from a file and to check the file against them.
+A layout maps a key to one expression per dimension: sums of terms such as "4*attention_rnn_dim", in the constructor's
+keywords and a few further names: `encoder_half` is half of encoder_embedding_dim, `step_width` is
+n_mel_channels * n_frames_per_step, `half.K` is half the channels of WaveGlow's flow K, `conditioning` is
+n_mel_channels * n_group. The same table infers the dimensions from a file and checks the file against them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, fields
 from itertools import islice
 from typing import Any
 
@@ -20,16 +19,17 @@ from torch import Tensor
 from fastglow.errors import FastglowError
 from fastglow.models import Tacotron2Config, WaveGlowConfig
 
-from .unpickling import show
+from .records import show
 
-CONFIGS: dict[str, type] = {"tacotron2": Tacotron2Config, "waveglow": WaveGlowConfig}
+Config = Tacotron2Config | WaveGlowConfig
+CONFIGS: dict[str, type[Config]] = {"tacotron2": Tacotron2Config, "waveglow": WaveGlowConfig}
 TITLES = {"tacotron2": "Tacotron 2", "waveglow": "WaveGlow"}
 
 Shape = tuple[int, ...]
 Layout = Iterator[tuple[str, tuple[str, ...]]]
 
-# Constructor keywords that no tensor's shape tells. The last two of WaveGlow's are told by the shapes of
-# every model that has early outputs.
+# Constructor keywords that do not follow from the tensors' shapes. WaveGlow's last two do follow if the model has
+# early outputs.
 NOT_IN_SHAPES = {
     "tacotron2": (
         *("mask_padding", "max_decoder_steps", "gate_threshold", "decoder_no_early_stopping"),
@@ -41,7 +41,7 @@ NOT_IN_SHAPES = {
 
 
 def is_parameter(key: str) -> bool:
-    """Whether a canonical key is trained, rather than a statistic."""
+    """Whether a canonical key is a trained parameter, rather than a statistic."""
     return not key.endswith((".running_mean", ".running_var", ".num_batches_tracked"))
 
 
@@ -109,7 +109,7 @@ def _weight_norm(prefix: str, n_out: str, n_in: str, kernel_size: str = "1") -> 
 
 
 def waveglow_layout(n_flows: int, n_layers: int) -> Layout:
-    """Keys and shapes of WaveGlow with one conditioning layer a layer (generation B)."""
+    """Keys and shapes of WaveGlow with one conditioning layer per layer (generation B)."""
     yield "upsample.weight", ("n_mel_channels", "n_mel_channels", "upsample_kernel_size")
     yield "upsample.bias", ("n_mel_channels",)
     for k in range(n_flows):
@@ -144,9 +144,9 @@ def _evaluate(expression: str, dims: Mapping[str, int]) -> int | None:
 
 
 def _infer_dims(layout: Layout, shapes: Mapping[str, Shape]) -> dict[str, int]:
-    """Each name's value by majority, so that one odd tensor is found to be the odd one."""
+    """Each name's value by majority vote, so that the error about one odd tensor names that tensor."""
     votes: dict[str, Counter[int]] = {}
-    # a few stray keys can make a layout of millions; what lies beyond as many keys as there are is missing
+    # A few stray keys can make a layout of millions of keys; only its beginning can be in the file.
     for key, expressions in islice(layout, 2 * len(shapes) + 100):
         shape = shapes.get(key, ())
         if len(shape) != len(expressions):
@@ -158,14 +158,14 @@ def _infer_dims(layout: Layout, shapes: Mapping[str, Shape]) -> dict[str, int]:
     return {name: counter.most_common(1)[0][0] for name, counter in votes.items()}
 
 
-def _sizes(shape: tuple) -> str:
+def _sizes(shape: tuple[int | None, ...]) -> str:
     return "[" + ", ".join("?" if n is None else str(n) for n in shape) + "]"
 
 
 def _check_shapes(layout: Layout, shapes: Mapping[str, Shape], dims: Mapping[str, int], title: str) -> None:
     known = set()
     for key, expressions in layout:
-        expected = tuple(_evaluate(expression, dims) for expression in expressions)
+        expected: tuple[int | None, ...] = tuple(_evaluate(expression, dims) for expression in expressions)
         if key not in shapes:
             raise FastglowError(f"key '{key}' is missing: {title} expects shape {_sizes(expected)}, found none")
         if shapes[key] != expected:
@@ -189,7 +189,7 @@ def _count(pattern: str, shapes: Mapping[str, Shape], least: int = 1) -> int:
 
 def _odd_kernel(name: str, dims: Mapping[str, int]) -> None:
     if dims[name] % 2 == 0:
-        raise FastglowError(f"{name} is {dims[name]}: only odd kernels keep the length")
+        raise FastglowError(f"{name}={dims[name]} must be odd: even kernels change the length")
 
 
 def _tacotron2_dims(shapes: Mapping[str, Shape]) -> dict[str, Any]:
@@ -204,7 +204,7 @@ def _tacotron2_dims(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     step_width, n_mel_channels = dims.pop("step_width"), dims["n_mel_channels"]
     if step_width % n_mel_channels:
         raise FastglowError(
-            "key 'decoder.linear_projection.linear_layer.weight' has the wrong shape: expected as first size "
+            "key 'decoder.linear_projection.linear_layer.weight' has the wrong shape: expected a first size that is "
             f"a multiple of the postnet's {n_mel_channels} mel channels, found {step_width}"
         )
     width = 2 * dims.pop("encoder_half")
@@ -223,7 +223,7 @@ def _waveglow_dims(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> dic
     dims = _infer_dims(waveglow_layout(n_flows, n_layers), shapes)
     halves = [dims.get(f"half.{k}") for k in range(n_flows)]
     first = halves[0]
-    # Without early outputs nothing tells when they would come: any interval past the last flow is the same.
+    # Without early outputs every interval past the last flow gives the same model.
     every, size = max(n_flows, hints.get("n_early_every", 4)), hints.get("n_early_size", 2)
     for k, half in enumerate(halves):
         if first and half and half < first:
@@ -235,6 +235,7 @@ def _waveglow_dims(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> dic
         dims["conditioning"] = dims["n_mel_channels"] * 2 * first
     _check_shapes(waveglow_layout(n_flows, n_layers), shapes, dims, "WaveGlow")
     _odd_kernel("kernel_size", dims)
+    assert first is not None  # or else the check of shapes has failed
     return {
         "n_mel_channels": dims["n_mel_channels"],
         "n_flows": n_flows,
@@ -251,14 +252,9 @@ def _waveglow_dims(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> dic
     }
 
 
-def default_config(model: str) -> dict[str, Any]:
-    """The constructor's defaults."""
-    return {f.name: f.default if f.default is not MISSING else f.default_factory() for f in fields(CONFIGS[model])}
-
-
 def usable_hint(model: str, name: str, value: Any) -> bool:
-    """Whether `value` can be that keyword: the default's type, a probability where it is one."""
-    default = default_config(model)[name]
+    """Whether `value` has the type of the keyword's default; a float must be a probability."""
+    default = getattr(CONFIGS[model](), name)
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(value, bool) and isinstance(default, bool)
     if isinstance(default, float):
@@ -266,22 +262,22 @@ def usable_hint(model: str, name: str, value: Any) -> bool:
     return isinstance(value, int) and 0 < value < 2**31
 
 
-def infer_config(model: str, state: Mapping[str, Tensor], hints: Mapping[str, Any]) -> Any:
+def infer_config(model: str, state: Mapping[str, Tensor], hints: Mapping[str, Any]) -> Config:
     """The configuration of a canonical state_dict.
 
     Args:
         model: "tacotron2" or "waveglow".
         state: canonical keys; the tensors may be on the meta device.
-        hints: values of `NOT_IN_SHAPES`, already judged by `usable_hint`.
+        hints: values of `NOT_IN_SHAPES` that passed `usable_hint`.
 
     Returns:
-        Tacotron2Config or WaveGlowConfig. What neither shapes nor hints tell has the default;
-        upsample_stride a quarter of the kernel, as in every published WaveGlow.
+        Tacotron2Config or WaveGlowConfig. Keywords in neither shapes nor hints have their defaults;
+        upsample_stride is a quarter of the kernel, as in every published WaveGlow.
 
     Raises:
-        FastglowError: a key is missing, left over or of the wrong shape: the key, both shapes.
+        FastglowError: a key is missing, left over or of the wrong shape; names the key and both shapes.
     """
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
     dims = _tacotron2_dims(shapes) if model == "tacotron2" else _waveglow_dims(shapes, hints)
-    early = ("n_early_every", "n_early_size")  # told by the shapes, or taken from the hints above
+    early = ("n_early_every", "n_early_size")  # already in `dims`
     return CONFIGS[model](**{**dims, **{k: v for k, v in hints.items() if k not in early}})

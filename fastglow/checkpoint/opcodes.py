@@ -6,51 +6,69 @@ import codecs
 import pickletools
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
-# What follows a backslash where Python writes a string: on anything else its decoder warns. No text matches in two
-# ways, so that a long one that does not match is found out in one pass.
+# Escapes that Python writes into a string; its decoder warns of any other. No text matches in two ways, so matching
+# takes one pass.
 _ESCAPED = re.compile(
     rb"""(?:[^\\]|\\(?:[\n\\'"abfnrtv]|x[0-9a-fA-F]{2}|[0-3][0-7]{2}|[0-7]{1,2}(?![0-7])))*""", re.DOTALL
 )
 
 
-def read_operations(stream: BinaryIO) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]:
+_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
+
+
+class ByteStream(Protocol):
+    """What reading a pickle needs of a file; a memory map has it, too."""
+
+    def read(self, n: int, /) -> bytes: ...
+    def readline(self) -> bytes: ...
+
+
+def read_operations(stream: ByteStream) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]:
     """(operation, its argument) up to the end of the stream; the caller stops at STOP.
 
     Raises:
-        ValueError: an unknown operation, or an argument that is cut short or malformed. Nothing is warned of.
+        ValueError: an unknown operation, or an argument that is cut short or malformed. Nothing warns.
     """
     while code := stream.read(1):
-        opcode = pickletools.code2op.get(code.decode("latin-1"))
+        opcode = _OPCODES.get(code.decode("latin-1"))
         if opcode is None:
             raise ValueError(f"operation {code!r} is unknown")
-        read = _READERS.get(opcode.name)
-        if read is None and opcode.arg is not None:
-            read = opcode.arg.reader
-        yield opcode, None if read is None else read(stream)
+        if opcode.name in _READERS:
+            yield opcode, _READERS[opcode.name](stream)
+        elif opcode.arg is not None:
+            # pickletools' readers call `read` and `readline` only; their type asks for a whole IO[bytes].
+            yield opcode, opcode.arg.reader(stream)  # type: ignore[arg-type]
+        else:
+            yield opcode, None
 
 
-def _line(stream: BinaryIO) -> bytes:
+def _line(stream: ByteStream) -> bytes:
     line = stream.readline()
     if not line.endswith(b"\n"):
-        raise ValueError("a line without an end")
+        raise ValueError("a line has no end")
     return line[:-1]
 
 
-def _names(n_lines: int) -> Callable[[BinaryIO], str]:
-    """Reads names, a line each, and joins them by spaces; as for pickle.Unpickler, they have no escapes."""
+def _names(n_lines: int) -> Callable[[ByteStream], str]:
+    """Reads names, one per line and without escapes as pickle.Unpickler does, and joins them by spaces."""
     return lambda stream: " ".join(_line(stream).decode("utf-8") for _ in range(n_lines))
 
 
-def _quoted(stream: BinaryIO) -> str:
+def _quoted(stream: ByteStream) -> str:
     line = _line(stream)
     if len(line) < 2 or line[:1] not in (b"'", b'"') or line[:1] != line[-1:]:
-        raise ValueError("a string without quotes")
+        raise ValueError("a string has no quotes")
     if not _ESCAPED.fullmatch(line[1:-1]):
-        raise ValueError("a string with an unknown escape")
+        raise ValueError("a string has an unknown escape")
     return codecs.escape_decode(line[1:-1])[0].decode("ascii")
 
 
 # pickletools reads these as Python source.
-_READERS = {"STRING": _quoted, "GLOBAL": _names(2), "INST": _names(2), "PERSID": _names(1)}
+_READERS: dict[str, Callable[[ByteStream], str]] = {
+    "STRING": _quoted,
+    "GLOBAL": _names(2),
+    "INST": _names(2),
+    "PERSID": _names(1),
+}

@@ -1,7 +1,7 @@
-"""What a model was trained with and no tensor tells: audio parameters, text cleaners, lexicon, symbol table.
+"""What a model was trained with, beyond its tensors: audio parameters, text cleaners, lexicon, symbol table.
 
-One description for every file of ours: training checkpoints, safetensors and NVIDIA's layout hold it as the plain
-dictionary of `as_dict`, and a loaded model carries it as `model.trained_with`, so that it survives conversions.
+Training checkpoints, safetensors and NVIDIA's layout hold it as the plain dictionary of `as_dict`, and a loaded model
+has it as `model.trained_with`, so that it survives conversions.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from fastglow.audio import MelConfig
 from fastglow.errors import FastglowError
 from fastglow.text.symbol_tables import FOREIGN, NVIDIA, TABLES
 
-from .unpickling import Inert, show
+from .records import Inert, show
 
 KEY = "trained_with"
 _MOST_CLEANERS = 50
 _LONGEST_TEXT = 4096
-# Far above what speech is analysed with; a file must not make a filterbank of gigabytes.
+# Far above what speech needs; a file must not request a filterbank of gigabytes.
 _LARGEST = {"sampling_rate": 1_000_000, "n_mel_channels": 10_000}
 _LARGEST_WINDOW = 2**18
-# coqui's names; what its configuration leaves out has coqui's default, which is ours but for mel_fmax.
+# coqui's names. Its defaults, for keys that its configuration leaves out, are fastglow's except for mel_fmax.
 _COQUI_AUDIO = {
     "sample_rate": "sampling_rate",
     "fft_size": "filter_length",
@@ -39,7 +39,7 @@ _COQUI_AUDIO = {
 
 @dataclass(frozen=True)
 class LexiconFile:
-    """The lexicon of a training: its absolute path, and the `digest` of its pronunciations if it was noted."""
+    """The lexicon of a training: its absolute path, and the `digest` of its pronunciations if known."""
 
     path: str
     digest: str | None = None
@@ -47,12 +47,12 @@ class LexiconFile:
 
 @dataclass(frozen=True)
 class TrainedWith:
-    """What is known of a model's training; None is not known (of the lexicon: not known, or there was none).
+    """What is known about a model's training. None means unknown; for the lexicon unknown or none.
 
     Attributes:
-        audio: parameters of the mels.
+        audio: parameters of the mel spectrograms.
         text_cleaners: names.
-        lexicon: the file whose words the model reads as ARPAbet.
+        lexicon: file with the words that the model reads as ARPAbet.
         symbols: name of the symbol table, see `fastglow.text.symbol_tables`.
     """
 
@@ -62,14 +62,14 @@ class TrainedWith:
     symbols: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """What is known, as plain containers for JSON and torch.save; empty where nothing is."""
+        """The known values, as plain containers for JSON and torch.save."""
         values = {name: value for name, value in asdict(self).items() if value is not None}
         if self.text_cleaners is not None:
             values["text_cleaners"] = list(self.text_cleaners)
         return values
 
     def found_from(self, folder: Path) -> TrainedWith:
-        """With the path of a lexicon that is gone replaced by that of its namesake in `folder`, if there is one."""
+        """Replaces the path of a missing lexicon by the file of the same name in `folder`, if it exists."""
         lexicon = self.lexicon
         if lexicon is None or Path(lexicon.path).is_file():
             return self
@@ -78,19 +78,19 @@ class TrainedWith:
 
 
 def trained_with(model: nn.Module) -> TrainedWith:
-    """What is known of the training of a model that `load_checkpoint` made; of any other model nothing."""
+    """What is known about the training of a model from `load_checkpoint`; nothing for any other model."""
     known = getattr(model, KEY, None)
     return known if isinstance(known, TrainedWith) else TrainedWith()
 
 
 def audio_differences(one: MelConfig, other: MelConfig) -> str:
-    """The audio parameters that differ, as "sampling_rate 16000 and 22050, ..."; empty if none does."""
+    """The audio parameters that differ, as "sampling_rate 16000 and 22050, ..."; empty if none do."""
     pairs = zip(one.as_dict().items(), other.as_dict().values(), strict=True)
     return ", ".join(f"{name} {a:g} and {b:g}" for (name, a), b in pairs if a != b)
 
 
 def read_description(values: Any, notes: list[str]) -> TrainedWith:
-    """The inverse of `TrainedWith.as_dict` for what a file holds; what is unusable is left out with a note."""
+    """The inverse of `TrainedWith.as_dict` for values from a file; adds a note for each unusable one it leaves out."""
     values = _plain(values)
     return TrainedWith(
         audio=_read_audio(values.get("audio"), notes),
@@ -101,7 +101,7 @@ def read_description(values: Any, notes: list[str]) -> TrainedWith:
 
 
 def read_training_checkpoint(top: Mapping[str, Any], notes: list[str]) -> TrainedWith:
-    """What a checkpoint of `fastglow train` tells; earlier ones have it among the run's options."""
+    """Reads a checkpoint of `fastglow train`; early ones have the values among the run's options."""
     if KEY in top:
         return read_description(top[KEY], notes)
     options = _plain(top.get("training"))
@@ -112,7 +112,7 @@ def read_training_checkpoint(top: Mapping[str, Any], notes: list[str]) -> Traine
 
 
 def read_coqui_config(config: Mapping[str, Any], notes: list[str]) -> TrainedWith:
-    """What coqui's configuration tells: the audio parameters; its cleaners and symbols are of its own."""
+    """Reads the audio parameters of coqui's configuration; its cleaners and symbols are coqui's own."""
     given = config.get("audio")
     if not isinstance(given, dict):
         return TrainedWith(symbols=FOREIGN)
@@ -125,12 +125,12 @@ def read_coqui_config(config: Mapping[str, Any], notes: list[str]) -> TrainedWit
             values["hop_length"] = int(given["frame_shift_ms"] / 1000 * values["sampling_rate"])
             values["win_length"] = int(values["hop_length"] * (given["frame_length_ms"] / given["frame_shift_ms"]))
     except (KeyError, TypeError, ValueError, OverflowError):
-        pass  # what is missing has the default
+        pass  # missing values have their defaults
     return TrainedWith(audio=_read_audio(values, notes), symbols=FOREIGN)
 
 
 def _plain(value: Any) -> dict[str, Any]:
-    """A dictionary, or the attributes of a pickled record, with string keys; else nothing."""
+    """A dictionary, or a pickled object's attributes, with string keys only; empty for anything else."""
     value = value.state if isinstance(value, Inert) else value
     return {k: v for k, v in value.items() if isinstance(k, str)} if isinstance(value, Mapping) else {}
 
@@ -143,9 +143,9 @@ def _read_audio(values: Any, notes: list[str]) -> MelConfig | None:
         audio = MelConfig.from_dict(values)
         for name, value in audio.as_dict().items():
             if value > _LARGEST.get(name, _LARGEST_WINDOW if name.endswith("_length") else value):
-                raise FastglowError(f"{name} is {show(value)}")
+                raise FastglowError(f"{name}={show(value)} is too large")
     except (FastglowError, TypeError, OverflowError) as error:
-        notes.append(f"its audio parameters are unusable ({show(str(error))}): the defaults are taken")
+        notes.append(f"its audio parameters are unusable ({show(str(error))}): the defaults are used")
         return None
     return audio
 
@@ -155,7 +155,7 @@ def _read_cleaners(values: Any, notes: list[str]) -> tuple[str, ...] | None:
         return None
     if isinstance(values, list | tuple) and len(values) <= _MOST_CLEANERS and all(_is_text(name) for name in values):
         return tuple(values)
-    notes.append("its text cleaners are unusable: the default is taken")
+    notes.append("its text cleaners are unusable: the default is used")
     return None
 
 
@@ -173,7 +173,7 @@ def _read_lexicon(values: Any, notes: list[str]) -> LexiconFile | None:
 def _read_symbols(name: Any, notes: list[str]) -> str | None:
     if name is None or name == FOREIGN or name in [table.name for table in TABLES]:
         return name
-    notes.append(f"its symbol table {show(name)} is not known to this fastglow")
+    notes.append(f"its symbol table {show(name)} is unknown to this version of fastglow")
     return FOREIGN
 
 

@@ -1,10 +1,10 @@
-"""From every source's names and structures to the canonical ones (NVIDIA's), exactly."""
+"""Converts every source's names and structures to the canonical ones (NVIDIA's), exactly."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,12 +12,27 @@ from torch import Tensor
 from fastglow.errors import FastglowError
 
 from .layouts import usable_hint
+from .records import show
 from .sources import Source, UnsupportedModel
-from .unpickling import show
 
 State = dict[str, Tensor]
 
-# torchaudio's names are the reference's without the wrappers `.conv` and `.linear_layer`.
+
+class CanonicalState(NamedTuple):
+    """A model under canonical names.
+
+    Attributes:
+        state: the state_dict.
+        hints: constructor keywords that the source names besides the shapes.
+        notes: what users should know about the conversion.
+    """
+
+    state: State
+    hints: dict[str, Any]
+    notes: list[str]
+
+
+# torchaudio's names are NVIDIA's without the wrappers `.conv` and `.linear_layer`.
 _TORCHAUDIO = (
     (
         re.compile(r"((?:encoder|postnet)\.convolutions\.\d+\.0|.*\.location_conv)\.(weight|bias)"),
@@ -56,42 +71,41 @@ def _rename(state: Mapping[str, Tensor], rules: tuple[tuple[re.Pattern[str], str
     return renamed
 
 
-def _torchaudio(state: State, _source: Source) -> State:
-    return _rename(state, _TORCHAUDIO)
+def _torchaudio(state: State, _config: Mapping[str, Any]) -> CanonicalState:
+    return CanonicalState(_rename(state, _TORCHAUDIO), {}, [])
 
 
-def _coqui(state: State, source: Source) -> State:
-    """coqui's Tacotron 2 with location-sensitive attention and one frame a step.
+def _coqui(state: State, config: Mapping[str, Any]) -> CanonicalState:
+    """coqui's Tacotron 2 with location-sensitive attention and one frame per step.
 
-    Its stop token is a linear function of (decoder hidden state, predicted frame). The frame is itself
-    linear in (decoder hidden state, context), so the two fold into the reference's gate layer.
+    Its stop token is linear in (decoder hidden state, predicted frame), and the frame is linear in (decoder hidden
+    state, context), so the two fold into NVIDIA's gate layer.
     """
-    config = source.foreign_config or {}
     _refuse_other_coqui(config)
     state = _rename({k: v for k, v in state.items() if not k.startswith("decoder_backward.")}, _COQUI)
+    notes = []
     if config.get("attention_norm") is None:
-        source.notes.append("attention_norm is not known: softmax is assumed, coqui's own default is sigmoid")
-    # a constant added to every energy, which the softmax takes away again
+        notes.append("attention_norm is unknown: softmax is assumed, although coqui's default is sigmoid")
+    # Adds a constant to every energy, which the softmax cancels.
     state.pop("decoder.attention_layer.v.linear_layer.bias", None)
     _fold_prenet(state)
     _fold_stopnet(state)
 
     dropout = config.get("prenet_dropout", True) and config.get("prenet_dropout_at_inference", False)
-    source.hints["p_prenet_dropout"] = 0.5 if dropout else 0.0
+    hints: dict[str, Any] = {"p_prenet_dropout": 0.5 if dropout else 0.0, "gate_threshold": 0.5}
     if not dropout:
-        source.notes.append("its prenet has no dropout at inference: p_prenet_dropout is 0")
-    source.hints["gate_threshold"] = 0.5
+        notes.append("its prenet has no dropout at inference: p_prenet_dropout is 0")
     steps = config.get("max_decoder_steps", 10000)
     if usable_hint("tacotron2", "max_decoder_steps", steps):
-        source.hints["max_decoder_steps"] = steps
-    source.notes.append("coqui's mel spectrograms are scaled in their own way: a WaveGlow needs them converted")
-    return state
+        hints["max_decoder_steps"] = steps
+    notes.append("coqui scales mel spectrograms in its own way: a WaveGlow needs them converted")
+    return CanonicalState(state, hints, notes)
 
 
 def _refuse_other_coqui(config: Mapping[str, Any]) -> None:
-    """Refuse what coqui's configuration asks for and no tensor shows."""
+    """Refuses options of coqui's configuration that change the model but no tensor."""
     refused = (
-        ("attention_norm", "softmax", "the reference's attention is a softmax"),
+        ("attention_norm", "softmax", "NVIDIA's attention is a softmax"),
         ("attention_type", "original", "only location-sensitive attention is supported"),
         ("use_forward_attn", False, "forward attention is not supported"),
         ("location_attn", True, "only location-sensitive attention is supported"),
@@ -103,11 +117,11 @@ def _refuse_other_coqui(config: Mapping[str, Any]) -> None:
             raise UnsupportedModel(f"coqui configuration {name}={show(config[name])}: {why}")
     r = config.get("r")
     if isinstance(r, int) and r > 1:
-        raise UnsupportedModel(f"coqui model with r={r} frames a step, only r=1 is the reference's model")
+        raise UnsupportedModel(f"coqui model with r={r} frames per step: only r=1 is NVIDIA's model")
 
 
 def _fold_prenet(state: State) -> None:
-    """Batch normalisation after a prenet layer (no bias) folds into the weight if it adds nothing."""
+    """Folds batch normalisation after a prenet layer, which has no bias, into its weight if it adds no bias."""
     for i in range(2):
         layer = f"decoder.prenet.layers.{i}"
         norm = {
@@ -128,8 +142,7 @@ def _fold_prenet(state: State) -> None:
         scale = norm["weight"].double() / (norm["running_var"].double() + 1e-5).sqrt()
         if torch.count_nonzero(norm["bias"].double() - norm["running_mean"].double() * scale):
             raise UnsupportedModel(
-                f"coqui prenet_type=bn: '{layer}.batch_normalization' adds a bias, "
-                "which the reference's prenet does not have"
+                f"coqui prenet_type=bn: '{layer}.batch_normalization' adds a bias, which NVIDIA's prenet does not have"
             )
         state[f"{layer}.linear_layer.weight"] = (weight.double() * scale.unsqueeze(1)).to(weight.dtype)
 
@@ -137,41 +150,41 @@ def _fold_prenet(state: State) -> None:
 def _fold_stopnet(state: State) -> None:
     """stop = W_h h + W_o (P [h; c] + p) + b, so the gate's weight is [W_h, 0] + W_o P, its bias b + W_o p."""
     prefix = "decoder.stopnet.1.linear_layer"
-    projection = [state.get(f"decoder.linear_projection.linear_layer.{name}") for name in ("weight", "bias")]
-    stop = [state.pop(f"{prefix}.{name}", None) for name in ("weight", "bias")]
-    for name, tensor in zip(("weight", "bias"), stop, strict=True):
-        if tensor is None:
-            raise FastglowError(f"key '{prefix}.{name}' is missing: without it nothing tells when to stop")
+    for name in ("weight", "bias"):
+        if f"{prefix}.{name}" not in state:
+            raise FastglowError(f"key '{prefix}.{name}' is missing: without it the decoder cannot tell when to stop")
+    stop_weight, stop_bias = state.pop(f"{prefix}.weight"), state.pop(f"{prefix}.bias")
+    matrix = state.get("decoder.linear_projection.linear_layer.weight")
+    offset = state.get("decoder.linear_projection.linear_layer.bias")
     hidden = state.get("decoder.decoder_rnn.weight_hh")
-    if any(t is None for t in (*projection, hidden)) or projection[0].dim() != 2 or hidden.dim() != 2:
+    if matrix is None or offset is None or hidden is None or matrix.dim() != 2 or hidden.dim() != 2:
         return  # reported with the other missing and misshapen keys
-    n_frame, n_in = projection[0].shape
-    if tuple(projection[1].shape) != (n_frame,):
+    n_frame, n_in = matrix.shape
+    if tuple(offset.shape) != (n_frame,):
         return
     postnet = state.get("postnet.convolutions.0.0.conv.weight")
     if postnet is not None and postnet.dim() == 3 and n_frame != postnet.shape[1]:
         raise UnsupportedModel(
-            f"coqui model with r={n_frame / postnet.shape[1]:g} frames a step "
+            f"coqui model with r={n_frame / postnet.shape[1]:g} frames per step "
             f"('decoder.linear_projection.linear_layer.weight' has {n_frame} rows for {postnet.shape[1]} mel "
-            "channels), only r=1 is the reference's model"
+            "channels): only r=1 is NVIDIA's model"
         )
     n_hidden = hidden.shape[1]
     expected = (1, n_hidden + n_frame)
-    if tuple(stop[0].shape) != expected or tuple(stop[1].shape) != (1,) or n_hidden > n_in:
-        found = list(stop[0].shape)
+    if tuple(stop_weight.shape) != expected or tuple(stop_bias.shape) != (1,) or n_hidden > n_in:
+        found = list(stop_weight.shape)
         raise FastglowError(f"key '{prefix}.weight' has the wrong shape: expected {list(expected)}, found {found}")
-    dtype = stop[0].dtype
-    weight, bias = (tensor.double() for tensor in stop)
-    matrix, offset = (tensor.double() for tensor in projection)
-    gate = weight[:, n_hidden:] @ matrix
+    dtype, weight = stop_weight.dtype, stop_weight.double()
+    gate = weight[:, n_hidden:] @ matrix.double()
     gate[:, :n_hidden] += weight[:, :n_hidden]
+    bias = stop_bias.double() + weight[:, n_hidden:] @ offset.double()
     state["decoder.gate_layer.linear_layer.weight"] = gate.to(dtype)
-    state["decoder.gate_layer.linear_layer.bias"] = (bias + weight[:, n_hidden:] @ offset).to(dtype)
+    state["decoder.gate_layer.linear_layer.bias"] = bias.to(dtype)
 
 
-def _waveglow(state: State, _source: Source) -> State:
+def _waveglow(state: State, _config: Mapping[str, Any]) -> CanonicalState:
     state = _split_fused_conditioning(_one_weight_norm(state))
-    return _join_residual_and_skip(state)
+    return CanonicalState(_join_residual_and_skip(state), {}, [])
 
 
 def _one_weight_norm(state: State) -> State:
@@ -191,13 +204,13 @@ def _one_weight_norm(state: State) -> State:
 
 
 def _apart(key: str, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(v, g) of a plain weight [out, in, kernel]: v is the weight itself, g the norm of each row."""
+    """(v, g) of a plain weight [out, in, kernel]: v is the weight, g [out, 1, 1] the norm of each row."""
     if weight.dim() != 3:
         raise FastglowError(f"key '{key}' has the wrong shape: expected [?, ?, ?], found {list(weight.shape)}")
     g = weight.double().norm(dim=(1, 2), keepdim=True)
     if weight.is_meta or g.count_nonzero() == g.numel():
         return weight, g.to(weight.dtype)
-    # a row of zeros has no direction: any v with g = 0 stands for it
+    # A row of zeros has no direction: with g = 0 any v does.
     return torch.where(g == 0, torch.ones_like(weight), weight), g.to(weight.dtype)
 
 
@@ -211,7 +224,7 @@ def _layers(state: Mapping[str, Tensor], kind: str) -> dict[tuple[str, str], lis
 
 
 def _split_fused_conditioning(state: State) -> State:
-    """Generation C's one `cond_layer` a flow -> one a layer; exact, since each row is normalised alone."""
+    """Splits generation C's one `cond_layer` per flow by layer; exact, since each row is normalised alone."""
     result: State = {}
     layers = _layers(state, "in_layers")
     for key, tensor in state.items():
@@ -233,7 +246,7 @@ def _split_fused_conditioning(state: State) -> State:
 
 
 def _join_residual_and_skip(state: State) -> State:
-    """Generation A's `res_layers` and `skip_layers` -> `res_skip_layers`, the residual rows first."""
+    """Joins generation A's `res_layers` and `skip_layers` to `res_skip_layers`, residual rows first."""
     result = {key: tensor for key, tensor in state.items() if not re.match(r"WN\.\d+\.(res|skip)_layers\.", key)}
     inputs = _layers(state, "in_layers")
     for (flow, name), numbers in _layers(state, "skip_layers").items():
@@ -255,29 +268,29 @@ def _join_residual_and_skip(state: State) -> State:
     return result
 
 
-_RULES: dict[str, Callable[[State, Source], State]] = {
-    "nvidia": lambda state, _source: state,
+_RULES: dict[str, Callable[[State, Mapping[str, Any]], CanonicalState]] = {
+    "nvidia": lambda state, _config: CanonicalState(state, {}, []),
     "torchaudio": _torchaudio,
     "coqui": _coqui,
     "waveglow": _waveglow,
 }
 
 
-def canonical_state(source: Source, state: Mapping[str, Tensor]) -> State:
-    """The state_dict under canonical names.
+def canonical_state(source: Source, state: Mapping[str, Tensor]) -> CanonicalState:
+    """The state_dict under canonical names, with the hints and notes of `source` and of its names.
 
     Args:
-        source: from `identify`; hints and notes are added to it.
-        state: its tensors, read; on the meta device where only shapes matter (not coqui's).
+        source: from `identify`.
+        state: its tensors; on the meta device if only shapes matter (coqui's never are).
 
     Raises:
-        FastglowError: a tensor that a rule needs is missing or of another shape, or coqui's configuration
-            asks for what the reference's model does not have.
+        FastglowError: a tensor that a rule needs is missing or has another shape, or coqui's configuration
+            asks for something that NVIDIA's model does not have.
     """
-    result = _RULES[source.names](dict(state), source)
+    result, hints, notes = _RULES[source.names](dict(state), source.foreign_config or {})
     for key in list(result):
         if source.model == "tacotron2" and (stem := key.removesuffix(".running_var")) != key:
-            # files from before torch 0.4.1 lack batch normalisation's step counter
+            # Files from before torch 0.4.1 lack batch normalisation's step counter.
             counter = torch.zeros((), dtype=torch.int64, device=result[key].device)
             result.setdefault(f"{stem}.num_batches_tracked", counter)
-    return result
+    return CanonicalState(result, {**source.hints, **hints}, [*source.notes, *notes])

@@ -1,4 +1,4 @@
-"""What a checkpoint is: whose file, which model, under which names, and what it says besides its tensors."""
+"""Recognises a checkpoint: whose format, which model, under which names, and what it says besides its tensors."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from fastglow.errors import FastglowError
 from .containers import Container, StoredTensor
 from .layouts import NOT_IN_SHAPES, usable_hint
 from .provenance import KEY, TrainedWith, read_coqui_config, read_description, read_training_checkpoint
-from .unpickling import Inert, show
+from .records import Inert, show
 
 FORMAT_VERSION = 1
 METADATA_KEY = "fastglow"
 _MAX_WRAPPERS = 4
 _MAX_MODULES = 10_000
 _MAX_NAME = 1000
-# Mozilla TTS wrote comments into its config.json; strings are kept as they are
+# Mozilla TTS wrote comments into its config.json; group 1 keeps strings as they are.
 _COMMENT = re.compile(r'("(?:[^"\\]|\\.)*")|//[^\n]*')
 _PREFIXES = ("module.1.", "module.", "_orig_mod.")
 
-# Key patterns of models that are not the plain ones, and what each says of the model.
+# Key patterns of models that are not supported, and what each says about the model.
 _UNSUPPORTED = (
     (r"coarse_decoder\.", "double decoder consistency (DDC)"),
     (
@@ -49,7 +49,7 @@ _UNSUPPORTED = (
 
 
 class UnsupportedModel(FastglowError):
-    """A file that is in order, with a model that is not the reference's."""
+    """An intact file of a model other than NVIDIA's."""
 
     def __init__(self, reason: str):
         super().__init__(f"not supported: {reason}")
@@ -58,16 +58,18 @@ class UnsupportedModel(FastglowError):
 
 @dataclass
 class Source:
-    """A checkpoint that has been recognised; its tensors are not read yet.
+    """A recognised checkpoint whose tensors are not read yet.
 
     Attributes:
-        format: whose layout it is, for people.
+        format: whose layout it is, for display.
         model: "tacotron2" or "waveglow".
         names: whose tensor names: "nvidia", "torchaudio", "coqui" or "waveglow".
-        tensors: as named in the file, without wrappers' prefixes.
-        hints: constructor keywords that the file tells besides the shapes.
-        foreign_config: coqui's configuration, from the file or config.json beside it.
-        trained_with: what the file tells of the model's training.
+        tensors: under the file's names, without wrappers' prefixes.
+        hints: constructor keywords that the file names besides the shapes.
+        foreign_config: coqui's configuration, from the file or the config.json beside it.
+        trained_with: what the file says about the model's training.
+        iteration, epoch: when the file was written, if it says.
+        notes: what users should know.
         unsupported: why the model cannot be built, or None.
     """
 
@@ -103,10 +105,10 @@ def _child(module: Inert, name: str) -> Inert | None:
 
 
 def _flatten(module: Inert) -> dict[str, StoredTensor]:
-    """The state_dict of a pickled module, from the records of its parts."""
+    """The state_dict of a pickled module."""
     tensors: dict[str, StoredTensor] = {}
     pending = [("", module)]
-    # parts may be shared or contain one another: a small file can describe a tree without end
+    # Parts may be shared or contain one another, so a small file can describe an endless tree.
     for _ in range(_MAX_MODULES):
         if not pending:
             return tensors
@@ -121,11 +123,11 @@ def _flatten(module: Inert) -> dict[str, StoredTensor]:
         pending += [(name, child) for name, child in reversed(children) if _is_module(child)]
         if len(prefix) > _MAX_NAME or len(pending) > _MAX_MODULES:
             break
-    raise FastglowError("a pickled model whose parts have no end")
+    raise FastglowError("a pickled model whose parts have no end: save its state_dict")
 
 
 def _state(top: Any) -> tuple[Any, str | None]:
-    """(the dictionary of tensors or the pickled module, the key it was found under)."""
+    """(dictionary of tensors or pickled module, key of `top` under which it was found)."""
     if _is_module(top):
         return top, None
     if isinstance(top, dict):
@@ -141,7 +143,7 @@ def _state(top: Any) -> tuple[Any, str | None]:
 
 
 def _without_prefixes(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Without what DistributedDataParallel, apex and torch.compile put before every name."""
+    """Strips the prefixes of DistributedDataParallel, apex and torch.compile."""
     for _ in range(_MAX_WRAPPERS):
         for prefix in _PREFIXES:
             if all(name.startswith(prefix) for name in tensors):
@@ -150,16 +152,16 @@ def _without_prefixes(tensors: dict[str, StoredTensor]) -> dict[str, StoredTenso
 
 
 def _unsupported(tensors: Mapping[str, StoredTensor]) -> str | None:
-    reasons = {}
+    reasons = []
     for pattern, reason in _UNSUPPORTED:
         match = next((name for name in tensors if re.match(pattern, name)), None)
         if match is not None:
-            reasons[f"{reason} ('{show(match)}')"] = None
+            reasons.append(f"{reason} ('{show(match)}')")
     return "; ".join(reasons) or None
 
 
 def _model(tensors: Mapping[str, StoredTensor]) -> tuple[str, str]:
-    """(model, whose tensor names)."""
+    """(model, origin of the tensor names): see `Source`."""
     if any(re.match(r"(convinv|WN)\.\d+\.", name) for name in tensors):
         return "waveglow", "waveglow"
     if any(re.search(r"\.convolution1d\.|^decoder\.(attention|stopnet)\.", name) for name in tensors):
@@ -182,7 +184,7 @@ def _integer(top: Any, key: str) -> int | None:
 
 
 def _foreign_config(top: Any, path: Path) -> dict[str, Any] | None:
-    """coqui's configuration: config.json beside the file, or else the copy in recent files."""
+    """coqui's configuration: from config.json beside the file, else from the copy in recent files."""
     beside = path.parent / "config.json"
     if beside.is_file():
         try:
@@ -198,7 +200,7 @@ def _foreign_config(top: Any, path: Path) -> dict[str, Any] | None:
 def _module_hints(module: Inert, model: str) -> dict[str, Any]:
     """Constructor keywords among the attributes of a pickled module and its parts."""
     names = NOT_IN_SHAPES[model]
-    parts = [_child(module, "decoder"), module, module.state.get("config")]  # our own models have a config
+    parts = [_child(module, "decoder"), module, module.state.get("config")]  # fastglow's models have a config
     hints = {
         name: part.state[name] for part in parts if isinstance(part, Inert) for name in names if name in part.state
     }
@@ -251,7 +253,7 @@ def _format(top: Any, state: Any, key: str | None, model: str, names: str, gener
 
 
 def _own_description(container: Container) -> dict[str, Any] | None:
-    """What `save_checkpoint` wrote beside the tensors; None in a file of someone else's."""
+    """What `save_checkpoint` wrote beside the tensors; None in other files."""
     if METADATA_KEY not in container.metadata:
         return None
     try:
@@ -265,10 +267,10 @@ def _own_description(container: Container) -> dict[str, Any] | None:
 
 
 def identify(container: Container, path: Path) -> Source:
-    """Recognise what an open container holds.
+    """Recognises the model in an open container.
 
     Raises:
-        FastglowError: no weights in it, or those of another model.
+        FastglowError: the container holds no weights, or another model's.
     """
     top = container.top
     state, key = _state(top)
@@ -321,5 +323,5 @@ def identify(container: Container, path: Path) -> Source:
         if usable_hint(model, name, config[name]):
             source.hints[name] = config[name]
         else:
-            source.notes.append(f"{name} {show(config[name])} in the file is unusable, the default is taken")
+            source.notes.append(f"{name}={show(config[name])} in the file is unusable: the default is used")
     return source

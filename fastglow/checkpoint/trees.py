@@ -1,4 +1,4 @@
-"""Everything that a checkpoint file holds, as plain data and tensors: for what is resumed from, not only its model."""
+"""Everything in a checkpoint file, as plain data and tensors: to resume training, which needs more than the model."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 from fastglow.errors import FastglowError
 
 from .containers import Container
-from .unpickling import Inert, PickledTensor, damaged, show
+from .records import Inert, PickledTensor, damaged, show
 
 _MAX_DEPTH = 50
 _SCALARS = (str, bytes, int, float, complex, type(None), torch.dtype)
 
 
 def read_tree(container: Container) -> Any:
-    """The object that was saved, its tensors on the CPU; what stands in it several times is one object.
+    """The saved object, its tensors on the CPU; shared parts stay shared.
 
     Raises:
-        FastglowError: damaged, or something in it is neither plain data nor a tensor.
+        FastglowError: the file is damaged, or holds something other than plain data and tensors.
     """
     tensors: dict[int, PickledTensor] = {}
     _collect(container.top, tensors, set(), _MAX_DEPTH)
@@ -28,7 +28,7 @@ def read_tree(container: Container) -> Any:
 
 
 def _collect(node: Any, tensors: dict[int, PickledTensor], seen: set[int], depth: int) -> None:
-    """Finds the tensors, and refuses what is neither data nor a tensor. Looks into each container once."""
+    """Collects the tensors and refuses anything other than data and tensors; enters each container once."""
     if isinstance(node, PickledTensor):
         tensors[id(node)] = node
     elif not isinstance(node, (dict, list, tuple)):
@@ -37,7 +37,7 @@ def _collect(node: Any, tensors: dict[int, PickledTensor], seen: set[int], depth
             raise FastglowError(f"holds a {show(kind)}: only numbers, text, lists, dictionaries and tensors are read")
     elif id(node) not in seen:
         if depth == 0:
-            raise damaged(f"containers lie more than {_MAX_DEPTH} deep in each other")
+            raise damaged(f"containers are nested more than {_MAX_DEPTH} deep")
         seen.add(id(node))
         if isinstance(node, dict) and not all(isinstance(key, _SCALARS) for key in node):
             raise damaged("a dictionary's key is neither text nor a number")
@@ -46,18 +46,23 @@ def _collect(node: Any, tensors: dict[int, PickledTensor], seen: set[int], depth
 
 
 def _build(node: Any, built: dict[int, Any]) -> Any:
-    """`built`: what stands for the nodes that are done, by their id; each way from one to itself leads over a list or
-    dictionary, which are entered before their parts."""
+    """The result for `node`. `built` holds the results so far by the node's id.
+
+    A cycle always passes through a list or dictionary; those are in `built` before their parts.
+    """
     if id(node) in built:
         return built[id(node)]
     if isinstance(node, dict):
-        result = built[id(node)] = {}
-        result.update((key, _build(value, built)) for key, value in node.items())
-    elif isinstance(node, list):
-        result = built[id(node)] = []
-        result.extend(_build(part, built) for part in node)
-    elif isinstance(node, tuple):
-        result = built[id(node)] = tuple(_build(part, built) for part in node)
-    else:
-        result = node
-    return result
+        mapping: dict[Any, Any] = {}
+        built[id(node)] = mapping
+        mapping.update((key, _build(value, built)) for key, value in node.items())
+        return mapping
+    if isinstance(node, list):
+        parts: list[Any] = []
+        built[id(node)] = parts
+        parts.extend(_build(part, built) for part in node)
+        return parts
+    if isinstance(node, tuple):
+        built[id(node)] = tuple(_build(part, built) for part in node)
+        return built[id(node)]
+    return node

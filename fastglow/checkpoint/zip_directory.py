@@ -1,7 +1,7 @@
-"""The directory of a zip archive: what its records are called and where they lie. Nothing is unpacked.
+"""The directory of a zip archive: names and positions of its records. Nothing is unpacked.
 
-The format is PKWARE's APPNOTE.TXT, sections 4.3.12 to 4.3.16 and 4.5.3. (Python's zipfile reads the same, and
-raises and warns of many kinds of things on files that are damaged.)
+The format is PKWARE's APPNOTE.TXT, sections 4.3.12 to 4.3.16 and 4.5.3. Python's zipfile is not used because it
+raises and warns in many ways on damaged files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _END = struct.Struct("<4s4H2LH")
 _END_64_LOCATOR = struct.Struct("<4sLQL")
 _END_64 = struct.Struct("<4sQ2H2L4Q")
 _ENTRY = struct.Struct("<4s6H3L5H2L")
-_LIMIT_16, _LIMIT_32 = 0xFFFF, 0xFFFFFFFF  # they say that the number stands elsewhere, in 64 bits
+_LIMIT_16, _LIMIT_32 = 0xFFFF, 0xFFFFFFFF  # the value is elsewhere, in 64 bits
 _MAX_COMMENT = 0xFFFF
 _UTF_8 = 0x800
 
@@ -24,10 +24,10 @@ class Entry:
     """One record.
 
     Attributes:
-        name: with the folders it lies in.
-        header_offset: where its local header begins.
-        size: bytes, unpacked.
-        checksum: CRC-32 of them.
+        name: with its folders.
+        header_offset: position of its local header, in bytes.
+        size: unpacked, in bytes.
+        checksum: CRC-32 of the unpacked bytes.
         is_plain: neither compressed nor encrypted.
     """
 
@@ -39,10 +39,10 @@ class Entry:
 
 
 def read_directory(data: mmap.mmap | bytes) -> dict[str, Entry]:
-    """The records of an archive by name; of several of one name the last.
+    """The records of an archive by name; the last one where several have the same name.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: the directory cannot be read.
     """
     try:
         start, n_bytes, n_entries = _place(data)
@@ -73,7 +73,8 @@ def _place(data: mmap.mmap | bytes) -> tuple[int, int, int]:
 
 
 def _entries(directory: bytes, n_entries: int) -> dict[str, Entry]:
-    entries, position = {}, 0
+    entries: dict[str, Entry] = {}
+    position = 0
     for _ in range(n_entries):
         (
             magic, _made_by, _needs, flags, method, _time, _date, checksum, packed, size,
@@ -92,11 +93,11 @@ def _entries(directory: bytes, n_entries: int) -> dict[str, Entry]:
 
 
 def _in_64_bits(extra: bytes, *numbers: int) -> list[int]:
-    """The numbers, those at their limit from the extra field that has them in this order."""
+    """`numbers`, where each 32-bit maximum is replaced by the next 64-bit value of the extra field."""
     while len(extra) >= 4:
         kind, size = struct.unpack_from("<2H", extra)
         field, extra = extra[4 : 4 + size], extra[4 + size :]
         if kind == 1:
             wide = iter(struct.unpack_from(f"<{numbers.count(_LIMIT_32)}Q", field))
             return [next(wide) if number == _LIMIT_32 else number for number in numbers]
-    raise ValueError("a size is missing")
+    raise ValueError("a 64-bit size is missing")

@@ -237,7 +237,7 @@ def test_files_without_checksums_are_read(build, same_weights, tmp_path):
         (b"\x1f\x8b\x08\x00" + bytes(40), "gzip-compressed: unpack it first"),
         (b"x" * 257 + b"ustar\x0000" + bytes(300), "a tar archive"),
         (b"hello, world", "neither a torch.save nor a safetensors file"),
-        (b"\x80\x04]\x94.", "a pickle, but not one that torch.save wrote"),
+        (b"\x80\x04]\x94.", "a pickle, but not from torch.save"),
     ],
 )
 def test_files_that_are_no_checkpoints(tmp_path, content, message):
@@ -323,7 +323,7 @@ def test_sizes_in_64_bits_that_lie(files, tmp_path, field, value):
     [
         (lambda n, c: [(n, c, zipfile.ZIP_DEFLATED)], "is compressed or encrypted"),
         (lambda n, c: [(n, c, 0), (n.replace("data.pkl", "constants.pkl"), c, 0)], "a TorchScript archive"),
-        (lambda n, c: [] if n.endswith("data.pkl") else [(n, c, 0)], "not one that torch.save wrote"),
+        (lambda n, c: [] if n.endswith("data.pkl") else [(n, c, 0)], "a zip archive, but not from torch.save"),
         (lambda n, c: [] if "/data/" in n else [(n, c, 0)], "record data/0 is missing"),
         (lambda n, c: [(n, b"big" if n.endswith("byteorder") else c, 0)], "written by a big-endian machine"),
         (lambda n, c: [(n, c[:-1] if "/data/" in n else c, 0)], "storage 0 has 1919 bytes, 1920 expected"),

@@ -157,13 +157,13 @@ def test_what_nvidia_s_class_cannot_express_is_refused(build, tmp_path, changes)
     keywords = {"upsample_kernel_size": 1024, "upsample_stride": 256, **changes}
     model = build.waveglow(**keywords)
     (name, value), *_ = changes.items()
-    with pytest.raises(FastglowError, match=f"{name}={value} has no place in NVIDIA's layout"):
+    with pytest.raises(FastglowError, match=f"{name}={value} must be .* in NVIDIA's layout"):
         save_nvidia_checkpoint(model, tmp_path / "w.pt")
     assert not (tmp_path / "w.pt").exists()
 
 
 def test_convert_refuses_other_targets(tmp_path):
-    with pytest.raises(FastglowError, match="to=onnx: expected one of fastglow, nvidia"):
+    with pytest.raises(FastglowError, match="to=onnx must be one of fastglow, nvidia"):
         convert_checkpoint(tmp_path / "a", tmp_path / "b", to="onnx")
 
 

@@ -127,17 +127,17 @@ def test_the_file_s_config_tells_what_the_tensors_do_not(build, tmp_path):
     config = load_checkpoint(path).config
     assert (config.max_decoder_steps, config.gate_threshold, config.mask_padding) == (1234, 0.25, True)
     assert (config.n_symbols, config.p_attention_dropout) == (30, 0.1)
-    assert "p_attention_dropout half in the file is unusable" in str(inspect_checkpoint(path))
+    assert "p_attention_dropout=half in the file is unusable" in str(inspect_checkpoint(path))
     assert load_checkpoint(path, max_decoder_steps=5).config.max_decoder_steps == 5
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"n_symbols": 148}, "n_symbols cannot be chosen for a Tacotron 2"),
-        ({"max_decoder_steps": "many"}, "max_decoder_steps=many is not a value"),
-        ({"gate_threshold": 1.5}, "gate_threshold=1.5 is not a value"),
-        ({"mask_padding": 1}, "mask_padding=1 is not a value"),
+        ({"n_symbols": 148}, "n_symbols follows from the tensors of a Tacotron 2"),
+        ({"max_decoder_steps": "many"}, "max_decoder_steps=many is not a valid value"),
+        ({"gate_threshold": 1.5}, "gate_threshold=1.5 is not a valid value"),
+        ({"mask_padding": 1}, "mask_padding=1 is not a valid value"),
     ],
 )
 def test_overrides_are_checked(build, tmp_path, overrides, message):
@@ -247,11 +247,11 @@ def test_other_models_are_refused(tmp_path, state, message):
 def test_the_wrong_one_of_the_two_models_is_refused(build, tmp_path):
     save_checkpoint(build.waveglow(), tmp_path / "w")
     save_checkpoint(build.tacotron2(), tmp_path / "t")
-    with pytest.raises(FastglowError, match="this is a WaveGlow checkpoint, a Tacotron 2 is needed"):
+    with pytest.raises(FastglowError, match="a WaveGlow checkpoint, must be a Tacotron 2 checkpoint"):
         load_checkpoint(tmp_path / "w", expect="tacotron2")
-    with pytest.raises(FastglowError, match="this is a Tacotron 2 checkpoint, a WaveGlow is needed"):
+    with pytest.raises(FastglowError, match="a Tacotron 2 checkpoint, must be a WaveGlow checkpoint"):
         load_checkpoint(tmp_path / "t", expect="waveglow")
-    with pytest.raises(FastglowError, match="expect=vits: expected one of tacotron2, waveglow"):
+    with pytest.raises(FastglowError, match="expect=vits must be one of tacotron2, waveglow"):
         load_checkpoint(tmp_path / "t", expect="vits")
 
 
@@ -314,9 +314,9 @@ def test_coqui_without_configuration_says_what_it_assumes(build, tmp_path, caplo
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"attention_norm": "sigmoid"}, "attention_norm=sigmoid: the reference's attention is a softmax"),
+        ({"attention_norm": "sigmoid"}, "attention_norm=sigmoid: NVIDIA's attention is a softmax"),
         ({"attention_norm": "softmax", "use_forward_attn": True}, "use_forward_attn=True"),
-        ({"attention_norm": "softmax", "r": 3}, "coqui model with r=3 frames a step"),
+        ({"attention_norm": "softmax", "r": 3}, "coqui model with r=3 frames per step"),
         ({"attention_norm": "softmax", "use_d_vector_file": True}, "multi-speaker models are not supported"),
         ("{", "config.json beside it is not JSON"),
     ],
@@ -348,9 +348,9 @@ def test_coqui_tensors_that_are_another_model(build, tmp_path, key, message):
 
 def test_coqui_with_more_frames_a_step_is_refused(build, tmp_path):
     _, _, path = save_coqui(build, tmp_path, None, n_frames_per_step=2)
-    with pytest.raises(FastglowError, match="r=2 frames a step .* has 20 rows for 10 mel channels"):
+    with pytest.raises(FastglowError, match="r=2 frames per step .* has 20 rows for 10 mel channels"):
         load_checkpoint(path)
-    assert "r=2 frames a step" in inspect_checkpoint(path).unsupported
+    assert "r=2 frames per step" in inspect_checkpoint(path).unsupported
 
 
 def test_coqui_backward_decoder_is_dropped(build, tmp_path):

@@ -17,7 +17,8 @@ import torch
 
 from fastglow import FastglowError, load_checkpoint
 from fastglow.checkpoint import convert_checkpoint, inspect_checkpoint
-from fastglow.checkpoint.unpickling import Inert, read_pickle
+from fastglow.checkpoint.records import Inert
+from fastglow.checkpoint.unpickling import read_pickle
 
 
 class Call:
