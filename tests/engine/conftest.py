@@ -1,4 +1,4 @@
-"""A voice small enough to speak in a test: random weights, a gate that fires after some steps."""
+"""A voice small enough for tests: random weights, a gate that fires after some steps."""
 
 import json
 
@@ -29,7 +29,7 @@ def make_tacotron2(**overrides) -> Tacotron2:
     torch.manual_seed(1)
     model = Tacotron2(**{**TACOTRON2, **overrides}).eval()
     with torch.no_grad():
-        # The gate's input wanders with the prenet's dropout: its sign decides when the speech ends.
+        # The prenet's dropout makes the sign of the gate's input random.
         model.decoder.gate_layer.linear_layer.weight.normal_(0, 3)
         model.decoder.gate_layer.linear_layer.bias.fill_(-1.0)
         model.decoder.linear_projection.linear_layer.bias.fill_(-3.0)

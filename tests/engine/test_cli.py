@@ -1,4 +1,4 @@
-"""The command as a user calls it; those calls that need real streams run it as a process."""
+"""The command as a user calls it, in a subprocess where real streams are needed."""
 
 import io
 import json
@@ -94,7 +94,7 @@ def test_standard_output_that_cannot_be_written(voice_folder, output):
     assert "standard output" in lines[0]
 
 
-def test_a_decoder_that_never_stops_is_told(voice_folder, tmp_path, capsys):
+def test_a_decoder_that_never_stops_is_reported(voice_folder, tmp_path, capsys):
     model = make_tacotron2(max_decoder_steps=3)
     model.decoder.gate_layer.linear_layer.bias.data.fill_(-1e4)
     save_checkpoint(model, tmp_path / "endless.safetensors")
@@ -110,8 +110,8 @@ def test_a_decoder_that_never_stops_is_told(voice_folder, tmp_path, capsys):
     assert captured.err.count("\n") == 1
 
 
-def test_the_report_says_what_was_tried_again_and_cut(voice_folder, tmp_path, capsys, monkeypatch):
-    """Sentences of three, four and five letters: right at once, at the third attempt, in none."""
+def test_the_report_has_attempts_and_cuts(voice_folder, tmp_path, capsys, monkeypatch):
+    """Sentences of three, four and five letters: correct in the first, the third, and no attempt."""
 
     def script(symbols, seed):
         n = len(symbols)
@@ -165,8 +165,8 @@ def test_input_file(voice_folder, tmp_path):
 
 
 @pytest.mark.filterwarnings(UNSTOPPED)
-def test_lexicons_of_ones_own_go_before_each_other_and_the_voices(voice_folder, tmp_path, lexicon_file):
-    """A lexicon gives the audio of the same phones in braces."""
+def test_given_lexicons_precede_the_voices_in_order(voice_folder, tmp_path, lexicon_file):
+    """A lexicon gives the same audio as its phones in braces."""
     voice = tmp_path / "voice"
     shutil.copytree(voice_folder, voice)
     (voice / "own").write_text("hello HH AH0 L OW1\nthere DH EH1 R\n")

@@ -1,5 +1,7 @@
 """What follows the models: cut, level and fades of a sentence, the same alone, streamed and in a batch."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ from .scripted import ScriptedTacotron2, reading
 
 RATE = 22050
 JOIN = round(0.005 * RATE)
-# Sentences of the text, by their number of symbols: letters, spaces and the final mark.
+# The number of symbols of each sentence: letters, spaces and the final mark.
 TEXT = "Well now. I see them! Where are the others"
 CLEANERS = ["basic_cleaners"]
 LENGTHS = [9, 11, 21]
@@ -43,7 +45,7 @@ class NoiseVocoder:
 
 
 def failing(lengths, attempts):
-    """Sentences of these lengths run on in their first attempts; the others are right."""
+    """Sentences of these lengths run on in their first attempts; the others are correct."""
 
     def script(symbols, seed):
         n = len(symbols)
@@ -58,7 +60,7 @@ def sentence_seeds():
 
 
 def levels(audio):
-    """RMS in dBFS of what is within 25 dB of the loudest 20 ms."""
+    """RMS in dBFS of the blocks of 20 ms within 25 dB of the loudest."""
     blocks = audio[: len(audio) // 441 * 441].astype(np.float64).reshape(-1, 441)
     powers = (blocks**2).mean(1)
     return 10 * np.log10(powers[powers > powers.max() * 10**-2.5].mean())
@@ -70,7 +72,7 @@ def test_sentences_fade_where_they_join_and_only_there(silence):
     speech = speaker.synthesize(TEXT, seed=5, sentence_silence=silence)
     assert [s.alignment.shape[1] for s in speech.sentences] == LENGTHS
     for i, sentence in enumerate(speech.sentences):
-        # Alone it is the whole text, and joins nothing.
+        # Alone it has no joins.
         (alone,) = speaker.synthesize(sentence.text, seed=sentence_seed(5, i)).sentences
         np.testing.assert_array_equal(sentence.mel, alone.mel)
         first, last = JOIN if i > 0 else 0, JOIN if i < 2 else 0
@@ -88,7 +90,7 @@ def test_sentences_fade_where_they_join_and_only_there(silence):
 def test_stream_and_batch_give_the_bits_of_synthesize(lengths, attempts, silence):
     speaker = synthesizer(failing(lengths, attempts))
     options = {"seed": 5, "sentence_silence": silence, "volume": 0.7}
-    with pytest.warns() if attempts == MAX_ATTEMPTS else _nothing():
+    with pytest.warns() if attempts == MAX_ATTEMPTS else nullcontext():
         speech = speaker.synthesize(TEXT, **options)
         again = speaker.synthesize(TEXT, **options)
         chunks = list(speaker.stream(TEXT, **options))
@@ -106,7 +108,7 @@ def test_stream_and_batch_give_the_bits_of_synthesize(lengths, attempts, silence
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_a_cut_is_told_and_fades(length):
+def test_a_cut_warns_and_fades(length):
     speaker = synthesizer(failing([length], MAX_ATTEMPTS))
     with pytest.warns(FaultySpeechWarning) as caught:
         speech = speaker.synthesize(TEXT, seed=5, normalize=False)
@@ -124,8 +126,8 @@ def test_a_cut_is_told_and_fades(length):
     assert np.abs(quiet).max() < 0.1 * np.abs(before).max()
 
 
-def test_a_mended_sentence_is_told_in_its_attempts_alone():
-    """A warning would be an error here."""
+def test_a_sentence_that_a_retry_corrected_gives_no_warning():
+    """Warnings are errors in tests."""
     speech = synthesizer(failing([9], 3)).synthesize(TEXT, seed=5)
     assert [s.attempts for s in speech.sentences] == [4, 1, 1]
     assert [s.cut for s in speech.sentences] == [False] * 3
@@ -139,14 +141,14 @@ def test_a_mended_sentence_is_told_in_its_attempts_alone():
         (reading(21)[:12], "breaks off"),
     ],
 )
-def test_other_faults_are_told(path, words):
+def test_other_faults_warn(path, words):
     speaker = synthesizer(lambda symbols, seed: path if len(symbols) == 21 else reading(len(symbols)))
     with pytest.warns(FaultySpeechWarning, match=f"'Where are the others' {words}.*try another seed, or split it"):
         speech = speaker.synthesize(TEXT, seed=5)
     assert [(s.attempts, s.cut, s.stopped) for s in speech.sentences] == [(1, False, True)] * 2 + [(4, False, True)]
 
 
-def test_a_word_that_the_steps_do_not_hold_is_told_and_kept():
+def test_a_word_longer_than_the_step_limit_warns_and_is_kept():
     speaker = synthesizer(most=30)
     with pytest.warns(DecoderStepLimitWarning, match="max_decoder_steps=30, which cut the speech of 'Incomprehens"):
         (sentence,) = speaker.synthesize("Incomprehensibilities", seed=1).sentences
@@ -163,8 +165,8 @@ def test_a_word_that_the_steps_do_not_hold_is_told_and_kept():
         "a b c d e f g h i j k l m n o p q r s t u v",
     ],
 )
-def test_a_sentence_that_the_steps_do_not_hold_is_spoken_in_parts(text, silence):
-    """Two steps a symbol: 44 hold 20 symbols. Nothing is lost, and nothing is warned of."""
+def test_a_sentence_longer_than_the_step_limit_is_spoken_in_parts(text, silence):
+    """At two steps per symbol, 44 steps hold 20 symbols. Nothing is lost, without a warning."""
     speaker = synthesizer(most=44)
     speech = speaker.synthesize(text, seed=5, sentence_silence=silence)
     parts = [s.text for s in speech.sentences]
@@ -188,8 +190,8 @@ def test_a_sentence_that_the_steps_do_not_hold_is_spoken_in_parts(text, silence)
         " ".join("{" + " ".join(["AH0", "N", "S"] * n) + "}" for n in (45, 60)),
     ],
 )
-def test_what_becomes_too_many_symbols_is_spoken_in_parts(text):
-    """Short to look at, long to speak: attention loses its place in it."""
+def test_a_text_that_expands_to_too_many_symbols_is_spoken_in_parts(text):
+    """Short texts that expand to more symbols than attention can follow."""
     model = ScriptedTacotron2(lambda symbols, seed: reading(len(symbols)), r=1, max_decoder_steps=2000)
     speaker = Synthesizer(model, "griffin-lim", text_cleaners=["english_speech_cleaners"], device="cpu")
     assert len(split_sentences(text)) == 1 or "{" in text
@@ -211,7 +213,7 @@ def test_marks_alone_are_nothing_to_speak(text):
 
 @pytest.mark.parametrize("gain", [0.0, -1.0, 1.5])
 def test_sentences_come_in_one_loudness(gain):
-    """Whatever the model's own level: `gain` nepers from the short sentences to the long one."""
+    """For any level of the model: the long sentence differs from the short ones by `gain` nepers."""
     speaker = synthesizer(level=lambda n_frames: 0.03 * np.exp(gain * (n_frames > 100)))
     speech = speaker.synthesize(TEXT, seed=5)
     for sentence in speech.sentences:
@@ -227,7 +229,7 @@ def test_sentences_come_in_one_loudness(gain):
 
 
 @pytest.mark.parametrize("volume", [-1.0, float("nan"), float("inf")])
-def test_odd_volumes_are_refused_before_the_work(volume):
+def test_bad_volumes_are_refused_before_decoding(volume):
     speaker = synthesizer()
     for call in (
         lambda: speaker.synthesize(TEXT, volume=volume),
@@ -241,18 +243,10 @@ def test_odd_volumes_are_refused_before_the_work(volume):
 
 @pytest.mark.filterwarnings("ignore::fastglow.engine.synthesizer.FaultySpeechWarning")
 @pytest.mark.filterwarnings("ignore::fastglow.text.unspeakable.UnspeakableTextWarning")
-def test_the_bundled_voice_babbles_on_after_no_short_text():
-    """Each took 14 s, the step limit; whatever becomes of it now, it is short and heard."""
+def test_the_bundled_voice_does_not_run_on_after_short_texts():
+    """Each of them once ran to the step limit, 14 s."""
     texts = ["Hello", "Thank you", "Press any key", '"Sure"', "(maybe)", "Okay -", "Goodbye:", "Oh!", "Ha ha ha ha!"]
     speeches = Synthesizer.from_voice(DEFAULT_VOICE, device="cpu").synthesize_batch(texts, seed=0)
     for speech in speeches:
         assert 0.15 < speech.seconds < 3
         assert levels(speech.audio) == pytest.approx(-18, abs=1)
-
-
-class _nothing:
-    def __enter__(self):
-        pass
-
-    def __exit__(self, *error):
-        pass

@@ -48,11 +48,11 @@ def test_a_sentence_without_a_final_mark_gets_one(text, expected, n_symbols):
     "text",
     ["hello.", "hello!", "really?", "well,", "one;", "oh...", "what?!", "(perhaps.)", "(perhaps).", "'no!'", "'no'!"],
 )
-def test_a_sentence_that_has_one_stays(text, n_symbols):
+def test_a_sentence_with_a_final_mark_is_unchanged(text, n_symbols):
     assert read(text, n_symbols) == text
 
 
-def test_what_trails_behind_the_final_mark_goes():
+def test_trailing_marks_after_the_final_mark_are_removed():
     assert read("wait, -") == "wait,"
     assert read("'wait! ' - ") == "'wait!'"
     assert read("so.) (") == "so.)"
@@ -60,12 +60,12 @@ def test_what_trails_behind_the_final_mark_goes():
 
 @pytest.mark.parametrize("text", ["{HH AH0 L OW1}", "{Y EH1 S} -", "{N OW1}:"])
 @pytest.mark.parametrize("n_symbols", [96, 148])
-def test_phones_end_too(text, n_symbols):
+def test_phones_get_a_final_mark(text, n_symbols):
     phones = text.split("}")[0].strip("{ ")
     assert read(text, n_symbols) == f" {phones}."
 
 
-def test_words_of_a_lexicon_end_too(cmudict):
+def test_words_of_a_lexicon_get_a_final_mark(cmudict):
     assert read("Hello", 96, lexicon=cmudict) == " HH AH0 L OW1."
     assert read("'Hello'", 148, "english_speech_cleaners", cmudict) == " HH AH0 L OW1."
     # Symbols that the table lacks are dropped: the mark follows the rest.
@@ -74,7 +74,7 @@ def test_words_of_a_lexicon_end_too(cmudict):
 
 
 @pytest.mark.parametrize("text", ["Hello \N{GRINNING FACE}", "\N{GRINNING FACE} hello", "hello \N{SNOWMAN} -"])
-def test_a_dropped_symbol_leaves_room_for_a_mark(text):
+def test_a_text_with_dropped_symbols_gets_a_final_mark(text):
     with pytest.warns(UnspeakableTextWarning):
         assert read(text).strip() == "hello."
 
@@ -88,7 +88,7 @@ def test_what_was_dropped_is_returned():
 
 @pytest.mark.parametrize("text", ["", " ", "...", "!", "- - -", "()", "''", "_", "?!", ":"])
 @pytest.mark.parametrize("n_symbols", [38, 96, 148])
-def test_what_has_no_sound_gets_nothing(text, n_symbols):
+def test_marks_alone_give_no_symbols(text, n_symbols):
     for cleaner in ("english_cleaners", "basic_cleaners", "english_speech_cleaners"):
         assert read(text, n_symbols, cleaner) == ""
 
@@ -104,7 +104,7 @@ def test_text_to_sequence_adds_no_mark():
     assert [symbols[i] for i in ids] == [*"hello"]
 
 
-def test_ending_twice_is_ending_once():
+def test_ending_is_idempotent():
     frontend = Frontend(["basic_cleaners"], 148)
     for text in ("hello", "(so)", "wait, -", "a:", "'b.' -", "c"):
         once = frontend.ended(text_to_sequence(text, []))

@@ -24,8 +24,8 @@ def synthesizer(voice_folder):
     return Synthesizer.from_voice(voice_folder, device="cpu", vocoder="waveglow")
 
 
-def test_speech_is_what_models_and_vocoder_give_alone(synthesizer):
-    """One sentence, step by step through the public parts."""
+def test_speech_equals_the_composition_of_its_parts(synthesizer):
+    """One sentence, step by step through the public API."""
     speech = synthesizer.synthesize("Hello there.", seed=11, normalize=False, volume=0.1)
     ids = text_to_sequence("Hello there.", ["english_speech_cleaners"])
     tacotron2, waveglow = make_tacotron2(), make_waveglow()
@@ -58,7 +58,7 @@ def test_sentences_are_joined_with_silence(synthesizer):
     assert not speech.alignment[:n_rows, n_columns:].any()
 
 
-def test_same_seed_same_bits_and_the_seed_is_told(synthesizer):
+def test_same_seed_same_bits_and_the_seed_is_recorded(synthesizer):
     first = synthesizer.synthesize(TEXT)
     assert np.array_equal(first.audio, synthesizer.synthesize(TEXT, seed=first.seed).audio)
     assert not np.array_equal(first.audio, synthesizer.synthesize(TEXT, seed=first.seed + 1).audio)
@@ -83,7 +83,7 @@ BATCHES = [
 @pytest.mark.parametrize("texts", BATCHES)
 @pytest.mark.parametrize("vocoder", ["griffin-lim", "waveglow"])
 def test_batch_gives_every_text_its_own_result_in_order(voice_folder, texts, vocoder):
-    """In float64, where no rounding grows to be seen."""
+    """In float64, where rounding stays small."""
     synthesizer = Synthesizer.from_voice(voice_folder, device="cpu", vocoder=vocoder, dtype=torch.float64)
     batch = synthesizer.synthesize_batch(texts, seed=21)
     assert len(batch) == len(texts)
@@ -109,8 +109,8 @@ def test_a_batch_in_float32_begins_each_sentence_as_alone(synthesizer):
             np.testing.assert_allclose(ours.alignment[:2], expected.alignment[:2], atol=1e-5)
 
 
-def test_a_trained_model_in_float64_gives_a_batch_what_it_gives_alone():
-    """Where a model has learned to read, rounding can grow: over whole utterances of the bundled voice."""
+def test_a_trained_model_in_float64_batched_as_alone():
+    """Rounding can grow over the utterances of a trained model: the bundled voice."""
     synthesizer = Synthesizer.from_voice(DEFAULT_VOICE, device="cpu", dtype=torch.float64)
     ids = [
         synthesizer.frontend.encode(text).symbols
@@ -142,7 +142,7 @@ def test_sentence_seeds_differ_and_the_first_is_the_texts_own():
 
 def test_denoiser_is_applied(voice_folder):
     plain, denoised = (
-        # Random weights pass full scale: at a tenth of it nothing is scaled down.
+        # Random weights exceed full scale: at a tenth of the volume nothing is scaled down.
         10 * synthesizer.synthesize("Hello.", seed=1, normalize=False, volume=0.1).audio
         for synthesizer in (
             Synthesizer.from_voice(voice_folder, device="cpu", vocoder="waveglow"),
@@ -167,12 +167,12 @@ def test_reduced_precision_stays_near(voice_folder):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @settings(max_examples=15)
 @given(text=st.text(max_size=60))
-def test_any_text_is_spoken_or_told_silent(voice_folder, text):
+def test_any_text_is_spoken_or_reported_silent(voice_folder, text):
     synthesizer = _cached(voice_folder)
     speech = synthesizer.synthesize(text, seed=0)
     assert np.isfinite(speech.audio).all()
     speakable = [s for s in split_sentences(text) if synthesizer.frontend.encode(s).symbols]
-    # The gate of random weights may fire at once: then a sentence has no audio, and is not listed.
+    # A random gate may fire at once: then a sentence has no audio and is not listed.
     assert {sentence.text for sentence in speech.sentences} <= set(speakable)
     assert bool(len(speech.audio)) == bool(speech.sentences)
     assert speech.sentences or not any(len(s.split()) > 2 for s in speakable)
@@ -256,7 +256,7 @@ def test_letters_alone_take_no_lexicon(lexicon_file):
         ({"vocoder": "griffin-lim", "text_cleaners": ["no_such"]}, "unknown cleaner 'no_such'"),
     ],
 )
-def test_what_does_not_fit_is_one_line(arguments, pattern):
+def test_bad_arguments_are_one_line(arguments, pattern):
     arguments = {**arguments}
     if "waveglow" in arguments:
         arguments["waveglow"] = make_waveglow(**arguments["waveglow"])
@@ -266,6 +266,6 @@ def test_what_does_not_fit_is_one_line(arguments, pattern):
 
 
 @pytest.mark.parametrize("silence", [-0.1, float("nan"), 61.0])
-def test_odd_silences_are_refused(synthesizer, silence):
+def test_bad_silences_are_refused(synthesizer, silence):
     with pytest.raises(FastglowError, match=f"sentence_silence={silence} must be between 0 and 60"):
         synthesizer.synthesize("Hello.", sentence_silence=silence)

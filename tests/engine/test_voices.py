@@ -29,7 +29,7 @@ def test_a_voice_needs_no_lexicon(voice_folder):
     assert Synthesizer.from_voice(voice_folder, device="cpu").frontend.lexicon is None
 
 
-def test_a_voice_may_say_that_it_has_no_lexicon(voice_folder, tmp_path):
+def test_a_voice_may_have_no_lexicon(voice_folder, tmp_path):
     shutil.copytree(voice_folder, tmp_path / "voice")
     for lexicon in (None, ""):
         values = json.loads((voice_folder / "voice.json").read_text()) | {"lexicon": lexicon}
@@ -43,7 +43,7 @@ def test_a_folder_and_its_voice_json_are_the_same(voice_folder):
 
 @pytest.fixture
 def voice_with_lexicon(tmp_path):
-    """The bundled voice as it is with a lexicon: its own folder's, named in voice.json."""
+    """The bundled voice, with its folder's lexicon named in voice.json."""
     folder = tmp_path / "voice"
     shutil.copytree(BUNDLED / DEFAULT_VOICE, folder)
     values = json.loads((folder / "voice.json").read_text())
@@ -65,7 +65,7 @@ def test_a_voice_with_a_lexicon_reads_phones(voice_with_lexicon):
     assert letters.frontend.encode(text).symbols == text_to_sequence("hello, world.", [])
 
 
-def test_a_lexicon_of_ones_own_instead_of_the_voices_or_before_it(voice_with_lexicon, lexicon_file):
+def test_a_lexicon_replaces_or_precedes_the_voices(voice_with_lexicon, lexicon_file):
     voice = Voice.load(voice_with_lexicon)
     text = "Hello's world."
     instead = Synthesizer.from_voice(voice, device="cpu", lexicon=str(lexicon_file))
@@ -90,7 +90,7 @@ def test_a_lexicon_of_ones_own_instead_of_the_voices_or_before_it(voice_with_lex
         ({"text_cleaners": "english_cleaners"}, "must be a list"),
     ],
 )
-def test_a_damaged_description_is_told(voice_folder, tmp_path, change, pattern):
+def test_a_damaged_description_is_one_line(voice_folder, tmp_path, change, pattern):
     folder = tmp_path / "voice"
     shutil.copytree(voice_folder, folder)
     values = json.loads((folder / "voice.json").read_text()) | change
