@@ -51,15 +51,19 @@ class WaveGlowVocoder:
         self.denoise = denoise
         self.denoiser = Denoiser(model) if denoise else None
 
-    @torch.no_grad()
     def vocode(self, mels: Tensor, lengths: Sequence[int], seeds: Sequence[int]) -> list[Tensor]:
-        if not mels.is_cuda:
-            # One by one: a CPU is no faster with a batch, and would need its memory and compute its padding.
-            items = zip(mels, lengths, seeds, strict=True)
-            return [
-                self._denoised(self.model.infer(mel[None, :, :length], self.sigma, seed=seed))
-                for mel, length, seed in items
-            ]
+        if mels.is_cuda:
+            return self.vocode_at_once(mels, lengths, seeds)
+        # Item by item: on a CPU a batch is no faster, but takes more memory and computes its padding.
+        return [
+            audio
+            for mel, length, seed in zip(mels, lengths, seeds, strict=True)
+            for audio in self.vocode_at_once(mel[None, :, :length], [length], [seed])
+        ]
+
+    @torch.no_grad()
+    def vocode_at_once(self, mels: Tensor, lengths: Sequence[int], seeds: Sequence[int]) -> list[Tensor]:
+        """`vocode` as one batch of the model, on any device."""
         padded = None if min(lengths) == mels.shape[2] else torch.tensor(lengths, device=mels.device)
         audio = self.model.infer(mels, self.sigma, lengths=padded, seed=seeds)
         hop_length = audio.shape[1] // mels.shape[2]

@@ -47,7 +47,8 @@ class Tacotron2Config:
             )
         if self.encoder_embedding_dim % 2:
             raise FastglowError(
-                f"encoder_embedding_dim={self.encoder_embedding_dim} must be even, for the encoder's two LSTM directions"
+                f"encoder_embedding_dim={self.encoder_embedding_dim} must be even: "
+                "the encoder's LSTM has two directions"
             )
         for name in ("encoder_kernel_size", "attention_location_kernel_size", "postnet_kernel_size"):
             if getattr(self, name) % 2 == 0:
