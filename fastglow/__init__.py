@@ -1,7 +1,7 @@
 """fastglow: Tacotron 2 + WaveGlow text-to-speech.
 
-`import fastglow` is cheap: it loads neither torch nor any part of the package. The names below are imported
-from their modules when they are first used.
+`import fastglow` is cheap: it loads neither torch nor any part of the package. The names below are imported on
+first use.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = [
     "train",
 ]
 
-# Where each export that is not a submodule is defined.
+# Home of each export that is not a submodule.
 _HOME = {
     "Denoiser": "fastglow.audio",
     "FastglowError": "fastglow.errors",

@@ -1,4 +1,4 @@
-"""`python -m fastglow`: the `fastglow` command without its installed script."""
+"""`python -m fastglow`: the `fastglow` command, without an installed script."""
 
 import sys
 

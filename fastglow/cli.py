@@ -1,12 +1,14 @@
-"""The `fastglow` command. What a user can mend is one line on standard error and exit code 2."""
+"""The `fastglow` command. An error that users can fix is one line on standard error and exit code 2."""
 
 import importlib
 import json
 import sys
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -18,7 +20,10 @@ from fastglow.outputs import check_output, check_writable, draws_progress, is_st
 from fastglow.text_files import decode_argument, decode_text, read_text
 from fastglow.voices import DEFAULT_VOICE, VOCODERS, Voice, list_voices
 
-# Commands whose modules are slow to import, and only loaded when called for.
+if TYPE_CHECKING:
+    from fastglow.engine import Speech, Synthesizer
+
+# Commands whose modules are slow to import and are loaded on use.
 _ELSEWHERE = {"prepare": "fastglow.train.command", "train": "fastglow.train.command"}
 
 PLOTTED_SENTENCES = 10
@@ -26,10 +31,10 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 class _Commands(click.Group):
-    def list_commands(self, ctx):
+    def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted([*super().list_commands(ctx), *_ELSEWHERE])
 
-    def get_command(self, ctx, name):
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name in _ELSEWHERE:
             return getattr(importlib.import_module(_ELSEWHERE[name]), name)
         return super().get_command(ctx, name)
@@ -37,7 +42,7 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="fastglow")
-def cli():
+def cli() -> None:
     """Tacotron 2 + WaveGlow speech synthesis."""
 
 
@@ -47,30 +52,26 @@ def cli():
               help="Read the text from a file; - is standard input (repeatable: one after the other). UTF-8, UTF-16 or "
                    "UTF-32 with a byte order mark, or Windows-1252.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(),
-              help="File to write, of a format that its suffix names; - is standard output.")  # fmt: skip
+              help="File to write, in the format of its suffix; - is standard output.")  # fmt: skip
 @click.option("--format", type=click.Choice(list(FORMATS), case_sensitive=False),
-              help="Of the audio. Default: --output's suffix; wav for standard output. Opus is at 24 kHz.")  # fmt: skip
+              help="Audio format. Default: --output's suffix; wav for standard output. Opus is at 24 kHz.")  # fmt: skip
 @click.option("-v", "--voice", help=f"Bundled voice, or a voice's folder. Default: {DEFAULT_VOICE}.")
 @click.option("--list-voices", is_flag=True, help="List the bundled voices and exit.")
-@click.option(
-    "--tacotron2",
-    type=click.Path(),
-    help="Acoustic model of any published format.",
-)
+@click.option("--tacotron2", type=click.Path(), help="Acoustic model of any published format.")
 @click.option("--waveglow", type=click.Path(), help="WaveGlow of any published format.")
-@click.option("--vocoder", type=click.Choice(VOCODERS), help="Default: the voice's, or waveglow where one is given.")
+@click.option("--vocoder", type=click.Choice(VOCODERS), help="Default: the voice's, or waveglow if one is given.")
 @click.option("--cleaners", multiple=True,
               help="Text cleaner (repeatable). Default: the voice's or checkpoint's, or english_cleaners.")  # fmt: skip
 @click.option("--lexicon", "lexicons", type=click.Path(), multiple=True,
               help="Pronunciations in CMUdict's format, for a model trained on ARPAbet (repeatable; the first that has "
-                   "a word counts, the voice's or checkpoint's own comes last).")  # fmt: skip
+                   "a word counts, the voice's or checkpoint's own is last).")  # fmt: skip
 @click.option("--seed", type=int, help="Same seed, same audio. Default: a new one each time, which is printed.")
 @click.option("--sigma", type=float, help="Standard deviation of WaveGlow's noise. Default: the voice's, or 0.6.")
 @click.option("--denoise", type=float, help="Strength of WaveGlow's denoiser. Default: the voice's, or 0 (off).")
 @click.option("--device", help="Such as cpu or cuda:0. Default: the GPU if there is one.")
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True,
               help="Type of the weights.")  # fmt: skip
-@click.option("--normalize/--no-normalize", default=None, help="Bring speech to one loudness. Default: yes.")
+@click.option("--normalize/--no-normalize", default=None, help="Bring speech to a fixed loudness. Default: yes.")
 @click.option("--volume", type=float, help="Factor on the loudness; loud peaks are lowered, not clipped. Default: 1.")
 @click.option("--sentence-silence", default=0.2, show_default=True, help="Seconds of silence between sentences.")
 @click.option(
@@ -80,9 +81,10 @@ def cli():
 @click.option("-q", "--quiet", is_flag=True, help="No report and no progress bar; warnings are still printed.")
 @click.pass_obj
 def synth(
-    caught, text, input_files, output, format, list_voices, plot, as_json, quiet, seed, sentence_silence, normalize,
-    volume, **options,
-):  # fmt: skip
+    caught: list[str], text: tuple[str, ...], input_files: tuple[str, ...], output: str | None, format: str | None,
+    list_voices: bool, plot: str | None, as_json: bool, quiet: bool, seed: int | None, sentence_silence: float,
+    normalize: bool | None, volume: float | None, **options: Any,
+) -> None:  # fmt: skip
     """Speak TEXT, or --input, or standard input."""
     if list_voices:
         _print_voices()
@@ -92,25 +94,25 @@ def synth(
     wait_asleep()  # before torch is loaded
     from fastglow.plotting import require_matplotlib
 
-    text = _read_text(text, input_files)
+    whole_text = _read_text(text, input_files)
     if output is None:
         raise FastglowError("no output given: pass -o FILE.wav, or -o - for standard output")
     format = check_output(output, format)
     if plot:
         check_writable(plot)
         require_matplotlib()
-    if not text.strip():
+    if not whole_text.strip():
         raise FastglowError("the text is empty: pass some words, -i FILE, or text on standard input")
 
     synthesizer = _build_synthesizer(**options)
-    loudness = {"normalize": normalize, "volume": volume}
-    loudness = {name: value for name, value in loudness.items() if value is not None}
+    given = {"normalize": normalize, "volume": volume}
+    loudness: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     speech = synthesizer.synthesize(
-        text, seed, sentence_silence=sentence_silence, progress=draws_progress(quiet), **loudness
+        whole_text, seed, sentence_silence=sentence_silence, progress=draws_progress(quiet), **loudness
     )
     if not speech.sentences:
         raise FastglowError(
-            f"there is nothing to speak in {text.strip()[:60]!r}, or the model had nothing to say to it: pass some "
+            f"there is nothing to speak in {whole_text.strip()[:60]!r}, or the model returned no speech: pass some "
             "words, or another --seed"
         )
     with _plotted(speech, plot):
@@ -135,22 +137,22 @@ def synth(
               help="fastglow: safetensors; nvidia: DeepLearningExamples' layout (a torch file). Default: nvidia "
                    "for a TARGET such as x.pt, x.pth, x.ckpt or x.bin, else fastglow.")  # fmt: skip
 @click.option("--dtype", type=click.Choice(DTYPES), help="Type of the weights to write. Default: as they are.")
-def convert(source, target, to, dtype):
+def convert(source: str, target: str, to: str | None, dtype: str | None) -> None:
     """Convert a checkpoint of any published format."""
     import torch
 
     from fastglow.checkpoint import convert_checkpoint
 
     check_writable(target)
-    convert_checkpoint(source, target, to=to, dtype=dtype and getattr(torch, dtype))
+    convert_checkpoint(source, target, to=to, dtype=getattr(torch, dtype) if dtype else None)
     click.echo(f"{source} -> {target}")
 
 
 @cli.command()
 @click.argument("file", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def inspect(file, as_json):
-    """Print what a checkpoint file is."""
+def inspect(file: str, as_json: bool) -> None:
+    """Describe a checkpoint file."""
     from dataclasses import asdict
 
     from fastglow.checkpoint import inspect_checkpoint
@@ -160,7 +162,7 @@ def inspect(file, as_json):
 
 
 def main(args: list[str] | None = None) -> int:
-    """Runs the command and returns its exit code: 0, 2 for what a user can mend, 130 after Ctrl-C."""
+    """Runs the command and returns its exit code: 0, 2 for an error that users can fix, 130 after Ctrl-C."""
     try:
         with _warnings_as_lines() as caught:
             return cli.main(args, prog_name="fastglow", standalone_mode=False, obj=caught) or 0
@@ -191,7 +193,7 @@ def _read_text(arguments: tuple[str, ...], input_files: tuple[str, ...]) -> str:
     if arguments:
         return decode_argument(" ".join(arguments))
     if input_files.count("-") > 1:
-        raise FastglowError("--input - is given more than once: standard input can be read once")
+        raise FastglowError("--input - is given more than once: standard input can be read only once")
     # A blank line ends a sentence.
     return "\n\n".join(_read_standard_input() if path == "-" else read_text(path) for path in input_files or ("-",))
 
@@ -205,13 +207,16 @@ def _read_standard_input() -> str:
         raise FastglowError(f"cannot read standard input: {error.strerror}") from error
 
 
-def _build_synthesizer(voice, tacotron2, waveglow, vocoder, cleaners, lexicons, sigma, denoise, device, dtype):
+def _build_synthesizer(
+    voice: str | None, tacotron2: str | None, waveglow: str | None, vocoder: str | None, cleaners: tuple[str, ...],
+    lexicons: tuple[str, ...], sigma: float | None, denoise: float | None, device: str | None, dtype: str,
+) -> "Synthesizer":  # fmt: skip
     import torch
 
     from fastglow.engine import Synthesizer
     from fastglow.engine.training_facts import with_lexicons, with_parts
 
-    given = {
+    given: dict[str, Any] = {
         "tacotron2": tacotron2 and Path(tacotron2),
         "waveglow": waveglow and Path(waveglow),
         "vocoder": vocoder or (waveglow and "waveglow"),
@@ -220,7 +225,7 @@ def _build_synthesizer(voice, tacotron2, waveglow, vocoder, cleaners, lexicons, 
         "denoise": denoise,
     }
     given = {name: value for name, value in given.items() if value is not None}
-    # Somebody's acoustic model needs no voice; everything else stands in for a part of one.
+    # An acoustic model of one's own needs no voice; any other part replaces the voice's.
     base = Voice(**given) if tacotron2 and not voice else with_parts(Voice.load(voice or DEFAULT_VOICE), **given)
     if lexicons:
         base = with_lexicons(base, lexicons)
@@ -228,14 +233,14 @@ def _build_synthesizer(voice, tacotron2, waveglow, vocoder, cleaners, lexicons, 
 
 
 @contextmanager
-def _plotted(speech, path):
-    """Saves the plot if there is a path and the block, which saves the audio, succeeds."""
+def _plotted(speech: "Speech", path: str | None) -> Iterator[None]:
+    """Saves the plot to `path`, if any, once the block, which saves the audio, has succeeded."""
     if not path:
         yield
         return
     from fastglow.plotting import plot_synthesis
 
-    # An alignment's size grows with the square of the text's.
+    # The alignment's size grows with the square of the text's length.
     shown = replace(speech, sentences=speech.sentences[:PLOTTED_SENTENCES])
     title = " ".join(sentence.text for sentence in shown.sentences)
     figure = plot_synthesis({"mel": shown.mel}, shown.alignment, title)
@@ -244,7 +249,7 @@ def _plotted(speech, path):
         yield
 
 
-def _report(speech, output, synthesizer, caught) -> dict:
+def _report(speech: "Speech", output: str, synthesizer: "Synthesizer", caught: list[str]) -> dict[str, Any]:
     compute = speech.timings["total"]
     return {
         "output": output,
@@ -267,11 +272,14 @@ def _report(speech, output, synthesizer, caught) -> dict:
 
 
 @contextmanager
-def _warnings_as_lines():
-    """Prints each warning as one line on standard error and collects their texts."""
+def _warnings_as_lines() -> Iterator[list[str]]:
+    """Prints each warning as one line on standard error and collects the texts."""
     caught: list[str] = []
 
-    def show(message, category, filename, lineno, file=None, line=None):
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int,
+        file: TextIO | None = None, line: str | None = None,
+    ) -> None:  # fmt: skip
         caught.append(str(message))
         click.echo(f"fastglow: warning: {message}", err=True)
 

@@ -1,4 +1,4 @@
-"""Choice of the device to compute on."""
+"""The device to compute on."""
 
 import torch
 
@@ -6,7 +6,7 @@ from fastglow.errors import FastglowError
 
 
 def pick_device(name: str | torch.device | None = None) -> torch.device:
-    """The named device, or by default the GPU if there is one.
+    """The named device; default: the GPU if there is one.
 
     Raises:
         FastglowError: PyTorch does not know the name, or this machine has no such device.
@@ -15,7 +15,7 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).cpu()  # meta and the like hold no numbers
-    except Exception as error:  # every backend has its own way to be absent
+        torch.zeros(1, device=device).cpu()  # fails on devices without data, such as meta
+    except Exception as error:  # each backend raises another exception if it is missing
         raise FastglowError(f"device {str(name)!r} is not available on this machine: use --device cpu") from error
     return device

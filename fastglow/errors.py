@@ -1,8 +1,5 @@
-"""The one exception type for mistakes a user can mend."""
+"""The exception for errors that users can fix."""
 
 
 class FastglowError(ValueError):
-    """Bad input: one line that names the offending value and the remedy.
-
-    The command line prints it as it is and exits with code 2.
-    """
+    """Bad input: one line that names the value and the remedy. The command prints it and exits with code 2."""

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Writes files atomically."""
 
 import errno
 import os
@@ -11,10 +11,10 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary file in the folder of `path`, which takes its place if the block succeeds and else disappears.
+    """A temporary file in the folder of `path` that replaces it if the block succeeds and is deleted otherwise.
 
-    Symbolic links are followed. What exists and is no regular file, such as a named pipe or /dev/stdout, is
-    not replaced: its own path is handed out, to be written to. Raises OSError as the file system does.
+    Follows symbolic links. An existing `path` that is no regular file, such as a named pipe or /dev/stdout, is not
+    replaced: the block gets that path itself. Raises OSError as the file system does.
     """
     path = Path(os.path.realpath(path))
     if path.is_dir():
@@ -24,7 +24,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         return
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
     try:
-        # Created by us, the file gets the user's usual permissions, whatever a writer would give it.
+        # Created here to get the user's usual permissions, whatever the writer would set.
         with open(temporary, "xb"):
             pass
         mode = stat.S_IMODE(temporary.stat().st_mode)

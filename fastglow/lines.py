@@ -1,4 +1,4 @@
-"""Lists in text files, an entry a line: filelists, metadata.csv, lexicons, manifests."""
+"""Text files with one entry per line: filelists, metadata.csv, lexicons, manifests."""
 
 import re
 from pathlib import Path
@@ -10,22 +10,21 @@ _LINE_END = re.compile(r"\r\n|\n|\r")
 
 
 def split_lines(text: str) -> list[str]:
-    """The lines of a text, ended by "\\n", "\\r\\n" or "\\r" and by nothing else.
+    """The lines of a text, which end at "\\n", "\\r\\n" or "\\r" only.
 
-    `str.splitlines` also cuts at U+0085, U+2028 and other separators, which do occur within a sentence that was
-    copied from somewhere.
+    `str.splitlines` also splits at U+0085, U+2028 and other separators, which occur inside copied sentences.
     """
     lines = _LINE_END.split(text)
     return lines if lines[-1] else lines[:-1]
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file in UTF-8, or in what its byte order mark says.
+    """The lines of a text file in UTF-8, or in the encoding of its byte order mark.
 
-    Labels must be right to the letter, so no other encoding is guessed at.
+    Labels must be exact, so no other encoding is guessed.
 
     Raises:
-        FastglowError: the file cannot be read, or is in another encoding.
+        FastglowError: the file cannot be read, or has another encoding.
     """
     try:
         data = path.read_bytes()
@@ -36,14 +35,14 @@ def read_lines(path: Path) -> list[str]:
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        line = len(split_lines(data[: error.start].decode(encoding, errors="replace") + "x"))
+        number = len(split_lines(data[: error.start].decode(encoding, errors="replace") + "x"))
         raise FastglowError(
-            f"{path} cannot be read as {name} text: line {line} holds the byte 0x{data[error.start]:02X}, which is not "
-            f"{name}; save it as UTF-8"
+            f"{path} cannot be read as {name} text: line {number} has the byte 0x{data[error.start]:02X}, which is "
+            f"not {name}; save it as UTF-8"
         ) from error
     lines = split_lines(text)
     for number, line in enumerate(lines, 1):
         if "\0" in line:
-            raise FastglowError(f"{path} cannot be read as {name} text: line {number} holds a NUL; save it as UTF-8")
-    # A mark stands before a later line where files with marks were joined.
+            raise FastglowError(f"{path} cannot be read as {name} text: line {number} has a NUL; save it as UTF-8")
+    # Later lines have a mark if files with marks were concatenated.
     return [line.removeprefix("\ufeff") for line in lines]

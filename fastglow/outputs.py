@@ -1,29 +1,33 @@
-"""Where the command writes speech to: files, standard output, other descriptors, never a terminal."""
+"""Where the command writes speech: files, standard output, other descriptors, never a terminal."""
 
 import os
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastglow.errors import FastglowError
+
+if TYPE_CHECKING:
+    from fastglow.engine import Speech
 
 _DESCRIPTOR = re.compile(r"/dev/(?:fd/(\d+)|(stdout)|(stderr))|/proc/self/fd/(\d+)")
 
 
 def is_standard_output(path: str) -> bool:
-    """Whether it is - or another name of standard output."""
+    """Whether `path` is "-" or another name of standard output."""
     return path == "-" or _descriptor(path) == 1
 
 
 def check_output(path: str, format: str | None) -> str:
-    """Raises before speech is made what would be raised when it is written; returns the audio format's name.
+    """Checks, before any speech is synthesised, that it can be written; returns the audio format's name.
 
     Args:
-        path: of a file, or - for standard output.
-        format: None: the path's suffix; WAV where it names none and the path is a device, a pipe or a descriptor.
+        path: of a file, or "-" for standard output.
+        format: None: the path's suffix; WAV for a device, pipe or descriptor without a known suffix.
 
     Raises:
-        FastglowError: an unknown format, a terminal, or a path that cannot be written to.
+        FastglowError: an unknown format, a terminal, or a path that cannot be written.
     """
     from fastglow.audio.formats import FORMATS
     from fastglow.audio.io import check_format
@@ -43,7 +47,7 @@ def check_output(path: str, format: str | None) -> str:
 
 
 def check_writable(path: str) -> None:
-    """Raises FastglowError for a path that cannot be written to."""
+    """Raises FastglowError if `path` cannot be written."""
     folder = Path(path).parent
     if not folder.is_dir():
         raise FastglowError(f"cannot write {path}: there is no folder {folder}")
@@ -53,11 +57,11 @@ def check_writable(path: str) -> None:
         raise FastglowError(f"cannot write {path}: no permission in {folder}")
 
 
-def write_speech(speech, path: str, format: str) -> None:
-    """Writes a `Speech` to what `check_output` has accepted.
+def write_speech(speech: "Speech", path: str, format: str) -> None:
+    """Writes a `Speech` to a path that `check_output` accepted.
 
     Raises:
-        FastglowError: it cannot be written.
+        FastglowError: the path cannot be written.
     """
     from fastglow.audio import write_audio
 
@@ -67,7 +71,7 @@ def write_speech(speech, path: str, format: str) -> None:
             write_audio(sys.stdout.buffer, speech.audio, speech.sample_rate, format)
             sys.stdout.buffer.flush()
         except OSError as error:
-            # What is left in the buffer must not be tried again, and complained of, when the interpreter ends.
+            # Otherwise the interpreter would flush the rest at exit and report a second error.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise FastglowError(f"cannot write to standard output: {error.strerror}") from error
     elif descriptor is not None:
@@ -81,12 +85,12 @@ def write_speech(speech, path: str, format: str) -> None:
 
 
 def draws_progress(quiet: bool) -> bool:
-    """Whether a progress bar is drawn: where somebody can see it move."""
+    """Whether to draw a progress bar: only on a terminal."""
     return not quiet and sys.stderr is not None and sys.stderr.isatty()
 
 
 def _descriptor(path: str) -> int | None:
-    """The number of an open descriptor that a path names: its file must not be replaced by another."""
+    """The descriptor that a path names, if any; its file must not be replaced."""
     match = _DESCRIPTOR.fullmatch(path)
     if match is None:
         return None

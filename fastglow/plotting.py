@@ -1,4 +1,4 @@
-"""Pictures of alignments and mel spectrograms. Needs matplotlib (pip install fastglow[plot])."""
+"""Plots of alignments and mel spectrograms. Needs matplotlib (pip install fastglow[plot])."""
 
 import importlib.util
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def require_matplotlib() -> None:
-    """Raises FastglowError unless matplotlib is installed: asked before work is done whose picture is wanted."""
+    """Raises FastglowError unless matplotlib is installed; called before the work that is to be plotted."""
     if importlib.util.find_spec("matplotlib") is None:
         raise FastglowError("plots need matplotlib: pip install 'fastglow[plot]'")
 
@@ -22,15 +22,15 @@ def plot_synthesis(
     alignment: np.ndarray | None = None,
     title: str = "",
 ) -> "Figure":
-    """One picture of an utterance: the alignment, if there is one, above its mel spectrograms.
+    """Plots an utterance: its alignment, if given, above its mel spectrograms.
 
     Args:
         mels: log-mels [n_mel_channels, T] by caption.
         alignment: attention weights [decoder steps, T_in].
-        title: shown on top, cut to a line.
+        title: shown on top, cut to one line.
 
     Returns:
-        a matplotlib Figure, not attached to any window system.
+        a matplotlib Figure without a window.
 
     Raises:
         FastglowError: matplotlib is not installed.

@@ -1,4 +1,4 @@
-"""Text of users' files and streams, whatever encoding their editors chose."""
+"""Reads text files and streams of any common encoding."""
 
 import codecs
 import warnings
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fastglow.errors import FastglowError
 
-# UTF-32's mark begins with that of UTF-16: the longer ones first.
+# UTF-32's mark begins with UTF-16's, so the longer marks come first.
 _MARKS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
     (codecs.BOM_UTF32_BE, "UTF-32"),
@@ -18,11 +18,11 @@ _MARKS = (
 
 
 class TextEncodingWarning(UserWarning):
-    """A text is not UTF-8, and was read as what it probably is."""
+    """A text is not UTF-8 and was read in its probable encoding."""
 
 
 def read_text(path: str | PathLike, *, warn: bool = True) -> str:
-    """The text of a file, decoded by `decode_text`; line ends are left as they are.
+    """The text of a file, decoded by `decode_text`; line ends are unchanged.
 
     Raises:
         FastglowError: the file cannot be read or is not text.
@@ -35,19 +35,19 @@ def read_text(path: str | PathLike, *, warn: bool = True) -> str:
 
 
 def decode_text(data: bytes, name: str, *, warn: bool = True) -> str:
-    """Decodes a text of unknown encoding; a byte order mark is left out.
+    """Decodes a text of unknown encoding and removes its byte order mark.
 
-    A byte order mark says which of UTF-8, UTF-16 and UTF-32 it is. Without one it is UTF-8, or else Windows-1252,
-    of which Latin-1's letters are a part, with one TextEncodingWarning.
+    The byte order mark tells UTF-8, UTF-16 and UTF-32 apart. Text without one is UTF-8, or else Windows-1252 (a
+    superset of Latin-1's letters) with one TextEncodingWarning.
 
     Args:
         data: the whole text.
         name: of the file or stream, for errors and warnings.
-        warn: False where other encodings than UTF-8 are usual.
+        warn: False if encodings other than UTF-8 are common.
 
     Raises:
-        FastglowError: data that its byte order mark belies; zero bytes without a mark; bytes that neither UTF-8 nor
-            Windows-1252 has.
+        FastglowError: the data contradict the byte order mark, have zero bytes without a mark, or are neither UTF-8
+            nor Windows-1252.
     """
     encoding = marked_encoding(data)
     if encoding is not None:
@@ -61,7 +61,7 @@ def decode_text(data: bytes, name: str, *, warn: bool = True) -> str:
             ) from error
     if 0 in data:
         raise FastglowError(
-            f"{name} holds zero bytes, so it is no text, or UTF-16 without a byte order mark: save it as UTF-8"
+            f"{name} has zero bytes, so it is not text, or UTF-16 without a byte order mark: save it as UTF-8"
         )
     try:
         return data.decode("utf-8")
@@ -73,24 +73,24 @@ def decode_text(data: bytes, name: str, *, warn: bool = True) -> str:
 
 
 def marked_encoding(data: bytes) -> str | None:
-    """The encoding that a byte order mark names, which leaves the mark out; None without one."""
+    """The encoding of the byte order mark, one that strips the mark; None without a mark."""
     return next((encoding for mark, encoding in _MARKS if data.startswith(mark)), None)
 
 
 def decode_argument(text: str) -> str:
-    """A text from the command line, whose bytes Python gives as lone surrogates where they are not UTF-8."""
+    """Decodes a command-line argument, in which Python encodes bytes that are not UTF-8 as lone surrogates."""
     try:
         data = text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # other surrogates: from no command line
+    except UnicodeEncodeError:  # other surrogates, which no command line has
         return text
     return decode_text(data, "the text") if data != text.encode("utf-8", "replace") else text
 
 
 def _decode_other(data: bytes, name: str, error: UnicodeDecodeError) -> tuple[str, str]:
-    """The text, and what to say about it."""
+    """(text, warning)."""
     before = data[: error.start]
     if error.reason == "unexpected end of data" and not before.isascii():
-        return before.decode("utf-8"), "ends within a character of UTF-8: the character is left out"
+        return before.decode("utf-8"), "ends inside a UTF-8 character: the character is left out"
     try:
         text = data.decode("cp1252")
     except UnicodeDecodeError as second:

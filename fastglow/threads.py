@@ -1,13 +1,12 @@
-"""How PyTorch's threads wait for each other on a CPU: asleep, after microseconds of spinning.
+"""Lets PyTorch's CPU threads sleep, after microseconds of spinning, while they wait for each other.
 
-A decoder asks for thousands of small products a second, and PyTorch shares each of them out among one thread a
-core. Its OpenMP runtime lets a thread that is done spin for milliseconds, in case there is more to do. Where another
-process has one of the cores, the thread that is waited for cannot run while the others spin. Threads that sleep at
-once must be woken for the next product, which on an idle machine doubles a small decoder's time: so they spin shortly.
+A decoder runs thousands of small matrix products per second, each split over one thread per core. By default an idle
+OpenMP thread spins for milliseconds in case more work arrives. If another process holds one of the cores, the spinning
+threads keep the one that they wait for from running. Sleeping at once is no better: waking threads for every product
+doubles a small decoder's time on an idle machine. So threads spin briefly, then sleep.
 
-`wait_asleep` is called before the engine, the models, the training or the command load torch. How many threads
-there are is left alone, and what the user has chosen is kept. With kernels/backend.py this is the only file of the
-library that looks at the environment.
+`wait_asleep` is called before the engine, the models, the training or the command load torch. It does not change the
+number of threads or what the user has set. Only this file and kernels/backend.py read the environment.
 """
 
 import ctypes
@@ -16,11 +15,11 @@ import sys
 import threading
 from pathlib import Path
 
-# Rounds of spinning: enough for the pause between two products of a decoder. GNU's runtime takes them from the
-# second variable, others go by the first.
+# GNU's runtime reads the number of spins from the second variable: enough for the pause between two products of a
+# decoder. Other runtimes read the first.
 ASLEEP = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "500"}
 CHOICES = (*ASLEEP, "KMP_BLOCKTIME", "KMP_LIBRARY")
-"""Variables by which a user says how threads wait: where one is set, nothing is done here."""
+"""Variables with which users choose how threads wait; if one is set, `wait_asleep` does nothing."""
 
 PARKED = "fastglow: parked OpenMP threads"
 
@@ -28,11 +27,11 @@ _settled = False
 
 
 def wait_asleep() -> None:
-    """Loads torch, and has its threads sleep when they wait, unless the user has chosen how they wait.
+    """Loads torch and lets its waiting threads sleep, unless the user has chosen otherwise.
 
-    The runtime looks at the environment when it is loaded, with torch: if it is not loaded yet, `ASLEEP` is set for
-    just so long, and processes started later do not inherit it. If it is loaded already, it is told by `_park`, which
-    needs GNU's runtime, the one in PyTorch's wheels; others are left as they are.
+    The OpenMP runtime reads the environment when it is loaded, with torch. If it is not loaded yet, `ASLEEP` is set
+    during the import only, so that child processes do not inherit it. If it is loaded already, `_park` has the same
+    effect on GNU's runtime, which PyTorch's wheels carry; other runtimes stay unchanged.
     """
     global _settled
     if _settled or any(os.environ.get(name) for name in CHOICES):
@@ -41,7 +40,7 @@ def wait_asleep() -> None:
     if loaded is not None:
         _settled = _park(loaded)
     elif "torch" not in sys.modules:
-        before = {name: os.environ[name] for name in ASLEEP if name in os.environ}  # empty ones, which choose nothing
+        before = {name: os.environ[name] for name in ASLEEP if name in os.environ}  # set, but empty
         os.environ.update(ASLEEP)
         try:
             import torch  # noqa: F401
@@ -53,26 +52,26 @@ def wait_asleep() -> None:
 
 
 def _loaded_libgomp() -> str | None:
-    """Path of GNU's OpenMP runtime, if this process has one."""
+    """Path of GNU's OpenMP runtime, if this process has loaded it."""
     try:
         lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape").split("\n")
     except OSError:
         return None
-    # The sixth column, which may hold blanks.
+    # The sixth column, which may contain spaces.
     paths = (line.split(maxsplit=5)[5] for line in lines if "libgomp" in line)
     return next((path for path in paths if Path(path).name.startswith("libgomp")), None)
 
 
 def _park(libgomp: str) -> bool:
-    """Makes the runtime spin no more, by parking a thread more than there are cores in it; whether it was needed.
+    """Shortens the runtime's spinning by parking more threads in it than there are cores; False if unnecessary.
 
-    libgomp lets threads spin 3,000 times less where there are more of them than cores, as then they cannot all run.
-    The threads that a parallel region took stay until the thread that opened it ends: one opens an empty region,
-    and sleeps with them for as long as the process lives.
+    libgomp spins 3,000 times less if it has more threads than cores, since they cannot all run. The threads of a
+    parallel region stay until the thread that opened it ends. So a thread opens an empty region, one thread wider
+    than the cores, and sleeps for the life of the process.
     """
     import torch
 
-    if torch.get_num_threads() == 1:  # alone, a thread waits for no one
+    if torch.get_num_threads() == 1:  # a single thread never waits
         return False
     runtime = ctypes.CDLL(libgomp)
     nothing_to_do = ctypes.cast(runtime.omp_get_thread_num, ctypes.c_void_p)

@@ -50,13 +50,13 @@ def test_marks_of_joined_files_disappear_too(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"a|b\nc|caf\xe9\n", "UTF-8 text: line 2 holds the byte 0xE9, which is not UTF-8; save it as UTF-8"),
-        ("a|\u201cHello\u201d".encode("cp1252"), "line 1 holds the byte 0x93"),
-        ("a|b\n\n\u65e5|\u672c".encode("shift-jis"), "line 3 holds the byte 0x93"),
-        (b"a|b\r\rc|\xe2\x82", "line 3 holds the byte 0xE2"),
+        (b"a|b\nc|caf\xe9\n", "UTF-8 text: line 2 has the byte 0xE9, which is not UTF-8; save it as UTF-8"),
+        ("a|\u201cHello\u201d".encode("cp1252"), "line 1 has the byte 0x93"),
+        ("a|b\n\n\u65e5|\u672c".encode("shift-jis"), "line 3 has the byte 0x93"),
+        (b"a|b\r\rc|\xe2\x82", "line 3 has the byte 0xE2"),
         (codecs.BOM_UTF16_LE + "ab\nc".encode("utf-16-le") + b"\0", "UTF-16 text: line 2"),
-        ("a|b\nc|d".encode("utf-16-le"), "line 1 holds a NUL; save it as UTF-8"),
-        (b"a|b\nc|\0d", "line 2 holds a NUL"),
+        ("a|b\nc|d".encode("utf-16-le"), "line 1 has a NUL; save it as UTF-8"),
+        (b"a|b\nc|\0d", "line 2 has a NUL"),
     ],
 )
 def test_other_bytes_are_refused_with_their_line(tmp_path, data, message):

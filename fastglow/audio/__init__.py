@@ -1,6 +1,7 @@
-"""Audio in and out: log-mel spectrograms, Griffin-Lim, the WaveGlow denoiser, reading and writing files."""
+"""Audio: log-mel spectrograms, Griffin-Lim, the WaveGlow denoiser, reading and writing files."""
 
 import importlib
+from typing import Any
 
 _HOMES = {
     "Denoiser": "denoiser",
@@ -14,11 +15,11 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted([*globals(), *_HOMES])

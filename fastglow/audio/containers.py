@@ -1,6 +1,6 @@
-"""What the headers of audio files claim about their length, and whether the file has as much.
+"""Checks the length that an audio file's header declares against the file.
 
-libsndfile takes a file that was cut short for a shorter one.
+libsndfile reads a truncated file as a shorter one, without an error.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from fastglow.errors import FastglowError
 
-# By a file's first bytes: how its numbers are stored, and what may stand at byte 8.
+# By a file's first bytes: its byte order, and what may follow at byte 8.
 _CHUNKED = {
     b"RIFF": ("<", (b"WAVE",)),
     b"RIFX": (">", (b"WAVE",)),
@@ -23,48 +23,48 @@ _CHUNKED = {
     b"FORM": (">", (b"AIFF", b"AIFC")),
 }
 _AU = {b".snd": ">", b"dns.": "<"}
-# Sony's Wave64 names its chunks by 16 bytes, and counts their heads of 24 into their sizes.
+# Sony's Wave64 names its chunks by 16 bytes; a chunk's size includes its header of 24 bytes.
 _W64_RIFF = bytes.fromhex("726966662e91cf11a5d628db04c10000")
 _W64_DATA = bytes.fromhex("64617461f3acd3118cd100c04f8edb8a")
-_UNCOMPRESSED = (1, 3, 0xFFFE)  # of WAV's format tags
-# Programs that write to a pipe cannot go back to fill in a length. ffmpeg leaves 0xFFFFFFFF there, sox and others
-# something short of 2 or 4 GiB, some leave 0.
+_UNCOMPRESSED = (1, 3, 0xFFFE)  # WAV's format tags
+# Programs that write to a pipe cannot go back to fill in the length. ffmpeg leaves 0xFFFFFFFF, sox and others
+# slightly less than 2 or 4 GiB, some 0.
 _UNKNOWN_FROM = 0x7FFF0000
 _UNKNOWN_FROM_IN_64_BITS = 2**63 - 1
 
 
 @dataclass(frozen=True)
 class _Audio:
-    """Where a chunked file keeps its samples."""
+    """Where a file keeps its samples."""
 
     start: int  # in bytes from the file's beginning
-    size: int  # in bytes, as its header has it
-    is_known: bool  # whether that size is a claim
-    frame_bytes: int  # 1 where frames have no fixed size
+    size: int  # in bytes, according to the header
+    is_known: bool  # False if that size stands for "unknown"
+    frame_bytes: int  # 1 if frames have no fixed size
 
 
 def check_complete(path: Path) -> None:
-    """Raises FastglowError if a WAV, RF64, Wave64, AIFF, AU or Ogg file ends before what its headers claim does.
+    """Raises FastglowError if a WAV, RF64, Wave64, AIFF, AU or Ogg file is shorter than its headers declare.
 
-    A length that stands for "unknown" is no claim; what is no such file, or not to be understood, passes.
+    Files of unknown length, of other formats or with unreadable headers pass.
     """
     with open(path, "rb") as file:
         if not _ogg_is_complete(file):
-            raise FastglowError(f"{path}: is cut short: its last Ogg page is incomplete; copy or record it anew")
+            raise FastglowError(f"{path}: is cut short: its last Ogg page is incomplete; copy or record it again")
         audio = _find_audio(file) or _find_audio_of_au(file) or _find_audio_of_w64(file)
         if audio is None or not audio.is_known:
             return
         present = file.seek(0, io.SEEK_END) - audio.start
-    # A claim may go beyond the last whole frame.
+    # The declared size may include part of a frame.
     if present // audio.frame_bytes < audio.size // audio.frame_bytes:
         raise FastglowError(
             f"{path}: is cut short: its header claims {audio.size} bytes of audio, {present} are there; "
-            "copy or record it anew"
+            "copy or record it again"
         )
 
 
 def counts_mp3_frames(path: Path) -> bool:
-    """Whether an MP3 says how many frames it has; of others libsndfile estimates it from the size of the file."""
+    """Whether an MP3 stores its number of frames; otherwise libsndfile estimates it from the file's size."""
     with open(path, "rb") as file:
         tag = file.read(10)
         if tag.startswith(b"ID3") and len(tag) == 10:
@@ -77,9 +77,9 @@ def counts_mp3_frames(path: Path) -> bool:
 
 
 def with_known_length(path: Path) -> io.BytesIO | None:
-    """A file of unknown length as one that libsndfile reads to its end; None if it does so anyway.
+    """A copy of a file of unknown length that libsndfile reads to its end; None if it reads the file as it is.
 
-    It takes a length of 0 at its word, and of RF64 no unknown one.
+    libsndfile takes a length of 0 literally, and accepts no unknown length in RF64.
     """
     with open(path, "rb") as file:
         audio = _find_audio(file)
@@ -111,7 +111,7 @@ def _find_audio(file: BinaryIO) -> _Audio | None:
                 if size == 0xFFFFFFFF and long_size is not None:
                     return _Audio(start, long_size, 0 < long_size < _UNKNOWN_FROM_IN_64_BITS, frame_bytes)
                 return _Audio(start, size, 0 < size < _UNKNOWN_FROM, frame_bytes)
-    except struct.error:  # the header itself is cut short
+    except struct.error:  # the header is truncated
         pass
     return None
 
@@ -144,7 +144,7 @@ def _find_audio_of_w64(file: BinaryIO) -> _Audio | None:
 
 
 def _chunks(file: BinaryIO, order: str, position: int) -> Iterator[tuple[bytes, int, int]]:
-    """(name, where its content starts, size of the content) of the chunks from a position on."""
+    """(name, start of the content, size of the content) of every chunk from `position` on."""
     while True:
         file.seek(position)
         head = file.read(8)
@@ -156,7 +156,7 @@ def _chunks(file: BinaryIO, order: str, position: int) -> Iterator[tuple[bytes, 
 
 
 def _are_chunks(file: BinaryIO, position: int) -> bool:
-    """Whether nothing but chunks, and no samples, is left of a file from a position on."""
+    """Whether the file consists of whole chunks from `position` on, without samples."""
     length = file.seek(0, io.SEEK_END)
     for name, start, size in _chunks(file, "<", position):
         if not (name.isascii() and name.decode("ascii").isprintable()) or start + size > length:
@@ -166,7 +166,7 @@ def _are_chunks(file: BinaryIO, position: int) -> bool:
 
 
 def _ogg_is_complete(file: BinaryIO) -> bool:
-    """False if the file is Ogg and ends within a page."""
+    """False if the file is Ogg and ends inside a page."""
     position, length = 0, file.seek(0, io.SEEK_END)
     while position < length:
         file.seek(position)

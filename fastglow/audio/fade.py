@@ -1,4 +1,4 @@
-"""Fades, so that audio begins and ends without a click."""
+"""Fades that let audio begin and end without a click."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import numpy as np
 
 
 def fade(audio: np.ndarray, n_in: int, n_out: int) -> np.ndarray:
-    """Audio [N] whose first `n_in` and last `n_out` samples rise from and fall to silence as a raised cosine.
+    """Fades the first `n_in` samples of audio [N] in and the last `n_out` out, along a raised cosine.
 
-    The fades share audio that is too short for both. Returns float32 [N]; `audio` stays as it is.
+    Audio that is too short for both fades is split between them. Returns a float32 copy [N].
     """
     audio = np.array(audio, np.float32)
     room = len(audio) // 2 if n_in and n_out else len(audio)

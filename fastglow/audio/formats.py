@@ -1,14 +1,15 @@
-"""The formats that audio is written in."""
+"""The formats of audio files that are written."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Format:
-    """
+    """A file format.
+
     Attributes:
         container, subtype: libsndfile's names.
-        rates: in Hz, ascending, of a format that has only some.
+        rates: supported sampling rates in Hz, ascending; empty if all are.
     """
 
     container: str
@@ -16,7 +17,7 @@ class Format:
     rates: tuple[int, ...] = ()
 
     def rate_for(self, sampling_rate: int) -> int:
-        """The rate in Hz that audio of `sampling_rate` is written at: the next one not below it, or the highest."""
+        """The rate in Hz to write audio of `sampling_rate` at: the lowest that is not below it, else the highest."""
         return next((rate for rate in self.rates if rate >= sampling_rate), (sampling_rate, *self.rates)[-1])
 
 
@@ -27,4 +28,4 @@ FORMATS = {
     "ogg": Format("OGG", "VORBIS"),
     "opus": Format("OGG", "OPUS", (8000, 12000, 16000, 24000, 48000)),
 }
-"""By name, which is the suffix without its dot."""
+"""By name, which is the file's suffix without the dot."""

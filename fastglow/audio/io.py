@@ -1,4 +1,4 @@
-"""Audio files and streams, in and out."""
+"""Reads and writes audio files and streams."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import io
 import os
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 import numpy as np
 import soundfile
 import soxr
+from numpy.typing import ArrayLike
 
 from fastglow.audio.containers import check_complete, counts_mp3_frames, with_known_length
 from fastglow.errors import FastglowError
@@ -17,116 +19,133 @@ from fastglow.files import replacing
 
 from .formats import FORMATS
 
-# libsndfile's Vorbis encoder keeps on the stack what it is given at once, and overflows it with long audio.
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# libsndfile's Vorbis encoder keeps each call's samples on the stack, which long audio overflows.
 _ENCODED_AT_ONCE = 1 << 14  # samples
 
-# What libsndfile says of a FLAC stream whose header has no length is about 2**63.
+# libsndfile reports about 2**63 frames for a FLAC stream whose header has no length.
 _UNKNOWN_FRAMES = 2**62
 _DECODED_AT_ONCE = 1 << 16  # frames
-# Encoders do not agree on whether the first and last frames count, which have 1152 samples.
+# Encoders disagree on whether to count the first and last frames, of 1152 samples each.
 _MP3_SLACK = 2 * 1152
 
 
-def read_audio(path, sampling_rate: int | None = None) -> tuple[np.ndarray, int]:
+class ByteSink(Protocol):
+    """A binary stream to write to."""
+
+    def write(self, data: memoryview, /) -> int | None: ...
+
+
+def read_audio(path: str | os.PathLike[str], sampling_rate: int | None = None) -> tuple[np.ndarray, int]:
     """Reads a WAV, FLAC, Ogg or MP3 file (anything libsndfile knows) -> (audio, sampling rate in Hz).
 
-    The audio is mono, float32 [N], finite and in [-1, 1]. Several channels are averaged. With
-    `sampling_rate` given, other rates are resampled to it by soxr ("HQ"), which is told by a warning (once
-    per pair of rates under Python's default filter). Decoders and resampling filters overshoot: audio that
-    would leave [-1, 1] is scaled down to peak at 1, told by a warning if it was more than 1 dB.
+    The audio is mono, float32 [N], finite and in [-1, 1]. Several channels are averaged. If `sampling_rate` is
+    given, soxr ("HQ") resamples other rates to it, with a warning (once per pair of rates under Python's default
+    filter). Decoders and resampling filters overshoot: audio that would leave [-1, 1] is scaled down to peak at 1,
+    with a warning if that is more than 1 dB.
 
-    What was written to a pipe, whose header could not know the length, is read to its end.
+    A file that was written to a pipe, so that its header has no length, is read to its end.
 
-    Raises FastglowError, naming the file, when it is missing, unreadable, empty, shorter than its header claims
-    (WAV, RF64, Wave64, AIFF, AU, FLAC, Ogg and most MP3 files tell) or holds NaN or infinity.
+    Raises FastglowError, naming the file, if it is missing, unreadable, empty, shorter than its header declares
+    (WAV, RF64, Wave64, AIFF, AU, FLAC, Ogg and most MP3 files declare it) or holds NaN or infinity.
     """
     path = Path(path)
     if sampling_rate is not None and sampling_rate < 1:
-        raise FastglowError(f"sampling_rate must be positive, not {sampling_rate}")
-    if not os.path.exists(path):  # no error for a name that no file can have
+        raise FastglowError(f"sampling_rate={sampling_rate} must be positive")
+    if not os.path.exists(path):  # unlike Path.exists, accepts names that no file can have
         raise FastglowError(f"{path}: no such audio file")
     if path.is_dir():
-        raise FastglowError(f"{path}: is a folder, not an audio file")
+        raise FastglowError(f"{path}: is a folder, must be an audio file")
     try:
         samples, rate = _decode(path)
     except FastglowError:
         raise
     except (soundfile.LibsndfileError, OSError, TypeError, ValueError, MemoryError) as error:
-        # TypeError is soundfile's answer to a headerless file with the suffix .raw, the last two are to absurd sizes.
+        # soundfile raises TypeError for a headerless file with the suffix .raw, the last two for absurd sizes.
         reason = " ".join(str(getattr(error, "error_string", error)).split())
         raise FastglowError(f"{path}: cannot be read as audio: {reason}") from error
     if path.is_file():
         check_complete(path)
     if samples.size == 0:
-        raise FastglowError(f"{path}: holds no audio samples")
+        raise FastglowError(f"{path}: has no audio samples")
     if not np.isfinite(samples).all():
-        raise FastglowError(f"{path}: holds samples that are NaN or infinite")
-    # In fp64: a sum of channels may be beyond float32.
+        raise FastglowError(f"{path}: has samples that are NaN or infinite")
+    # In fp64: a sum of channels may overflow float32.
     audio = samples.mean(axis=1, dtype=np.float64).astype(np.float32)
     if sampling_rate is not None and sampling_rate != rate:
         warnings.warn(f"resampling audio from {rate} Hz to {sampling_rate} Hz", stacklevel=2)
         audio = soxr.resample(audio, rate, sampling_rate)
         if audio.size == 0:
-            raise FastglowError(f"{path}: too short to be resampled from {rate} to {sampling_rate} Hz")
+            raise FastglowError(f"{path}: is too short to resample from {rate} to {sampling_rate} Hz")
         rate = sampling_rate
     peak = float(np.abs(audio).max())
     if peak > 1.0:
         if peak > 1.12:
             warnings.warn(f"{path}: peaks at {peak:g}, scaled down to 1", stacklevel=2)
-        # fp64 division so that no rounded quotient exceeds 1.
+        # In fp64, so that no rounded quotient exceeds 1.
         audio = (audio / np.float64(peak)).astype(np.float32)
     return audio, rate
 
 
 class _OneWay(soundfile.SoundFile):
-    """Read from front to back: soundfile seeks after every read, which fails where the length is unknown."""
+    """Reads from front to back: soundfile seeks after every read, which fails if the length is unknown."""
 
     def seekable(self) -> bool:
         return False
 
 
 def _decode(path: Path) -> tuple[np.ndarray, int]:
-    """All samples, float32 [N, channels], and their rate."""
-    is_regular = path.is_file()  # a pipe could not be read a second time
+    """(samples, float32 [N, channels]; sampling rate)."""
+    is_regular = path.is_file()  # a pipe can be read only once
     with soundfile.SoundFile((with_known_length(path) if is_regular else None) or path) as file:
         if file.frames < _UNKNOWN_FRAMES:
             samples = file.read(dtype="float32", always_2d=True)
             if file.format == "MP3" and len(samples) + _MP3_SLACK < file.frames and counts_mp3_frames(path):
                 raise FastglowError(
                     f"{path}: is cut short: its header claims {file.frames} samples, {len(samples)} are there; "
-                    "copy or record it anew"
+                    "copy or record it again"
                 )
             return samples, file.samplerate
-    blocks = []
+    blocks: list[np.ndarray] = []
     with _OneWay(path) as file:
         while not blocks or len(blocks[-1]) == _DECODED_AT_ONCE:
             blocks.append(file.read(_DECODED_AT_ONCE, dtype="float32", always_2d=True))
         return np.concatenate(blocks), file.samplerate
 
 
-def write_audio(target, audio, sampling_rate: int, format: str | None = None) -> int:
-    """Writes mono audio and returns how many samples had to be clipped.
+def write_audio(
+    target: str | os.PathLike[str] | ByteSink,
+    audio: ArrayLike | Tensor,
+    sampling_rate: int,
+    format: str | None = None,
+) -> int:
+    """Writes mono audio and returns the number of clipped samples.
 
-    `target` is a path or a binary stream with a `write` method, which need not be seekable (a pipe). `audio`
-    is a floating-point NumPy array or torch tensor [N] on any device, in [-1, 1]; samples are rounded to
-    the nearest step, and those outside are clipped to the loudest value, never wrapped around, with a
-    warning. `format` is "wav" or "flac" (16-bit PCM), "mp3", "ogg" (Vorbis) or "opus"; by default it is the
-    path's suffix in capitals or not, and "wav" for a stream. A rate that MP3 or Opus lacks is resampled to the next
-    one that it has: Opus writes 22,050 Hz as 24,000.
+    Args:
+        target: a path, or a binary stream, which need not be seekable (a pipe).
+        audio: array or tensor [N], floating point in [-1, 1], on any device. Rounded to 16 bits; samples outside
+            are clipped, with a warning.
+        sampling_rate: in Hz. A rate that MP3 or Opus lacks is resampled to their next higher one: Opus writes
+            22,050 Hz as 24,000.
+        format: "wav" or "flac" (16-bit PCM), "mp3", "ogg" (Vorbis) or "opus"; default: the path's suffix in any
+            case, "wav" for a stream.
 
-    A file is written under a temporary name in the same folder and then renamed, so it appears complete or
-    not at all; devices and named pipes are written to directly. Raises FastglowError for audio that is not
-    [N], not floating point, empty or not finite, for an unknown format and for a path that cannot be
-    written; errors of a stream are left to its owner.
+    A file is written under a temporary name in the same folder and then renamed, so it appears complete or not at
+    all; devices and named pipes are written directly. A stream's own errors pass through.
+
+    Raises:
+        FastglowError: audio that is not [N], not floating point, empty or not finite, an unknown format, or a path
+            that cannot be written.
     """
-    is_stream = hasattr(target, "write")
-    if is_stream:
-        format = check_format("", format or "wav")
-    else:
+    if isinstance(target, str | os.PathLike):
         format = check_format(target, format)
+    else:
+        format = check_format("", format or "wav")
     pcm, n_clipped = _to_pcm16(audio)
     data = _encode(pcm, sampling_rate, format)
-    if is_stream:
+    if not isinstance(target, str | os.PathLike):
         _write_all(target, data)
     else:
         try:
@@ -139,17 +158,17 @@ def write_audio(target, audio, sampling_rate: int, format: str | None = None) ->
     return n_clipped
 
 
-def check_format(path, format: str | None = None) -> str:
+def check_format(path: str | os.PathLike[str], format: str | None = None) -> str:
     """The name of the format that `write_audio` would use.
 
     Raises:
-        FastglowError: there is no such format, or the libsndfile of this machine cannot write it.
+        FastglowError: the format is unknown, or this machine's libsndfile cannot write it.
     """
     format = (Path(path).suffix.removeprefix(".") if format is None else format).lower()
     name = f"{path}: " if path else ""
     if format not in FORMATS:
         known = ", ".join("." + suffix for suffix in FORMATS)
-        raise FastglowError(f"{name}cannot write audio as {format!r}: supported are {known}")
+        raise FastglowError(f"{name}cannot write audio as {format!r}: use one of {known}")
     container, subtype = FORMATS[format].container, FORMATS[format].subtype
     if container not in soundfile.available_formats() or subtype not in soundfile.available_subtypes(container):
         raise FastglowError(
@@ -159,24 +178,28 @@ def check_format(path, format: str | None = None) -> str:
     return format
 
 
-def _to_pcm16(audio) -> tuple[np.ndarray, int]:
-    """float [N] -> (int16 [N], how many samples lay outside [-1, 1])."""
-    if hasattr(audio, "detach"):
-        # .double() because NumPy has no bf16.
+def _is_tensor(audio: object) -> TypeGuard[Tensor]:
+    return hasattr(audio, "detach")  # without importing torch
+
+
+def _to_pcm16(audio: ArrayLike | Tensor) -> tuple[np.ndarray, int]:
+    """float [N] -> (int16 [N], number of samples outside [-1, 1])."""
+    if _is_tensor(audio):
         if not audio.is_floating_point():
-            raise FastglowError(f"audio must be floating point in [-1, 1], not {audio.dtype}")
+            raise FastglowError(f"audio has dtype {audio.dtype}, must be floating point in [-1, 1]")
+        # .double() because NumPy has no bf16.
         audio = audio.detach().double().cpu().numpy()
-    audio = np.asarray(audio)
-    if audio.ndim != 1:
-        raise FastglowError(f"audio must have shape [N], not {list(audio.shape)}: write one clip at a time")
-    if not np.issubdtype(audio.dtype, np.floating):
-        raise FastglowError(f"audio must be floating point in [-1, 1], not {audio.dtype}")
-    if audio.size == 0:
-        raise FastglowError("there is no audio to write: it has 0 samples")
-    if not np.isfinite(audio).all():
-        raise FastglowError("audio holds samples that are NaN or infinite")
-    # 32768 steps to 1.0 is how 16-bit files are read, so what was read is written back bit for bit.
-    steps = np.rint(audio.astype(np.float64) * 32768.0)
+    samples = np.asarray(audio)
+    if samples.ndim != 1:
+        raise FastglowError(f"audio has shape {list(samples.shape)}, must be [N]: write one clip at a time")
+    if not np.issubdtype(samples.dtype, np.floating):
+        raise FastglowError(f"audio has dtype {samples.dtype}, must be floating point in [-1, 1]")
+    if samples.size == 0:
+        raise FastglowError("audio has 0 samples, must have at least one")
+    if not np.isfinite(samples).all():
+        raise FastglowError("audio has samples that are NaN or infinite")
+    # Readers divide by 32768, too, so that audio from a file is written back bit for bit.
+    steps = np.rint(samples.astype(np.float64) * 32768.0)
     n_clipped = int((np.abs(steps) > 32768).sum())
     return np.clip(steps, -32768, 32767).astype(np.int16), n_clipped
 
@@ -187,7 +210,7 @@ def _encode(pcm: np.ndarray, sampling_rate: int, name: str) -> bytes:
     audio = pcm
     if rate != sampling_rate and sampling_rate > 0:
         audio = soxr.resample(pcm / np.float32(32768), sampling_rate, rate).clip(-1, 1)
-    # In memory, because libsndfile must seek back to complete the header.
+    # In memory, because libsndfile seeks back to complete the header.
     buffer = io.BytesIO()
     try:
         with soundfile.SoundFile(buffer, "w", rate, 1, format.subtype, format=format.container) as file:
@@ -198,8 +221,8 @@ def _encode(pcm: np.ndarray, sampling_rate: int, name: str) -> bytes:
     return buffer.getvalue()
 
 
-def _write_all(stream, data: bytes) -> None:
-    # An unbuffered stream may take only part of what it is given.
+def _write_all(stream: ByteSink, data: bytes) -> None:
+    # An unbuffered stream may write only part of the data.
     rest = memoryview(data)
     while rest:
         taken = stream.write(rest)

@@ -1,4 +1,4 @@
-"""The level at which speech is handed out."""
+"""The loudness of the returned speech."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 
 from fastglow.errors import FastglowError
 
-# RMS of what is active, in dB below a full-scale constant. The peaks of speech lie 10 to 16 dB above, so that the
-# ceiling seldom lowers a sentence against its neighbours.
+# RMS of the active part, in dB relative to a full-scale constant. Speech peaks 10 to 16 dB above, so the ceiling
+# rarely makes a sentence quieter than its neighbours.
 LEVEL_DB = -18.0
 CEILING_DB = -1.0
-# What is fainter than level and gain allow is a model's noise, and stays faint.
+# Anything fainter is a model's noise and stays faint.
 MOST_GAIN_DB = 24.0
 
 _BLOCK_SECONDS = 0.02
@@ -22,15 +22,15 @@ _ACTIVE_DB = -25.0
 
 
 def set_level(audio: np.ndarray, sampling_rate: int, normalize: bool = True, volume: float = 1.0) -> np.ndarray:
-    """Audio [N] in one loudness, float32 [N] in [-1, 1].
+    """Scales audio [N] to a fixed loudness: float32 [N] in [-1, 1].
 
-    With `normalize` the RMS of the active part (blocks of 20 ms within 25 dB of the loudest) is brought to -18 dBFS,
-    with a gain of at most 24 dB, and less of it where a peak would pass -1 dBFS. `volume` is a factor on top. Nothing
-    is clipped: where the whole would pass full scale, it is scaled to peak there. Without `normalize` and with volume
-    1, audio within [-1, 1] stays as it is.
+    `normalize` brings the RMS of the active part (blocks of 20 ms within 25 dB of the loudest) to -18 dBFS, with a
+    gain of at most 24 dB that keeps peaks below -1 dBFS. `volume` is a further factor. Nothing is clipped: audio
+    that would exceed full scale is scaled to peak there. Without `normalize` and with volume 1, audio within [-1, 1]
+    is unchanged.
 
     Raises:
-        FastglowError: a volume that is negative or not finite.
+        FastglowError: the volume is negative or not finite.
     """
     check_volume(volume)
     audio = np.asarray(audio, np.float32)
@@ -45,10 +45,10 @@ def set_level(audio: np.ndarray, sampling_rate: int, normalize: bool = True, vol
     return audio if gain == 1 else (audio * np.float64(gain)).astype(np.float32)
 
 
-def check_volume(volume: float) -> None:
+def check_volume(volume: object) -> None:
     """Raises FastglowError for a volume that is negative or not finite."""
     if not isinstance(volume, Real) or not math.isfinite(volume) or volume < 0:
-        raise FastglowError(f"volume {volume!r}: use a factor from 0 up, 1 leaves the level as it is")
+        raise FastglowError(f"volume={volume!r} must be a factor of at least 0; 1 keeps the level")
 
 
 def _active_rms(audio: np.ndarray, block: int) -> float:
@@ -56,7 +56,7 @@ def _active_rms(audio: np.ndarray, block: int) -> float:
     blocks = audio[: len(audio) // block * block].astype(np.float64).reshape(-1, block)
     powers = (blocks**2).mean(axis=1)
     active = powers[powers >= powers.max() * _amplitude(_ACTIVE_DB) ** 2]
-    # The remainder that fills no block may hold all there is; then the peak alone decides.
+    # All of the sound may be in the remainder that fills no block; then the peak alone decides.
     return max(math.sqrt(active.mean()), np.finfo(np.float32).tiny)
 
 

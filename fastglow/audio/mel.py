@@ -1,4 +1,4 @@
-"""Log-mel spectrograms as Tacotron 2 and WaveGlow were trained on them."""
+"""Log-mel spectrograms as in the training of Tacotron 2 and WaveGlow."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from fastglow.audio.config import MelConfig
@@ -22,14 +23,14 @@ _LOG_START_MEL = _LOG_START_HZ / _HZ_PER_MEL
 _LOG_STEP = np.log(6.4) / 27.0
 
 
-def hz_to_mel(hz):
+def hz_to_mel(hz: ArrayLike) -> np.ndarray:
     """Frequency in Hz (scalar or array) on the Slaney mel scale, in fp64."""
     hz = np.asarray(hz, dtype=np.float64)
     log_part = _LOG_START_MEL + np.log(np.maximum(hz, _LOG_START_HZ) / _LOG_START_HZ) / _LOG_STEP
     return np.where(hz < _LOG_START_HZ, hz / _HZ_PER_MEL, log_part)
 
 
-def mel_to_hz(mel):
+def mel_to_hz(mel: ArrayLike) -> np.ndarray:
     """The inverse of `hz_to_mel`."""
     mel = np.asarray(mel, dtype=np.float64)
     log_part = _LOG_START_HZ * np.exp(_LOG_STEP * (np.maximum(mel, _LOG_START_MEL) - _LOG_START_MEL))
@@ -39,11 +40,11 @@ def mel_to_hz(mel):
 def mel_filterbank(config: MelConfig) -> np.ndarray:
     """Triangular filters [n_mel_channels, filter_length // 2 + 1], fp64, each of unit area over Hz.
 
-    The same numbers as `librosa.filters.mel(htk=False, norm="slaney")`: the filters' corners are evenly
-    spaced on the Slaney mel scale. Warns when a filter is so narrow that no FFT bin falls into it.
+    The same values as `librosa.filters.mel(htk=False, norm="slaney")`: the filters' corners are evenly
+    spaced on the Slaney mel scale. Warns about filters so narrow that they contain no FFT bin.
     """
     bins = np.linspace(0.0, config.sampling_rate / 2, config.filter_length // 2 + 1)
-    low_mel, high_mel = hz_to_mel([config.mel_fmin, config.mel_fmax])
+    low_mel, high_mel = hz_to_mel([config.mel_fmin, config.fmax])
     corners = mel_to_hz(np.linspace(low_mel, high_mel, config.n_mel_channels + 2))
     low, centre, high = corners[:-2, None], corners[1:-1, None], corners[2:, None]
     rising = (bins - low) / (centre - low)
@@ -52,7 +53,7 @@ def mel_filterbank(config: MelConfig) -> np.ndarray:
     empty = int((filters.max(axis=1) == 0).sum())
     if empty:
         warnings.warn(
-            f"{empty} of {config.n_mel_channels} mel channels catch no FFT bin and are always silent: "
+            f"{empty} of {config.n_mel_channels} mel channels contain no FFT bin and are always silent: "
             "use fewer channels or a longer filter_length",
             stacklevel=2,
         )
@@ -66,16 +67,15 @@ class MelSpectrogram(nn.Module):
     (not power), Slaney mel filters, natural log of the magnitude clamped to at least 1e-5. Differentiable
     where the clamp is not active.
 
-    Runs on the audio's device, in fp32 (fp64 for fp64 audio), whatever the module is cast to and under
-    autocast; fp16 and bf16 audio gives fp32 mels. `state_dict()` is empty. Keywords and their defaults are
-    those of `MelConfig`, which is kept as `config`.
+    Runs on the audio's device, in fp32 (fp64 for fp64 audio), even if the module is cast or under autocast; fp16 and
+    bf16 audio gives fp32 mels. `state_dict()` is empty. Keywords and defaults as for `MelConfig`; the attribute
+    `config` has them.
 
-    Near the floor the logarithm turns a rounding error of 1e-7 of the loudest bin into 1e-3 or more, so
-    there two correct implementations differ by that much. In fp32 on a CPU the Fourier sums are therefore
-    taken directly and in the order of the reference, which stays within 1e-4 of its published values;
-    elsewhere they are an FFT, whose mel magnitudes agree to about 1e-6.
+    Near the floor the logarithm turns a rounding error of 1e-7 of the loudest bin into 1e-3 or more, so two correct
+    implementations differ by that much. In fp32 on a CPU a direct DFT therefore adds in the order of NVIDIA's code,
+    which stays within 1e-4 of its published values; elsewhere an FFT gives mel magnitudes that agree to about 1e-6.
 
-    Raises FastglowError for audio that is not [B, N] floating point, is not in [-1, 1] (or not a number),
+    Raises FastglowError for audio that is not [B, N] floating point, leaves [-1, 1], holds NaN,
     or has fewer than filter_length // 2 + 1 samples.
     """
 
@@ -95,8 +95,8 @@ class MelSpectrogram(nn.Module):
         )
         self._filters = torch.from_numpy(mel_filterbank(self.config))
         self._window = centred_hann_window(win_length, filter_length)
-        # Not buffers: half() must not round them, and the audio decides on device and precision.
-        self._constants = {}
+        # Not buffers: half() must not round them, and the audio determines device and precision.
+        self._constants: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     @classmethod
     def from_config(cls, config: MelConfig) -> MelSpectrogram:
@@ -108,7 +108,7 @@ class MelSpectrogram(nn.Module):
         peak = audio.detach().abs().max().item()
         # Written so that NaN fails too.
         if not peak <= 1.0:
-            raise FastglowError(f"audio must lie in [-1, 1], its peak is {peak:g}: scale it down")
+            raise FastglowError(f"audio peaks at {peak:g}, must be in [-1, 1]: scale it down")
         audio = audio.to(torch.promote_types(audio.dtype, torch.float32))
         filters, fourier = self._constants_for(audio)
         half = config.filter_length // 2
@@ -124,10 +124,10 @@ class MelSpectrogram(nn.Module):
         return torch.log(torch.clamp(mel, min=MIN_MAGNITUDE))
 
     def _constants_for(self, audio: Tensor) -> tuple[Tensor, Tensor]:
-        """The filters, and the windowed Fourier basis for fp32 on a CPU or else the window for an FFT."""
+        """(filters, windowed Fourier basis for fp32 on a CPU or else the window for an FFT)."""
         key = (audio.device, audio.dtype)
         if key not in self._constants:
-            # Tensors made in inference mode could not be used for training later.
+            # Training cannot use tensors that were made in inference mode.
             with torch.inference_mode(False):
                 fourier = self._window
                 if audio.device.type == "cpu" and audio.dtype == torch.float32:
@@ -140,20 +140,20 @@ class MelSpectrogram(nn.Module):
 
 
 def centred_hann_window(win_length: int, filter_length: int) -> Tensor:
-    """A periodic Hann window in the middle of `filter_length` samples that are otherwise zero, fp64."""
+    """A periodic Hann window, zero-padded on both sides to `filter_length` samples, fp64."""
     window = torch.hann_window(win_length, dtype=torch.float64)
     left = (filter_length - win_length) // 2
     return F.pad(window, (left, filter_length - win_length - left))
 
 
 def _fourier_basis(filter_length: int) -> Tensor:
-    """Fourier coefficients [filter_length, filter_length + 2]: real parts of all bins, then imaginary."""
+    """Fourier coefficients [filter_length, filter_length + 2]: the real parts of all bins, then the imaginary parts."""
     basis = np.fft.rfft(np.eye(filter_length))
     return torch.from_numpy(np.hstack([basis.real, basis.imag])).float()
 
 
-# The reference's values were summed by a BLAS that keeps a running sum over this many products and then
-# adds up the running sums; see MelSpectrogram on why the order matters.
+# The BLAS behind NVIDIA's published values adds up blocks of this many products; see MelSpectrogram on why the
+# order matters.
 _SUM_LENGTH = 192
 
 
@@ -170,18 +170,17 @@ def _direct_dft(frames: Tensor, basis: Tensor) -> Tensor:
 
 
 def check_audio(audio: Tensor, filter_length: int) -> None:
-    """Raises FastglowError unless `audio` is floating point [B, N] and long enough to be reflect-padded."""
+    """Raises FastglowError unless `audio` is floating point [B, N] and long enough for reflection padding."""
     if audio.dim() != 2:
         raise FastglowError(
-            f"audio must have shape [B, N], not {list(audio.shape)}: one clip is audio[None], stereo is averaged first"
+            f"audio has shape {list(audio.shape)}, must be [B, N]: pass one clip as audio[None], average stereo first"
         )
     if not audio.is_floating_point():
-        raise FastglowError(f"audio must be floating point in [-1, 1], not {audio.dtype}: scale it first")
+        raise FastglowError(f"audio has dtype {audio.dtype}, must be floating point in [-1, 1]: scale it first")
     if audio.size(0) == 0:
-        raise FastglowError("audio holds no clips: its shape is [0, N]")
+        raise FastglowError("audio has shape [0, N], must have at least one clip")
     shortest = filter_length // 2 + 1
     if audio.size(1) < shortest:
         raise FastglowError(
-            f"audio of {audio.size(1)} samples is too short for filter_length {filter_length}: "
-            f"at least {shortest} samples are needed"
+            f"audio has {audio.size(1)} samples, must have at least {shortest} for filter_length={filter_length}"
         )

@@ -1,6 +1,6 @@
 """Text front end: cleaners, symbols, sentence splitting.
 
-Importing it is cheap: number spelling and the English normaliser load when they are first used.
+Importing it is cheap: number spelling and the English normaliser load on first use.
 """
 
 from fastglow.text.cleaners import cleaner_names

@@ -1,4 +1,4 @@
-"""Where ``{HH AH0 L OW1}`` groups lie in a text: from a ``{`` to the next ``}``, line breaks included.
+"""Finds ``{HH AH0 L OW1}`` groups in a text: from a ``{`` to the next ``}``, across line breaks.
 
 A ``{`` with no ``}`` after it, and a ``}`` with no ``{`` before it, are ordinary characters.
 """
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def arpabet_spans(text: str) -> list[tuple[int, int]]:
-    """``(start, end)`` of every group, braces included, in order; one pass over the text."""
+    """``(start, end)`` of every group, including the braces, in order; takes one pass."""
     spans = []
     start = text.find("{")
     while start >= 0:
@@ -20,7 +20,7 @@ def arpabet_spans(text: str) -> list[tuple[int, int]]:
 
 
 def split_arpabet(text: str) -> list[tuple[str, bool]]:
-    """Cut a text into ``(piece, is_group)``; a group's piece is what stands between its braces."""
+    """Cuts a text into ``(piece, is_group)``; a group's piece is the text between its braces."""
     pieces = []
     position = 0
     for start, end in arpabet_spans(text):
@@ -34,5 +34,5 @@ def split_arpabet(text: str) -> list[tuple[str, bool]]:
 
 
 def map_outside_arpabet(rewrite: Callable[[str], str], text: str) -> str:
-    """Apply ``rewrite`` to what lies outside the groups, piece by piece."""
+    """Applies ``rewrite`` to each piece outside the groups."""
     return "".join(f"{{{piece}}}" if group else rewrite(piece) for piece, group in split_arpabet(text))

@@ -15,7 +15,7 @@ from fastglow.text.symbol_set import ARPABET
 from fastglow.text_files import decode_text
 
 Pronounce = Callable[[str], str | None]
-"""From a word in lower case to its ARPAbet phones separated by spaces, or None to leave its letters."""
+"""Maps a lower-case word to its ARPAbet phones, separated by spaces, or to None to keep its letters."""
 
 _word = re.compile(r"(?<!\w)[A-Za-z]+(?:'[A-Za-z]+)*(?!\w)")
 _variant = re.compile(r"\(\d+\)$")
@@ -27,12 +27,12 @@ _voiceless = frozenset("P T K F TH".split())
 class Lexicon:
     """Pronunciations read from files in the CMU Pronouncing Dictionary's format, plain or gzipped.
 
-    One word and its phones a line, separated by white space; ``;;;`` or ``#`` begins a comment; ``WORD(2)`` is a
-    further pronunciation, of which the first one is kept. Calling it looks up a word in lower case. A word in 's
-    that a file has only without it gets the ending that its last phone asks for, as in Jack's, John's and James's.
+    One word and its phones per line, separated by white space. ``;;;`` or ``#`` begins a comment. ``WORD(2)`` is a
+    further pronunciation; the first one is kept. Calling the lexicon looks up a lower-case word. If a file has a word
+    only without 's, the genitive gets the ending that fits the last phone, as in Jack's, John's and James's.
 
     Args:
-        paths: the files; where several have a word, the first one counts.
+        paths: the files; the first that has a word counts.
 
     Raises:
         FastglowError: a file cannot be read, or a line has no phones or an unknown one.
@@ -43,7 +43,7 @@ class Lexicon:
 
     @property
     def digest(self) -> str:
-        """A hexadecimal digest of the pronunciations, the same however the files are compressed or commented."""
+        """A hexadecimal digest of the pronunciations, independent of compression and comments."""
         digest = hashlib.sha256()
         for pronunciations in self._files:
             digest.update("\n".join(f"{word} {phones}" for word, phones in pronunciations.items()).encode() + b"\0")
@@ -60,7 +60,7 @@ class Lexicon:
 
 
 def pronounce_words(text: str, pronounce: Pronounce) -> list[tuple[str, bool]]:
-    """Cuts a text as `split_arpabet` does, with the words that `pronounce` knows as further groups."""
+    """`split_arpabet`, with the words that `pronounce` knows as further groups."""
     pieces = []
     for piece, is_group in split_arpabet(text):
         position = 0
@@ -74,7 +74,7 @@ def pronounce_words(text: str, pronounce: Pronounce) -> list[tuple[str, bool]]:
 
 
 def _add_s(phones: str | None) -> str | None:
-    """The phones of a word with the ending of its genitive, 's."""
+    """The phones of a word's genitive."""
     if phones is None:
         return None
     last = phones.split()[-1]

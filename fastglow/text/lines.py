@@ -1,10 +1,10 @@
-"""Line breaks: which of them end a sentence, and which tear a word apart."""
+"""Line breaks: which of them end a sentence, and which split a word."""
 
 import re
 
 from fastglow.text.english.abbreviations import GENERAL, STREETS
 
-# A line that ends in one of these goes on, even before a capital.
+# A line that ends in one of these continues, even before a capital.
 _GO_ON = frozenset(
     """
     a an and are as at but by did do does dr for from had has have her his if in into is its like mr mrs ms my nor not
@@ -16,7 +16,7 @@ _LINE = re.compile(r"[^\n]+")
 _FIRST = re.compile(r"[\s\"'“‘«(\[¿¡*_-]*([^\W_])")
 _LAST_WORD = re.compile(r"([^\W\d_]+)\s*\Z")
 _GOES_ON = re.compile(r"[,;&/+=–—─-]\s*\Z")
-# Whether a stop ends a sentence is for those to judge who know abbreviations.
+# Whether a mark ends a sentence is decided elsewhere, with the abbreviations.
 _HAS_MARK = re.compile(r"[.!?…。！？｡][\"'”’»)\]]*\s*\Z")
 _NARROW = 40
 # "- milk", "2) eggs", "(iv) bread", "[x] done".
@@ -26,9 +26,9 @@ _ITEM = re.compile(
 _DASHED = re.compile(r"\s*([–—―─])[ \t]")
 _LABELLED = re.compile(r"\s*([A-Za-z]|[ivx]{1,5}|[IVX]{1,5})\.[ \t]")
 _ROMAN = "i ii iii iv v vi vii viii ix x xi xii xiii xiv xv xvi xvii xviii xix xx".split()
-# A rule of signs under a heading or between paragraphs; it belongs to what stands before.
+# A rule of signs under a heading or between paragraphs; it belongs to the text before.
 _RULE = re.compile(r"[-–—―=_*~#+.─━═ \t]{3,}")
-# The full stop of these may end a line of its own: "12 Main St.", "Smith & Co."
+# Abbreviations that may end a line: "12 Main St.", "Smith & Co."
 _ABBREVIATED = re.compile(r"([A-Za-z]+)\.\s*\Z")
 _MAY_END = (GENERAL.keys() | STREETS.keys()) - frozenset("approx cf esp incl viz vs".split())
 
@@ -50,7 +50,7 @@ _COMPOUND_LAST = frozenset(
     tempered mannered year years old class term thirds quarters fifths law going made driven friendly conscious free
     """.split()
 )
-# "long-" / "ing", "short-" / "age", "north-" / "ern": the end of the same word.
+# "long-" / "ing", "short-" / "age", "north-" / "ern": endings of the same word.
 _ENDINGS = re.compile(
     r"(?:ish|ed|ing|ings|ness|ly|e?r|ers|ered|ering|est|ment|ments|tion|tions|al|able|ibly|ible|ful|less|en|ens|ened"
     r"|ening|age|ages|ern|erner|ward|wards|s|es|y|ies|th|ths|ty|teen|lings?|like|ship|hood|self|selves|time|times|ry|dred"
@@ -66,11 +66,11 @@ _WINDOW = 60
 
 
 def join_torn_words(text: str) -> str:
-    """Take out hyphens that a line's end brought: ``"trou-\\nble"`` -> ``"trouble"``, but ``"one-sided"``.
+    """Removes hyphenation at line ends: ``"trou-\\nble"`` -> ``"trouble"``, but ``"one-sided"``.
 
-    Without a dictionary this is a guess: the hyphen stays behind words that usually begin a compound (numbers,
-    ``self``, ``well``, colours ...) and before those that usually end one (``known``, ``eyed`` ...), next to digits
-    and capitals, and in a word that has another hyphen. Everything else is one word, so a rarer compound
+    Without a dictionary this is a guess. The hyphen stays after words that usually begin a compound (numbers,
+    ``self``, ``well``, colours ...), before words that usually end one (``known``, ``eyed`` ...), next to digits
+    and capitals, and in a word with another hyphen. Everything else becomes one word, so a rarer compound
     (``sugar-\\nfree``) loses its hyphen. ``"two-\\nand three-year"`` stays.
     """
     if "\n" not in text and "\r" not in text:
@@ -107,7 +107,7 @@ def _is_compound(first: str, second: str) -> bool:
 
 
 def line_breaks_that_end(text: str) -> list[int]:
-    """Positions behind the ``\\n`` that end a sentence although no mark does; blank lines end a paragraph.
+    """Positions after each ``\\n`` that ends a sentence without a mark; blank lines end a paragraph.
 
     See ``split_sentences`` for the rule.
     """
@@ -149,10 +149,10 @@ def _ends_in(paragraph: list[re.Match]) -> list[int]:
 
 
 def _items(lines: list[str]) -> set[int]:
-    """The lines that are items of a list.
+    """Indices of the lines that are list items.
 
-    A dash or a letter with a full stop may be something else: dashes must begin two lines in a row, or follow a
-    colon or nothing; letters and Roman numerals must count on from one item to the next.
+    A dash or a letter with a full stop may be something else: dashes must begin two lines in a row, the first line,
+    or a line after a colon; letters and Roman numerals must count up from one item to the next.
     """
     items = {i for i, line in enumerate(lines) if _ITEM.match(line + " ")}
     dashed = [i for i, line in enumerate(lines) if _DASHED.match(line)]

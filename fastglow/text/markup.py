@@ -1,11 +1,11 @@
-"""What is left of HTML in pasted text: tags, comments, entities. One pass each, in linear time."""
+"""Removes HTML from pasted text: tags, comments, entities. Each takes one pass, in linear time."""
 
 import html
 import re
 
 from fastglow.text.arpabet import arpabet_spans, map_outside_arpabet
 
-# Where these stand, a line of the page ends, and with it a sentence.
+# These elements end a line of the page, and with it a sentence.
 _BLOCKS = frozenset(
     """
     address article aside blockquote body br caption center dd details dialog div dl dt fieldset figcaption figure
@@ -26,7 +26,7 @@ _UNSPOKEN = ("script", "style")
 
 _VALUE = r"\s{0,9}=\s{0,9}(?:\"[^\"<]{0,4000}\"|'[^'<]{0,4000}'|[^\s\"'<>=`]{1,4000})"
 _ATTRIBUTE = rf"\s{{1,99}}[A-Za-z_:@][\w:.@-]{{0,99}}(?:{_VALUE})?"
-# "a <b and c> d" compares: a tag of one letter has attributes with values only.
+# "a <b and c> d" is a comparison: in one-letter tags, attributes must have values.
 _TAG = re.compile(
     rf"<(?:/(?P<closed>[A-Za-z][A-Za-z0-9]{{0,11}})\s{{0,99}}"
     rf"|(?P<letter>[A-Za-z])(?:\s{{1,99}}[A-Za-z_:@][\w:.@-]{{0,99}}{_VALUE}){{0,99}}\s{{0,99}}/?"
@@ -34,7 +34,7 @@ _TAG = re.compile(
     r"|<!(?P<declared>doctype)\b[^<>]{0,999}>|<\?xml\b[^<>]{0,999}>|(?P<comment><!--)",
     re.IGNORECASE,
 )
-# The commonest are also written without their semicolon.
+# The most common ones also occur without their semicolon.
 _ENTITY = re.compile(
     r"&(?:(?:#\d{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});"
     r"|#(?:\d{2,5}|[xX][0-9A-Fa-f]{2,4})(?![\w;])|#(?:39|34|8217)(?=[A-Za-z])|(?:amp|quot|lt|gt|nbsp)(?![\w;=]))"
@@ -42,10 +42,10 @@ _ENTITY = re.compile(
 _NO_BRACES = str.maketrans("{}", "()")
 _EXPONENT = re.compile(r"<sup>\s?([0-9]{1,3})\s?</sup>", re.IGNORECASE)
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
-# Text that was escaped twice on its way still comes out right.
+# Text may have been escaped more than once.
 _MAX_ESCAPES = 3
 
-# Control characters mark the ends of lines and the cells of tables.
+# Control characters that mark line ends and table cells.
 _END, _CELL = "\x00", "\x01"
 _NO_MARKERS = str.maketrans({_END: " ", _CELL: " "})
 _ENDS = re.compile(
@@ -55,10 +55,10 @@ _MARKED = frozenset(".,;:!?…—")
 
 
 def markup_spans(text: str) -> tuple[list[tuple[int, int]], list[int]]:
-    """``(start, end)`` of what is not spoken (tags, comments, whole scripts and style sheets), and where lines end.
+    """``(start, end)`` of unspoken parts (tags, comments, whole scripts and style sheets), and the line ends.
 
-    Both ascend. A run of tags that holds ``<p>``, ``<br>`` or the like ends one line of the page, behind those that
-    close what stands before. Only the elements that HTML knows are tags: ``a < b`` and ``I <3 you`` hold none.
+    Both are in ascending order. A run of tags with ``<p>``, ``<br>`` or the like ends one line of the page, after its
+    leading closing tags. Only HTML's elements are tags: ``a < b`` and ``I <3 you`` have none.
     """
     spans = _spans(text)
     breaks = []
@@ -79,9 +79,9 @@ def markup_spans(text: str) -> tuple[list[tuple[int, int]], list[int]]:
 
 
 def as_seen(text: str, tags: list[tuple[int, int]]) -> str:
-    """The text with what it shows on a page, every position kept: spaces for tags, entities filled up.
+    """The text as a page shows it, with unchanged positions: tags become spaces, entities are padded.
 
-    Of an entity only its kind matters here: a letter or ``&`` stays part of its word, anything else stands apart.
+    An entity is padded by its kind: a letter or ``&`` stays part of its word, anything else separates words.
     """
     pieces = []
     position = 0
@@ -99,8 +99,8 @@ def _filled(match: re.Match) -> str:
 def without_markup(text: str) -> str:
     """``"<p>It&#39;s <b>bold</b></p>"`` -> ``"It's bold"``; a break between two sentences becomes a full stop.
 
-    ``{ARPAbet}`` groups stay as they are. ``AT&T`` and ``?a=1&copy=2`` hold no entities: but for numbers and the
-    commonest names they need their semicolon.
+    ``{ARPAbet}`` groups stay. ``AT&T`` and ``?a=1&copy=2`` have no entities: except for numbers and the most common
+    names, an entity needs its semicolon.
     """
     for _ in range(_MAX_ESCAPES):
         bare = _without_tags(text)
@@ -117,8 +117,8 @@ def _spans(text: str) -> list[tuple[int, int, str]]:
     groups = iter([*arpabet_spans(text), (len(text), len(text))])
     group_start, group_end = next(groups)
     lowered = None
-    unclosed = set()
-    spans = []
+    unclosed: set[str] = set()
+    spans: list[tuple[int, int, str]] = []
     position = 0
     while match := _TAG.search(text, position):
         start, position = match.span()
@@ -147,7 +147,7 @@ def _spans(text: str) -> list[tuple[int, int, str]]:
 
 
 def _ascii_lower(text: str) -> str:
-    """Lower case that keeps every position."""
+    """Lower case with unchanged positions."""
     return text.translate({code: code + 32 for code in range(ord("A"), ord("Z") + 1)})
 
 

@@ -1,26 +1,27 @@
-"""Numbers in words. ``inflect`` does the spelling; its import is slow, so the first number pays for it."""
+"""Numbers in words. ``inflect`` spells them; it is imported on first use because that is slow."""
 
 import functools
 import threading
+from typing import Any
 
-# Beyond quadrillions, and where a zero leads, people read digits one by one.
+# Longer numbers, and numbers with a leading zero, are read digit by digit.
 _MAX_CARDINAL_DIGITS = 15
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 _DENOMINATORS = frozenset([*range(2, 11), 12, 16, 20, 32, 64, 100, 1000])
 
-# An integer, grouped or not, or a decimal; for patterns that look at what stands before it themselves.
+# An integer, grouped or not, or a decimal; patterns that use it check the text before it themselves.
 NUMBER = r"(?:\d{1,3}(?:,\d{2,3}){0,8},\d{3}(?!,?\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
 
 # "3/4", or "2 1/2".
 FRACTION = r"(?:\d{1,4}[ -])?\d{1,3}/\d{1,3}(?![/\d])"
 
-# inflect's engine keeps state while it works.
+# inflect's engine is not thread-safe.
 _engine_lock = threading.Lock()
 
 
 @functools.lru_cache(maxsize=1)
-def _engine():
+def _engine() -> Any:
     import inflect
 
     return inflect.engine()
@@ -28,7 +29,7 @@ def _engine():
 
 @functools.lru_cache(maxsize=4096)
 def number_to_words(number: int | str, **options: str | int) -> str:
-    """``inflect``'s ``number_to_words`` with one shared engine, safe in threads; at most 36 digits."""
+    """``inflect``'s ``number_to_words`` with one shared engine, thread-safe; at most 36 digits."""
     with _engine_lock:
         return _engine().number_to_words(number, **options)
 
@@ -47,14 +48,14 @@ def cardinal(digits: str | int) -> str:
 
 
 def ordinal(digits: str | int) -> str:
-    """``"21"`` -> ``"twenty-first"``; too many digits are read one by one, the last as an ordinal."""
+    """``"21"`` -> ``"twenty-first"``; a long number is read digit by digit, the last one as an ordinal."""
     words = cardinal(str(digits).replace(",", "").lstrip("0") or "0")
     with _engine_lock:
         return _engine().ordinal(words)
 
 
 def number(text: str) -> str:
-    """A number as ``NUMBER`` matches it: ``"3.14"`` -> ``"three point one four"``, ``"1,000"``, ``".5"``."""
+    """A number that ``NUMBER`` matches: ``"3.14"`` -> ``"three point one four"``, ``"1,000"``, ``".5"``."""
     whole, point, fraction = text.partition(".")
     if not point:
         return cardinal(whole)
@@ -62,7 +63,7 @@ def number(text: str) -> str:
 
 
 def fraction(numerator: int, denominator: int) -> str | None:
-    """``3, 4`` -> ``"three quarters"``; ``None`` where the pair is not said as a fraction (9/11, 24/7, 8/10)."""
+    """``3, 4`` -> ``"three quarters"``; ``None`` if the pair is not read as a fraction (9/11, 24/7, 8/10)."""
     if not 0 < numerator < denominator or denominator not in _DENOMINATORS:
         return None
     if numerator > 1 and denominator in (10, 100):
@@ -72,7 +73,7 @@ def fraction(numerator: int, denominator: int) -> str | None:
 
 
 def fraction_of(whole: str, numerator: str, denominator: str) -> str:
-    """A fraction whose ending is written, whatever its denominator: ``3/4ths`` -> ``"three fourths"``."""
+    """A fraction with a written ending and any denominator: ``3/4ths`` -> ``"three fourths"``."""
     part = "half" if denominator == "2" else ordinal(denominator)
     if int(numerator) != 1:
         part = "halves" if part == "half" else part.removeprefix("one ") + "s"
@@ -81,7 +82,7 @@ def fraction_of(whole: str, numerator: str, denominator: str) -> str:
 
 
 def said_slash(denominator: str) -> str:
-    """``8/10`` is a mark, eight out of ten; ``120/80`` is one hundred twenty over eighty."""
+    """``8/10`` is a score, eight out of ten; ``120/80`` is one hundred twenty over eighty."""
     return "out of" if denominator in ("10", "100") else "over"
 
 
@@ -101,7 +102,7 @@ def quantity(text: str) -> str:
 
 
 def year(value: int) -> str:
-    """A year from 1 to 9999 as it is said: 1984, 1900, 1905, 2000, 2005, 2021."""
+    """A year from 1 to 9999 in words: 1984, 1900, 1905, 2000, 2005, 2021."""
     century, rest = divmod(value, 100)
     if value < 1000 or value % 1000 == 0 or 2000 < value < 2010:
         return cardinal(value)
@@ -111,7 +112,7 @@ def year(value: int) -> str:
 
 
 def looks_like_year(written: str) -> bool:
-    """Whether four digits are a year from 1000 to 2099."""
+    """Whether the text is a year from 1000 to 2099."""
     return len(written) == 4 and written.isdigit() and "1000" <= written < "2100"
 
 

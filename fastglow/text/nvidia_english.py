@@ -1,15 +1,15 @@
 """The number and abbreviation rules of NVIDIA's ``english_cleaners``, quirks included.
 
-Source of the behaviour: DeepLearningExamples, PyTorch/SpeechSynthesis/Tacotron2, ``tacotron2/text/numbers.py``
-and ``cleaners.py``. Models were trained on its output, so nothing here may be improved; the one liberty taken
-is that numbers on which the reference raises (more than 36 digits, ``$,5``) are spoken.
+Source: DeepLearningExamples, PyTorch/SpeechSynthesis/Tacotron2, ``tacotron2/text/numbers.py`` and ``cleaners.py``.
+Models were trained on their output, so the rules must not change. One exception: numbers on which NVIDIA's code raises
+(more than 36 digits, ``$,5``) are spoken.
 """
 
 import re
 
 from fastglow.text.numbers import number_to_words, spell_digits
 
-# The look-behinds change no match; they keep long runs of digits linear.
+# The look-behinds change no match; they keep the time linear for long runs of digits.
 _GROUPED = re.compile(r"[0-9][0-9,]+[0-9]")
 _DOLLARS = re.compile(r"\$([0-9.,]*[0-9])")
 _DECIMAL = re.compile(r"(?<![0-9])[0-9]+\.[0-9]+")
@@ -44,15 +44,15 @@ _ABBREVIATIONS = [
 
 
 def expand_abbreviations(text: str) -> str:
-    """Write out the reference's 18 abbreviations, wherever they stand before a full stop."""
-    # One after the other: an expansion can swallow the word boundary that a later abbreviation needs.
+    """Writes out NVIDIA's 18 abbreviations before any full stop."""
+    # In sequence: an expansion can remove the word boundary that a later abbreviation needs.
     for pattern, full in _ABBREVIATIONS:
         text = pattern.sub(full, text)
     return text
 
 
 def expand_numbers(text: str) -> str:
-    """Write out dollars, decimals, ordinals and integers in ASCII text."""
+    """Writes out dollars, decimals, ordinals and integers in ASCII text."""
     text = _GROUPED.sub(lambda match: match[0].replace(",", ""), text)
     text = _DOLLARS.sub(_dollars, text)
     text = _DECIMAL.sub(lambda match: match[0].replace(".", " point "), text)

@@ -1,4 +1,4 @@
-"""Splitting a text into sentences, in time linear in its length."""
+"""Splits a text into sentences, in time linear in its length."""
 
 import re
 from bisect import bisect_right
@@ -11,17 +11,17 @@ from fastglow.text.english.dotted_days import dotted_day_stops
 from fastglow.text.lines import line_breaks_that_end
 from fastglow.text.markup import as_seen, markup_spans
 
-# What they introduce belongs to their sentence.
+# The text after these belongs to the same sentence.
 _INTRODUCING = frozenset("approx cf e.g esp i.e incl viz vs".split())
 _CALENDAR = frozenset(
     "jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thur thurs fri sat sun".split()
 )
 _UNITS = frozenset("gal hr hrs in lb lbs min mins oz sec secs yd yds".split())
-# These end a sentence only when a word follows that usually begins one.
+# These end a sentence only before a word that usually begins one.
 _AMBIGUOUS = frozenset({*GENERAL, *STREETS, "al", "est", "max", "min"} - _INTRODUCING)
 
 _CLOSERS = re.escape("\"'”’»)]")
-# Also in the writing of HTML.
+# Also as HTML entities and tags.
 _CLOSER = (
     rf"(?:[{_CLOSERS}]|&(?:quot|#34|#39|#x27|apos|rdquo|rsquo|raquo|#8217|#8221|#x201[9Dd]);|</[A-Za-z]\w{{0,11}}>)"
 )
@@ -33,7 +33,7 @@ _NUMBER_FOLLOWS = re.compile(r"\s*(?:[\d#]|[A-Z][.-]?\d|[IVXLC]+\b|[B-HJ-Z]\b(?!
 # "on Elm Dr. The house", but "Ask Dr. Who", "met Dr. No".
 _STREET_NAME = re.compile(r"[\w',]\s+[A-Z\d][\w'-]*\s+\Z")
 _ITEM_LABEL = re.compile(r"\(?(?:\d+|[A-Za-z]|[ivx]{1,5}|[IVX]{1,5})\s*")
-# "plan B.", "vitamin C.": the letter is no initial.
+# "plan B.", "vitamin C.": the letter is not an initial.
 _LETTERED = re.compile(
     r"(?i:\b(?:answer|appendix|block|building|category|choice|class|column|deck|division|exhibit|floor|gate|grade"
     r"|group|hepatitis|item|label|lane|letter|level|line|lot|option|part|phase|plan|point|pool"
@@ -42,29 +42,32 @@ _LETTERED = re.compile(
 )
 _INITIAL_FOLLOWS = re.compile(r"\s*[A-Z]\.")
 _CLAUSE_END = re.compile(rf"[;:,][{_CLOSERS}]*(?=\s)|[—–―─，；：、]|[)\]](?=\s)|\s(?=[(\[—–])")
-# Not where a hyphen waits for the rest of its word.
+# Not after a hyphen at a line end.
 _SPACE = re.compile(r"(?<![A-Za-z]-)(?<!\u00ad)\s")
-# A bounded look around each full stop keeps the whole linear.
+# A bounded context around each full stop keeps the time linear.
 _WINDOW = 40
 
 
 def split_sentences(text: str, max_chars: int = 200) -> list[str]:
-    """Cut a text into sentences of at most ``max_chars`` characters.
+    """Cuts a text into sentences of at most ``max_chars`` characters.
 
-    Blank lines, page breaks, rules of signs (``-----``), list items and tags such as ``<p>`` and ``<br>`` end a
-    sentence. Items begin with a bullet or a number; with a dash where two lines in a row do, or the first line, or one
-    behind a colon; with ``a.`` or ``iv.`` where they count on. So does a line break before a capital or a digit, unless
-    the line ends in a comma, a hyphen or a word that cannot end a sentence (``with``, ``the`` ...), or is full: the
-    next word would not fit into the widest line of its paragraph, as where prose is wrapped. No line counts as full in
-    a list or poem: more than two lines, or any shorter than 40 characters, none of which begins small. Any other line
-    break is a space. Full stops of abbreviations, initials, numbers, days (``on 12. Dec.``), addresses and trailing-off
-    ellipses do not, nor do stops inside ``{ARPAbet}``, inside tags or inside parentheses that fit within ``max_chars``.
-    A sentence that is too long is cut evenly: at clause punctuation, where there is none at spaces, and as a last
-    resort inside a word. Tacotron 2 does best with 120 to 200 characters.
+    Besides punctuation, a sentence ends at
 
-    The pieces hold all of the text but the white space around them. A piece may have nothing to speak (``"..."``, an
-    emoji): ``text_to_sequence`` then finds no letters in it, and what to do is the caller's choice. Text of nothing
-    but white space gives an empty list.
+    - blank lines, page breaks, rules of signs (``-----``), list items and tags such as ``<p>`` and ``<br>``. Items
+      begin with a bullet or a number; with a dash if two lines in a row do, or the first line, or a line after a colon;
+      with ``a.`` or ``iv.`` if they count up;
+    - a line break before a capital or a digit, unless the line ends in a comma, a hyphen or a word that cannot end a
+      sentence (``with``, ``the`` ...), or is full, as in wrapped prose: the next word would exceed the widest line of
+      its paragraph. In a list or poem no line is full: no line begins in lower case, and there are more than two lines
+      or all are shorter than 40 characters. Any other line break is a space.
+
+    No sentence ends at full stops of abbreviations, initials, numbers, days (``on 12. Dec.``) and addresses, at
+    ellipses that trail off, or inside ``{ARPAbet}``, tags and parentheses that fit within ``max_chars``. A sentence
+    that is too long is cut evenly: at clause punctuation, else at spaces, else inside a word. Tacotron 2 works best
+    with 120 to 200 characters.
+
+    The pieces contain the whole text except the white space around them. A piece may have nothing to speak (``"..."``,
+    an emoji): ``text_to_sequence`` then finds no letters in it. A text of white space gives an empty list.
 
     Args:
         text: any Unicode string.
@@ -75,10 +78,10 @@ def split_sentences(text: str, max_chars: int = 200) -> list[str]:
         FastglowError: ``max_chars`` is below 1.
     """
     if max_chars < 1:
-        raise FastglowError(f"max_chars must be at least 1, not {max_chars}")
+        raise FastglowError(f"max_chars={max_chars} must be at least 1")
     tags, tag_breaks = markup_spans(text)
     groups = _Spans(_outermost(sorted(arpabet_spans(text) + tags)))
-    pieces = []
+    pieces: list[str] = []
     start = 0
     for end in _sentence_ends(text, tags, groups, tag_breaks, max_chars):
         pieces += _cut(text, start, end, groups, max_chars)
@@ -87,7 +90,7 @@ def split_sentences(text: str, max_chars: int = 200) -> list[str]:
 
 
 class _Spans:
-    """Disjoint spans ``(start, end)`` of a text, ascending; says which one a cut would tear apart."""
+    """Disjoint spans ``(start, end)`` of a text, ascending; finds the one that a cut would split."""
 
     def __init__(self, spans: list[tuple[int, int]]):
         self._spans = spans
@@ -101,7 +104,7 @@ class _Spans:
 
 
 def _outermost(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Of nested spans the outer ones: braces inside a script are no groups."""
+    """The outermost spans only: braces inside a script are not groups."""
     kept: list[tuple[int, int]] = []
     for start, end in spans:
         if not kept or start >= kept[-1][1]:
@@ -112,8 +115,8 @@ def _outermost(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
 def _sentence_ends(
     text: str, tags: list[tuple[int, int]], groups: _Spans, tag_breaks: list[int], max_chars: int
 ) -> list[int]:
-    """Positions behind each sentence, ascending; the last is the end of the text."""
-    # A lone carriage return is a line break too; same length, so that positions stay.
+    """Positions after each sentence, ascending; the last is the end of the text."""
+    # A lone carriage return is a line break, too; replaced by the same length to keep positions.
     text = re.sub(r"\r(?!\n)", "\n", text)
     seen = as_seen(text, tags)
     days = frozenset(dotted_day_stops(seen))
@@ -139,7 +142,7 @@ def _sentence_ends(
 
 
 def _short_parentheses(text: str, start: int, end: int, max_chars: int) -> _Spans:
-    """Outermost matching pairs of parentheses, of those that fit into one piece."""
+    """Outermost pairs of matching parentheses among those that fit into one piece."""
     spans: list[tuple[int, int]] = []
     opened = []
     for match in _PARENTHESIS.finditer(text, start, end):
@@ -155,7 +158,7 @@ def _short_parentheses(text: str, start: int, end: int, max_chars: int) -> _Span
 
 
 def _ends_here(match: re.Match, seen: str, paragraph_start: int, paragraph_end: int) -> bool:
-    """Whether the stop, with the closing quotes behind it, ends a sentence; ``seen`` is the text without markup."""
+    """Whether the stop, with the closing quotes after it, ends a sentence; ``seen`` is the text without markup."""
     marks, closers = match[1], match[2]
     if marks is None:
         return True
@@ -172,14 +175,14 @@ def _ends_here(match: re.Match, seen: str, paragraph_start: int, paragraph_end: 
     if not word or (goes_on and closers):
         return not goes_on
     if _ITEM_LABEL.fullmatch(preceding.strip()) and following.strip():
-        return False  # the number of a list's item
+        return False  # the number of a list item
     if len(word[0]) == 1 and _LETTERED.search(preceding[: word.start()]):
         return not goes_on
     return _full_stop_ends(word[0], preceding[: word.start()], following)
 
 
 def _full_stop_ends(word: str, preceding: str, following: str) -> bool:
-    """Whether the sentence ends with this word, whose full stop may be that of an abbreviation."""
+    """Whether the sentence ends after this word, which may be an abbreviation."""
     key = word.lower()
     upcoming = next_word(following)
     goes_on = upcoming[:1].islower()
@@ -196,13 +199,13 @@ def _full_stop_ends(word: str, preceding: str, following: str) -> bool:
         return starts_anew and not _INITIAL_FOLLOWS.match(following)
     if key in _AMBIGUOUS or (key in _CALENDAR and word[0].isupper()):
         return starts_anew
-    # Not all writers use capitals; an unknown word without vowels is more likely an abbreviation.
+    # Not every writer uses capitals; an unknown word without vowels is probably an abbreviation.
     return not goes_on or (key not in _UNITS and not (len(key) < 5 and key.isalpha() and not set(key) & set("aeiouy")))
 
 
 def _cut(text: str, start: int, end: int, groups: _Spans, max_chars: int) -> list[str]:
-    """One sentence in pieces of at most ``max_chars``, each stripped of white space; none for white space."""
-    pieces = []
+    """One sentence in stripped pieces of at most ``max_chars``; none if it is white space."""
+    pieces: list[str] = []
     while True:
         while start < end and text[start].isspace():
             start += 1

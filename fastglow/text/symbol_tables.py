@@ -1,4 +1,4 @@
-"""The symbol tables that published acoustic models were trained with: which row of an embedding is which symbol."""
+"""Symbol tables of published acoustic models: the symbol of each row of the embedding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ _PHONES = tuple(symbol for symbol in NVIDIA_SYMBOLS if symbol.startswith(PHONE_M
 
 NVIDIA = "nvidia"
 FOREIGN = "foreign"
-"""The name of every table that is not known here, such as coqui's, which each model chooses for itself."""
+"""The name of all unknown tables, such as coqui's, which differ from model to model."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ TABLES = (
 
 
 def find_table(n_symbols: int, name: str | None = None) -> SymbolTable | None:
-    """The table of a model whose embedding has `n_symbols` rows, or None if it is not known.
+    """The table of a model whose embedding has `n_symbols` rows, or None if it is unknown.
 
     Args:
-        n_symbols: rows; without a name they tell the table, if it is one of `TABLES`.
-        name: the table's, where the checkpoint tells. A model of fastglow's training may have fewer rows than
-            NVIDIA's table, whose first symbols they are then; rows past the table are never read.
+        n_symbols: rows; without a name, the table of `TABLES` with that many symbols.
+        name: of the table, if the checkpoint has it. A model that fastglow trained may have fewer rows than NVIDIA's
+            table: they are its first symbols. Rows past the table are never read.
     """
     if name is None:
         return next((table for table in TABLES if len(table.symbols) == n_symbols), None)
@@ -51,6 +51,6 @@ def find_table(n_symbols: int, name: str | None = None) -> SymbolTable | None:
 
 
 def rows_by_symbol(source: Sequence[str], target: Sequence[str]) -> list[tuple[int, int]]:
-    """(row of `source`, row of `target`) of every symbol that both tables have."""
+    """(row of `source`, row of `target`) for every symbol in both tables."""
     positions = {symbol: row for row, symbol in enumerate(source)}
     return [(positions[symbol], row) for row, symbol in enumerate(target) if symbol in positions]

@@ -1,23 +1,23 @@
-"""Any Unicode text in ASCII, by ``unidecode``'s tables."""
+"""Converts Unicode text to ASCII with ``unidecode``'s tables."""
 
 from unidecode import unidecode
 
 from fastglow.text.unspeakable import is_silent
 
-# A brace would open or close an ARPAbet group that the writer did not mean.
+# A brace would begin or end an unintended ARPAbet group.
 _NO_BRACES = str.maketrans("{}", "()")
 
 
 def ascii_of(character: str) -> str:
-    """The ASCII form of one non-ASCII character; empty when it has none (emoji, lone surrogates ...)."""
+    """The ASCII form of a non-ASCII character; empty if it has none (emoji, lone surrogates ...)."""
     if "\ud800" <= character <= "\udfff":
         return ""
-    # Its table has nothing for U+0085, a line's end: the words on both sides must not grow together.
+    # unidecode drops U+0085, a line end, which would join the words on both sides.
     return unidecode(character).translate(_NO_BRACES) or (" " if character.isspace() else "")
 
 
 def to_ascii(text: str, dropped: list[str]) -> str:
-    """Transliterate; characters without an ASCII form disappear and, if they are not silent, join ``dropped``."""
+    """Transliterates; appends the characters without an ASCII form, except silent ones, to ``dropped``."""
     if text.isascii():
         return text
     table = {}

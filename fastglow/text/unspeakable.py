@@ -1,4 +1,4 @@
-"""What happens to characters that have no sound: they are dropped, and a warning names them."""
+"""Characters without a sound are dropped, and a warning names them."""
 
 import unicodedata
 import warnings
@@ -14,16 +14,16 @@ class UnspeakableTextWarning(UserWarning):
 
 
 def is_silent(character: str) -> bool:
-    """Whether a character is dropped without a warning, because it never had a sound of its own.
+    """Whether a character is dropped without a warning, because it has no sound of its own.
 
-    These are the double quotation mark, combining marks and invisible format characters (zero-width
-    joiners, byte order marks, soft hyphens, variation selectors).
+    True for the double quotation mark, combining marks and invisible format characters (zero-width joiners, byte
+    order marks, soft hyphens, variation selectors).
     """
     return character == '"' or unicodedata.category(character) in _SILENT_CATEGORIES
 
 
 def warn_dropped(dropped: Iterable[str], stacklevel: int) -> None:
-    """Warn once, naming each dropped item once; a longer item than one character is a phone in braces."""
+    """Warns once, naming each dropped item once; items of more than one character are phones in braces."""
     distinct = list(dict.fromkeys(dropped))
     if not distinct:
         return

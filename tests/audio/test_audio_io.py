@@ -170,7 +170,7 @@ def bad_file(folder, kind):
         ("missing", "no such audio file"),
         ("folder", "is a folder"),
         ("empty-file", "cannot be read as audio"),
-        ("no-samples", "holds no audio samples"),
+        ("no-samples", "has no audio samples"),
         ("text", "cannot be read as audio"),
         ("nan", "NaN or infinite"),
         ("infinity", "NaN or infinite"),
@@ -186,7 +186,7 @@ def test_bad_files_are_named(tmp_path, kind, message):
 
 
 def test_bad_rates_are_named(tmp_path):
-    with pytest.raises(FastglowError, match="sampling_rate must be positive, not 0"):
+    with pytest.raises(FastglowError, match="sampling_rate=0 must be positive"):
         read_audio(tmp_path / "a.wav", sampling_rate=0)
     with pytest.raises(FastglowError, match="at -5 Hz"):
         write_audio(tmp_path / "a.wav", np.zeros(3), -5)
@@ -196,10 +196,10 @@ def test_bad_rates_are_named(tmp_path):
 @pytest.mark.parametrize(
     "audio, message",
     [
-        (np.zeros((2, 5)), r"\[N\], not \[2, 5\]"),
-        (torch.zeros(1, 5), r"\[N\], not \[1, 5\]"),
-        (np.zeros(5, np.int16), "not int16"),
-        (torch.zeros(5, dtype=torch.int16), "not torch.int16"),
+        (np.zeros((2, 5)), r"has shape \[2, 5\], must be \[N\]"),
+        (torch.zeros(1, 5), r"has shape \[1, 5\], must be \[N\]"),
+        (np.zeros(5, np.int16), "has dtype int16, must be floating"),
+        (torch.zeros(5, dtype=torch.int16), "has dtype torch.int16, must be floating"),
         (np.zeros(0), "0 samples"),
         (np.array([0, np.nan]), "NaN or infinite"),
         (torch.tensor([0, -float("inf")]), "NaN or infinite"),
@@ -213,7 +213,7 @@ def test_bad_audio_leaves_no_file(tmp_path, audio, message):
 
 @pytest.mark.parametrize("name", ["a.aac", "a", "a.wav.txt"])
 def test_unknown_suffixes_are_named(tmp_path, name):
-    with pytest.raises(FastglowError, match=rf"{name}: cannot write .* supported are \.wav, \.flac"):
+    with pytest.raises(FastglowError, match=rf"{name}: cannot write .* use one of \.wav, \.flac"):
         write_audio(tmp_path / name, np.zeros(5), 22050)
     with pytest.raises(FastglowError, match="cannot write audio as 'aac'"):
         write_audio(io.BytesIO(), np.zeros(5), 22050, format="aac")

@@ -96,7 +96,7 @@ def test_without_normalizing_what_passes_full_scale_is_scaled_down():
 
 @pytest.mark.parametrize("volume", [-0.1, -1, float("nan"), float("inf"), -float("inf"), "loud", None])
 def test_odd_volumes_are_refused(volume):
-    with pytest.raises(FastglowError, match="^volume .*: use a factor from 0 up, 1 leaves the level as it is$"):
+    with pytest.raises(FastglowError, match="^volume=.* must be a factor of at least 0; 1 keeps the level$"):
         set_level(speech_like(), RATE, volume=volume)
 
 

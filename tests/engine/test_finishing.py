@@ -236,7 +236,7 @@ def test_bad_volumes_are_refused_before_decoding(volume):
         lambda: speaker.synthesize_batch([TEXT], volume=volume),
         lambda: list(speaker.stream(TEXT, volume=volume)),
     ):
-        with pytest.raises(FastglowError, match=f"volume {volume}"):
+        with pytest.raises(FastglowError, match=f"volume={volume}"):
             call()
     assert speaker.tacotron2.calls == []
 

@@ -172,7 +172,7 @@ def test_the_bundled_lexicon_is_all_reachable_and_licensed(cmudict):
         (gzip.compress(FILE.encode())[:-20], "cannot read the lexicon .*lexicon.txt: .*ended before"),
         (gzip.compress(FILE.encode())[:20] + bytes(60), "cannot read the lexicon .*lexicon.txt: "),
         (b"\x1f\x8bnonsense", "cannot read the lexicon .*lexicon.txt: "),
-        (bytes(range(256)) * 50, "the lexicon .*lexicon.txt holds zero bytes"),
+        (bytes(range(256)) * 50, "the lexicon .*lexicon.txt has zero bytes"),
         (bytes(range(1, 256)) * 50, "the lexicon .*lexicon.txt is neither UTF-8 .* nor Windows-1252"),
         (FILE.encode("utf-16")[:-1], "the lexicon .*lexicon.txt begins with the byte order mark of UTF-16, but"),
         (b"x" * 10_000, "lexicon.txt, line 1: no phones"),

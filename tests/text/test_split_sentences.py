@@ -102,7 +102,7 @@ def test_parentheses_that_are_too_long_do_not_hold_sentences_together():
 
 @pytest.mark.parametrize("max_chars", [0, -5])
 def test_max_chars_must_be_positive(max_chars):
-    with pytest.raises(FastglowError, match=rf"max_chars .*{max_chars}$"):
+    with pytest.raises(FastglowError, match=f"max_chars={max_chars} must be at least 1"):
         split_sentences("a", max_chars=max_chars)
 
 

@@ -42,17 +42,17 @@ def test_anything_else_is_windows_1252_and_one_warning_names_it(text):
 @pytest.mark.parametrize("text", ["Zoë, naïve", "Привет", "20 € 😀"])
 @pytest.mark.parametrize("last", ["é", "€", "😀"])
 def test_utf_8_cut_within_its_last_character_stays_utf_8(text, last):
-    with pytest.warns(TextEncodingWarning, match="notes.txt ends within a character"):
+    with pytest.warns(TextEncodingWarning, match="notes.txt ends inside a UTF-8 character"):
         assert decode_text((text + last).encode()[:-1], "notes.txt") == text
 
 
 @pytest.mark.parametrize(
     "data, message",
     [
-        ("Hello".encode("utf-16-le"), "holds zero bytes"),
-        ("Hello".encode("utf-16-be"), "holds zero bytes"),
-        ("Hello".encode("utf-32-be"), "holds zero bytes"),
-        (b"\x7fELF\x02\x01\x01\x00\x00", "holds zero bytes"),
+        ("Hello".encode("utf-16-le"), "has zero bytes"),
+        ("Hello".encode("utf-16-be"), "has zero bytes"),
+        ("Hello".encode("utf-32-be"), "has zero bytes"),
+        (b"\x7fELF\x02\x01\x01\x00\x00", "has zero bytes"),
         ("「これ」。".encode("shift_jis"), "neither UTF-8 .byte 0. nor Windows-1252"),
         (b"caf\xe9 \x81 \x9d", "neither UTF-8 .byte 3. nor Windows-1252 .byte 5."),
         (b"caf\xe9 \x8f", "neither UTF-8"),

@@ -1,1 +1,1 @@
-"""English text as a voice says it: everything written in short is written out."""
+"""Normalises English text: writes out numbers, abbreviations and signs."""

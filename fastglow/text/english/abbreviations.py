@@ -1,4 +1,4 @@
-"""Abbreviations, each with the context in which it means what it says."""
+"""Abbreviations, each with the context in which it has its meaning."""
 
 import re
 
@@ -12,7 +12,7 @@ from fastglow.text.english.context import (
     next_word,
 )
 
-# Written out wherever they stand before a full stop; these never end a sentence.
+# Written out before any full stop; these never end a sentence.
 TITLES = {
     "adm": "admiral",
     "capt": "captain",
@@ -121,7 +121,7 @@ GENERAL = {
 }
 # After a number these are feet, seconds and pints.
 _UNITS_TOO = frozenset("ft pt sec".split())
-# With stops inside; the last stop may be missing.
+# With inner full stops; the last one may be missing.
 _PHRASES = {
     "e.g": "for example",
     "i.e": "that is",
@@ -143,7 +143,7 @@ _NAME_FOLLOWS = re.compile(r" [A-Z]")
 _LETTER_FOLLOWS = re.compile(r" [A-Za-z]")
 _ADJACENT_WORD = re.compile(r"(?:\A|[^\w'])([\w']+) \Z")
 _ORDINAL_WORD = re.compile(r"\d+(?:st|nd|rd|th)")
-# "12 Elm", "on Main": a street's name is coming.
+# "12 Elm", "on Main": a street name follows.
 _ANNOUNCES_STREET = re.compile(r"(?:\d|\b(?:on|at|along|down|up|off|near|corner)) \Z")
 _PLACES = frozenset("mount lake port fort cape isle east west north south old new sir lady lord".split())
 
@@ -151,7 +151,7 @@ _PLACES = frozenset("mount lake port fort cape isle east west north south old ne
 def expand_abbreviations(text: str) -> str:
     """``"Dr. Smith of Elm Dr."`` -> ``"doctor Smith of Elm drive."``, ``"No. 5"``, ``"e.g."``, ``"Roe v. Wade"``.
 
-    The full stop of an abbreviation goes, unless it ends the sentence too.
+    Removes the full stop of an abbreviation, unless it also ends the sentence.
     """
     text = _PHRASE.sub(lambda match: _PHRASES[match[1].lower()], text)
     text = _ET_AL.sub(lambda match: "and others" + final_stop(match), text)

@@ -1,4 +1,4 @@
-"""Words in capitals: read as words when they can be, else letter by letter. And single letters."""
+"""Words in capitals, read as words if possible, else letter by letter; and single letters."""
 
 import re
 
@@ -26,7 +26,7 @@ _MIXED = {
     "Wi-Fi": "wifi",
 }
 
-# Spelt although they could be read as words.
+# Spelt, although they are readable as words.
 _SPELT = frozenset(
     """
     ABC AD ADHD AGI AI AKA AOL ASAP ATM CD CEO CFO CIO CSI DIY DIYS DOB DOJ DUI DVR EKG ETF EU FAQ FYI GED GOP GUI HIV
@@ -34,10 +34,10 @@ _SPELT = frozenset(
     USAF USDA USSR VAT VIN VIP YMCA YWCA
     """.split()
 )
-# Of these, the ones that are ordinary words when everything is in capitals.
+# The ones that are ordinary words if everything is in capitals.
 _SPELT_UNLESS_SHOUTED = frozenset("AD AI ID IT LED SAT UN UPS US VAT".split())
 
-# Words that people put in capitals for emphasis and that the rules below would spell.
+# Words in capitals for emphasis, which the rules below would spell.
 _WORDS = frozenset(
     """
     AH AM MM AN AS AT BE BY DO EH EX GO HA HE HI HM IF IN IS LO MA ME MY NO OF OH ON OR OW OX PA SH SO TO UP WE YE YO
@@ -67,7 +67,7 @@ _SOUND = re.compile(
     r"|U+H*M+|E+RM+|E+H{2,}|VRO+M+|TH?WA+C?K+|B?M?WA+H(?:A+H)*|AHA|OHO|AYE"
 )
 _STRETCHED = re.compile(r"([A-HJ-VYZ])\1\1")
-# A longer run of capitals is a word, if it has a vowel at all.
+# A longer run of capitals with a vowel is a word.
 _MAX_SPELT = 6
 
 _MIXED_WORD = re.compile(rf"\b(?:{'|'.join(_MIXED)})\b")
@@ -85,12 +85,12 @@ _ENDS_CLAUSE = re.compile(r"[,;:.!?)]|\Z|'s\b")
 
 
 def is_shouted(text: str) -> bool:
-    """Whether a text of several words is all in capitals, which then mean nothing."""
+    """Whether a text of several words is all in capitals, which then carry no information."""
     return text.isupper() and len(text.split(maxsplit=3)) > 2
 
 
 def is_spelt(word: str, shouted: bool = False) -> bool:
-    """Whether a word, given in capitals, is read letter by letter."""
+    """Whether a word in capitals is read letter by letter."""
     if word in _SPELT:
         return not (shouted and word in _SPELT_UNLESS_SHOUTED)
     if word in _WORDS or _SOUND.fullmatch(word) or (len(word) > 3 and _STRETCHED.search(word)):
@@ -105,9 +105,9 @@ def is_spelt(word: str, shouted: bool = False) -> bool:
 
 
 def read_capitals(text: str, shouted: bool) -> str:
-    """Spell the acronyms (``"BBC"`` -> ``"bee bee see"``), leave the others (``"NASA"``), name single letters.
+    """Spells acronyms (``"BBC"`` -> ``"bee bee see"``), keeps words (``"NASA"``), names single letters.
 
-    ``shouted`` says that the whole text is in capitals: then only what cannot be a word is spelt.
+    ``shouted``: the whole text is in capitals, so only unreadable words are spelt.
     """
     text = _MIXED_WORD.sub(lambda match: _MIXED[match[0]], text)
     text = _PH_D.sub(lambda match: spell(match[0]) + final_stop(match), text)

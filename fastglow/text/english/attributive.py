@@ -1,10 +1,10 @@
-"""Whether an amount stands before the noun that it describes and is singular: ``"a $20 ticket"``, ``"12V battery"``."""
+"""Whether an amount describes the noun after it and so is singular: ``"a $20 ticket"``, ``"12V battery"``."""
 
 import re
 
 from fastglow.text.english.context import last_word
 
-# Words that are no nouns and that no noun phrase goes on with after an amount.
+# Words after an amount that neither are nouns nor continue a noun phrase.
 CLOSED_CLASS = frozenset(
     """
     a aboard about above according across after against ahead all along alongside also although always am amid among
@@ -26,7 +26,7 @@ CLOSED_CLASS = frozenset(
     which while who whom whose why will with within without worth would yes yesterday yet you your yours zero
     """.split()
 )
-# Adjectives and adverbs that follow what they describe: "6 ft tall", "$20 extra", "$5 million cash".
+# Adjectives and adverbs that describe the amount before them: "6 ft tall", "$20 extra", "$5 million cash".
 _POSTPOSED = frozenset(
     """
     abroad afield again ago almost alone already altogether annual anywhere ashore available barefoot better bigger
@@ -39,7 +39,7 @@ _POSTPOSED = frozenset(
     """.split()
 )
 _NOUNS_TOO = frozenset("flat home light round square".split())
-# Verbs that an amount is the subject of, or that follow it, and that do not end in -ed.
+# Verbs, not ending in -ed, whose subject is an amount, or that follow one.
 _VERBS = frozenset(
     """
     adds allows beats became become becomes began begins belongs bought bring brings brought buy buys came come
@@ -50,7 +50,7 @@ _VERBS = frozenset(
     taken takes thought told took weighs went wins won
     """.split()
 )
-# What holds the stuff that is measured: "5 kg bag", unlike "5 kg flour".
+# Containers of a measured substance: "5 kg bag", unlike "5 kg flour".
 _CONTAINERS = frozenset(
     """
     baby bag bags barrel barrels block blocks bottle bottles box boxes bucket buckets can cans capacity carton
@@ -65,7 +65,7 @@ _CALENDAR = re.compile(
     r"(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day|(?:Jan|Febr)uary|March|April|May|Ju(?:ne|ly)|August"
 )
 
-# After an article in the singular, only "a 5 kilometer ..." is right.
+# After a singular article only "a 5 kilometer ..." is right.
 _ARTICLES = ("a", "an")
 _COUNTS = frozenset(
     "each every per one two three four five six seven eight nine ten eleven twelve several many few".split()
@@ -83,12 +83,12 @@ _NEXT = re.compile(r" ([A-Za-z]+)(-[A-Za-z])?(?=['\w-]{0,32}(.?.?))")
 def is_attributive(preceding: str, following: str, of_stuff: bool = False) -> bool:
     """Whether the amount between ``preceding`` and ``following`` describes the noun that comes next.
 
-    There is no tagger: a word right behind the amount is taken for a noun, or for the start of one's description,
-    unless it is of a closed class, an adverb, a participle, a comparative, or a verb of which amounts are subjects.
-    After ``a`` and ``an`` adverbs and adjectives may come too; after them and a count (``"two $20 bills"``)
-    participles and proper names. Amounts ``of_stuff`` (grams, liters) need an article or a count before them, or a
-    container behind: recipes leave out ``of`` (``"200 g flour"``). Taken for nouns are verbs that are not in the list
-    (``"$20 goes"`` is, ``"$20 talks"`` is not) and stuff after money or length (``"$5 million aid"``).
+    Without a tagger, the word after the amount counts as a noun, or as the beginning of a noun phrase, unless it
+    belongs to a closed class or is an adverb, a participle, a comparative, or a verb whose subject is an amount. After
+    ``a`` and ``an``, adverbs and adjectives are allowed, too; after these articles or a count (``"two $20 bills"``),
+    also participles and proper names. Amounts ``of_stuff`` (grams, liters) need an article or a count before them, or
+    a container after them, since recipes omit ``of`` (``"200 g flour"``). Known errors: unlisted verbs (``"$20
+    talks"``) and substances after money or length (``"$5 million aid"``) count as nouns.
     """
     following = _PER.sub("", following)
     if _COMPOUND.match(following):

@@ -1,4 +1,4 @@
-"""What stands around a match: a bounded look, so that a text of any length is read in linear time."""
+"""The text around a match, within bounds that keep the time linear."""
 
 import re
 
@@ -17,7 +17,7 @@ SENTENCE_STARTERS = frozenset(
     """.split()
 )
 
-# "no. I left" is no number one.
+# "no. I left" is not number one.
 PRONOUN_I_FOLLOWS = re.compile(r"\s+I(?:\s+[a-z]|['’])")
 
 _LAST_WORD = re.compile(r"(?:\A|[^\w'-])([\w'-]+)[^\w]*\Z")
@@ -36,19 +36,19 @@ def after(match: re.Match) -> str:
 
 
 def last_word(text: str) -> str:
-    """The last word of a text, without the punctuation after it; empty when there is none."""
+    """The last word of a text, without the punctuation after it; empty if there is none."""
     match = _LAST_WORD.search(text)
     return match[1] if match else ""
 
 
 def next_word(text: str) -> str:
-    """The first word of a text, past spaces and opening quotes; empty when something else comes first."""
+    """The first word of a text, after spaces and opening quotes; empty if something else comes first."""
     match = _NEXT_WORD.match(text)
     return match[1] if match else ""
 
 
 def ends_sentence(following: str) -> bool:
-    """Whether the full stop of an abbreviation also ends its sentence, judged by what follows it."""
+    """Whether the full stop of an abbreviation also ends its sentence, given the text after it."""
     if _ONLY_CLOSERS.match(following):
         return True
     word = next_word(following)
@@ -56,5 +56,5 @@ def ends_sentence(following: str) -> bool:
 
 
 def final_stop(match: re.Match) -> str:
-    """``"."`` when the match ends in a full stop that also ends its sentence, else nothing."""
+    """``"."`` if the match ends in a full stop that also ends its sentence, else an empty string."""
     return "." if match[0].endswith(".") and ends_sentence(after(match)) else ""

@@ -6,7 +6,7 @@ from fastglow.text.english.attributive import is_attributive
 from fastglow.text.english.context import after, before
 from fastglow.text.numbers import NUMBER, number
 
-# Singular, plural, hundredth singular, hundredth plural; an empty name means that there are no coins to speak of.
+# Singular, plural, hundredth singular, hundredth plural; an empty name means that hundredths are not in use.
 _CURRENCIES = {
     "$": ("dollar", "dollars", "cent", "cents"),
     "£": ("pound", "pounds", "penny", "pence"),
@@ -110,7 +110,7 @@ def _amount(nation: str, sign: str, first: str, last: str | None, scale: str | N
         spoken += f" {_SCALES.get(scale.lower(), scale)}" if scale else ""
         return f"{spoken} {nation}{one if adjective else many}"
     whole, _, fraction = first.replace(",", "").partition(".")
-    # One decimal is tenths of a dollar; three or more are no coins.
+    # One decimal is tenths; three or more are not coins.
     if not coin or not 1 <= len(fraction) <= 2:
         unit = one if adjective or (whole == "1" and not fraction) else many
         return f"{number(first)} {nation}{unit}"

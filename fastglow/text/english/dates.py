@@ -23,7 +23,7 @@ _MONTH_DAY = re.compile(
 _DAY_MONTH = re.compile(rf"(?<![\w.,:/$-]){_DAY}(?: ?[-–] ?{_DAY})?(?: of)? ({_MONTH})(?!\w){_YEAR}", re.IGNORECASE)
 _HYPHENED = re.compile(rf"(?<![\w-])(\d{{1,2}})-({_MONTH})-(\d{{4}})(?![\w-])", re.IGNORECASE)
 _MONTH_YEAR = re.compile(rf"\b({_MONTH})(?:,? |-)(\d{{4}})(?![\w-]|[,.:]\d)", re.IGNORECASE)
-# What may stand between a month and the dash of a range: its day, its year.
+# Between a month and the dash of a range: day and year.
 _OF_MONTH = r"(?: \d{1,2}(?:st|nd|rd|th)?)?(?:,? (?:\d{4}|'\d\d))?"
 _MONTH_RANGE = re.compile(rf"\b{_MONTH}(?:{_OF_MONTH} ?[-–—] ?{_MONTH}(?![\w'])){{1,11}}", re.IGNORECASE)
 _MONTH_JOINT = re.compile(r" ?[-–—] ?")
@@ -68,7 +68,7 @@ def _iso(match: re.Match) -> str:
 
 def _slashed(match: re.Match) -> str:
     first, second = int(match[1]), int(match[3])
-    # Dots are written where the day comes first; a first number above 12 cannot be a month.
+    # With dots the day comes first; a first number above 12 cannot be a month.
     month, day = (second, first) if match[2] == "." or first > 12 else (first, second)
     if match[2] != "/" and len(match[4]) == 2:
         return match[0]
@@ -111,7 +111,7 @@ def _month_range(match: re.Match) -> str:
     is_verb = match[0].endswith(("- May", "– May", "— May")) and re.match(
         r" (?:I|we|you|s?he|it|they|the)\b", after(match)
     )
-    months = [_FIRST_WORD.match(part)[0] for part in parts]
+    months = [word[0] for part in parts if (word := _FIRST_WORD.match(part))]
     if is_verb or not all(map(_is_month, months)):
         return match[0]
     spoken = [_month_name(month).title() + part[len(month) :] for month, part in zip(months, parts, strict=True)]

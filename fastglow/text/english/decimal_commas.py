@@ -1,7 +1,7 @@
-"""Numbers as much of Europe writes them, made English before any other step sees a digit.
+"""Rewrites continental European numbers as English ones, before the other steps read digits.
 
-Only what can be nothing else: ``"1.000.000"``, ``"1.234,56"``, ``"1 234,56"``, ``"1'000'000"``, ``"10 000"``; and a
-comma before one or two digits where money, a percentage or a unit follows. ``"1.234"`` and ``"27,500"`` are English,
+Only unambiguous ones: ``"1.000.000"``, ``"1.234,56"``, ``"1 234,56"``, ``"1'000'000"``, ``"10 000"``; and a comma
+before one or two digits if money, a percentage or a unit follows. ``"1.234"`` and ``"27,500"`` are English,
 ``"1,2,3"`` is a list, ``"1.2.3"`` a version, ``"192.168.100.200"`` an address.
 """
 
@@ -28,7 +28,7 @@ _BEFORE_MEASURE = re.compile(
     rf"(?:{SIGN}|[%‰]|(?:{CODES})(?!\w)|(?:{UNIT_SPELLINGS}|{UNIT_NAMES}|[mb]illion|trillion)(?![A-Za-z0-9])))"
 )
 _AFTER_SIGN = re.compile(rf"((?:{SIGN}|\b(?:{CODES})) ?\d{{1,12}}),(\d{{1,2}}){_END}")
-# No price has three decimals but that of fuel: "1.459 €/l".
+# Only fuel prices have three decimals: "1.459 €/l".
 _EUROS = re.compile(rf"{_START}([1-9]\d{{0,2}})\.(\d{{3}})(?= ?(?:€|EUR\b)(?! ?/| per\b))")
 _VERSION = re.compile(r"(?:version|release|firmware|build|v)\.? \Z", re.IGNORECASE)
 

@@ -1,4 +1,4 @@
-"""Labels that mix letters, numbers and dots, and numbered things: ``"C.3"``, ``"H.265"``, ``"Chapter 01"``."""
+"""Labels of letters, numbers and dots, and numbered things: ``"C.3"``, ``"H.265"``, ``"Chapter 01"``."""
 
 import re
 
@@ -8,7 +8,7 @@ from fastglow.text.english.letters import spell
 from fastglow.text.english.roman import HEADINGS, roman_value
 from fastglow.text.numbers import cardinal, number, spell_digits
 
-# A dot inside the label, no space, a digit somewhere behind it.
+# A dot inside the label, no space, digits after the dot.
 _LABEL = re.compile(
     r"(?<![\w.])([A-Za-z]{1,5})\.(\d{1,9}(?:\.(?:\d{1,9}|[A-Za-z](?![A-Za-z0-9]))){0,8})([a-z]?)(?![\w]|\.\d)"
 )
@@ -38,7 +38,7 @@ _LEADING_ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
 def read_labels(text: str) -> str:
     """``"Fig. C.3"`` -> ``"Fig. C point three"``, ``"p.3"`` -> ``"p. 3"``, ``"Track 07"`` -> ``"Track 7"``.
 
-    A letter and a number with a dot and no space between them are one label, at a sentence's end too.
+    A letter, a dot and a number without spaces are one label, even at the end of a sentence.
     """
     text = _EPISODE.sub(r"season \1 episode \2", text)
     text = _ZEROS.sub(lambda match: match[1] + _LEADING_ZEROS.sub("", match[2]), text)
@@ -87,7 +87,7 @@ def _version(match: re.Match) -> str:
 
 
 def _clause(match: re.Match) -> str:
-    """``"section 4.b"``, ``"1.B.2"``; anything that has but digits and one dot is a decimal."""
+    """``"section 4.b"``, ``"1.B.2"``; digits with a single dot are a decimal."""
     parts = match[1].split(".")
     if all(part.isdigit() for part in parts):
         return match[0]

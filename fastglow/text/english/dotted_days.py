@@ -12,7 +12,7 @@ _BEFORE = (
     r"\b(?:on|On|the|The|since|Since|until|Until|till|from|From|by|By|dated|of|before|after|between"
     r"|(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day,?|(?:Mon|Tue|Tues|Wed|Thu|Thur|Thurs|Fri|Sat|Sun)[.,]{0,2})\s{1,9}"
 )
-# Before a month that is no other word a clause may begin with the day, and more words lead to it.
+# Before an unambiguous month, more words may precede the day, and a clause may begin with it.
 _SURE_MONTH = (
     r"(?:Jan(?:uary|\.)|Feb(?:ruary|\.)|Mar\.|Apr(?:il|\.)|June|July|Jun\.|Jul\.|Aug(?:ust|\.)|Sept?\.|September"
     r"|Oct(?:ober|\.)|Nov(?:ember|\.)|Dec(?:ember|\.))(?!\w)"
@@ -25,7 +25,7 @@ _LEADING = (
     r"|[a-z][,;(]\s{0,9}"
     rf"|[a-z]{_NO_LABEL}[.!?]\s{{1,9}}"
 )
-# A number may end its sentence before "May": a date shows by the word before it, or by its year.
+# A number may end its sentence before "May": a date needs a word before it, or a year.
 _DAY = re.compile(
     rf"(?:{_BEFORE}|\A\s{{0,9}})(?P<a>\d{{1,2}})\.(?=\s{{1,9}}(?:of\s{{1,9}})?{_MONTH})"
     rf"|(?:{_LEADING})(?P<c>\d{{1,2}})\.(?=\s{{1,9}}{_SURE_MONTH})"
@@ -34,7 +34,7 @@ _DAY = re.compile(
 
 
 def dotted_day_stops(text: str) -> list[int]:
-    """Positions behind the full stops that belong to a day of the month."""
+    """Positions after the full stops that belong to a day of the month."""
     return [match.end() for match in _DAY.finditer(text) if _is_day(match)]
 
 

@@ -1,4 +1,4 @@
-"""Letters by name, in words that a voice trained on prose can say."""
+"""Letter names, spelt as words that a voice trained on prose can say."""
 
 _NAMES = {
     "a": "ay",
@@ -31,7 +31,7 @@ _NAMES = {
 
 
 def spell(letters: str, plural: bool = False) -> str:
-    """``"BBC"`` -> ``"bee bee see"``, plural ``"bee bee sees"``; what is not an ASCII letter is skipped."""
+    """``"BBC"`` -> ``"bee bee see"``, plural ``"bee bee sees"``; other characters than ASCII letters are skipped."""
     names = " ".join(_NAMES[letter] for letter in letters.lower() if letter in _NAMES)
     if not plural:
         return names

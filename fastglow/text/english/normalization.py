@@ -1,4 +1,4 @@
-"""The steps of ``english_speech_cleaners``, in their order."""
+"""The steps of ``english_speech_cleaners``, in order."""
 
 import re
 
@@ -23,7 +23,7 @@ from fastglow.text.english.web import read_addresses
 from fastglow.text.lines import join_torn_words
 from fastglow.text.markup import without_markup
 
-# Each step sees what the ones before it have left in digits and signs; what is in lower-case words is finished.
+# Each step reads the digits and signs that the steps before it left; lower-case words are final.
 _STEPS = (
     read_heights,
     settle_quotes,
@@ -50,13 +50,13 @@ _STEPS = (
 
 
 def normalize(text: str, dropped: list[str]) -> str:
-    """Write out English text in lower-case words: numbers, money, units, dates, times, abbreviations, signs.
+    """Writes English text out in lower-case words: numbers, money, units, dates, times, abbreviations, signs.
 
-    Letters and acronyms that are spelt become letter names (``"BBC"`` -> ``"bee bee see"``), other scripts are
-    transliterated, tags and entities of HTML are taken out, words torn at a line's end are joined, quotation marks
-    go, one mark at most is left between two words. ``{ARPAbet}`` groups stay as they are. The result holds no
-    character without a symbol, and cleaning it again does not change it. Text without a word in it gives an empty
-    string. Characters that cannot be spoken join ``dropped``.
+    Single letters and acronyms become letter names (``"BBC"`` -> ``"bee bee see"``), other scripts are transliterated,
+    HTML tags, entities and quotation marks are removed, words hyphenated at a line end are joined, and at most one mark
+    is left between two words. ``{ARPAbet}`` groups stay. Every character of the result has a symbol, and cleaning it
+    again does not change it. A text without words gives an empty string. Characters without a spoken form are appended
+    to ``dropped``.
     """
     hidden, groups = _hide_groups(without_markup(text), dropped)
     hidden = to_signs(join_torn_words(hidden), dropped)
@@ -69,7 +69,7 @@ def normalize(text: str, dropped: list[str]) -> str:
 
 
 def _hide_groups(text: str, dropped: list[str]) -> tuple[str, list[str]]:
-    """Put ``GROUP`` where ``{...}`` stood; braces that form no group are dropped."""
+    """Replaces each ``{...}`` by ``GROUP`` and drops other braces: (text, groups)."""
     hidden, groups = [], []
     for piece, is_group in split_arpabet(text):
         if is_group:

@@ -1,4 +1,4 @@
-"""Numbers that no other step has claimed: telephone numbers, ranges, ordinals, fractions, years, the rest."""
+"""Numbers that no other step has read: telephone numbers, ranges, ordinals, fractions, years, the rest."""
 
 import re
 
@@ -17,7 +17,7 @@ from fastglow.text.numbers import (
     year,
 )
 
-# Nobody follows a number of this many digits; it is read digit by digit.
+# Numbers this long are read digit by digit.
 _LONG = re.compile(r"(?<!\d)(\d{1,15}\.)?(\d{16,})(?!\d)")
 _UNGROUPED_LONG = re.compile(r"(?<![\d.,])\d{10,15}(?![\d,.]\d|\d)")
 
@@ -60,24 +60,24 @@ _BEFORE_SIMPLE = frozenset("room number page chapter flight route highway channe
 
 
 def read_long_numbers(text: str) -> str:
-    """Digit strings that are not quantities, so that later steps see at most 15 digits in a row."""
+    """Spells very long digit strings, so that later steps see at most 15 digits in a row."""
     return _LONG.sub(_long, text)
 
 
 def read_codes(text: str) -> str:
-    """Telephone and card numbers, digit by digit; fractions that have an ending, such as ``3/4ths``."""
+    """Telephone and card numbers, digit by digit; fractions with an ending, such as ``3/4ths``."""
     text = _PHONE.sub(_phone, text)
     text = _ENDED_FRACTION.sub(_ended_fraction, text)
     return _UNGROUPED_LONG.sub(lambda match: spell_digits(match[0]), text)
 
 
 def read_minus_signs(text: str) -> str:
-    """``"-5"`` -> ``"minus 5"``, where the hyphen belongs to the number."""
+    """``"-5"`` -> ``"minus 5"``, if the hyphen belongs to the number."""
     return _MINUS.sub("minus ", text)
 
 
 def read_numbers(text: str) -> str:
-    """Write out every number that is left, and part numbers from the letters they are glued to."""
+    """Writes out all remaining numbers and separates them from adjacent letters."""
     text = _SCIENTIFIC.sub(_scientific, text)
     text = _POWER.sub(_power, text)
     text = _RANGE.sub(_range, text)
@@ -132,7 +132,7 @@ def _fraction(match: re.Match) -> str:
         return _SPECIAL_FRACTIONS[match[0]]
     numerator, _, denominator = match[0].partition("/")
     if any(len(part) > 1 and part[0] == "0" for part in (numerator, denominator)):
-        return f"{cardinal(numerator)} slash {cardinal(denominator)}"  # "06/07" is no part of anything
+        return f"{cardinal(numerator)} slash {cardinal(denominator)}"  # "06/07" is not a fraction
     if numerator == denominator:
         return f"{cardinal(numerator)} out of {cardinal(denominator)}"
     return quantity(match[0])
@@ -146,8 +146,8 @@ def _ended_fraction(match: re.Match) -> str:
 def _scaled(match: re.Match) -> str:
     value, scale = match.groups()
     if scale == "B" and len(value) > 2 and value.isdigit():
-        return f"{number(value)} bee"  # more often a house than billions
-    # 4K and 8K are names of screens, not thousands.
+        return f"{number(value)} bee"  # more often a house number than billions
+    # 4K and 8K are screen resolutions, not thousands.
     if scale == "K" and value in ("4", "8"):
         return f"{number(value)} kay"
     return f"{number(value)} {_SCALES[scale.lower() if scale == 'K' else scale]}"
@@ -162,7 +162,7 @@ def _separate_letters(text: str) -> str:
 def _number(match: re.Match) -> str:
     written = match[0]
     if written[0] == "." and before(match)[-1:].isalnum():
-        return f" {number(written)}"  # a dot that no other step has claimed
+        return f" {number(written)}"  # a dot that no other step has read
     if looks_like_year(written) and _is_year(int(written), match):
         return year(int(written))
     return number(written)
@@ -173,7 +173,7 @@ def _is_year(value: int, match: re.Match) -> bool:
     if previous in _BEFORE_SIMPLE:
         return False
     following = re.match(r" ([a-z]+)", after(match))
-    counts_things = bool(following) and _is_plural(following[1])
+    counts_things = following is not None and _is_plural(following[1])
     if value < 1500:
         return previous in _BEFORE_YEAR and not counts_things
     return previous in _BEFORE_YEAR or not (counts_things or previous in _BEFORE_COUNT)

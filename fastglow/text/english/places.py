@@ -1,6 +1,6 @@
 """Postal addresses: streets with their directions, flats, states, ZIP codes.
 
-They are settled before units and titles are read: ``"350 W 42nd St"`` holds no watts, ``"12 Elm Dr"`` no doctor.
+They are read before units and titles: ``"350 W 42nd St"`` has no watts, ``"12 Elm Dr"`` no doctor.
 """
 
 import re
@@ -35,7 +35,7 @@ _WRITTEN_OUT = "|".join(f"{name.capitalize()}|{name.upper()}" for name in _IN_FU
 
 _TYPE = rf"(?P<type>{_ABBREVIATED}|{_SHOUTED}|{_WRITTEN_OUT})(?![\w'-])(?P<stop>\.?)"
 _BEHIND = rf"(?: (?P<behind>{_DIRECTION})(?![\w'&-])(?P<last>\.?))?"
-# A house number, or its half: "12", "221B", "12-14".
+# House numbers: "12", "221B", "12-14".
 _NUMBERED = re.compile(
     rf"(?<![\w.,:/$£€-])(?P<house>\d{{1,5}})(?P<letter>[A-Z]?)(?P<to>-\d{{1,5}})? (?:(?P<front>{_DIRECTION})\.? )?"
     rf"(?P<name>[A-Z]|{_NAME}(?: {_NAME}){{0,3}}?) {_TYPE}{_BEHIND}"
@@ -63,7 +63,7 @@ _ANNOUNCES = re.compile(
     r"(?:^|[^\w])(?:on|at|along|down|up|off|near|corner of|and|to|from|of|between|crosses) \Z", re.I
 )
 _MOUNTS = frozenset("mount mt lake port fort cape isle east west north south sault old new sir lady lord".split())
-# "Hello Dr", "Thanks Dr": no drive.
+# "Hello Dr", "Thanks Dr": not a drive.
 _GREETINGS = frozenset(
     "hello hi hey dear thanks thank ok okay sorry please good morning evening afternoon sure".split()
 )
@@ -85,7 +85,7 @@ _AFTER_PREPOSITION = re.compile(r"\b(?:in|In|at|near|Near|from|From|to|of|throug
 _BEFORE_ZIP = re.compile(rf"(?i:\b((?:zip(?: ?code)?|postal code|postcode)s?:?(?: (?:is|was|of|[#=]))?) ){_ZIP}")
 _BARE_ZIP = re.compile(r"(?<![\w.,/$£€-])(\d{5})-(\d{4})(?![\w%-]|[.,]\d| ?=)")
 _CLOSES = re.compile(r"[\"')]*(?:[.,;:]|\Z|[\"')]|'s\b| ?[(\u2013\u2014]| - )")
-# "in Rome, OR so I heard", "from Tom, OH my": what follows a code that is meant as the word it spells.
+# "in Rome, OR so I heard", "from Tom, OH my": words after a code that is meant as a word.
 _OR_ELSE = frozenset(
     """
     a an any anyone anything anywhere at did do does else even from he her his i if in is it just maybe more my near
@@ -115,7 +115,7 @@ _GOES_ON_AS_WORD = {
 _PLACE_WORDS = re.compile(
     r"(?:New|North|South|East|West|Fort|Ft|Port|San|Santa|St|Saint|Mount|Mt|Lake|Silver|Bel|El|Los|Las|Grand)\.? "
 )
-# "in Dallas TX": these stand for little else.
+# "in Dallas TX": these are rarely anything else.
 _SURE_WITHOUT_COMMA = frozenset("AZ CA FL GA IL KY MN NC NH NJ NM NV NY TN TX UT VA WA WI WV WY".split())
 _SHORT_CITIES = frozenset("LA NYC SF".split())
 _WEST_VIRGINIA = re.compile(r"(?<![\w.'&-])([NSW])\. (?=(?:Carolina|Dakota|Virginia)\b)")
@@ -174,7 +174,7 @@ def _named(match: re.Match) -> str:
     name, kind, following = match["name"], match["type"].lower(), after(match)
     known = name.lower() not in SENTENCE_STARTERS and name.lower() not in _GREETINGS
     if match["stop"] and not match["behind"]:
-        return match[0]  # abbreviations with their stop have a step of their own
+        return match[0]  # another step reads abbreviations with a full stop
     if match["behind"] and match["stop"] and len(match["behind"]) == 1 and _CAPITAL.match(following):
         return match[0]
     if not known or (kind in ("st", "dr", "ter") and not match["behind"] and not _alone(match, name, following)):
@@ -183,7 +183,7 @@ def _named(match: re.Match) -> str:
 
 
 def _alone(match: re.Match, name: str, following: str) -> bool:
-    """Whether a bare St, Dr or Ter behind a name belongs to it and not to a name behind it."""
+    """Whether a bare St, Dr or Ter belongs to the name before it and not to the name after it."""
     if not _CAPITAL.match(following) or _FLAT_FOLLOWS.match(following):
         return name.lower() not in _MOUNTS
     return name[0].isdigit() or (bool(_ANNOUNCES.search(before(match))) and ends_sentence(following))
@@ -234,7 +234,7 @@ def _is_state(match: re.Match, place: re.Match, context: str) -> bool:
     if last.lower() in _NO_PLACES:
         return False
     if last.isupper():
-        # Of a shouted text little is sure.
+        # Little is certain in a text in capitals.
         sure = code not in WORDS or (code not in _GOES_ON_AS_WORD or code in ("IN", "OR")) and not following.strip(" .")
         return sure and (len(last) > 3 or last in _SHORT_CITIES)
     leading = context[: place.start()]

@@ -1,7 +1,7 @@
-"""The plural s behind digits, and the s that stands for seconds: decades, ages, designations, or a time that it took.
+"""The plural s after digits (decades, ages, designations), as opposed to the s of seconds.
 
 ``"the 1980s"``, ``"her 30s"``, ``"F-16s"``, ``"747s"``, ``"4x4s"`` are plurals; ``"It took 30s."``, ``"a 10s delay"``,
-``"5-10s"``, ``"9.8s"`` are seconds, and stay as they are for the step that reads units.
+``"5-10s"``, ``"9.8s"`` are seconds, which the step for units reads.
 """
 
 import re
@@ -23,23 +23,23 @@ _FROM_TO = re.compile(r"(?<![\w.,:/$£€'-])(\d{1,4})([-–])(\d{1,4})s\b")
 _BETWEEN = re.compile(r"(?<=\ds) ?[-–] ?(?='?\d{2,4}'?s\b)")
 _BARE = re.compile(r"(?:(?<=\ds/)|(?<![\w.,:/$£€'–-]))('?)(\d{1,3}(?:,\d{3}){1,3}|\d{1,6})('{0,2})s\b")
 
-# After these the number is a time, whatever follows.
+# After these the number is a time.
 _LASTING = frozenset(
     """
     every expire expired expires hold holds last lasted lasting lasts pause paused pauses sleep sleeps slept spend
     spends spent take taken takes taking timeout took wait waited waiting waits within
     """.split()
 )
-# These may stand between: "took me about 30s".
+# Words that may come in between: "took me about 30s".
 _SLACK = frozenset("a about another around exactly him it just least me nearly only over than them to up us".split())
-# After these it is one if nothing follows that it could describe: "for 30s.", but "for 80s music".
+# After these the number is a time unless it describes what follows: "for 30s.", but "for 80s music".
 _AROUND = frozenset(
     """
     about after almost another approximately around at by exactly for in just least most nearly of only over roughly
     than under until
     """.split()
 )
-# Before these it is one too, and behind "of" after them: "a 90s timeout", "a timeout of 90s".
+# Before these, and after these and "of", the number is a time: "a 90s timeout", "a timeout of 90s".
 _TIMED = frozenset(
     """
     break clip cooldown countdown delay delays duration elapsed exposure exposures gap hold interval intervals lag later
@@ -69,9 +69,9 @@ _OF_WHAT_LASTS = re.compile(r" of (?!(?:the|this|that|last|our|my|his|her|their|
 def read_plurals(text: str) -> str:
     """``"1980s"`` -> ``"nineteen eighties"``, ``"F-16s"`` -> ``"F sixteens"``, ``"100s of"`` -> ``"hundreds of"``.
 
-    There is no telling ``"30s"`` from ``"30s"`` but by what stands around it. Tens from 20 to 90, and years, are
-    decades unless a word of time stands before or behind; so are numbers of three digits and more, which then are
-    designations. Other numbers of one or two digits are seconds unless a word of the plural stands before.
+    Only the context distinguishes plurals from seconds. Tens from 20 to 90 and years are decades, and numbers of three
+    or more digits are designations, unless a word of time is next to them. Other numbers of one or two digits are
+    seconds, unless a plural word precedes them.
     """
     text = _BETWEEN.sub(" to ", text)
     text = _ROUND.sub(lambda match: plural(cardinal(match[1]).removeprefix("one ")), text)
@@ -169,7 +169,7 @@ def _ends_phrase(next_word: str, following: str) -> bool:
 
 
 def _follows_name(preceding: str) -> bool:
-    """``"Falcon 9s"``, ``"iPhone 6s"``, but no word that is capitalised because its sentence begins."""
+    """``"Falcon 9s"``, ``"iPhone 6s"``; not a word that is capitalised as the first of its sentence."""
     name = _NAME.search(preceding)
     if not name or name[2].islower() or name[2].lower() in SENTENCE_STARTERS:
         return False

@@ -1,4 +1,4 @@
-"""Roman numerals where the word before them says that they are numbers."""
+"""Roman numerals, recognised by the word before them."""
 
 import re
 
@@ -36,11 +36,11 @@ _GLUED = re.compile(
 )
 _PREVIOUS = re.compile(r"(?:\b(\w+)\.? )?\b(\w+)\.? \Z")
 
-# Not an abbreviation of anything, whatever stands before it.
+# Unambiguous after any word.
 _UNMISTAKABLE = re.compile("II|(?!XXX$)[IVX]{3,}")
-# After "Charles I" these follow; "Henry I know" is about somebody else.
+# These follow "Charles I", unlike "Henry I know".
 _AFTER_NUMERAL_I = re.compile(r"[,.;:!?)]|\Z|'s\b| (?:of|was|had|is|and|the|who|died|ruled|became|reigned)\b")
-# After "the Book I" these follow; after "Part I" hardly ever.
+# These follow "the book I", but rarely "Part I".
 _AFTER_PRONOUN_I = re.compile(
     r" (?:am|was|have|had|will|would|can|could|shall|should|do|did|think|thought|know|knew|read|wrote|saw|said|love"
     r"|like|want|wanted|found|met|mentioned|told|bought|made|got|never|always|really|ever|once|first|just)\b"
@@ -56,7 +56,7 @@ def read_roman_numerals(text: str) -> str:
 
 
 def roman_value(numeral: str) -> int:
-    """The value of a roman numeral of two letters or more in capitals; 0 for what is none."""
+    """The value of a Roman numeral of at least two capitals; 0 for anything else."""
     return _value(numeral) if len(numeral) > 1 and _VALID.fullmatch(numeral) else 0
 
 
@@ -68,7 +68,7 @@ def _world_war(match: re.Match) -> str:
 
 def _glued(match: re.Match) -> str:
     if not set(match[0]) - set("IVXLCDM"):
-        return match[0]  # all of it is the numeral
+        return match[0]  # the numeral is the whole word
     return f"{match[1] or match[3]} {_value(match[2] or match[4])}"
 
 
@@ -93,7 +93,7 @@ def _is_name(word: str) -> bool:
 
 
 def _is_full_name(first: str, last: str) -> bool:
-    """``"John Smith"``, whose III is the third, unlike that of ``"Rocky III"`` or ``"USS Enterprise III"``."""
+    """``"John Smith"``, whose III is "the third", unlike ``"Rocky III"`` and ``"USS Enterprise III"``."""
     return _is_name(first) and _is_name(last) and not first[1:].isupper() and not last.isupper()
 
 
@@ -101,7 +101,7 @@ def _is_number_of(heading: str, numeral: str, following: str) -> bool:
     if heading.lower() not in HEADINGS:
         return False
     if numeral in "CL":
-        return False  # "Appendix C" is the third
+        return False  # "Appendix C" is a letter
     return len(numeral) > 1 or (heading[0].isupper() and not _AFTER_PRONOUN_I.match(following))
 
 

@@ -1,10 +1,10 @@
-"""Signs read out, and the punctuation that a voice can use made regular."""
+"""Reads signs out and normalises punctuation."""
 
 import re
 
 from fastglow.text.english.typography import GROUP, MICRO, OHM
 
-# Applied in turn while the digits are still there.
+# Applied in turn, before numbers are written out.
 _IN_CONTEXT = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
@@ -56,7 +56,7 @@ _SLASH = re.compile(r"(?<=\w)/(?=\w)")
 
 _UNIT = f"(?:[a-z]+|{GROUP})"
 _WORD = re.compile(rf"({_UNIT}(?:['-]{_UNIT})*)")
-# In order of strength.
+# From the strongest to the weakest.
 _MARKS = re.compile(r"(\?)|(!)|(\.\.\.|\. \. \.)|(\.)|(:)|(;)|(,|[–—]| - |--)")
 _SPOKEN_MARKS = ("?", "!", "...", ".", ":", ";", ",")
 
@@ -77,8 +77,8 @@ def read_signs(text: str) -> str:
 def tidy(text: str) -> str:
     """Lower-case words with at most one mark between two of them: `` ` -- it's (well... "odd"!)`` -> ``it's (well...``.
 
-    Kept are ASCII letters, ``GROUP``, hyphens and apostrophes inside words, and of each gap its parentheses and
-    its strongest mark. Whatever else is still in the gap makes no sound.
+    Keeps ASCII letters, ``GROUP``, hyphens and apostrophes inside words, and the parentheses and strongest mark of
+    each gap between words.
     """
     pieces = _WORD.split(text.lower().replace("[", "(").replace("]", ")"))
     if len(pieces) == 1:
@@ -93,6 +93,6 @@ def tidy(text: str) -> str:
 def _gap(gap: str) -> str:
     if gap in ("", " "):
         return gap
-    found = [match.lastindex for match in _MARKS.finditer(gap)]
+    found = [match.lastindex for match in _MARKS.finditer(gap) if match.lastindex]
     mark = _SPOKEN_MARKS[min(found) - 1] if found else ""
     return f"{')' * (')' in gap)}{mark} {'(' * ('(' in gap)}"

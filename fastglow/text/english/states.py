@@ -1,4 +1,4 @@
-"""Postal codes of the states of the USA and of Canada's provinces."""
+"""Postal codes of US states and Canadian provinces."""
 
 STATES = {
     "AL": "alabama",
@@ -8,7 +8,7 @@ STATES = {
     "CA": "california",
     "CO": "colorado",
     "CT": "connecticut",
-    "DC": "dee see",  # nobody says "district of columbia"
+    "DC": "dee see",  # commoner than "district of columbia"
     "DE": "delaware",
     "FL": "florida",
     "GA": "georgia",
@@ -67,7 +67,7 @@ STATES = {
     "SK": "saskatchewan",
     "YT": "yukon",
 }
-# These are words too, which people put in capitals for emphasis: "Yes, OR no".
+# These are also words, which may be in capitals for emphasis: "Yes, OR no".
 WORDS = frozenset("HI ID IN LA ME OH OK ON OR PA".split())
-# Behind a person's name these are degrees: "John Smith, MD".
+# After a person's name these are degrees: "John Smith, MD".
 DEGREES = frozenset("MA MD MS PA PE".split())

@@ -1,4 +1,4 @@
-"""Stutters: the sound that is repeated, not the name of its letter."""
+"""Stutters, read as the repeated sound, not as the letter's name."""
 
 import re
 
@@ -7,7 +7,7 @@ _STUTTER = re.compile(
     rf"(?<!\w)(?<!\w['-])(?P<part>{_ONSET})-(?P<more>(?:(?P=part)-){{0,20}})(?P<word>(?P=part)[a-z']*)(?![\w])",
     re.IGNORECASE,
 )
-# "D-Day", "S-shaped", "t-test": here the letter means itself.
+# "D-Day", "S-shaped", "t-test": the letter stands for itself.
 _DESIGNATIONS = frozenset(
     """
     axis ball balls battery block boy boys channel clamp class clef clip coupe day days deck dimer frame lysine
@@ -33,7 +33,7 @@ def read_stutters(text: str) -> str:
 def _stutter(match: re.Match) -> str:
     part, word = match["part"].lower(), match["word"].lower()
     if word == part:
-        # "I-I", "a-a": a word of one letter; others are letters in a row.
+        # "I-I", "a-a" are words of one letter; others are sequences of letters.
         return match[0]
     if not match["more"] and len(part) == 1 and word in _DESIGNATIONS:
         return match[0]

@@ -1,4 +1,4 @@
-"""From any Unicode to ASCII and the signs that later steps read out; and the last tidying of punctuation."""
+"""Converts Unicode to ASCII and the signs that later steps read, and normalises quotes and spaces."""
 
 import re
 import unicodedata
@@ -6,10 +6,10 @@ import unicodedata
 from fastglow.text.transliteration import ascii_of
 from fastglow.text.unspeakable import is_silent
 
-# Stands for one {ARPAbet} group while the text around it is rewritten. A Unicode noncharacter, so no text needs it.
+# Placeholder of an {ARPAbet} group while the rest is rewritten; a Unicode noncharacter, which no text needs.
 GROUP = "\ufdd0"
 
-# Signs that survive until the step that reads them.
+# Signs that stay until a later step reads them.
 MICRO = "\u00b5"
 OHM = "\u2126"
 _SIGNS = frozenset("$£€¥₹¢₩₽₺₪₫฿₱₿°×÷±≤≥≠≈∞√²³‰§©−–—" + MICRO + OHM)
@@ -43,11 +43,11 @@ _EXPONENT_DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-"
 # Greek letters that are units after a number or a space: mu in "5 μm", omega in "3 kΩ".
 _MICRO = re.compile(r"(?<=[\d ])\u03bc(?=[AFLVWglms](?![^\W\d_]))")
 _OHM = re.compile(r"(?<=[\dkKM ])\u03a9(?!\w)")
-# Between numbers a dash of any length, or a wave, is a range; between Latin letters a full-width hyphen is a dash.
+# Between numbers, a dash of any length or a tilde is a range; between Latin letters, a full-width hyphen is a dash.
 _RANGE = re.compile(r"(?<=\d)(?:[—⁓―⸺⸻─━╌╍┄┅┈┉╴╶╸╺═⎯⎼⎻﹘〜～〰~]|--)(?=[$£€¥₹]?\d)")
 _WAVE_BETWEEN_WORDS = re.compile(r"(?<=[A-Za-z])~(?=[A-Za-z])")
 _ABOUT = re.compile(r"(?<!\S)[〜～](?=[$£€¥₹]?\d)")
-# A rule of signs between words is no word.
+# A rule of signs between words is not spoken.
 _RULE = re.compile(r"(?<!\S)(?:={4,}|\+{3,}|~{2,}|#{3,})(?!\S)")
 # Spaces that do not break group digits: "1 234 567".
 _GROUPED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:[\u00a0\u2009\u202f]\d{3})+(?!\d|[.,]\d)")
@@ -57,10 +57,10 @@ _ORDINAL_DEGREE = re.compile(r"(?<=\d)º")
 
 
 def to_signs(text: str, dropped: list[str]) -> str:
-    """ASCII, the signs above and ``GROUP``, with single spaces; what cannot be spoken joins ``dropped``.
+    """Reduces text to ASCII, the signs above, ``GROUP`` and single spaces; appends the rest to ``dropped``.
 
-    Compatibility forms (full-width, circled, superscript, fractions, ligatures) become their plain characters,
-    other scripts are transliterated. Currency signs stay: their step comes later.
+    Compatibility forms (full-width, circled, superscript, fractions, ligatures) become plain characters, other scripts
+    are transliterated. Currency signs stay for a later step.
     """
     text = _EXPONENT.sub(lambda match: "^" + match[0].translate(_EXPONENT_DIGITS), text)
     text = _MICRO.sub(MICRO, text)
@@ -82,7 +82,7 @@ def to_signs(text: str, dropped: list[str]) -> str:
 
 
 def _plain(character: str) -> str | None:
-    """The readable form of one character; ``None`` when it has none."""
+    """The readable form of one character; ``None`` if it has none."""
     if character in _REPLACEMENTS:
         return _REPLACEMENTS[character]
     if character in _SIGNS:
@@ -107,14 +107,14 @@ _MISSING_SPACE = re.compile(
 
 
 def settle_quotes(text: str) -> str:
-    """No double quotation marks, no space before a mark, no doubled full stop, long dashes for double hyphens."""
+    """Removes double quotation marks, spaces before marks and doubled full stops; double hyphens become dashes."""
     text = _QUOTED_GAP.sub(" ", text).replace('"', "")
     text = re.sub(r"(?<!\.)\.\.(?!\.)", ".", re.sub("-{2,}", "—", text))
     return _SPACE_BEFORE_MARK.sub("", text)
 
 
 def settle_words(text: str) -> str:
-    """Apostrophes stay inside words only (``'tis`` sounds the same without), and a space follows every mark."""
+    """Keeps apostrophes inside words only (``'tis`` sounds the same without), and puts a space after every mark."""
     text = _EDGE_APOSTROPHE.sub(" ", _AND.sub("and", text))
     text = " ".join(_MISSING_SPACE.sub(r"\1 ", text).split())
     return _SPACE_BEFORE_MARK.sub("", text)

@@ -1,4 +1,4 @@
-"""Measures: a number and the abbreviation of its unit, percentages, temperatures, heights in feet and inches."""
+"""Measures: numbers with units, percentages, temperatures, heights in feet and inches."""
 
 import re
 
@@ -139,7 +139,7 @@ _DENOMINATORS = {
 _PER = {spelling: name for name, spellings in _DENOMINATORS.items() for spelling in spellings.split()}
 
 
-# Recipes leave out "of" after these.
+# Recipes omit "of" after these.
 _STUFF = frozenset(
     "kilogram gram milligram microgram pound ounce liter milliliter microliter centiliter gallon tablespoon teaspoon "
     "pint quart".split()
@@ -166,7 +166,7 @@ _OVER = rf"(?: ?/ ?({_any_of(_PER)}){_END})?"
 
 _MEASURE = re.compile(rf"{_START}{_QUANTITY}([ -]?)({_any_of(_UNITS)})(?:{_END}|(?<=[%‰])){_OVER}(\.?)")
 _INCHES = re.compile(rf"{_START}{_QUANTITY}([ -]?)in(\.?)(?![\w-])")
-# "in" is a preposition unless it is attached, abbreviated, or followed by what only a length has.
+# "in" is a preposition unless it is attached, abbreviated, or followed by words for a length.
 _AFTER_INCHES = re.compile(
     r" ?\)| ?[x×] ?\d| (?:by \d|in diameter|long|wide|tall|deep|thick|high|of (?:rain|snow|water))"
 )
@@ -179,7 +179,7 @@ _DIMENSION = re.compile(r"(?<![\w'.])(\d{1,4})('|\")(?= ?(?:by|tall|high|wide|lo
 
 
 def read_heights(text: str) -> str:
-    """``6'2"`` and ``12" wide``, while quotation marks are still there."""
+    """``6'2"`` and ``12" wide``; comes before quotation marks are removed."""
     text = _HEIGHT.sub(_height, text)
     text = _AREA.sub(lambda match: f"{match[1]} by {match[3]} {_MARKED[match[2]]}", text)
     return _DIMENSION.sub(lambda match: f"{match[1]} {_MARKED[match[2]]}", text)
@@ -221,8 +221,8 @@ def _with_unit(first: str, joiner: str | None, last: str | None, unit: str, adje
     spoken = quantity(first)
     is_part = "/" in first and not set(" -") & set(first)
     if is_part and spoken.count(" ") > 1:
-        spoken = fraction_of("", *first.split("/"))  # not "one over sixty" of a second
-    if joiner:
+        spoken = fraction_of("", *first.split("/"))  # not "one over sixty of a second"
+    if joiner and last:
         spoken += f" {_JOINERS[joiner]} {quantity(last)}"
     elif is_part and adjective:
         return f"{'half' if first == '1/2' else spoken.removesuffix('s')} {unit}"

@@ -1,4 +1,4 @@
-"""Addresses of the web, e-mail, and file names, read part by part."""
+"""Web addresses, e-mail addresses and file names, read part by part."""
 
 import re
 
@@ -45,14 +45,14 @@ _DELIMITERS = {
     "\\": "backslash",
     "^": "caret",
 }
-# Parts that look like words but are spelt.
+# Parts that are spelt, although they look like words.
 _SPELT_PARTS = frozenset("edu io ai uk eu tv de fr ch ca".split())
 
 
 def read_addresses(text: str) -> str:
     """``"www.example.com/path"`` -> ``"double you double you double you dot example dot com slash path"``.
 
-    ``http://`` and its like are not read. E-mail: ``"user at example dot com"``.
+    Schemes such as ``http://`` are not read. E-mail: ``"user at example dot com"``.
     """
     if "." not in text and "/" not in text:
         return text
