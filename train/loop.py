@@ -88,7 +88,7 @@ class Trainer:
             config, model_config = resumption.config, resumption.model_config
         config = self.config = TASKS[model_name].complete(config, dataset)
         self.task: Task = TASKS[model_name](config, model_config, dataset)
-        self.item_digests = item_digests(dataset, model_name)
+        self.item_digests = item_digests(dataset, model_name) if resumption is None else resumption.item_digests
         if resumption is not None:
             compare_lexicons(resumption.trained_with, self.task.trained_with())
         try:

@@ -45,12 +45,14 @@ class Resumption:
     Attributes:
         config, model_config: the checkpoint's options, updated with the given ones that may change.
         trained_with: what the checkpoint records about the data.
+        item_digests: of the data of this call.
         position_holds: whether the batches of the epoch in progress are the same; if not, it starts again.
     """
 
     config: TrainConfig
     model_config: ModelConfig
     trained_with: TrainedWith
+    item_digests: dict[str, Tensor]
     position_holds: bool
 
 
@@ -124,11 +126,12 @@ def plan_resumption(
     differences = [f"{name} {before} -> {now}" for name, (before, now) in changes.items()]
     if differences:
         logger.warning("options that differ from the resumed run's: %s", ", ".join(differences))
-    same_items = _compare_items(checkpoint, config, dataset)
+    digests = item_digests(dataset, checkpoint["model"])
+    same_items = _compare_items(checkpoint, config, digests)
     position_holds = same_items and _OF_THE_ORDER.isdisjoint(changes)
     if not position_holds and checkpoint["batch"]:
         logger.warning("the batches differ from the resumed run's: epoch %d starts again", checkpoint["epoch"] + 1)
-    return Resumption(resumed_config, resumed_model, known, position_holds)
+    return Resumption(resumed_config, resumed_model, known, digests, position_holds)
 
 
 def compare_lexicons(before: TrainedWith, now: TrainedWith) -> None:
@@ -193,14 +196,13 @@ def _resume_options(
         raise FastglowError(f"the checkpoint's options cannot be read: {error}") from error
 
 
-def _compare_items(checkpoint: TrainingCheckpoint, config: TrainConfig, dataset: PreparedDataset) -> bool:
+def _compare_items(checkpoint: TrainingCheckpoint, config: TrainConfig, now: dict[str, Tensor]) -> bool:
     """Whether the training items are the resumed run's; logs the differences. Older checkpoints lack the digests."""
     before = checkpoint.get("items")
     if before is None:
         return True
     if not isinstance(before, dict) or any(not _are_digests(before.get(split)) for split in SPLITS):
         raise FastglowError("the checkpoint's digests of its data cannot be read: it is damaged")
-    now = item_digests(dataset, checkpoint["model"])
     if not set(map(tuple, before["train"].tolist())) & set(map(tuple, now["train"].tolist())):
         newest = config.checkpoint_path or str(Path(config.out) / f"checkpoint_{checkpoint['iteration']}.pt")
         raise FastglowError(

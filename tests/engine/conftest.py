@@ -1,6 +1,8 @@
 """A voice small enough for tests: random weights, a gate that fires after some steps."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,10 @@ import torch
 from fastglow import Tacotron2, WaveGlow, save_checkpoint
 from fastglow.text import Lexicon
 from fastglow.voices import BUNDLED
+
+UNSTOPPED = "ignore::fastglow.models.tacotron2.DecoderStepLimitWarning"
+# Of a process that runs this checkout.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
 
 TACOTRON2 = {
     "symbols_embedding_dim": 16,

@@ -2,11 +2,9 @@
 
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,11 +15,8 @@ from fastglow.cli import main
 from fastglow.engine.seeds import attempt_seed, sentence_seed
 from fastglow.voices import BUNDLED
 
-from .conftest import make_tacotron2, make_waveglow
+from .conftest import ENVIRONMENT, UNSTOPPED, make_tacotron2, make_waveglow
 from .scripted import ScriptedTacotron2, reading
-
-ROOT = Path(__file__).parents[2]
-UNSTOPPED = "ignore::fastglow.models.tacotron2.DecoderStepLimitWarning"
 
 
 def run(*arguments, stdin=b""):
@@ -29,7 +24,7 @@ def run(*arguments, stdin=b""):
         [sys.executable, "-m", "fastglow", *map(str, arguments)],
         input=stdin,
         capture_output=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=ENVIRONMENT,
     )
 
 
@@ -85,9 +80,7 @@ def test_standard_input_to_standard_output(voice_folder):
 def test_standard_output_that_cannot_be_written(voice_folder, output):
     redirection = {"closed": ">&-", "/dev/full": "> /dev/full", "a reader that left": "| true; exit ${PIPESTATUS[0]}"}
     command = f"{sys.executable} -m fastglow synth Hello. -o - -q --seed 1 --voice {voice_folder} {redirection[output]}"
-    result = subprocess.run(
-        ["bash", "-c", command], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=ENVIRONMENT)
     assert result.returncode == 2
     lines = [line for line in result.stderr.splitlines() if "warning" not in line]
     assert len(lines) == 1

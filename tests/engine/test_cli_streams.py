@@ -6,7 +6,6 @@ import os
 import pty
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import soundfile
@@ -15,9 +14,9 @@ from fastglow import FastglowError, Synthesizer
 from fastglow.cli import main
 from fastglow.outputs import draws_progress
 
-ROOT = Path(__file__).parents[2]
+from .conftest import ENVIRONMENT, UNSTOPPED
 
-pytestmark = pytest.mark.filterwarnings("ignore::fastglow.models.tacotron2.DecoderStepLimitWarning")
+pytestmark = pytest.mark.filterwarnings(UNSTOPPED)
 
 
 @pytest.fixture
@@ -35,9 +34,8 @@ def synth(voice_folder, tmp_path, capsys):
 def shell(command, voice_folder, **streams):
     """Runs a line of bash with the command as `synth`."""
     synth = f"{sys.executable} -m fastglow synth --voice {voice_folder} --seed 1"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     code = f'set -o pipefail; synth() {{ {synth} "$@"; }}; {command}'
-    return subprocess.run(["bash", "-c", code], env=environment, timeout=300, **({"capture_output": True} | streams))
+    return subprocess.run(["bash", "-c", code], env=ENVIRONMENT, timeout=300, **({"capture_output": True} | streams))
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1252"])

@@ -12,10 +12,9 @@ from fastglow.text import Lexicon, split_sentences, symbols, text_to_sequence
 from fastglow.text.unspeakable import UnspeakableTextWarning
 from fastglow.voices import DEFAULT_VOICE
 
-from .conftest import make_tacotron2, make_waveglow
+from .conftest import UNSTOPPED, make_tacotron2, make_waveglow
 
 TEXT = "Printing, in the only sense. It began there! Did it?"
-UNSTOPPED = "ignore::fastglow.models.tacotron2.DecoderStepLimitWarning"
 pytestmark = pytest.mark.filterwarnings(UNSTOPPED)
 
 

@@ -20,9 +20,8 @@ from fastglow.text import Lexicon, text_to_sequence
 from fastglow.train.prepare import prepare
 from fastglow.voices import Voice
 
-from .conftest import make_tacotron2, make_waveglow
+from .conftest import UNSTOPPED, make_tacotron2, make_waveglow
 
-UNSTOPPED = "ignore::fastglow.models.tacotron2.DecoderStepLimitWarning"
 LOW = MelConfig(16000, mel_fmax=7600.0)
 
 

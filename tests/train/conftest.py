@@ -1,5 +1,6 @@
 """Eight short clips, prepared once, and models small enough to train in a test."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,9 @@ from fastglow.models import Tacotron2Config, WaveGlowConfig
 from fastglow.train.config import Tacotron2TrainConfig, WaveGlowTrainConfig
 from fastglow.train.loop import train
 from fastglow.train.prepare import prepare
+
+# Of a process that runs this checkout.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
 
 MODELS = ["tacotron2", "waveglow"]
 

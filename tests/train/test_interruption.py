@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from fastglow.train.checkpointing import load_training_checkpoint
 from fastglow.train.interruption import batches_of, begin_loading
 
-from .conftest import command_line
+from .conftest import ENVIRONMENT, command_line
 from .conftest import run as run_here
 
 ROOT = Path(__file__).parents[2]
@@ -127,17 +127,13 @@ CASES = {
 }
 
 
-def environment():
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
 @pytest.fixture(scope="module")
 def signalled(prepared, tmp_path_factory):
     """(folder of the runs' outputs, outcome of every case, standard error)."""
     out = tmp_path_factory.mktemp("signalled")
     done = subprocess.run(
         [sys.executable, "-c", SIGNALLED_RUNS, str(prepared), str(out), json.dumps(list(CASES))],
-        env=environment(),
+        env=ENVIRONMENT,
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -187,7 +183,7 @@ def endless(prepared, tmp_path):
         arguments += ["--epochs", "1000000", "--keep-checkpoints", "2"]
         process = subprocess.Popen(
             [sys.executable, "-m", "fastglow", *arguments],
-            env=environment(),
+            env=ENVIRONMENT,
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -278,7 +274,7 @@ with batches_of(DataLoader([1, 2, 3], num_workers=int(sys.argv[1]), worker_init_
 def test_no_loader_process_that_just_started_outlives_a_killed_run(workers):
     process = subprocess.Popen(
         [sys.executable, "-c", ORPHANING_RUN, str(workers)],
-        env=environment(),
+        env=ENVIRONMENT,
         cwd=ROOT,
         stdout=subprocess.PIPE,
         start_new_session=True,

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from fastglow.train.checkpointing import find_newest_checkpoint, load_training_c
 from fastglow.train.loop import Trainer
 from fastglow.train.manifest import PreparedDataset
 
-from .conftest import MODELS, command_line, configs, run
+from .conftest import ENVIRONMENT, MODELS, command_line, configs, run
 
 
 def validation_loss(model, data, out, **options):
@@ -61,10 +60,9 @@ def test_killed_and_resumed_equals_uninterrupted(model, prepared, lexicon_file, 
     random_input = ("--cmudict-path", str(lexicon_file), "--p-arpabet", "0.5", "--p-frame-dropout", "0.3")
     extra = random_input if model == "tacotron2" else ()
     assert main(command_line(model, prepared, tmp_path / "whole", *extra)) == 0
-    root = Path(__file__).parents[2]
     killed = subprocess.run(
         [sys.executable, "-c", KILLED_RUN, *command_line(model, prepared, tmp_path / "killed", *extra)],
-        env={**os.environ, "PYTHONPATH": str(root)},
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
     )
