@@ -61,19 +61,19 @@ class Sample:
     text: str
 
 
-Config = TypeVar("Config", bound=TrainConfig)
-ModelConfig = TypeVar("ModelConfig", bound=Tacotron2Config | WaveGlowConfig)
-Model = TypeVar("Model", bound=Tacotron2 | WaveGlow)
-Data = TypeVar("Data", bound=TextMelDataset | SegmentDataset)
-Batch = TypeVar("Batch", bound=TextMelBatch | SegmentBatch)
+ConfigT = TypeVar("ConfigT", bound=TrainConfig)
+ModelConfigT = TypeVar("ModelConfigT", bound=Tacotron2Config | WaveGlowConfig)
+ModelT = TypeVar("ModelT", bound=Tacotron2 | WaveGlow)
+DataT = TypeVar("DataT", bound=TextMelDataset | SegmentDataset)
+BatchT = TypeVar("BatchT", bound=TextMelBatch | SegmentBatch)
 
 
-class Task(ABC, Generic[Config, ModelConfig, Model, Data, Batch]):
+class Task(ABC, Generic[ConfigT, ModelConfigT, ModelT, DataT, BatchT]):
     """One model's side of the training loop."""
 
     name: str
 
-    def __init__(self, config: Config, model_config: ModelConfig, dataset: PreparedDataset):
+    def __init__(self, config: ConfigT, model_config: ModelConfigT, dataset: PreparedDataset):
         if model_config.n_mel_channels != dataset.audio.n_mel_channels:
             raise FastglowError(
                 f"the model takes {model_config.n_mel_channels} mel channels, {dataset.folder} was prepared with "
@@ -89,25 +89,25 @@ class Task(ABC, Generic[Config, ModelConfig, Model, Data, Batch]):
         return TrainedWith(audio=self.dataset.audio)
 
     @classmethod
-    def complete(cls, config: Config, dataset: PreparedDataset) -> Config:
+    def complete(cls, config: ConfigT, dataset: PreparedDataset) -> ConfigT:
         """The options, completed by those that the data set determines."""
         return config
 
     @abstractmethod
-    def build_model(self) -> Model: ...
+    def build_model(self) -> ModelT: ...
 
     @abstractmethod
-    def build_dataset(self, split: str) -> Data: ...
+    def build_dataset(self, split: str) -> DataT: ...
 
     @abstractmethod
-    def collate(self, items: list[Any]) -> Batch: ...
+    def collate(self, items: list[Any]) -> BatchT: ...
 
     @abstractmethod
-    def losses(self, model: Model, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, model: ModelT, batch: BatchT) -> dict[str, Tensor]:
         """Named scalars; 'loss' is minimised."""
 
     @abstractmethod
-    def sample(self, model: Model, valset: Data) -> Sample:
+    def sample(self, model: ModelT, valset: DataT) -> Sample:
         """Synthesis of the item `sample_index(valset)`."""
 
     def sample_index(self, valset: SplitDataset[Any]) -> int:

@@ -111,19 +111,8 @@ def command_line(model, data, out, *extra):
     small = SMALL_TACOTRON2 if model == "tacotron2" else SMALL_WAVEGLOW
     return [
         *("train", model, "--data", str(data), "--out", str(out), "--batch-size", "3", "--learning-rate", "5e-3"),
-        *(
-            "--device",
-            "cpu",
-            "--num-workers",
-            "0",
-            "--no-tensorboard",
-            "--quiet",
-            "--iters-per-checkpoint",
-            "3",
-            "--max-iterations",
-            "8",
-        ),
-        *("--epochs-per-validation", "3"),
+        *("--device", "cpu", "--num-workers", "0", "--no-tensorboard", "--quiet"),
+        *("--iters-per-checkpoint", "3", "--max-iterations", "8", "--epochs-per-validation", "3"),
         *own,
         *options_of(small),
         *extra,

@@ -9,6 +9,7 @@ import torch
 from fastglow.errors import FastglowError
 from fastglow.models import Tacotron2Config
 from fastglow.text import Lexicon, sequence_to_text
+from fastglow.train import data
 from fastglow.train.loop import Trainer, train
 from fastglow.train.reporting import Reporter
 
@@ -111,3 +112,23 @@ def test_initial_mel_bias_is_the_mean_mel(prepared, tmp_path):
     expected = np.mean([mel.mean(axis=1) for mel in mels], axis=0)
     bias = trainer.model.decoder.linear_projection.linear_layer.bias.detach().numpy()
     np.testing.assert_allclose(bias.reshape(4, 80), np.tile(expected, (4, 1)), atol=1e-5)
+
+
+def test_texts_are_cleaned_and_encoded_once(prepared, tmp_path, monkeypatch):
+    calls = {"clean": 0, "encode": 0}
+
+    def counted(name):
+        function = getattr(data, name)
+
+        def call(*args, **options):
+            calls[name] += 1
+            return function(*args, **options)
+
+        return call
+
+    for name in calls:
+        monkeypatch.setattr(data, name, counted(name))
+    trainer = tacotron2_trainer(prepared, tmp_path, epochs=2, epochs_per_validation=1, validations_per_sample=1)
+    trainer.run()
+    assert len(list((tmp_path / "samples").glob("*.wav"))) == 2
+    assert calls == {"clean": 8, "encode": 8}
