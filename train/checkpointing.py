@@ -1,9 +1,8 @@
-"""Training checkpoints: everything that a run needs to go on bit for bit on the same device.
+"""Training checkpoints: everything that a run needs to continue bit for bit on the same device.
 
-The layout is DeepLearningExamples' (config, state_dict, optimizer, epoch), with what resuming needs
-besides, all plain tensors and containers: `torch.load(weights_only=True)` and
-`fastglow.load_checkpoint` read it. They are read as every checkpoint is, so that a hostile file runs nothing and
-cannot ask for more memory than its own size twice over.
+The layout is DeepLearningExamples' (config, state_dict, optimizer, epoch) with additions for resuming, all of them
+plain tensors and containers, which `torch.load(weights_only=True)` and `fastglow.load_checkpoint` read. They are read
+like every checkpoint: a hostile file runs no code and cannot allocate more than twice its own size.
 """
 
 import logging
@@ -11,10 +10,11 @@ import os
 import random
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fastglow.checkpoint.containers import open_checkpoint
 from fastglow.checkpoint.trees import read_tree
@@ -22,6 +22,36 @@ from fastglow.errors import FastglowError
 from fastglow.files import replacing
 
 logger = logging.getLogger(__name__)
+
+
+class RandomState(TypedDict):
+    """The generators' states, as plain containers and tensors."""
+
+    python: list[Any]
+    numpy: list[Any]
+    torch: Tensor
+    cuda: list[Tensor]
+
+
+class _Required(TypedDict):
+    model: str  # 'tacotron2' or 'waveglow'
+    config: dict[str, Any]  # the model's
+    state_dict: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    epoch: int  # in progress
+    iteration: int  # done since the beginning
+    batch: int  # done of the epoch
+    random_state: RandomState
+    training: dict[str, Any]  # `TrainConfig.as_dict`
+
+
+class TrainingCheckpoint(_Required, total=False):
+    """The contents of a checkpoint; older ones lack some of these."""
+
+    items: dict[str, Tensor]  # `resuming.item_digests`
+    trained_with: dict[str, Any]  # `TrainedWith.as_dict`
+    versions: dict[str, str]
+
 
 _NAME = re.compile(r"checkpoint_(\d+)\.pt")
 _REQUIRED = {
@@ -35,17 +65,19 @@ _REQUIRED = {
     "random_state": dict,
     "training": dict,
 }
-_KINDS = {str: "text", dict: "dictionary", int: "count"}
+_KINDS = {str: "string", dict: "dictionary", int: "count"}
 
 
 class DamagedCheckpoint(FastglowError):
-    """A file that is no whole checkpoint: `--resume` passes it over."""
+    """A damaged or incomplete checkpoint, which `--resume` skips."""
 
 
-def random_state() -> dict[str, Any]:
-    """State of every generator that training may draw from, as plain containers and tensors."""
+def random_state() -> RandomState:
+    """The state of every generator that training may draw from."""
     version, python_state, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    numpy_state = np.random.get_state(legacy=True)
+    assert isinstance(numpy_state, tuple)
+    name, keys, position, has_gauss, cached = numpy_state
     return {
         "python": [version, list(python_state), gauss],
         "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
@@ -54,11 +86,11 @@ def random_state() -> dict[str, Any]:
     }
 
 
-def restore_random_state(state: dict[str, Any]) -> None:
+def restore_random_state(state: RandomState) -> None:
     """Inverse of `random_state`.
 
     Raises:
-        DamagedCheckpoint: it is none.
+        DamagedCheckpoint: the state is malformed.
     """
     try:
         version, python_state, gauss = state["python"]
@@ -70,11 +102,11 @@ def restore_random_state(state: dict[str, Any]) -> None:
             torch.cuda.set_rng_state_all(state["cuda"])
     except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DamagedCheckpoint(f"the checkpoint's random numbers cannot be gone on with: {reason}") from error
+        raise DamagedCheckpoint(f"the checkpoint's random state cannot be restored: {reason}") from error
 
 
-def save_training_checkpoint(folder: Path, checkpoint: dict[str, Any], keep: int) -> Path:
-    """Writes checkpoint_<iteration>.pt whole or not at all; of it and those before it keeps the newest `keep` (0: all).
+def save_training_checkpoint(folder: Path, checkpoint: TrainingCheckpoint, keep: int) -> Path:
+    """Writes checkpoint_<iteration>.pt atomically, and deletes all but the newest `keep` up to it (0: keeps all).
 
     Raises:
         FastglowError: it cannot be written.
@@ -93,11 +125,8 @@ def save_training_checkpoint(folder: Path, checkpoint: dict[str, Any], keep: int
     return path
 
 
-def load_training_checkpoint(path: str | os.PathLike, model_name: str) -> dict[str, Any]:
-    """Reads a checkpoint of `fastglow train`.
-
-    Returns:
-        plain data, and the tensors bit for bit, on the CPU and contiguous.
+def load_training_checkpoint(path: str | os.PathLike, model_name: str) -> TrainingCheckpoint:
+    """Reads a checkpoint of `fastglow train`; its tensors are on the CPU and contiguous.
 
     Raises:
         DamagedCheckpoint: damaged, or not what `save_training_checkpoint` writes.
@@ -113,33 +142,33 @@ def load_training_checkpoint(path: str | os.PathLike, model_name: str) -> dict[s
     except FastglowError as error:
         raise DamagedCheckpoint(str(error)) from None
     if checkpoint is None:
-        raise FastglowError(f"{path} cannot be resumed from; to start from its weights use --init-from")
+        raise FastglowError(f"{path} is no training checkpoint to resume: use --init-from to start from its weights")
     for key, kind in _REQUIRED.items():
         if type(checkpoint[key]) is not kind or kind is int and checkpoint[key] < 0:
-            raise DamagedCheckpoint(f"{path}: damaged or truncated file: its {key} is no {_KINDS[kind]}")
+            raise DamagedCheckpoint(f"{path}: damaged or truncated file: its {key} is not a {_KINDS[kind]}")
     if checkpoint["model"] != model_name:
         raise FastglowError(f"{path} is a training checkpoint of {checkpoint['model']}, not of {model_name}")
     return checkpoint
 
 
-def find_newest_checkpoint(folder: Path, model_name: str) -> dict[str, Any] | None:
-    """The newest checkpoint of a folder that reads well, damaged ones passed over with a warning; None if it has none.
+def find_newest_checkpoint(folder: Path, model_name: str) -> TrainingCheckpoint | None:
+    """The newest undamaged checkpoint in a folder; a warning names each damaged one. None if there is no checkpoint.
 
     Raises:
-        FastglowError: it is another model's, or there are only damaged ones.
+        FastglowError: it is another model's, or all are damaged.
     """
     paths = _by_iteration(folder)
     for path in paths:
         try:
             return load_training_checkpoint(path, model_name)
         except DamagedCheckpoint as error:
-            logger.warning("passing over %s", error)
+            logger.warning("skipping %s", error)
     if paths:
-        raise FastglowError(f"every checkpoint in {folder} is damaged: remove them to start anew")
+        raise FastglowError(f"every checkpoint in {folder} is damaged: remove them to start over")
     return None
 
 
 def _by_iteration(folder: Path) -> list[Path]:
-    """Checkpoints of a folder, newest first."""
+    """The checkpoints in a folder, newest first."""
     found = [(int(match[1]), path) for path in folder.glob("*.pt") if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found, reverse=True)]

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import click
 from click.core import ParameterSource
@@ -16,9 +16,11 @@ from fastglow.models import Tacotron2Config, WaveGlowConfig
 from fastglow.outputs import draws_progress
 from fastglow.text.cleaners import DEFAULT_CLEANERS
 
-from .config import WN_OPTIONS, Tacotron2TrainConfig, WaveGlowTrainConfig
+from .config import WN_OPTIONS, ModelConfig, Tacotron2TrainConfig, TrainConfig, WaveGlowTrainConfig
 
-# Options of the models under the names that DeepLearningExamples gave them.
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+# DeepLearningExamples' names for options of the models.
 WAVEGLOW_ALIASES = {
     "n_flows": "--flows",
     "n_group": "--groups",
@@ -28,16 +30,18 @@ WAVEGLOW_ALIASES = {
 
 
 def _option_type(annotation: Any) -> Any:
-    """str, int, float or bool of `annotation`, looking into `X | None` and list[X]."""
+    """str, int, float or bool: `annotation` itself, or X of `X | None` and list[X]."""
     arguments = [argument for argument in get_args(annotation) if argument is not type(None)]
     return _option_type(arguments[0]) if arguments else annotation
 
 
-def dataclass_options(config: type, help_of: Callable[[Field], str | None], aliases: dict[str, str] | None = None):
-    """Decorator: one click option for every field of a dataclass for which `help_of` has a text."""
+def dataclass_options(
+    config: type, help_of: Callable[[Field], str | None], aliases: dict[str, str] | None = None
+) -> Callable[[Command], Command]:
+    """Decorator: one click option for every field of a dataclass for which `help_of` returns a text."""
     hints = get_type_hints(config)
 
-    def decorate(command):
+    def decorate(command: Command) -> Command:
         for f in reversed(fields(config)):
             text = help_of(f)
             if text is None:
@@ -77,7 +81,7 @@ def _take(config: type, options: dict[str, Any]) -> dict[str, Any]:
 @click.argument("dataset", type=click.Path())
 @click.option("--out", required=True, type=click.Path(file_okay=False), help="Folder to fill.")
 @click.option("--cleaners", "--text-cleaners", multiple=True, default=DEFAULT_CLEANERS, show_default=True,
-              help="Text cleaner of the training to come, which takes them from here (repeatable).")  # fmt: skip
+              help="Text cleaner for training, which takes them from here (repeatable).")  # fmt: skip
 @click.option("--validation", "n_validation", default=100, show_default=True,
               help="Distinct sentences to hold out, at most a tenth.")  # fmt: skip
 @click.option(
@@ -85,28 +89,28 @@ def _take(config: type, options: dict[str, Any]) -> dict[str, Any]:
     type=click.Path(),
     help="Data set whose items are all held out, instead of sentences of DATASET.",
 )
-@click.option("--min-seconds", default=0.3, show_default=True, help="Shorter clips are bad.")
-@click.option("--max-seconds", default=20.0, show_default=True, help="Longer clips are bad.")
-@click.option("--trim-db", type=float, help="Cut silence this far below the loudest part off both ends.")
+@click.option("--min-seconds", default=0.3, show_default=True, help="Reject shorter clips.")
+@click.option("--max-seconds", default=20.0, show_default=True, help="Reject longer clips.")
+@click.option("--trim-db", type=float, help="Trim both ends where they are this far below the loudest part.")
 @click.option("--on-bad", type=click.Choice(["skip", "stop"]), default="skip", show_default=True,
-              help="Go on without bad items, or stop at the first.")  # fmt: skip
-@click.option("--workers", type=int, help="Threads; default: one a core.")
+              help="Skip rejected items, or stop at the first.")  # fmt: skip
+@click.option("--workers", type=int, help="Threads; default: one per core.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @dataclass_options(MelConfig, lambda f: f"Audio parameter {f.name}.")
 def prepare(
-    dataset,
-    out,
-    cleaners,
-    n_validation,
-    validation_files,
-    min_seconds,
-    max_seconds,
-    trim_db,
-    on_bad,
-    workers,
-    quiet,
-    **audio,
-):
+    dataset: str,
+    out: str,
+    cleaners: tuple[str, ...],
+    n_validation: int,
+    validation_files: str | None,
+    min_seconds: float,
+    max_seconds: float,
+    trim_db: float | None,
+    on_bad: str,
+    workers: int | None,
+    quiet: bool,
+    **audio: Any,
+) -> None:
     """Check the recordings of DATASET and cache their log-mels in --out.
 
     DATASET is a folder in LJ-Speech layout (metadata.csv and wavs/) or a filelist of path|text, in UTF-8 or with a
@@ -138,42 +142,42 @@ def prepare(
 
 
 @click.group()
-def train():
+def train() -> None:
     """Train a model on a prepared data set.
 
-    SIGINT (Ctrl-C) and SIGTERM end a run after the batch in progress with a checkpoint and exit code 0; --resume
-    goes on from there.
+    SIGINT (Ctrl-C) and SIGTERM end a run after the batch in progress, with a checkpoint and exit code 0; --resume
+    continues from there.
     """
 
 
 def _read_config_file(ctx: click.Context, parameter: click.Parameter, path: str | None) -> None:
-    """Makes a JSON file's values the defaults of the other options; DeepLearningExamples' groups are looked into."""
+    """Makes a JSON file's values the defaults of the other options; accepts DeepLearningExamples' groups."""
     if path is None:
         return
     try:
-        values = json.loads(Path(path).read_bytes())  # of bytes it finds out the encoding, a mark or none
-        flat = {}
+        values = json.loads(Path(path).read_bytes())  # detects the encoding of bytes
+        flat: dict[str, Any] = {}
         for key, value in values.items():
             flat |= value if isinstance(value, dict) else {key: value}
     except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise click.BadParameter(f"{path} is no JSON object of options: {error}") from error
+        raise click.BadParameter(f"{path} must be a JSON object of options: {error}") from error
     flat = {key.replace("-", "_"): value for key, value in flat.items()}
     unknown = flat.keys() - {p.name for p in ctx.command.params}
     if unknown:
-        raise click.BadParameter(f"{path} sets {', '.join(sorted(unknown))}, which this command does not know")
-    repeatable = {p.name for p in ctx.command.params if getattr(p, "multiple", False)}
-    # A text alone would be taken letter by letter.
+        raise click.BadParameter(f"{path} sets unknown options: {', '.join(sorted(unknown))}")
+    repeatable = {p.name for p in ctx.command.params if isinstance(p, click.Option) and p.multiple}
+    # click would iterate over the letters of a single string.
     ctx.default_map = {k: [v] if k in repeatable and isinstance(v, str) else v for k, v in flat.items()}
 
 
-def _data_options(command):
+def _data_options(command: Command) -> Command:
     command = click.option(
         "--config-file",
         type=click.Path(),
         is_eager=True,
         expose_value=False,
         callback=_read_config_file,
-        help="JSON file of options; those on the command line go before it.",
+        help="JSON file of options; options on the command line take precedence.",
     )(command)
     command = click.option("--quiet", is_flag=True, help="No progress bar.")(command)
     command = click.option("--out", "-o", required=True, type=click.Path(file_okay=False), help="Output folder.")(
@@ -182,7 +186,7 @@ def _data_options(command):
     return click.option("--data", "-d", required=True, type=click.Path(), help="Prepared data set.")(command)
 
 
-def _train(model_name: str, config, model_config, quiet: bool) -> None:
+def _train(model_name: str, config: TrainConfig, model_config: ModelConfig, quiet: bool) -> None:
     from .loop import train as run
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -191,7 +195,7 @@ def _train(model_name: str, config, model_config, quiet: bool) -> None:
 
 
 def _given(context: click.Context) -> set[str]:
-    """Names of the options that the user chose, on the command line or in a file of options."""
+    """Names of the options given on the command line or in a file of options."""
     names = {name for name in context.params if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
     return {f"WN_config.{name[3:]}" if name.startswith("wn_") else name for name in names}
 
@@ -200,8 +204,8 @@ def _given(context: click.Context) -> set[str]:
 @_data_options
 @dataclass_options(Tacotron2TrainConfig, lambda f: f.metadata.get("help"))
 @dataclass_options(Tacotron2Config, lambda f: f"Model's {f.name}.")
-def tacotron2(quiet, **options):
-    """Train Tacotron 2 (or go on with --resume, or fine-tune with --init-from)."""
+def tacotron2(quiet: bool, **options: Any) -> None:
+    """Train Tacotron 2 (or continue with --resume, or fine-tune with --init-from)."""
     _train(
         "tacotron2",
         Tacotron2TrainConfig(**_take(Tacotron2TrainConfig, options)),
@@ -210,7 +214,7 @@ def tacotron2(quiet, **options):
     )
 
 
-def _wn_options(command):
+def _wn_options(command: Command) -> Command:
     defaults = WaveGlowConfig().WN_config
     for name, (flag, text) in reversed(WN_OPTIONS.items()):
         command = click.option(flag, f"wn_{name}", default=defaults[name], show_default=True, help=text)(command)
@@ -222,9 +226,9 @@ def _wn_options(command):
 @dataclass_options(WaveGlowTrainConfig, lambda f: f.metadata.get("help"))
 @dataclass_options(WaveGlowConfig, lambda f: None if f.name == "WN_config" else f"Model's {f.name}.", WAVEGLOW_ALIASES)
 @_wn_options
-def waveglow(quiet, **options):
-    """Train WaveGlow (or go on with --resume, or fine-tune with --init-from)."""
-    wn_config = {name: options.pop(f"wn_{name}") for name in WN_OPTIONS}
+def waveglow(quiet: bool, **options: Any) -> None:
+    """Train WaveGlow (or continue with --resume, or fine-tune with --init-from)."""
+    wn_config = {name: options[f"wn_{name}"] for name in WN_OPTIONS}
     _train(
         "waveglow",
         WaveGlowTrainConfig(**_take(WaveGlowTrainConfig, options)),

@@ -1,14 +1,17 @@
-"""Options of a training run: what `fastglow train` takes from the command line and saves in every checkpoint.
+"""Options of a training run, which `fastglow train` takes from the command line and saves in every checkpoint.
 
-Names and defaults are those of DeepLearningExamples' train.py where it has them.
+Names and defaults are DeepLearningExamples' where its train.py has the option.
 """
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fastglow.errors import FastglowError
+from fastglow.models import Tacotron2Config, WaveGlowConfig
 
-# WN_config's entries as options of the command: flag and help.
+ModelConfig = Tacotron2Config | WaveGlowConfig
+
+# The entries of WN_config as command-line options: flag and help.
 WN_OPTIONS = {
     "n_layers": ("--wn-layers", "Layers in a coupling network."),
     "n_channels": ("--wn-channels", "Channels in a coupling network."),
@@ -17,16 +20,16 @@ WN_OPTIONS = {
 
 
 def flat_config(config: dict[str, Any]) -> dict[str, Any]:
-    """A config's fields with those of WN_config among them, as "WN_config.n_layers"."""
-    flat = {}
+    """A config's fields, with the entries of WN_config as "WN_config.n_layers"."""
+    flat: dict[str, Any] = {}
     for name, value in config.items():
         flat |= {f"{name}.{key}": entry for key, entry in value.items()} if isinstance(value, dict) else {name: value}
     return flat
 
 
 def flags(values: dict[str, Any]) -> str:
-    """Fields of `flat_config` as they are given on the command line."""
-    parts = []
+    """Fields of `flat_config` as command-line options."""
+    parts: list[str] = []
     for name, value in values.items():
         prefix, _, key = name.rpartition(".")
         flag = WN_OPTIONS[key][0] if prefix == "WN_config" else f"--{name.replace('_', '-')}"
@@ -63,17 +66,17 @@ class TrainConfig:
     init_from: str = option(
         "",
         "Checkpoint of any published format whose weights to start from (fine-tuning); the rows of its embedding "
-        "go to the same symbols.",
+        "are assigned to the same symbols.",
     )
     ignore_layers: list[str] = option(
         [],
-        "Layer that --init-from leaves as it is initialised, such as embedding.weight or decoder.prenet (repeatable).",
+        "Layer that --init-from does not load, such as embedding.weight or decoder.prenet (repeatable).",
     )
     checkpoint_path: str = option("", "Training checkpoint to resume from.")
     resume: bool = option(False, "Resume from the newest valid checkpoint in the output folder.", "--resume-from-last")
-    use_saved_learning_rate: bool = option(False, "After resuming keep the checkpoint's learning rate.")
+    use_saved_learning_rate: bool = option(False, "Keep the checkpoint's learning rate when resuming.")
     epochs_per_checkpoint: int = option(50, "Epochs between checkpoints.")
-    iters_per_checkpoint: int = option(0, "Iterations between checkpoints, besides those by epoch; 0: none.")
+    iters_per_checkpoint: int = option(0, "Iterations between additional checkpoints; 0: none.")
     keep_checkpoints: int = option(0, "How many of the newest checkpoints to keep; 0: all.")
     max_iterations: int = option(0, "Stop after this many iterations in total; 0: no limit.")
     epochs_per_validation: int = option(1, "Epochs between validations.")
@@ -81,15 +84,15 @@ class TrainConfig:
         10, "Validations between samples, from the first one on: a picture and at most 15 s of sound."
     )
     keep_samples: int = option(20, "How many of the newest samples to keep in OUT/samples; 0: all. OUT/logs keeps all.")
-    bucket_batches: int = option(0, "Sort this many batches' worth of shuffled items by length: less padding; 0: off.")
-    num_workers: int = option(1, "Processes that load data; 0: load in the training process.")
+    bucket_batches: int = option(0, "Sort the shuffled items of this many batches by length, for less padding; 0: off.")
+    num_workers: int = option(1, "Processes that load data; 0: the training process loads it.")
     uniform_initialize_bn_weight: bool = option(
         True, "Draw the initial batch-norm weights from [0, 1).", " /--disable-uniform-initialize-bn-weight"
     )
-    cudnn_benchmark: bool = option(False, "Let cuDNN pick its algorithms by timing them.")
+    cudnn_benchmark: bool = option(False, "Let cuDNN select its algorithms by timing them.")
     tensorboard: bool = option(True, "Write TensorBoard logs to OUT/logs.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in (
             "epochs",
             "batch_size",
@@ -98,15 +101,15 @@ class TrainConfig:
             "epochs_per_validation",
             "validations_per_sample",
         ):
-            if not getattr(self, name) > 0:  # so written, NaN is refused too
-                raise FastglowError(f"{name} {getattr(self, name)} must be positive")
+            if not getattr(self, name) > 0:  # NaN fails too
+                raise FastglowError(f"{name}={getattr(self, name)} must be positive")
         for name in ("num_workers", "weight_decay", "grad_clip_thresh", "anneal_factor", "seed", "keep_samples"):
             if not getattr(self, name) >= 0:
-                raise FastglowError(f"{name} {getattr(self, name)} must not be negative")
+                raise FastglowError(f"{name}={getattr(self, name)} must not be negative")
         if self.seed >= 2**63:
-            raise FastglowError(f"seed {self.seed} does not fit 64 bits: use a smaller one")
+            raise FastglowError(f"seed={self.seed} does not fit in 64 bits: use a smaller one")
         if self.ignore_layers and not self.init_from:
-            raise FastglowError(f"ignore_layers {', '.join(self.ignore_layers)} needs init_from, whose layers it names")
+            raise FastglowError(f"ignore_layers={', '.join(self.ignore_layers)} needs init_from: pass both, or neither")
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -124,32 +127,33 @@ class Tacotron2TrainConfig(TrainConfig):
     """Options of Tacotron 2's training."""
 
     text_cleaners: list[str] = option(
-        [], "Text cleaner (repeatable). Default: those that the data set was prepared with, or english_cleaners."
+        [], "Text cleaner (repeatable). Default: those with which the data set was prepared, else english_cleaners."
     )
     lexicon: str = option(
         "", "File of pronunciations in CMUdict's format; its words are read as ARPAbet.", "--cmudict-path"
     )
     p_arpabet: float = option(
-        1.0, "Probability that a word of the lexicon is read as ARPAbet and not as letters, drawn anew every epoch."
+        1.0, "Probability that a word of the lexicon is read as ARPAbet and not as letters; drawn anew every epoch."
     )
     p_frame_dropout: float = option(
-        0.0, "Probability that a decoder step is shown zeros for the previous frames, so that it must read the text."
+        0.0,
+        "Probability that a decoder step is shown zeros instead of the previous frames, so that it must read the text.",
     )
     init_mel_bias: bool = option(
-        False, "Start the output's bias at the data's mean mel, which training otherwise takes long to find."
+        False, "Initialise the output's bias with the data's mean mel, which training otherwise takes long to find."
     )
     gate_positive_weight: float = option(
-        1.0, "Weight of the stop gate's positive targets; with --mask-padding there is one in a clip: 5 to 10 help."
+        1.0, "Weight of the stop gate's positive targets; with --mask-padding a clip has one: 5 to 10 help."
     )
     guided_attention_weight: float = option(0.0, "Weight of the guided-attention loss; 0: off.")
-    guided_attention_sigma: float = option(0.2, "Width of the guided-attention loss's free band.")
+    guided_attention_sigma: float = option(0.2, "Width of the band that the guided-attention loss leaves free.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.p_arpabet <= 1:
-            raise FastglowError(f"p_arpabet {self.p_arpabet} must be from 0 to 1")
+            raise FastglowError(f"p_arpabet={self.p_arpabet} must be between 0 and 1")
         if not 0 <= self.p_frame_dropout < 1:
-            raise FastglowError(f"p_frame_dropout {self.p_frame_dropout} must be at least 0 and less than 1")
+            raise FastglowError(f"p_frame_dropout={self.p_frame_dropout} must be at least 0 and below 1")
 
 
 @dataclass
@@ -162,7 +166,7 @@ class WaveGlowTrainConfig(TrainConfig):
     segment_length: int = option(4000, "Samples of audio in one item.")
     sigma: float = option(1.0, "Standard deviation of the noise that the audio is mapped to.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.segment_length <= 0:
-            raise FastglowError(f"segment_length {self.segment_length} must be positive")
+            raise FastglowError(f"segment_length={self.segment_length} must be positive")

@@ -1,7 +1,9 @@
 """Data sets, batches and their order; every random choice depends on (seed, epoch, item) only."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -10,22 +12,76 @@ from torch.utils.data import Dataset, Sampler
 
 from fastglow.audio import MelSpectrogram
 from fastglow.errors import FastglowError
-from fastglow.text import Lexicon, text_to_sequence
-from fastglow.text.cleaners import find_cleaner
+from fastglow.text import Lexicon
+from fastglow.text.cleaners import clean
+from fastglow.text.sequence import EncodedText, encode
+from fastglow.text.unspeakable import warn_dropped
 
-from .manifest import PreparedDataset
+from .manifest import Item, PreparedDataset
 
 
 def generator_for(*key: int) -> torch.Generator:
-    """A generator whose numbers depend on `key` only."""
+    """A generator that is seeded with `key`."""
     state = np.random.SeedSequence([abs(k) for k in key]).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(state[0]) << 31 ^ int(state[1]))
 
 
-class TextMelDataset(Dataset):
-    """(item id, symbol ids [T_in] int64, log-mel [n_mel_channels, T] float32) of every item of a split.
+class TextMelItem(NamedTuple):
+    id: str
+    symbols: Tensor  # ids, [T_in] int64
+    mel: Tensor  # log-mel, [n_mel_channels, T] float32
 
-    A word that `lexicon` has is given as phones with probability `p_arpabet`; `epoch` picks which.
+
+class SegmentItem(NamedTuple):
+    id: str
+    mel: Tensor  # log-mel, [n_mel_channels, segment_length // hop_length + 1] float32
+    audio: Tensor  # [segment_length] float32
+
+
+Example = TypeVar("Example", bound=TextMelItem | SegmentItem, covariant=True)
+
+
+class SplitDataset(Dataset[Example], ABC):
+    """The items of a split, as a model reads them in an epoch.
+
+    Attributes:
+        dataset: what `fastglow prepare` wrote.
+        items: of the split.
+        epoch: 0 until `set_epoch`.
+    """
+
+    def __init__(self, dataset: PreparedDataset, split: str):
+        self.dataset = dataset
+        self.items: list[Item] = dataset.items[split]
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Example: ...
+
+    def set_epoch(self, epoch: int) -> None:
+        """Selects the epoch, and with it the random choices."""
+        self.epoch = epoch
+
+    @abstractmethod
+    def lengths(self) -> list[int]:
+        """The length of each item, by which batches are bucketed."""
+
+
+class TextMelDataset(SplitDataset[TextMelItem]):
+    """Texts and mels for Tacotron 2.
+
+    Args:
+        dataset, split: where the items are.
+        cleaners: names of text cleaners.
+        lexicon: pronunciations; None: all words are letters.
+        p_arpabet: probability with which a word of the lexicon is given as phones; drawn anew in each epoch.
+        seed: of those draws.
+
+    Raises:
+        FastglowError: the cleaners leave nothing of a text.
     """
 
     def __init__(
@@ -37,57 +93,60 @@ class TextMelDataset(Dataset):
         p_arpabet: float = 1.0,
         seed: int = 0,
     ):
-        self.dataset = dataset
-        self.items = dataset.items[split]
-        self.lexicon = lexicon
+        super().__init__(dataset, split)
+        self.lexicon = lexicon if p_arpabet > 0 else None
         self.p_arpabet = p_arpabet
         self.seed = seed
-        self.epoch = 0
-        self.cleaned = [item.text for item in self.items]
-        for name in cleaners:
-            self.cleaned = [find_cleaner(name)(text) for text in self.cleaned]
+        self._cleaned: list[str] = []
+        encoded: list[Tensor] = []
         for index, item in enumerate(self.items):
-            if len(self.sequence(index)) == 0:
+            text, dropped = clean(item.text, cleaners)
+            self._cleaned.append(text)
+            symbols = self._encode(index)
+            warn_dropped([*dropped, *symbols.dropped], stacklevel=2)
+            if not symbols.ids:
                 raise FastglowError(f"{item.id}: {list(cleaners)} leave nothing to speak of {item.text!r}: remove it")
+            encoded.append(torch.tensor(symbols.ids))
+        # Ids that are the same in each epoch are looked up once.
+        self._sequences = None if self._is_drawn else encoded
 
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> tuple[str, Tensor, Tensor]:
+    def __getitem__(self, index: int) -> TextMelItem:
         item = self.items[index]
-        return item.id, self.sequence(index), torch.from_numpy(self.dataset.mel(item))
+        return TextMelItem(item.id, self.sequence(index), torch.from_numpy(self.dataset.mel(item)))
 
     def sequence(self, index: int) -> Tensor:
-        """Symbol ids of an item in this epoch."""
-        generator = np.random.default_rng((self.seed, self.epoch, index))
-
-        def pronounce(word: str) -> str | None:
-            return self.lexicon(word) if generator.random() < self.p_arpabet else None
-
-        return torch.tensor(text_to_sequence(self.cleaned[index], [], None if self.lexicon is None else pronounce))
+        """Symbol ids of an item in this epoch, [T_in] int64."""
+        return torch.tensor(self._encode(index).ids) if self._sequences is None else self._sequences[index]
 
     def lengths(self) -> list[int]:
+        """In mel frames."""
         return [item.frames for item in self.items]
 
+    @property
+    def _is_drawn(self) -> bool:
+        return self.lexicon is not None and self.p_arpabet < 1
 
-class SegmentDataset(Dataset):
-    """(item id, log-mel, audio) of one random segment of every item of a split; audio is [segment_length].
+    def _encode(self, index: int) -> EncodedText:
+        lexicon = self.lexicon
+        if lexicon is None or not self._is_drawn:
+            return encode(self._cleaned[index], pronounce=lexicon)
+        generator = np.random.default_rng((self.seed, self.epoch, index))
+        return encode(
+            self._cleaned[index],
+            pronounce=lambda word: lexicon(word) if generator.random() < self.p_arpabet else None,
+        )
 
-    Clips shorter than a segment are padded with zeros. `epoch` picks the segments.
-    """
+
+class SegmentDataset(SplitDataset[SegmentItem]):
+    """A random segment of each clip, for WaveGlow; clips shorter than a segment are padded with zeros."""
 
     def __init__(self, dataset: PreparedDataset, split: str, segment_length: int, seed: int):
-        self.dataset = dataset
-        self.items = dataset.items[split]
+        super().__init__(dataset, split)
         self.segment_length = segment_length
         self.seed = seed
-        self.epoch = 0
         self.mel_spectrogram = MelSpectrogram.from_config(dataset.audio)
 
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> tuple[str, Tensor, Tensor]:
+    def __getitem__(self, index: int) -> SegmentItem:
         item = self.items[index]
         samples = self.dataset.samples(item)
         generator = generator_for(self.seed, self.epoch, index)
@@ -95,15 +154,16 @@ class SegmentDataset(Dataset):
         segment = np.asarray(samples[start : start + self.segment_length], dtype=np.float32) / 32768.0
         audio = torch.zeros(self.segment_length)
         audio[: len(segment)] = torch.from_numpy(segment)
-        return item.id, self.mel_spectrogram(audio.unsqueeze(0))[0], audio
+        return SegmentItem(item.id, self.mel_spectrogram(audio.unsqueeze(0))[0], audio)
 
     def lengths(self) -> list[int]:
+        """In samples."""
         return [self.segment_length] * len(self.items)
 
 
 @dataclass
 class TextMelBatch:
-    """A padded batch of Tacotron 2, longest text first."""
+    """A padded batch for Tacotron 2, longest text first."""
 
     ids: list[str]
     text: Tensor  # [B, T_in] int64
@@ -118,27 +178,27 @@ class TextMelBatch:
 
     @property
     def n_items(self) -> int:
-        """Mel frames without padding: the unit of the training speed, as in the reference."""
+        """Mel frames without padding, in which the training speed is measured, as in the reference."""
         return int(self.output_lengths.sum())
 
 
 @dataclass
 class TextMelCollate:
-    """Pads (id, text, mel) items to a `TextMelBatch`."""
+    """Pads items to a `TextMelBatch`."""
 
     n_frames_per_step: int
 
-    def __call__(self, items: list[tuple[str, Tensor, Tensor]]) -> TextMelBatch:
-        items = sorted(items, key=lambda item: len(item[1]), reverse=True)
+    def __call__(self, items: list[TextMelItem]) -> TextMelBatch:
+        items = sorted(items, key=lambda item: len(item.symbols), reverse=True)
         r = self.n_frames_per_step
-        max_frames = -(-max(mel.shape[1] for _, _, mel in items) // r) * r
+        max_frames = -(-max(item.mel.shape[1] for item in items) // r) * r
         batch = TextMelBatch(
-            ids=[item_id for item_id, _, _ in items],
-            text=torch.zeros(len(items), len(items[0][1]), dtype=torch.int64),
-            input_lengths=torch.tensor([len(text) for _, text, _ in items]),
-            mel=torch.zeros(len(items), items[0][2].shape[0], max_frames),
+            ids=[item.id for item in items],
+            text=torch.zeros(len(items), len(items[0].symbols), dtype=torch.int64),
+            input_lengths=torch.tensor([len(item.symbols) for item in items]),
+            mel=torch.zeros(len(items), items[0].mel.shape[0], max_frames),
             gate=torch.zeros(len(items), max_frames),
-            output_lengths=torch.tensor([mel.shape[1] for _, _, mel in items]),
+            output_lengths=torch.tensor([item.mel.shape[1] for item in items]),
         )
         for i, (_, text, mel) in enumerate(items):
             batch.text[i, : len(text)] = text
@@ -149,7 +209,7 @@ class TextMelCollate:
 
 @dataclass
 class SegmentBatch:
-    """A batch of WaveGlow."""
+    """A batch for WaveGlow."""
 
     ids: list[str]
     mel: Tensor  # [B, n_mel_channels, segment_length // hop_length + 1]
@@ -160,20 +220,23 @@ class SegmentBatch:
 
     @property
     def n_items(self) -> int:
-        """Samples: the unit of the training speed, as in the reference."""
+        """Samples, in which the training speed is measured, as in the reference."""
         return self.audio.numel()
 
 
-def collate_segments(items: list[tuple[str, Tensor, Tensor]]) -> SegmentBatch:
-    """Stacks (id, mel, audio) items."""
-    ids, mels, audio = zip(*items, strict=True)
-    return SegmentBatch(list(ids), torch.stack(mels), torch.stack(audio))
+def collate_segments(items: list[SegmentItem]) -> SegmentBatch:
+    """Stacks items."""
+    return SegmentBatch(
+        [item.id for item in items],
+        torch.stack([item.mel for item in items]),
+        torch.stack([item.audio for item in items]),
+    )
 
 
 class EpochBatchSampler(Sampler[list[int]]):
-    """The batches of an epoch in an order that depends on (seed, epoch) only, from batch `start` on.
+    """The batches of an epoch from batch `start` on, in an order that depends on (seed, epoch) only.
 
-    Full batches only, as in the reference, unless there are fewer items than a batch holds.
+    Only full batches, as in the reference, unless there are fewer items than a batch holds.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, bucket_batches: int = 0):

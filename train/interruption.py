@@ -1,7 +1,7 @@
-"""SIGINT and SIGTERM: the training process ends in good order, the processes that load its data end with it.
+"""On SIGINT and SIGTERM, the training process saves and ends, and its loader processes end with it.
 
-Ctrl-C, `timeout`, SLURM and systemd signal all processes of a run at once. A loading process that died of it would
-take the run with it before it can save, so they ignore both.
+Ctrl-C, `timeout`, SLURM and systemd signal all processes of a run at once. The death of a loader process would end the
+run before it can save, so loader processes ignore both signals.
 """
 
 import multiprocessing
@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
 def calling_on_signals(request_stop: Callable[[int], None]) -> Iterator[None]:
-    """Within the block SIGINT and SIGTERM call `request_stop` with their number and do nothing else."""
+    """Within the block, SIGINT and SIGTERM call `request_stop` with their number and do nothing else."""
     try:
         previous = {number: signal.signal(number, lambda n, frame: request_stop(n)) for number in STOPPING}
     except ValueError:  # not in the main thread, where signals cannot be caught
@@ -33,11 +34,12 @@ def calling_on_signals(request_stop: Callable[[int], None]) -> Iterator[None]:
 
 @contextmanager
 def batches_of(loader: DataLoader) -> Iterator[Iterator[Any]]:
-    """An iterator over a loader built with `begin_loading`; its processes are gone when the block ends."""
-    batches, workers = None, set()
+    """An iterator over a loader built with `begin_loading`; its processes have ended when the block ends."""
+    batches = None
+    workers: set[multiprocessing.process.BaseProcess] = set()
     before = set(multiprocessing.active_children())
     try:
-        # A new process inherits what is blocked: no signal can come between its start and `begin_loading`.
+        # A new process inherits the blocked signals: none can arrive between its start and `begin_loading`.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
         try:
             batches = iter(loader)
@@ -46,9 +48,9 @@ def batches_of(loader: DataLoader) -> Iterator[Iterator[Any]]:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         yield batches
     finally:
-        # What PyTorch does once nobody holds the iterator; the traceback of an error may hold it to the very end.
-        # There it would send SIGTERM, which they ignore, and wait for them for ever.
-        if hasattr(batches, "_shutdown_workers"):
+        # PyTorch does this once nothing refers to the iterator, but the traceback of an error may do so until exit.
+        # Then it would send SIGTERM, which the workers ignore, and wait for them for ever.
+        if isinstance(batches, _MultiProcessingDataLoaderIter):
             batches._shutdown_workers()
         for worker in workers:
             if worker.is_alive():
@@ -57,13 +59,15 @@ def batches_of(loader: DataLoader) -> Iterator[Iterator[Any]]:
 
 
 def begin_loading(worker_id: int) -> None:
-    """The `worker_init_fn` of a loader: SIGINT and SIGTERM are for the process that trains, whose end is the end."""
+    """The `worker_init_fn` of a loader: ignores SIGINT and SIGTERM, and ends with the training process."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    # PyTorch's processes look for their parent too, but every few seconds, and never if it died before they looked.
-    multiprocessing.parent_process().join()
+    # PyTorch's workers check for their parent too, but only every few seconds, and not if it died before the first.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
     os._exit(1)

@@ -19,13 +19,9 @@ from fastglow._version import __version__
 from fastglow.devices import pick_device
 from fastglow.errors import FastglowError
 
-from .checkpointing import (
-    random_state,
-    restore_random_state,
-    save_training_checkpoint,
-)
-from .config import TrainConfig
-from .data import EpochBatchSampler
+from .checkpointing import TrainingCheckpoint, random_state, restore_random_state, save_training_checkpoint
+from .config import ModelConfig, TrainConfig
+from .data import EpochBatchSampler, SegmentBatch, TextMelBatch
 from .interruption import batches_of, begin_loading, calling_on_signals
 from .manifest import PreparedDataset
 from .reporting import Reporter
@@ -39,30 +35,30 @@ logger = logging.getLogger(__name__)
 def train(
     model_name: str,
     config: TrainConfig,
-    model_config: Any,
+    model_config: ModelConfig,
     progress: bool = True,
     given: Collection[str] | None = None,
 ) -> Path:
     """Trains a model on a prepared data set.
 
-    A resumed run takes its options from the checkpoint, but for those in `given`: of these a change is told in the
-    log, and one that would make another model is refused. So is data that shares no item with the run's; where
-    items were added, left out or changed, the epoch in progress starts again.
+    A resumed run takes its options from the checkpoint, except those in `given`: the log lists the ones that change,
+    and an option that would make another model is an error. Data that shares no item with the run's is an error too;
+    if items were added, removed or changed, the epoch in progress starts again.
 
     Args:
         model_name: 'tacotron2' or 'waveglow'.
         config: the task's `TrainConfig`.
         model_config: the model's config.
         progress: show a progress bar on standard error.
-        given: names of the options of both configs that were chosen, WN_config's as 'WN_config.n_layers'; None:
-            those that are not at their default.
+        given: names of the chosen options of both configs, WN_config's as 'WN_config.n_layers'; None: those that
+            differ from their default.
 
     Returns:
         path of the last checkpoint.
 
     Raises:
-        FastglowError: data, checkpoint or options that do not fit; a loss that is not finite, with the
-            items of its batch.
+        FastglowError: data, checkpoint or options that do not fit; a loss that is not finite, with the items of its
+            batch.
     """
     return Trainer(model_name, config, model_config, progress, given).run()
 
@@ -70,11 +66,13 @@ def train(
 class Trainer:
     """State of a run: model, optimizer, position in the data."""
 
+    reporter: Reporter
+
     def __init__(
         self,
         model_name: str,
         config: TrainConfig,
-        model_config: Any,
+        model_config: ModelConfig,
         progress: bool,
         given: Collection[str] | None = None,
     ):
@@ -84,13 +82,14 @@ class Trainer:
         dataset = PreparedDataset.open(config.data)
         if not dataset.items["train"]:
             raise FastglowError(f"{config.data} holds no training items: prepare more data")
-        resumption = checkpoint and plan_resumption(checkpoint, config, model_config, dataset, given)
-        if resumption:
+        resumption = None
+        if checkpoint is not None:
+            resumption = plan_resumption(checkpoint, config, model_config, dataset, given)
             config, model_config = resumption.config, resumption.model_config
         config = self.config = TASKS[model_name].complete(config, dataset)
         self.task: Task = TASKS[model_name](config, model_config, dataset)
-        self.item_digests = item_digests(dataset, model_name)
-        if resumption:
+        self.item_digests = item_digests(dataset, model_name) if resumption is None else resumption.item_digests
+        if resumption is not None:
             compare_lexicons(resumption.trained_with, self.task.trained_with())
         try:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -105,7 +104,7 @@ class Trainer:
         )
         self.epoch = self.iteration = self.batch = 0
         self.stop_requested: signal.Signals | None = None
-        if checkpoint is not None:
+        if checkpoint is not None and resumption is not None:
             self._restore(checkpoint)
             if not resumption.position_holds:
                 self.batch = 0
@@ -115,12 +114,12 @@ class Trainer:
         self.sampler = EpochBatchSampler(self.trainset.lengths(), config.batch_size, config.seed, config.bucket_batches)
 
     def run(self) -> Path:
-        """Trains to the last epoch or iteration, or until SIGINT or SIGTERM; saves at the end in every case."""
+        """Trains until the last epoch or iteration, or SIGINT or SIGTERM, and then saves."""
         last_saved = None
         if self._finished():
             logger.warning(
-                "nothing is left to do: the run has done %d epochs and %d iterations; to go on pass larger --epochs or "
-                "--max-iterations",
+                "nothing to do: the run has completed %d epochs and %d iterations; pass larger --epochs or "
+                "--max-iterations to continue",
                 self.epoch,
                 self.iteration,
             )
@@ -129,7 +128,7 @@ class Trainer:
             while not self._finished() and not self.stop_requested:
                 self._run_epoch()
                 if self.batch < self.sampler.batches_per_epoch:
-                    continue  # max_iterations or a signal ended the epoch early
+                    continue  # max_iterations or a signal ended the epoch
                 self.epoch, self.batch = self.epoch + 1, 0
                 if self.epoch % self.config.epochs_per_checkpoint == 0:
                     last_saved = self.save()
@@ -139,7 +138,7 @@ class Trainer:
                 last_saved = self.save()
         if self.stop_requested:
             logger.warning(
-                "stopped by %s after iteration %d: --resume goes on from there",
+                "stopped by %s after iteration %d: pass --resume to continue",
                 self.stop_requested.name,
                 self.iteration,
             )
@@ -155,15 +154,14 @@ class Trainer:
     def _run_epoch(self) -> None:
         config = self.config
         self.sampler.epoch, self.sampler.start = self.epoch, self.batch
-        if hasattr(self.trainset, "epoch"):
-            self.trainset.epoch = self.epoch
+        self.trainset.set_epoch(self.epoch)
         loader = DataLoader(
             self.trainset,
             batch_sampler=self.sampler,
             collate_fn=self.task.collate,
             num_workers=config.num_workers,
             worker_init_fn=begin_loading,
-            # The loader draws a seed from a generator at every epoch: not from the one that training resumes with.
+            # Each epoch, the loader draws a seed from its generator: keep training's own generator out of that.
             generator=torch.Generator().manual_seed(config.seed),
         )
         if not config.use_saved_learning_rate:
@@ -181,7 +179,7 @@ class Trainer:
             )
             for batch in _plain_errors(bar):
                 started = time.perf_counter()
-                scalars = self._step(batch.to(self.device))
+                scalars = self.step(batch.to(self.device))
                 scalars["items_per_second"] = batch.n_items / (time.perf_counter() - started)
                 self.iteration += 1
                 self.batch += 1
@@ -193,18 +191,19 @@ class Trainer:
                     break
             bar.close()
 
-    def _step(self, batch: Any) -> dict[str, float]:
+    def step(self, batch: TextMelBatch | SegmentBatch) -> dict[str, float]:
+        """One step of the optimizer; returns the scalars to report."""
         self.optimizer.zero_grad(set_to_none=True)
         losses = self.task.losses(self.model, batch)
         scalars = {name: value.item() for name, value in losses.items()}
         self._check_finite("loss", scalars["loss"], batch)
         losses["loss"].backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip_thresh)
-        self._check_finite("the gradient's norm", norm.item(), batch)
+        self._check_finite("the norm of the gradient", norm.item(), batch)
         self.optimizer.step()
         return {**scalars, "grad_norm": norm.item(), "learning_rate": self.optimizer.param_groups[0]["lr"]}
 
-    def _check_finite(self, name: str, value: float, batch: Any) -> None:
+    def _check_finite(self, name: str, value: float, batch: TextMelBatch | SegmentBatch) -> None:
         if not np.isfinite(value):
             raise FastglowError(
                 f"{name} is {value} at iteration {self.iteration}, batch {self.batch} of epoch {self.epoch}, "
@@ -213,9 +212,9 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mean losses of the validation split and, every so often, a sample; empty if a signal came in between.
+        """Mean losses of the validation split, empty if a signal arrived; writes a sample if one is due.
 
-        Leaves the generators as training needs them.
+        The state of the random generators is restored.
         """
         if len(self.valset) == 0:
             return {}
@@ -241,14 +240,15 @@ class Trainer:
 
     def _write_sample(self) -> None:
         try:
-            self.reporter.sample(self.task.sample(self.model), self.task.dataset.audio.sampling_rate, self.iteration)
+            sample = self.task.sample(self.model, self.valset)
+            self.reporter.sample(sample, self.task.dataset.audio.sampling_rate, self.iteration)
         except FastglowError as error:
-            # What a young model says may be no sound at all; that must not end the training.
+            # An untrained model may produce no sound at all; that must not end the training.
             logger.warning("no validation sample at iteration %d: %s", self.iteration, error)
 
     def save(self) -> Path:
-        """Writes a checkpoint of the present state."""
-        checkpoint = {
+        """Writes a checkpoint of the current state."""
+        checkpoint: TrainingCheckpoint = {
             "model": self.task.name,
             "config": asdict(self.task.model_config),
             "state_dict": self.model.state_dict(),
@@ -274,7 +274,7 @@ class Trainer:
             warm_start(model, self.config.init_from, self.config.ignore_layers, self.task.dataset.audio)
         return model.to(self.device)
 
-    def _restore(self, checkpoint: dict[str, Any]) -> None:
+    def _restore(self, checkpoint: TrainingCheckpoint) -> None:
         try:
             self.model.load_state_dict(checkpoint["state_dict"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
@@ -283,14 +283,14 @@ class Trainer:
                 f"the checkpoint does not fit its own config: {' '.join(str(error).split())}"
             ) from error
         for group in self.optimizer.param_groups:
-            group["weight_decay"] = self.config.weight_decay  # as the rate, it may be another than the checkpoint's
-        self.epoch, self.iteration, self.batch = (checkpoint[key] for key in ("epoch", "iteration", "batch"))
+            group["weight_decay"] = self.config.weight_decay  # may have changed, like the learning rate
+        self.epoch, self.iteration, self.batch = checkpoint["epoch"], checkpoint["iteration"], checkpoint["batch"]
         restore_random_state(checkpoint["random_state"])
         logger.info("resumed at epoch %d, iteration %d", self.epoch, self.iteration)
 
 
 def _plain_errors(batches: Iterable[Any]) -> Iterator[Any]:
-    """The batches; a FastglowError of a loader's process comes as it was raised, without the process's traceback."""
+    """The batches; a FastglowError from a loader process is raised without that process's traceback."""
     try:
         yield from batches
     except FastglowError as error:

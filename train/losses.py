@@ -12,7 +12,7 @@ class Tacotron2Loss(nn.Module):
     """Squared error of the mels before and after the postnet, plus cross entropy of the stop gate.
 
     Args:
-        gate_positive_weight: weight of the gate's few positive targets; the reference's is 1.
+        gate_positive_weight: weight of the gate's few positive targets; 1 in the reference.
     """
 
     def __init__(self, gate_positive_weight: float = 1.0):
@@ -20,12 +20,12 @@ class Tacotron2Loss(nn.Module):
         self.gate_positive_weight = gate_positive_weight
 
     def forward(self, model_output: list[Tensor], targets: tuple[Tensor, Tensor]) -> Tensor:
-        """Mean loss over everything, padding included, as in the reference.
+        """Mean loss, padding included, as in the reference.
 
         Args:
             model_output: [mel, mel_postnet, gate, alignments] of `Tacotron2.forward`.
-            targets: (mel [B, n_mel_channels, T], gate [B, T], 1 from an item's last frame on). A model
-                with several frames per step has one gate a step: its target is 1 if one of its frames' is.
+            targets: (mel [B, n_mel_channels, T], gate [B, T], 1 from an item's last frame on). A model with several
+                frames per step has one gate per step; its target is the maximum over the step's frames.
 
         Returns:
             scalar.
@@ -47,7 +47,7 @@ class Tacotron2Loss(nn.Module):
 
 
 class WaveGlowLoss(nn.Module):
-    """Negative log-likelihood of the audio, per sample and without its constant (Prenger et al. 2018, equation 3)."""
+    """Negative log-likelihood of the audio, per sample, without the constant (Prenger et al. 2018, equation 3)."""
 
     def __init__(self, sigma: float = 1.0):
         super().__init__()
@@ -58,7 +58,7 @@ class WaveGlowLoss(nn.Module):
         model_output: tuple[Tensor, list[Tensor], list[Tensor]],
         targets: object = None,
     ) -> Tensor:
-        """Scalar loss of the output of `WaveGlow.forward`; `targets` is not used, it is the reference's signature."""
+        """Scalar loss of the output of `WaveGlow.forward`; `targets` is unused, as in the reference."""
         z, log_s_list, log_det_list = model_output
         log_det = sum(log_s.sum() for log_s in log_s_list) + sum(log_det_list)
         return (z.square().sum() / (2 * self.sigma**2) - log_det) / z.numel()
@@ -68,7 +68,7 @@ class GuidedAttentionLoss(nn.Module):
     """Penalty on attention far from the diagonal (Tachibana et al. 2018, section 4.1).
 
     Args:
-        g: width of the free band around the diagonal, as a share of the length.
+        g: width of the band around the diagonal without penalty, as a fraction of the length.
     """
 
     def __init__(self, g: float = 0.2):
@@ -76,7 +76,7 @@ class GuidedAttentionLoss(nn.Module):
         self.g = g
 
     def forward(self, alignments: Tensor, input_lengths: Tensor, output_steps: Tensor) -> Tensor:
-        """Mean over the items' own cells.
+        """Mean over the items, without their padding.
 
         Args:
             alignments: [B, T, T_in]; input_lengths: [B] symbols; output_steps: [B] decoder steps.

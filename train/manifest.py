@@ -1,7 +1,7 @@
-"""The prepared data set on disk: what `fastglow prepare` writes and training reads.
+"""The prepared data set on disk, which `fastglow prepare` writes and training reads.
 
 dataset.json      audio parameters, text cleaners, source, counts, rejected items with reasons
-train.jsonl       one item a line: id, text, samples, frames
+train.jsonl       one item per line: id, text, samples, frames
 validation.jsonl
 mels/<id>.npy     log-mel [n_mel_channels, frames], float32
 audio/<id>.npy    samples [N], int16
@@ -26,7 +26,7 @@ SPLITS = ("train", "validation")
 
 @dataclass(frozen=True)
 class Item:
-    """One clip: `id` names its files, `samples` and `frames` are its lengths in the caches."""
+    """One clip: `id` names its files, `samples` and `frames` are the lengths of the cached arrays."""
 
     id: str
     text: str
@@ -36,9 +36,9 @@ class Item:
     def __post_init__(self) -> None:
         for name, kind in (("id", str), ("text", str), ("samples", int), ("frames", int)):
             if type(getattr(self, name)) is not kind:
-                raise TypeError(f"{name} is no {'text' if kind is str else 'integer'}")
+                raise TypeError(f"{name} must be {'a string' if kind is str else 'an integer'}")
         if not 0 < self.frames <= self.samples < 2**40:
-            raise ValueError("its lengths are out of range")
+            raise ValueError(f"samples={self.samples} or frames={self.frames} is out of range")
 
 
 @dataclass
@@ -48,11 +48,11 @@ class PreparedDataset:
     folder: Path
     audio: MelConfig
     items: dict[str, list[Item]]  # by split
-    text_cleaners: list[str] | None = None  # of the training to come; None: prepared before they were recorded
+    text_cleaners: list[str] | None = None  # for training; None: prepared before they were recorded
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> "PreparedDataset":
-        """Reads the manifests; raises FastglowError when the folder was not (or not wholly) prepared."""
+        """Reads the manifests; raises FastglowError if the folder was not completely prepared."""
         folder = Path(folder)
         try:
             description = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
@@ -65,14 +65,14 @@ class PreparedDataset:
             }
             audio, cleaners = MelConfig.from_dict(description["audio"]), description.get("text_cleaners")
             if not (cleaners is None or isinstance(cleaners, list) and all(isinstance(name, str) for name in cleaners)):
-                raise ValueError("text_cleaners is no list of names")
+                raise ValueError("text_cleaners must be a list of names")
             return cls(folder, audio, items, cleaners)
         except FileNotFoundError as error:
             raise FastglowError(
                 f"{error.filename} is missing: run `fastglow prepare DATASET --out {folder}` first"
             ) from error
         except OSError as error:
-            raise FastglowError(f"{folder} is no prepared data set: {error.strerror}") from error
+            raise FastglowError(f"{folder} cannot be read as a prepared data set: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             reason = " ".join(str(error).split())[:200]
             raise FastglowError(
@@ -84,13 +84,15 @@ class PreparedDataset:
         return self._load("mels", item, np.float32, (self.audio.n_mel_channels, item.frames))
 
     def samples(self, item: Item) -> np.ndarray:
-        """Cached samples, int16 [N], mapped and not read."""
+        """Cached samples, int16 [N], as a memory map."""
         return self._load("audio", item, np.int16, (item.samples,), mapped=True)
 
     def path(self, kind: str, item_id: str) -> Path:
         return self.folder / kind / f"{item_id}.npy"
 
-    def _load(self, kind: str, item: Item, dtype: type, shape: tuple[int, ...], mapped: bool = False) -> np.ndarray:
+    def _load(
+        self, kind: str, item: Item, dtype: type[np.generic], shape: tuple[int, ...], mapped: bool = False
+    ) -> np.ndarray:
         path = self.path(kind, item.id)
         try:
             return read_array(path, dtype, shape, mapped=mapped)
@@ -98,7 +100,7 @@ class PreparedDataset:
             raise FastglowError(f"{path} cannot be read ({error}): run `fastglow prepare` again") from error
 
     def write(self, source: str, rejected: list[tuple[str, str]]) -> None:
-        """Writes the manifests, dataset.json last: its presence says that the caches are whole."""
+        """Writes the manifests, dataset.json last: its presence means that the caches are complete."""
         for split in SPLITS:
             lines = (json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in self.items[split])
             _write(self.folder / f"{split}.jsonl", "".join(lines))

@@ -1,4 +1,4 @@
-"""From a folder of recordings to a prepared data set: read, check, resample, trim, cache log-mels."""
+"""A folder of recordings to a prepared data set: read, check, resample, trim, cache log-mels."""
 
 import hashlib
 import os
@@ -25,7 +25,7 @@ TRIM_WINDOW = 512  # samples
 
 @dataclass
 class PrepareReport:
-    """What `prepare` did: the prepared data set, and every rejected item with its reason."""
+    """The prepared data set, and every rejected item with its reason."""
 
     dataset: PreparedDataset
     rejected: list[tuple[str, str]]
@@ -39,15 +39,14 @@ class PrepareReport:
 def split_texts(texts: Iterable[str], n_validation: int) -> set[str]:
     """The held-out texts: the first `n_validation` distinct ones in the order of their hashes.
 
-    A sentence that was recorded several times is held out with all its takes, and which sentences
-    are held out does not change when others are added.
+    All takes of a sentence are held out together, and the choice is stable when sentences are added.
     """
     by_hash = sorted(set(texts), key=lambda text: hashlib.sha256(text.lower().encode()).digest())
     return set(by_hash[:n_validation])
 
 
 def trim_silence(audio: np.ndarray, trim_db: float, keep: int) -> np.ndarray:
-    """Cuts both ends where every window is more than `trim_db` below the loudest one, but for `keep` samples."""
+    """Cuts both ends where every window is more than `trim_db` below the loudest one, except `keep` samples."""
     n_windows = len(audio) // TRIM_WINDOW
     if n_windows == 0:
         return audio
@@ -77,39 +76,39 @@ def prepare(
 
     Args:
         dataset: LJ-Speech folder or filelist, see `fastglow.train.sources`.
-        out: folder that is filled, see `fastglow.train.manifest`.
+        out: folder to fill, see `fastglow.train.manifest`.
         audio: parameters of the log-mel; recordings at other rates are resampled.
-        cleaners: text cleaners of the training to come, which takes them from here: a text of which they leave
-            nothing is bad.
-        n_validation: distinct sentences to hold out with all their takes, at most a tenth of them but for one.
+        cleaners: text cleaners for training, which takes them from here; a text of which they leave nothing is
+            rejected.
+        n_validation: distinct sentences to hold out with all their takes: at most a tenth of them, at least one.
         validation: data set whose items are all held out, instead of `n_validation` sentences of `dataset`.
-        min_seconds, max_seconds: shorter and longer clips are bad.
-        trim_db: cut silence at both ends down to 50 ms, where it is this far below the loudest part.
-        on_bad: 'skip' lists bad items in the report and goes on, 'stop' raises at the first.
-        workers: threads; absent: one a core.
+        min_seconds, max_seconds: shorter and longer clips are rejected.
+        trim_db: cut both ends, down to 50 ms, where they are this far below the loudest part.
+        on_bad: 'skip' lists rejected items in the report and continues, 'stop' raises at the first.
+        workers: threads; default: one per core.
         progress: show a progress bar on standard error.
 
     Raises:
-        FastglowError: no data set, an unknown cleaner, an unwritable folder, a bad item with on_bad='stop', or no good
-            ones.
+        FastglowError: no data set, an unknown cleaner, an unwritable folder, a rejected item with on_bad='stop', or no
+            usable items.
     """
     if workers is not None and workers < 1:
-        raise FastglowError(f"{workers} workers: use 1 or more")
+        raise FastglowError(f"workers={workers} must be at least 1")
     if n_validation < 0:
-        raise FastglowError(f"{n_validation} sentences to hold out: use 0 or more")
+        raise FastglowError(f"n_validation={n_validation} must not be negative")
     if trim_db is not None and not trim_db > 0:
-        raise FastglowError(f"trim_db {trim_db}: use a level in dB below the loudest part, such as 40")
-    if not 0 <= min_seconds <= max_seconds:  # so written, NaN is refused too
-        raise FastglowError(f"clips of {min_seconds} to {max_seconds} s: use lengths of which the first is the smaller")
+        raise FastglowError(f"trim_db={trim_db} must be positive: dB below the loudest part, such as 40")
+    if not 0 <= min_seconds <= max_seconds:  # NaN fails too
+        raise FastglowError(f"min_seconds={min_seconds} must not be negative or greater than max_seconds={max_seconds}")
     for name in cleaners:
-        find_cleaner(name)  # or else it would be a fault of each item, told once the old data set is gone
+        find_cleaner(name)  # raises before the old data set is deleted
     audio = audio or MelConfig()
     sources = read_sources(Path(dataset))
     held_out_ids = set()
     if validation is not None:
         held_out_sources = read_sources(Path(validation))
         held_out_ids = {source.id for source in held_out_sources}
-        # A clip that stands in both lists is held out.
+        # A clip in both lists is held out.
         sources = [source for source in sources if source.id not in held_out_ids] + held_out_sources
     result = PreparedDataset(Path(out), audio, {"train": [], "validation": []}, list(cleaners))
     try:
@@ -126,10 +125,11 @@ def prepare(
         except FastglowError as error:
             return str(error)
         except OSError as error:
-            # Not the item's fault: the next one would not fit on the disk either.
+            # Not the item's fault: the next one could not be written either.
             raise FastglowError(f"cannot write to {out}: {error.strerror}") from error
 
-    items, rejected = [], []
+    items: list[Item] = []
+    rejected: list[tuple[str, str]] = []
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         outcomes = tqdm(pool.map(cache, sources), total=len(sources), unit="clip", disable=not progress)
         for source, outcome in zip(sources, outcomes, strict=True):
@@ -137,7 +137,7 @@ def prepare(
                 items.append(outcome)
             elif on_bad == "stop":
                 pool.shutdown(cancel_futures=True)
-                raise FastglowError(f"{source.id}: {outcome} (leave --on-bad at skip to go on without it)")
+                raise FastglowError(f"{source.id}: {outcome} (pass --on-bad skip to continue without it)")
             else:
                 rejected.append((source.id, outcome))
     if not items:
@@ -173,9 +173,9 @@ def _cache(
         samples = trim_silence(samples, trim_db, keep=rate // 20)
     seconds = len(samples) / rate
     if not min_seconds <= seconds <= max_seconds:
-        raise FastglowError(f"{source.path} lasts {seconds:.2f} s, allowed are {min_seconds:g} to {max_seconds:g} s")
+        raise FastglowError(f"{source.path} lasts {seconds:.2f} s, must be {min_seconds:g} to {max_seconds:g} s")
     pcm = np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
-    # A constant is silence too: the zero of 8-bit and of some cheap converters' recordings is not quite 0.
+    # A constant is silence too: 8-bit files and cheap converters have an offset.
     if pcm.min() == pcm.max():
         raise FastglowError(f"{source.path} is silent throughout")
     mel = mel_spectrogram(torch.from_numpy(pcm.astype(np.float32) / 32768.0).unsqueeze(0))[0].numpy()

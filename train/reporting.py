@@ -1,13 +1,19 @@
-"""What a run shows: TensorBoard scalars, pictures and sound, and the same pictures and sound as files."""
+"""A run's output: TensorBoard scalars, pictures and sound, and the same pictures and sound as files."""
+
+from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastglow.audio import write_audio
 from fastglow.errors import FastglowError
 from fastglow.plotting import plot_synthesis, require_matplotlib
 
 from .tasks import Sample
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 _SAMPLE = re.compile(r"\d{8,}\.(png|wav)")
 
@@ -18,7 +24,7 @@ class Reporter:
     def __init__(self, out: Path, tensorboard: bool, keep_samples: int = 0):
         self.samples = out / "samples"
         self.keep_samples = keep_samples
-        self.writer = None
+        self.writer: SummaryWriter | None = None
         require_matplotlib()
         if tensorboard:
             try:
@@ -29,10 +35,10 @@ class Reporter:
                 ) from error
             self.writer = SummaryWriter(str(out / "logs"))
 
-    def __enter__(self) -> "Reporter":
+    def __enter__(self) -> Reporter:
         return self
 
-    def __exit__(self, *exc_info) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         if self.writer is not None:
             self.writer.close()
 
@@ -42,7 +48,7 @@ class Reporter:
                 self.writer.add_scalar(f"{group}/{name}", value, iteration)
 
     def sample(self, sample: Sample, sampling_rate: int, iteration: int) -> None:
-        """A validation item as picture and sound; of it and those before it the newest `keep_samples` stay (0: all)."""
+        """Writes a validation item as picture and sound; deletes all but the newest `keep_samples` (0: keeps all)."""
         figure = plot_synthesis(sample.mels, sample.alignment, sample.text)
         self.samples.mkdir(exist_ok=True)
         stem = self.samples / f"{iteration:08d}"
@@ -56,7 +62,7 @@ class Reporter:
             self._remove_samples(iteration)
 
     def _remove_samples(self, newest: int) -> None:
-        """Of the samples up to an iteration all but the newest `keep_samples`."""
+        """Deletes all but the newest `keep_samples` of the samples up to an iteration."""
         paths = [path for path in self.samples.iterdir() if _SAMPLE.fullmatch(path.name) and int(path.stem) <= newest]
         kept = sorted({int(path.stem) for path in paths})[-self.keep_samples :]
         for path in paths:

@@ -1,4 +1,4 @@
-"""Resuming: what of a run goes on as its checkpoint has it, what may be changed, and what is refused."""
+"""Resuming: which options a run takes from its checkpoint, which may change, and which are refused."""
 
 import hashlib
 import logging
@@ -15,47 +15,52 @@ from fastglow.checkpoint.layouts import NOT_IN_SHAPES
 from fastglow.checkpoint.provenance import read_training_checkpoint
 from fastglow.errors import FastglowError
 
-from .checkpointing import find_newest_checkpoint, load_training_checkpoint
-from .config import TrainConfig, flags, flat_config
+from .checkpointing import TrainingCheckpoint, find_newest_checkpoint, load_training_checkpoint
+from .config import ModelConfig, TrainConfig, flags, flat_config
 from .manifest import SPLITS, Item, PreparedDataset
 
 logger = logging.getLogger(__name__)
 
-# Options of a call and not of the run: where, how long, and how to resume. A resumed run does not inherit them.
+# Options of a call, not of the run: where, how long, and how to resume. A resumed run does not inherit them.
 OF_THE_CALL = {
     *("data", "out", "resume", "checkpoint_path", "init_from", "ignore_layers", "max_iterations", "tensorboard"),
     *("device", "use_saved_learning_rate"),
 }
-# Options of how a run begins: there is nothing to change when it goes on.
+# Options that only matter where a run begins.
 _OF_THE_START = {"init_mel_bias", "uniform_initialize_bn_weight"}
-# Model options that may change in the middle of a training. The others make another model, or, with WaveGlow,
-# another function of the same weights.
-CHANGEABLE = {"tacotron2": set(NOT_IN_SHAPES["tacotron2"]), "waveglow": set()}
-# With one of these changed the batches of an epoch are others.
+# Model options that may change during a training. The others make another model or, with WaveGlow, another function of
+# the same weights.
+CHANGEABLE: dict[str, set[str]] = {"tacotron2": set(NOT_IN_SHAPES["tacotron2"]), "waveglow": set()}
+# Options that determine the batches of an epoch.
 _OF_THE_ORDER = {"batch_size", "seed", "bucket_batches"}
+
+Changes = dict[str, tuple[Any, Any]]
+"""Options that change, as (before, now)."""
 
 
 @dataclass
 class Resumption:
-    """How a run goes on.
+    """How a run continues.
 
     Attributes:
-        config, model_config: the checkpoint's options, with what was given and may be changed.
-        trained_with: what the checkpoint tells of the data.
+        config, model_config: the checkpoint's options, updated with the given ones that may change.
+        trained_with: what the checkpoint records about the data.
+        item_digests: of the data of this call.
         position_holds: whether the batches of the epoch in progress are the same; if not, it starts again.
     """
 
     config: TrainConfig
-    model_config: Any
+    model_config: ModelConfig
     trained_with: TrainedWith
+    item_digests: dict[str, Tensor]
     position_holds: bool
 
 
-def find_checkpoint(config: TrainConfig, model_name: str) -> dict[str, Any] | None:
-    """The checkpoint that a call asks to resume from; None if it is to begin.
+def find_checkpoint(config: TrainConfig, model_name: str) -> TrainingCheckpoint | None:
+    """The checkpoint to resume from; None for a new run.
 
     Raises:
-        FastglowError: no such checkpoint, a damaged or another model's, or a folder whose run is not to be resumed.
+        FastglowError: the checkpoint is missing, damaged or another model's; a new run in a folder with checkpoints.
     """
     if config.checkpoint_path:
         return load_training_checkpoint(config.checkpoint_path, model_name)
@@ -66,14 +71,14 @@ def find_checkpoint(config: TrainConfig, model_name: str) -> dict[str, Any] | No
             logger.warning("no valid checkpoint in %s: starting from the beginning", out)
         return checkpoint
     if any(out.glob("checkpoint_*.pt")):
-        raise FastglowError(f"{out} holds checkpoints already: pass --resume to go on, or another --out")
+        raise FastglowError(f"{out} already holds checkpoints: pass --resume to continue, or another --out")
     return None
 
 
 def item_digests(dataset: PreparedDataset, model_name: str) -> dict[str, Tensor]:
-    """Fingerprint of a data set, wherever it lies: of each split int64 [items, 2], of an item's id and of its content.
+    """Digests of a data set, independent of its path: for each split int64 [items, 2], of each item's id and content.
 
-    The content is what the model reads: lengths, and with Tacotron 2 the text.
+    The content is what the model reads: lengths and, for Tacotron 2, the text.
     """
 
     def digests(item: Item) -> list[int]:
@@ -88,64 +93,65 @@ def item_digests(dataset: PreparedDataset, model_name: str) -> dict[str, Tensor]
 
 
 def plan_resumption(
-    checkpoint: dict[str, Any],
+    checkpoint: TrainingCheckpoint,
     config: TrainConfig,
-    model_config: Any,
+    model_config: ModelConfig,
     dataset: PreparedDataset,
     given: Collection[str] | None = None,
 ) -> Resumption:
-    """Compares a run's checkpoint with the options and the data that it is to go on with, and tells what differs.
+    """Compares a checkpoint with the options and data of the call that resumes it, and logs the differences.
 
     Args:
         checkpoint: from `load_training_checkpoint`.
         config, model_config: the options of this call.
         dataset: the data of this call.
-        given: names of the options that were chosen, of both configs, WN_config's as "WN_config.n_layers"; the
-            checkpoint's values count for the others. None: those that are not at their default.
+        given: names of the chosen options of both configs, WN_config's as "WN_config.n_layers"; the others are taken
+            from the checkpoint. None: those that differ from their default.
 
     Raises:
-        FastglowError: a model option that would make another model, audio parameters that differ, or data that
-            shares no item with the run's.
+        FastglowError: a model option that would make another model, other audio parameters, or data that shares no
+            item with the run's.
     """
     if given is None:
         given = _not_default(config) | _not_default(model_config)
     known = read_training_checkpoint(checkpoint, [])
     if known.audio is not None and known.audio != dataset.audio:
         raise FastglowError(
-            f"{config.data} was prepared with other audio parameters than the resumed run's data "
-            f"({audio_differences(dataset.audio, known.audio)}): prepare it with the same ones"
+            f"{config.data} and the resumed run's data were prepared with different audio parameters "
+            f"({audio_differences(dataset.audio, known.audio)}): prepare it with the run's"
         )
-    resumed_model, changes = _resume_model(checkpoint, model_config, given)
-    resumed_config, changed_options = _resume_options(checkpoint, config, known, given)
-    changes |= changed_options
-    told = [f"{name} {before} -> {now}" for name, (before, now) in changes.items()]
-    if told:
-        logger.warning("options that differ from the resumed run's: %s", ", ".join(told))
-    same_items = _compare_items(checkpoint, config, dataset)
+    resumed_model, model_changes = _resume_model(checkpoint, model_config, given)
+    resumed_config, option_changes = _resume_options(checkpoint, config, known, given)
+    changes = model_changes | option_changes
+    differences = [f"{name} {before} -> {now}" for name, (before, now) in changes.items()]
+    if differences:
+        logger.warning("options that differ from the resumed run's: %s", ", ".join(differences))
+    digests = item_digests(dataset, checkpoint["model"])
+    same_items = _compare_items(checkpoint, config, digests)
     position_holds = same_items and _OF_THE_ORDER.isdisjoint(changes)
     if not position_holds and checkpoint["batch"]:
-        logger.warning("the batches are not those of the resumed run: epoch %d starts again", checkpoint["epoch"] + 1)
-    return Resumption(resumed_config, resumed_model, known, position_holds)
+        logger.warning("the batches differ from the resumed run's: epoch %d starts again", checkpoint["epoch"] + 1)
+    return Resumption(resumed_config, resumed_model, known, digests, position_holds)
 
 
 def compare_lexicons(before: TrainedWith, now: TrainedWith) -> None:
-    """Tells when a run goes on with other pronunciations, wherever their file lies."""
+    """Warns if a run continues with other pronunciations; the path of their file does not matter."""
     digests = [known.lexicon and known.lexicon.digest for known in (before, now)]
     unknown = before.lexicon is not None and before.lexicon.digest is None and now.lexicon is not None
     if digests[0] != digests[1] and not unknown:
         logger.warning("the lexicon's pronunciations differ from the resumed run's")
 
 
-def _not_default(config: Any) -> set[str]:
+def _not_default(config: TrainConfig | ModelConfig) -> set[str]:
     default = type(config)("", "") if isinstance(config, TrainConfig) else type(config)()
     values, defaults = flat_config(asdict(config)), flat_config(asdict(default))
     return {name for name, value in values.items() if value != defaults.get(name)}
 
 
 def _resume_model(
-    checkpoint: dict[str, Any], config: Any, given: Collection[str]
-) -> tuple[Any, dict[str, tuple[Any, Any]]]:
-    """The checkpoint's model config with what was given and may change; those changes as (before, now)."""
+    checkpoint: TrainingCheckpoint, config: ModelConfig, given: Collection[str]
+) -> tuple[ModelConfig, Changes]:
+    """The checkpoint's model config, updated with the given options."""
     try:
         before = type(config)(**checkpoint["config"])
     except TypeError as error:
@@ -154,19 +160,19 @@ def _resume_model(
     changes = {n: (theirs.get(n), ours[n]) for n in ours if n in given and ours[n] != theirs.get(n)}
     refused = {name: values for name, values in changes.items() if name not in CHANGEABLE[checkpoint["model"]]}
     if refused:
-        differences = ", ".join(f"{name} {then}, not {now}" for name, (then, now) in refused.items())
+        differences = ", ".join(f"{name}={then}, not {now}" for name, (then, now) in refused.items())
         wrong = flags({name: now for name, (_, now) in refused.items()})
         raise FastglowError(
-            f"the resumed run's model has {differences}: leave out {wrong} to go on with it, or start another model in "
-            "another --out, with --init-from for the weights that fit"
+            f"the resumed run's model has {differences}: leave out {wrong} to continue with it, or start another model "
+            "in another --out, with --init-from for the weights that fit"
         )
     return replace(before, **{name: now for name, (_, now) in changes.items()}), changes
 
 
 def _resume_options(
-    checkpoint: dict[str, Any], config: TrainConfig, known: TrainedWith, given: Collection[str]
-) -> tuple[TrainConfig, dict[str, tuple[Any, Any]]]:
-    """The options of this call with the checkpoint's where none was given; what changes as (before, now)."""
+    checkpoint: TrainingCheckpoint, config: TrainConfig, known: TrainedWith, given: Collection[str]
+) -> tuple[TrainConfig, Changes]:
+    """The options of this call; those that are not given are the checkpoint's."""
     if not isinstance(checkpoint["training"], dict):
         raise FastglowError("the checkpoint's options cannot be read: it is damaged")
     then = {name: value for name, value in checkpoint["training"].items() if name not in OF_THE_CALL}
@@ -174,9 +180,9 @@ def _resume_options(
     chosen = {name for name in given if name in now and name not in _OF_THE_START}
     for name in _OF_THE_START.intersection(given):
         if name in now and then.get(name, now[name]) != now[name]:
-            logger.warning("%s %s is left out: it counts where a run begins, and this one goes on", name, now[name])
+            logger.warning("%s=%s is ignored: it only matters where a run begins", name, now[name])
     inherited = {name: value for name, value in then.items() if name in now and name not in chosen}
-    # Its path may be relative to another folder than this call's; the contents are compared, by `compare_lexicons`.
+    # The option's path may be relative to another folder. `compare_lexicons` compares the contents.
     if inherited.get("lexicon") and known.lexicon is not None and Path(known.lexicon.path).is_file():
         inherited["lexicon"] = known.lexicon.path
     changes = {
@@ -190,24 +196,23 @@ def _resume_options(
         raise FastglowError(f"the checkpoint's options cannot be read: {error}") from error
 
 
-def _compare_items(checkpoint: dict[str, Any], config: TrainConfig, dataset: PreparedDataset) -> bool:
-    """Whether the training items are the resumed run's; tells what differs. Older checkpoints do not know."""
+def _compare_items(checkpoint: TrainingCheckpoint, config: TrainConfig, now: dict[str, Tensor]) -> bool:
+    """Whether the training items are the resumed run's; logs the differences. Older checkpoints lack the digests."""
     before = checkpoint.get("items")
     if before is None:
         return True
     if not isinstance(before, dict) or any(not _are_digests(before.get(split)) for split in SPLITS):
-        raise FastglowError("the checkpoint's fingerprint of its data cannot be read: it is damaged")
-    now = item_digests(dataset, checkpoint["model"])
+        raise FastglowError("the checkpoint's digests of its data cannot be read: it is damaged")
     if not set(map(tuple, before["train"].tolist())) & set(map(tuple, now["train"].tolist())):
         newest = config.checkpoint_path or str(Path(config.out) / f"checkpoint_{checkpoint['iteration']}.pt")
         raise FastglowError(
-            f"{config.data} is not the resumed run's data: none of its {len(before['train'])} training items is there "
-            f"as it was; to train on other data start from the weights: --init-from {newest} with another --out"
+            f"{config.data} is not the resumed run's data: it has none of its {len(before['train'])} training items "
+            f"unchanged; to train on other data, start from the weights: --init-from {newest} with another --out"
         )
     for split in SPLITS:
         if not torch.equal(before[split], now[split]):
             difference = _difference(before[split], now[split])
-            logger.warning("%s differs from the resumed run's data: of the %s items %s", config.data, split, difference)
+            logger.warning("%s differs from the resumed run's data: %s items: %s", config.data, split, difference)
     return torch.equal(before["train"], now["train"])
 
 
@@ -222,4 +227,4 @@ def _difference(before: Tensor, now: Tensor) -> str:
         "gone": len(then.keys() - present.keys()),
         "changed": sum(then[item] != present[item] for item in then.keys() & present.keys()),
     }
-    return ", ".join(f"{count} {what}" for what, count in counts.items() if count) or "the order is another"
+    return ", ".join(f"{count} {what}" for what, count in counts.items() if count) or "in another order"

@@ -1,4 +1,4 @@
-"""What a data set consists of: the clips and texts that its metadata.csv or filelist names."""
+"""The contents of a data set: the clips and texts that its metadata.csv or filelist names."""
 
 import os
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".oga", ".aiff", ".a
 
 @dataclass(frozen=True)
 class Source:
-    """A line of a data set that was not looked at yet."""
+    """A line of a data set, not yet checked."""
 
     id: str
     path: Path
@@ -22,12 +22,12 @@ class Source:
 def read_sources(dataset: Path) -> list[Source]:
     """The lines of an LJ-Speech folder (metadata.csv and wavs/) or of a filelist of `path|text`.
 
-    A filelist's paths are relative to its folder. Of an LJ-Speech line the last column is the text. White space
-    around columns does not count. Paths may be written with Windows's back-slashes, and in metadata.csv begin with
-    wavs/; a recording is found whatever the case of its suffix, with the suffix left out too.
+    A filelist's paths are relative to its folder. In metadata.csv the last column is the text. White space around
+    columns is ignored. Paths may have Windows' backslashes and, in metadata.csv, begin with wavs/. The suffix of a
+    recording may differ in case or be left out.
 
     Raises:
-        FastglowError: neither of them, a line without text, or an id that comes twice.
+        FastglowError: neither of them, a line without text, or a duplicate id.
     """
     if dataset.is_dir():
         filelist, is_lj = dataset / "metadata.csv", True
@@ -40,7 +40,8 @@ def read_sources(dataset: Path) -> list[Source]:
     else:
         raise FastglowError(f"{dataset} does not exist: pass a folder in LJ-Speech layout or a filelist of path|text")
     folders = _Folders(filelist.parent / "wavs" if is_lj else filelist.parent)
-    sources, seen = [], {}
+    sources: list[Source] = []
+    seen: dict[str, int] = {}  # line numbers by id
     for number, line in enumerate(read_lines(filelist), 1):
         if not line.strip():
             continue
@@ -55,12 +56,12 @@ def read_sources(dataset: Path) -> list[Source]:
             if Path(relative).name != relative:
                 raise FastglowError(f"{filelist} line {number} names {name}: write the plain name of a file in wavs/")
         path = folders.find(relative)
-        # One flat name, whatever folders the path goes through.
+        # A flat name, whatever the path's folders.
         item_id = "_".join(part for part in Path(_without_suffix(relative)).parts if part not in ("/", ".."))
         if item_id in seen:
             raise FastglowError(
                 f"{filelist} line {number} names {name} a second time, after line {seen[item_id]}: "
-                "every item needs a name of its own"
+                "every item needs its own name"
             )
         seen[item_id] = number
         sources.append(Source(item_id, path, texts[-1]))
@@ -75,37 +76,37 @@ def _without_suffix(name: str) -> str:
 
 
 class _Folders:
-    """Finds recordings below a folder under names that another system, or another program, gave them."""
+    """Finds recordings in a folder by names in another system's spelling."""
 
     def __init__(self, root: Path):
         self.root = root
         self.listings: dict[Path, dict[str, str]] = {}
 
     def with_slashes(self, name: str) -> str:
-        """A path as this system writes it: a back-slash is part of a name only where there is such a file."""
+        """The path in this system's spelling; a backslash is part of a name only if such a file exists."""
         return name if "\\" not in name or os.path.isfile(self.find(name)) else name.replace("\\", "/")
 
     def find(self, name: str) -> Path:
-        """The recording of that name, or where it should be."""
+        """The path of the recording `name`, whether it exists or not."""
         path = self.root / name
         if os.path.isfile(path):
             return path
         if path.parent not in self.listings:
             self.listings[path.parent] = _names(path.parent)
         names = self.listings[path.parent]
-        wanted = [_with_small_suffix(path.name), *(path.name + suffix for suffix in AUDIO_SUFFIXES)]
+        wanted = [_with_lower_suffix(path.name), *(path.name + suffix for suffix in AUDIO_SUFFIXES)]
         expected = path.name if path.suffix else f"{path.name}.wav"
         return path.with_name(next((names[key] for key in wanted if key in names), expected))
 
 
 def _names(folder: Path) -> dict[str, str]:
-    """The names in a folder by the same with the suffix in small letters; of two, the one that is so already."""
+    """The names in a folder, by their spelling with a lower-case suffix, which wins over other spellings."""
     try:
-        return {_with_small_suffix(name): name for name in sorted(os.listdir(folder))}
+        return {_with_lower_suffix(name): name for name in sorted(os.listdir(folder))}
     except OSError:
         return {}
 
 
-def _with_small_suffix(name: str) -> str:
+def _with_lower_suffix(name: str) -> str:
     suffix = Path(name).suffix
     return name.removesuffix(suffix) + suffix.lower()

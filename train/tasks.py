@@ -1,16 +1,15 @@
-"""What differs between the two models' training: model, data, loss, and what validation shows."""
+"""What differs between the two models' training: model, data, loss, and validation samples."""
 
 import logging
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch import Tensor
 
 from fastglow.audio import griffin_lim
 from fastglow.checkpoint import LexiconFile, TrainedWith
@@ -22,17 +21,27 @@ from fastglow.text.cleaners import DEFAULT_CLEANERS
 from fastglow.text.symbol_tables import NVIDIA
 
 from .config import Tacotron2TrainConfig, TrainConfig, WaveGlowTrainConfig
-from .data import SegmentBatch, SegmentDataset, TextMelBatch, TextMelCollate, TextMelDataset, collate_segments
+from .data import (
+    SegmentBatch,
+    SegmentDataset,
+    SegmentItem,
+    SplitDataset,
+    TextMelBatch,
+    TextMelCollate,
+    TextMelDataset,
+    TextMelItem,
+    collate_segments,
+)
 from .losses import GuidedAttentionLoss, Tacotron2Loss, WaveGlowLoss
 from .manifest import PreparedDataset
 
 logger = logging.getLogger(__name__)
 
-SAMPLE_SEED = 0  # of validation's samples: the same noise every time shows the model's change only
+SAMPLE_SEED = 0  # the same noise in each validation: samples differ by the model alone
 
-SAMPLE_SECONDS = 10.0  # of the recording that a sample repeats; what Tacotron 2 says to it lasts half as long again
+SAMPLE_SECONDS = 10.0  # of the recording in a sample; Tacotron 2's speech may be half as long again
 
-MEAN_MEL_ITEMS = 100  # how many items the mean mel is taken of: more do not change it
+MEAN_MEL_ITEMS = 100  # items that the mean mel is computed from: more do not change it
 
 
 @dataclass
@@ -52,14 +61,19 @@ class Sample:
     text: str
 
 
-class Task(ABC):
+ConfigT = TypeVar("ConfigT", bound=TrainConfig)
+ModelConfigT = TypeVar("ModelConfigT", bound=Tacotron2Config | WaveGlowConfig)
+ModelT = TypeVar("ModelT", bound=Tacotron2 | WaveGlow)
+DataT = TypeVar("DataT", bound=TextMelDataset | SegmentDataset)
+BatchT = TypeVar("BatchT", bound=TextMelBatch | SegmentBatch)
+
+
+class Task(ABC, Generic[ConfigT, ModelConfigT, ModelT, DataT, BatchT]):
     """One model's side of the training loop."""
 
     name: str
-    config_class: type[TrainConfig]
-    model_config_class: type
 
-    def __init__(self, config: TrainConfig, model_config: Any, dataset: PreparedDataset):
+    def __init__(self, config: ConfigT, model_config: ModelConfigT, dataset: PreparedDataset):
         if model_config.n_mel_channels != dataset.audio.n_mel_channels:
             raise FastglowError(
                 f"the model takes {model_config.n_mel_channels} mel channels, {dataset.folder} was prepared with "
@@ -71,34 +85,34 @@ class Task(ABC):
         self.dataset = dataset
 
     def trained_with(self) -> TrainedWith:
-        """What synthesis must know of this training, for the checkpoints."""
+        """What synthesis must know of this training; recorded in the checkpoints."""
         return TrainedWith(audio=self.dataset.audio)
 
     @classmethod
-    def complete(cls, config: TrainConfig, dataset: PreparedDataset) -> TrainConfig:
-        """The options, with those that the data set decides."""
+    def complete(cls, config: ConfigT, dataset: PreparedDataset) -> ConfigT:
+        """The options, completed by those that the data set determines."""
         return config
 
     @abstractmethod
-    def build_model(self) -> nn.Module: ...
+    def build_model(self) -> ModelT: ...
 
     @abstractmethod
-    def build_dataset(self, split: str) -> Dataset: ...
+    def build_dataset(self, split: str) -> DataT: ...
 
     @abstractmethod
-    def collate(self, items: list) -> Any: ...
+    def collate(self, items: list[Any]) -> BatchT: ...
 
     @abstractmethod
-    def losses(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
-        """Named scalars; 'loss' is what is minimised."""
+    def losses(self, model: ModelT, batch: BatchT) -> dict[str, Tensor]:
+        """Named scalars; 'loss' is minimised."""
 
     @abstractmethod
-    def sample(self, model: nn.Module) -> Sample:
-        """Synthesis of `sample_item`."""
+    def sample(self, model: ModelT, valset: DataT) -> Sample:
+        """Synthesis of the item `sample_index(valset)`."""
 
-    def sample_item(self) -> int:
-        """Index of the validation item to listen to: the first that lasts SAMPLE_SECONDS at most, or the shortest."""
-        frames = [item.frames for item in self.dataset.items["validation"]]
+    def sample_index(self, valset: SplitDataset[Any]) -> int:
+        """Index of the item to listen to: the first that lasts SAMPLE_SECONDS at most, or the shortest."""
+        frames = [item.frames for item in valset.items]
         return next((i for i, n in enumerate(frames) if n <= self.max_sample_frames), int(np.argmin(frames)))
 
     @property
@@ -106,20 +120,18 @@ class Task(ABC):
         return int(SAMPLE_SECONDS * self.dataset.audio.sampling_rate / self.dataset.audio.hop_length)
 
 
-class Tacotron2Task(Task):
+class Tacotron2Task(Task[Tacotron2TrainConfig, Tacotron2Config, Tacotron2, TextMelDataset, TextMelBatch]):
     name = "tacotron2"
-    config_class = Tacotron2TrainConfig
-    model_config_class = Tacotron2Config
 
     @classmethod
     def complete(cls, config: Tacotron2TrainConfig, dataset: PreparedDataset) -> Tacotron2TrainConfig:
-        """Takes the data set's text cleaners where none are given."""
+        """Takes the data set's text cleaners if none are given."""
         prepared = dataset.text_cleaners
         if not config.text_cleaners:
             return replace(config, text_cleaners=list(DEFAULT_CLEANERS if prepared is None else prepared))
         if prepared is not None and prepared != config.text_cleaners:
             logger.warning(
-                "text cleaners %s, as asked for, and not %s, with which %s was prepared",
+                "text cleaners: %s, as given, not %s, with which %s was prepared",
                 ", ".join(config.text_cleaners),
                 ", ".join(prepared) or "none",
                 dataset.folder,
@@ -151,24 +163,24 @@ class Tacotron2Task(Task):
 
     def build_dataset(self, split: str) -> TextMelDataset:
         config = self.config
-        # Validation reads as the finished voice will: as ARPAbet whatever it can.
+        # Validation reads as synthesis does: every word of the lexicon as ARPAbet.
         p_arpabet = config.p_arpabet if split == "train" else float(config.p_arpabet > 0)
         dataset = TextMelDataset(self.dataset, split, config.text_cleaners, self.lexicon, p_arpabet, config.seed)
         if self.lexicon is not None and p_arpabet > 0:
-            highest = len(symbols) - 1  # which phones are drawn differs from epoch to epoch
+            highest = len(symbols) - 1  # the phones that are drawn differ between epochs
         else:
             highest = max((int(dataset.sequence(index).max()) for index in range(len(dataset))), default=0)
         if highest >= self.model_config.n_symbols:
             raise FastglowError(
-                f"the texts can have symbol {highest}, the model n_symbols {self.model_config.n_symbols}: "
+                f"the texts can have symbol {highest}, the model has n_symbols={self.model_config.n_symbols}: "
                 f"use --n-symbols {len(symbols)}"
             )
         return dataset
 
-    def collate(self, items: list) -> TextMelBatch:
+    def collate(self, items: list[TextMelItem]) -> TextMelBatch:
         return self.collate_batch(items)
 
-    def losses(self, model: nn.Module, batch: TextMelBatch) -> dict[str, Tensor]:
+    def losses(self, model: Tacotron2, batch: TextMelBatch) -> dict[str, Tensor]:
         previous = self.drop_frames(batch.mel) if model.training else batch.mel
         output = model((batch.text, batch.input_lengths, previous, batch.text.shape[1], batch.output_lengths))
         losses = {"loss": self.criterion(output, (batch.mel, batch.gate))}
@@ -180,10 +192,10 @@ class Tacotron2Task(Task):
         return losses
 
     def drop_frames(self, mel: Tensor) -> Tensor:
-        """Zeros what a decoder step is to see of the previous one, with probability p_frame_dropout a step.
+        """Zeros the previous frames that a decoder step is shown, for each step with probability p_frame_dropout.
 
-        Without it a decoder learns to go on from the frames before, rather than to read the text, long before it
-        speaks. A zero frame is what the decoder starts from: the bias-free prenet makes zeros of it.
+        Without this, a decoder learns to extrapolate the previous frames long before it learns to read the text. A
+        zero frame is also what the decoder starts from; the prenet, which has no biases, maps it to zeros.
         """
         p, r = self.config.p_frame_dropout, self.model_config.n_frames_per_step
         if p == 0:
@@ -193,14 +205,14 @@ class Tacotron2Task(Task):
         return (mel.unflatten(2, (steps, r)) * kept).flatten(2)
 
     @torch.no_grad()
-    def sample(self, model: Tacotron2) -> Sample:
-        dataset, index = self.build_dataset("validation"), self.sample_item()
-        _, text, target = dataset[index]
+    def sample(self, model: Tacotron2, valset: TextMelDataset) -> Sample:
+        index = self.sample_index(valset)
+        _, text, target = valset[index]
         target = target[:, : self.max_sample_frames]
         device = next(model.parameters()).device
         max_steps = -(-3 * target.shape[1] // (2 * self.model_config.n_frames_per_step))
         with warnings.catch_warnings():
-            # A young model does not know when to stop: that is no news.
+            # Expected early in a training.
             warnings.simplefilter("ignore", DecoderStepLimitWarning)
             mel, lengths, alignments = model.infer(
                 text[None].to(device),
@@ -212,19 +224,17 @@ class Tacotron2Task(Task):
         mel = mel[0, :, :length].float().cpu()
         audio = griffin_lim(mel, self.dataset.audio, seed=SAMPLE_SEED).clamp(-1, 1)
         mels = {"predicted": mel.numpy(), "recorded": target.numpy()}
-        return Sample(audio.numpy(), mels, alignments[0].float().cpu().numpy(), dataset.items[index].text)
+        return Sample(audio.numpy(), mels, alignments[0].float().cpu().numpy(), valset.items[index].text)
 
 
-class WaveGlowTask(Task):
+class WaveGlowTask(Task[WaveGlowTrainConfig, WaveGlowConfig, WaveGlow, SegmentDataset, SegmentBatch]):
     name = "waveglow"
-    config_class = WaveGlowTrainConfig
-    model_config_class = WaveGlowConfig
 
     def __init__(self, config: WaveGlowTrainConfig, model_config: WaveGlowConfig, dataset: PreparedDataset):
         super().__init__(config, model_config, dataset)
         if model_config.upsample_stride != dataset.audio.hop_length:
             raise FastglowError(
-                f"upsample_stride {model_config.upsample_stride} must equal the data's hop_length "
+                f"upsample_stride={model_config.upsample_stride} must equal the data's hop_length="
                 f"{dataset.audio.hop_length}: pass --upsample-stride {dataset.audio.hop_length}, or prepare the data "
                 f"with --hop-length {model_config.upsample_stride}"
             )
@@ -233,7 +243,7 @@ class WaveGlowTask(Task):
             n_short = sum(item.samples < config.segment_length for item in items)
             if n_short:
                 logger.warning(
-                    "%d of %d %s clips are shorter than --segment-length %d: the rest of their segments is zeros",
+                    "%d of %d %s clips are shorter than --segment-length %d: their segments are padded with zeros",
                     n_short,
                     len(items),
                     split,
@@ -246,19 +256,19 @@ class WaveGlowTask(Task):
     def build_dataset(self, split: str) -> SegmentDataset:
         return SegmentDataset(self.dataset, split, self.config.segment_length, self.config.seed)
 
-    def collate(self, items: list) -> SegmentBatch:
+    def collate(self, items: list[SegmentItem]) -> SegmentBatch:
         return collate_segments(items)
 
-    def losses(self, model: nn.Module, batch: SegmentBatch) -> dict[str, Tensor]:
+    def losses(self, model: WaveGlow, batch: SegmentBatch) -> dict[str, Tensor]:
         return {"loss": self.criterion(model((batch.mel, batch.audio)))}
 
     @torch.no_grad()
-    def sample(self, model: WaveGlow) -> Sample:
-        item = self.dataset.items["validation"][self.sample_item()]
+    def sample(self, model: WaveGlow, valset: SegmentDataset) -> Sample:
+        item = valset.items[self.sample_index(valset)]
         mel = torch.from_numpy(self.dataset.mel(item))[:, : self.max_sample_frames]
         device = next(model.parameters()).device
         audio = model.infer(mel[None].to(device), sigma=0.6, seed=SAMPLE_SEED)[0].float().cpu().clamp(-1, 1)
-        generated = self.build_dataset("validation").mel_spectrogram(audio[None])[0]
+        generated = valset.mel_spectrogram(audio[None])[0]
         mels = {"generated": generated.numpy(), "recorded": mel.numpy()}
         return Sample(audio.numpy(), mels, None, item.text)
 

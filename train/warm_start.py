@@ -1,13 +1,12 @@
-"""Fine-tuning: a new model that starts from the weights of a checkpoint of any published format."""
+"""Fine-tuning: a new model starts from the weights of a checkpoint of any published format."""
 
 import logging
 import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastglow.audio import MelConfig
 from fastglow.checkpoint import audio_differences, load_checkpoint, trained_with
@@ -17,44 +16,48 @@ from fastglow.models import Tacotron2, WaveGlow
 from fastglow.text import symbols
 from fastglow.text.symbol_tables import find_table, rows_by_symbol
 
-from .config import flags, flat_config
+from .config import ModelConfig, flags, flat_config
 
 logger = logging.getLogger(__name__)
 
 EMBEDDING = "embedding.weight"
-# What tells two symbol tables apart is handled by the table, and these two by the data that training reads.
+# Options that a misfit message leaves out: the symbol tables determine the first, the training data the last.
 _NOT_NAMED = {"n_symbols", *NOT_IN_SHAPES["tacotron2"], "upsample_stride"}
 _MOST_LAYERS = 8
 
 
 def warm_start(
-    model: nn.Module, path: str | os.PathLike, ignore_layers: Sequence[str] = (), audio: MelConfig | None = None
+    model: Tacotron2 | WaveGlow,
+    path: str | os.PathLike,
+    ignore_layers: Sequence[str] = (),
+    audio: MelConfig | None = None,
 ) -> None:
-    """Gives a model the weights of a checkpoint, but for the layers that are to start anew.
+    """Loads the weights of a checkpoint into a model, except ignored layers.
 
-    The rows of Tacotron 2's embedding go to the same symbols where the checkpoint has another of the known symbol
-    tables (`fastglow.text.symbol_tables`); symbols that it lacks keep their initial values. `model` reads the first
-    of NVIDIA's symbols, as `fastglow train` does.
+    If the checkpoint has another known symbol table (`fastglow.text.symbol_tables`), the rows of Tacotron 2's
+    embedding are assigned to the same symbols; symbols that it lacks keep their initial values. `model` reads the
+    first of NVIDIA's symbols, as `fastglow train` does.
 
     Args:
-        model: `Tacotron2` or `WaveGlow` as it is initialised; changed in place.
+        model: newly initialised; changed in place.
         path: checkpoint of any published format.
-        ignore_layers: names of tensors, layers or parts, such as embedding.weight, decoder.prenet or WN.3, that
-            keep their initial values.
-        audio: parameters of the data to train on; it is told in the log if the checkpoint's are others.
+        ignore_layers: names of tensors, layers or parts, such as embedding.weight, decoder.prenet or WN.3, that keep
+            their initial values.
+        audio: parameters of the training data; a warning is logged if the checkpoint's differ.
 
     Raises:
-        FastglowError: an unreadable checkpoint or one of the other model, a name that is no layer's, an unknown
-            symbol table, or weights that do not fit: the options that differ, and the layers to ignore instead.
+        FastglowError: an unreadable checkpoint or one of the other model, a name that matches no layer, an unknown
+            symbol table, or weights that do not fit: the message has the options that differ and the layers to ignore
+            instead.
     """
     source = load_checkpoint(path)
     if type(source) is not type(model):
         raise FastglowError(f"{path} is a {type(source).__name__}, not a {type(model).__name__}")
     wanted, found = model.state_dict(), source.state_dict()
     ignored = _select(ignore_layers, wanted.keys() | found.keys())
-    if isinstance(model, Tacotron2) and EMBEDDING not in ignored:
+    if isinstance(source, Tacotron2) and EMBEDDING not in ignored:
         found[EMBEDDING] = _embedding(source, wanted[EMBEDDING], path)
-    if isinstance(model, WaveGlow):
+    if isinstance(source, WaveGlow) and isinstance(model, WaveGlow):
         _check_function(source, model, path)
     misfits = {
         name
@@ -65,22 +68,24 @@ def warm_start(
         raise FastglowError(_misfit_message(path, model.config, source.config, misfits, wanted.keys() | found.keys()))
     known = trained_with(source).audio
     if audio is not None and known not in (None, audio):
-        logger.warning("%s was trained on other audio than this data: %s", path, audio_differences(known, audio))
+        logger.warning("%s was trained with other audio parameters: %s", path, audio_differences(known, audio))
     model.load_state_dict({name: wanted[name] if name in ignored else found[name] for name in wanted})
     if ignored:
-        logger.info("layers that start anew: %s", ", ".join(_cover(ignored, wanted.keys() | found.keys())))
+        logger.info(
+            "layers that keep their initial values: %s", ", ".join(_cover(ignored, wanted.keys() | found.keys()))
+        )
 
 
 def _check_function(source: WaveGlow, model: WaveGlow, path: str | os.PathLike) -> None:
-    """What no shape tells and the weights depend on."""
+    """Checks the options that the weights depend on and their shapes do not show."""
     halves = source.config.alternate_halves
     if halves != model.config.alternate_halves:
         raise FastglowError(
-            f"{path} was trained with alternate_halves {halves}: pass {flags({'alternate_halves': halves})}"
+            f"{path} was trained with alternate_halves={halves}: pass {flags({'alternate_halves': halves})}"
         )
     if source.config.upsample_stride != model.config.upsample_stride:
         logger.warning(
-            "%s makes %d samples of a frame, this run %d: its upsampling has to learn that anew",
+            "%s makes %d samples per frame, this run %d: its upsampling must be learned again",
             path,
             source.config.upsample_stride,
             model.config.upsample_stride,
@@ -88,38 +93,38 @@ def _check_function(source: WaveGlow, model: WaveGlow, path: str | os.PathLike) 
 
 
 def _select(layers: Iterable[str], names: Collection[str]) -> set[str]:
-    """The tensors that `layers` name by their whole name or the first parts of it."""
+    """The tensors whose name, or the first parts of it, is in `layers`."""
     selected = set()
     for layer in layers:
         parts = layer.rstrip(".").split(".")
         matches = {name for name in names if name.split(".")[: len(parts)] == parts}
         if not matches:
             raise FastglowError(
-                f"ignore_layers {layer!r} is no layer of the model: there are {', '.join(_nearest(parts, names))}"
+                f"ignore_layers={layer!r} is no layer of the model: it has {', '.join(_nearest(parts, names))}"
             )
         selected |= matches
     return selected
 
 
 def _nearest(parts: list[str], names: Collection[str]) -> list[str]:
-    """The layers that share the most first parts with a name that is none."""
+    """The layers that share the most first parts with an unknown name."""
     depth = next(n for n in range(len(parts), -1, -1) if any(name.split(".")[:n] == parts[:n] for name in names))
     paths = [name.split(".") for name in sorted(names)]
     return list(dict.fromkeys(".".join(path[: depth + 1]) for path in paths if path[:depth] == parts[:depth]))[:20]
 
 
 def _embedding(source: Tacotron2, initial: Tensor, path: str | os.PathLike) -> Tensor:
-    """The rows of this run's embedding: the source's for every symbol that it has, else the initial ones."""
+    """The rows of this run's embedding: the source's for the symbols that it has, else the initial ones."""
     rows, name = source.state_dict()[EMBEDDING], trained_with(source).symbols
     table, own = find_table(len(rows), name), symbols[: len(initial)]
     if rows.shape[1:] != initial.shape[1:]:
-        return rows  # told with the other shapes that do not fit
+        return rows  # reported with the other shapes that do not fit
     if table is None and name is None and len(rows) == len(initial):
-        return rows  # of a table of the user's own, as this run's
+        return rows  # both have the user's own table
     if table is None:
         raise FastglowError(
-            f"{path} has {len(rows)} symbols of a table that is not known here, so its embedding cannot be used: start "
-            "a new one with --ignore-layers embedding.weight"
+            f"{path} has {len(rows)} symbols of an unknown table, so its embedding cannot be used: start a new one "
+            "with --ignore-layers embedding.weight"
         )
     if list(table.symbols) == own and len(rows) == len(initial):
         return rows
@@ -128,7 +133,7 @@ def _embedding(source: Tacotron2, initial: Tensor, path: str | os.PathLike) -> T
     mapped = initial.clone()
     mapped[targets] = rows[sources].to(initial.dtype)
     logger.info(
-        "%s has %s: the embedding of %d of this run's %d symbols is taken from it, the others start anew",
+        "%s has %s: the embedding of %d of this run's %d symbols is loaded, the others keep their initial values",
         path,
         table.title,
         len(pairs),
@@ -138,26 +143,30 @@ def _embedding(source: Tacotron2, initial: Tensor, path: str | os.PathLike) -> T
 
 
 def _misfit_message(
-    path: str | os.PathLike, config: Any, source_config: Any, misfits: set[str], names: Collection[str]
+    path: str | os.PathLike,
+    config: ModelConfig,
+    source_config: ModelConfig,
+    misfits: set[str],
+    names: Collection[str],
 ) -> str:
-    """One line: the options that differ, and what to pass so that the weights fit or are left out."""
+    """One line: the options that differ, and the options that make the weights fit or leave them out."""
     ours, theirs = flat_config(asdict(config)), flat_config(asdict(source_config))
     different = {name: value for name, value in theirs.items() if value != ours[name] and name not in _NOT_NAMED}
     layers = _cover(misfits, names)
     for depth in (3, 2, 1):
-        if len(layers) > _MOST_LAYERS:  # fewer names that stand for more than do not fit
+        if len(layers) > _MOST_LAYERS:  # fewer names, which include layers that fit
             layers = sorted({".".join(layer.split(".")[:depth]) for layer in layers})
     ignoring = flags({"ignore_layers": layers})
-    had = ", ".join(f"{name} {value} (this run {ours[name]})" for name, value in different.items())
+    had = ", ".join(f"{name}={value} (this run: {ours[name]})" for name, value in different.items())
     if "n_mel_channels" in different:
         remedy = f"prepare the data with --n-mel-channels {different['n_mel_channels']} and pass {flags(different)}"
     else:
         remedy = f"pass {flags(different)}"
-    return f"{path} was trained with {had}: {remedy}, or start the layers anew that do not fit: {ignoring}"
+    return f"{path} was trained with {had}: {remedy}, or leave out the layers that do not fit: {ignoring}"
 
 
 def _cover(chosen: Collection[str], names: Collection[str]) -> list[str]:
-    """The fewest layer names that stand for the tensors `chosen` of all `names` and for no other."""
+    """The fewest layer names that match exactly the tensors `chosen` of `names`."""
     cover: list[str] = []
     others = set(names) - set(chosen)
     for name in sorted(chosen):

@@ -1,9 +1,10 @@
-"""From symbols to mels, with further attempts at utterances that went wrong."""
+"""Symbols to mels, with further attempts at utterances that went wrong."""
 
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,12 +17,12 @@ from .reading import Fault, Reading, cut_behind, judge
 from .seeds import attempt_seed
 
 MAX_ATTEMPTS = 4
-# The first look at an utterance takes no more steps than a very slow reader needs; speech goes on at 10 to 15
-# symbols a second. What has not come to the text's end by then is given all of max_decoder_steps.
-SECONDS_PER_SYMBOL, SECONDS_BESIDES = 0.25, 3.0
+# The first decoding of a sentence gets the steps that a very slow reader needs: speech covers 10 to 15 symbols per
+# second. A sentence that does not end within them is decoded again with all of max_decoder_steps.
+SECONDS_PER_SYMBOL, EXTRA_SECONDS = 0.25, 3.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class Task:
     """
     Attributes:
@@ -35,14 +36,14 @@ class Task:
     seed: int
 
 
-@dataclass
+@dataclass(frozen=True)
 class Utterance:
     """
     Attributes:
         mel: log-mel, [n_mel_channels, frames], on the model's device.
         alignment: attention weights, float32 [decoder steps, symbols].
         stopped, attempts, cut: as in `Sentence`.
-        fault: the worst that is wrong with it.
+        fault: its worst fault.
     """
 
     mel: Tensor
@@ -53,63 +54,65 @@ class Utterance:
     fault: Fault
 
 
-def utter(tacotron2: Tacotron2, tasks: Sequence[Task], seconds_per_frame: float) -> list[Utterance]:
-    """Decodes the tasks together, and those that went wrong again with other seeds.
+class _Decoded(NamedTuple):
+    mel: Tensor  # [n_mel_channels, frames]
+    alignment: np.ndarray  # [steps, symbols]
+    stopped: bool  # the gate fired
 
-    A task's result depends on that task alone, but for rounding. The first attempt that nothing is wrong with is
-    taken as it is; if there is none, the best one, cut behind the end of its text if it runs on.
+
+class _Attempt(NamedTuple):
+    decoded: _Decoded
+    reading: Reading
+
+
+def utter(tacotron2: Tacotron2, tasks: Sequence[Task], seconds_per_frame: float) -> list[Utterance]:
+    """Decodes the tasks as a batch, and again, with other seeds, those that went wrong.
+
+    Except for rounding, a task's result does not depend on the other tasks. It is the first attempt without a fault;
+    if every attempt has one, the best attempt, cut after the end of its text if it runs on.
     """
     config = tacotron2.config
     seconds_per_step = seconds_per_frame * config.n_frames_per_step
     most = config.max_decoder_steps
     limits = [_first_limit(len(task.symbols), seconds_per_step, most) for task in tasks]
-    best: list[Utterance | None] = [None] * len(tasks)
-    ranks: list[tuple[bool, Fault] | None] = [None] * len(tasks)
-    attempts = [0] * len(tasks)
+    attempts: list[list[_Attempt]] = [[] for _ in tasks]
     pending = list(range(len(tasks)))
     while pending:
-        seeds = [attempt_seed(tasks[i].seed, attempts[i]) for i in pending]
-        decoded = _decode(tacotron2, [tasks[i].symbols for i in pending], seeds, [limits[i] for i in pending])
+        seeds = [attempt_seed(tasks[i].seed, len(attempts[i])) for i in pending]
+        batch = _decode(tacotron2, [tasks[i].symbols for i in pending], seeds, [limits[i] for i in pending])
         again = []
-        for i, (mel, alignment, stopped) in zip(pending, decoded, strict=True):
-            reading = judge(alignment, tasks[i].n_sounding, stopped, seconds_per_step)
+        for i, decoded in zip(pending, batch, strict=True):
+            reading = judge(decoded.alignment, tasks[i].n_sounding, decoded.stopped, seconds_per_step)
             if reading.fault >= Fault.UNFINISHED and limits[i] < most:
                 limits[i] = most
                 again.append(i)
                 continue
-            attempts[i] += 1
-            rank = (not reading.legible, reading.fault)
-            if best[i] is None or rank < ranks[i]:
-                best[i], ranks[i] = _kept(mel, alignment, stopped, reading, seconds_per_step), rank
-            best[i].attempts = attempts[i]
-            if attempts[i] < MAX_ATTEMPTS and _may_be_mended(reading, attempts[i]):
+            attempts[i].append(_Attempt(decoded, reading))
+            if len(attempts[i]) < MAX_ATTEMPTS and _another_seed_may_help(reading, len(attempts[i])):
                 again.append(i)
         pending = again
-    return best
+    return [_best(made, seconds_per_step) for made in attempts]
 
 
-def _may_be_mended(reading: Reading, attempts: int) -> bool:
-    """Whether another seed may do better: it gives a long text no more steps, and teaches no model to read."""
+def _another_seed_may_help(reading: Reading, n_attempts: int) -> bool:
+    """No seed gives a long text more steps, or teaches a model to read."""
     if not reading.legible:
-        return attempts > 1  # it did read, before
+        return n_attempts > 1  # an earlier attempt was legible
     return reading.fault not in (Fault.NONE, Fault.TOO_LONG)
 
 
 def _first_limit(n_symbols: int, seconds_per_step: float, most: int) -> int:
-    return min(most, ceil((SECONDS_BESIDES + SECONDS_PER_SYMBOL * n_symbols) / seconds_per_step))
+    return min(most, ceil((EXTRA_SECONDS + SECONDS_PER_SYMBOL * n_symbols) / seconds_per_step))
 
 
-def _decode(
-    tacotron2: Tacotron2, texts: list[list[int]], seeds: list[int], limits: list[int]
-) -> list[tuple[Tensor, np.ndarray, bool]]:
-    """(mel [n_mel_channels, frames], alignment [steps, symbols], whether the gate fired) of each."""
+def _decode(tacotron2: Tacotron2, texts: list[list[int]], seeds: list[int], limits: list[int]) -> list[_Decoded]:
     device = tacotron2.embedding.weight.device
     lengths = torch.tensor([len(symbols) for symbols in texts])
     text = torch.zeros(len(texts), int(lengths.max()), dtype=torch.int64)
     for row, symbols in zip(text, texts, strict=True):
         row[: len(symbols)] = torch.tensor(symbols)
     with warnings.catch_warnings():
-        # It counts items, where a reader of warnings knows sentences.
+        # It names batch items; the synthesizer's own warning names sentences.
         warnings.simplefilter("ignore", DecoderStepLimitWarning)
         mels, mel_lengths, alignments = tacotron2.infer(
             text.to(device), lengths.to(device), seed=seeds, max_steps=limits
@@ -118,14 +121,16 @@ def _decode(
     for i, n_frames in enumerate(mel_lengths.tolist()):
         n_steps = n_frames // tacotron2.config.n_frames_per_step
         alignment = alignments[i, :n_steps, : len(texts[i])].float().cpu().numpy()
-        results.append((mels[i, :, :n_frames], alignment, n_steps < limits[i]))
+        results.append(_Decoded(mels[i, :, :n_frames], alignment, n_steps < limits[i]))
     return results
 
 
-def _kept(mel: Tensor, alignment: np.ndarray, stopped: bool, reading: Reading, seconds_per_step: float) -> Utterance:
+def _best(attempts: list[_Attempt], seconds_per_step: float) -> Utterance:
+    """The earliest of the least wrong attempts, cut if it runs on."""
+    (mel, alignment, stopped), reading = min(attempts, key=lambda attempt: attempt.reading.rank)
     if reading.end is None:
-        return Utterance(mel, alignment, stopped, 0, False, reading.fault)
+        return Utterance(mel, alignment, stopped, len(attempts), False, reading.fault)
     loudness = mel.float().mean(dim=0).view(len(alignment), -1).mean(dim=1).cpu().numpy()
     n_steps = cut_behind(reading.end, loudness, seconds_per_step)
     n_frames = n_steps * (mel.shape[1] // len(alignment))
-    return Utterance(mel[:, :n_frames], alignment[:n_steps], False, 0, True, reading.fault)
+    return Utterance(mel[:, :n_frames], alignment[:n_steps], False, len(attempts), True, reading.fault)

@@ -1,20 +1,34 @@
-"""From text to the symbol ids of whatever table an acoustic model was trained with, ended so that it stops."""
+"""Text to symbol ids, in the table that an acoustic model was trained with, ended so that decoding stops."""
 
 import warnings
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from fastglow.errors import FastglowError
-from fastglow.text import symbols as NVIDIA_SYMBOLS
-from fastglow.text import text_to_sequence
 from fastglow.text.lexicon import Pronounce
+from fastglow.text.sequence import encode
 from fastglow.text.symbol_tables import MARKS, TABLES, find_table
 from fastglow.text.unspeakable import warn_dropped
 
-_FINAL, _CLOSING = frozenset(".!?,;"), frozenset("')")
+_FINAL, _CLOSING = ".!?,;", "')"
 
 
 class AssumedSymbolsWarning(UserWarning):
-    """A model of an unknown symbol table has as many symbols as a known one, which is taken."""
+    """A model's symbol table is unknown; a known table of the same size is assumed."""
+
+
+class EncodedSentence(NamedTuple):
+    """What an acoustic model reads of a text.
+
+    Attributes:
+        symbols: ids, ended by a mark (see `Frontend.ended`); empty if they hold no letter or phone.
+        n_sounding: number of symbols up to the last letter or phone; only marks follow.
+        dropped: characters and `{PHONE}`s that the table lacks; a warning named them.
+    """
+
+    symbols: list[int]
+    n_sounding: int
+    dropped: list[str]
 
 
 class Frontend:
@@ -22,13 +36,13 @@ class Frontend:
 
     Args:
         text_cleaners: names, see `fastglow.text.cleaner_names`.
-        n_symbols: rows of the model's embedding, which tell the table: 148 NVIDIA's, 38 torchaudio's
-            characters, 96 torchaudio's phones (which reads no letters).
-        lexicon: phones of words, such as a `Lexicon`; without it phones stand in braces.
-        table: name of the table, where the model's checkpoint tells it; see `fastglow.text.symbol_tables`.
+        n_symbols: rows of the model's embedding, which identify the table: 148 for NVIDIA's, 38 for torchaudio's
+            characters, 96 for torchaudio's phones (which has no letters).
+        lexicon: phones of words, such as a `Lexicon`; without it, phones are written in braces.
+        table: name of the table, if the model's checkpoint records it; see `fastglow.text.symbol_tables`.
 
     Raises:
-        FastglowError: no known table has that many symbols, or it has no phones for the lexicon.
+        FastglowError: no known table has that many symbols, or a lexicon is given and the table has no phones.
     """
 
     def __init__(
@@ -43,7 +57,7 @@ class Frontend:
             known = find_table(n_symbols)
             if known is not None:
                 warnings.warn(
-                    f"what the model's {n_symbols} symbols stand for is not known: {known.title} is assumed",
+                    f"the table of the model's {n_symbols} symbols is unknown: {known.title} is assumed",
                     AssumedSymbolsWarning,
                     stacklevel=3,
                 )
@@ -57,41 +71,33 @@ class Frontend:
             raise FastglowError(f"a model of {n_symbols} symbols reads letters and no ARPAbet: leave the lexicon out")
         self.text_cleaners = tuple(text_cleaners)
         self.lexicon = lexicon
-        self._table = known.symbols
-        self._ids = {symbol: i for i, symbol in enumerate(self._table)}
+        self._ids = {symbol: i for i, symbol in enumerate(known.symbols)}
+        self._marks, self._final, self._closing = (
+            frozenset(self._ids[symbol] for symbol in kind if symbol in self._ids) for kind in (MARKS, _FINAL, _CLOSING)
+        )
 
-    def __call__(self, text: str) -> list[int]:
-        """Symbol ids, ended by a mark: see `ended`; none if there is no letter or phone in them.
+    def encode(self, text: str) -> EncodedSentence:
+        """The ids of a sentence. A warning names the symbols that the model lacks, which are dropped."""
+        ids, dropped = encode(text, self.text_cleaners, self.lexicon, self._ids)
+        warn_dropped(dropped, stacklevel=2)
+        return EncodedSentence(self.ended(ids), self._n_sounding(ids), dropped)
 
-        Symbols that the model lacks are dropped with a warning.
+    def ended(self, ids: Sequence[int]) -> list[int]:
+        """A sentence's symbols, ended by a mark that makes the decoder stop; empty if none of them has a sound.
+
+        Decoders learn to stop at the marks that end their training clips: full stops, exclamation and question marks,
+        and commas and semicolons where readings were cut at clauses. A sentence with such a mark after its last sound
+        keeps it and the closing quotes and brackets that follow; any other sentence gets a full stop there, inside its
+        closing quotes and brackets. Trailing spaces, dashes, colons and opening brackets are left out.
         """
-        sequence = [NVIDIA_SYMBOLS[i] for i in text_to_sequence(text, self.text_cleaners, self.lexicon)]
-        warn_dropped([symbol for symbol in sequence if symbol not in self._ids], stacklevel=2)
-        marked = ended([symbol for symbol in sequence if symbol in self._ids])
+        n_sounding = self._n_sounding(ids)
+        if not n_sounding:
+            return []
+        marks = list(ids[n_sounding:])
+        n_final = max((i + 1 for i, mark in enumerate(marks) if mark in self._final), default=0)
         # A table of fewer than eight symbols has no full stop.
-        return [self._ids[symbol] for symbol in marked if symbol in self._ids]
+        final = marks[:n_final] or [self._ids[symbol] for symbol in "." if symbol in self._ids]
+        return [*ids[:n_sounding], *final, *(mark for mark in marks[n_final:] if mark in self._closing)]
 
-    def n_sounding(self, ids: Sequence[int]) -> int:
-        """How many of the symbols there are up to the last letter or phone: what follows are marks."""
-        return _n_sounding([self._table[i] for i in ids])
-
-
-def ended(sequence: Sequence[str]) -> list[str]:
-    """A sentence's symbols, ended by a mark that tells the decoder to stop; none if nothing in them has a sound.
-
-    Decoders learn to stop at the marks that end the clips they were trained on: full stops, exclamation and question
-    marks, and commas and semicolons where readings were cut at clauses. A sentence that has one of them behind its
-    last sound keeps it, with the closing quotes and brackets that follow. Another gets a full stop there, inside the
-    closing quotes and brackets. Spaces, dashes, colons and opening brackets that trail behind are left out.
-    """
-    n_sounding = _n_sounding(sequence)
-    if not n_sounding:
-        return []
-    marks = list(sequence[n_sounding:])
-    n_final = max((i + 1 for i, mark in enumerate(marks) if mark in _FINAL), default=0)
-    final, closers = marks[:n_final] or ["."], [mark for mark in marks[n_final:] if mark in _CLOSING]
-    return [*sequence[:n_sounding], *final, *closers]
-
-
-def _n_sounding(sequence: Sequence[str]) -> int:
-    return max((i + 1 for i, symbol in enumerate(sequence) if symbol not in MARKS), default=0)
+    def _n_sounding(self, ids: Sequence[int]) -> int:
+        return max((i + 1 for i, symbol in enumerate(ids) if symbol not in self._marks), default=0)

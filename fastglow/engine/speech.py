@@ -1,4 +1,4 @@
-"""What a synthesis gives back."""
+"""The results of a synthesis."""
 
 from dataclasses import dataclass, field
 
@@ -10,19 +10,18 @@ from fastglow.errors import FastglowError
 
 @dataclass
 class Sentence:
-    """One sentence's synthesis.
+    """The synthesis of one sentence.
 
     Attributes:
         text: as split from the input, before cleaning.
         mel: log-mel, float32 [n_mel_channels, frames].
         alignment: attention weights, float32 [decoder steps, symbols].
-        audio: float32 [samples] in [-1, 1], at its final level and with its fades.
+        audio: float32 [samples] in [-1, 1], with its final level and fades.
         stopped: whether it ends where the model's stop gate fired. If not, and it was not cut, the decoder ran to its
             step limit and the end of the text may be missing.
-        attempts: how many times it was decoded, with another seed each, until nothing was wrong with it or no attempt
-            was left.
-        cut: whether it went on past the end of its text in every attempt, and so was cut there; mel, alignment and
-            audio end at the cut.
+        attempts: number of decodings, each with another seed, until one had no fault or no attempt was left.
+        cut: whether every attempt went on past the end of the text, so that the result was cut there; mel, alignment
+            and audio end at the cut.
     """
 
     text: str
@@ -36,12 +35,12 @@ class Sentence:
 
 @dataclass
 class Speech:
-    """A text's synthesis.
+    """The synthesis of a text.
 
     Attributes:
-        sentences: one by one.
+        sentences: in order.
         sample_rate: Hz.
-        seed: what to pass to get the same again.
+        seed: reproduces this result.
         sentence_silence: seconds between the sentences.
         timings: seconds spent: 'acoustic' (text to mel), 'vocoder' (mel to audio), 'total'.
     """
@@ -55,21 +54,21 @@ class Speech:
 
     @property
     def audio(self) -> np.ndarray:
-        """float32 [N]: the sentences with silence between them; empty if there was nothing to speak."""
+        """float32 [N]: the sentences, separated by silence; empty if there was nothing to speak."""
         silence = silence_of(self.sentence_silence, self.sample_rate)
         parts = [part for sentence in self.sentences for part in (silence, sentence.audio)]
         return np.concatenate(parts[1:]) if parts else np.zeros(0, np.float32)
 
     @property
     def mel(self) -> np.ndarray:
-        """float32 [n_mel_channels, frames]: the sentences' mels one after the other."""
+        """float32 [n_mel_channels, frames]: the sentences' mels, concatenated."""
         if not self.sentences:
             return np.zeros((self.n_mel_channels, 0), np.float32)
         return np.concatenate([sentence.mel for sentence in self.sentences], axis=1)
 
     @property
     def alignment(self) -> np.ndarray:
-        """float32 [decoder steps, symbols]: the sentences' alignments as blocks along the diagonal."""
+        """float32 [decoder steps, symbols]: the sentences' alignments, block diagonal."""
         blocks = [torch.from_numpy(sentence.alignment) for sentence in self.sentences]
         return torch.block_diag(*blocks).numpy() if blocks else np.zeros((0, 0), np.float32)
 
@@ -79,7 +78,7 @@ class Speech:
 
 
 def silence_of(seconds: float, sampling_rate: int) -> np.ndarray:
-    """Zeros, float32; raises FastglowError for a length that is none."""
+    """Zeros, float32; raises FastglowError unless 0 <= seconds <= 60."""
     if not 0 <= seconds <= 60:
-        raise FastglowError(f"sentence silence of {seconds} s: use 0 to 60 seconds")
+        raise FastglowError(f"sentence_silence={seconds} must be between 0 and 60 seconds")
     return np.zeros(round(seconds * sampling_rate), np.float32)

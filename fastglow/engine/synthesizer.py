@@ -1,12 +1,12 @@
-"""The whole way from text to audio."""
+"""Text to audio, with a voice's models."""
 
-import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from fastglow.errors import FastglowError
 from fastglow.models import Tacotron2, WaveGlow
 from fastglow.models.tacotron2 import DecoderStepLimitWarning
 from fastglow.text import Lexicon, split_sentences
-from fastglow.voices import AS_TRAINED, VOCODERS, AsTrained, Voice
+from fastglow.voices import AS_TRAINED, AsTrained, Voice
 
 from .attempts import Utterance, utter
 from .frontend import Frontend
@@ -29,44 +29,60 @@ from .jobs import Job, jobs_of, parts_of
 from .reading import Fault
 from .seeds import random_seed
 from .speech import Sentence, Speech, silence_of
-from .training_facts import settle, with_parts
-from .vocoders import GriffinLimVocoder, Vocoder, WaveGlowVocoder
+from .training_facts import check_mel_channels, settle, with_parts
+from .vocoders import build_vocoder
 
 DEFAULT_SIGMA = 0.6
-# Texts decoded together by synthesize_batch: enough to share the reading of the weights.
+# Texts that synthesize_batch decodes together: enough to amortise reading the weights.
 BATCH_SIZE = 8
-# Seconds: where sentences join, and where speech that ran on was cut.
+# Seconds: at the joins of sentences, and at the cut of a sentence that ran on.
 JOIN_FADE, CUT_FADE = 0.005, 0.03
 
 
 class SilentTextWarning(UserWarning):
-    """A text, or a sentence of it, gave no audio."""
+    """A text, or one of its sentences, gave no audio."""
 
 
 class FaultySpeechWarning(UserWarning):
-    """Every attempt at a sentence went wrong; the best of them is what there is."""
+    """Every attempt at a sentence had a fault; the best one is used."""
 
 
-_WHAT_IS_WRONG = {
+_FAULTS = {
     Fault.RUNS_ON: "goes on past its end",
-    Fault.REPEATS: "says a part of the text again",
-    Fault.SKIPS: "leaves out a part of the text",
+    Fault.REPEATS: "repeats a part of the text",
+    Fault.SKIPS: "skips a part of the text",
     Fault.BREAKS_OFF: "breaks off before the end of the text",
 }
+
+
+class _Seconds(NamedTuple):
+    """Time spent; the entries of `Speech.timings`."""
+
+    acoustic: float = 0.0
+    vocoder: float = 0.0
+    total: float = 0.0
+
+    def plus(self, other: "_Seconds") -> "_Seconds":
+        return _Seconds(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+class _Spoken(NamedTuple):
+    sentences: list[list[Sentence]]  # of each job: one, none if it has no audio, or several parts
+    seconds: _Seconds
 
 
 class Synthesizer:
     """Acoustic model, vocoder and text front end of one voice.
 
     Args:
-        tacotron2: acoustic model.
+        tacotron2: acoustic model; its device and dtype change.
         vocoder: 'griffin-lim' or 'waveglow'.
-        waveglow: needed by the vocoder of that name.
-        audio: parameters of the mel; default: those that the models' checkpoints tell, or else those of the
-            published ones.
-        text_cleaners: default: those that the acoustic model's checkpoint tells, or else english_cleaners.
-        lexicon: pronunciations, for an acoustic model that was trained on ARPAbet: a file in CMUdict's format, or a
-            `fastglow.text.Lexicon`; None: none; default: the one that the acoustic model's checkpoint tells, if any.
+        waveglow: for the vocoder of that name; its device and dtype change.
+        audio: parameters of the mel; default: those that the models' checkpoints record, else those of the
+            published models.
+        text_cleaners: default: those that the acoustic model's checkpoint records, else english_cleaners.
+        lexicon: pronunciations, for an acoustic model that was trained on ARPAbet: a file in CMUdict's format or a
+            `fastglow.text.Lexicon`; None: none; default: the one that the acoustic model's checkpoint records, if any.
         sigma: standard deviation of WaveGlow's noise.
         denoise: strength of WaveGlow's denoiser; 0: off.
         device: default: the GPU if there is one.
@@ -91,12 +107,14 @@ class Synthesizer:
         dtype: torch.dtype | None = None,
     ):
         self.device = pick_device(device)
-        facts = settle(tacotron2, waveglow if vocoder == "waveglow" else None, audio, text_cleaners, lexicon)
+        used = waveglow if vocoder == "waveglow" else None
+        facts = settle(tacotron2, used, audio, text_cleaners, lexicon)
         self.audio = facts.audio
         self.frontend = Frontend(facts.text_cleaners, tacotron2.config.n_symbols, facts.lexicon, facts.symbols)
         self.tacotron2 = tacotron2.to(self.device, dtype).eval()
-        _check_mel_channels(tacotron2, self.audio)
-        self.vocoder = self._build_vocoder(vocoder, waveglow, sigma, denoise, dtype)
+        check_mel_channels(tacotron2, self.audio)
+        moved = used if used is None else used.to(self.device, dtype).eval()
+        self.vocoder = build_vocoder(vocoder, self.audio, moved, sigma, denoise)
 
     @classmethod
     def from_voice(
@@ -106,24 +124,27 @@ class Synthesizer:
         dtype: torch.dtype | None = None,
         **overrides: Any,
     ) -> "Synthesizer":
-        """A bundled voice by name, any by folder, or a `Voice`.
+        """Loads a voice.
 
         Args:
-            name: which.
-            device, dtype: as above.
-            overrides: fields of `Voice` to have otherwise: vocoder, sigma, denoise, text_cleaners, lexicon, ...;
-                another tacotron2 brings the audio parameters, cleaners and lexicon that its checkpoint tells.
+            name: of a bundled voice, a voice's folder, or a `Voice`.
+            device, dtype: as for the constructor.
+            overrides: other values for fields of `Voice`: vocoder, sigma, denoise, text_cleaners, lexicon, ...;
+                another tacotron2 brings the audio parameters, cleaners and lexicon that its checkpoint records.
 
         Raises:
             FastglowError: unknown voice, unreadable files, absent device, or a vocoder that the voice lacks.
         """
         voice = with_parts(name if isinstance(name, Voice) else Voice.load(name), **overrides)
-        if voice.vocoder == "waveglow" and voice.waveglow is None:
-            raise FastglowError("the vocoder waveglow needs a WaveGlow checkpoint: pass one, or use griffin-lim")
+        waveglow = None
+        if voice.vocoder == "waveglow":
+            if voice.waveglow is None:
+                raise FastglowError("the vocoder waveglow needs a WaveGlow checkpoint: pass one, or use griffin-lim")
+            waveglow = load_checkpoint(voice.waveglow, expect="waveglow")
         return cls(
             load_checkpoint(voice.tacotron2, expect="tacotron2"),
             voice.vocoder,
-            load_checkpoint(voice.waveglow, expect="waveglow") if voice.vocoder == "waveglow" else None,
+            waveglow,
             audio=voice.audio,
             text_cleaners=voice.text_cleaners,
             lexicon=voice.lexicon,
@@ -145,33 +166,34 @@ class Synthesizer:
     ) -> Speech:
         """Speaks a text of any length, sentence by sentence.
 
-        A sentence whose speech goes wrong (runs on, repeats, leaves out or breaks off, as its attention and the stop
-        gate tell) is tried again with seeds derived from this one; `Sentence` says what came of it. A sentence that
-        is too long to be read at once, or for max_decoder_steps, is spoken in parts, as several. Where sentences
-        join, their audio fades in and out within 5 ms.
+        A sentence whose speech has a fault (it runs on, repeats, skips or breaks off, as its attention and the stop
+        gate show) is decoded again with seeds derived from this one; `Sentence` records the outcome. A sentence that
+        is too long to read at once, or for max_decoder_steps, is spoken in parts, which count as sentences. Where
+        sentences join, their audio fades in and out within 5 ms.
 
         Args:
             text: anything; what cannot be spoken is left out with a warning.
-            seed: same seed, same audio; None: a random one, found in the result.
+            seed: the same seed gives the same audio; None: a random one, recorded in the result.
             sentence_silence: seconds between sentences.
-            normalize: bring every sentence to one loudness, -18 dBFS: see `fastglow.audio.loudness.set_level`.
-            volume: factor on top; where a sentence's peak would pass full scale, it is scaled to peak there.
+            normalize: bring every sentence to -18 dBFS: see `fastglow.audio.loudness.set_level`.
+            volume: factor applied after that; a sentence whose peak would exceed full scale is scaled to peak there.
             progress: show a progress bar on standard error if there is more than one sentence.
 
         Raises:
-            FastglowError: negative or not finite sentence_silence or volume, seed out of range.
+            FastglowError: sentence_silence or volume negative or not finite, seed out of range.
 
         Warns:
-            SilentTextWarning: nothing to speak, or the model had nothing to say.
-            FaultySpeechWarning: a sentence went wrong in every attempt; said is what is left wrong with it.
-            DecoderStepLimitWarning: the speech of a sentence ran into max_decoder_steps, and may lack its end.
+            SilentTextWarning: nothing to speak, or the model produced nothing.
+            FaultySpeechWarning: every attempt at a sentence had a fault; the warning names the remaining one.
+            DecoderStepLimitWarning: a sentence reached max_decoder_steps; its end may be missing.
         """
         seed = random_seed() if seed is None else seed
         speech = self._new_speech(seed, sentence_silence)
-        sentences = self.sentences(
-            text, seed, normalize=normalize, volume=volume, timings=speech.timings, progress=progress
-        )
-        speech.sentences.extend(sentences)
+        seconds = _Seconds()
+        for spoken in self._spoken(text, seed, normalize, volume, progress):
+            speech.sentences.extend(chain.from_iterable(spoken.sentences))
+            seconds = seconds.plus(spoken.seconds)
+        speech.timings.update(seconds._asdict())
         return speech
 
     def synthesize_batch(
@@ -183,32 +205,34 @@ class Synthesizer:
         normalize: bool = True,
         volume: float = 1.0,
     ) -> list[Speech]:
-        """Speaks several texts, their sentences decoded together.
+        """Speaks several texts; their sentences are decoded in batches.
 
-        For each the computation is that of `synthesize` with this seed, further attempts included, and in float64 so
-        is the result. In float32 larger matrix products are rounded otherwise, and the decoder feeds its rounding
-        back to itself: the speech is as good, but it drifts from that of `synthesize`, and how far is not bounded.
-        With the bundled voice a sentence's largest difference is 0.0005 of full scale at the median, and a few
-        hundredths at times; seldom one takes a step more or less. For the same bits, call `synthesize` for each text.
+        Each text gets the computation of `synthesize` with this seed, further attempts included, and in float64 the
+        same result. In float32, larger matrix products round differently, and the decoder feeds its rounding back to
+        itself: the speech is as good, but it drifts from the result of `synthesize` by an amount that is not bounded.
+        With the bundled voice the median over sentences of the largest difference is 0.0005 of full scale, the
+        maximum a few hundredths; rarely, a sentence takes a step more or less. For the same bits, call `synthesize`
+        for each text.
 
-        The results come in the order of the texts; their timings are those of the whole batch.
+        The results are in the order of the texts; their timings are those of the whole call.
         """
         seed = random_seed() if seed is None else seed
         check_volume(volume)
         jobs = [(i, job) for i, text in enumerate(texts) for job in self._jobs(text, seed)]
         speeches = [self._new_speech(seed, sentence_silence) for _ in texts]
-        # Alike lengths together: a batch takes as many steps as its longest item.
+        # Sorted by length: a batch takes as many steps as its longest item.
         by_length = sorted(range(len(jobs)), key=lambda j: len(jobs[j][1].symbols))
         done: dict[int, list[Sentence]] = {}
-        timings: dict[str, float] = {}
+        seconds = _Seconds()
         for start in range(0, len(jobs), BATCH_SIZE):
             members = by_length[start : start + BATCH_SIZE]
-            sentences = self._run([jobs[j][1] for j in members], normalize, volume, timings)
-            done.update(zip(members, sentences, strict=True))
+            spoken = self._speak([jobs[j][1] for j in members], normalize, volume)
+            done.update(zip(members, spoken.sentences, strict=True))
+            seconds = seconds.plus(spoken.seconds)
         for j, (i, _) in enumerate(jobs):
             speeches[i].sentences.extend(done[j])
         for speech in speeches:
-            speech.timings.update(timings)
+            speech.timings.update(seconds._asdict())
         return speeches
 
     def stream(
@@ -220,32 +244,31 @@ class Synthesizer:
         normalize: bool = True,
         volume: float = 1.0,
     ) -> Iterator[np.ndarray]:
-        """Speaks a text and hands out float32 audio [n] as soon as a sentence is done.
+        """Speaks a text and yields float32 audio [n] as soon as a sentence is done.
 
-        The chunks joined are the audio that `synthesize` gives with the same arguments.
+        The concatenated chunks are the audio that `synthesize` returns for the same arguments.
         """
         seed = random_seed() if seed is None else seed
         silence = silence_of(sentence_silence, self.audio.sampling_rate)
-        for i, sentence in enumerate(self.sentences(text, seed, normalize=normalize, volume=volume)):
-            yield np.concatenate((silence, sentence.audio)) if i else sentence.audio
+        first = True
+        for spoken in self._spoken(text, seed, normalize, volume, progress=False):
+            for sentence in chain.from_iterable(spoken.sentences):
+                yield sentence.audio if first else np.concatenate((silence, sentence.audio))
+                first = False
 
     def sentences(
-        self,
-        text: str,
-        seed: int,
-        *,
-        normalize: bool = True,
-        volume: float = 1.0,
-        timings: dict[str, float] | None = None,
-        progress: bool = False,
+        self, text: str, seed: int, *, normalize: bool = True, volume: float = 1.0, progress: bool = False
     ) -> Iterator[Sentence]:
-        """Speaks a text sentence by sentence; adds the seconds it takes to `timings`, if given."""
+        """Speaks a text and yields each sentence as soon as it is done; arguments as for `synthesize`."""
+        for spoken in self._spoken(text, seed, normalize, volume, progress):
+            yield from chain.from_iterable(spoken.sentences)
+
+    def _spoken(self, text: str, seed: int, normalize: bool, volume: float, progress: bool) -> Iterator[_Spoken]:
+        """A text's sentences one by one."""
         check_volume(volume)
-        timings = {} if timings is None else timings
         jobs = self._jobs(text, seed)
         for job in tqdm(jobs, unit="sentence", leave=False, disable=not progress or len(jobs) < 2):
-            for sentences in self._run([job], normalize, volume, timings):
-                yield from sentences
+            yield self._speak([job], normalize, volume)
 
     def _jobs(self, text: str, seed: int) -> list[Job]:
         jobs = jobs_of(split_sentences(text), seed, self.frontend)
@@ -253,95 +276,78 @@ class Synthesizer:
             warnings.warn(f"nothing to speak in {_shorten(text)!r}", SilentTextWarning, stacklevel=3)
         return jobs
 
-    def _run(self, jobs: list[Job], normalize: bool, volume: float, timings: dict[str, float]) -> list[list[Sentence]]:
-        """Of each job the sentence, none if it has no audio, or those of its parts."""
+    def _speak(self, jobs: list[Job], normalize: bool, volume: float) -> _Spoken:
+        """Decodes and vocodes the jobs as one batch."""
         started = time.perf_counter()
         utterances = utter(self.tacotron2, jobs, self.audio.hop_length / self.audio.sampling_rate)
-        acoustic_done = time.perf_counter()
-        sentences, too_long = [], []
-        for job, said in zip(jobs, utterances, strict=True):
-            parts = parts_of(job, self.frontend) if said.fault is Fault.TOO_LONG else []
-            if parts:
-                too_long.append((len(sentences), parts))
-                sentences.append([])
-            else:
-                sentences.append(self._finished(job, said, normalize, volume))
+        decoded = time.perf_counter()
+        splits = {
+            i: parts
+            for i, said in enumerate(utterances)
+            if said.fault is Fault.TOO_LONG and (parts := parts_of(jobs[i], self.frontend))
+        }
+        whole = [i for i in range(len(jobs)) if i not in splits]
+        for i in whole:
+            self._warn_of_faults(jobs[i], utterances[i])
+        audible = [i for i in whole if utterances[i].mel.shape[1]]
+        audio = self._vocode([utterances[i] for i in audible], [jobs[i].seed for i in audible])
+        sentences: list[list[Sentence]] = [[] for _ in jobs]
+        for i, samples in zip(audible, audio, strict=True):
+            sentences[i].append(self._finished(jobs[i], utterances[i], samples, normalize, volume))
         finished = time.perf_counter()
-        for name, seconds in (
-            ("acoustic", acoustic_done - started),
-            ("vocoder", finished - acoustic_done),
-            ("total", finished - started),
-        ):
-            timings[name] = timings.get(name, 0.0) + seconds
-        for place, parts in too_long:
-            done = self._run(parts, normalize, volume, timings)
-            sentences[place] = [sentence for part in done for sentence in part]
-        return sentences
+        seconds = _Seconds(decoded - started, finished - decoded, finished - started)
+        for i, parts in splits.items():
+            spoken = self._speak(parts, normalize, volume)
+            sentences[i].extend(chain.from_iterable(spoken.sentences))
+            seconds = seconds.plus(spoken.seconds)
+        return _Spoken(sentences, seconds)
 
-    def _finished(self, job: Job, said: Utterance, normalize: bool, volume: float) -> list[Sentence]:
-        """With its audio, at its level, with its fades; none if there is no audio."""
-        self._warn_of_faults(job, said)
-        if not said.mel.shape[1]:
+    def _vocode(self, utterances: list[Utterance], seeds: list[int]) -> list[np.ndarray]:
+        """The audio of utterances of at least one frame each."""
+        if not utterances:
             return []
+        lengths = [said.mel.shape[1] for said in utterances]
+        first = utterances[0].mel
+        mels = first.new_zeros(len(utterances), len(first), max(lengths))
+        for mel, said, length in zip(mels, utterances, lengths, strict=True):
+            mel[:, :length] = said.mel
+        return [audio.numpy() for audio in self.vocoder.vocode(mels, lengths, seeds)]
+
+    def _finished(self, job: Job, said: Utterance, audio: np.ndarray, normalize: bool, volume: float) -> Sentence:
+        """Sets the level, which is measured without the fades, and fades."""
         rate = self.audio.sampling_rate
-        # The level is that of the sentence without its fades.
-        audio = set_level(self.vocoder(said.mel, job.seed).float().cpu().numpy(), rate, normalize, volume)
         join = round(JOIN_FADE * rate)
-        audio = fade(audio, join * job.follows, round(CUT_FADE * rate) if said.cut else join * job.is_followed)
+        audio = fade(
+            set_level(audio, rate, normalize, volume),
+            join * job.follows,
+            round(CUT_FADE * rate) if said.cut else join * job.is_followed,
+        )
         mel = said.mel.float().cpu().numpy()
-        return [Sentence(job.text, mel, said.alignment, audio, said.stopped, said.attempts, said.cut)]
+        return Sentence(job.text, mel, said.alignment, audio, said.stopped, said.attempts, said.cut)
 
     def _warn_of_faults(self, job: Job, said: Utterance) -> None:
-        # Past this, _finished, _run and what calls it.
-        text, stacklevel = repr(_shorten(job.text)), 6
+        # Points past _speak, _spoken and the public method.
+        text, stacklevel = repr(_shorten(job.text)), 5
         if not said.mel.shape[1]:
-            warnings.warn(f"the model had nothing to say to {text}", SilentTextWarning, stacklevel)
+            warnings.warn(f"the model produced no frames for {text}", SilentTextWarning, stacklevel)
         elif said.fault >= Fault.UNFINISHED:
             warnings.warn(
-                f"the stop gate did not fire within max_decoder_steps {self.tacotron2.config.max_decoder_steps} and "
-                f"cut the speech of {text}: split it, or try another seed",
+                f"the stop gate did not fire within max_decoder_steps={self.tacotron2.config.max_decoder_steps}, "
+                f"which cut the speech of {text}: split it, or try another seed",
                 DecoderStepLimitWarning,
                 stacklevel,
             )
         elif said.fault:
-            outcome = ", and was cut there" if said.fault is Fault.RUNS_ON else ": try another seed, or split it"
+            outcome = "; it was cut there" if said.fault is Fault.RUNS_ON else ": try another seed, or split it"
             warnings.warn(
-                f"the speech of {text} {_WHAT_IS_WRONG[said.fault]} in each of {said.attempts} attempts{outcome}",
+                f"the speech of {text} {_FAULTS[said.fault]} in each of {said.attempts} attempts{outcome}",
                 FaultySpeechWarning,
                 stacklevel,
             )
 
     def _new_speech(self, seed: int, sentence_silence: float) -> Speech:
-        silence_of(sentence_silence, self.audio.sampling_rate)
-        timings = dict.fromkeys(("acoustic", "vocoder", "total"), 0.0)
-        return Speech([], self.audio.sampling_rate, seed, sentence_silence, self.audio.n_mel_channels, timings)
-
-    def _build_vocoder(
-        self, name: str, waveglow: WaveGlow | None, sigma: float, denoise: float, dtype: torch.dtype | None
-    ) -> Vocoder:
-        if name not in VOCODERS:
-            raise FastglowError(f"unknown vocoder {name!r}: use one of {', '.join(VOCODERS)}")
-        if name == "griffin-lim":
-            return GriffinLimVocoder(self.audio)
-        if waveglow is None:
-            raise FastglowError("the vocoder waveglow needs a WaveGlow checkpoint: pass one, or use griffin-lim")
-        if not 0 <= sigma < math.inf or not 0 <= denoise < math.inf:
-            raise FastglowError(f"sigma {sigma} and denoise {denoise} must be finite and must not be negative")
-        _check_mel_channels(waveglow, self.audio)
-        if waveglow.config.upsample_stride != self.audio.hop_length:
-            raise FastglowError(
-                f"this WaveGlow makes {waveglow.config.upsample_stride} samples a frame, the voice's frames are "
-                f"{self.audio.hop_length} samples apart: use a WaveGlow that was trained on such mels"
-            )
-        return WaveGlowVocoder(waveglow.to(self.device, dtype).eval(), sigma, denoise)
-
-
-def _check_mel_channels(model: Tacotron2 | WaveGlow, audio: MelConfig) -> None:
-    if model.config.n_mel_channels != audio.n_mel_channels:
-        raise FastglowError(
-            f"the {type(model).__name__} has {model.config.n_mel_channels} mel channels, "
-            f"the voice {audio.n_mel_channels}: use models that belong together"
-        )
+        silence_of(sentence_silence, self.audio.sampling_rate)  # checks it
+        return Speech([], self.audio.sampling_rate, seed, sentence_silence, self.audio.n_mel_channels)
 
 
 def _shorten(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What a synthesis takes from the checkpoints it is made of, where nothing else was asked for."""
+"""Settings that a synthesis takes from its models' checkpoints, unless others are given."""
 
 import warnings
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ from fastglow.voices import AS_TRAINED, AsTrained, Voice
 
 
 class OtherwiseTrainedWarning(UserWarning):
-    """A synthesis was asked for what contradicts the training of its models."""
+    """A setting of the synthesis contradicts the training of its models."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Settings of a synthesis that its models were trained with."""
+    """Settings with which the models were trained."""
 
     audio: MelConfig
     text_cleaners: tuple[str, ...]
@@ -37,17 +37,18 @@ def settle(
     text_cleaners: Sequence[str] | None,
     lexicon: str | PathLike | Lexicon | AsTrained | None,
 ) -> Facts:
-    """What was asked for, or else what the checkpoints tell, or else the defaults of the published ones.
+    """The given settings, else those that the checkpoints record, else the defaults of the published models.
 
-    Warns, with `OtherwiseTrainedWarning`, of what contradicts the training: what was asked for counts.
+    A given setting that contradicts the training is used, with an `OtherwiseTrainedWarning`.
 
     Args:
-        tacotron2, waveglow: the models; the second where it is the vocoder.
-        audio, text_cleaners: None: not asked for.
-        lexicon: `AS_TRAINED`: not asked for; None: none.
+        tacotron2: the acoustic model.
+        waveglow: the vocoder, or None if it is another.
+        audio, text_cleaners: None if not given.
+        lexicon: `AS_TRAINED` if not given; None for none.
 
     Raises:
-        FastglowError: a lexicon that cannot be read; the one of the training is gone and no other was given.
+        FastglowError: the lexicon cannot be read; none was given and the training's is missing.
     """
     acoustic = trained_with(tacotron2)
     vocoder = trained_with(waveglow) if waveglow is not None else TrainedWith()
@@ -55,12 +56,12 @@ def settle(
     for known, model in ((acoustic.audio, "Tacotron 2"), (vocoder.audio, "WaveGlow")):
         if known is not None and known != settled:
             _warn(
-                f"the audio parameters in use are not those that the {model} was trained with: "
+                f"the audio parameters in use differ from those that the {model} was trained with: "
                 f"{audio_differences(settled, known)}"
             )
     if text_cleaners is not None and acoustic.text_cleaners not in (None, tuple(text_cleaners)):
         _warn(
-            f"the text cleaners in use ({', '.join(text_cleaners)}) are not those that the Tacotron 2 was trained "
+            f"the text cleaners in use ({', '.join(text_cleaners)}) differ from those that the Tacotron 2 was trained "
             f"with ({', '.join(acoustic.text_cleaners)})"
         )
     cleaners = DEFAULT_CLEANERS if acoustic.text_cleaners is None else acoustic.text_cleaners
@@ -72,18 +73,27 @@ def settle(
     )
 
 
+def check_mel_channels(model: Tacotron2 | WaveGlow, audio: MelConfig) -> None:
+    """Raises FastglowError unless a model's number of mel channels is that of `audio`."""
+    if model.config.n_mel_channels != audio.n_mel_channels:
+        raise FastglowError(
+            f"the {type(model).__name__} has {model.config.n_mel_channels} mel channels, "
+            f"the voice {audio.n_mel_channels}: use models with the same number"
+        )
+
+
 def _settle_lexicon(known: TrainedWith, lexicon: str | PathLike | Lexicon | AsTrained | None) -> Lexicon | None:
     if isinstance(lexicon, str | PathLike):
         return Lexicon(lexicon)
     if known.lexicon is None:
         return None if lexicon is AS_TRAINED else lexicon
     if lexicon is None:
-        _warn(f"the Tacotron 2 was trained with the lexicon {known.lexicon.path}, and is to speak without one")
+        _warn(f"the Tacotron 2 was trained with the lexicon {known.lexicon.path}, but is used without one")
     if lexicon is not AS_TRAINED:
         return lexicon
     if not Path(known.lexicon.path).is_file():
         raise FastglowError(
-            f"the Tacotron 2 was trained with the lexicon {known.lexicon.path}, which is gone: put "
+            f"the Tacotron 2 was trained with the lexicon {known.lexicon.path}, which is missing: put "
             f"{Path(known.lexicon.path).name} beside the checkpoint or pass --lexicon FILE (--lexicon /dev/null "
             "for letters alone)"
         )
@@ -94,7 +104,7 @@ def _settle_lexicon(known: TrainedWith, lexicon: str | PathLike | Lexicon | AsTr
 
 
 def with_parts(voice: Voice, *, tacotron2: str | PathLike | None = None, **fields: Any) -> Voice:
-    """A voice with other fields. Of another acoustic model, what its checkpoint tells counts and not the voice's."""
+    """A voice with some fields replaced. What another acoustic model's checkpoint records overrides the voice."""
     if tacotron2 is not None:
         known = read_trained_with(tacotron2)
         voice = replace(
@@ -102,18 +112,24 @@ def with_parts(voice: Voice, *, tacotron2: str | PathLike | None = None, **field
             tacotron2=Path(tacotron2),
             audio=known.audio or voice.audio,
             text_cleaners=known.text_cleaners or voice.text_cleaners,
-            # One that tells its cleaners and no lexicon was trained without.
+            # A checkpoint that records cleaners and no lexicon was trained without one.
             lexicon=AS_TRAINED if known.lexicon or known.text_cleaners else voice.lexicon,
         )
     return replace(voice, **fields)
 
 
 def with_lexicons(voice: Voice, paths: Sequence[str | PathLike]) -> Voice:
-    """A voice that looks words up in these files first, and then in its own lexicon, if that is there."""
+    """A voice that looks words up in these files first, then in its own lexicon, if that exists.
+
+    Raises:
+        FastglowError: a file cannot be read, or the voice's lexicon is a `Lexicon` and not a file.
+    """
     own = voice.lexicon
     if own is AS_TRAINED:
         known = read_trained_with(voice.tacotron2).lexicon
         own = Path(known.path) if known and Path(known.path).is_file() else None
+    if isinstance(own, Lexicon):
+        raise FastglowError("the voice has a Lexicon object: make one Lexicon of all files and pass it as lexicon=")
     return replace(voice, lexicon=Lexicon(*paths, *([own] if own else [])))
 
 

@@ -1,31 +1,49 @@
-"""From log-mel to audio: Griffin-Lim or WaveGlow, behind one call."""
+"""Log-mels to audio: Griffin-Lim or WaveGlow, behind one interface."""
 
+import math
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fastglow.audio import Denoiser, MelConfig, griffin_lim
+from fastglow.errors import FastglowError
 from fastglow.models import WaveGlow
+from fastglow.voices import VOCODERS
+
+from .training_facts import check_mel_channels
 
 
 class Vocoder(Protocol):
-    def __call__(self, mel: Tensor, seed: int) -> Tensor:
-        """log-mel [n_mel_channels, T] -> audio float32 [T * hop_length] on the CPU."""
+    def vocode(self, mels: Tensor, lengths: Sequence[int], seeds: Sequence[int]) -> list[Tensor]:
+        """Audio of a batch; an item's result does not depend on the other items.
+
+        Args:
+            mels: log-mels, [B, n_mel_channels, T].
+            lengths: frames of each item, 1 to T.
+            seeds: one per item.
+
+        Returns:
+            audio of each item, float32 [length * hop_length], on the CPU.
+        """
 
 
 class GriffinLimVocoder:
-    """No weights, no training; sounds like a telephone in a tube."""
+    """No weights and no training, at the quality of a telephone line."""
 
     def __init__(self, audio: MelConfig):
         self.audio = audio
 
-    def __call__(self, mel: Tensor, seed: int) -> Tensor:
-        return griffin_lim(mel.float(), self.audio, seed=seed).cpu()
+    def vocode(self, mels: Tensor, lengths: Sequence[int], seeds: Sequence[int]) -> list[Tensor]:
+        return [
+            griffin_lim(mel[:, :length].float(), self.audio, seed=seed).cpu()
+            for mel, length, seed in zip(mels, lengths, seeds, strict=True)
+        ]
 
 
 class WaveGlowVocoder:
-    """A WaveGlow and, if `denoise` is not 0, its denoiser."""
+    """WaveGlow, and its denoiser unless `denoise` is 0."""
 
     def __init__(self, model: WaveGlow, sigma: float, denoise: float):
         self.model = model
@@ -33,9 +51,49 @@ class WaveGlowVocoder:
         self.denoise = denoise
         self.denoiser = Denoiser(model) if denoise else None
 
+    def vocode(self, mels: Tensor, lengths: Sequence[int], seeds: Sequence[int]) -> list[Tensor]:
+        if mels.is_cuda:
+            return self.vocode_at_once(mels, lengths, seeds)
+        # Item by item: on a CPU a batch is no faster, but takes more memory and computes its padding.
+        return [
+            audio
+            for mel, length, seed in zip(mels, lengths, seeds, strict=True)
+            for audio in self.vocode_at_once(mel[None, :, :length], [length], [seed])
+        ]
+
     @torch.no_grad()
-    def __call__(self, mel: Tensor, seed: int) -> Tensor:
-        audio = self.model.infer(mel[None], self.sigma, seed=seed)
+    def vocode_at_once(self, mels: Tensor, lengths: Sequence[int], seeds: Sequence[int]) -> list[Tensor]:
+        """`vocode` as one batch of the model, on any device."""
+        padded = None if min(lengths) == mels.shape[2] else torch.tensor(lengths, device=mels.device)
+        audio = self.model.infer(mels, self.sigma, lengths=padded, seed=seeds)
+        hop_length = audio.shape[1] // mels.shape[2]
+        return [self._denoised(audio[i : i + 1, : n * hop_length]) for i, n in enumerate(lengths)]
+
+    def _denoised(self, audio: Tensor) -> Tensor:
+        """[1, N] -> float32 [N] on the CPU. One item at a time: the denoiser's STFT reflects the end of the audio."""
         if self.denoiser is not None:
             audio = self.denoiser(audio, self.denoise)
         return audio[0].float().cpu()
+
+
+def build_vocoder(name: str, audio: MelConfig, waveglow: WaveGlow | None, sigma: float, denoise: float) -> Vocoder:
+    """The vocoder of that name, which is one of `VOCODERS`; `waveglow` is on its device, of its dtype.
+
+    Raises:
+        FastglowError: an unknown name, no WaveGlow or one that does not fit `audio`, a bad sigma or denoise.
+    """
+    if name not in VOCODERS:
+        raise FastglowError(f"unknown vocoder {name!r}: use one of {', '.join(VOCODERS)}")
+    if name == "griffin-lim":
+        return GriffinLimVocoder(audio)
+    if waveglow is None:
+        raise FastglowError("the vocoder waveglow needs a WaveGlow checkpoint: pass one, or use griffin-lim")
+    if not 0 <= sigma < math.inf or not 0 <= denoise < math.inf:
+        raise FastglowError(f"sigma={sigma} and denoise={denoise} must be finite and not negative")
+    check_mel_channels(waveglow, audio)
+    if waveglow.config.upsample_stride != audio.hop_length:
+        raise FastglowError(
+            f"this WaveGlow makes {waveglow.config.upsample_stride} samples per frame, but the voice's hop_length is "
+            f"{audio.hop_length}: use a WaveGlow that was trained on such mels"
+        )
+    return WaveGlowVocoder(waveglow, sigma, denoise)

@@ -1,7 +1,6 @@
-"""Seeds of the random numbers that the models draw item by item."""
+"""Seeds of the random numbers that the models draw for each item."""
 
-from collections.abc import Sequence
-from numbers import Integral
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,16 +9,16 @@ from fastglow.errors import FastglowError
 
 
 def item_seeds(seed: int | Sequence[int] | None, batch_size: int, device: torch.device) -> Tensor:
-    """One int64 seed an item, [B]: `seed` itself if there are several, else the same for all, else random ones.
+    """One int64 seed per item, [B]: the given seeds, the one given seed for all, or random ones.
 
     Raises:
-        FastglowError: the number of seeds is not the number of items, or one does not fit 64 bits.
+        FastglowError: the number of seeds is not the number of items, or one does not fit in 64 bits.
     """
     if seed is None:
         return torch.randint(2**62, (batch_size,)).to(device)
-    seeds = [seed] * batch_size if isinstance(seed, Integral) else [int(s) for s in seed]
+    seeds = [int(s) for s in seed] if isinstance(seed, Iterable) else [int(seed)] * batch_size
     if len(seeds) != batch_size:
-        raise FastglowError(f"{len(seeds)} seeds for {batch_size} items: pass one seed, or one an item")
+        raise FastglowError(f"{len(seeds)} seeds for {batch_size} items: pass one seed, or one per item")
     if not all(-(2**63) <= s < 2**63 for s in seeds):
-        raise FastglowError(f"seed {max(seeds, key=abs)} does not fit 64 bits: use a smaller one")
+        raise FastglowError(f"seed={max(seeds, key=abs)} does not fit in 64 bits: use a smaller one")
     return torch.tensor(seeds, dtype=torch.int64, device=device)

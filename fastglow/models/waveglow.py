@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from fastglow import kernels
 from fastglow.errors import FastglowError
 from fastglow.modules import WN, InvertibleConv1x1
 from fastglow.modules.convolution import length_mask
+from fastglow.modules.module_lists import of_kind
 from fastglow.modules.parameter_cache import Refreshable
 
 from .seeds import item_seeds
@@ -17,10 +19,10 @@ from .seeds import item_seeds
 
 @dataclass
 class WaveGlowConfig:
-    """Constructor arguments of `WaveGlow`; defaults are those of the reference's arg_parser.py.
+    """Constructor arguments of `WaveGlow`; defaults are the reference's (arg_parser.py).
 
-    The last three are fastglow's. `alternate_halves` is for the checkpoints of NVIDIA's first week
-    (`glow_old`): on odd flows the coupling transforms the first half instead of the second.
+    The last three are fastglow's. `alternate_halves` is for NVIDIA's oldest checkpoints (`glow_old`): on odd flows the
+    coupling transforms the first half instead of the second.
     """
 
     n_mel_channels: int = 80
@@ -33,23 +35,23 @@ class WaveGlowConfig:
     upsample_stride: int = 256
     alternate_halves: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.n_group % 2 or self.n_early_size % 2:
             raise FastglowError(
-                f"n_group {self.n_group} and n_early_size {self.n_early_size} must both be even: "
+                f"n_group={self.n_group} and n_early_size={self.n_early_size} must both be even: "
                 "the coupling splits the channels in halves"
             )
         if self.n_early_every < 1:
-            raise FastglowError(f"n_early_every {self.n_early_every} must be at least 1")
+            raise FastglowError(f"n_early_every={self.n_early_every} must be at least 1")
         if self.n_remaining_channels < 2:
             raise FastglowError(
-                f"{self.n_flows} flows with n_early_every {self.n_early_every} and n_early_size {self.n_early_size} "
-                f"leave no channels of the {self.n_group}: use fewer or smaller early outputs"
+                f"n_flows={self.n_flows} with n_early_every={self.n_early_every} and n_early_size={self.n_early_size} "
+                f"leaves no channels of n_group={self.n_group}: use fewer or smaller early outputs"
             )
         if self.upsample_kernel_size < self.upsample_stride or self.upsample_stride % self.n_group:
             raise FastglowError(
-                f"upsample_stride {self.upsample_stride} must be a multiple of n_group {self.n_group} "
-                f"and at most upsample_kernel_size {self.upsample_kernel_size}"
+                f"upsample_stride={self.upsample_stride} must be a multiple of n_group={self.n_group} "
+                f"and at most upsample_kernel_size={self.upsample_kernel_size}"
             )
 
     def is_early(self, flow: int) -> bool:
@@ -58,17 +60,17 @@ class WaveGlowConfig:
 
     @property
     def n_remaining_channels(self) -> int:
-        """Channels that pass through every flow."""
+        """Number of channels that pass through every flow."""
         return self.n_group - self.n_early_size * sum(self.is_early(k) for k in range(self.n_flows))
 
 
 class WaveGlow(Refreshable):
     """Mel spectrogram to audio. Arguments: `WaveGlowConfig`. state_dict keys: DeepLearningExamples'.
 
-    After weights were written through `parameter.data` or by a replayed CUDA graph, call `refresh()`.
+    Call `refresh()` after writing weights through `parameter.data` or with a replayed CUDA graph.
     """
 
-    def __init__(self, *args, **kw):
+    def __init__(self, *args: Any, **kw: Any):
         super().__init__()
         config = WaveGlowConfig(*args, **kw)
         self.config = config
@@ -86,20 +88,18 @@ class WaveGlow(Refreshable):
             if config.is_early(k):
                 n_channels -= config.n_early_size
             self.convinv.append(InvertibleConv1x1(n_channels))
-            self.WN.append(
-                WN(
-                    n_channels // 2,
-                    config.n_mel_channels * config.n_group,
-                    **config.WN_config,
-                )
-            )
+            self.WN.append(WN(n_channels // 2, config.n_mel_channels * config.n_group, **config.WN_config))
+
+    @property
+    def _flows(self) -> list[tuple[InvertibleConv1x1, WN]]:
+        return list(zip(of_kind(InvertibleConv1x1, self.convinv), of_kind(WN, self.WN), strict=True))
 
     def forward(self, forward_input: tuple[Tensor, Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Audio to noise, for training.
 
         Args:
-            forward_input: (mel [B, n_mel_channels, frames], audio [B, N] in [-1, 1]); the upsampled mel
-                must cover the audio. Samples past the last whole group of n_group are left out.
+            forward_input: (mel [B, n_mel_channels, frames], audio [B, N] in [-1, 1]); the upsampled mel must cover the
+                audio. Samples past the last complete group of n_group are dropped.
 
         Returns:
             (z [B, n_group, N / n_group], log s of every flow, each [B, n_half, N / n_group], log|det W|
@@ -113,13 +113,14 @@ class WaveGlow(Refreshable):
         if spect.shape[2] < audio.shape[1]:
             raise FastglowError(
                 f"a mel of {mel.shape[2]} frames covers {spect.shape[2]} samples, the audio has {audio.shape[1]}: "
-                "cut the audio or pass the whole mel"
+                "cut the audio or pass a longer mel"
             )
         spect = self._group(spect[:, :, : audio.shape[1]])
         audio = self._group(audio.unsqueeze(1))
         early_outputs, log_s_list, log_det_list = [], [], []
-        _, log_dets = kernels.invertible_conv1x1_factors([convinv.conv.weight for convinv in self.convinv])
-        for k, (convinv, wn) in enumerate(zip(self.convinv, self.WN, strict=True)):
+        flows = self._flows
+        _, log_dets = kernels.invertible_conv1x1_factors([convinv.conv.weight for convinv, _ in flows])
+        for k, (convinv, wn) in enumerate(flows):
             if self.config.is_early(k):
                 early_outputs.append(audio[:, : self.config.n_early_size])
                 audio = audio[:, self.config.n_early_size :]
@@ -141,19 +142,19 @@ class WaveGlow(Refreshable):
         noise: Tensor | None = None,
         seed: int | Sequence[int] | None = None,
     ) -> Tensor:
-        """Mel spectrogram to audio; every item gets what it would get alone, in float32 to 1e-5 of full scale.
+        """Mel spectrogram to audio. Every item gets the result that it gets alone, in float32 to 1e-5 of full scale.
 
         Args:
             mel: log-mel, [B, n_mel_channels, T].
-            sigma: standard deviation of the noise that is turned into audio.
-            lengths: mel frames of each item, [B]; absent: all are T long. On a GPU numbers outside of 0 to T are
-                taken for the nearer of the two, elsewhere they are refused.
-            noise: standard normal numbers, [B, n_group, T * upsample_stride / n_group]: first the
-                channels that pass through every flow, then the early ones in the order they enter.
-            seed: of the noise, one for all items or one an item; None: drawn from PyTorch's generator.
+            sigma: standard deviation of the noise.
+            lengths: mel frames of each item, [B]; None: all have T. Values outside 0 to T are clamped if they are on a
+                GPU, and an error elsewhere.
+            noise: standard normal values, [B, n_group, T * upsample_stride / n_group]: first the channels that pass
+                through every flow, then the early ones in the order in which they enter.
+            seed: of the noise, one for all items or one per item; None: drawn from PyTorch's generator.
 
         Returns:
-            audio [B, T * upsample_stride], zeros past the end of each item.
+            audio [B, T * upsample_stride], zero past the end of each item.
 
         Raises:
             FastglowError: shapes or lengths that do not fit, or both noise and seed given.
@@ -161,18 +162,18 @@ class WaveGlow(Refreshable):
         config = self.config
         if mel.dim() != 3 or mel.shape[1] != config.n_mel_channels or 0 in mel.shape:
             raise FastglowError(
-                f"mel has shape {tuple(mel.shape)}: this WaveGlow takes [B, {config.n_mel_channels}, T], B and T > 0"
+                f"mel has shape {list(mel.shape)}, must be [B, {config.n_mel_channels}, T] with B and T > 0"
             )
         batch_size, _, n_frames = mel.shape
         n_groups = n_frames * config.upsample_stride // config.n_group
         groups = None
         if lengths is not None:
             fitting = lengths.shape == (batch_size,)
-            if fitting and not lengths.is_cuda:  # to look at them there would wait for the GPU
+            if fitting and not lengths.is_cuda:  # reading them from a GPU would be a host sync
                 fitting = 0 <= int(lengths.min()) <= int(lengths.max()) <= n_frames
             if not fitting:
                 raise FastglowError(
-                    f"lengths {lengths.tolist()} do not fit a mel of shape {tuple(mel.shape)}: one from 0 to T an item"
+                    f"lengths={lengths.tolist()} must have one value from 0 to T per item of the mel {list(mel.shape)}"
                 )
             lengths = lengths.to(mel.device).clamp(0, n_frames)
             groups = lengths * config.upsample_stride // config.n_group
@@ -181,19 +182,16 @@ class WaveGlow(Refreshable):
             seeds = item_seeds(seed, batch_size, mel.device)
             noise = kernels.normal_noise(seeds, 0, 0, n_groups, config.n_group).transpose(1, 2)
         elif seed is not None:
-            raise FastglowError(f"both noise and seed {seed} given: pass one of them")
+            raise FastglowError(f"both noise and seed={seed} are given: pass one of them")
         elif noise.shape != (batch_size, config.n_group, n_groups):
             raise FastglowError(
-                f"noise has shape {tuple(noise.shape)}: this mel takes {(batch_size, config.n_group, n_groups)}"
+                f"noise has shape {list(noise.shape)}, must be {[batch_size, config.n_group, n_groups]} for this mel"
             )
         noise = sigma * noise.to(mel.dtype)
 
         spect = self._group(self.upsample(mel)[:, :, : n_frames * config.upsample_stride])
-        audio, unused = (
-            noise[:, : config.n_remaining_channels],
-            noise[:, config.n_remaining_channels :],
-        )
-        for k in reversed(range(config.n_flows)):
+        audio, unused = noise[:, : config.n_remaining_channels], noise[:, config.n_remaining_channels :]
+        for k, (convinv, wn) in reversed(list(enumerate(self._flows))):
             kept, changed = self._split(audio, k)
             entering = None
             if config.is_early(k):
@@ -201,8 +199,8 @@ class WaveGlow(Refreshable):
             audio = kernels.flow_step_inverse(
                 kept,
                 changed,
-                self.WN[k](kept, spect, lengths=groups),
-                self.convinv[k].inverse(),
+                wn(kept, spect, lengths=groups),
+                convinv.inverse(),
                 entering,
                 swap=self._swaps(k),
             )
@@ -211,9 +209,9 @@ class WaveGlow(Refreshable):
         return audio.transpose(1, 2).reshape(batch_size, -1)
 
     def _group(self, x: Tensor) -> Tensor:
-        """[B, C, N] -> [B, C * n_group, N // n_group], the samples of a group next to each other.
+        """[B, C, N] -> [B, C * n_group, N // n_group], with the samples of a group adjacent.
 
-        On a GPU in channels-last memory, as the WaveNet layers' kernels read it.
+        Channels-last on a GPU, as the WaveNet layers' kernels read it.
         """
         x = x.unfold(2, self.config.n_group, self.config.n_group)  # [B, C, N // n_group, n_group]
         if x.is_cuda:
@@ -224,7 +222,7 @@ class WaveGlow(Refreshable):
         return self.config.alternate_halves and flow % 2 == 1
 
     def _split(self, audio: Tensor, flow: int) -> tuple[Tensor, Tensor]:
-        """(the half that conditions the coupling, the half that it changes)."""
+        """(the half that conditions the coupling, the half that the coupling changes)."""
         first, second = audio.chunk(2, dim=1)
         return (second, first) if self._swaps(flow) else (first, second)
 

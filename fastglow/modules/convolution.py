@@ -1,4 +1,6 @@
-"""Convolutions and linear layers under the reference's parameter names."""
+"""Convolutions and linear layers with the reference's parameter names."""
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -6,11 +8,14 @@ from torch import Tensor, nn
 
 from fastglow import kernels
 
+Gain = Literal["linear", "relu", "tanh", "sigmoid"]
+"""The function that follows a layer, for its initialisation; `nn.init.calculate_gain` knows more."""
+
 
 class LinearNorm(nn.Module):
     """nn.Linear with Xavier initialisation; parameters `linear_layer.{weight,bias}`."""
 
-    def __init__(self, in_dim: int, out_dim: int, bias: bool = True, w_init_gain: str = "linear"):
+    def __init__(self, in_dim: int, out_dim: int, bias: bool = True, w_init_gain: Gain = "linear"):
         super().__init__()
         self.linear_layer = nn.Linear(in_dim, out_dim, bias=bias)
         nn.init.xavier_uniform_(self.linear_layer.weight, gain=nn.init.calculate_gain(w_init_gain))
@@ -29,16 +34,10 @@ class ConvNorm(nn.Module):
         out_channels: int,
         kernel_size: int,
         bias: bool = True,
-        w_init_gain: str = "linear",
+        w_init_gain: Gain = "linear",
     ):
         super().__init__()
-        self.conv = nn.Conv1d(
-            in_channels,
-            out_channels,
-            kernel_size,
-            padding=(kernel_size - 1) // 2,
-            bias=bias,
-        )
+        self.conv = nn.Conv1d(in_channels, out_channels, kernel_size, padding=(kernel_size - 1) // 2, bias=bias)
         nn.init.xavier_uniform_(self.conv.weight, gain=nn.init.calculate_gain(w_init_gain))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,15 +46,15 @@ class ConvNorm(nn.Module):
 
 
 class WeightNormConv1d(nn.Module):
-    """Parameters of a weight-normalised Conv1d under the names `weight_g`, `weight_v` and `bias`.
+    """A weight-normalised Conv1d with the parameters `weight_g`, `weight_v` and `bias`.
 
-    PyTorch's own parametrisation saves `parametrizations.weight.original0/1`, which the published
-    code cannot load.
+    PyTorch's parametrisation saves `parametrizations.weight.original0/1`, which the published code cannot load.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int):
         super().__init__()
         initial = nn.Conv1d(in_channels, out_channels, kernel_size)
+        assert initial.bias is not None
         self.bias = initial.bias
         self.weight_g = nn.Parameter(initial.weight.detach().norm(dim=(1, 2), keepdim=True))
         self.weight_v = initial.weight

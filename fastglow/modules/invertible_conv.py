@@ -15,14 +15,14 @@ class InvertibleConv1x1(Refreshable):
         super().__init__()
         self.conv = nn.Conv1d(c, c, kernel_size=1, bias=False)
         rotation = torch.linalg.qr(torch.randn(c, c))[0]
-        rotation[:, 0] *= torch.linalg.det(rotation).sign()  # no `if`: the meta device has no values
+        rotation[:, 0] *= torch.linalg.det(rotation).sign()  # an `if` would fail on the meta device
         with torch.no_grad():
             self.conv.weight.copy_(rotation.unsqueeze(2))
 
         self._inverse: ParameterCache[Tensor] = ParameterCache()
 
     def forward(self, z: Tensor, log_det: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """[B, c, T] -> (W z [B, c, T], B * T * log|det W|, a scalar); `log_det`: log|det W| if it is known."""
+        """[B, c, T] -> (W z [B, c, T], B * T * log|det W|, a scalar); `log_det`: log|det W|, if known."""
         batch_size, _, n_of_groups = z.shape
         z, log_det = kernels.invertible_conv1x1(z, self.conv.weight, log_det)
         return z, batch_size * n_of_groups * log_det
@@ -34,6 +34,6 @@ class InvertibleConv1x1(Refreshable):
 
     @torch.no_grad()
     def inverse(self) -> Tensor:
-        """W^-1, [c, c] float32, computed once until the weight changes or `refresh()`."""
+        """W^-1, [c, c] float32, cached until the weight changes or `refresh()`."""
         weight = self.conv.weight
         return self._inverse.get([weight], lambda: kernels.invertible_conv1x1_factors([weight])[0][0])

@@ -13,7 +13,7 @@ from .parameter_cache import ParameterCache, Refreshable
 
 
 class LocationLayer(nn.Module):
-    """Parameters of the convolution over the previous and cumulative weights, and its projection."""
+    """The convolution over the previous and cumulative weights, and its projection."""
 
     def __init__(self, n_filters: int, kernel_size: int, attention_dim: int):
         super().__init__()
@@ -25,16 +25,16 @@ class LocationAttention(Refreshable):
     """Drop-in for the Attention of NVIDIA, torchaudio and SpeechBrain: same names, same call.
 
     Args:
-        attention_rnn_dim: of the query.
-        embedding_dim: of the memory.
-        attention_dim: of the space in which they are compared.
+        attention_rnn_dim: size of the query.
+        embedding_dim: size of the memory.
+        attention_dim: size of the space in which they are compared.
         attention_location_n_filters, attention_location_kernel_size: of the location convolution; the size is odd.
-        v_bias: the last projection has a bias, as in coqui (`v.linear_layer.bias`) and ESPnet.
-        sharpening: factor of the energies, as ESPnet's `scaling`.
-        normalization: 'softmax', or 'sigmoid' over the sum of all sigmoids, as in coqui.
+        v_bias: whether the last projection has a bias, as in coqui (`v.linear_layer.bias`) and ESPnet.
+        sharpening: factor of the energies, ESPnet's `scaling`.
+        normalization: 'softmax', or 'sigmoid' divided by the sum of the sigmoids, as in coqui.
 
     Raises:
-        FastglowError: an even kernel size or another normalization.
+        FastglowError: an even kernel size or an unknown normalization.
     """
 
     def __init__(
@@ -52,10 +52,10 @@ class LocationAttention(Refreshable):
         super().__init__()
         if attention_location_kernel_size % 2 == 0:
             raise FastglowError(
-                f"attention_location_kernel_size {attention_location_kernel_size} is even: use an odd one"
+                f"attention_location_kernel_size={attention_location_kernel_size} must be odd, to keep the length"
             )
         if normalization not in NORMALIZATIONS:
-            raise FastglowError(f"normalization {normalization!r} is unknown: use 'softmax' or 'sigmoid'")
+            raise FastglowError(f"normalization={normalization!r} must be 'softmax' or 'sigmoid'")
         self.sharpening = sharpening
         self.normalization = normalization
         self.query_layer = LinearNorm(attention_rnn_dim, attention_dim, bias=False, w_init_gain="tanh")
@@ -82,7 +82,7 @@ class LocationAttention(Refreshable):
             processed_memory: `memory_layer(memory)`, [B, T, attention_dim].
             attention_weights_cat: previous and cumulative weights, [B, 2, T].
             mask: [B, T] bool, True in padding, or None.
-            lengths: [B] integers: what lies beyond is padding too, and costs nothing.
+            lengths: [B] integers; positions beyond them are padding too, and cost nothing.
 
         Returns:
             (context [B, embedding_dim], attention weights [B, T]).

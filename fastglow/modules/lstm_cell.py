@@ -1,21 +1,31 @@
 """An LSTM cell with the dropouts and zoneouts of Tacotron 2's descendants."""
 
+from typing import TypedDict
+
 import torch
 from torch import Tensor, nn
 
 from fastglow import kernels
 from fastglow.errors import FastglowError
+from fastglow.kernels.arguments import check_probability
+
+
+class _Probabilities(TypedDict):
+    p_dropout_h: float
+    p_dropout_c: float
+    p_zoneout_h: float
+    p_zoneout_c: float
 
 
 class LSTMCell(nn.LSTMCell):
     """Drop-in for nn.LSTMCell: same constructor, same parameters, same call.
 
     Args:
-        input_size, hidden_size, bias, device, dtype: as of nn.LSTMCell.
-        p_dropout_h, p_dropout_c: in training, probability of dropping a unit of the new hidden or cell state: what
-            NVIDIA's code does to h after the cell, and coqui's and Mellotron's to both.
+        input_size, hidden_size, bias, device, dtype: as for nn.LSTMCell.
+        p_dropout_h, p_dropout_c: in training, probability of dropping a unit of the new hidden or cell state. NVIDIA's
+            code drops h after the cell, coqui's and Mellotron's both.
         p_zoneout_h, p_zoneout_c: in training, probability that a unit keeps its previous value; in evaluation the
-            expectation, p previous + (1 - p) next. ESPnet's ZoneOutCell has one rate for both.
+            expectation p * previous + (1 - p) * next is used. ESPnet's ZoneOutCell has one rate for both.
 
     Raises:
         FastglowError: a probability outside [0, 1).
@@ -35,15 +45,16 @@ class LSTMCell(nn.LSTMCell):
         p_zoneout_c: float = 0.0,
     ):
         super().__init__(input_size, hidden_size, bias, device=device, dtype=dtype)
-        self.probabilities = {
+        check_probability("p_dropout_h", p_dropout_h)
+        check_probability("p_dropout_c", p_dropout_c)
+        check_probability("p_zoneout_h", p_zoneout_h)
+        check_probability("p_zoneout_c", p_zoneout_c)
+        self.probabilities: _Probabilities = {
             "p_dropout_h": p_dropout_h,
             "p_dropout_c": p_dropout_c,
             "p_zoneout_h": p_zoneout_h,
             "p_zoneout_c": p_zoneout_c,
         }
-        for name, p in self.probabilities.items():
-            if not 0 <= p < 1:
-                raise FastglowError(f"{name} {p} is not a probability below 1")
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """One step.
@@ -53,16 +64,16 @@ class LSTMCell(nn.LSTMCell):
             hx: hidden and cell state, [B, hidden_size] or [hidden_size] each; None: zeros.
 
         Returns:
-            (hidden state, cell state), shaped as those of `hx`.
+            (hidden state, cell state), of the shapes of `hx`.
 
         Raises:
             FastglowError: shapes that do not fit.
         """
         batched = input.dim() == 2
         if input.dim() not in (1, 2) or (hx is not None and any(state.dim() != input.dim() for state in hx)):
-            shapes = [tuple(x.shape) for x in (input, *(hx or ()))]
+            shapes = [list(x.shape) for x in (input, *(hx or ()))]
             raise FastglowError(
-                f"input and state have the shapes {', '.join(map(str, shapes))}: pass [B, n] each, or [n] each"
+                f"input and state have shapes {', '.join(map(str, shapes))}, must be [B, n] each or [n] each"
             )
         x = input if batched else input.unsqueeze(0)
         if hx is None:

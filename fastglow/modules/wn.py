@@ -10,6 +10,7 @@ from fastglow import kernels
 from fastglow.errors import FastglowError
 
 from .convolution import WeightNormConv1d
+from .module_lists import of_kind
 from .parameter_cache import ParameterCache, Refreshable
 
 
@@ -19,7 +20,7 @@ class WN(Refreshable):
     Args:
         n_in_channels: channels of the half that conditions the coupling.
         n_mel_channels: channels of the grouped, upsampled mel spectrogram.
-        n_layers: layers; the dilation of layer i is 2^i.
+        n_layers: number of layers; layer i has dilation 2^i.
         n_channels: hidden channels, even.
         kernel_size: odd.
 
@@ -37,19 +38,19 @@ class WN(Refreshable):
     ):
         super().__init__()
         if kernel_size % 2 == 0:
-            raise FastglowError(f"WN kernel_size {kernel_size} is even: use an odd one")
+            raise FastglowError(f"WN kernel_size={kernel_size} must be odd")
         if n_channels % 2 == 1:
-            raise FastglowError(f"WN n_channels {n_channels} is odd: use an even number")
+            raise FastglowError(f"WN n_channels={n_channels} must be even")
         self.n_layers = n_layers
         self.n_channels = n_channels
         self.in_layers = nn.ModuleList()
         self.res_skip_layers = nn.ModuleList()
         self.cond_layers = nn.ModuleList()
         self.start = WeightNormConv1d(n_in_channels, n_channels, 1)
-        # Zero at first: the coupling starts as the identity, which keeps early training stable.
+        # Zero weights: the coupling starts as the identity, which keeps early training stable.
         self.end = nn.Conv1d(n_channels, 2 * n_in_channels, 1)
-        nn.init.zeros_(self.end.weight)
-        nn.init.zeros_(self.end.bias)
+        for parameter in self.end.parameters():
+            nn.init.zeros_(parameter)
         for i in range(n_layers):
             last = i == n_layers - 1
             self.in_layers.append(WeightNormConv1d(n_channels, 2 * n_channels, kernel_size))
@@ -67,30 +68,30 @@ class WN(Refreshable):
             audio: [B, n_in_channels, T].
             spect: [B, n_mel_channels, T].
             mask: [B, 1, T], 1 inside an item and 0 in its padding, or None.
-            lengths: [B] integers: what lies beyond is as if it were not there, as with a mask, but not computed.
+            lengths: [B] integers; has the effect of a mask, and positions beyond are not computed.
 
         Returns:
-            [B, 2 * n_in_channels, T], b first; beyond an item's length it has no meaning.
+            [B, 2 * n_in_channels, T], b first; undefined beyond an item's length.
         """
         if torch.is_grad_enabled():
             weights = self._normalised()
         else:
             autocast = kernels.backend.autocast_dtype(self.end.weight)
             weights = self._folded.get(list(self.parameters()), self._fold, autocast)
-        h = F.conv1d(audio, weights.start, self.start.bias)
-        dtype = h.dtype
-        h = h if mask is None else h * mask
+        start = F.conv1d(audio, weights.start, self.start.bias)
+        h: Tensor | None = start if mask is None else start * mask
         skip = None
         if weights.skip_bias is not None:
             skip = weights.skip_bias.view(1, -1, 1).expand(len(audio), -1, audio.shape[2])
-        for i, (in_layer, cond_layer) in enumerate(zip(self.in_layers, self.cond_layers, strict=True)):
+        for i in range(self.n_layers):
+            assert h is not None  # only the last layer has no residual
             h, skip = kernels.wavenet_layer(
                 h,
                 spect,
                 weights.in_layers[i],
-                in_layer.bias,
+                weights.in_biases[i],
                 weights.cond_layers[i],
-                cond_layer.bias,
+                weights.cond_biases[i],
                 weights.res_skip_layers[i],
                 weights.res_skip_biases[i],
                 dilation=2**i,
@@ -98,11 +99,15 @@ class WN(Refreshable):
                 lengths=lengths,
                 skip=skip,
             )
-        return self.end(skip) if weights.skip_bias is None else skip.to(dtype)
+        assert skip is not None
+        return self.end(skip) if weights.skip_bias is None else skip.to(start.dtype)
 
     def _normalised(self) -> "WNWeights":
-        """The weights under weight normalisation, all in one launch, in autocast's dtype if it is on."""
-        convolutions = [self.start, *self.in_layers, *self.cond_layers, *self.res_skip_layers]
+        """The weights after weight normalisation, in one launch and in autocast's dtype."""
+        in_layers, cond_layers, res_skip_layers = (
+            of_kind(WeightNormConv1d, layers) for layers in (self.in_layers, self.cond_layers, self.res_skip_layers)
+        )
+        convolutions = [self.start, *in_layers, *cond_layers, *res_skip_layers]
         dtype = kernels.backend.autocast_dtype(self.end.weight)
         packed = kernels.weight_norm_packed([[(conv.weight_v, conv.weight_g)] for conv in convolutions], dtype)
         weights = []
@@ -111,22 +116,27 @@ class WN(Refreshable):
             weights.append(matrix.view(rows, taps, channels).transpose(1, 2))
         start, *layers = weights
         n = self.n_layers
-        biases = [layer.bias for layer in self.res_skip_layers]
-        return WNWeights(start, layers[:n], layers[n : 2 * n], layers[2 * n :], biases, None)
+        in_biases, cond_biases, res_skip_biases = (
+            [layer.bias for layer in kind] for kind in (in_layers, cond_layers, res_skip_layers)
+        )
+        return WNWeights(
+            start, layers[:n], in_biases, layers[n : 2 * n], cond_biases, layers[2 * n :], res_skip_biases, None
+        )
 
     @torch.no_grad()
     def _fold(self) -> "WNWeights":
-        """The weights of inference: `end` is linear, so it goes into each layer's skip half.
+        """The weights for inference: `end` is linear, so it is folded into each layer's skip half.
 
-        What is added up is then the result, 2 * n_in_channels wide, in float32: it begins as all skips' biases.
+        The sum of skips is then the result, 2 * n_in_channels wide, in float32, and starts with all biases.
         """
         plain = self._normalised()
         if len(self.end.weight) > self.n_channels:
-            return plain  # folding would widen the sums
+            return plain  # folding would make the sum of skips wider
         wide = torch.promote_types(plain.start.dtype, torch.float32)
         weights, biases = [], []
         with torch.autocast(self.end.weight.device.type, enabled=False):
             end = self.end.weight[:, :, 0].to(wide)  # [2 * n_in_channels, n_channels]
+            assert self.end.bias is not None
             skip_bias = self.end.bias.to(wide)
             for weight, bias in zip(plain.res_skip_layers, plain.res_skip_biases, strict=True):
                 n_residual = len(weight) - self.n_channels
@@ -139,12 +149,13 @@ class WN(Refreshable):
 
 @dataclass(frozen=True)
 class WNWeights:
-    """Weights as `kernels.wavenet_layer` takes them, one a layer; skip_bias: what the sum of skips begins with,
-    if `end` is folded into the layers."""
+    """Weights as `kernels.wavenet_layer` takes them, one per layer."""
 
     start: Tensor
     in_layers: list[Tensor]
+    in_biases: list[Tensor]
     cond_layers: list[Tensor]
+    cond_biases: list[Tensor]
     res_skip_layers: list[Tensor]
     res_skip_biases: list[Tensor]
-    skip_bias: Tensor | None
+    skip_bias: Tensor | None  # initial value of the sum of skips, if `end` is folded into the layers

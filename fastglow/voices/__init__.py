@@ -1,4 +1,4 @@
-"""Voices: a folder with voice.json and the files that it names. Bundled ones stand beside this file."""
+"""Voices: a folder with voice.json and the files that it names. The bundled ones are in this folder."""
 
 import json
 from dataclasses import dataclass
@@ -22,23 +22,22 @@ class AsTrained(Enum):
 
 
 AS_TRAINED: Final = AsTrained.AS_TRAINED
-"""Stands for the lexicon that the acoustic model's checkpoint tells, which may be none; None is without one."""
+"""The lexicon that the acoustic model's checkpoint records, which may be none; None stands for no lexicon."""
 
 
 @dataclass(frozen=True)
 class Voice:
-    """What voice.json says; the defaults are for somebody else's checkpoints, which have none.
+    """The contents of voice.json; the defaults are for checkpoints without one.
 
     Attributes:
         tacotron2: path of the acoustic model.
         waveglow: path of the neural vocoder, or None.
-        vocoder: the default one, of `VOCODERS`.
-        text_cleaners: those the acoustic model was trained with; None: those that its checkpoint tells, or else
-            english_cleaners.
+        vocoder: the default vocoder, one of `VOCODERS`.
+        text_cleaners: the acoustic model's; None: those that its checkpoint records, else english_cleaners.
         lexicon: path of the pronunciations that the acoustic model reads as ARPAbet, or a `Lexicon` of several
-            files; None: none; `AS_TRAINED`: the one that its checkpoint tells, if any.
-        audio: parameters of the mel that the models share; None: those that a checkpoint tells, or else those of
-            the published ones.
+            files; None: none; `AS_TRAINED`: the one that its checkpoint records, if any.
+        audio: parameters of the mel that the models share; None: those that a checkpoint records, else those of the
+            published models.
         sigma: default standard deviation of WaveGlow's noise.
         denoise: default strength of WaveGlow's denoiser.
         name, language, description: for people; language is a BCP 47 tag.
@@ -58,10 +57,10 @@ class Voice:
 
     @classmethod
     def load(cls, name_or_folder: str | Path) -> "Voice":
-        """Reads a bundled voice by name, or any voice by folder (or the path of its voice.json).
+        """Reads a voice, given the name of a bundled one, a folder, or the path of a voice.json.
 
         Raises:
-            FastglowError: no such voice, or a voice.json that is incomplete or names missing files.
+            FastglowError: no such voice, or voice.json is incomplete or names missing files.
         """
         folder = _find(name_or_folder)
         path = folder / "voice.json"
@@ -85,11 +84,11 @@ class Voice:
         except FastglowError:
             raise
         except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise FastglowError(f"{path} is no readable voice description: {error}") from error
+            raise FastglowError(f"{path} cannot be read as a voice description: {error}") from error
         if isinstance(values["text_cleaners"], str):
             raise FastglowError(f"{path}: text_cleaners must be a list of names")
         if voice.vocoder not in VOCODERS:
-            raise FastglowError(f"{path}: vocoder {voice.vocoder!r} is none of {', '.join(VOCODERS)}")
+            raise FastglowError(f"{path}: vocoder {voice.vocoder!r} must be one of {', '.join(VOCODERS)}")
         for file in (voice.tacotron2, voice.waveglow, voice.lexicon):
             if isinstance(file, Path) and not file.is_file():
                 raise FastglowError(f"{path} names {file.name}, which is not in {folder}")
@@ -102,7 +101,7 @@ def list_voices() -> list[str]:
 
 
 def _lexicon(folder: Path, values: dict) -> Path | AsTrained | None:
-    """A lexicon that voice.json names, none where it says null, the acoustic model's where it says nothing."""
+    """The lexicon that voice.json names; none if it says null; the acoustic model's if it has no such entry."""
     if "lexicon" not in values:
         return AS_TRAINED
     return folder / values["lexicon"] if values["lexicon"] else None
@@ -116,6 +115,6 @@ def _find(name_or_folder: str | Path) -> Path:
         if (folder / "voice.json").is_file():
             return folder
     raise FastglowError(
-        f"unknown voice {str(name_or_folder)!r}: bundled are {', '.join(list_voices()) or 'none'}, "
-        "or pass a folder with a voice.json"
+        f"unknown voice {str(name_or_folder)!r}: use a bundled one ({', '.join(list_voices()) or 'none'}) "
+        "or a folder with a voice.json"
     )

@@ -1,6 +1,8 @@
-"""A voice small enough to speak in a test: random weights, a gate that fires after some steps."""
+"""A voice small enough for tests: random weights, a gate that fires after some steps."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,10 @@ import torch
 from fastglow import Tacotron2, WaveGlow, save_checkpoint
 from fastglow.text import Lexicon
 from fastglow.voices import BUNDLED
+
+UNSTOPPED = "ignore::fastglow.models.tacotron2.DecoderStepLimitWarning"
+# Of a process that runs this checkout.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
 
 TACOTRON2 = {
     "symbols_embedding_dim": 16,
@@ -29,7 +35,7 @@ def make_tacotron2(**overrides) -> Tacotron2:
     torch.manual_seed(1)
     model = Tacotron2(**{**TACOTRON2, **overrides}).eval()
     with torch.no_grad():
-        # The gate's input wanders with the prenet's dropout: its sign decides when the speech ends.
+        # The prenet's dropout makes the sign of the gate's input random.
         model.decoder.gate_layer.linear_layer.weight.normal_(0, 3)
         model.decoder.gate_layer.linear_layer.bias.fill_(-1.0)
         model.decoder.linear_projection.linear_layer.bias.fill_(-3.0)

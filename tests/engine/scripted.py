@@ -1,4 +1,4 @@
-"""A stand-in for Tacotron2 whose utterances are written down: where the attention goes, when the gate fires."""
+"""A fake Tacotron2 whose utterances are scripted: the path of the attention, the step on which the gate fires."""
 
 from types import SimpleNamespace
 
@@ -9,15 +9,15 @@ from .conftest import TACOTRON2
 
 
 def reading(n_symbols, at_end=5):
-    """Steps of a right utterance: two a symbol, then a rest on the last."""
+    """The path of a correct utterance: two steps per symbol, then more on the last."""
     return [i for i in range(n_symbols) for _ in range(2)] + [n_symbols - 1] * (at_end - 2)
 
 
 class ScriptedTacotron2(nn.Module):
-    """`script(symbols, seed)` -> symbols looked at, one a step, with the gate firing after the last; None at the end
-    for a gate that never fires: then the last symbol is looked at for ever. -1 is a look at nothing in particular.
+    """`script(symbols, seed)` -> position of the attention at each step; the gate fires after the last. A final None
+    stands for a gate that never fires, with the attention staying on the last symbol. -1 is evenly spread attention.
 
-    Its mel tells seed and step, so that a test sees which attempt it has before it.
+    The mel identifies seed and step, and thereby the attempt.
     """
 
     def __init__(self, script, r=3, max_decoder_steps=400, n_symbols=148):
@@ -53,6 +53,6 @@ class ScriptedTacotron2(nn.Module):
 
 
 def mel_of(seed, n_frames):
-    """[80, n_frames]: of speech about as loud as any."""
+    """[80, n_frames], at the level of speech."""
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(80, 2000, generator=generator)[:, :n_frames] - 4

@@ -1,4 +1,4 @@
-"""What becomes of utterances that go wrong, with a model whose utterances are written down."""
+"""Further attempts at utterances that go wrong, with a model whose utterances are scripted."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def task(n_symbols, seed=7):
 
 
 def by_attempt(*paths, seed=7):
-    """A script that gives one path an attempt, told by its seed; the last one for all further ones."""
+    """A script with one path per attempt, which the seed identifies; the last path serves all further attempts."""
     order = [attempt_seed(seed, attempt) for attempt in range(MAX_ATTEMPTS)]
     return lambda symbols, own: paths[min(order.index(own), len(paths) - 1)]
 
@@ -35,7 +35,7 @@ BROKEN_OFF = reading(40)[:30]
 
 
 @pytest.mark.parametrize("n_symbols", [1, 2, 30, 150])
-def test_a_right_utterance_is_taken_at_once_as_it_is(n_symbols):
+def test_a_correct_utterance_is_used_unchanged(n_symbols):
     path = reading(n_symbols)
     model = ScriptedTacotron2(lambda symbols, seed: path)
     (utterance,) = said(model, Task([5] * n_symbols, max(1, n_symbols - 1), 7))
@@ -48,7 +48,7 @@ def test_a_right_utterance_is_taken_at_once_as_it_is(n_symbols):
 
 @pytest.mark.parametrize("wrong", [ENDLESS, LATE])
 @pytest.mark.parametrize("attempt", [1, 2, 3])
-def test_another_seed_mends_it(wrong, attempt):
+def test_another_seed_corrects_it(wrong, attempt):
     model = ScriptedTacotron2(by_attempt(*[wrong] * attempt, reading(12)))
     (utterance,) = said(model, task(12))
     assert (utterance.stopped, utterance.attempts, utterance.cut) == (True, attempt + 1, False)
@@ -56,7 +56,7 @@ def test_another_seed_mends_it(wrong, attempt):
 
 
 @pytest.mark.parametrize("wrong", [LOOPED, SKIPPED, BROKEN_OFF])
-def test_other_faults_are_mended_too(wrong):
+def test_another_seed_corrects_other_faults(wrong):
     model = ScriptedTacotron2(by_attempt(wrong, wrong, reading(40)))
     (utterance,) = said(model, task(40))
     assert (utterance.stopped, utterance.attempts, utterance.fault) == (True, 3, Fault.NONE)
@@ -64,19 +64,19 @@ def test_other_faults_are_mended_too(wrong):
 
 @pytest.mark.parametrize("wrong", [ENDLESS, LATE])
 @pytest.mark.parametrize("r", [1, 2, 3])
-def test_what_runs_on_in_every_attempt_is_cut_behind_its_end(wrong, r):
+def test_an_utterance_that_always_runs_on_is_cut_after_its_end(wrong, r):
     model = ScriptedTacotron2(by_attempt([p for p in wrong for _ in range(3 // r)]), r, max_decoder_steps=1200 // r)
     (utterance,) = said(model, task(12))
     assert (utterance.stopped, utterance.attempts, utterance.cut) == (False, MAX_ATTEMPTS, True)
     assert utterance.fault is Fault.RUNS_ON
     steps = len(utterance.alignment)
     assert utterance.mel.shape == (80, steps * r)
-    assert torch.equal(utterance.mel, mel_of(7, steps * r))  # the first attempt's, as none was better
+    assert torch.equal(utterance.mel, mel_of(7, steps * r))  # the first attempt: no other was better
     reached = 22 * (3 // r)
     assert 0.05 < (steps - reached) * r * FRAME < 0.4
 
 
-def test_of_wrong_attempts_the_least_wrong_is_taken():
+def test_the_least_wrong_attempt_is_used():
     paths = [BROKEN_OFF, SKIPPED, [*reading(40), None], LOOPED]
     for order in ([0, 1, 2, 3], [2, 3, 1, 0], [3, 1, 0, 2]):
         model = ScriptedTacotron2(by_attempt(*[paths[i] for i in order]))
@@ -92,7 +92,7 @@ def test_of_wrong_attempts_the_least_wrong_is_taken():
 
 @pytest.mark.parametrize("each", [10, 20, 60])
 def test_a_slow_reader_is_never_cut(each):
-    """Up to 2 s a symbol: far beyond what the first look allows for."""
+    """Up to 2 s per symbol, far more than the first limit allows."""
     path = [i for i in range(5) for _ in range(each)] + [5] * 8
     model = ScriptedTacotron2(lambda symbols, seed: path)
     (utterance,) = said(model, task(6))
@@ -100,7 +100,7 @@ def test_a_slow_reader_is_never_cut(each):
     assert torch.equal(utterance.mel, mel_of(7, 3 * len(path)))
 
 
-def test_the_limit_of_the_first_look_grows_with_the_text_up_to_the_models():
+def test_the_first_limit_grows_with_the_text_up_to_the_models_limit():
     model = ScriptedTacotron2(lambda symbols, seed: reading(len(symbols)))
     for n_symbols in (1, 10, 40, 180):
         said(model, task(n_symbols) if n_symbols > 1 else Task([5], 1, 7))
@@ -114,7 +114,7 @@ def test_the_limit_of_the_first_look_grows_with_the_text_up_to_the_models():
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_a_model_that_cannot_read_has_one_attempt(stopped):
-    """What it gives is what it gave before there were attempts."""
+    """Its first result is used."""
     model = ScriptedTacotron2(lambda symbols, seed: [-1] * 50 + ([] if stopped else [None]))
     (utterance,) = said(model, task(20))
     assert (utterance.attempts, utterance.cut, utterance.stopped) == (1, False, stopped)
@@ -122,7 +122,7 @@ def test_a_model_that_cannot_read_has_one_attempt(stopped):
     assert {seed for seeds, _ in model.calls for seed in seeds} == {7}
 
 
-def test_an_attempt_that_loses_the_text_altogether_is_the_worst():
+def test_an_attempt_with_illegible_attention_is_the_worst():
     lost = [*reading(40)[:20], *[-1] * 60]
     for order in ([ENDLESS, lost], [ENDLESS, lost, ENDLESS, lost]):
         (utterance,) = said(ScriptedTacotron2(by_attempt(*order)), task(12))
@@ -132,7 +132,7 @@ def test_an_attempt_that_loses_the_text_altogether_is_the_worst():
     assert (utterance.fault, utterance.attempts) == (Fault.NONE, 3)
 
 
-def test_a_text_too_long_for_the_steps_is_not_tried_again():
+def test_a_text_too_long_for_the_step_limit_is_not_retried():
     model = ScriptedTacotron2(lambda symbols, seed: reading(len(symbols)), max_decoder_steps=60)
     (utterance,) = said(model, task(50))
     assert (utterance.fault, utterance.attempts, utterance.cut) == (Fault.TOO_LONG, 1, False)
@@ -140,7 +140,7 @@ def test_a_text_too_long_for_the_steps_is_not_tried_again():
     assert len(utterance.alignment) == 60
 
 
-def test_an_empty_utterance_is_tried_again():
+def test_an_empty_utterance_is_retried():
     model = ScriptedTacotron2(by_attempt([], reading(5)))
     (utterance,) = said(model, task(5))
     assert (utterance.attempts, len(utterance.alignment)) == (2, len(reading(5)))
@@ -148,8 +148,8 @@ def test_an_empty_utterance_is_tried_again():
     assert (utterance.attempts, utterance.mel.shape, utterance.cut) == (MAX_ATTEMPTS, (80, 0), False)
 
 
-def test_together_as_alone():
-    """Those that go wrong are tried again together, each with its own seeds."""
+def test_batched_as_alone():
+    """Retries are batched too, each with its own seeds."""
 
     def script(symbols, seed):
         n = len(symbols)
@@ -174,7 +174,7 @@ def test_together_as_alone():
                 assert np.array_equal(one.alignment, together[i].alignment)
 
 
-def test_attempts_have_seeds_of_their_own():
+def test_attempts_have_distinct_seeds():
     sentences = [sentence_seed(seed, index) for seed in (0, 1, -1, 2**63 - 1) for index in range(50)]
     seeds = {attempt_seed(seed, attempt) for seed in sentences for attempt in range(MAX_ATTEMPTS)}
     assert len(seeds) == len(sentences) * MAX_ATTEMPTS

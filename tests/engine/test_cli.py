@@ -1,12 +1,10 @@
-"""The command as a user calls it; those calls that need real streams run it as a process."""
+"""The command as a user calls it, in a subprocess where real streams are needed."""
 
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,11 +15,8 @@ from fastglow.cli import main
 from fastglow.engine.seeds import attempt_seed, sentence_seed
 from fastglow.voices import BUNDLED
 
-from .conftest import make_tacotron2, make_waveglow
+from .conftest import ENVIRONMENT, UNSTOPPED, make_tacotron2, make_waveglow
 from .scripted import ScriptedTacotron2, reading
-
-ROOT = Path(__file__).parents[2]
-UNSTOPPED = "ignore::fastglow.models.tacotron2.DecoderStepLimitWarning"
 
 
 def run(*arguments, stdin=b""):
@@ -29,7 +24,7 @@ def run(*arguments, stdin=b""):
         [sys.executable, "-m", "fastglow", *map(str, arguments)],
         input=stdin,
         capture_output=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=ENVIRONMENT,
     )
 
 
@@ -85,16 +80,14 @@ def test_standard_input_to_standard_output(voice_folder):
 def test_standard_output_that_cannot_be_written(voice_folder, output):
     redirection = {"closed": ">&-", "/dev/full": "> /dev/full", "a reader that left": "| true; exit ${PIPESTATUS[0]}"}
     command = f"{sys.executable} -m fastglow synth Hello. -o - -q --seed 1 --voice {voice_folder} {redirection[output]}"
-    result = subprocess.run(
-        ["bash", "-c", command], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=ENVIRONMENT)
     assert result.returncode == 2
     lines = [line for line in result.stderr.splitlines() if "warning" not in line]
     assert len(lines) == 1
     assert "standard output" in lines[0]
 
 
-def test_a_decoder_that_never_stops_is_told(voice_folder, tmp_path, capsys):
+def test_a_decoder_that_never_stops_is_reported(voice_folder, tmp_path, capsys):
     model = make_tacotron2(max_decoder_steps=3)
     model.decoder.gate_layer.linear_layer.bias.data.fill_(-1e4)
     save_checkpoint(model, tmp_path / "endless.safetensors")
@@ -105,13 +98,13 @@ def test_a_decoder_that_never_stops_is_told(voice_folder, tmp_path, capsys):
     assert report["mel_frames"] == 6
     assert report["sentences"][0]["stopped"] is False
     assert (report["sentences"][0]["attempts"], report["sentences"][0]["cut"]) == (1, False)
-    assert "max_decoder_steps 3 and cut the speech of 'Hello.'" in report["warnings"][0]
+    assert "max_decoder_steps=3, which cut the speech of 'Hello.'" in report["warnings"][0]
     assert captured.err.startswith("fastglow: warning: the stop gate")
     assert captured.err.count("\n") == 1
 
 
-def test_the_report_says_what_was_tried_again_and_cut(voice_folder, tmp_path, capsys, monkeypatch):
-    """Sentences of three, four and five letters: right at once, at the third attempt, in none."""
+def test_the_report_has_attempts_and_cuts(voice_folder, tmp_path, capsys, monkeypatch):
+    """Sentences of three, four and five letters: correct in the first, the third, and no attempt."""
 
     def script(symbols, seed):
         n = len(symbols)
@@ -130,7 +123,7 @@ def test_the_report_says_what_was_tried_again_and_cut(voice_folder, tmp_path, ca
     told = [(s["text"], s["attempts"], s["cut"], s["stopped"]) for s in report["sentences"]]
     assert told == [("Yes.", 1, False, True), ("Well.", 3, False, True), ("Never.", 4, True, False)]
     (warning,) = report["warnings"]
-    assert warning == "the speech of 'Never.' goes on past its end in each of 4 attempts, and was cut there"
+    assert warning == "the speech of 'Never.' goes on past its end in each of 4 attempts; it was cut there"
     assert f"fastglow: warning: {warning}\n" in captured.err
     assert report["sentences"][2]["mel_frames"] < 100
 
@@ -165,8 +158,8 @@ def test_input_file(voice_folder, tmp_path):
 
 
 @pytest.mark.filterwarnings(UNSTOPPED)
-def test_lexicons_of_ones_own_go_before_each_other_and_the_voices(voice_folder, tmp_path, lexicon_file):
-    """A lexicon gives the audio of the same phones in braces."""
+def test_given_lexicons_precede_the_voices_in_order(voice_folder, tmp_path, lexicon_file):
+    """A lexicon gives the same audio as its phones in braces."""
     voice = tmp_path / "voice"
     shutil.copytree(voice_folder, voice)
     (voice / "own").write_text("hello HH AH0 L OW1\nthere DH EH1 R\n")
@@ -232,8 +225,8 @@ def test_torchaudios_phones_with_a_lexicon(tmp_path, capsys):
         (["Hello.", "-o", "{tmp}/x.wav", "--device", "abacus"], "'abacus' is not available"),
         (["Hello.", "-o", "{tmp}/x.wav", "--vocoder", "wavenet"], "'wavenet' is not one of"),
         (["Hello.", "-o", "{tmp}/x.wav", "--cleaners", "dutch"], "unknown cleaner 'dutch'"),
-        (["Hello.", "-o", "{tmp}/x.wav", "--seed", str(2**70)], "does not fit 64 bits"),
-        (["Hello.", "-o", "{tmp}/x.wav", "--sentence-silence", "-1"], "sentence silence"),
+        (["Hello.", "-o", "{tmp}/x.wav", "--seed", str(2**70)], "does not fit in 64 bits"),
+        (["Hello.", "-o", "{tmp}/x.wav", "--sentence-silence", "-1"], "sentence_silence=-1"),
         (["Hello.", "-i", "{tmp}/garbage.pt", "-o", "{tmp}/x.wav"], "pass one of them"),
         (["-i", "{tmp}/absent.txt", "-o", "{tmp}/x.wav"], "cannot read"),
         (["Hello.", "--no-such-option"], "--no-such-option"),

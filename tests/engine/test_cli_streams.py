@@ -1,4 +1,4 @@
-"""What the command reads and writes: texts of any encoding, several of them, descriptors, formats, terminals."""
+"""The command's input and output: encodings, several texts, descriptors, formats, terminals."""
 
 import io
 import json
@@ -6,7 +6,6 @@ import os
 import pty
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import soundfile
@@ -15,9 +14,9 @@ from fastglow import FastglowError, Synthesizer
 from fastglow.cli import main
 from fastglow.outputs import draws_progress
 
-ROOT = Path(__file__).parents[2]
+from .conftest import ENVIRONMENT, UNSTOPPED
 
-pytestmark = pytest.mark.filterwarnings("ignore::fastglow.models.tacotron2.DecoderStepLimitWarning")
+pytestmark = pytest.mark.filterwarnings(UNSTOPPED)
 
 
 @pytest.fixture
@@ -33,11 +32,10 @@ def synth(voice_folder, tmp_path, capsys):
 
 
 def shell(command, voice_folder, **streams):
-    """Runs a line of bash in which `synth` is the command."""
+    """Runs a line of bash with the command as `synth`."""
     synth = f"{sys.executable} -m fastglow synth --voice {voice_folder} --seed 1"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     code = f'set -o pipefail; synth() {{ {synth} "$@"; }}; {command}'
-    return subprocess.run(["bash", "-c", code], env=environment, timeout=300, **({"capture_output": True} | streams))
+    return subprocess.run(["bash", "-c", code], env=ENVIRONMENT, timeout=300, **({"capture_output": True} | streams))
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1252"])
@@ -159,7 +157,7 @@ def test_audio_is_not_written_to_a_terminal(voice_folder, output):
         os.close(ours)
         os.close(theirs)
     assert done.returncode == 2
-    if output != "/dev/tty":  # which a process without a terminal of its own cannot open
+    if output != "/dev/tty":  # a process without a controlling terminal cannot open it
         assert b"audio is not written to a terminal" in done.stderr
     assert done.stderr.count(b"\n") == 1
 
@@ -174,7 +172,7 @@ def test_other_outputs_that_cannot_be_written(synth, tmp_path):
 
 
 @pytest.mark.parametrize("terminal, quiet, drawn", [(True, False, True), (True, True, False), (False, False, False)])
-def test_progress_is_drawn_where_it_is_seen(monkeypatch, terminal, quiet, drawn):
+def test_progress_is_drawn_on_a_terminal_only(monkeypatch, terminal, quiet, drawn):
     ours, theirs = pty.openpty() if terminal else os.pipe()[::-1]
     with open(theirs if terminal else ours, "w") as stream:
         monkeypatch.setattr(sys, "stderr", stream)
@@ -201,7 +199,7 @@ def test_a_file_of_errors_holds_no_progress_bar(synth, tmp_path, text):
         (["--volume", "-3", "--no-normalize"], {"normalize": False, "volume": -3.0}),
     ],
 )
-def test_loudness_is_the_librarys_but_for_what_is_given(synth, tmp_path, monkeypatch, options, given):
+def test_loudness_has_the_librarys_defaults(synth, tmp_path, monkeypatch, options, given):
     seen = []
 
     def synthesize(self, text, seed, *, sentence_silence, progress, **loudness):

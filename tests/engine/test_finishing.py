@@ -1,4 +1,6 @@
-"""What is done to a sentence's speech after the models: cut, level, fades; the same alone, streamed and in a batch."""
+"""What follows the models: cut, level and fades of a sentence, the same alone, streamed and in a batch."""
+
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -16,28 +18,34 @@ from .scripted import ScriptedTacotron2, reading
 
 RATE = 22050
 JOIN = round(0.005 * RATE)
-# Sentences of the text, by their number of symbols: letters, spaces and the final mark.
+# The number of symbols of each sentence: letters, spaces and the final mark.
 TEXT = "Well now. I see them! Where are the others"
 CLEANERS = ["basic_cleaners"]
 LENGTHS = [9, 11, 21]
 
 
 def synthesizer(script=None, level=lambda n_frames: 0.03, most=400):
-    """Its vocoder gives noise of this RMS."""
+    """Its vocoder gives noise with an RMS of `level(frames)`."""
     script = script or (lambda symbols, seed: reading(len(symbols)))
     model = ScriptedTacotron2(script, max_decoder_steps=most)
     speaker = Synthesizer(model, "griffin-lim", text_cleaners=CLEANERS, device="cpu")
-
-    def noise(mel, seed):
-        n_frames = mel.shape[1]
-        return level(n_frames) * torch.randn(n_frames * 256, generator=torch.Generator().manual_seed(seed % 2**63))
-
-    speaker.vocoder = noise
+    speaker.vocoder = NoiseVocoder(level)
     return speaker
 
 
+class NoiseVocoder:
+    def __init__(self, level):
+        self.level = level
+
+    def vocode(self, mels, lengths, seeds):
+        return [
+            self.level(n) * torch.randn(n * 256, generator=torch.Generator().manual_seed(seed % 2**63))
+            for n, seed in zip(lengths, seeds, strict=True)
+        ]
+
+
 def failing(lengths, attempts):
-    """Sentences of these lengths run on in their first attempts; the others are right."""
+    """Sentences of these lengths run on in their first attempts; the others are correct."""
 
     def script(symbols, seed):
         n = len(symbols)
@@ -52,7 +60,7 @@ def sentence_seeds():
 
 
 def levels(audio):
-    """RMS in dBFS of what is within 25 dB of the loudest 20 ms."""
+    """RMS in dBFS of the blocks of 20 ms within 25 dB of the loudest."""
     blocks = audio[: len(audio) // 441 * 441].astype(np.float64).reshape(-1, 441)
     powers = (blocks**2).mean(1)
     return 10 * np.log10(powers[powers > powers.max() * 10**-2.5].mean())
@@ -64,7 +72,7 @@ def test_sentences_fade_where_they_join_and_only_there(silence):
     speech = speaker.synthesize(TEXT, seed=5, sentence_silence=silence)
     assert [s.alignment.shape[1] for s in speech.sentences] == LENGTHS
     for i, sentence in enumerate(speech.sentences):
-        # Alone it is the whole text, and joins nothing.
+        # Alone it has no joins.
         (alone,) = speaker.synthesize(sentence.text, seed=sentence_seed(5, i)).sentences
         np.testing.assert_array_equal(sentence.mel, alone.mel)
         first, last = JOIN if i > 0 else 0, JOIN if i < 2 else 0
@@ -82,7 +90,7 @@ def test_sentences_fade_where_they_join_and_only_there(silence):
 def test_stream_and_batch_give_the_bits_of_synthesize(lengths, attempts, silence):
     speaker = synthesizer(failing(lengths, attempts))
     options = {"seed": 5, "sentence_silence": silence, "volume": 0.7}
-    with pytest.warns() if attempts == MAX_ATTEMPTS else _nothing():
+    with pytest.warns() if attempts == MAX_ATTEMPTS else nullcontext():
         speech = speaker.synthesize(TEXT, **options)
         again = speaker.synthesize(TEXT, **options)
         chunks = list(speaker.stream(TEXT, **options))
@@ -100,14 +108,14 @@ def test_stream_and_batch_give_the_bits_of_synthesize(lengths, attempts, silence
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_a_cut_is_told_and_fades(length):
+def test_a_cut_warns_and_fades(length):
     speaker = synthesizer(failing([length], MAX_ATTEMPTS))
     with pytest.warns(FaultySpeechWarning) as caught:
         speech = speaker.synthesize(TEXT, seed=5, normalize=False)
     (warning,) = caught
     i = LENGTHS.index(length)
     sentence = speech.sentences[i]
-    assert f"{sentence.text!r} goes on past its end in each of 4 attempts, and was cut there" in str(warning.message)
+    assert f"{sentence.text!r} goes on past its end in each of 4 attempts; it was cut there" in str(warning.message)
     assert warning.filename == __file__
     n_steps = len(sentence.alignment)
     assert 2 * length - 2 < n_steps < 2 * length + 12
@@ -118,8 +126,8 @@ def test_a_cut_is_told_and_fades(length):
     assert np.abs(quiet).max() < 0.1 * np.abs(before).max()
 
 
-def test_a_mended_sentence_is_told_in_its_attempts_alone():
-    """A warning would be an error here."""
+def test_a_sentence_that_a_retry_corrected_gives_no_warning():
+    """Warnings are errors in tests."""
     speech = synthesizer(failing([9], 3)).synthesize(TEXT, seed=5)
     assert [s.attempts for s in speech.sentences] == [4, 1, 1]
     assert [s.cut for s in speech.sentences] == [False] * 3
@@ -128,21 +136,21 @@ def test_a_mended_sentence_is_told_in_its_attempts_alone():
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ([*reading(21)[:16], *reading(21)[38:]], "leaves out a part"),
-        ([*reading(21)[:30], *reading(21)[4:]], "says a part of the text again"),
+        ([*reading(21)[:16], *reading(21)[38:]], "skips a part"),
+        ([*reading(21)[:30], *reading(21)[4:]], "repeats a part of the text"),
         (reading(21)[:12], "breaks off"),
     ],
 )
-def test_other_faults_are_told(path, words):
+def test_other_faults_warn(path, words):
     speaker = synthesizer(lambda symbols, seed: path if len(symbols) == 21 else reading(len(symbols)))
     with pytest.warns(FaultySpeechWarning, match=f"'Where are the others' {words}.*try another seed, or split it"):
         speech = speaker.synthesize(TEXT, seed=5)
     assert [(s.attempts, s.cut, s.stopped) for s in speech.sentences] == [(1, False, True)] * 2 + [(4, False, True)]
 
 
-def test_a_word_that_the_steps_do_not_hold_is_told_and_kept():
+def test_a_word_longer_than_the_step_limit_warns_and_is_kept():
     speaker = synthesizer(most=30)
-    with pytest.warns(DecoderStepLimitWarning, match="max_decoder_steps 30 and cut the speech of 'Incomprehens"):
+    with pytest.warns(DecoderStepLimitWarning, match="max_decoder_steps=30, which cut the speech of 'Incomprehens"):
         (sentence,) = speaker.synthesize("Incomprehensibilities", seed=1).sentences
     assert (sentence.stopped, sentence.attempts, sentence.cut) == (False, 1, False)
     assert len(sentence.alignment) == 30
@@ -157,8 +165,8 @@ def test_a_word_that_the_steps_do_not_hold_is_told_and_kept():
         "a b c d e f g h i j k l m n o p q r s t u v",
     ],
 )
-def test_a_sentence_that_the_steps_do_not_hold_is_spoken_in_parts(text, silence):
-    """Two steps a symbol: 44 hold 20 symbols. Nothing is lost, and nothing is warned of."""
+def test_a_sentence_longer_than_the_step_limit_is_spoken_in_parts(text, silence):
+    """At two steps per symbol, 44 steps hold 20 symbols. Nothing is lost, without a warning."""
     speaker = synthesizer(most=44)
     speech = speaker.synthesize(text, seed=5, sentence_silence=silence)
     parts = [s.text for s in speech.sentences]
@@ -182,13 +190,13 @@ def test_a_sentence_that_the_steps_do_not_hold_is_spoken_in_parts(text, silence)
         " ".join("{" + " ".join(["AH0", "N", "S"] * n) + "}" for n in (45, 60)),
     ],
 )
-def test_what_becomes_too_many_symbols_is_spoken_in_parts(text):
-    """Short to look at, long to speak: attention loses its place in it."""
+def test_a_text_that_expands_to_too_many_symbols_is_spoken_in_parts(text):
+    """Short texts that expand to more symbols than attention can follow."""
     model = ScriptedTacotron2(lambda symbols, seed: reading(len(symbols)), r=1, max_decoder_steps=2000)
     speaker = Synthesizer(model, "griffin-lim", text_cleaners=["english_speech_cleaners"], device="cpu")
     assert len(split_sentences(text)) == 1 or "{" in text
-    assert len(speaker.frontend(text)) > 250
-    speaker.vocoder = lambda mel, seed: torch.zeros(mel.shape[1] * 256)
+    assert len(speaker.frontend.encode(text).symbols) > 250
+    speaker.vocoder = NoiseVocoder(lambda n_frames: 0.0)
     sentences = speaker.synthesize(text, seed=5).sentences
     assert " ".join(s.text for s in sentences) == text
     assert all(20 < s.alignment.shape[1] <= 250 for s in sentences)
@@ -205,7 +213,7 @@ def test_marks_alone_are_nothing_to_speak(text):
 
 @pytest.mark.parametrize("gain", [0.0, -1.0, 1.5])
 def test_sentences_come_in_one_loudness(gain):
-    """Whatever the model's own level: `gain` nepers from the short sentences to the long one."""
+    """For any level of the model: the long sentence differs from the short ones by `gain` nepers."""
     speaker = synthesizer(level=lambda n_frames: 0.03 * np.exp(gain * (n_frames > 100)))
     speech = speaker.synthesize(TEXT, seed=5)
     for sentence in speech.sentences:
@@ -221,7 +229,7 @@ def test_sentences_come_in_one_loudness(gain):
 
 
 @pytest.mark.parametrize("volume", [-1.0, float("nan"), float("inf")])
-def test_odd_volumes_are_refused_before_the_work(volume):
+def test_bad_volumes_are_refused_before_decoding(volume):
     speaker = synthesizer()
     for call in (
         lambda: speaker.synthesize(TEXT, volume=volume),
@@ -235,18 +243,10 @@ def test_odd_volumes_are_refused_before_the_work(volume):
 
 @pytest.mark.filterwarnings("ignore::fastglow.engine.synthesizer.FaultySpeechWarning")
 @pytest.mark.filterwarnings("ignore::fastglow.text.unspeakable.UnspeakableTextWarning")
-def test_the_bundled_voice_babbles_on_after_no_short_text():
-    """Each took 14 s, the step limit; whatever becomes of it now, it is short and heard."""
+def test_the_bundled_voice_does_not_run_on_after_short_texts():
+    """Each of them once ran to the step limit, 14 s."""
     texts = ["Hello", "Thank you", "Press any key", '"Sure"', "(maybe)", "Okay -", "Goodbye:", "Oh!", "Ha ha ha ha!"]
     speeches = Synthesizer.from_voice(DEFAULT_VOICE, device="cpu").synthesize_batch(texts, seed=0)
     for speech in speeches:
         assert 0.15 < speech.seconds < 3
         assert levels(speech.audio) == pytest.approx(-18, abs=1)
-
-
-class _nothing:
-    def __enter__(self):
-        pass
-
-    def __exit__(self, *error):
-        pass

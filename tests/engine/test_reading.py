@@ -1,4 +1,4 @@
-"""Faults told from paths of the attention that are drawn by hand."""
+"""Faults detected in attention paths drawn by hand."""
 
 import numpy as np
 import pytest
@@ -9,14 +9,14 @@ STEP = 0.035  # seconds
 
 
 def alignment(path, n_symbols, height=0.8):
-    """[steps, n_symbols]: `height` on the path, the rest spread evenly."""
+    """[steps, n_symbols]: `height` on the path, the remainder spread evenly."""
     weights = np.full((len(path), n_symbols), (1 - height) / max(n_symbols - 1, 1), np.float32)
     weights[np.arange(len(path)), path] = height
     return weights
 
 
 def steady(n_symbols, each=2, at_end=5):
-    """A right reading: every symbol in turn, then a rest on the last."""
+    """A correct reading: every symbol in turn, then more steps on the last."""
     return [i for i in range(n_symbols) for _ in range(each)] + [n_symbols - 1] * (at_end - each)
 
 
@@ -26,23 +26,23 @@ def verdict(path, n_symbols, stopped=True, n_marks=1, step=STEP, **how):
 
 @pytest.mark.parametrize("n_symbols", [2, 3, 6, 40, 190])
 @pytest.mark.parametrize("each", [1, 2, 7])
-def test_a_right_reading(n_symbols, each):
+def test_a_correct_reading(n_symbols, each):
     reading = verdict(steady(n_symbols, each), n_symbols)
     assert reading.fault is Fault.NONE
     assert reading.end is None
     assert reading.legible
 
 
-def test_right_readings_with_quirks():
+def test_correct_readings_with_irregularities():
     path = steady(60)
     glance = [*path]
     glance[50:52] = [3, 3]
-    hurried = [p for i, p in enumerate(path) if not 40 <= i < 52]  # six symbols not looked at
+    hurried = [p for i, p in enumerate(path) if not 40 <= i < 52]  # six symbols are skipped
     back = [*path[:60], *range(path[60] - 5, path[60]), *path[60:]]
     short = path[:-12]  # ends before the last symbols
     for quirk in (glance, hurried, back, short):
         assert verdict(quirk, 60).fault is Fault.NONE
-    # Marks at the end that nobody looks at, or that are looked at one by one.
+    # Final marks that attention never reaches, or visits one by one.
     assert verdict(steady(10), 14, n_marks=4).fault is Fault.NONE
     assert verdict(steady(14), 14, n_marks=4).fault is Fault.NONE
 
@@ -51,7 +51,7 @@ def test_right_readings_with_quirks():
 @pytest.mark.parametrize("stopped", [False, True])
 @pytest.mark.parametrize("step", [0.0116, 0.035, 0.06])
 def test_running_on(n_symbols, stopped, step):
-    """The attention rests on the end: the gate never fires, or much too late."""
+    """The attention stays at the end: the gate never fires, or much too late."""
     path = steady(n_symbols, at_end=round(1.5 / step))
     reading = verdict(path, n_symbols, stopped, step=step)
     assert reading.fault is Fault.RUNS_ON
@@ -68,7 +68,7 @@ def test_running_on_while_the_attention_wanders():
 
 
 @pytest.mark.parametrize(("n_symbols", "stopped"), [(12, False), (30, True), (90, False)])
-def test_running_on_with_attention_that_blurs_behind_the_end(n_symbols, stopped):
+def test_running_on_with_attention_that_blurs_after_the_end(n_symbols, stopped):
     right = alignment(steady(n_symbols), n_symbols)
     babble = alignment(np.random.default_rng(1).integers(0, n_symbols, 400), n_symbols, height=0.2)
     reading = judge(np.concatenate((right, babble)), n_symbols - 1, stopped, STEP)
@@ -77,15 +77,15 @@ def test_running_on_with_attention_that_blurs_behind_the_end(n_symbols, stopped)
 
 
 def test_running_on_on_the_last_sound():
-    """The attention never comes to the mark."""
+    """The attention never reaches the mark."""
     path = steady(7, at_end=60)
     reading = verdict(path, 8, stopped=False)
     assert reading.fault is Fault.RUNS_ON
     assert reading.end == pytest.approx(12, abs=1)
 
 
-def test_an_early_look_at_the_end_is_not_its_end():
-    """No right reading behind it may be cut away."""
+def test_an_early_glance_at_the_end_is_not_the_end():
+    """The correct reading that follows must not be cut."""
     for n_symbols in (6, 40):
         path = [0, 0, *[n_symbols - 1] * 6, *steady(n_symbols, each=5)]
         assert verdict(path, n_symbols).end is None
@@ -115,7 +115,7 @@ def test_breaking_off(n_symbols):
 
 
 def test_unfinished():
-    """Too few steps for a steady reading, or a reading that got stuck."""
+    """Too few steps for a steady reading, or a reading that is stuck."""
     path = steady(100)
     short = verdict(path[:150], 100, stopped=False)
     assert (short.fault, short.end) == (Fault.TOO_LONG, None)
@@ -124,7 +124,7 @@ def test_unfinished():
 
 
 @pytest.mark.parametrize("n_symbols", [10, 100])
-def test_attention_that_points_at_nothing_tells_nothing(n_symbols):
+def test_faults_of_illegible_attention_are_not_judged(n_symbols):
     path = np.random.default_rng(1).integers(0, n_symbols, 200)
     for stopped, fault in ((True, Fault.NONE), (False, Fault.UNFINISHED)):
         reading = verdict(path, n_symbols, stopped, height=0.3)

@@ -12,10 +12,9 @@ from fastglow.text import Lexicon, split_sentences, symbols, text_to_sequence
 from fastglow.text.unspeakable import UnspeakableTextWarning
 from fastglow.voices import DEFAULT_VOICE
 
-from .conftest import make_tacotron2, make_waveglow
+from .conftest import UNSTOPPED, make_tacotron2, make_waveglow
 
 TEXT = "Printing, in the only sense. It began there! Did it?"
-UNSTOPPED = "ignore::fastglow.models.tacotron2.DecoderStepLimitWarning"
 pytestmark = pytest.mark.filterwarnings(UNSTOPPED)
 
 
@@ -24,8 +23,8 @@ def synthesizer(voice_folder):
     return Synthesizer.from_voice(voice_folder, device="cpu", vocoder="waveglow")
 
 
-def test_speech_is_what_models_and_vocoder_give_alone(synthesizer):
-    """One sentence, step by step through the public parts."""
+def test_speech_equals_the_composition_of_its_parts(synthesizer):
+    """One sentence, step by step through the public API."""
     speech = synthesizer.synthesize("Hello there.", seed=11, normalize=False, volume=0.1)
     ids = text_to_sequence("Hello there.", ["english_speech_cleaners"])
     tacotron2, waveglow = make_tacotron2(), make_waveglow()
@@ -58,7 +57,7 @@ def test_sentences_are_joined_with_silence(synthesizer):
     assert not speech.alignment[:n_rows, n_columns:].any()
 
 
-def test_same_seed_same_bits_and_the_seed_is_told(synthesizer):
+def test_same_seed_same_bits_and_the_seed_is_recorded(synthesizer):
     first = synthesizer.synthesize(TEXT)
     assert np.array_equal(first.audio, synthesizer.synthesize(TEXT, seed=first.seed).audio)
     assert not np.array_equal(first.audio, synthesizer.synthesize(TEXT, seed=first.seed + 1).audio)
@@ -83,7 +82,7 @@ BATCHES = [
 @pytest.mark.parametrize("texts", BATCHES)
 @pytest.mark.parametrize("vocoder", ["griffin-lim", "waveglow"])
 def test_batch_gives_every_text_its_own_result_in_order(voice_folder, texts, vocoder):
-    """In float64, where no rounding grows to be seen."""
+    """In float64, where rounding stays small."""
     synthesizer = Synthesizer.from_voice(voice_folder, device="cpu", vocoder=vocoder, dtype=torch.float64)
     batch = synthesizer.synthesize_batch(texts, seed=21)
     assert len(batch) == len(texts)
@@ -109,10 +108,13 @@ def test_a_batch_in_float32_begins_each_sentence_as_alone(synthesizer):
             np.testing.assert_allclose(ours.alignment[:2], expected.alignment[:2], atol=1e-5)
 
 
-def test_a_trained_model_in_float64_gives_a_batch_what_it_gives_alone():
-    """Where a model has learned to read, rounding can grow: over whole utterances of the bundled voice."""
+def test_a_trained_model_in_float64_batched_as_alone():
+    """Rounding can grow over the utterances of a trained model: the bundled voice."""
     synthesizer = Synthesizer.from_voice(DEFAULT_VOICE, device="cpu", dtype=torch.float64)
-    ids = [synthesizer.frontend(text) for text in ("It rains.", "Turn off the lights, please.", "Who knows why?")]
+    ids = [
+        synthesizer.frontend.encode(text).symbols
+        for text in ("It rains.", "Turn off the lights, please.", "Who knows why?")
+    ]
     lengths = torch.tensor([len(symbols) for symbols in ids])
     text = torch.nn.utils.rnn.pad_sequence([torch.tensor(symbols) for symbols in ids], batch_first=True)
     for order in ([0, 1, 2], [2, 0], [1, 2]):
@@ -133,13 +135,13 @@ def test_sentence_seeds_differ_and_the_first_is_the_texts_own():
     assert len(seeds) == 400
     assert all(-(2**63) <= seed < 2**63 for seed in seeds)
     assert sentence_seed(-5, 0) == -5
-    with pytest.raises(FastglowError, match="does not fit 64 bits"):
+    with pytest.raises(FastglowError, match="does not fit in 64 bits"):
         sentence_seed(2**63, 0)
 
 
 def test_denoiser_is_applied(voice_folder):
     plain, denoised = (
-        # Random weights pass full scale: at a tenth of it nothing is scaled down.
+        # Random weights exceed full scale: at a tenth of the volume nothing is scaled down.
         10 * synthesizer.synthesize("Hello.", seed=1, normalize=False, volume=0.1).audio
         for synthesizer in (
             Synthesizer.from_voice(voice_folder, device="cpu", vocoder="waveglow"),
@@ -164,12 +166,12 @@ def test_reduced_precision_stays_near(voice_folder):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @settings(max_examples=15)
 @given(text=st.text(max_size=60))
-def test_any_text_is_spoken_or_told_silent(voice_folder, text):
+def test_any_text_is_spoken_or_reported_silent(voice_folder, text):
     synthesizer = _cached(voice_folder)
     speech = synthesizer.synthesize(text, seed=0)
     assert np.isfinite(speech.audio).all()
-    speakable = [s for s in split_sentences(text) if synthesizer.frontend(s)]
-    # The gate of random weights may fire at once: then a sentence has no audio, and is not listed.
+    speakable = [s for s in split_sentences(text) if synthesizer.frontend.encode(s).symbols]
+    # A random gate may fire at once: then a sentence has no audio and is not listed.
     assert {sentence.text for sentence in speech.sentences} <= set(speakable)
     assert bool(len(speech.audio)) == bool(speech.sentences)
     assert speech.sentences or not any(len(s.split()) > 2 for s in speakable)
@@ -187,10 +189,10 @@ def _cached(voice_folder):
 def test_torchaudio_symbol_tables():
     """Ids by the position in torchaudio's documented tables: twelve marks, then letters or phones."""
     characters = "_-!'(),.:;? abcdefghijklmnopqrstuvwxyz"
-    assert Frontend(["english_cleaners"], 38)("Ab, c?") == [characters.index(c) for c in "ab, c?"]
+    assert Frontend(["english_cleaners"], 38).encode("Ab, c?").symbols == [characters.index(c) for c in "ab, c?"]
     phones = Frontend(["english_cleaners"], 96)
     with pytest.warns(UnspeakableTextWarning):
-        ids = phones("x {AA AA0 ZH}.")
+        ids = phones.encode("x {AA AA0 ZH}.").symbols
     table = [*characters[:12], *(s[1:] for s in symbols if s.startswith("@"))]
     assert len(table) == 96
     assert [table[i] for i in ids] == [" ", "AA", "AA0", "ZH", "."]
@@ -204,16 +206,20 @@ def test_torchaudios_phones_read_english_with_a_lexicon(cmudict):
     synthesizer = Synthesizer(make_tacotron2(n_symbols=96), "griffin-lim", lexicon=cmudict, device="cpu")
     phones = "HH AH0 L OW1 , _ W ER1 L D Z _ F ER1 S T _ S T EY1 SH AH0 N !".split()
     text = "Hello, WORLD's 1st station!"
-    assert [table[i].replace(" ", "_") for i in synthesizer.frontend(text)] == phones
+    assert [table[i].replace(" ", "_") for i in synthesizer.frontend.encode(text).symbols] == phones
     speech = synthesizer.synthesize(text, seed=1)
     assert speech.sentences[0].alignment.shape[1] == len(phones)
     with pytest.warns(UnspeakableTextWarning, match=r"'q' \(U\+0071\), 'x' \(U\+0078\)$"):
-        assert [table[i] for i in synthesizer.frontend("the qxq")] == ["DH", "AH0", "."]
+        assert [table[i] for i in synthesizer.frontend.encode("the qxq").symbols] == ["DH", "AH0", "."]
 
 
 def test_lexicon_as_file_or_object_or_none(lexicon_file):
     def read(lexicon):
-        return Synthesizer(make_tacotron2(), "griffin-lim", lexicon=lexicon, device="cpu").frontend("Hello, you!")
+        return (
+            Synthesizer(make_tacotron2(), "griffin-lim", lexicon=lexicon, device="cpu")
+            .frontend.encode("Hello, you!")
+            .symbols
+        )
 
     phones = text_to_sequence("{Y EH1 L OW0}, you!", [])
     for lexicon in (lexicon_file, str(lexicon_file), Lexicon(lexicon_file)):
@@ -243,13 +249,13 @@ def test_letters_alone_take_no_lexicon(lexicon_file):
             {"vocoder": "waveglow", "waveglow": {"upsample_stride": 200, "upsample_kernel_size": 800}},
             "makes 200 samples",
         ),
-        ({"vocoder": "waveglow", "waveglow": {}, "sigma": -1.0}, "must not be negative"),
+        ({"vocoder": "waveglow", "waveglow": {}, "sigma": -1.0}, "sigma=-1.0 .* must be finite and not negative"),
         ({"vocoder": "waveglow", "waveglow": {}, "sigma": float("inf")}, "must be finite"),
         ({"vocoder": "waveglow", "waveglow": {}, "denoise": float("inf")}, "must be finite"),
         ({"vocoder": "griffin-lim", "text_cleaners": ["no_such"]}, "unknown cleaner 'no_such'"),
     ],
 )
-def test_what_does_not_fit_is_one_line(arguments, pattern):
+def test_bad_arguments_are_one_line(arguments, pattern):
     arguments = {**arguments}
     if "waveglow" in arguments:
         arguments["waveglow"] = make_waveglow(**arguments["waveglow"])
@@ -259,6 +265,6 @@ def test_what_does_not_fit_is_one_line(arguments, pattern):
 
 
 @pytest.mark.parametrize("silence", [-0.1, float("nan"), 61.0])
-def test_odd_silences_are_refused(synthesizer, silence):
-    with pytest.raises(FastglowError, match="sentence silence"):
+def test_bad_silences_are_refused(synthesizer, silence):
+    with pytest.raises(FastglowError, match=f"sentence_silence={silence} must be between 0 and 60"):
         synthesizer.synthesize("Hello.", sentence_silence=silence)

@@ -1,4 +1,4 @@
-"""What a synthesis takes from its checkpoints, and what counts when something else was asked for."""
+"""Settings that a synthesis takes from its checkpoints, and those that override them."""
 
 import json
 import shutil
@@ -20,9 +20,8 @@ from fastglow.text import Lexicon, text_to_sequence
 from fastglow.train.prepare import prepare
 from fastglow.voices import Voice
 
-from .conftest import make_tacotron2, make_waveglow
+from .conftest import UNSTOPPED, make_tacotron2, make_waveglow
 
-UNSTOPPED = "ignore::fastglow.models.tacotron2.DecoderStepLimitWarning"
 LOW = MelConfig(16000, mel_fmax=7600.0)
 
 
@@ -51,7 +50,7 @@ def synth(tmp_path, *arguments):
 @pytest.mark.parametrize(
     "audio", [LOW, MelConfig(44100, 2048, 512, 2048, 80, 0.0, None), MelConfig(8000, mel_fmax=4000.0)]
 )
-def test_the_rate_of_the_training_is_the_rate_of_the_speech(tmp_path, audio, capsys):
+def test_speech_has_the_sampling_rate_of_the_training(tmp_path, audio, capsys):
     path = tacotron2(tmp_path / "t.safetensors", audio=audio, text_cleaners=("english_cleaners",))
     convert_checkpoint(path, tmp_path / "t.pt")
     rate, content = synth(tmp_path, "--tacotron2", path)
@@ -66,7 +65,7 @@ def test_the_rate_of_the_training_is_the_rate_of_the_speech(tmp_path, audio, cap
         assert synthesizer.synthesize("Hello there.", seed=1).sample_rate == audio.sampling_rate
 
 
-def test_without_facts_the_published_parameters_count(tmp_path):
+def test_without_facts_the_published_parameters_are_used(tmp_path):
     synthesizer = Synthesizer.from_voice(Voice(tacotron2(tmp_path / "t.safetensors")), device="cpu")
     assert synthesizer.audio == MelConfig()
     assert synthesizer.frontend.text_cleaners == ("english_cleaners",)
@@ -78,7 +77,7 @@ def test_cleaners_and_lexicon_of_the_training(tmp_path, lexicon_file):
     path = tacotron2(tmp_path / "t.safetensors", text_cleaners=("english_speech_cleaners",), lexicon=lexicon)
     front_end = Synthesizer.from_voice(Voice(path), device="cpu").frontend
     assert front_end.text_cleaners == ("english_speech_cleaners",)
-    assert front_end("Hello.") == text_to_sequence("{Y EH1 L OW0}.", [])
+    assert front_end.encode("Hello.").symbols == text_to_sequence("{Y EH1 L OW0}.", [])
 
 
 @pytest.mark.parametrize(
@@ -87,11 +86,11 @@ def test_cleaners_and_lexicon_of_the_training(tmp_path, lexicon_file):
         ({"audio": MelConfig()}, "sampling_rate 22050 and 16000, mel_fmax 8000 and 7600"),
         ({"audio": replace(LOW, hop_length=128)}, "hop_length 128 and 256"),
         ({"text_cleaners": ("english_cleaners",)}, r"\(english_cleaners\) .* \(english_speech_cleaners\)"),
-        ({"text_cleaners": ("english_speech_cleaners", "english_cleaners")}, "are not those that the Tacotron 2"),
-        ({"lexicon": None}, "is to speak without one"),
+        ({"text_cleaners": ("english_speech_cleaners", "english_cleaners")}, "differ from those that the Tacotron 2"),
+        ({"lexicon": None}, "is used without one"),
     ],
 )
-def test_what_is_asked_for_counts_and_a_contradiction_is_told(tmp_path, lexicon_file, asked, told):
+def test_given_settings_are_used_and_a_contradiction_warns(tmp_path, lexicon_file, asked, told):
     lexicon = LexiconFile(str(lexicon_file))
     facts = {"audio": LOW, "text_cleaners": ("english_speech_cleaners",), "lexicon": lexicon}
     path = tacotron2(tmp_path / "t.safetensors", **facts)
@@ -102,7 +101,7 @@ def test_what_is_asked_for_counts_and_a_contradiction_is_told(tmp_path, lexicon_
     assert (synthesizer.frontend.lexicon is None) is ("lexicon" in asked)
 
 
-def test_what_agrees_is_not_told(tmp_path, lexicon_file):
+def test_agreement_gives_no_warning(tmp_path, lexicon_file):
     facts = {"audio": LOW, "text_cleaners": ("english_cleaners",), "lexicon": LexiconFile(str(lexicon_file))}
     path = tacotron2(tmp_path / "t.safetensors", **facts)
     asked = {"audio": MelConfig(16000, mel_fmax=7600), "text_cleaners": ["english_cleaners"], "lexicon": lexicon_file}
@@ -123,7 +122,7 @@ def test_what_agrees_is_not_told(tmp_path, lexicon_file):
         (None, None),
     ],
 )
-def test_a_waveglow_of_other_audio_is_told(tmp_path, audio, told, capsys):
+def test_a_waveglow_of_other_audio_warns(tmp_path, audio, told, capsys):
     acoustic = tacotron2(tmp_path / "t.safetensors", audio=LOW)
     vocoder = waveglow(tmp_path / "w.safetensors", audio=audio)
     rate, _ = synth(tmp_path, "--tacotron2", acoustic, "--waveglow", vocoder)
@@ -131,13 +130,13 @@ def test_a_waveglow_of_other_audio_is_told(tmp_path, audio, told, capsys):
     lines = [line for line in capsys.readouterr().err.splitlines() if "WaveGlow was trained with" in line]
     assert len(lines) == (told is not None)
     assert told is None or lines[0].endswith(told)
-    # A vocoder that is not used contradicts nothing.
+    # An unused vocoder gives no warning.
     synth(tmp_path, "--tacotron2", acoustic, "--waveglow", vocoder, "--vocoder", "griffin-lim")
     assert "WaveGlow was" not in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings(UNSTOPPED)
-def test_the_vocoders_audio_counts_where_the_acoustic_model_tells_none(tmp_path, capsys):
+def test_the_vocoders_audio_is_used_if_the_acoustic_model_has_none(tmp_path, capsys):
     acoustic, vocoder = tacotron2(tmp_path / "t.safetensors"), waveglow(tmp_path / "w.safetensors", audio=LOW)
     assert synth(tmp_path, "--tacotron2", acoustic, "--waveglow", vocoder)[0] == 16000
     assert "audio parameters" not in capsys.readouterr().err
@@ -162,7 +161,7 @@ def test_another_acoustic_model_in_a_voice_brings_its_own_facts(tmp_path, voice_
     assert "trained with" not in capsys.readouterr().err
 
 
-def test_a_voice_that_contradicts_its_model_is_told(tmp_path, voice_folder):
+def test_a_voice_that_contradicts_its_model_warns(tmp_path, voice_folder):
     voice = tmp_path / "voice"
     shutil.copytree(voice_folder, voice)
     tacotron2(voice / "tacotron2.safetensors", audio=LOW)
@@ -171,7 +170,7 @@ def test_a_voice_that_contradicts_its_model_is_told(tmp_path, voice_folder):
 
 
 @pytest.mark.filterwarnings(UNSTOPPED)
-def test_the_lexicon_of_the_training_that_is_gone_moved_or_changed(tmp_path, lexicon_file, capsys):
+def test_the_lexicon_of_the_training_is_missing_moved_or_changed(tmp_path, lexicon_file, capsys):
     kept, other = tmp_path / "kept.txt", tmp_path / "other.txt"
     shutil.copy(lexicon_file, kept)
     other.write_text("there DH EH1 R\n")
@@ -181,7 +180,7 @@ def test_the_lexicon_of_the_training_that_is_gone_moved_or_changed(tmp_path, lex
     bare = tacotron2(tmp_path / "bare.safetensors")
     expected = synth(tmp_path, "--tacotron2", path)
     assert expected == synth(tmp_path, "--tacotron2", bare, "--lexicon", lexicon_file)
-    # One's own words go first, the training's lexicon comes last.
+    # Given lexicons precede the training's.
     both = synth(tmp_path, "--tacotron2", path, "--lexicon", other)
     assert both == synth(tmp_path, "--tacotron2", bare, "--lexicon", other, "--lexicon", lexicon_file)
     assert "lexicon" not in capsys.readouterr().err
@@ -196,7 +195,7 @@ def test_the_lexicon_of_the_training_that_is_gone_moved_or_changed(tmp_path, lex
     (line,) = capsys.readouterr().err.splitlines()
     assert str(kept) in line and "pass --lexicon FILE" in line
     assert not out.exists()
-    with pytest.raises(FastglowError, match="which is gone"):
+    with pytest.raises(FastglowError, match="which is missing"):
         Synthesizer.from_voice(Voice(path), device="cpu")
     assert synth(tmp_path, "--tacotron2", path, "--lexicon", lexicon_file) == expected
     letters = synth(tmp_path, "--tacotron2", bare)
@@ -208,15 +207,17 @@ def test_the_lexicon_of_the_training_that_is_gone_moved_or_changed(tmp_path, lex
 
 
 @pytest.mark.parametrize("n_symbols", [64, 100, 200])
-def test_a_run_of_other_symbols_reads_the_first_of_nvidias(tmp_path, n_symbols):
+def test_a_run_with_another_n_symbols_has_the_first_of_nvidias(tmp_path, n_symbols):
     path = tacotron2(tmp_path / "t.safetensors", n_symbols, symbols="nvidia")
-    assert Synthesizer.from_voice(Voice(path), device="cpu").frontend("Abz.") == text_to_sequence("abz.", [])
+    assert Synthesizer.from_voice(Voice(path), device="cpu").frontend.encode("Abz.").symbols == text_to_sequence(
+        "abz.", []
+    )
 
 
-def test_a_foreign_table_is_told_where_its_size_is_known(tmp_path):
+def test_a_foreign_table_of_a_known_size_warns(tmp_path):
     for n_symbols in (38, 96, 148):
         path = tacotron2(tmp_path / "t.safetensors", n_symbols, symbols="foreign")
-        with pytest.warns(AssumedSymbolsWarning, match=f"{n_symbols} symbols stand for is not known"):
+        with pytest.warns(AssumedSymbolsWarning, match=f"table of the model.s {n_symbols} symbols is unknown"):
             Synthesizer.from_voice(Voice(path), device="cpu")
     path = tacotron2(tmp_path / "t.safetensors", 129, symbols="foreign")
     with pytest.raises(FastglowError, match="no known symbol table has 129 symbols"):
@@ -225,7 +226,7 @@ def test_a_foreign_table_is_told_where_its_size_is_known(tmp_path):
 
 @pytest.mark.filterwarnings(UNSTOPPED, "ignore:resampling audio")
 def test_from_training_to_speech(tmp_path, capsys):
-    """A run at 16 kHz with cleaners and a lexicon of its own: its checkpoint, and conversions, speak alike."""
+    """A run at 16 kHz with its own cleaners and lexicon: its checkpoint and conversions of it speak alike."""
     clips = Path(__file__).parents[1] / "data" / "clips"
     prepare(clips, tmp_path / "data", MelConfig(16000, mel_fmax=7600.0), progress=False, workers=1)
     lexicon = tmp_path / "lexicon.txt"
@@ -251,4 +252,4 @@ def test_from_training_to_speech(tmp_path, capsys):
     for row in ("audio.sampling_rate", "16000", "english_speech_cleaners", str(lexicon)):
         assert row in printed
     synthesizer = Synthesizer.from_voice(Voice(path), device="cpu")
-    assert synthesizer.frontend("Hello 5.") == text_to_sequence("{Y EH1 L OW0} five.", [])
+    assert synthesizer.frontend.encode("Hello 5.").symbols == text_to_sequence("{Y EH1 L OW0} five.", [])

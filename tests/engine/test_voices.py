@@ -29,7 +29,7 @@ def test_a_voice_needs_no_lexicon(voice_folder):
     assert Synthesizer.from_voice(voice_folder, device="cpu").frontend.lexicon is None
 
 
-def test_a_voice_may_say_that_it_has_no_lexicon(voice_folder, tmp_path):
+def test_a_voice_may_have_no_lexicon(voice_folder, tmp_path):
     shutil.copytree(voice_folder, tmp_path / "voice")
     for lexicon in (None, ""):
         values = json.loads((voice_folder / "voice.json").read_text()) | {"lexicon": lexicon}
@@ -43,7 +43,7 @@ def test_a_folder_and_its_voice_json_are_the_same(voice_folder):
 
 @pytest.fixture
 def voice_with_lexicon(tmp_path):
-    """The bundled voice as it is with a lexicon: its own folder's, named in voice.json."""
+    """The bundled voice, with its folder's lexicon named in voice.json."""
     folder = tmp_path / "voice"
     shutil.copytree(BUNDLED / DEFAULT_VOICE, folder)
     values = json.loads((folder / "voice.json").read_text())
@@ -58,39 +58,39 @@ def test_a_voice_with_a_lexicon_reads_phones(voice_with_lexicon):
     synthesizer = Synthesizer.from_voice(voice_with_lexicon, device="cpu")
     text = "Hello, world."
     phones = text_to_sequence("{HH AH0 L OW1}, {W ER1 L D}.", [])
-    assert synthesizer.frontend(text) == phones
+    assert synthesizer.frontend.encode(text).symbols == phones
     speech = synthesizer.synthesize(text, seed=1)
     assert speech.alignment.shape[1] == len(phones)
     letters = Synthesizer.from_voice(voice_with_lexicon, device="cpu", lexicon=None)
-    assert letters.frontend(text) == text_to_sequence("hello, world.", [])
+    assert letters.frontend.encode(text).symbols == text_to_sequence("hello, world.", [])
 
 
-def test_a_lexicon_of_ones_own_instead_of_the_voices_or_before_it(voice_with_lexicon, lexicon_file):
+def test_a_lexicon_replaces_or_precedes_the_voices(voice_with_lexicon, lexicon_file):
     voice = Voice.load(voice_with_lexicon)
     text = "Hello's world."
     instead = Synthesizer.from_voice(voice, device="cpu", lexicon=str(lexicon_file))
-    assert instead.frontend(text) == text_to_sequence("{Y EH1 L OW0 Z} world.", [])
+    assert instead.frontend.encode(text).symbols == text_to_sequence("{Y EH1 L OW0 Z} world.", [])
     before = Synthesizer.from_voice(voice, device="cpu", lexicon=Lexicon(lexicon_file, voice.lexicon))
-    assert before.frontend(text) == text_to_sequence("{Y EH1 L OW0 Z} {W ER1 L D}.", [])
+    assert before.frontend.encode(text).symbols == text_to_sequence("{Y EH1 L OW0 Z} {W ER1 L D}.", [])
 
 
 @pytest.mark.parametrize(
     ("change", "pattern"),
     [
         ({"lexicon": "absent.txt"}, "names absent.txt, which is not in"),
-        ({"lexicon": 3}, "no readable voice description"),
-        ({"vocoder": "wavenet"}, "vocoder 'wavenet' is none of"),
+        ({"lexicon": 3}, "cannot be read as a voice description"),
+        ({"vocoder": "wavenet"}, "vocoder 'wavenet' must be one of"),
         ({"tacotron2": "absent.safetensors"}, "names absent.safetensors, which is not in"),
         ({"audio": {"hop": 3}}, "unknown audio parameter 'hop'"),
-        ({"text_cleaners": None}, "no readable voice description"),
+        ({"text_cleaners": None}, "cannot be read as a voice description"),
         ({"name": ...}, "lacks 'name'"),
-        ({"sigma": "loud"}, "no readable voice description"),
-        ({"sigma": 10**400}, "no readable voice description"),
+        ({"sigma": "loud"}, "cannot be read as a voice description"),
+        ({"sigma": 10**400}, "cannot be read as a voice description"),
         ({"audio": {"hop_length": 10**400}}, "hop_length must be below 2\\^31"),
         ({"text_cleaners": "english_cleaners"}, "must be a list"),
     ],
 )
-def test_a_damaged_description_is_told(voice_folder, tmp_path, change, pattern):
+def test_a_damaged_description_is_one_line(voice_folder, tmp_path, change, pattern):
     folder = tmp_path / "voice"
     shutil.copytree(voice_folder, folder)
     values = json.loads((folder / "voice.json").read_text()) | change
@@ -101,9 +101,9 @@ def test_a_damaged_description_is_told(voice_folder, tmp_path, change, pattern):
 
 
 def test_unknown_voices_and_garbage(tmp_path):
-    with pytest.raises(FastglowError, match="unknown voice 'nobody': bundled are"):
+    with pytest.raises(FastglowError, match="unknown voice 'nobody': use a bundled one"):
         Voice.load("nobody")
     for garbage in (b"\xff{", b"[" * 100_000, b'{"name": ' + b"9" * 10_000, b"[1]", b"null"):
         (tmp_path / "voice.json").write_bytes(garbage)
-        with pytest.raises(FastglowError, match="no readable voice description"):
+        with pytest.raises(FastglowError, match="cannot be read as a voice description"):
             Voice.load(tmp_path)

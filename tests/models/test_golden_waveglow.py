@@ -29,7 +29,7 @@ def test_forward_loss_and_every_gradient(model, data):
         torch.testing.assert_close(log_s, data[f"train/log_s.{k}"], atol=1e-5, rtol=0)
     positions = z.shape[0] * z.shape[2]
     for k, log_det in enumerate(log_det_list):
-        # The reference multiplies a float32 log-determinant by the number of positions, and its rounding with it.
+        # The reference multiplies a float32 log-determinant, and its rounding, by the number of positions.
         torch.testing.assert_close(log_det / positions, data[f"train/log_det_W.{k}"] / positions, atol=1e-5, rtol=0)
     assert len(log_s_list) == len(log_det_list) == data.config["n_flows"]
     loss = WaveGlowLoss()((z, log_s_list, log_det_list))
@@ -37,7 +37,7 @@ def test_forward_loss_and_every_gradient(model, data):
     loss.backward()
     parameters = dict(model.named_parameters())
     gradients = data.group("grad")
-    # Its 80-channel upsampler's gradient would be most of the denoiser's file, and was left out of it.
+    # The gradient of its 80-channel upsampler, most of the denoiser's file, was left out.
     assert parameters.keys() - gradients.keys() <= {"upsample.weight"}
     for name, gradient in gradients.items():
         assert (parameters[name].grad - gradient).norm() <= 1e-4 * gradient.norm(), name

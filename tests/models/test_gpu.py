@@ -24,8 +24,8 @@ def waveglow(golden):
     return model.eval(), data
 
 
-def test_tacotron2_speaks_as_on_the_cpu(tacotron2):
-    """The prenet's dropout is the same on both: its noise is a function of the seed."""
+def test_tacotron2_infer_as_on_the_cpu(tacotron2):
+    """The prenet's dropout is the same on both: its noise depends only on the seed."""
     model, data = tacotron2
     text, lengths = data["input/text"], data["input/input_lengths"]
     model.decoder.max_decoder_steps = 12
@@ -38,7 +38,7 @@ def test_tacotron2_speaks_as_on_the_cpu(tacotron2):
         torch.testing.assert_close(b.cpu(), a, atol=1e-3, rtol=0)
 
 
-def test_waveglow_speaks_as_on_the_cpu(waveglow):
+def test_waveglow_infer_as_on_the_cpu(waveglow):
     model, data = waveglow
     lengths = torch.tensor([7, 12])
     expected = model.infer(data["input/mel"], 0.7, lengths=lengths, seed=3)
@@ -47,7 +47,7 @@ def test_waveglow_speaks_as_on_the_cpu(waveglow):
 
 
 def test_waveglow_with_lengths_in_a_cuda_graph(waveglow):
-    """The lengths are read when the graph is replayed, not when it is recorded."""
+    """The lengths are read on replay, not on recording."""
     model, data = waveglow
     model.cuda()
     mel, noise, lengths = data["input/mel"].cuda(), data["infer/noise"].cuda(), torch.tensor([7, 12]).cuda()

@@ -1,4 +1,4 @@
-"""WaveGlow beyond the golden tensors: it is a flow, batches, seeds, other structures, errors."""
+"""WaveGlow beyond the golden tensors: invertibility, batches, seeds, other structures, errors."""
 
 import copy
 import pickle
@@ -49,7 +49,7 @@ def structure(request):
 
 
 def build(dtype=torch.float64, **config):
-    """With couplings that do something, and one mixing matrix of negative determinant."""
+    """With couplings that are not the identity, and one mixing matrix of negative determinant."""
     model = WaveGlow(**{**TINY, **config}).to(dtype)
     with torch.no_grad():
         for wn in model.WN:
@@ -65,7 +65,7 @@ def mel_and_audio(model, batch_size=2, n_frames=3):
 
 
 def noise_of(model, z):
-    """z of `forward` in the order in which `infer` takes it: what passes every flow, then the last early output."""
+    """z of `forward` in the order that `infer` takes: the channels that pass every flow, then the last early output."""
     config = model.config
     n_early = sum(k > 0 and k % config.n_early_every == 0 for k in range(config.n_flows))
     early = [z[:, i * config.n_early_size : (i + 1) * config.n_early_size] for i in range(n_early)]
@@ -165,7 +165,7 @@ def test_gradients_reach_every_parameter(structure):
     WaveGlowLoss()(model(mel_and_audio(model))).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad.isfinite().all(), name
-        # The direction of a single number is its sign.
+        # A single value has no direction.
         has_gradient = not (name.endswith("weight_v") and parameter[0].numel() == 1)
         assert (parameter.grad.abs().max() > 1e-12) == has_gradient, name
 
@@ -201,7 +201,7 @@ def test_batched_as_alone(structure, order, given):
     stride, n_group = model.config.upsample_stride, model.config.n_group
     noise = torch.randn(3, n_group, 3 * stride // n_group, dtype=torch.float64)
     seeds = {"seeds": [4, 5, 6], "one seed": 4}.get(given)
-    mel[0, :, lengths[0] :] = torch.nan  # whatever it is padded with
+    mel[0, :, lengths[0] :] = torch.nan  # padding values must not matter
     untouched = mel.clone()
     random = {"noise": noise} if given == "noise" else {"seed": seeds}
     batched = model.infer(mel, 0.8, lengths=lengths, **random)
@@ -252,7 +252,7 @@ def test_seeds():
     torch.testing.assert_close(longer[:, : audio.shape[1]], audio, atol=1e-12, rtol=0)
 
 
-def test_without_a_seed_pytorchs_generator_chooses():
+def test_without_a_seed_pytorchs_generator_draws_one():
     model = build()
     mel, _ = mel_and_audio(model)
     torch.manual_seed(1)
@@ -322,17 +322,17 @@ def test_configuration_is_not_shared():
 def bad_inputs():
     mel, noise = torch.zeros(2, 3, 4), torch.zeros(2, 8, 8)
     return {
-        "mel of another width": ((torch.zeros(2, 4, 4),), {}, r"mel has shape \(2, 4, 4\): this WaveGlow takes \[B, 3"),
-        "mel without a batch": ((torch.zeros(3, 4),), {}, r"mel has shape \(3, 4\)"),
-        "no frames": ((torch.zeros(2, 3, 0),), {}, r"mel has shape \(2, 3, 0\)"),
-        "no items": ((torch.zeros(0, 3, 4),), {"lengths": torch.zeros(0)}, r"mel has shape \(0, 3, 4\)"),
-        "noise and seed": ((mel,), {"noise": noise, "seed": 3}, "both noise and seed 3 given"),
-        "noise of another shape": ((mel,), {"noise": noise[:, :, 1:]}, r"noise has shape \(2, 8, 7\).*\(2, 8, 8\)"),
-        "lengths of another batch": ((mel,), {"lengths": torch.tensor([4])}, r"lengths \[4\] do not fit"),
-        "a length too long": ((mel,), {"lengths": torch.tensor([4, 5])}, r"lengths \[4, 5\] do not fit"),
-        "a negative length": ((mel,), {"lengths": torch.tensor([-1, 4])}, r"lengths \[-1, 4\] do not fit"),
+        "mel of another width": ((torch.zeros(2, 4, 4),), {}, r"mel has shape \[2, 4, 4\], must be \[B, 3"),
+        "mel without a batch": ((torch.zeros(3, 4),), {}, r"mel has shape \[3, 4\]"),
+        "no frames": ((torch.zeros(2, 3, 0),), {}, r"mel has shape \[2, 3, 0\]"),
+        "no items": ((torch.zeros(0, 3, 4),), {"lengths": torch.zeros(0)}, r"mel has shape \[0, 3, 4\]"),
+        "noise and seed": ((mel,), {"noise": noise, "seed": 3}, "both noise and seed=3 are given"),
+        "noise of another shape": ((mel,), {"noise": noise[:, :, 1:]}, r"noise has shape \[2, 8, 7\].*\[2, 8, 8\]"),
+        "lengths of another batch": ((mel,), {"lengths": torch.tensor([4])}, r"lengths=\[4\] must have one value"),
+        "a length too long": ((mel,), {"lengths": torch.tensor([4, 5])}, r"lengths=\[4, 5\] must have one value"),
+        "a negative length": ((mel,), {"lengths": torch.tensor([-1, 4])}, r"lengths=\[-1, 4\] must have one value"),
         "seeds of another batch": ((mel,), {"seed": [1, 2, 3]}, "3 seeds for 2 items"),
-        "a huge seed": ((mel,), {"seed": 2**64}, f"seed {2**64} does not fit 64 bits"),
+        "a huge seed": ((mel,), {"seed": 2**64}, f"seed={2**64} does not fit in 64 bits"),
     }
 
 
@@ -357,14 +357,14 @@ def test_mel_shorter_than_the_audio_is_refused():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"n_group": 7}, "n_group 7 and n_early_size 2 must both be even"),
-        ({"n_early_size": 3}, "n_group 8 and n_early_size 3 must both be even"),
-        ({"n_flows": 9}, "9 flows with n_early_every 2 and n_early_size 2 leave no channels of the 8"),
-        ({"n_early_every": 0}, "n_early_every 0"),
-        ({"upsample_stride": 20}, "upsample_stride 20 must be a multiple of n_group 8"),
-        ({"upsample_kernel_size": 8}, "at most upsample_kernel_size 8"),
-        ({"WN_config": {"n_layers": 2, "n_channels": 4, "kernel_size": 2}}, "kernel_size 2 is even"),
-        ({"WN_config": {"n_layers": 2, "n_channels": 5, "kernel_size": 3}}, "n_channels 5 is odd"),
+        ({"n_group": 7}, "n_group=7 and n_early_size=2 must both be even"),
+        ({"n_early_size": 3}, "n_group=8 and n_early_size=3 must both be even"),
+        ({"n_flows": 9}, "n_flows=9 with n_early_every=2 and n_early_size=2 leaves no channels of n_group=8"),
+        ({"n_early_every": 0}, "n_early_every=0 must be at least 1"),
+        ({"upsample_stride": 20}, "upsample_stride=20 must be a multiple of n_group=8"),
+        ({"upsample_kernel_size": 8}, "at most upsample_kernel_size=8"),
+        ({"WN_config": {"n_layers": 2, "n_channels": 4, "kernel_size": 2}}, "kernel_size=2 must be odd"),
+        ({"WN_config": {"n_layers": 2, "n_channels": 5, "kernel_size": 3}}, "n_channels=5 must be even"),
     ],
 )
 def test_bad_configurations(config, message):

@@ -1,4 +1,4 @@
-"""Convolutions and linear layers: PyTorch's own as the yardstick, the published parameter names."""
+"""Convolutions and linear layers against PyTorch's, with the published parameter names."""
 
 import copy
 import pickle
@@ -24,12 +24,12 @@ def old_weight_norm(conv):
 def random_weight_norm(*sizes):
     module = old_weight_norm(nn.Conv1d(*sizes))
     with torch.no_grad():
-        module.weight_g.mul_(torch.rand_like(module.weight_g) + 0.5)  # else g is the length of v
+        module.weight_g.mul_(torch.rand_like(module.weight_g) + 0.5)  # initially g = |v|
     return module
 
 
 @pytest.mark.parametrize("sizes", [(3, 5, 1), (3, 5, 3), (1, 1, 4)], ids=str)
-def test_weight_norm_conv_loads_pytorchs_old_spelling(sizes):
+def test_weight_norm_conv_loads_pytorchs_old_keys(sizes):
     theirs, ours = random_weight_norm(*sizes), WeightNormConv1d(*sizes)
     ours.load_state_dict(theirs.state_dict())
     assert list(ours.state_dict()) == list(theirs.state_dict()) == ["bias", "weight_g", "weight_v"]
@@ -38,7 +38,7 @@ def test_weight_norm_conv_loads_pytorchs_old_spelling(sizes):
     torch.testing.assert_close(ours.weight, theirs.weight, atol=1e-6, rtol=0)
 
 
-def test_weight_norm_conv_saves_what_pytorchs_spellings_load():
+def test_weight_norm_conv_saves_keys_that_pytorch_loads():
     ours = WeightNormConv1d(3, 5, 3)
     with torch.no_grad():
         ours.weight_g.mul_(2)
@@ -107,7 +107,7 @@ def test_conv_norm_keeps_the_length():
 
 @pytest.mark.parametrize("gain", ["linear", "relu", "tanh", "sigmoid"])
 def test_initialisation_is_xaviers(gain):
-    """Uniform between +-gain * sqrt(6 / (fan in + fan out)), which a thousand numbers nearly reach."""
+    """Uniform between +-gain * sqrt(6 / (fan in + fan out)), which a thousand values nearly reach."""
     for weight, fans in (
         (LinearNorm(30, 40, w_init_gain=gain).linear_layer.weight, 30 + 40),
         (ConvNorm(10, 20, 5, w_init_gain=gain).conv.weight, 5 * (10 + 20)),

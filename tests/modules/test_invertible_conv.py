@@ -34,7 +34,7 @@ def test_forward_and_back(sign):
 
 
 def test_infer_follows_the_weight():
-    """A stale inverse after training or loading is what a cache would give."""
+    """The cached inverse is not stale after training or loading."""
     module, z = InvertibleConv1x1(4), torch.randn(1, 4, 3)
     module.infer(z)
     with torch.no_grad():

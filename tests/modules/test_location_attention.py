@@ -94,8 +94,8 @@ def test_options_composed_of_its_layers(normalization):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"attention_location_kernel_size": 4}, "attention_location_kernel_size 4 is even"),
-        ({"normalization": "entmax"}, "normalization 'entmax' is unknown"),
+        ({"attention_location_kernel_size": 4}, "attention_location_kernel_size=4 must be odd"),
+        ({"normalization": "entmax"}, "normalization=.entmax. must be"),
     ],
 )
 def test_errors(arguments, message):

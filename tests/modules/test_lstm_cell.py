@@ -121,7 +121,7 @@ def test_dropout_in_training_only(cells, inputs):
         assert 0 < mask.sum() < mask.numel()
         torch.testing.assert_close(actual, torch.where(mask, 0, 2 * full))
     assert not torch.equal(dropped[0] == 0, dropped[1] == 0)
-    assert not torch.equal(cell(*inputs)[0] == 0, dropped[0] == 0)  # another mask at every step
+    assert not torch.equal(cell(*inputs)[0] == 0, dropped[0] == 0)  # a new mask at each step
 
 
 def test_zoneout_as_espnets(cells, inputs):
@@ -139,10 +139,10 @@ def test_zoneout_as_espnets(cells, inputs):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([(2, 3, 5)], r"the shapes \(2, 3, 5\): pass \[B, n\] each"),
-        ([(3, 5), (7,), (7,)], r"the shapes \(3, 5\), \(7,\), \(7,\): pass"),
-        ([(3, 5), (3, 6), (3, 7)], r"c has shape \(3, 7\)"),
-        ([(3, 6)], r"weight_ih has shape \(28, 5\), not \(28, 6\)"),
+        ([(2, 3, 5)], r"shapes \[2, 3, 5\], must be \[B, n\] each"),
+        ([(3, 5), (7,), (7,)], r"shapes \[3, 5\], \[7\], \[7\], must be"),
+        ([(3, 5), (3, 6), (3, 7)], r"c has shape .3, 7."),
+        ([(3, 6)], r"weight_ih has shape .28, 5., (not|must be) .28, 6."),
     ],
 )
 def test_wrong_shapes(arguments, message):
@@ -154,8 +154,8 @@ def test_wrong_shapes(arguments, message):
 
 @pytest.mark.parametrize("name", ["p_dropout_h", "p_dropout_c", "p_zoneout_h", "p_zoneout_c"])
 @pytest.mark.parametrize("p", [-0.1, 1.0])
-def test_what_is_no_probability_is_refused(name, p):
-    with pytest.raises(FastglowError, match=f"{name} {p} is not a probability below 1"):
+def test_bad_probabilities_are_refused(name, p):
+    with pytest.raises(FastglowError, match=f"{name}={p} must be at least 0 and below 1"):
         LSTMCell(N_IN, N, **{name: p})
 
 

@@ -1,4 +1,4 @@
-"""What is computed from parameters once is computed again whenever they have changed, and never copied."""
+"""A cached value is recomputed whenever the parameters have changed, and never copied."""
 
 import copy
 import pickle
@@ -80,7 +80,7 @@ def _in_inference_mode(module: Doubling) -> None:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_is_computed_again_after_a_change(module, change):
+def test_is_recomputed_after_a_change(module, change):
     before = module.doubled().clone()
     CHANGES[change](module)
     after = module.doubled()
@@ -88,7 +88,7 @@ def test_is_computed_again_after_a_change(module, change):
     assert module.is_fresh()
 
 
-def test_is_computed_once_as_long_as_nothing_changes(module):
+def test_is_computed_once_while_nothing_changes(module):
     for _ in range(3):
         module.doubled()
     assert module.builds == 1
@@ -96,7 +96,7 @@ def test_is_computed_once_as_long_as_nothing_changes(module):
     assert module.builds == 2
 
 
-def test_parameters_that_count_no_changes_are_never_trusted():
+def test_parameters_without_a_version_are_never_cached():
     with torch.inference_mode():
         module = Doubling()
         assert module.is_fresh()
@@ -105,7 +105,7 @@ def test_parameters_that_count_no_changes_are_never_trusted():
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copy", "pickle"])
-def test_copies_begin_empty(module, copied):
+def test_copies_start_empty(module, copied):
     twin = copied(module)
     with torch.no_grad():
         twin.linear.weight.add_(1)
@@ -117,7 +117,7 @@ def test_is_not_in_the_state_dict(module):
     assert module.state_dict().keys() == {"linear.weight", "linear.bias"}
 
 
-def test_weights_that_were_rounded_at_perhaps_the_same_address(module):
+def test_rounded_weights_at_possibly_the_same_address(module):
     with torch.no_grad():
         module.linear.weight.fill_(1 / 3)
     assert module.is_fresh()

@@ -1,4 +1,4 @@
-"""Weights written where PyTorch counts no change are seen after `refresh()`, in every module that keeps folded ones."""
+"""`refresh()` detects uncounted writes to weights, in every module that caches folded weights."""
 
 import copy
 import importlib
@@ -57,7 +57,7 @@ def decoder() -> tuple[nn.Module, tuple]:
 
 
 def run(module: nn.Module, inputs: tuple) -> list[Tensor]:
-    """What inference gives, on the path that folds weights."""
+    """The result of inference, on the path that folds weights."""
     call = module.infer if hasattr(module, "infer") else module
     options = {"seed": 1} if isinstance(module, (WaveGlow, Tacotron2)) else {}
     folds_on_both = isinstance(module, (WN, InvertibleConv1x1, WaveGlow))
@@ -90,22 +90,22 @@ def on_the_cpu():
 @pytest.mark.usefixtures("on_the_cpu")
 @pytest.mark.parametrize("write", WAYS)
 @pytest.mark.parametrize("kind", CASES)
-def test_weights_written_past_the_count_are_seen_after_a_refresh(kind, write):
+def test_uncounted_writes_are_seen_after_a_refresh(kind, write):
     module, inputs = CASES[kind]()
     module.eval()
     with torch.no_grad():
-        for parameter in module.parameters():  # WN's last convolution is zero at first
+        for parameter in module.parameters():  # WN's last convolution starts at zero
             parameter.add_(0.1 * torch.randn_like(parameter))
     before = run(module, inputs)
     for parameter in module.parameters():
         write(parameter, parameter.detach() * 1.1 + 0.01)
-    expected = run(copy.deepcopy(module), inputs)  # a copy begins without folded weights
+    expected = run(copy.deepcopy(module), inputs)  # a copy has no folded weights
     stale = run(module, inputs)
     module.refresh()
     actual = run(module, inputs)
     assert all(map(torch.equal, actual, expected))
     assert not all(map(torch.equal, before, actual))
-    assert not all(map(torch.equal, stale, actual)), "nothing was stale: the refresh was for nothing"
+    assert not all(map(torch.equal, stale, actual)), "nothing was stale: the test proves nothing"
 
 
 @pytest.mark.gpu

@@ -1,4 +1,4 @@
-"""WN as a drop-in for the published one: names, numbers, what its mask means, its errors."""
+"""WN as a drop-in for the published one: names, values, mask, errors."""
 
 import copy
 import pickle
@@ -15,7 +15,7 @@ N_IN, N_MEL, LAYERS, CHANNELS = 3, 5, 3, 4
 
 @pytest.fixture
 def wn():
-    """With a last layer that is not zero, in float64."""
+    """In float64, with a nonzero last layer."""
     module = WN(N_IN, N_MEL, LAYERS, CHANNELS, 3).double()
     with torch.no_grad():
         for parameter in module.end.parameters():
@@ -78,7 +78,7 @@ def test_every_parameter_gets_a_gradient(wn):
         assert parameter.grad.abs().max() > 0, name
 
 
-def test_with_a_mask_an_item_gets_what_it_gets_alone(wn):
+def test_batched_with_a_mask_as_alone(wn):
     audio, spect = inputs()
     lengths = [11, 4]
     mask = (torch.arange(11) < torch.tensor(lengths).unsqueeze(1)).unsqueeze(1).double()
@@ -96,7 +96,9 @@ def test_copies(wn):
     assert "in_layers" in repr(wn)
 
 
-@pytest.mark.parametrize(("n_channels", "kernel_size", "names"), [(4, 2, "kernel_size 2"), (5, 3, "n_channels 5")])
+@pytest.mark.parametrize(
+    ("n_channels", "kernel_size", "names"), [(4, 2, "kernel_size=2 must be odd"), (5, 3, "n_channels=5 must be even")]
+)
 def test_errors(n_channels, kernel_size, names):
     with pytest.raises(FastglowError, match=names) as error:
         WN(N_IN, N_MEL, LAYERS, n_channels, kernel_size)
@@ -125,7 +127,7 @@ def test_without_gradients_it_computes_the_same(n_channels, masking):
         torch.testing.assert_close(found[item][:, inside[item]], expected[item][:, inside[item]], atol=1e-11, rtol=0)
 
 
-def test_lengths_mean_what_a_mask_means(wn):
+def test_lengths_have_the_effect_of_a_mask(wn):
     audio, spect = inputs()
     lengths = torch.tensor([11, 6])
     mask = (torch.arange(11) < lengths.unsqueeze(1)).unsqueeze(1).double()

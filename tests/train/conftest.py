@@ -1,10 +1,19 @@
 """Eight short clips, prepared once, and models small enough to train in a test."""
 
+import os
 from pathlib import Path
 
 import pytest
 
+from fastglow.models import Tacotron2Config, WaveGlowConfig
+from fastglow.train.config import Tacotron2TrainConfig, WaveGlowTrainConfig
+from fastglow.train.loop import train
 from fastglow.train.prepare import prepare
+
+# Of a process that runs this checkout.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+
+MODELS = ["tacotron2", "waveglow"]
 
 CLIPS = Path(__file__).parents[1] / "data" / "clips"
 
@@ -29,7 +38,7 @@ SMALL_WAVEGLOW = {
     "upsample_kernel_size": 512,
 }
 
-# Words of the clips' texts, and one that is in none of them.
+# Words of the clips' texts, and one that is in none.
 LEXICON = """\
 how HH AW1
 old OW1 L D
@@ -58,3 +67,53 @@ def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepared")
     prepare(CLIPS, folder, progress=False, workers=1)
     return folder
+
+
+def configs(model, data, out, **options):
+    options = {
+        "device": "cpu",
+        "num_workers": 0,
+        "batch_size": 3,
+        "tensorboard": False,
+        "epochs_per_validation": 1000,
+        "learning_rate": 5e-3,
+        **options,
+    }
+    if model == "tacotron2":
+        return (
+            Tacotron2TrainConfig(data=str(data), out=str(out), guided_attention_weight=1.0, **options),
+            Tacotron2Config(**SMALL_TACOTRON2),
+        )
+    return (
+        WaveGlowTrainConfig(data=str(data), out=str(out), segment_length=1024, **options),
+        WaveGlowConfig(**SMALL_WAVEGLOW),
+    )
+
+
+def run(model, data, out, **options):
+    return train(model, *configs(model, data, out, **options), progress=False)
+
+
+def options_of(config):
+    """Command-line options of a model's config."""
+    for name, value in config.items():
+        flag = f"--{name.replace('_', '-')}"
+        if name == "WN_config":
+            yield from ("--wn-layers", str(value["n_layers"]), "--wn-channels", str(value["n_channels"]))
+        elif value is True:
+            yield flag
+        else:
+            yield from (flag, str(value))
+
+
+def command_line(model, data, out, *extra):
+    own = ["--guided-attention-weight", "1"] if model == "tacotron2" else ["--segment-length", "1024"]
+    small = SMALL_TACOTRON2 if model == "tacotron2" else SMALL_WAVEGLOW
+    return [
+        *("train", model, "--data", str(data), "--out", str(out), "--batch-size", "3", "--learning-rate", "5e-3"),
+        *("--device", "cpu", "--num-workers", "0", "--no-tensorboard", "--quiet"),
+        *("--iters-per-checkpoint", "3", "--max-iterations", "8", "--epochs-per-validation", "3"),
+        *own,
+        *options_of(small),
+        *extra,
+    ]

@@ -8,7 +8,7 @@ from fastglow.train.manifest import PreparedDataset
 
 
 @pytest.mark.parametrize("bucket_batches", [0, 3])
-def test_an_epoch_holds_every_item_once_in_an_order_of_its_own(bucket_batches):
+def test_each_epoch_holds_every_item_once_in_its_own_order(bucket_batches):
     lengths = [(7 * i) % 23 for i in range(24)]
     sampler = EpochBatchSampler(lengths, 4, seed=5, bucket_batches=bucket_batches)
     orders = []
@@ -26,7 +26,7 @@ def test_an_epoch_holds_every_item_once_in_an_order_of_its_own(bucket_batches):
     assert list(EpochBatchSampler(lengths, 4, seed=6, bucket_batches=bucket_batches)) != orders[0]
 
 
-def test_buckets_put_alike_lengths_together():
+def test_buckets_group_similar_lengths():
     lengths = torch.randperm(96).tolist()
     spread = {}
     for bucket_batches in (0, 8):
@@ -35,7 +35,7 @@ def test_buckets_put_alike_lengths_together():
     assert spread[8] < spread[0] / 3
 
 
-def test_incomplete_batches_are_left_out_unless_there_is_no_other():
+def test_incomplete_batches_are_dropped_unless_there_is_no_other():
     assert [len(b) for b in EpochBatchSampler([1] * 10, 4, seed=0)] == [4, 4]
     assert [len(b) for b in EpochBatchSampler([1] * 3, 4, seed=0)] == [3]
 
@@ -62,7 +62,7 @@ def test_text_mel_batch(prepared, n_frames_per_step):
 
 def texts(dataset, epoch=0):
     """What the model reads in an epoch, by item id."""
-    dataset.epoch = epoch
+    dataset.set_epoch(epoch)
     return {item_id: sequence_to_text(symbols) for item_id, symbols, _ in (dataset[i] for i in range(len(dataset)))}
 
 
@@ -88,12 +88,12 @@ def test_words_drawn_depend_on_seed_epoch_and_item_only(prepared, lexicon_file):
     epochs = [texts(whole, epoch) for epoch in range(100)]
     assert [texts(whole, epoch) for epoch in (41, 40)] == [epochs[41], epochs[40]]
     again = dataset()
-    again.epoch = 40
+    again.set_epoch(40)
     torch.rand(3)
     for i in (4, 1):
         assert sequence_to_text(again[i][1]) == epochs[40][again.items[i].id]
     assert texts(dataset(seed=4), 40) != epochs[40] != epochs[41]
-    # "How old are you, mother." and "How old are you, daddy.": two items of one text but for a word nobody knows.
+    # "How old are you, mother." and "How old are you, daddy.": they differ in a word that is not in the lexicon.
     first, second = (
         [epoch[item.id].replace(word, "") for epoch in epochs]
         for word in ("daddy", "mother")
@@ -105,10 +105,10 @@ def test_words_drawn_depend_on_seed_epoch_and_item_only(prepared, lexicon_file):
         phones = f"{{{lexicon(letters)}}}"
         assert all((letters in text) != (phones in text) for text in first)
         assert 0.6 < sum(phones in text for text in first + second) / 200 < 0.8
-    assert len(set(first)) > 8  # the words are drawn one by one: of 16 ways the rarest may be missing
+    assert len(set(first)) > 8  # words are drawn independently: of 16 combinations the rarest may be missing
 
 
-def test_a_text_of_nothing_is_refused_with_a_lexicon_too(prepared, lexicon_file):
+def test_an_empty_text_is_refused_with_a_lexicon_too(prepared, lexicon_file):
     prepared = PreparedDataset.open(prepared)
     item = prepared.items["train"][0]
     prepared.items["train"][0] = type(item)(item.id, "{}", item.samples, item.frames)
@@ -127,7 +127,7 @@ def test_segments_are_cuts_of_the_clip_that_depend_on_seed_and_epoch(prepared):
     assert (windows == audio).all(dim=1).any()
     torch.testing.assert_close(mel, dataset.mel_spectrogram(audio[None])[0])
     assert torch.equal(dataset[2][2], audio)
-    dataset.epoch = 1
+    dataset.set_epoch(1)
     assert not torch.equal(dataset[2][2], audio)
     assert not torch.equal(SegmentDataset(prepared, "train", 2048, seed=4)[2][2], audio)
 

@@ -16,27 +16,27 @@ from torch.utils.data import DataLoader
 from fastglow.train.checkpointing import load_training_checkpoint
 from fastglow.train.interruption import batches_of, begin_loading
 
-from .test_training import command_line
-from .test_training import run as run_here
+from .conftest import ENVIRONMENT, command_line
+from .conftest import run as run_here
 
 ROOT = Path(__file__).parents[2]
 
-# Runs each case in a process group of its own, and signals the group at the moment that the case names.
+# Runs the cases in their own process group, and signals the group at the moment that the case names.
 SIGNALLED_RUNS = """
 import json, multiprocessing, os, signal, subprocess, sys, traceback
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from fastglow.train import checkpointing, data, loop
-from tests.train.test_training import configs
+from tests.train.conftest import configs
 
-original_step, original_save = loop.Trainer._step, torch.save
+original_step, original_save = loop.Trainer.step, torch.save
 original_item, original_sample = data.SegmentDataset.__getitem__, loop.TASKS["waveglow"].sample
 original_losses = loop.TASKS["waveglow"].losses
 original_set_num_threads, trainer_pid = torch.set_num_threads, os.getpid()
 
 def signal_group():
-    # From outside: what comes from its parent a loading process of PyTorch takes otherwise.
+    # From another process: PyTorch's loader processes treat signals from their parent differently.
     subprocess.run(["sh", "-c", f"kill -{int(number)} -{trainer_pid}"], check=True, start_new_session=True)
 
 def strike(times=1):
@@ -69,18 +69,18 @@ def losses(self, model, batch):
         strike()
     return original_losses(self, model, batch)
 
-def sample(self, model):
+def sample(self, model, valset):
     if moment == "sample":
         strike()
-    return original_sample(self, model)
+    return original_sample(self, model, valset)
 
 def set_num_threads(n):
-    # What a loading process does before it calls the loader's worker_init_fn, with PyTorch's handlers set.
+    # A loader process calls this before the loader's worker_init_fn, with PyTorch's handlers set.
     if moment == "birth" and os.getpid() != trainer_pid:
         subprocess.run(["sh", "-c", f"kill -{int(number)} {os.getpid()}"], check=True, start_new_session=True)
     original_set_num_threads(n)
 
-loop.Trainer._step, torch.save = step, save
+loop.Trainer.step, torch.save = step, save
 data.SegmentDataset.__getitem__, loop.TASKS["waveglow"].sample = item, sample
 loop.TASKS["waveglow"].losses = losses
 torch.set_num_threads = set_num_threads
@@ -103,7 +103,7 @@ for index, (moment, name, workers) in enumerate(cases):
     print(json.dumps(outcome), flush=True)
 """
 
-# (moment, signal, loading processes) -> the iteration after which the run is to end.
+# (moment, signal, loader processes) -> the iteration after which the run must end.
 CASES = {
     ("batch", "SIGTERM", 0): 3,
     ("batch", "SIGTERM", 1): 3,
@@ -121,23 +121,19 @@ CASES = {
     ("saving", "SIGINT", 2): 3,
     ("saving again", "SIGTERM", 1): 1,
     ("saving again", "SIGINT", 2): 1,
-    # Not the group but each loading process, in its first instant: nobody is to notice.
+    # Signals each loader process as it starts, not the group: without effect.
     ("birth", "SIGTERM", 1): 6,
     ("birth", "SIGINT", 2): 6,
 }
 
 
-def environment():
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
 @pytest.fixture(scope="module")
 def signalled(prepared, tmp_path_factory):
-    """(folder of the runs' outputs, what came of every case, standard error)."""
+    """(folder of the runs' outputs, outcome of every case, standard error)."""
     out = tmp_path_factory.mktemp("signalled")
     done = subprocess.run(
         [sys.executable, "-c", SIGNALLED_RUNS, str(prepared), str(out), json.dumps(list(CASES))],
-        env=environment(),
+        env=ENVIRONMENT,
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -160,12 +156,12 @@ def test_a_signalled_run_saves_and_ends(signalled, case):
     assert not list(folder.rglob("*.tmp"))
 
 
-def test_nothing_is_complained_of(signalled):
+def test_no_traceback_is_printed(signalled):
     assert "Traceback" not in signalled[2]
 
 
 @pytest.mark.parametrize("case", [("batch", "SIGTERM", 1), ("first item", "SIGINT", 2), ("validation", "SIGTERM", 2)])
-def test_a_signalled_run_goes_on_bit_for_bit(signalled, prepared, tmp_path, case):
+def test_a_signalled_run_resumes_bit_for_bit(signalled, prepared, tmp_path, case):
     options = {"max_iterations": 8, "batch_size": 3 if case[0] == "validation" else 1}
     folder = signalled[0] / str(list(CASES).index(case))
     whole = run_here("waveglow", prepared, tmp_path, **options)
@@ -177,7 +173,7 @@ def test_a_signalled_run_goes_on_bit_for_bit(signalled, prepared, tmp_path, case
 
 @pytest.fixture
 def endless(prepared, tmp_path):
-    """Starts the command in a session of its own, for more epochs than anybody waits for, with a checkpoint a batch."""
+    """Starts the command in its own session, practically without end, with a checkpoint per batch."""
     started = []
 
     def start(model, workers):
@@ -187,7 +183,7 @@ def endless(prepared, tmp_path):
         arguments += ["--epochs", "1000000", "--keep-checkpoints", "2"]
         process = subprocess.Popen(
             [sys.executable, "-m", "fastglow", *arguments],
-            env=environment(),
+            env=ENVIRONMENT,
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -206,7 +202,7 @@ def endless(prepared, tmp_path):
 
 
 def wait_for(condition):
-    """Returns once it holds; that it never does is for whoever runs the tests to see."""
+    """Returns once the condition holds; there is no timeout."""
     while not condition():
         time.sleep(0.02)
 
@@ -239,9 +235,9 @@ def is_running(pid):
         return False
 
 
-def test_no_loading_process_outlives_a_killed_run(endless):
+def test_no_loader_process_outlives_a_killed_run(endless):
     process = endless("waveglow", 2)
-    while True:  # between two epochs there are none
+    while True:  # there are none between two epochs
         os.kill(process.pid, signal.SIGSTOP)
         if len(children := children_of(process.pid)) == 2:
             break
@@ -252,7 +248,7 @@ def test_no_loading_process_outlives_a_killed_run(endless):
     wait_for(lambda: not any(map(is_running, children)))
 
 
-# Its loading processes stay where PyTorch has not yet looked who their parent is, until that is gone.
+# Its loader processes wait, before PyTorch checks who their parent is, until the parent is dead.
 ORPHANING_RUN = """
 import os, sys, time
 import torch
@@ -275,10 +271,10 @@ with batches_of(DataLoader([1, 2, 3], num_workers=int(sys.argv[1]), worker_init_
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_nor_one_that_had_hardly_begun(workers):
+def test_no_loader_process_that_just_started_outlives_a_killed_run(workers):
     process = subprocess.Popen(
         [sys.executable, "-c", ORPHANING_RUN, str(workers)],
-        env=environment(),
+        env=ENVIRONMENT,
         cwd=ROOT,
         stdout=subprocess.PIPE,
         start_new_session=True,
@@ -290,7 +286,7 @@ def test_nor_one_that_had_hardly_begun(workers):
 
 
 class Numbers(torch.utils.data.Dataset):
-    """0, 1, 2 ..., of which one raises an error."""
+    """0, 1, 2, ...; one of them raises an error."""
 
     def __init__(self, bad=None):
         self.bad = bad
@@ -322,14 +318,14 @@ def test_batches_are_the_loader_s(workers, persistent):
 
 
 @pytest.mark.parametrize("bad", [0, 3, 7])
-def test_no_process_stays_while_an_error_is_looked_at(bad):
+def test_no_process_stays_while_an_error_is_handled(bad):
     loader = DataLoader(Numbers(bad), batch_size=2, num_workers=2, worker_init_fn=begin_loading)
     with pytest.raises(ValueError, match=f"{bad} is bad"), batches_of(loader) as batches:
         list(batches)
     assert not multiprocessing.active_children()
 
 
-# PyTorch's half-built iterator cannot be deleted without an error.
+# Deleting PyTorch's half-built iterator raises an error.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_no_process_stays_if_one_cannot_start(monkeypatch):
     start, started = multiprocessing.Process.start, []
@@ -348,7 +344,7 @@ def test_no_process_stays_if_one_cannot_start(monkeypatch):
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
 
 
-def test_a_process_of_somebody_else_is_left_alone():
+def test_other_child_processes_are_left_alone():
     other = multiprocessing.get_context("fork").Process(target=time.sleep, args=(1000,))
     other.start()
     try:

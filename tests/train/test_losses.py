@@ -1,4 +1,4 @@
-"""The losses against their formulas, written out."""
+"""The losses against their formulas."""
 
 import math
 
@@ -26,7 +26,7 @@ def cross_entropy(logit, target):
     return -math.log(probability if target else 1 - probability)
 
 
-# With r frames a step: the steps of each item whose frames hold a 1; lengths 6 and 3, so from frames 5 and 2 on.
+# By frames per step: each item's steps whose target is 1. The lengths are 6 and 3: from frames 5 and 2 on.
 STEP_TARGETS = {
     1: [[0, 0, 0, 0, 0, 1], [0, 0, 1, 1, 1, 1]],
     2: [[0, 0, 1], [0, 1, 1]],
@@ -81,7 +81,7 @@ def test_waveglow_loss(sigma):
 
 
 def test_waveglow_loss_is_the_likelihood_of_the_audio():
-    """For z = a x + b it is -log of x's normal density, a sample, without its constant log sqrt(2 pi sigma^2)."""
+    """For z = a x + b: -log of the normal density of x, per sample, without its constant log sqrt(2 pi sigma^2)."""
     a, b, sigma = torch.tensor([1.7, -0.4, 0.6], dtype=torch.float64).unbind()
     x = torch.randn(1, 1, 9, dtype=torch.float64)
     log_s = [a.log().expand_as(x)]
@@ -120,7 +120,7 @@ def test_guided_attention_loss_ignores_padding():
     assert padded.grad.any()
 
 
-def test_guided_attention_loss_likes_the_diagonal():
+def test_guided_attention_loss_is_least_on_the_diagonal():
     lengths = torch.tensor([6])
     diagonal = GuidedAttentionLoss()(torch.eye(6).unsqueeze(0), lengths, lengths)
     assert diagonal == 0

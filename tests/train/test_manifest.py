@@ -1,4 +1,4 @@
-"""Prepared data sets that were damaged or made up: one line that says so, no warning, nothing else."""
+"""Damaged or forged prepared data sets give an error of one line and no warning."""
 
 import io
 import json
@@ -23,7 +23,7 @@ def test_arrays_are_read_as_numpy_reads_them(tmp_path, dtype, shape, order, vers
     array = np.asarray(np.random.default_rng(0).normal(0, 99, shape).astype(dtype), order=order)
     path = tmp_path / "a.npy"
     with path.open("wb") as file:
-        if version == (3, 0):  # NumPy writes it, with a warning, for names that these arrays do not have
+        if version == (3, 0):  # NumPy writes this version only for field names, with a warning
             file.write(_of_version_3(array))
         else:
             np.lib.format.write_array(file, array, version=version)
@@ -48,7 +48,7 @@ def of_header(header: bytes, n_bytes: int = 24) -> bytes:
     return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(n_bytes)
 
 
-def test_the_made_up_header_is_whole(tmp_path):
+def test_the_forged_header_is_complete(tmp_path):
     (tmp_path / "a.npy").write_bytes(of_header(HEADER))
     assert not read_array(tmp_path / "a.npy", np.float32, (2, 3)).any()
 
@@ -84,7 +84,7 @@ def test_damaged_arrays(prepared, tmp_path, data):
         with pytest.raises(FastglowError, match=r"\.npy cannot be read .*: run `fastglow prepare` again"):
             read(item)
     (tmp_path / "a.npy").write_bytes(data)
-    with pytest.raises(ValueError, match="no NumPy array|bytes, expected|it holds"):
+    with pytest.raises(ValueError, match="not a NumPy array|bytes must be|it holds"):
         read_array(tmp_path / "a.npy", np.float32, (2, 3))
 
 

@@ -1,4 +1,4 @@
-"""What may change when a run goes on, and what is told or refused."""
+"""Resuming a run: what may change, what is logged, what is refused."""
 
 import json
 import logging
@@ -17,13 +17,12 @@ from fastglow.train.loop import Trainer, train
 from fastglow.train.manifest import PreparedDataset
 from fastglow.train.resuming import plan_resumption
 
-from .conftest import SMALL_TACOTRON2, SMALL_WAVEGLOW
-from .test_training import command_line, configs, run
+from .conftest import SMALL_TACOTRON2, SMALL_WAVEGLOW, command_line, configs, run
 
 
 @pytest.fixture(scope="module")
 def runs(prepared, tmp_path_factory):
-    """Two iterations of both models, in the middle of an epoch of which each has two."""
+    """A run of each model, stopped after the first of two iterations of an epoch."""
     folder = tmp_path_factory.mktemp("runs")
     for model in ("tacotron2", "waveglow"):
         run(model, prepared, folder / model, max_iterations=1)
@@ -32,7 +31,7 @@ def runs(prepared, tmp_path_factory):
 
 @pytest.fixture
 def resume(runs, prepared, tmp_path, caplog):
-    """`resume(model, data, model_options, given, **options)`: the trainer of a copied run that goes on."""
+    """`resume(model, data, model_options, given, **options)`: the trainer of a copied run that is resumed."""
 
     def start(model, data=prepared, model_options=None, given=None, **options):
         out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
@@ -58,7 +57,7 @@ def resume(runs, prepared, tmp_path, caplog):
     ],
 )
 def test_options_of_another_model_are_refused_by_name(resume, model, changes, flag):
-    with pytest.raises(FastglowError, match=f"leave out {flag} to go on with it") as error:
+    with pytest.raises(FastglowError, match=f"leave out {flag} to continue with it") as error:
         resume(model, model_options=changes)
     assert "\n" not in str(error.value)
 
@@ -73,7 +72,7 @@ def test_options_of_another_model_are_refused_by_name(resume, model, changes, fl
         {"mask_padding": False},
     ],
 )
-def test_options_that_leave_the_weights_as_they_are_are_told_and_taken(resume, caplog, changes):
+def test_options_that_keep_the_weights_are_logged_and_used(resume, caplog, changes):
     trainer = resume("tacotron2", model_options=changes, given=changes.keys())
     before = {**asdict(Tacotron2Config()), **SMALL_TACOTRON2}
     for name, value in changes.items():
@@ -87,7 +86,7 @@ def test_options_that_were_not_given_are_the_checkpoints(resume, caplog):
         trainer = resume(model, model_options=asdict(config_class()), given=())
         small = SMALL_TACOTRON2 if model == "tacotron2" else SMALL_WAVEGLOW
         assert trainer.task.model_config == config_class(**small)
-    # Of the Python interface those at their default count as not given.
+    # In Python, options at their default count as not given.
     trainer = resume("waveglow", model_options=asdict(WaveGlowConfig()), learning_rate=1e-4, batch_size=10)
     assert trainer.task.model_config == WaveGlowConfig(**SMALL_WAVEGLOW)
     assert (trainer.config.learning_rate, trainer.config.batch_size) == (5e-3, 3)
@@ -95,7 +94,7 @@ def test_options_that_were_not_given_are_the_checkpoints(resume, caplog):
 
 
 @pytest.mark.parametrize("model", ["tacotron2", "waveglow"])
-def test_the_command_resumes_without_its_options_repeated_bit_for_bit(model, prepared, tmp_path, capfd):
+def test_the_command_resumes_bit_for_bit_without_its_options(model, prepared, tmp_path, capfd):
     whole, short = (command_line(model, prepared, tmp_path / name) for name in ("whole", "short"))
     short[short.index("--max-iterations") + 1] = "3"
     assert main(whole) == main(short) == 0
@@ -109,22 +108,22 @@ def test_the_command_resumes_without_its_options_repeated_bit_for_bit(model, pre
 
 
 @pytest.mark.parametrize("where", ["command line", "file", "default value"])
-def test_the_command_tells_options_that_were_given_from_defaults(where, runs, prepared, tmp_path, capsys):
+def test_the_command_distinguishes_given_options_from_defaults(where, runs, prepared, tmp_path, capsys):
     shutil.copytree(runs / "tacotron2", tmp_path / "out")
     arguments = ["train", "tacotron2", "--data", str(prepared), "--out", str(tmp_path / "out"), "--resume", "--quiet"]
     (tmp_path / "options.json").write_text(json.dumps({"decoder_config": {"prenet-dim": 256}}))
     extra = {
         "command line": ["--prenet-dim", "20"],
         "file": ["--config-file", str(tmp_path / "options.json")],
-        "default value": ["--prenet-dim", "256"],  # chosen, though it is the default
+        "default value": ["--prenet-dim", "256"],  # given, though it is the default
     }[where]
     assert main([*arguments, *extra]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert f"prenet_dim 12, not {extra[1] if extra[1].isdigit() else 256}: leave out --prenet-dim" in line
+    assert f"prenet_dim=12, not {extra[1] if extra[1].isdigit() else 256}: leave out --prenet-dim" in line
     waveglow = ["train", "waveglow", "--data", str(prepared), "--out", str(tmp_path / "w"), "--resume", "--quiet"]
     shutil.copytree(runs / "waveglow", tmp_path / "w")
     assert main([*waveglow, "--wn-layers", "3"]) == 2
-    assert "WN_config.n_layers 2, not 3: leave out --wn-layers 3" in capsys.readouterr().err
+    assert "WN_config.n_layers=2, not 3: leave out --wn-layers 3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -137,7 +136,7 @@ def test_the_command_tells_options_that_were_given_from_defaults(where, runs, pr
         ({"bucket_batches": 2}, 0),
     ],
 )
-def test_an_epoch_starts_again_when_its_batches_are_others(resume, caplog, options, batch):
+def test_an_epoch_starts_again_if_its_batches_change(resume, caplog, options, batch):
     trainer = resume("waveglow", **options)
     assert (trainer.iteration, trainer.batch) == (1, batch)
     assert ("epoch 1 starts again" in caplog.text) is (batch == 0)
@@ -147,7 +146,7 @@ def test_an_epoch_starts_again_when_its_batches_are_others(resume, caplog, optio
 
 
 def edited(prepared, folder, edit):
-    """A copy of a prepared data set whose items `edit(items by split)` has changed."""
+    """A copy of a prepared data set, changed by `edit(items by split)`."""
     shutil.copytree(prepared, folder)
     dataset = PreparedDataset.open(folder)
     edit(dataset.items)
@@ -186,22 +185,22 @@ def hold_out_less(items):
         (add_two, "2 new"),
         (drop_three, "3 gone"),
         (trim_a_clip, "1 changed"),
-        (reverse, "the order is another"),
+        (reverse, "in another order"),
         (hold_out_less, "1 new"),
         (lambda items: (add_two(items), drop_three(items)), "2 new, 3 gone"),
     ],
 )
-def test_changed_data_is_told_and_the_epoch_starts_again(resume, prepared, tmp_path, caplog, model, edit, told):
+def test_changed_data_is_logged_and_the_epoch_starts_again(resume, prepared, tmp_path, caplog, model, edit, told):
     trainer = resume(model, data=edited(prepared, tmp_path / "data", edit))
-    assert f"of the train items {told}\n" in caplog.text
+    assert f"data: train items: {told}\n" in caplog.text
     assert "epoch 1 starts again" in caplog.text
     assert (trainer.iteration, trainer.epoch, trainer.batch) == (1, 0, 0)
 
 
 @pytest.mark.parametrize(("model", "read"), [("tacotron2", True), ("waveglow", False)])
-def test_a_text_counts_where_it_is_read(resume, prepared, tmp_path, caplog, model, read):
+def test_a_changed_text_matters_to_tacotron2_only(resume, prepared, tmp_path, caplog, model, read):
     trainer = resume(model, data=edited(prepared, tmp_path / "data", correct_a_text))
-    assert ("of the train items 1 changed" in caplog.text) is read
+    assert ("data: train items: 1 changed" in caplog.text) is read
     assert trainer.batch == (0 if read else 1)
 
 
@@ -210,7 +209,7 @@ def test_other_validation_items_change_nothing_in_training(resume, prepared, tmp
         items["validation"][0] = replace(items["validation"][0], id="other")
 
     trainer = resume("tacotron2", data=edited(prepared, tmp_path / "data", edit))
-    assert "of the validation items 1 new, 1 gone" in caplog.text
+    assert "data: validation items: 1 new, 1 gone" in caplog.text
     assert trainer.batch == 1
 
 
@@ -243,13 +242,13 @@ def test_other_audio_parameters_are_refused_by_name(resume, prepared, tmp_path):
     description = json.loads((tmp_path / "data" / "dataset.json").read_text())
     description["audio"] |= {"sampling_rate": 16000}
     (tmp_path / "data" / "dataset.json").write_text(json.dumps(description))
-    with pytest.raises(FastglowError, match=r"other audio parameters .*\(sampling_rate 16000 and 22050\)"):
+    with pytest.raises(FastglowError, match=r"different audio parameters .*\(sampling_rate 16000 and 22050\)"):
         resume("waveglow", data=tmp_path / "data")
 
 
 @pytest.mark.parametrize("model", ["tacotron2", "waveglow"])
-def test_older_checkpoints_go_on(model, runs, prepared, tmp_path, caplog):
-    """Without a fingerprint, and with audio parameters and cleaners where they used to be."""
+def test_older_checkpoints_are_resumed(model, runs, prepared, tmp_path, caplog):
+    """They lack digests of the data and have audio parameters and cleaners in other places."""
     checkpoint = torch.load(runs / model / "checkpoint_1.pt", weights_only=True)
     known = checkpoint.pop("trained_with")
     del checkpoint["items"], checkpoint["training"]["ignore_layers"]
@@ -261,7 +260,7 @@ def test_older_checkpoints_go_on(model, runs, prepared, tmp_path, caplog):
     assert not caplog.text
 
 
-def test_a_lexicon_counts_by_its_pronunciations(prepared, tmp_path, lexicon_file, caplog):
+def test_lexicons_are_compared_by_their_pronunciations(prepared, tmp_path, lexicon_file, caplog):
     first = tmp_path / "first.txt"
     shutil.copy(lexicon_file, first)
     run("tacotron2", prepared, tmp_path / "run", max_iterations=1, lexicon=str(first))
@@ -288,8 +287,8 @@ def test_a_lexicon_counts_by_its_pronunciations(prepared, tmp_path, lexicon_file
     assert "pronunciations differ" in caplog.text
 
 
-def test_a_repeated_start_takes_the_checkpoint_and_not_the_first_weights(resume, caplog):
-    """The command of the first call with --resume: its --init-from may be gone by now."""
+def test_a_repeated_call_loads_the_checkpoint_and_not_init_from(resume, caplog):
+    """The first call's command with --resume: the file of --init-from may be missing by now."""
     trainer = resume("waveglow", init_from="gone.pt", ignore_layers=["WN.9"])
     assert trainer.iteration == 1
     assert not caplog.text
@@ -298,12 +297,12 @@ def test_a_repeated_start_takes_the_checkpoint_and_not_the_first_weights(resume,
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"init_mel_bias": True}, "init_mel_bias True is left out"),
-        ({"uniform_initialize_bn_weight": False}, "uniform_initialize_bn_weight False is left out"),
+        ({"init_mel_bias": True}, "init_mel_bias=True is ignored"),
+        ({"uniform_initialize_bn_weight": False}, "uniform_initialize_bn_weight=False is ignored"),
         ({"uniform_initialize_bn_weight": True, "init_mel_bias": False}, ""),
     ],
 )
-def test_options_of_a_beginning_change_nothing_later(resume, caplog, options, told):
+def test_options_of_the_start_are_ignored_on_resuming(resume, caplog, options, told):
     trainer = resume("tacotron2", given=options, **options)
     assert (told in caplog.text) and ("options that differ" not in caplog.text)
     assert bool(told) is bool(caplog.text)
@@ -315,7 +314,7 @@ def test_a_run_that_is_done_says_so(prepared, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         config = WaveGlowTrainConfig(str(prepared), str(tmp_path), resume=True, device="cpu", tensorboard=False)
         assert train("waveglow", config, WaveGlowConfig(), progress=False).name == "checkpoint_2.pt"
-    assert "nothing is left to do: the run has done 1 epochs and 2 iterations" in caplog.text
+    assert "nothing to do: the run has completed 1 epochs and 2 iterations" in caplog.text
 
 
 @pytest.mark.parametrize("part", ["config", "training"])
@@ -329,14 +328,14 @@ def test_a_checkpoint_of_other_options_is_one_line(runs, prepared, part):
 
 
 @pytest.mark.parametrize("items", [3, {}, {"train": torch.zeros(3, 2)}, {"train": "x", "validation": "y"}])
-def test_a_fingerprint_that_cannot_be_read_is_one_line(runs, prepared, items):
+def test_digests_that_cannot_be_read_are_one_line(runs, prepared, items):
     checkpoint = {**torch.load(runs / "waveglow" / "checkpoint_1.pt", weights_only=True), "items": items}
     config = WaveGlowTrainConfig(str(prepared), "")
-    with pytest.raises(FastglowError, match="fingerprint of its data cannot be read"):
+    with pytest.raises(FastglowError, match="digests of its data cannot be read"):
         plan_resumption(checkpoint, config, WaveGlowConfig(), PreparedDataset.open(prepared), ())
 
 
-def test_a_repeatable_option_of_a_file_may_be_one_text(prepared, tmp_path, capsys):
+def test_a_repeatable_option_in_a_file_may_be_one_string(prepared, tmp_path, capsys):
     file = tmp_path / "options.json"
     arguments = [
         "train",
@@ -352,4 +351,4 @@ def test_a_repeatable_option_of_a_file_may_be_one_text(prepared, tmp_path, capsy
         file.write_text(json.dumps({name: value}))
         assert main(arguments) == 2
         line = capsys.readouterr().err.splitlines()[-1]
-        assert "ignore_layers no.layer needs init_from" in line or "unknown cleaner 'no.layer'" in line
+        assert "ignore_layers=no.layer needs init_from" in line or "unknown cleaner 'no.layer'" in line

@@ -1,4 +1,4 @@
-"""The samples of validations: how long, how often, and how many stay; and what is said of short clips."""
+"""Validation samples: their length, how often, how many are kept; the warning about short clips."""
 
 import logging
 import shutil
@@ -15,7 +15,7 @@ from fastglow.train.manifest import PreparedDataset
 from fastglow.train.reporting import Reporter
 from fastglow.train.tasks import Sample
 
-from .test_training import configs, run
+from .conftest import configs, run
 
 RATE, HOP = 22050, 256
 
@@ -28,7 +28,7 @@ def trainer_of(model, prepared, out, **options):
 
 
 def never_stop(trainer):
-    """Makes the gate that of a model at the start of its training: it never fires."""
+    """Makes a gate that never fires, as at the start of a training."""
     gate = trainer.model.decoder.gate_layer.linear_layer
     gate.weight.data.zero_()
     gate.bias.data.fill_(-20)
@@ -36,12 +36,14 @@ def never_stop(trainer):
 
 
 @pytest.mark.parametrize("n_frames_per_step", [1, 3, 4])
-def test_a_model_that_never_stops_is_stopped_after_half_as_long_again(prepared, tmp_path, n_frames_per_step):
+def test_a_model_that_never_stops_is_stopped_at_one_and_a_half_times_the_recording(
+    prepared, tmp_path, n_frames_per_step
+):
     config, model_config = configs("tacotron2", prepared, tmp_path)
     model_config.max_decoder_steps, model_config.n_frames_per_step = 2000, n_frames_per_step
     trainer = Trainer("tacotron2", config, model_config, progress=False)
     never_stop(trainer)
-    sample = trainer.task.sample(trainer.model)
+    sample = trainer.task.sample(trainer.model, trainer.valset)
     recorded = trainer.task.dataset.items["validation"][0].frames
     assert sample.mels["recorded"].shape[1] == recorded
     for n_frames in (sample.mels["predicted"].shape[1], len(sample.alignment) * n_frames_per_step):
@@ -50,48 +52,47 @@ def test_a_model_that_never_stops_is_stopped_after_half_as_long_again(prepared, 
     assert trainer.model.decoder.max_decoder_steps == 2000
 
 
-def test_fewer_steps_than_that_stay_fewer(prepared, tmp_path):
+def test_a_lower_step_limit_of_the_model_holds(prepared, tmp_path):
     trainer = trainer_of("tacotron2", prepared, tmp_path)
     trainer.model.decoder.max_decoder_steps = 7
     never_stop(trainer)
-    assert trainer.task.sample(trainer.model).mels["predicted"].shape[1] == 7 * 4
+    assert trainer.task.sample(trainer.model, trainer.valset).mels["predicted"].shape[1] == 7 * 4
     assert trainer.model.decoder.max_decoder_steps == 7
 
 
-def test_the_steps_come_back_after_an_error(prepared, tmp_path, monkeypatch):
+def test_an_error_leaves_the_step_limit_alone(prepared, tmp_path, monkeypatch):
     trainer = trainer_of("tacotron2", prepared, tmp_path)
     monkeypatch.setattr(trainer.model, "infer", lambda *args, **kw: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        trainer.task.sample(trainer.model)
+        trainer.task.sample(trainer.model, trainer.valset)
     assert trainer.model.decoder.max_decoder_steps == 2000
 
 
 @pytest.mark.parametrize("model", ["tacotron2", "waveglow"])
 @pytest.mark.parametrize("seconds", [0.5, 1.0])
-def test_of_a_long_recording_the_beginning_is_enough(prepared, tmp_path, monkeypatch, model, seconds):
-    """All clips are longer than a sample may be here: the shortest stands in, and is cut."""
+def test_long_recordings_are_cut(prepared, tmp_path, monkeypatch, model, seconds):
+    """All clips are longer than a sample may be: the shortest is used, and cut."""
     monkeypatch.setattr(tasks, "SAMPLE_SECONDS", seconds)
     trainer = trainer_of(model, prepared, tmp_path)
     if model == "tacotron2":
         never_stop(trainer)
     trainer.model.eval()
-    sample = trainer.task.sample(trainer.model)
+    sample = trainer.task.sample(trainer.model, trainer.valset)
     assert sample.mels["recorded"].shape[1] == int(seconds * RATE / HOP)
     longest = 1.5 * seconds if model == "tacotron2" else seconds
     assert longest * RATE - 6 * HOP < len(sample.audio) <= longest * RATE + 6 * HOP
 
 
 @pytest.mark.parametrize("model", ["tacotron2", "waveglow"])
-def test_the_first_item_that_is_short_enough_is_listened_to(prepared, tmp_path, monkeypatch, model):
+def test_the_first_item_that_is_short_enough_is_sampled(prepared, tmp_path, monkeypatch, model):
     trainer = trainer_of(model, prepared, tmp_path)
-    items = trainer.task.dataset.items["validation"] = trainer.task.dataset.items["train"]
-    frames = [item.frames for item in items]
+    frames = [item.frames for item in trainer.trainset.items]
     for limit in (min(frames), sorted(frames)[2], max(frames)):
         monkeypatch.setattr(tasks, "SAMPLE_SECONDS", limit * HOP / RATE)
-        index = trainer.task.sample_item()
+        index = trainer.task.sample_index(trainer.trainset)
         assert frames[index] <= limit and all(n > limit for n in frames[:index])
     monkeypatch.setattr(tasks, "SAMPLE_SECONDS", 0.001)
-    assert trainer.task.sample_item() == frames.index(min(frames))
+    assert trainer.task.sample_index(trainer.trainset) == frames.index(min(frames))
 
 
 @pytest.mark.parametrize(
@@ -107,12 +108,12 @@ def test_the_first_item_that_is_short_enough_is_listened_to(prepared, tmp_path, 
 )
 def test_how_often_samples_are_written(prepared, tmp_path, monkeypatch, options, epochs_with_samples):
     written = []
-    monkeypatch.setattr(Trainer, "_step", lambda self, batch: {"loss": 0.0})
+    monkeypatch.setattr(Trainer, "step", lambda self, batch: {"loss": 0.0})
     monkeypatch.setattr(tasks.WaveGlowTask, "losses", lambda self, model, batch: {"loss": batch.audio.sum()})
-    monkeypatch.setattr(tasks.WaveGlowTask, "sample", lambda self, model: None)
+    monkeypatch.setattr(tasks.WaveGlowTask, "sample", lambda self, model, valset: None)
     monkeypatch.setattr(Reporter, "sample", lambda self, sample, rate, iteration: written.append(iteration))
     run("waveglow", prepared, tmp_path, epochs=8, **options)
-    assert written == [2 * epoch for epoch in epochs_with_samples]  # two batches an epoch
+    assert written == [2 * epoch for epoch in epochs_with_samples]  # two batches per epoch
 
 
 def a_sample(seconds):
@@ -121,7 +122,7 @@ def a_sample(seconds):
 
 
 @pytest.mark.parametrize("keep", [0, 1, 3])
-def test_only_the_newest_samples_stay(tmp_path, keep):
+def test_only_the_newest_samples_are_kept(tmp_path, keep):
     iterations = [7, 20, 100, 99_999_999, 100_000_000]
     (tmp_path / "samples").mkdir()
     for name in ("notes.txt", "00000001.txt", "mine.wav"):
@@ -138,16 +139,16 @@ def test_only_the_newest_samples_stay(tmp_path, keep):
     }
 
 
-def test_samples_of_later_iterations_stay(tmp_path):
-    """As their checkpoints do, when a run is resumed from before them."""
+def test_samples_of_later_iterations_are_kept(tmp_path):
+    """As are their checkpoints, if a run is resumed from an earlier one."""
     with Reporter(tmp_path, False, 2) as reporter:
         for iteration in (50, 60, 5, 6, 7):
             reporter.sample(a_sample(0.01), RATE, iteration)
     assert {path.stem for path in (tmp_path / "samples").iterdir()} == {"00000006", "00000007", "00000050", "00000060"}
 
 
-def test_what_a_young_run_leaves_on_disk(prepared, tmp_path):
-    """Six validations of a model that never stops: one sample, in seconds as the recording allows."""
+def test_the_size_of_samples_early_in_a_run(prepared, tmp_path):
+    """Six validations of a model that never stops: one sample, as long as the recording allows."""
     config, model_config = configs("tacotron2", prepared, tmp_path, epochs=6, epochs_per_validation=1, tensorboard=True)
     config.learning_rate = 1e-9
     model_config.max_decoder_steps = 2000
@@ -166,9 +167,9 @@ def test_what_a_young_run_leaves_on_disk(prepared, tmp_path):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("validations_per_sample", 0, "validations_per_sample 0 must be positive"),
-        ("validations_per_sample", -3, "validations_per_sample -3 must be positive"),
-        ("keep_samples", -1, "keep_samples -1 must not be negative"),
+        ("validations_per_sample", 0, "validations_per_sample=0 must be positive"),
+        ("validations_per_sample", -3, "validations_per_sample=-3 must be positive"),
+        ("keep_samples", -1, "keep_samples=-1 must not be negative"),
     ],
 )
 def test_bad_options_are_named(name, value, message):
@@ -189,7 +190,7 @@ def test_clips_shorter_than_a_segment_are_counted(prepared, tmp_path, caplog, ra
         trainer = Trainer("waveglow", config, model_config, progress=False)
         trainer.task.build_dataset("validation")
     lines = [record.getMessage() for record in caplog.records]
-    said = f"clips are shorter than --segment-length {segment_length}: the rest of their segments is zeros"
+    said = f"clips are shorter than --segment-length {segment_length}: their segments are padded with zeros"
     expected = [f"{n_short} of 7 train {said}"] * (n_short > 0)
     expected += [f"{n_held_out} of 1 validation {said}"] * (n_held_out > 0)
     assert lines == expected

@@ -1,4 +1,4 @@
-"""Filelists and metadata.csv as other systems, editors and programs write them."""
+"""Filelists and metadata.csv as other systems and programs write them."""
 
 import codecs
 import json
@@ -8,6 +8,7 @@ import pytest
 import soundfile
 
 from fastglow.errors import FastglowError
+from fastglow.text import sequence_to_text
 from fastglow.train.data import TextMelDataset
 from fastglow.train.manifest import PreparedDataset
 from fastglow.train.prepare import prepare, read_sources
@@ -21,7 +22,7 @@ def tone(seconds=0.5, level=0.1):
 
 @pytest.fixture
 def lj(tmp_path):
-    """Writes an LJ-Speech folder of a metadata.csv and empty recordings of the names given; returns the folder."""
+    """Writes an LJ-Speech folder: metadata.csv and empty recordings of the given names; returns the folder."""
 
     def make(metadata, *names):
         (tmp_path / "lj" / "wavs").mkdir(parents=True, exist_ok=True)
@@ -35,7 +36,7 @@ def lj(tmp_path):
 
 @pytest.fixture
 def filelist(tmp_path):
-    """Writes a filelist and empty recordings of the paths given; returns the list's path."""
+    """Writes a filelist and empty recordings at the given paths; returns the list's path."""
 
     def make(text, *paths):
         for path in paths:
@@ -64,48 +65,48 @@ def test_columns_of_a_filelist_are_stripped(filelist):
 
 
 @pytest.mark.parametrize("line", [" |words", "\t|words", "  |  ", "|"])
-def test_a_blank_name_is_none(filelist, line):
+def test_a_blank_name_is_refused(filelist, line):
     with pytest.raises(FastglowError, match="line 1 has no name"):
         read_sources(filelist(f"{line}\n"))
 
 
 @pytest.mark.parametrize("name", ["a.WAV", "a.Wav", "a.FLAC", "a.Ogg", "a.mp3", "a.MP3", "a.opus"])
 @pytest.mark.parametrize("written", ["a", "{name}", "{lower}", "{upper}", "wavs/{name}", "wavs\\{lower}", "./wavs/a"])
-def test_suffixes_match_without_regard_to_case_and_may_be_left_out(lj, name, written):
+def test_suffixes_are_case_insensitive_and_optional(lj, name, written):
     written = written.format(name=name, lower=name.lower(), upper="a" + name[1:].upper())
     assert found(lj(f"{written}|words\n", name, "ab.wav", "b.wav")) == [("a", name, "words")]
 
 
 @pytest.mark.parametrize("written", ["x/y/a.wav", "x/y/a.WAV", "x\\y\\a.wav", "x\\y\\a.Wav", "x/y/a", ".\\x\\y\\a.wav"])
-def test_paths_of_a_filelist_may_be_another_system_s(filelist, tmp_path, written):
+def test_paths_of_a_filelist_may_have_backslashes(filelist, tmp_path, written):
     (source,) = read_sources(filelist(f"{written}|words\n", "x/y/a.WAV", "x/y/b.wav"))
     assert (source.id, source.path) == ("x_y_a", tmp_path / "x" / "y" / "a.WAV")
 
 
 @pytest.mark.parametrize("name", ["back\\slash.wav", "\\a.wav", "x\\y.WAV"])
-def test_a_back_slash_in_a_name_stays_where_there_is_such_a_file(filelist, name):
+def test_a_backslash_in_a_name_is_kept_if_there_is_such_a_file(filelist, name):
     assert found(filelist(f"{name}|words\n", name))[0][1] == name
 
 
-def test_the_name_as_it_is_written_goes_first(lj):
+def test_the_exact_name_takes_precedence(lj):
     assert found(lj("a.wav|x\n", "a.wav", "a.WAV"))[0][1] == "a.wav"
     assert found(lj("a.WAV|x\n"))[0][1] == "a.WAV"
     assert found(lj("a|x\n"))[0][1] == "a.wav"
 
 
 @pytest.mark.parametrize("name", ["A.wav", "a.b", "a.wav.txt", "aa.wav"])
-def test_only_the_suffix_s_case_is_free(lj, name):
+def test_only_the_suffix_is_case_insensitive(lj, name):
     assert found(lj("a|x\n", name)) == [("a", "a.wav", "x")]
     assert not read_sources(lj("a|x\n"))[0].path.exists()
 
 
 @pytest.mark.parametrize("name", ["a.1", "LJ001-0001.v2", "v1.5"])
-def test_a_full_stop_in_a_name_begins_no_suffix(lj, name):
+def test_a_full_stop_in_a_name_is_not_a_suffix(lj, name):
     assert found(lj(f"{name}|x\n", f"{name}.wav")) == [(name, f"{name}.wav", "x")]
 
 
 @pytest.mark.parametrize("names", ["a\na.wav", "a.wav\nwavs/a.WAV", "wavs\\a\na", "a.flac\n a "])
-def test_one_recording_under_two_spellings_comes_twice(lj, names):
+def test_two_spellings_of_one_recording_are_a_duplicate(lj, names):
     first, second = names.split("\n")
     with pytest.raises(FastglowError, match="line 2 names .* a second time, after line 1: every item"):
         read_sources(lj(f"{first}|x\n{second}|y\n", "a.wav"))
@@ -129,7 +130,7 @@ def test_only_line_feeds_and_carriage_returns_end_a_line(lj, filelist, separator
 
 
 @pytest.mark.parametrize("cleaners", ["english_cleaners", "basic_cleaners", "english_speech_cleaners"])
-def test_such_a_text_goes_through_the_manifest_as_a_whole(tmp_path, filelist, cleaners):
+def test_such_a_text_survives_the_manifest(tmp_path, filelist, cleaners):
     separators = "\x85\u2028\u2029\x0b\x0c\x1c\x1d\x1e"
     lines = [f"clip{i}.wav|before{separator}after\n" for i, separator in enumerate(separators)]
     for i in range(len(separators)):
@@ -137,7 +138,9 @@ def test_such_a_text_goes_through_the_manifest_as_a_whole(tmp_path, filelist, cl
     prepare(filelist("".join(lines)), tmp_path / "out", cleaners=[cleaners], n_validation=0, progress=False, workers=1)
     prepared = PreparedDataset.open(tmp_path / "out")
     assert len(prepared.items["train"]) == len(separators)
-    assert set(TextMelDataset(prepared, "train", [cleaners]).cleaned) == {"before after"}
+    assert {sequence_to_text(symbols) for _, symbols, _ in TextMelDataset(prepared, "train", [cleaners])} == {
+        "before after"
+    }
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
@@ -158,7 +161,7 @@ def test_labels_in_another_encoding_are_refused(tmp_path, encoding):
 
 
 def prepared_reasons(tmp_path, clips):
-    """What `prepare` says of clips, by name: (samples [N, channels], libsndfile's subtype)."""
+    """The reasons for which `prepare` rejects clips, by name; clips: (samples [N, channels], libsndfile's subtype)."""
     for name, (audio, subtype) in {**clips, "good": (tone(), "PCM_16")}.items():
         soundfile.write(tmp_path / f"{name}.wav", audio, RATE, subtype=subtype)
     (tmp_path / "list.txt").write_text("".join(f"{name}.wav|Some words.\n" for name in [*clips, "good"]))
@@ -166,7 +169,7 @@ def prepared_reasons(tmp_path, clips):
     return dict(report.rejected)
 
 
-def test_a_clip_is_silent_by_what_is_cached(tmp_path):
+def test_a_clip_is_silent_if_its_cached_samples_are(tmp_path):
     noise = np.random.default_rng(3).uniform(-1, 1, RATE)
     silent = {
         "zeros": (np.zeros(RATE), "PCM_16"),
@@ -186,7 +189,7 @@ def test_a_clip_is_silent_by_what_is_cached(tmp_path):
     assert reasons == {name: f"{tmp_path}/{name}.wav is silent throughout" for name in silent}
 
 
-def test_a_clip_cut_short_is_left_out_by_name(tmp_path):
+def test_a_truncated_clip_is_rejected_by_name(tmp_path):
     for name in ("half", "header_only", "a_sample_less", "whole"):
         soundfile.write(tmp_path / f"{name}.wav", tone(), RATE)
     data = (tmp_path / "whole.wav").read_bytes()
@@ -202,7 +205,7 @@ def test_a_clip_cut_short_is_left_out_by_name(tmp_path):
     assert {item.id: item.samples for item in report.dataset.items["train"]} == {"whole": 11025, "piped": 11025}
 
 
-def test_a_path_that_no_file_can_have_is_a_bad_item(tmp_path):
+def test_a_path_that_no_file_can_have_is_rejected(tmp_path):
     soundfile.write(tmp_path / "good.wav", tone(), RATE)
     text = "the columns of this line were swapped " * 20
     (tmp_path / "list.txt").write_text(f"good.wav|Words.\n{text}|other.wav\n")
@@ -220,10 +223,10 @@ def test_the_cleaners_are_recorded(tmp_path, filelist, cleaners):
 
 
 @pytest.mark.parametrize("cleaners", ["english_cleaners", [1], {"a": 1}, 3])
-def test_a_damaged_record_of_cleaners_is_told(tmp_path, filelist, cleaners):
+def test_a_damaged_record_of_cleaners_is_refused(tmp_path, filelist, cleaners):
     soundfile.write(tmp_path / "a.wav", tone(), RATE)
     prepare(filelist("a.wav|Words.\n"), tmp_path / "out", progress=False, workers=1)
     description = json.loads((tmp_path / "out" / "dataset.json").read_text())
     (tmp_path / "out" / "dataset.json").write_text(json.dumps(description | {"text_cleaners": cleaners}))
-    with pytest.raises(FastglowError, match="damaged manifest .text_cleaners is no list of names"):
+    with pytest.raises(FastglowError, match="damaged manifest .text_cleaners must be a list of names"):
         PreparedDataset.open(tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Which text cleaners a run of Tacotron 2 uses: those of the data set unless it is told otherwise."""
+"""The text cleaners of a run of Tacotron 2: the data set's, unless others are given."""
 
 import json
 import logging
@@ -13,12 +13,12 @@ from fastglow.train.checkpointing import load_training_checkpoint
 from fastglow.train.loop import Trainer
 from fastglow.train.manifest import PreparedDataset
 
-from .test_training import command_line, configs
+from .conftest import command_line, configs
 
 
 @pytest.fixture
 def prepared_with(prepared, tmp_path):
-    """A copy of the prepared clips that was prepared with the cleaners given; None: before they were recorded."""
+    """A copy of the prepared clips, as if prepared with the given cleaners; None: before they were recorded."""
 
     def make(cleaners):
         folder = tmp_path / "data"
@@ -31,7 +31,7 @@ def prepared_with(prepared, tmp_path):
         (folder / "dataset.json").write_text(json.dumps(description))
         for split in ("train", "validation"):
             items = [json.loads(line) for line in (folder / f"{split}.jsonl").read_text().split("\n") if line]
-            for item in items:  # a text that each cleaner reads in a way of its own
+            for item in items:  # each cleaner reads this text differently
                 item["text"] = "Dr. Caf\xe9 at Mt. Oslo"
             (folder / f"{split}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
         return folder
@@ -59,9 +59,7 @@ CHOICES = [
 
 
 @pytest.mark.parametrize(("recorded", "asked_for", "used"), CHOICES)
-def test_the_data_set_s_cleaners_unless_others_are_asked_for(
-    prepared_with, tmp_path, recorded, asked_for, used, caplog
-):
+def test_the_data_sets_cleaners_unless_others_are_given(prepared_with, tmp_path, recorded, asked_for, used, caplog):
     config, model_config = configs("tacotron2", prepared_with(recorded), tmp_path / "run", text_cleaners=asked_for)
     with caplog.at_level(logging.WARNING):
         trainer = Trainer("tacotron2", config, model_config, progress=False)
@@ -72,7 +70,7 @@ def test_the_data_set_s_cleaners_unless_others_are_asked_for(
     if asked_for and recorded and asked_for != recorded:
         (line,) = lines
         assert line == (
-            f"text cleaners {asked_for[0]}, as asked for, and not {recorded[0]}, with which {config.data} was prepared"
+            f"text cleaners: {asked_for[0]}, as given, not {recorded[0]}, with which {config.data} was prepared"
         )
     else:
         assert not lines
@@ -80,7 +78,7 @@ def test_the_data_set_s_cleaners_unless_others_are_asked_for(
 
 @pytest.mark.parametrize("asked_for", [[], ["english_cleaners"], ["basic_cleaners"]])
 def test_the_command_line(prepared_with, tmp_path, asked_for, capsys):
-    """Without --text-cleaners the default must not pass for a choice."""
+    """Without --text-cleaners, the default must not count as given."""
     folder = prepared_with(["transliteration_cleaners"])
     arguments = command_line("tacotron2", folder, tmp_path / "run")
     for flag, value in {"--max-iterations": 1, "--epochs-per-validation": 1000}.items():
@@ -91,7 +89,7 @@ def test_the_command_line(prepared_with, tmp_path, asked_for, capsys):
     assert training["text_cleaners"] == (asked_for or ["transliteration_cleaners"])
 
 
-def test_a_resumed_run_of_an_older_data_set_goes_on_with_the_same(prepared_with, tmp_path, caplog):
+def test_a_resumed_run_of_an_older_data_set_keeps_its_cleaners(prepared_with, tmp_path, caplog):
     folder = prepared_with(None)
     for resume, n in ((False, 1), (True, 2)):
         config, model_config = configs("tacotron2", folder, tmp_path / "run", max_iterations=n, resume=resume)
@@ -102,7 +100,7 @@ def test_a_resumed_run_of_an_older_data_set_goes_on_with_the_same(prepared_with,
     assert not caplog.records
 
 
-def test_waveglow_asks_for_no_cleaners(prepared_with, tmp_path, caplog):
+def test_waveglow_has_no_cleaners(prepared_with, tmp_path, caplog):
     config, model_config = configs("waveglow", prepared_with(["basic_cleaners"]), tmp_path / "run")
     with caplog.at_level(logging.WARNING):
         trainer = Trainer("waveglow", config, model_config, progress=False)

@@ -14,8 +14,7 @@ from fastglow.text import symbols
 from fastglow.train.loop import train
 from fastglow.train.warm_start import warm_start
 
-from .conftest import SMALL_TACOTRON2, SMALL_WAVEGLOW
-from .test_training import configs
+from .conftest import SMALL_TACOTRON2, SMALL_WAVEGLOW, configs
 
 CHARACTERS = [*"_-!'(),.:;? abcdefghijklmnopqrstuvwxyz"]
 PHONES = [*CHARACTERS[:12], *(symbol for symbol in symbols if symbol.startswith("@"))]
@@ -51,7 +50,7 @@ def changed_rows(model, path, *arguments):
 
 @pytest.mark.parametrize("table", [CHARACTERS, PHONES, symbols], ids=["characters", "phones", "nvidia"])
 @pytest.mark.parametrize("n_symbols", [148, 200, 64])
-def test_rows_go_to_their_symbols(table, n_symbols, tmp_path):
+def test_rows_are_assigned_to_their_symbols(table, n_symbols, tmp_path):
     source = tacotron2(1, n_symbols=len(table))
     path = torchaudio_file(tmp_path / "source.pt", source)
     model = tacotron2(2, n_symbols=n_symbols)
@@ -69,8 +68,8 @@ def test_rows_go_to_their_symbols(table, n_symbols, tmp_path):
         assert name == "embedding.weight" or torch.equal(model.state_dict()[name], tensor), name
 
 
-def test_the_table_of_a_run_of_ours_is_the_first_of_nvidias(tmp_path):
-    """38 symbols would be torchaudio's by their number."""
+def test_a_checkpoint_of_fastglow_has_the_first_of_nvidias_symbols(tmp_path):
+    """By their number, 38 symbols would be torchaudio's."""
     source = described(tacotron2(1, n_symbols=38), symbols="nvidia")
     save_checkpoint(source, tmp_path / "s.safetensors")
     before, after = changed_rows(tacotron2(2), tmp_path / "s.safetensors")
@@ -85,7 +84,7 @@ def test_an_unknown_table_starts_a_new_embedding_when_asked(n_symbols, table, tm
     save_checkpoint(source, path)
     model = tacotron2(2)
     with pytest.raises(
-        FastglowError, match=rf"{n_symbols} symbols of a table .* --ignore-layers embedding.weight$"
+        FastglowError, match=rf"{n_symbols} symbols of an unknown table, .* --ignore-layers embedding.weight$"
     ) as e:
         warm_start(model, path)
     assert "--n-symbols" not in str(e.value) and "\n" not in str(e.value)
@@ -95,7 +94,7 @@ def test_an_unknown_table_starts_a_new_embedding_when_asked(n_symbols, table, tm
         assert torch.equal(model.encoder.lstm.weight_ih_l0, source.encoder.lstm.weight_ih_l0)
 
 
-def test_equal_tables_of_ones_own_are_taken_as_they_are(tmp_path):
+def test_custom_tables_of_equal_size_are_loaded_unchanged(tmp_path):
     source = tacotron2(1, n_symbols=160)
     save_checkpoint(source, tmp_path / "s.safetensors")
     _, after = changed_rows(tacotron2(2, n_symbols=160), tmp_path / "s.safetensors")
@@ -129,14 +128,14 @@ def test_ignored_layers_keep_their_initial_values_and_no_others(make, layers, pa
 
 
 @pytest.mark.parametrize("layer", ["prenet", "embedding.weights", "decoder.pre", "WN.1", "postnet.convolutions.7", ""])
-def test_a_name_that_is_no_layer_is_refused_with_those_that_are(layer, tmp_path):
+def test_an_unknown_layer_is_refused_with_the_existing_names(layer, tmp_path):
     save_checkpoint(tacotron2(1), tmp_path / "s.safetensors")
     model = tacotron2(2)
-    with pytest.raises(FastglowError, match="is no layer of the model: there are ") as error:
+    with pytest.raises(FastglowError, match="is no layer of the model: it has ") as error:
         warm_start(model, tmp_path / "s.safetensors", ["embedding", layer])
     nearest = {"decoder.pre": "decoder.prenet", "embedding.weights": "embedding.weight",
                "postnet.convolutions.7": "postnet.convolutions.1"}  # fmt: skip
-    assert nearest.get(layer, "encoder") in str(error.value).partition("there are")[2]
+    assert nearest.get(layer, "encoder") in str(error.value).partition("it has")[2]
     assert "\n" not in str(error.value)
 
 
@@ -159,7 +158,7 @@ def test_other_shapes_name_the_option_and_layers_that_can_be_ignored(options, fl
     message = str(error.value)
     assert flag in message and "\n" not in message
     for name, value in options.items():
-        assert f"{name} {value} (this run {getattr(model.config, name)})" in message
+        assert f"{name}={value} (this run: {getattr(model.config, name)})" in message
     warm_start(model, tmp_path / "s.safetensors", message.partition(": --ignore-layers ")[2].split(" --ignore-layers "))
     warm_start(tacotron2(3, **options), tmp_path / "s.safetensors")
     equal = [torch.equal(t, source.state_dict()[n]) for n, t in model.state_dict().items() if n in source.state_dict()]
@@ -168,12 +167,12 @@ def test_other_shapes_name_the_option_and_layers_that_can_be_ignored(options, fl
 
 def test_waveglow_of_other_halves_is_refused(tmp_path):
     save_checkpoint(waveglow(1, alternate_halves=True), tmp_path / "s.safetensors")
-    with pytest.raises(FastglowError, match="alternate_halves True: pass --alternate-halves$"):
+    with pytest.raises(FastglowError, match="alternate_halves=True: pass --alternate-halves$"):
         warm_start(waveglow(2), tmp_path / "s.safetensors")
     warm_start(waveglow(2, alternate_halves=True), tmp_path / "s.safetensors")
 
 
-def test_waveglow_of_another_stride_is_told_and_taken(tmp_path, caplog):
+def test_waveglow_of_another_stride_is_logged_and_loaded(tmp_path, caplog):
     source = waveglow(1)
     save_checkpoint(source, tmp_path / "s.safetensors")
     for stride, told in ((256, False), (200, True), (128, True)):
@@ -181,7 +180,7 @@ def test_waveglow_of_another_stride_is_told_and_taken(tmp_path, caplog):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             warm_start(model, tmp_path / "s.safetensors")
-        assert (f"makes 256 samples of a frame, this run {stride}" in caplog.text) is told
+        assert (f"makes 256 samples per frame, this run {stride}" in caplog.text) is told
         assert torch.equal(model.upsample.weight, source.upsample.weight)
 
 
@@ -191,7 +190,7 @@ def test_another_model_is_refused(tmp_path):
         warm_start(tacotron2(2), tmp_path / "s.safetensors", ["embedding.weight"])
 
 
-def test_other_audio_is_told_and_taken(tmp_path, caplog):
+def test_other_audio_is_logged_and_the_weights_are_loaded(tmp_path, caplog):
     save_checkpoint(described(waveglow(1), audio=MelConfig(16000, mel_fmax=None)), tmp_path / "s.safetensors")
     for audio, told in ((MelConfig(16000), False), (None, False), (MelConfig(), True)):
         caplog.clear()

@@ -1,0 +1,151 @@
+"""Tacotron 2's autoregressive decoder."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fastglow import kernels
+from fastglow.errors import FastglowError
+from fastglow.kernels.decoder_weights import AttentionWeights, LSTMWeights, OutputWeights, RecurrentWeights
+from fastglow.modules import LinearNorm, LocationAttention
+from fastglow.modules.module_lists import of_kind
+from fastglow.modules.parameter_cache import ParameterCache, Refreshable
+
+from .tacotron2_config import Tacotron2Config
+
+
+class Prenet(nn.Module):
+    """Two bottleneck layers whose dropout is always on; parameters `layers.N.linear_layer.weight`."""
+
+    def __init__(self, in_dim: int, sizes: Sequence[int], p_dropout: float):
+        super().__init__()
+        self.p_dropout = p_dropout
+        self.layers = nn.ModuleList(
+            LinearNorm(n_in, n_out, bias=False) for n_in, n_out in zip([in_dim, *sizes[:-1]], sizes, strict=True)
+        )
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        """[..., in_dim] -> [..., sizes[-1]]; `noise` as in `kernels.prenet`."""
+        return kernels.prenet(x, self.weights(), self.p_dropout, noise)
+
+    def weights(self) -> list[Tensor]:
+        """Of each layer, [n_out, n_in]."""
+        return [layer.linear_layer.weight for layer in of_kind(LinearNorm, self.layers)]
+
+
+class Decoder(Refreshable):
+    """Autoregressive decoder: prenet, attention LSTM, location-sensitive attention, decoder LSTM."""
+
+    def __init__(self, config: Tacotron2Config):
+        super().__init__()
+        memory_dim = config.encoder_embedding_dim
+        self.n_mel_channels = config.n_mel_channels
+        self.n_frames_per_step = config.n_frames_per_step
+        self.max_decoder_steps = config.max_decoder_steps
+        self.gate_threshold = config.gate_threshold
+        self.early_stopping = not config.decoder_no_early_stopping
+        self.p_attention_dropout = config.p_attention_dropout
+        self.p_decoder_dropout = config.p_decoder_dropout
+        self.step_dim = config.n_mel_channels * config.n_frames_per_step
+        self.prenet = Prenet(self.step_dim, [config.prenet_dim] * 2, config.p_prenet_dropout)
+        self.attention_rnn = nn.LSTMCell(config.prenet_dim + memory_dim, config.attention_rnn_dim)
+        self.attention_layer = LocationAttention(
+            config.attention_rnn_dim,
+            memory_dim,
+            config.attention_dim,
+            config.attention_location_n_filters,
+            config.attention_location_kernel_size,
+        )
+        self.decoder_rnn = nn.LSTMCell(config.attention_rnn_dim + memory_dim, config.decoder_rnn_dim)
+        self.linear_projection = LinearNorm(config.decoder_rnn_dim + memory_dim, self.step_dim)
+        self.gate_layer = LinearNorm(config.decoder_rnn_dim + memory_dim, 1, w_init_gain="sigmoid")
+        self._folded: ParameterCache[kernels.FoldedDecoder] = ParameterCache()
+
+    def recurrent_weights(self) -> RecurrentWeights:
+        """The weights that both loops over the steps take."""
+        attention_rnn, decoder_rnn = (
+            LSTMWeights(cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
+            for cell in (self.attention_rnn, self.decoder_rnn)
+        )
+        layer = self.attention_layer
+        attention = AttentionWeights(
+            layer.query_layer.linear_layer.weight,
+            layer.location_layer.location_conv.conv.weight,
+            layer.location_layer.location_dense.linear_layer.weight,
+            layer.v.linear_layer.weight,
+        )
+        return RecurrentWeights(attention_rnn, attention, decoder_rnn)
+
+    def output_weights(self) -> OutputWeights:
+        """The other weights of the free-running loop."""
+        projection, gate = self.linear_projection.linear_layer, self.gate_layer.linear_layer
+        return OutputWeights(tuple(self.prenet.weights()), projection.weight, projection.bias, gate.weight, gate.bias)
+
+    def forward(self, memory: Tensor, mels: Tensor, memory_lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Teacher-forced decoding.
+
+        Args:
+            memory: [B, T_in, encoder_embedding_dim]; memory_lengths: [B].
+            mels: targets, [B, n_mel_channels, T] with T a multiple of n_frames_per_step.
+
+        Returns:
+            (mel [B, n_mel_channels, T], gate logits [B, T / n_frames_per_step], alignments
+            [B, T / n_frames_per_step, T_in]).
+        """
+        batch_size, _, n_frames = mels.shape
+        if n_frames % self.n_frames_per_step:
+            raise FastglowError(
+                f"{n_frames} mel frames must be a multiple of n_frames_per_step={self.n_frames_per_step}: pad the mels"
+            )
+        steps = mels.transpose(1, 2).reshape(batch_size, -1, self.step_dim).transpose(0, 1)
+        go_frame = steps.new_zeros(1, batch_size, self.step_dim)
+        # The last target is never an input, but the reference passes it through the prenet. Doing the same draws the
+        # same random numbers for dropout.
+        decoder_inputs = self.prenet(torch.cat((go_frame, steps)))[:-1]  # [steps, B, prenet_dim]
+
+        hidden_contexts, alignments = kernels.teacher_forced_loop(
+            decoder_inputs,
+            memory,
+            self.attention_layer.memory_layer(memory),
+            memory_lengths,
+            self.recurrent_weights(),
+            p_attention_dropout=self.p_attention_dropout if self.training else 0.0,
+            p_decoder_dropout=self.p_decoder_dropout if self.training else 0.0,
+        )
+        mel = self.linear_projection(hidden_contexts).reshape(batch_size, n_frames, self.n_mel_channels)
+        gate = self.gate_layer(hidden_contexts).squeeze(2)
+        return mel.transpose(1, 2), gate, alignments
+
+    def infer(
+        self, memory: Tensor, memory_lengths: Tensor, seeds: Tensor, max_steps: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Free-running decoding until every item's gate has fired.
+
+        Args:
+            memory: [B, T_in, encoder_embedding_dim]; memory_lengths: [B].
+            seeds: [B] int64, of the prenet's dropout.
+            max_steps: step limit; default max_decoder_steps.
+
+        Returns:
+            (mel [B, n_mel_channels, T], steps before the gate fired [B] int64, alignments
+            [B, T / n_frames_per_step, T_in]). An item whose gate did not fire has max_steps.
+        """
+        recurrent, output = self.recurrent_weights(), self.output_weights()
+        frames, steps, alignments = kernels.decode_loop(
+            memory,
+            self.attention_layer.memory_layer(memory),
+            memory_lengths,
+            seeds,
+            recurrent,
+            output,
+            p_prenet_dropout=self.prenet.p_dropout,
+            gate_threshold=self.gate_threshold,
+            max_steps=max_steps or self.max_decoder_steps,
+            early_stopping=self.early_stopping,
+            folded=lambda dtype: self._folded.get(
+                list(self.parameters()), lambda: kernels.fold_decoder(recurrent, output, dtype), dtype
+            ),
+        )
+        mel = frames.reshape(len(frames), -1, self.n_mel_channels).transpose(1, 2)
+        return mel, steps, alignments

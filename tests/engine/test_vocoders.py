@@ -1,0 +1,40 @@
+"""A vocoder gives each item of a batch what it gives the item alone."""
+
+import pytest
+import torch
+
+from fastglow.audio import MelConfig
+from fastglow.engine.vocoders import WaveGlowVocoder, build_vocoder
+from fastglow.voices import VOCODERS
+
+from .conftest import make_waveglow
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("denoise", [0.0, 0.2])
+@pytest.mark.parametrize("name", VOCODERS)
+@pytest.mark.parametrize("lengths", [[12, 7, 9], [12, 12, 12]], ids=str)
+def test_batched_as_alone(name, denoise, device, lengths):
+    vocoder = build_vocoder(name, MelConfig(), make_waveglow().to(device), 0.5, denoise)
+    mels, seeds = torch.randn(3, 80, 12, device=device) - 4, [3, 4, 3]
+    batch = vocoder.vocode(mels, lengths, seeds)
+    for mel, length, seed, audio in zip(mels, lengths, seeds, batch, strict=True):
+        (alone,) = vocoder.vocode(mel[None, :, :length], [length], [seed])
+        assert audio.shape == (length * 256,)
+        assert (audio.dtype, audio.device.type) == (torch.float32, "cpu")
+        assert audio.abs().max() > 0
+        if device == "cpu":
+            assert torch.equal(audio, alone)
+        else:
+            torch.testing.assert_close(audio, alone, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("lengths", [[12, 7, 9], [12, 12, 12]], ids=str)
+def test_waveglow_at_once_as_item_by_item(lengths):
+    vocoder = WaveGlowVocoder(make_waveglow(), 0.5, 0.2)
+    mels, seeds = torch.randn(3, 80, 12) - 4, [3, 4, 3]
+    at_once, one_by_one = vocoder.vocode_at_once(mels, lengths, seeds), vocoder.vocode(mels, lengths, seeds)
+    for audio, expected in zip(at_once, one_by_one, strict=True):
+        torch.testing.assert_close(audio, expected, atol=1e-5, rtol=0)
