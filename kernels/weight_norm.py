@@ -234,9 +234,9 @@ def _table(
         offset = start
         for v, g, is_wanted in group:
             _, channels, taps = v.shape
-            strides = *v.stride(), g.stride(0)
-            offsets = offset, dv_offset, dg_offset
-            entries.append(TableEntry(rows if is_wanted else 0, channels, taps, *strides, columns, *offsets))
+            s_r, s_i, s_k = v.stride()
+            sizes_and_strides = (rows if is_wanted else 0, channels, taps, s_r, s_i, s_k, g.stride(0))
+            entries.append(TableEntry(*sizes_and_strides, columns, offset, dv_offset, dg_offset))
             offset += channels * taps
             dv_offset += v.numel()
             dg_offset += rows
