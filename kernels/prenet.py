@@ -27,7 +27,7 @@ from .arguments import (
     mixed_dtypes,
     strides,
 )
-from .launch import Config, launch, pick_config, product_precision
+from .launch import Config, launch, pick_config, product_precision, split_config
 from .philox import random_words, uniform_number
 from .reference.philox import random_seed
 from .reference.prenet import prenet as reference_prenet
@@ -227,13 +227,6 @@ def _pick(kernel: str, configs: tuple[Config, ...], x: Tensor, rows: int, units:
     return pick_config(kernel, configs, most_rows_that_fill, x, rows=rows, units=units)
 
 
-def _blocks(config: Config, dtype: torch.dtype) -> tuple[Blocks, dict[str, int]]:
-    """The constants of a kernel, and the options of its launch."""
-    values = {"PRECISION": product_precision(dtype), **{name: config[name] for name in ("BR", "BN", "BK")}}
-    blocks = Blocks(**{name: tl.constexpr(value) for name, value in values.items()})
-    return blocks, {name: config[name] for name in ("num_warps", "num_stages")}
-
-
 def _forward(x: Tensor, weights: Sequence[Tensor], dropout: Dropout, start: int, layer: int) -> list[Tensor]:
     """The outputs of one or two layers, [N, n_out] each."""
     N, n_in = x.shape
@@ -241,7 +234,7 @@ def _forward(x: Tensor, weights: Sequence[Tensor], dropout: Dropout, start: int,
     if N == 0:
         return outputs
     config = _pick("prenet_fwd", FORWARD_CONFIGS[x.dtype.itemsize], x, N, len(weights[-1]))
-    blocks, options = _blocks(config, x.dtype)
+    blocks, options = split_config(Blocks, config, PRECISION=product_precision(x.dtype))
     layers = [
         Layer(weight, weight.stride(0), h, None, len(weight), tl.constexpr(weight.shape[1] % config["BK"] == 0))
         for weight, h in zip(weights, outputs, strict=True)
@@ -266,7 +259,7 @@ def _backward(
     dx = dh.new_empty((N, n_in)) if needs_x else None
     if N > 0:
         config = _pick("prenet_bwd", BACKWARD_CONFIGS[dh.dtype.itemsize], dh, N, len(weights[-1]))
-        blocks, options = _blocks(config, dh.dtype)
+        blocks, options = split_config(Blocks, config, PRECISION=product_precision(dh.dtype))
         layers = [
             Layer(weight, weight.stride(0), h, d, len(weight), tl.constexpr(len(weight) % config["BK"] == 0))
             for weight, h, d in zip(reversed(weights), reversed(outputs), reversed(ds), strict=False)
