@@ -1,4 +1,4 @@
-"""The invertible 1x1 convolution: the reference against NumPy, the kernels against the reference in fp64."""
+"""The invertible 1x1 convolution: the reference against NumPy, the kernels against the reference in float64."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from fastglow.kernels import (
     invertible_conv1x1_factors,
     invertible_conv1x1_inverse,
 )
-from fastglow.kernels.invertible_conv1x1 import BWD_CONFIGS, FWD_CONFIGS
+from fastglow.kernels.invertible_conv1x1.product import BWD_CONFIGS, FWD_CONFIGS
 from fastglow.kernels.launch import use_config
 from fastglow.kernels.reference import invertible_conv1x1 as reference
 
@@ -38,7 +38,7 @@ def size(request):
 
 @pytest.fixture(params=[1, -1], ids=["det>0", "det<0"])
 def weight(request, leaf, size):
-    """[size, size, 1] float64, far from singular, its determinant of the sign that the parameter says."""
+    """[size, size, 1] float64, far from singular, with a determinant of the parameter's sign."""
     weight = leaf(size, size, 1)
     with torch.no_grad():
         weight += 3 * torch.eye(size, dtype=torch.float64).unsqueeze(2)
@@ -95,7 +95,7 @@ def test_gradient_of_the_log_determinant_is_the_transposed_inverse(weight):
     np.testing.assert_allclose(gradient.squeeze(2), np.linalg.inv(weight.detach().squeeze(2).numpy()).T, atol=1e-12)
 
 
-def test_what_is_known_is_not_computed_again(leaf, weight, size):
+def test_given_factors_are_used(leaf, weight, size):
     z, log_det, inverse = leaf(2, size, 5), torch.randn(()), leaf(size, size)
     output, returned = invertible_conv1x1(z, weight, log_det)
     assert returned is log_det
@@ -133,25 +133,28 @@ def test_half_precision_has_a_float32_determinant_and_inverse(dtype):
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: invertible_conv1x1(torch.ones(4, 3), torch.ones(4, 4, 1)), r"z has shape \(4, 3\)"),
-        (lambda: invertible_conv1x1(torch.ones(2, 3, 5), torch.ones(4, 4, 1)), r"z has shape \(2, 3, 5\)"),
-        (lambda: invertible_conv1x1(torch.ones(2, 4, 5), torch.ones(4, 3, 1)), r"weight has shape \(4, 3, 1\)"),
-        (lambda: invertible_conv1x1(torch.ones(2, 4, 5), torch.ones(4, 4, 3)), r"weight has shape \(4, 4, 3\)"),
-        (lambda: invertible_conv1x1(torch.ones(2, 4, 5), torch.ones(4, 4)), r"weight has shape \(4, 4\)"),
-        (lambda: invertible_conv1x1(torch.ones(2, 4, 5).half(), torch.ones(4, 4, 1)), "z is torch.float16"),
+        (lambda: invertible_conv1x1(torch.ones(4, 3), torch.ones(4, 4, 1)), r"z has shape \[4, 3\]"),
+        (lambda: invertible_conv1x1(torch.ones(2, 3, 5), torch.ones(4, 4, 1)), r"z has shape \[2, 3, 5\]"),
+        (lambda: invertible_conv1x1(torch.ones(2, 4, 5), torch.ones(4, 3, 1)), r"weight has shape \[4, 3, 1\]"),
+        (lambda: invertible_conv1x1(torch.ones(2, 4, 5), torch.ones(4, 4, 3)), r"weight has shape \[4, 4, 3\]"),
+        (lambda: invertible_conv1x1(torch.ones(2, 4, 5), torch.ones(4, 4)), r"weight has shape \[4, 4\]"),
+        (
+            lambda: invertible_conv1x1(torch.ones(2, 4, 5).half(), torch.ones(4, 4, 1)),
+            "z has dtype float16 and weight float32",
+        ),
         (
             lambda: invertible_conv1x1(torch.ones(2, 4, 5), torch.ones(4, 4, 1), torch.ones(2)),
-            r"log_det has shape \(2,\)",
+            r"log_det has shape \[2\]",
         ),
         (
             lambda: invertible_conv1x1_inverse(torch.ones(2, 4, 5), torch.ones(4, 4, 1), torch.ones(4, 4, 1)),
-            r"inverse has shape \(4, 4, 1\)",
+            r"inverse has shape \[4, 4, 1\]",
         ),
-        (lambda: invertible_conv1x1_factors([]), "no weights"),
-        (lambda: invertible_conv1x1_factors([torch.ones(0, 0, 1)]), r"weight has shape \(0, 0, 1\)"),
+        (lambda: invertible_conv1x1_factors([]), "weights is empty"),
+        (lambda: invertible_conv1x1_factors([torch.ones(0, 0, 1)]), r"weight has shape \[0, 0, 1\]"),
     ],
 )
-def test_what_does_not_fit_is_refused(call, message):
+def test_wrong_arguments_are_refused(call, message):
     assert_refused(message, call)
 
 
@@ -165,7 +168,7 @@ def check(kernel, plain, tensors, **options):
 
 
 def product(module):
-    """invertible_conv1x1 of a module, alone."""
+    """W z of a module's invertible_conv1x1, without log|det W|."""
     return lambda z, weight: module.invertible_conv1x1(z, weight, torch.zeros((), device=z.device))[0]
 
 
@@ -173,7 +176,7 @@ def product_with_inverse(module):
     return lambda z, inverse: module.invertible_conv1x1_inverse(z, inverse.unsqueeze(2), inverse)
 
 
-# Tiles are of 256 positions (forward) and 128 (backward).
+# Tiles have 256 positions (forward) and 128 (backward).
 @FLOAT32_AND_FLOAT16
 @pytest.mark.parametrize("shape", [(2, 8, 65), (3, 7, 1), (1, 2, 300), (2, 16, 129), (1, 1, 7)], ids=str)
 def test_products_against_fp64(triton_backend, device, shape, dtype):
@@ -256,7 +259,7 @@ def test_kernels_under_autocast(triton_backend, device, dtype):
 
         return call
 
-    z, weight = (x.to(dtype).float() for x in (z, weight))  # so that the exact result knows of no cast
+    z, weight = (x.to(dtype).float() for x in (z, weight))  # the cast loses nothing, so the exact result needs none
     output, log_det = under_autocast(invertible_conv1x1)(z, weight)
     assert (output.dtype, log_det.dtype) == (dtype, torch.float32)
     assert under_autocast(invertible_conv1x1_inverse)(z, weight).dtype == dtype
@@ -347,7 +350,7 @@ SINGULAR = {
     "a row of zeros": torch.tensor([[1.0, 2, 3], [0, 0, 0], [4, 5, 7]]),
     "a column of zeros": torch.tensor([[0.0, 1, 2], [0, 3, 4], [0, 5, 6]]),
     "a row twice": torch.tensor([[1.0, 3, 2], [5, 1, 4], [1, 3, 2]]),
-    "a pivot that is no normal number": torch.diag(torch.tensor([1.0, 1e-39, 1.0])),
+    "a subnormal pivot": torch.diag(torch.tensor([1.0, 1e-39, 1.0])),
     "a multiple of a row": torch.tensor([[1.0, 3, 2], [4, 12, 8], [1, 1, 0]]),
 }
 
@@ -389,12 +392,12 @@ def test_nan_is_not_hidden(triton_backend, device):
     torch.testing.assert_close(inverses[2].cpu(), torch.eye(3), atol=0, rtol=0)
 
 
-def test_what_the_kernels_do_not_do(device):
+def test_what_the_kernels_do_not_serve(device):
     wide = torch.eye(17, device=device).unsqueeze(2)
     mixed = [torch.eye(2, device=device).unsqueeze(2), torch.eye(2, device=device).unsqueeze(2).half()]
     assert_kernels_refuse("17 channels are more than 16", invertible_conv1x1, torch.ones(1, 17, 3, device=device), wide)
     assert_kernels_refuse("17 channels are more than 16", invertible_conv1x1_factors, [wide])
-    assert_kernels_refuse("not of one dtype", invertible_conv1x1_factors, mixed)
+    assert_kernels_refuse("the dtypes float16, float32", invertible_conv1x1_factors, mixed)
     assert_kernels_refuse("float64", invertible_conv1x1_factors, [wide[:2, :2].double()])
     output, log_det = invertible_conv1x1(torch.ones(1, 17, 3, device=device), wide)
     assert (output.sum(), log_det) == (51, 0)

@@ -1,4 +1,4 @@
-"""Weight normalisation: the reference against NumPy and PyTorch, the kernels against the reference in fp64."""
+"""Weight normalisation: the reference against NumPy and PyTorch, the kernels against the reference in float64."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ from .checks import (
 SHAPES = [(5, 3, 7), (1, 3, 1), (4, 1, 1)]
 CAPS = {torch.float32: (1e-5, 1e-5), torch.float16: (2e-3, 2e-3), torch.bfloat16: (2e-2, 2e-2)}
 
-# NumPy, of which the interpreter is made, warns where a GPU divides by zero in silence.
+# The interpreter uses NumPy, which warns about divisions by zero.
 DIVIDES_BY_ZERO = pytest.mark.filterwarnings("ignore:(divide by zero|invalid value) encountered:RuntimeWarning")
 
 
@@ -82,7 +82,7 @@ def regroup(shapes, tensors):
 
 
 def test_a_packed_matrix_is_the_convolutions_matrix(leaf):
-    """Of a dilated convolution and of the conditioning's 1x1 convolution, added."""
+    """The sum of a dilated convolution and of the conditioning's 1x1 convolution is one product."""
     C, D, taps, dilation, T = 3, 4, 3, 2, 9
     shapes = [[(2 * C, C, taps), (2 * C, D, 1)], [(C, C, 1)]]
     groups = regroup(shapes, [x for shape in sum(shapes, []) for x in (leaf(*shape), leaf(shape[0], 1, 1))])
@@ -119,19 +119,25 @@ def test_packed_matrices_are_rounded_once(dtype):
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: weight_norm(torch.ones(3, 2), torch.ones(3, 1, 1)), r"v has shape \(3, 2\)"),
-        (lambda: weight_norm(torch.ones(3, 2, 1), torch.ones(3)), r"g \(3,\)"),
-        (lambda: weight_norm(torch.ones(3, 2, 1), torch.ones(3, 1, 1).half()), "g torch.float16"),
+        (lambda: weight_norm(torch.ones(3, 2), torch.ones(3, 1, 1)), r"v has shape \[3, 2\], must be \[out, in, k\]"),
+        (lambda: weight_norm(torch.ones(3, 2, 1), torch.ones(3)), r"g has shape \[3\], must be \[3, 1, 1\]"),
+        (
+            lambda: weight_norm(torch.ones(3, 2, 1), torch.ones(3, 1, 1).half()),
+            "v has dtype float32 and g float16: cast one",
+        ),
         (lambda: weight_norm_packed([]), r"groups of \[\] weights"),
         (lambda: weight_norm_packed([[(torch.ones(3, 2, 1), torch.ones(3, 1, 1))], []]), r"groups of \[1, 0\] weights"),
-        (lambda: weight_norm_packed([[(torch.ones(3, 2, 1), torch.ones(2, 1, 1))]]), r"g \(2, 1, 1\)"),
+        (
+            lambda: weight_norm_packed([[(torch.ones(3, 2, 1), torch.ones(2, 1, 1))]]),
+            r"g has shape \[2, 1, 1\], must be \[3, 1, 1\]",
+        ),
         (
             lambda: weight_norm_packed([[(torch.ones(n, 2, 1), torch.ones(n, 1, 1)) for n in (3, 4)]]),
             r"\[3, 4\] output channels",
         ),
     ],
 )
-def test_what_does_not_fit_is_refused(call, message):
+def test_wrong_arguments_are_refused(call, message):
     assert_refused(message, call)
 
 
@@ -144,7 +150,7 @@ def alone(function):
 
 
 def packed(function, shapes, dtype=None):
-    """The matrices of tensors v, g, v, g, ...; in float64 if the tensors are."""
+    """A function of tensors v, g, v, g, ...; its matrices are float64 if the tensors are."""
     return lambda *tensors: function(regroup(shapes, tensors), None if tensors[0].dtype == torch.float64 else dtype)
 
 
@@ -154,7 +160,7 @@ def weights(shapes, dtype, device):
     ]
 
 
-# Two layers of a WN and the last, whose weights are shorter; the rows of the first cross a block's end.
+# Two layers of a WN, then the last, with shorter weights; rows of the first end inside a block.
 WN = [[(34, 17, 3), (34, 7, 1)], [(34, 17, 1)], [(34, 17, 3), (34, 7, 1)], [(17, 17, 1)]]
 
 
@@ -228,14 +234,14 @@ def test_packed_kernels_on_strided_tensors(triton_backend, device, dtype):
 def test_packed_kernels_without_some_gradients(triton_backend, device, absent):
     shapes = [[(5, 3, 3), (5, 4, 1)], [(4, 3, 1)], [(2, 3, 1)]]
     tensors = weights(shapes, torch.float32, device)
-    # Of the first weight neither, of the second v only, of the third g only.
+    # v and g: neither of the first weight, v of the second, g of the third, both of the fourth.
     needed = (False, False, True, False, False, True, True, True)
     kernel, plain = (packed(x, shapes) for x in (weight_norm_packed, reference.weight_norm_packed))
     check(kernel, plain, tensors, needed=needed, reached=[i != absent for i in range(len(shapes))])
 
 
 @DIVIDES_BY_ZERO
-def test_a_direction_without_length_is_nan_as_in_pytorch(triton_backend, device):
+def test_a_zero_direction_gives_nan_as_in_pytorch(triton_backend, device):
     v, g = weights([[(3, 5, 2)]], torch.float32, device)
     v[1] = 0
     d = torch.randn_like(v)
@@ -262,10 +268,10 @@ def test_no_rows(triton_backend, device):
     assert weight_norm_packed([[tuple(empty)]])[0].shape == (0, 15)
 
 
-def test_what_the_kernels_do_not_do(device):
+def test_what_the_kernels_do_not_serve(device):
     single, half = (weights([[(2, 3, 1)]], dtype, device) for dtype in (torch.float32, torch.float16))
-    assert_kernels_refuse("not of one dtype", weight_norm_packed, [[single, half]])
-    assert_kernels_refuse("a result in float64", weight_norm_packed, [[single]], torch.float64)
+    assert_kernels_refuse("the dtypes float16, float32", weight_norm_packed, [[single, half]])
+    assert_kernels_refuse("the result is float64", weight_norm_packed, [[single]], torch.float64)
     assert_kernels_refuse("float64 is not among", weight_norm, *(x.double() for x in single))
     assert weight_norm_packed([[single, half]])[0].shape == (2, 6)
     assert weight_norm_packed([[single]], torch.float64)[0].dtype == torch.float64
