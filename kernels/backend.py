@@ -22,8 +22,6 @@ from .arguments import dtype_name
 VARIABLE = "FASTGLOW_BACKEND"
 AUTOMATIC, TRITON, REFERENCE = "auto", "triton", "reference"
 
-TRITON_VERSION = tuple(int(number) for number in triton.__version__.split(".")[:2])
-
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 launches: Counter[str] = Counter()
