@@ -1,4 +1,4 @@
-"""affine_coupling and its inverse: memory-bound, x, b and log s read, y written; and a whole step of flow backwards."""
+"""affine_coupling and its inverse, memory-bound (x, b and log s read, y written), and the inverse of a step of flow."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def workload(case, B, n, T, dtype, inverse=False, target=None) -> Operation:
     name = "affine_coupling_inverse" if inverse else "affine_coupling"
     costs = {FORWARD: Cost(4 * size * dtype.itemsize, FLOPS * size)}
     if not inverse:
-        # x, log s and the gradients of y and log s read; those of x, b and log s written.
+        # Reads x, log s and the gradients of y and log s; writes the gradients of x, b and log s.
         costs[BACKWARD] = Cost(7 * size * dtype.itemsize, 2 * FLOPS * size)
     return Operation(
         "affine_coupling",
@@ -52,7 +52,7 @@ def flow_step(case, B, n, e, T, dtype, target=None) -> Operation:
             "entering": torch.randn(B, e, T, **options),
         }
 
-    # Read are kept, changed, b, log s and entering; written is the result.
+    # Reads kept, changed, b, log s and entering; writes the result.
     costs = {FORWARD: Cost((3 * c + 2 * e) * B * T * dtype.itemsize, (2 * c**2 + FLOPS * n) * B * T)}
     return Operation(
         "affine_coupling",

@@ -1,4 +1,4 @@
-"""invertible_conv1x1: memory-bound, z read and W z written; the determinants and inverses of all flows alone."""
+"""invertible_conv1x1: memory-bound, z read and W z written; also the determinants and inverses of all flows alone."""
 
 from collections.abc import Callable
 
@@ -13,17 +13,17 @@ from .environment import device
 from .peers import DLE
 from .workload import BACKWARD, FORWARD, Cost, Operation, cases, on_this_machine
 
-FLOW_CHANNELS = [8] * 4 + [6] * 4 + [4] * 4  # of the published model
+FLOW_CHANNELS = [8] * 4 + [6] * 4 + [4] * 4  # per flow of the published model
 
 
 def new_weight(c: int, dtype: torch.dtype) -> Tensor:
-    """Near a multiple of the identity: a determinant that is positive, which NVIDIA's code needs, and not 1."""
+    """Near a multiple of the identity: a positive determinant, which NVIDIA's code needs, other than 1."""
     weight = 1.5 * torch.eye(c, device=device()) + torch.randn(c, c, device=device()) / 10
     return weight.to(dtype).unsqueeze(2).requires_grad_()
 
 
 def nvidia(dle: DLE) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Its module as a function; its log|det W| is that of all groups together."""
+    """NVIDIA's module as a function; it gives log|det W| summed over all groups of channels."""
 
     def invertible_conv1x1(z: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         module = modules.setdefault(len(weight), dle.model.Invertible1x1Conv(len(weight)).to(z.device, z.dtype))
@@ -57,7 +57,7 @@ def workload(case, B, c, T, dtype, target=None) -> Operation:
 
 
 def factors(case, channels) -> Operation:
-    """log|det W| and W^-1 of all flows: next to no bytes; what counts is the number of launches."""
+    """log|det W| and W^-1 of all flows: bound by the number of launches."""
     elements = sum(c * c for c in channels)
     flops = sum(2 * c**3 for c in channels)
     size = torch.float32.itemsize

@@ -1,11 +1,11 @@
-"""prenet: two layers with dropout; memory-bound in training, latency for one step.
+"""prenet: two layers with dropout; memory-bound in training, latency-bound for one step.
 
-Results are verified with given seeds. What is timed draws as it does in use: fastglow's from seeds in a step, from a
-seed of PyTorch's generator in training, and everyone else's from PyTorch's generator.
+Results are verified with given seeds. Timed calls draw their noise as in use: fastglow from seeds in a step and from a
+seed of PyTorch's generator in training, the others from PyTorch's generator.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import pytest
@@ -23,9 +23,9 @@ P_DROPOUT = 0.5
 
 @dataclass(frozen=True)
 class Prenet(Operation):
-    """`timed` is what is timed in place of what is verified."""
+    """`timed`: the operation that is timed; the verified one draws its noise from seeds."""
 
-    timed: Operation | None = None
+    timed: Operation = field(kw_only=True)
 
     def call(self, implementation: Implementation, direction: str) -> Callable[[], list[Tensor]]:
         timed = replace(self.timed, function=self.timed.reference) if implementation.name == EAGER else self.timed
@@ -33,7 +33,7 @@ class Prenet(Operation):
 
 
 def workload(case, batch, steps, sizes, dtype, trains=True) -> Operation:
-    """`sizes`: of the input, then of each layer's output."""
+    """`sizes`: widths of the input and of each layer's output."""
 
     def inputs():
         tensors = {"x": torch.randn(batch, steps, sizes[0], device=device()).to(dtype)}
@@ -47,7 +47,7 @@ def workload(case, batch, steps, sizes, dtype, trains=True) -> Operation:
 
     seeds = torch.arange(batch, device=device())
     rows, products = batch * steps, sum(n_in * n_out for n_in, n_out in pairwise(sizes))
-    # Backward x needs no gradient, so that there are two products of each layer but the first.
+    # x needs no gradient, so the backward pass has two products per layer except the first.
     costs = {FORWARD: Cost((rows * sum(sizes) + products) * dtype.itemsize, 2 * rows * products)}
     if trains:
         moved = rows * (sum(sizes) + sum(sizes[1:]) + sizes[-1]) + 2 * products

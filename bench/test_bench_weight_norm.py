@@ -12,13 +12,13 @@ from fastglow.kernels.reference import weight_norm as references
 from .environment import device
 from .workload import BACKWARD, FORWARD, Cost, Operation, cases, on_this_machine
 
-FLOPS = 3  # per element: its square summed, and scaled
+FLOPS = 3  # per element: its square is summed, and it is scaled
 
 
 def workload(case, channels, conditioning, layers, dtype, target=None) -> Operation:
     """The weights of `layers` WaveNet layers, from float32 to `dtype`.
 
-    Those of the dilated and the conditioning convolution of a layer are side by side, as one product takes them.
+    The weights of a layer's dilated and conditioning convolutions form one matrix.
     """
     gate = [(2 * channels, channels, 3), (2 * channels, conditioning, 1)]
     groups = []

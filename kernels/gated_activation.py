@@ -1,20 +1,9 @@
-"""The gated activation unit of WaveNet in one pass over memory, forward and backward.
+"""The gated activation unit of WaveNet: one pass over memory forward, one backward.
 
-With u = drop(a + bias) + b, f and g the halves of its channels under the tanh and under the sigmoid, and d the
-factor of dropout after the gate, 0 or 1 / (1 - p) an element:
-
-    y = d tanh(f) sigmoid(g)
-    df = dy d sigmoid(g) (1 - tanh(f)^2)
-    dg = dy d tanh(f) sigmoid(g) (1 - sigmoid(g))
-
-The backward pass computes f, g and the masks anew from a, b, bias and the seed. A program does a tile of ROWS x
-COLUMNS elements of y, in both halves; columns are the dimension that is contiguous in a: time, or channels if a
-lies channels-last. Where nothing depends on the channel, channels and time are one long row, which is aligned
-whatever T is. Sums over time leave one number a tile and channel in a scratch buffer, added up afterwards: always
-in the same order. Strides are s_<tensor><dimension>, h for the step from one half of the channels to the other.
+The backward pass recomputes the gate and the dropout mask. Maths, layout and cost: kernels/README.md.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -25,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from fastglow.errors import FastglowError
 
+from .arguments import check_probability, check_seed, check_shape, empty_in_order_of
 from .backend import picks_triton
 from .launch import Config, launch, pick_config
 from .reference import gated_activation as reference
@@ -33,7 +23,7 @@ from .reference.philox import dropped_words, random_seed
 
 OP = "gated_activation"
 
-CONFIGS = (
+CONFIGS = (  # a tile of y; columns are contiguous in memory
     {"ROWS": 1, "COLUMNS": 1024, "num_warps": 4, "num_stages": 1},
     {"ROWS": 16, "COLUMNS": 128, "num_warps": 8, "num_stages": 1},
     {"ROWS": 32, "COLUMNS": 64, "num_warps": 8, "num_stages": 1},
@@ -42,172 +32,184 @@ CONFIGS = (
 _STREAM = tl.constexpr(DROPOUT_STREAM)
 
 
-@triton.jit
-def _dropout_factor(o_element, seed, n_dropped, scale):
-    """0 or `scale` for each element, by its int64 number."""
-    word, _, _, _ = tl.philox(seed, o_element.to(tl.uint32), (o_element >> 32).to(tl.uint32), 0, _STREAM)
-    number = (word.to(tl.uint32, bitcast=True) >> 8).to(tl.int32)
-    return tl.where(number >= n_dropped, scale, 0.0)
+class Signal(NamedTuple):
+    p: Any  # [B, 2C, T]; of bias [2C], of y and dy [B, C, T]
+    s_b: Any  # None of bias
+    s_c: Any
+    s_t: Any  # None of bias, and of b broadcast over time
+    s_half: Any  # from the first to the second half of the channels; unused for y and dy
+
+
+class Inputs(NamedTuple):
+    """In kernels as commented; on the host the tensors, their gradients, or whether they need one."""
+
+    a: Any  # Signal
+    b: Any  # Signal or None
+    bias: Any  # Signal or None
+
+
+class Gradients(NamedTuple):
+    a: Any  # Signal or None
+    b: Any  # Signal or None
+    a_sums: Any  # [B, tiles of T, 2C] float32, summed over a tile's times; or None
+    b_sums: Any  # likewise
+
+
+class Constants(NamedTuple):
+    ROWS: Any
+    COLUMNS: Any
+    CHANNELS_INNER: Any  # columns are channels, not times
+    FILTER: Any  # 0 or 1: half of the channels under the tanh
+    GATE: Any  # the other half
+    DROPOUT: Any  # 'before', 'after' or None
+
+
+class Dropout(NamedTuple):
+    seed: Any  # int64
+    n_dropped: Any  # of the 2^24 random words
+    scale: Any
+
+
+class Tile(NamedTuple):
+    """The elements of y that a program computes: channels o_c and times o_t of item i_b."""
+
+    C: Any  # channels of y
+    T: Any
+    i_b: Any
+    i_sums: Any  # row of the scratch buffer of sums over time
+    o_c: Any  # [BC] int64
+    o_t: Any  # [BT] int64
+    m_c: Any  # [BC]
+    m: Any  # [BC, BT]
 
 
 @triton.jit
-def _tile(C, T, BC: tl.constexpr, BT: tl.constexpr):
-    """This program's item, tile of time, channels [BC] and times [BT], all int64."""
+def _tile(C, T, constants):
+    BC: tl.constexpr = constants.COLUMNS if constants.CHANNELS_INNER else constants.ROWS
+    BT: tl.constexpr = constants.ROWS if constants.CHANNELS_INNER else constants.COLUMNS
     n_t, n_c = (T + BT - 1) // BT, (C + BC - 1) // BC
     i_t = (tl.program_id(0) % n_t).to(tl.int64)
     i_c = (tl.program_id(0) // n_t % n_c).to(tl.int64)
     i_b = (tl.program_id(0) // n_t // n_c).to(tl.int64)
-    return i_b, i_t, i_c * BC + tl.arange(0, BC), i_t * BT + tl.arange(0, BT)
+    o_c, o_t = i_c * BC + tl.arange(0, BC), i_t * BT + tl.arange(0, BT)
+    m_c = o_c < C
+    return Tile(C, T, i_b, i_b * n_t + i_t, o_c, o_t, m_c, m_c[:, None] & (o_t < T)[None, :])
 
 
 @triton.jit
-def _half(
-    p_a, p_b, p_bias, o_element, m_c, m, seed, n_dropped, scale,
-    HAS_B: tl.constexpr, B_OVER_TIME: tl.constexpr, HAS_BIAS: tl.constexpr, DROPOUT: tl.constexpr,
-):  # fmt: skip
-    """A tile of one half of u, [BC, BT], and the factor of dropout before b is added.
+def _pointers(x, tile):
+    """[BC, BT]."""
+    return x.p + tile.i_b * x.s_b + tile.o_c[:, None] * x.s_c + tile.o_t[None, :] * x.s_t
 
-    Pointers are tiles too; those of bias, and of b if B_OVER_TIME, are [BC].
-    """
-    b_u = tl.load(p_a, mask=m, other=0.0).to(tl.float32)
-    if HAS_BIAS:
-        b_u += tl.load(p_bias, mask=m_c, other=0.0).to(tl.float32)[:, None]
+
+@triton.jit
+def _load_half(x, HALF: tl.constexpr, tile):
+    """float32 [BC, BT], or [BC, 1] without a time stride."""
+    if x.s_t is not None:
+        return tl.load(_pointers(x, tile) + x.s_half * HALF, mask=tile.m, other=0.0).to(tl.float32)
+    else:
+        p_x = x.p + tile.o_c * x.s_c + x.s_half * HALF
+        if x.s_b is not None:
+            p_x += tile.i_b * x.s_b
+        return tl.load(p_x, mask=tile.m_c, other=0.0).to(tl.float32)[:, None]
+
+
+@triton.jit
+def _dropout(seed, n_dropped, scale):
+    return Dropout(tl.load(seed) if seed.dtype.is_ptr() else seed.to(tl.int64), n_dropped, scale)
+
+
+@triton.jit
+def _dropout_factor(dropout, tile, i_row, o_first):
+    """0 or `scale`, [BC, BT]. Channel 0 is row i_row of T elements, counted from element o_first."""
+    o_element = (i_row + tile.o_c)[:, None] * tile.T + tile.o_t[None, :] + o_first
+    word, _, _, _ = tl.philox(dropout.seed, o_element.to(tl.uint32), (o_element >> 32).to(tl.uint32), 0, _STREAM)
+    b_word = (word.to(tl.uint32, bitcast=True) >> 8).to(tl.int32)
+    return tl.where(b_word >= dropout.n_dropped, dropout.scale, 0.0)
+
+
+@triton.jit
+def _half(inputs, HALF: tl.constexpr, tile, dropout, constants):
+    """One half of u, and the dropout factor before b is added, both [BC, BT]."""
+    b_u = _load_half(inputs.a, HALF, tile)
+    if inputs.bias is not None:
+        b_u += _load_half(inputs.bias, HALF, tile)
     b_factor = 1.0
-    if DROPOUT == "before":
-        b_factor = _dropout_factor(o_element, seed, n_dropped, scale)
+    if constants.DROPOUT == "before":
+        o_half = tile.C * tl.cast(tile.T, tl.int64) * HALF
+        b_factor = _dropout_factor(dropout, tile, 2 * tile.i_b * tile.C, o_half)
         b_u *= b_factor
-    if HAS_B:
-        if B_OVER_TIME:
-            b_u += tl.load(p_b, mask=m_c, other=0.0).to(tl.float32)[:, None]
-        else:
-            b_u += tl.load(p_b, mask=m, other=0.0).to(tl.float32)
+    if inputs.b is not None:
+        b_u += _load_half(inputs.b, HALF, tile)
     return b_u, b_factor
 
 
 @triton.jit
-def _halves(
-    p_a, p_b, p_bias, i_b, o_c, o_t, seed, n_dropped, scale, C, T,
-    s_ab, s_ac, s_at, s_ah, s_bb, s_bc, s_bt, s_bh, s_bias_c, s_bias_h,
-    HAS_B: tl.constexpr, B_OVER_TIME: tl.constexpr, HAS_BIAS: tl.constexpr,
-    GATE_FIRST: tl.constexpr, DROPOUT: tl.constexpr,
-):  # fmt: skip
-    """Tiles of tanh(f), sigmoid(g) and the factors of dropout before b is added on f and on g, all [BC, BT]."""
-    GATE: tl.constexpr = 0 if GATE_FIRST else 1
-    FILTER: tl.constexpr = 1 - GATE
-    m_c = o_c < C
-    m = m_c[:, None] & (o_t < T)[None, :]
-    o_element = (2 * i_b * C + o_c)[:, None] * T + o_t[None, :]
-    p_a += i_b * s_ab + o_c[:, None] * s_ac + o_t[None, :] * s_at
-    if B_OVER_TIME:
-        p_b += i_b * s_bb + o_c * s_bc
-    else:
-        p_b += i_b * s_bb + o_c[:, None] * s_bc + o_t[None, :] * s_bt
-    p_bias += o_c * s_bias_c
-    o_second = C * tl.cast(T, tl.int64)
-    b_f, b_factor_f = _half(
-        p_a + FILTER * s_ah,
-        p_b + FILTER * s_bh,
-        p_bias + FILTER * s_bias_h,
-        o_element + FILTER * o_second,
-        m_c, m, seed, n_dropped, scale, HAS_B, B_OVER_TIME, HAS_BIAS, DROPOUT,
-    )  # fmt: skip
-    b_g, b_factor_g = _half(
-        p_a + GATE * s_ah,
-        p_b + GATE * s_bh,
-        p_bias + GATE * s_bias_h,
-        o_element + GATE * o_second,
-        m_c, m, seed, n_dropped, scale, HAS_B, B_OVER_TIME, HAS_BIAS, DROPOUT,
-    )  # fmt: skip
+def _gate(inputs, tile, dropout, constants):
+    """tanh(f), sigmoid(g), and the dropout factors of f and g before b is added; all [BC, BT]."""
+    b_f, b_factor_f = _half(inputs, constants.FILTER, tile, dropout, constants)
+    b_g, b_factor_g = _half(inputs, constants.GATE, tile, dropout, constants)
     return 2.0 * tl.sigmoid(2.0 * b_f) - 1.0, tl.sigmoid(b_g), b_factor_f, b_factor_g
 
 
+@triton.jit
+def _store_halves(x, b_df, b_dg, tile, constants):
+    p_x = _pointers(x, tile)
+    tl.store(p_x + x.s_half * constants.FILTER, b_df, mask=tile.m)
+    tl.store(p_x + x.s_half * constants.GATE, b_dg, mask=tile.m)
+
+
+@triton.jit
+def _store_sums(p_sums, b_df, b_dg, tile, constants):
+    """Sums over the times of a tile."""
+    p_sums += tile.i_sums * 2 * tile.C + tile.o_c  # [BC]
+    tl.store(p_sums + tile.C * constants.FILTER, tl.sum(b_df, axis=1), mask=tile.m_c)
+    tl.store(p_sums + tile.C * constants.GATE, tl.sum(b_dg, axis=1), mask=tile.m_c)
+
+
 @triton.jit(do_not_specialize=["seed", "n_dropped"])
-def gated_activation_fwd_kernel(
-    p_a, p_b, p_bias, p_y, seed, n_dropped, scale, C, T,
-    s_ab, s_ac, s_at, s_ah, s_bb, s_bc, s_bt, s_bh, s_bias_c, s_bias_h,
-    s_yb, s_yc, s_yt,
-    HAS_B: tl.constexpr, B_OVER_TIME: tl.constexpr, HAS_BIAS: tl.constexpr,
-    GATE_FIRST: tl.constexpr, DROPOUT: tl.constexpr, SEED_IN_MEMORY: tl.constexpr,
-    CHANNELS_INNER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    BC: tl.constexpr = COLUMNS if CHANNELS_INNER else ROWS
-    BT: tl.constexpr = ROWS if CHANNELS_INNER else COLUMNS
-    i_b, _, o_c, o_t = _tile(C, T, BC, BT)
-    b_seed = tl.load(seed) if SEED_IN_MEMORY else seed.to(tl.int64)
-    b_tanh, b_sigmoid, _, _ = _halves(
-        p_a, p_b, p_bias, i_b, o_c, o_t, b_seed, n_dropped, scale, C, T,
-        s_ab, s_ac, s_at, s_ah, s_bb, s_bc, s_bt, s_bh, s_bias_c, s_bias_h,
-        HAS_B, B_OVER_TIME, HAS_BIAS, GATE_FIRST, DROPOUT,
-    )  # fmt: skip
+def gated_activation_fwd_kernel(inputs, y, seed, n_dropped, scale, C, T, constants):
+    tile = _tile(C, T, constants)
+    dropout = _dropout(seed, n_dropped, scale)
+    b_tanh, b_sigmoid, _, _ = _gate(inputs, tile, dropout, constants)
     b_y = b_tanh * b_sigmoid
-    if DROPOUT == "after":
-        b_y *= _dropout_factor((i_b * C + o_c)[:, None] * T + o_t[None, :], b_seed, n_dropped, scale)
-    p_y += i_b * s_yb + o_c[:, None] * s_yc + o_t[None, :] * s_yt
-    tl.store(p_y, b_y, mask=(o_c < C)[:, None] & (o_t < T)[None, :])
+    if constants.DROPOUT == "after":
+        b_y *= _dropout_factor(dropout, tile, tile.i_b * tile.C, 0)
+    tl.store(_pointers(y, tile), b_y, mask=tile.m)
 
 
 @triton.jit(do_not_specialize=["seed", "n_dropped"])
-def gated_activation_bwd_kernel(
-    p_dy, p_a, p_b, p_bias,
-    p_da, p_db,  # [B, 2C, T]
-    p_sums_da, p_sums_db,  # [B, tiles of T, 2C] float32, contiguous: gradients summed over a tile's time
-    seed, n_dropped, scale, C, T,
-    s_dyb, s_dyc, s_dyt,
-    s_ab, s_ac, s_at, s_ah, s_bb, s_bc, s_bt, s_bh, s_bias_c, s_bias_h,
-    s_dab, s_dac, s_dat, s_dah, s_dbb, s_dbc, s_dbt, s_dbh,
-    HAS_B: tl.constexpr, B_OVER_TIME: tl.constexpr, HAS_BIAS: tl.constexpr,
-    GATE_FIRST: tl.constexpr, DROPOUT: tl.constexpr, SEED_IN_MEMORY: tl.constexpr,
-    STORE_DA: tl.constexpr, STORE_DB: tl.constexpr, SUM_DA: tl.constexpr, SUM_DB: tl.constexpr,
-    CHANNELS_INNER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    BC: tl.constexpr = COLUMNS if CHANNELS_INNER else ROWS
-    BT: tl.constexpr = ROWS if CHANNELS_INNER else COLUMNS
-    GATE: tl.constexpr = 0 if GATE_FIRST else 1
-    FILTER: tl.constexpr = 1 - GATE
-    i_b, i_t, o_c, o_t = _tile(C, T, BC, BT)
-    m_c = o_c < C
-    m = m_c[:, None] & (o_t < T)[None, :]
-    b_seed = tl.load(seed) if SEED_IN_MEMORY else seed.to(tl.int64)
-    b_tanh, b_sigmoid, b_factor_f, b_factor_g = _halves(
-        p_a, p_b, p_bias, i_b, o_c, o_t, b_seed, n_dropped, scale, C, T,
-        s_ab, s_ac, s_at, s_ah, s_bb, s_bc, s_bt, s_bh, s_bias_c, s_bias_h,
-        HAS_B, B_OVER_TIME, HAS_BIAS, GATE_FIRST, DROPOUT,
-    )  # fmt: skip
-    p_dy += i_b * s_dyb + o_c[:, None] * s_dyc + o_t[None, :] * s_dyt
-    b_dy = tl.load(p_dy, mask=m, other=0.0).to(tl.float32)
-    if DROPOUT == "after":
-        b_dy *= _dropout_factor((i_b * C + o_c)[:, None] * T + o_t[None, :], b_seed, n_dropped, scale)
+def gated_activation_bwd_kernel(dy, inputs, gradients, seed, n_dropped, scale, C, T, constants):
+    tile = _tile(C, T, constants)
+    dropout = _dropout(seed, n_dropped, scale)
+    b_tanh, b_sigmoid, b_factor_f, b_factor_g = _gate(inputs, tile, dropout, constants)
+    b_dy = tl.load(_pointers(dy, tile), mask=tile.m, other=0.0).to(tl.float32)
+    if constants.DROPOUT == "after":
+        b_dy *= _dropout_factor(dropout, tile, tile.i_b * tile.C, 0)
     b_df = b_dy * b_sigmoid * (1.0 - b_tanh * b_tanh)
     b_dg = b_dy * b_tanh * b_sigmoid * (1.0 - b_sigmoid)
-    o_sums = (i_b * ((T + BT - 1) // BT) + i_t) * 2 * C + o_c  # [BC]
-    if STORE_DB:
-        p_db += i_b * s_dbb + o_c[:, None] * s_dbc + o_t[None, :] * s_dbt
-        tl.store(p_db + FILTER * s_dbh, b_df, mask=m)
-        tl.store(p_db + GATE * s_dbh, b_dg, mask=m)
-    if SUM_DB:
-        tl.store(p_sums_db + o_sums + FILTER * C, tl.sum(b_df, axis=1), mask=m_c)
-        tl.store(p_sums_db + o_sums + GATE * C, tl.sum(b_dg, axis=1), mask=m_c)
+    if gradients.b is not None:
+        _store_halves(gradients.b, b_df, b_dg, tile, constants)
+    if gradients.b_sums is not None:
+        _store_sums(gradients.b_sums, b_df, b_dg, tile, constants)
     b_df *= b_factor_f
     b_dg *= b_factor_g
-    if STORE_DA:
-        p_da += i_b * s_dab + o_c[:, None] * s_dac + o_t[None, :] * s_dat
-        tl.store(p_da + FILTER * s_dah, b_df, mask=m)
-        tl.store(p_da + GATE * s_dah, b_dg, mask=m)
-    if SUM_DA:
-        tl.store(p_sums_da + o_sums + FILTER * C, tl.sum(b_df, axis=1), mask=m_c)
-        tl.store(p_sums_da + o_sums + GATE * C, tl.sum(b_dg, axis=1), mask=m_c)
+    if gradients.a is not None:
+        _store_halves(gradients.a, b_df, b_dg, tile, constants)
+    if gradients.a_sums is not None:
+        _store_sums(gradients.a_sums, b_df, b_dg, tile, constants)
 
 
-class _Options(NamedTuple):
+class Options(NamedTuple):
     gate_first: bool
     dropout: str | None
     p_dropout: float
 
 
-class _Plan(NamedTuple):
-    """How a kernel goes over the elements: dimensions as it sees them, and its configuration."""
+class Plan(NamedTuple):
+    """A kernel's view of the dimensions, and its configuration."""
 
-    C: int
+    C: int  # 1 where channels and time are one long row
     T: int
     channels_inner: bool
     config: Config
@@ -217,12 +219,19 @@ class _Plan(NamedTuple):
         rows, columns = self.config["ROWS"], self.config["COLUMNS"]
         return (columns, rows) if self.channels_inner else (rows, columns)
 
-    def grid(self, n_items: int) -> tuple[int]:
-        bc, bt = self.tile()
-        return (n_items * triton.cdiv(self.C, bc) * triton.cdiv(self.T, bt),)
-
-    def constants(self) -> dict[str, int]:
-        return {"CHANNELS_INNER": self.channels_inner, **self.config}
+    def launch(self, kernel: Any, signals: tuple, seed: int | Tensor, options: Options, a: Tensor) -> None:
+        BC, BT = self.tile()
+        constants = dict[str, Any](
+            self.config, CHANNELS_INNER=self.channels_inner, DROPOUT=options.dropout,
+            FILTER=int(options.gate_first), GATE=int(not options.gate_first),
+        )  # fmt: skip
+        num_warps, num_stages = constants.pop("num_warps"), constants.pop("num_stages")
+        launch(
+            OP, kernel, (len(a) * triton.cdiv(self.C, BC) * triton.cdiv(self.T, BT),),
+            *signals, seed, dropped_words(options.p_dropout), 1.0 / (1.0 - options.p_dropout), self.C, self.T,
+            Constants(**{name: tl.constexpr(x) for name, x in constants.items()}),
+            device=a.device, num_warps=num_warps, num_stages=num_stages,
+        )  # fmt: skip
 
 
 def _heuristic(dtype: torch.dtype, rows: int, columns: int) -> Config:
@@ -231,118 +240,76 @@ def _heuristic(dtype: torch.dtype, rows: int, columns: int) -> Config:
     return CONFIGS[1] if columns > 96 else CONFIGS[2]
 
 
-def _plan(kernel: str, a: Tensor, has_channel_terms: bool, *others: Tensor) -> _Plan:
+def _plan(kernel: str, a: Tensor, has_channel_terms: bool, *others: Tensor | None) -> Plan:
     C, T = a.shape[1] // 2, a.shape[2]
-    one_row = not has_channel_terms and all(x.stride(1) == T * x.stride(2) for x in (a, *others))
-    channels_inner = not one_row and _is_channels_inner(a)
+    signals = [x for x in (a, *others) if x is not None]
+    one_row = not has_channel_terms and all(x.stride(1) == T * x.stride(2) for x in signals)
+    channels_inner = not one_row and a.stride(1) <= a.stride(2)
     if one_row:
         C, T = 1, C * T
     rows, columns = (T, C) if channels_inner else (C, T)
-    return _Plan(C, T, channels_inner, pick_config(kernel, CONFIGS, _heuristic, a, rows=rows, columns=columns))
-
-
-def _is_channels_inner(x: Tensor) -> bool:
-    return x.stride(1) <= x.stride(2)
+    return Plan(C, T, channels_inner, pick_config(kernel, CONFIGS, _heuristic, a, rows=rows, columns=columns))
 
 
 def _is_over_time(b: Tensor | None, a: Tensor) -> bool:
     return b is not None and b.shape[2] == 1 < a.shape[2]
 
 
-def _empty_as(a: Tensor, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
-    """Dense [B, channels, T] whose order in memory is that of `a`."""
-    if _is_channels_inner(a):
-        return a.new_empty((shape[0], shape[2], shape[1]), dtype=dtype).transpose(1, 2)
-    return a.new_empty(shape, dtype=dtype)
+def _signal(x: Tensor | None) -> Signal | None:
+    return None if x is None else Signal(x, x.stride(0), x.stride(1), x.stride(2), x.shape[1] // 2 * x.stride(1))
 
 
-def _with_halves(x: Tensor) -> tuple[int, int, int, int]:
-    """Strides of items, channels, time and halves of the channels."""
-    return *x.stride(), x.shape[1] // 2 * x.stride(1)
+def _inputs(a: Tensor, b: Tensor | None, bias: Tensor | None) -> Inputs:
+    inputs = Inputs(_signal(a), _signal(None if b is None else b.expand(a.shape)), None)
+    if _is_over_time(b, a):
+        inputs = inputs._replace(b=inputs.b._replace(s_t=None))
+    if bias is not None:
+        inputs = inputs._replace(bias=Signal(bias, None, bias.stride(0), None, len(bias) // 2 * bias.stride(0)))
+    return inputs
 
 
-def _inputs(a: Tensor, b: Tensor | None, bias: Tensor | None) -> tuple[tuple[Tensor, ...], tuple[int, ...], dict]:
-    """(pointers, strides, flags) of a, b and bias for either kernel; absent ones point anywhere."""
-    b_strides = (0, 0, 0, 0) if b is None else _with_halves(b.expand(a.shape))
-    bias_stride = 0 if bias is None else bias.stride(0)
-    strides = (*_with_halves(a), *b_strides, bias_stride, a.shape[1] // 2 * bias_stride)
-    flags = {"HAS_B": b is not None, "B_OVER_TIME": _is_over_time(b, a), "HAS_BIAS": bias is not None}
-    return (a, a if b is None else b, a if bias is None else bias), strides, flags
-
-
-def _mask_of(options: _Options, seed: int | Tensor) -> tuple[tuple, dict]:
-    """(arguments, flags) of the dropout for either kernel."""
-    arguments = (seed, dropped_words(options.p_dropout), 1.0 / (1.0 - options.p_dropout))
-    return arguments, {
-        "GATE_FIRST": options.gate_first,
-        "DROPOUT": options.dropout,
-        "SEED_IN_MEMORY": isinstance(seed, Tensor),
-    }
-
-
-def _forward(a: Tensor, b: Tensor | None, bias: Tensor | None, seed: int | Tensor, options: _Options) -> Tensor:
+def _forward(a: Tensor, b: Tensor | None, bias: Tensor | None, seed: int | Tensor, options: Options) -> Tensor:
     dtype = a.dtype
     for x in (b, bias):
         dtype = dtype if x is None else torch.promote_types(dtype, x.dtype)
-    y = _empty_as(a, (a.shape[0], a.shape[1] // 2, a.shape[2]), dtype)
+    y = empty_in_order_of(a, (a.shape[0], a.shape[1] // 2, a.shape[2]), dtype)
     if y.numel() == 0:
         return y
-    others = () if b is None else (b,)
-    plan = _plan("gated_activation_fwd", a, bias is not None or _is_over_time(b, a), y, *others)
-    pointers, strides, flags = _inputs(a, b, bias)
-    mask, mask_flags = _mask_of(options, seed)
-    launch(
-        OP, gated_activation_fwd_kernel, plan.grid(a.shape[0]),
-        *pointers, y, *mask, plan.C, plan.T, *strides, *y.stride(),
-        device=a.device, **flags, **mask_flags, **plan.constants(),
-    )  # fmt: skip
+    plan = _plan("gated_activation_fwd", a, bias is not None or _is_over_time(b, a), y, b)
+    plan.launch(gated_activation_fwd_kernel, (_inputs(a, b, bias), _signal(y)), seed, options, a)
     return y
 
 
 def _backward(
-    dy: Tensor,
-    a: Tensor,
-    b: Tensor | None,
-    bias: Tensor | None,
-    seed: int | Tensor,
-    options: _Options,
-    needs: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of a, b and bias, as far as they are needed."""
+    dy: Tensor, a: Tensor, b: Tensor | None, bias: Tensor | None, seed: int | Tensor, options: Options, needs: Inputs
+) -> Inputs:
+    """The gradients that `needs`, three booleans, asks for; None in place of others."""
+    inputs, over_time, drops_before = _inputs(a, b, bias), _is_over_time(b, a), options.dropout == "before"
+    has_channel_terms = bias is not None or over_time
+    b, bias = b if needs.b else None, bias if needs.bias else None
     if a.numel() == 0:
-        return tuple(torch.zeros_like(x) if need else None for x, need in zip((a, b, bias), needs, strict=True))
-    needs_a, needs_b, needs_bias = needs
-    B, channels, _ = a.shape
-    drops_before = options.dropout == "before"
-    over_time = _is_over_time(b, a)
-    sums_b = needs_b and over_time
-    # Without dropout before b is added, a and b have the same gradient.
-    sums_a = needs_bias and (drops_before or not sums_b)
-    same = needs_a and needs_b and not (over_time or drops_before) and a.dtype == b.dtype
-    stores_b = needs_b and not (over_time or same)
-    da = _empty_as(a, a.shape, a.dtype) if needs_a else None
-    db = _empty_as(a, a.shape, b.dtype) if stores_b else None
-    others = [x for x in (dy, b, da, db) if x is not None]
-    plan = _plan("gated_activation_bwd", a, bias is not None or over_time, *others)
+        return Inputs(*(None if x is None else torch.zeros_like(x) for x in (a if needs.a else None, b, bias)))
+    B, channels, T = a.shape
+    da = empty_in_order_of(a, (B, channels, T), a.dtype) if needs.a else None
+    db = None
+    if b is not None and not over_time:
+        # Without dropout before b is added, a and b have the same gradient.
+        same = da is not None and not drops_before and a.dtype == b.dtype
+        db = da if same else empty_in_order_of(a, (B, channels, T), b.dtype)
+    plan = _plan("gated_activation_bwd", a, has_channel_terms, dy, b, da, db)
     scratch = (B, triton.cdiv(plan.T, plan.tile()[1]), channels)
-    sums_da = a.new_empty(scratch, dtype=torch.float32) if sums_a else None
-    sums_db = a.new_empty(scratch, dtype=torch.float32) if sums_b else None
-    pointers, strides, flags = _inputs(a, b, bias)
-    mask, mask_flags = _mask_of(options, seed)
-    results = [a if x is None else x for x in (da, db, sums_da, sums_db)]
-    launch(
-        OP, gated_activation_bwd_kernel, plan.grid(B),
-        dy, *pointers, *results, *mask, plan.C, plan.T,
-        *dy.stride(), *strides, *_with_halves(results[0]), *_with_halves(results[1]),
-        device=a.device, **flags, **mask_flags,
-        STORE_DA=needs_a, STORE_DB=stores_b, SUM_DA=sums_a, SUM_DB=sums_b, **plan.constants(),
-    )  # fmt: skip
-    if sums_b:
-        db = sums_db.sum(1).sum_to_size(b.shape[0], channels).unsqueeze(2).to(b.dtype)
-    elif needs_b:
-        db = (da if same else db).sum_to_size(b.shape)
-    dbias = (sums_da if sums_a else sums_db).sum((0, 1)).to(bias.dtype) if needs_bias else None
-    return da, db, dbias
+    db_sums = a.new_empty(scratch, dtype=torch.float32) if b is not None and over_time else None
+    sums_da = bias is not None and (drops_before or db_sums is None)
+    da_sums = a.new_empty(scratch, dtype=torch.float32) if sums_da else None
+    gradients = Gradients(_signal(da), _signal(None if db is da else db), da_sums, db_sums)
+    plan.launch(gated_activation_bwd_kernel, (_signal(dy), inputs, gradients), seed, options, a)
+    if b is not None and db_sums is not None:
+        db = db_sums.sum(1).sum_to_size(b.shape[0], channels).unsqueeze(2).to(b.dtype)
+    elif b is not None and db is not None:
+        db = db.sum_to_size(b.shape)
+    sums = db_sums if da_sums is None else da_sums
+    dbias = None if bias is None or sums is None else sums.sum((0, 1)).to(bias.dtype)
+    return Inputs(da, db, dbias)
 
 
 class _GatedActivation(Function):
@@ -357,11 +324,27 @@ class _GatedActivation(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        if dy is None:
-            return None, None, None, None, None
-        a, b, bias, seed = ctx.saved_tensors
-        seed = ctx.seed if seed is None else seed
-        return *_backward(dy, a, b, bias, seed, ctx.options, ctx.needs_input_grad[:3]), None, None
+        gradients = Inputs(None, None, None)
+        if dy is not None:
+            a, b, bias, seed = ctx.saved_tensors
+            seed = ctx.seed if seed is None else seed
+            gradients = _backward(dy, a, b, bias, seed, ctx.options, Inputs(*ctx.needs_input_grad[:3]))
+        return *gradients, None, None
+
+
+def _check(a: Tensor, b: Tensor | None, bias: Tensor | None, channels_last: bool, dropout: str | None) -> None:
+    check_shape("a", a, ("B", "T", "2C") if channels_last else ("B", "2C", "T"))
+    channel, time = (2, 1) if channels_last else (1, 2)
+    channels = a.shape[channel]
+    if channels % 2:
+        raise FastglowError(f"a has {channels} channels, must be an even number")
+    if b is not None:
+        fits = b.dim() == 3 and all(b.shape[dim] in (1, a.shape[dim]) for dim in (0, time))
+        if not fits or b.shape[channel] != channels:
+            raise FastglowError(f"b has shape {list(b.shape)}, must be {list(a.shape)}, or 1 for B or T")
+    check_shape("bias", bias, (channels,))
+    if dropout not in (None, "before", "after"):
+        raise FastglowError(f"dropout={dropout!r} must be None, 'before' or 'after'")
 
 
 def gated_activation(
@@ -375,88 +358,43 @@ def gated_activation(
     p_dropout: float = 0.0,
     seed: int | Tensor | None = None,
 ) -> Tensor:
-    """tanh of one half of the channels of `a + bias + b` times the sigmoid of the other half.
+    """tanh of one half of the channels of `a + bias + b`, times the sigmoid of the other half.
 
-    van den Oord et al. 2016, "WaveNet", section 2.3. Any strides; the result's order in memory is that of `a`.
+    van den Oord et al. 2016, "WaveNet", section 2.3. Any strides; the result has the memory order of `a`.
 
     Args:
         a: [B, 2C, T].
-        b: [B, 2C, T], or absent; its B and its T may be 1, to broadcast.
+        b: [B, 2C, T], or absent; its B and T may be 1, to broadcast.
         bias: [2C], or absent.
-        channels_last: a and b have their last two dimensions swapped, [B, T, 2C], and so has the result.
-        gate_first: the sigmoid's half is the first, as in DiffWave and DiffSinger; else the tanh's is, as in
-            WaveGlow, Glow-TTS, VITS, FreeVC and coqui.
+        channels_last: a, b and the result have their last two dimensions swapped, [B, T, 2C].
+        gate_first: the first half is under the sigmoid, as in DiffWave and DiffSinger. Default: the first half is
+            under the tanh, as in WaveGlow, Glow-TTS, VITS, FreeVC and coqui.
         dropout: None; 'before': of `a + bias`, before b is added, as in Glow-TTS and coqui; 'after': of the
             product, as in VITS and FreeVC.
         p_dropout: probability of dropping an element, in [0, 1); the others are divided by 1 - p_dropout.
-        seed: of the dropout's mask, an integer or a 0-d int64 tensor on the device of `a`, which must not change
+        seed: of the dropout mask: an integer, or a 0-d int64 tensor on the device of `a`, which must not change
             until the backward pass is done; None: drawn from PyTorch's generator. One seed gives one mask, in
             both layouts and on every device.
 
     Returns:
-        [B, C, T], or [B, T, C] if channels_last; dtype: what those of the inputs promote to.
+        [B, C, T], or [B, T, C] if channels_last; in the dtype that the inputs promote to.
 
     Raises:
-        FastglowError: shapes, `dropout`, `p_dropout` or `seed` that do not fit the above.
+        FastglowError: a shape, `dropout`, `p_dropout` or `seed` is not as above.
     """
-    _check(a, b, bias, channels_last, dropout, p_dropout, seed)
-    if p_dropout == 0:
-        dropout = None
-    if dropout is None:
-        p_dropout, seed = 0.0, 0
+    _check(a, b, bias, channels_last, dropout)
+    check_probability("p_dropout", p_dropout)
+    check_seed(seed, a.device)
+    if dropout is None or p_dropout == 0:
+        dropout, p_dropout, seed = None, 0.0, 0
     elif seed is None:
         seed = random_seed(a.device)
-    seed_tensor = seed if isinstance(seed, Tensor) else None
-    if not picks_triton(OP, a, b, bias, seed_tensor):
+    if not picks_triton(OP, a, b, bias, seed if isinstance(seed, Tensor) else None):
         return reference.gated_activation(
-            a,
-            b,
-            bias,
-            channels_last=channels_last,
-            gate_first=gate_first,
-            dropout=dropout,
-            p_dropout=p_dropout,
-            seed=seed,
-        )
+            a, b, bias, channels_last=channels_last,
+            gate_first=gate_first, dropout=dropout, p_dropout=p_dropout, seed=seed,
+        )  # fmt: skip
     if channels_last:
         a, b = a.transpose(1, 2), None if b is None else b.transpose(1, 2)
-    y = _GatedActivation.apply(a, b, bias, seed, _Options(gate_first, dropout, p_dropout))
+    y = _GatedActivation.apply(a, b, bias, seed, Options(gate_first, dropout, p_dropout))
     return y.transpose(1, 2) if channels_last else y
-
-
-def _check(
-    a: Tensor,
-    b: Tensor | None,
-    bias: Tensor | None,
-    channels_last: bool,
-    dropout: str | None,
-    p_dropout: float,
-    seed: int | Tensor | None,
-) -> None:
-    channel, time = (2, 1) if channels_last else (1, 2)
-    if a.dim() != 3 or a.shape[channel] % 2:
-        layout = "[B, T, 2C]" if channels_last else "[B, 2C, T]"
-        raise FastglowError(f"a has shape {tuple(a.shape)}: pass {layout}, an even number of channels")
-    if b is not None and not (
-        b.dim() == 3
-        and b.shape[0] in (1, a.shape[0])
-        and b.shape[channel] == a.shape[channel]
-        and b.shape[time] in (1, a.shape[time])
-    ):
-        raise FastglowError(
-            f"b has shape {tuple(b.shape)}: pass that of a, {tuple(a.shape)}, or 1 for its items or its time"
-        )
-    if bias is not None and bias.shape != (a.shape[channel],):
-        raise FastglowError(f"bias has shape {tuple(bias.shape)}: pass one number a channel of a, [{a.shape[channel]}]")
-    if dropout not in (None, "before", "after"):
-        raise FastglowError(f"dropout {dropout!r} is unknown: pass None, 'before' or 'after'")
-    if not 0 <= p_dropout < 1:
-        raise FastglowError(f"p_dropout {p_dropout} is not a probability below 1")
-    if isinstance(seed, Tensor):
-        if seed.dim() or seed.dtype != torch.int64 or seed.device != a.device:
-            raise FastglowError(
-                f"seed is a tensor of shape {tuple(seed.shape)}, {seed.dtype} on {seed.device}: "
-                f"pass an integer, or a 0-d torch.int64 tensor on {a.device}"
-            )
-    elif seed is not None and not -(2**63) <= seed < 2**63:
-        raise FastglowError(f"seed {seed} does not fit 64 bits: use a smaller one")

@@ -1,4 +1,4 @@
-"""The gated activation unit of WaveNet (van den Oord et al. 2016, section 2.3)."""
+"""The gated activation unit of WaveNet."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,7 @@ from torch import Tensor
 from .philox import dropped_words, philox4x32, random_seed
 
 DROPOUT_STREAM = 0x67617465
-"""Fourth word of the counters of the dropout masks: no other random number of a seed has it."""
+"""Fourth word of the dropout masks' Philox counters; nothing else that is drawn from a seed has it."""
 
 
 def gated_activation(
@@ -20,28 +20,11 @@ def gated_activation(
     p_dropout: float = 0.0,
     seed: int | Tensor | None = None,
 ) -> Tensor:
-    """tanh of one half of the channels of `a + bias + b` times the sigmoid of the other half.
-
-    Args:
-        a: [B, 2C, T].
-        b: [B, 2C, T], or absent; its B and its T may be 1, to broadcast.
-        bias: [2C], or absent.
-        channels_last: a and b have their last two dimensions swapped, [B, T, 2C], and so has the result.
-        gate_first: the sigmoid's half is the first, as in DiffWave and DiffSinger; else the tanh's is, as in
-            WaveGlow, Glow-TTS, VITS, FreeVC and coqui.
-        dropout: None; 'before': of `a + bias`, before b is added, as in Glow-TTS and coqui; 'after': of the
-            product, as in VITS and FreeVC.
-        p_dropout: probability of dropping an element, in [0, 1); the others are divided by 1 - p_dropout.
-        seed: of the dropout's mask, an integer or a 0-d int64 tensor on the device of `a`; None: drawn from
-            PyTorch's generator.
-
-    Returns:
-        [B, C, T], or [B, T, C] if channels_last; dtype: what those of the inputs promote to.
-    """
+    """van den Oord et al. 2016, "WaveNet", section 2.3. Arguments as `kernels.gated_activation`."""
     if channels_last:
         a, b = a.transpose(1, 2), None if b is None else b.transpose(1, 2)
-    if dropout is not None and seed is None:
-        seed = random_seed(a.device)
+    if seed is None:
+        seed = 0 if dropout is None else random_seed(a.device)
     activation = a if bias is None else a + bias.unsqueeze(1)
     if dropout == "before":
         activation = _drop(activation, p_dropout, seed)
@@ -57,10 +40,7 @@ def gated_activation(
 
 
 def kept_by_dropout(shape: torch.Size, p_dropout: float, seed: int | Tensor, device: torch.device) -> Tensor:
-    """Which elements stay: those whose uniform number, of 24 bits, is at least `p_dropout`; bool of `shape`.
-
-    Element i in row-major order has the first word of Philox at counter (i mod 2^32, i div 2^32, 0, stream).
-    """
+    """Bool of `shape`: elements whose 24 random bits are at least p_dropout. The counters: kernels/README.md."""
     i = torch.arange(shape.numel(), device=device).view(shape)
     if not isinstance(seed, Tensor):
         seed = torch.full((), seed, dtype=torch.int64, device=device)

@@ -55,8 +55,8 @@ class Case:
         run: calls the public function on meta tensors of a dtype, and its backward.
         precisions: of PRECISIONS, those to run it in, by architecture.
         swept: those in which every launch configuration is tried, likewise; in others, the one that is picked.
-        tensor_cores: kernels that are to use tensor cores (but in float32), and the constexpr parameter that holds
-            the rows of their products.
+        tensor_cores: kernels that must use tensor cores, except in float32, and the constexpr parameter or field that
+            holds the rows of their products.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Compiled:
     kernel: str
     case: str
     precision: str
-    options: dict[str, Any]  # constexpr parameters, num_warps, num_stages
+    options: dict[str, Any]  # constexpr parameters and fields of structs, num_warps, num_stages
     registers: int  # of a thread
     local: int  # bytes of local memory of a thread: what did not fit its registers
     shared: int  # bytes of a block
@@ -190,7 +190,7 @@ def read_reports(path: Path, key: str) -> dict[str, Report] | None:
 
 def _key() -> str:
     """Of all that decides what is compiled, and how."""
-    files = [*sorted(KERNELS.glob("*.py")), *sorted(Path(__file__).parent.glob("ahead_of_time*.py"))]
+    files = [*sorted(KERNELS.rglob("*.py")), *sorted(Path(__file__).parent.glob("ahead_of_time*.py"))]
     digest = hashlib.sha256(" ".join(metadata.version(name) for name in ("triton", "torch")).encode())
     for file in files:
         digest.update(hashlib.sha256(file.read_bytes()).digest())

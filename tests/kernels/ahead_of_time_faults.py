@@ -1,5 +1,7 @@
 """Made-up kernels with a fault each, which the checks of test_compile must find."""
 
+from typing import Any, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -12,22 +14,32 @@ UNUSED_CONFIGS = ({"BLOCK": 64, "num_warps": 2, "num_stages": 1},)
 SOUND_CONFIGS = ({"BLOCK": 1024, "num_warps": 4, "num_stages": 1}, {"BLOCK": 512, "num_warps": 4, "num_stages": 1})
 
 
+class ProductBlocks(NamedTuple):
+    BM: Any
+    BN: Any
+    BK: Any
+    PRECISION: Any
+
+
 @triton.jit
 def squares_kernel(x, y, BLOCK: tl.constexpr):
-    """All numbers are needed again after their sum: a thread holds BLOCK / 32 / num_warps of them."""
+    """All elements are needed again after their sum: a thread holds BLOCK / 32 / num_warps of them."""
     o = tl.arange(0, BLOCK)
     b_x = tl.load(x + o)
     tl.store(y + o, b_x * b_x - tl.sum(b_x))
 
 
 @triton.jit
-def product_kernel(x, y, z, n, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr):
+def product_kernel(x, y, z, n, blocks):
+    BM: tl.constexpr = blocks.BM
+    BN: tl.constexpr = blocks.BN
+    BK: tl.constexpr = blocks.BK
     o_m, o_n, o_k = tl.arange(0, BM), tl.arange(0, BN), tl.arange(0, BK)
     b_z = tl.zeros((BM, BN), tl.float32)
     for k in range(0, n, BK):
         b_x = tl.load(x + o_m[:, None] * n + k + o_k[None, :])
         b_y = tl.load(y + (k + o_k)[:, None] * BN + o_n[None, :])
-        b_z = tl.dot(b_x, b_y, b_z, input_precision=PRECISION)
+        b_z = tl.dot(b_x, b_y, b_z, input_precision=blocks.PRECISION)
     tl.store(z + o_m[:, None] * BN + o_n[None, :], b_z)
 
 
@@ -69,9 +81,10 @@ def _deaf(dtype: torch.dtype) -> None:
 def _product(precision: str, rows: int = 64, depth: int = 32, num_stages: int = 3):
     def run(dtype: torch.dtype) -> None:
         x = _empty(dtype)
+        blocks = ProductBlocks(*map(tl.constexpr, (rows, 64, depth, precision)))
         launch(
-            "made_up", product_kernel, (1,), x, x, _empty(torch.float32), 1024, device=x.device,
-            BM=rows, BN=64, BK=depth, PRECISION=precision, num_warps=4, num_stages=num_stages,
+            "made_up", product_kernel, (1,), x, x, _empty(torch.float32), 1024, blocks, device=x.device,
+            num_warps=4, num_stages=num_stages,
         )  # fmt: skip
 
     return run

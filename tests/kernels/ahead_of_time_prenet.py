@@ -1,4 +1,4 @@
-"""Calls of the prenet, to be compiled ahead of time."""
+"""Calls of the prenet to compile ahead of time."""
 
 from functools import partial
 

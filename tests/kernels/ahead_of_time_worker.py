@@ -10,6 +10,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import tempfile
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +23,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
+from fastglow import kernels
 from fastglow.kernels import launch
 from fastglow.kernels.backend import use_backend
 
@@ -72,7 +74,7 @@ class _Compiler:
 
 def _examine(case: Case, precision: str, kernel: str, binary: Any) -> Compiled:
     ptx = re.sub(r"//.*", "", binary.asm["ptx"])
-    options = _constexprs(binary.src) | {
+    options = constants_of(binary.src) | {
         "num_warps": binary.metadata.num_warps,
         "num_stages": binary.metadata.num_stages,
     }
@@ -134,19 +136,31 @@ def _tf32(allowed: bool) -> Iterator[None]:
             switch.allow_tf32 = value
 
 
-def _constexprs(source: Any) -> dict[str, Any]:
-    """By parameter name, of a compiled function's source; Triton keeps them by the parameter's path, 3.2 by name."""
-    names = source.fn.arg_names
-    values = {
-        key if isinstance(key, str) else names[key[0]]: value
-        for key, value in source.constants.items()
-        if isinstance(key, str) or len(key) == 1
-    }
-    return {
-        name: value if isinstance(value, bool | int | float | str | None) else str(value)
-        for name, value in values.items()
-        if name in {parameter.name for parameter in source.fn.params if parameter.is_constexpr}
-    }
+def constants_of(source: Any) -> dict[str, Any]:
+    """The constants of a compiled function's source, by name.
+
+    They are the values of constexpr parameters, and the constexpr fields of struct arguments, which count under the
+    field's name alone. Where two structs have different values for one name, each has its path instead:
+    "forward.BK" and "backward.BK".
+    """
+    paths: dict[str, dict[str, Any]] = {}
+    for (i, *fields), value in source.constants.items():
+        parameter = source.fn.params[i]
+        # Triton makes a constant of any integer 1, too.
+        if not (isinstance(value, triton.language.constexpr) if fields else parameter.is_constexpr):
+            continue
+        names, struct = [parameter.name], source.signature[parameter.name]
+        for field in fields:
+            names.append(struct._fields[field])
+            struct = struct[field]
+        value = getattr(value, "value", value)
+        value = value if isinstance(value, bool | int | float | str | None) else str(value)
+        paths.setdefault(names[-1], {})[".".join(names)] = value
+    constants: dict[str, Any] = {}
+    for name, values in paths.items():
+        first, *others = values.values()
+        constants |= {name: first} if all(value == first for value in others) else values
+    return constants
 
 
 def _listed_configs(modules: Iterable[str]) -> list[tuple[str, dict]]:
@@ -168,13 +182,23 @@ def _listed_configs(modules: Iterable[str]) -> list[tuple[str, dict]]:
     ]
 
 
+def _modules_of_operation(module: str) -> list[str]:
+    """A kernel's module; all modules of the folder, if the operation is one."""
+    name = module.removeprefix(f"{kernels.__name__}.").partition(".")[0]
+    operation = f"{kernels.__name__}.{name}"
+    if not module.startswith(f"{operation}."):
+        return [module]
+    return [other for other in sys.modules if other == operation or other.startswith(f"{operation}.")]
+
+
 def _report(arch: int, cases: str) -> Report:
     compiler = _Compiler(arch)
     for case in importlib.import_module(cases).CASES:
         for precision in case.precisions.get(arch, ()):
             compiler.run(case, precision)
     compiled = list(compiler.compiled.values())
-    listed = _listed_configs(sorted({kernel.module for kernel in compiled}))
+    modules = {name for kernel in compiled for name in _modules_of_operation(kernel.module)}
+    listed = _listed_configs(sorted(modules))
     return Report(arch, compiled, compiler.errors, compiler.offered, listed)
 
 

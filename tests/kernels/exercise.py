@@ -1,4 +1,4 @@
-"""Every operation of Tacotron 2's decoder once, at small odd sizes: a program for compute-sanitizer to watch."""
+"""Runs every operation of Tacotron 2's decoder once, at small odd sizes: the program that compute-sanitizer checks."""
 
 import sys
 import warnings
@@ -35,7 +35,7 @@ def main(device: str) -> None:
         outputs = model((text, lengths, mels, 9, mel_lengths))
         sum(output.square().sum() for output in outputs).backward()
         model.eval()
-        # The persistent kernel, and more items than it takes.
+        # A batch for the persistent kernel, and a larger one than it takes.
         for batch in ((text, lengths), (text.repeat(4, 1), lengths.repeat(4))):
             mel, _, _ = model.infer(*batch, seed=1)
             assert mel.isfinite().all()

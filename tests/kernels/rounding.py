@@ -1,9 +1,9 @@
-"""What rounding may do to PyTorch's operations, on any processor: the bound of what a kernel's rounding may do.
+"""The rounding errors of PyTorch's operations on any processor, as a bound for those of the kernels.
 
-How far PyTorch's own result is from the exact one hangs on luck (a sum of few numbers may come out right) and on the
-processor (the order of a sum is its instruction set's). So the operations are run several times with errors that are
-drawn: each is computed in float64 and then moved up or down by what rounding to its dtype can do. An error of a sum
-is of the size of its terms, not of what is left of them: the sum of their absolute values counts.
+The error of a single PyTorch result depends on luck (a short sum may be exact) and on the processor (its instruction
+set fixes the order of sums). So the operations run several times with random errors: each is computed in float64 and
+then moved up or down by what rounding to its dtype may do. The error of a sum scales with the sum of the absolute
+values of its terms, not with the result.
 """
 
 import math
@@ -21,7 +21,7 @@ _SUMS = set(
     "add sub rsub sum mean cumsum mm addmm bmm baddbmm mv addmv dot linear matmul convolution convolution_backward "
     "col2im unfold_backward index_add scatter_add embedding_dense_backward".split()
 )
-"""Sums of their operands or of products of them: of absolute values they are the sum of the absolute terms."""
+"""Sums of operands or of their products: called on absolute values, they give the sum of the absolute terms."""
 
 _EXACT = set(
     "_pack_padded_sequence _unsafe_view "
@@ -31,21 +31,21 @@ _EXACT = set(
     "ones_like rand rand_like randn randn_like relu repeat roll scatter select_backward select_scatter sign "
     "slice_backward slice_scatter stack threshold_backward tril triu unsafe_split where zero zeros zeros_like".split()
 )
-"""They move numbers, or choose among them."""
+"""They move values, or choose among them."""
 
 _ROUNDED = set("_to_copy div mul reciprocal sqrt".split())
-"""Rounded once, everywhere."""
+"""Correctly rounded everywhere."""
 
-# All others are functions: of an operand that was rounded once more, right to two units in the last place (exp, tanh).
+# All others are functions (exp, tanh) of an operand that is rounded again, accurate to two units in the last place.
 _UNITS_OF_FUNCTIONS = 4
 
 
 def drawn(call: Callable[[], Any], n_runs: int = RUNS) -> Any:
-    """What `call()` returns, from several runs: each tensor has a first dimension more.
+    """What `call()` returns, from several runs with random rounding errors, stacked in a new first dimension.
 
     Args:
-        call: runs PyTorch's operations, gradients too; with the same results every time but for rounding.
-        n_runs: fewer will do where the largest of many numbers counts.
+        call: runs PyTorch's operations and their gradients; deterministic except for rounding.
+        n_runs: fewer suffice where the maximum is over many elements.
     """
     runs = []
     for seed in range(n_runs):
@@ -59,7 +59,7 @@ def drawn(call: Callable[[], Any], n_runs: int = RUNS) -> Any:
 
 
 class _Rounding(TorchDispatchMode):
-    """Operations in less than float64, backward ones too, with errors drawn from a seed."""
+    """Operations below float64, also in backward passes, get errors drawn from a seed."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class _Rounding(TorchDispatchMode):
         is_view = any(x.alias_info is not None and not x.alias_info.is_write for x in function._schema.returns)
         if is_view or name in _EXACT or not tree_any(_is_rounded, (args, kwargs)) or _is_exact_factor(name, args):
             return function(*args, **kwargs)
-        # Before the operation writes to its operands.
+        # Before an in-place operation overwrites its operands.
         wide_args, wide_kwargs = tree_map(_widened, (args, {k: v for k, v in kwargs.items() if k != "out"}))
         results = function(*args, **kwargs)
         if not tree_any(_is_rounded, results):
@@ -87,19 +87,19 @@ class _Rounding(TorchDispatchMode):
         exact = tree_flatten(exactly(*wide_args, **wide_kwargs))[0]
         inner = _inner_errors(name, exact, wide_args, wide_kwargs, exactly)
         for result, truth, error in zip(tree_flatten(results)[0], exact, inner, strict=True):
-            if truth is None:  # a gradient that is not asked for
+            if truth is None:  # a gradient that is not needed
                 continue
             if _is_rounded(result):
-                # Half of the last rounding is drawn, that of the copy does the rest.
+                # One half of the last rounding is random, copying adds the other.
                 truth = truth + error * self.signs(truth) + _unit(result.dtype) / 2 * truth.abs() * self.signs(truth)
             result.copy_(truth)
         return results
 
     def operand(self, name: str, x: Any) -> Any:
-        """As the operation may read it."""
+        """The operand with the error with which an operation may read it."""
         if not isinstance(x, Tensor) or not x.is_floating_point() or not x.numel():
             return x
-        if name.startswith(("linalg_", "_linalg_")):  # backward stable for the whole matrix, not number by number
+        if name.startswith(("linalg_", "_linalg_")):  # backward stable for the matrix, not per element
             return x + _unit(torch.float32) * x.abs().amax(dim=(-2, -1)[-x.dim() :], keepdim=True) * self.signs(x)
         unit = _unit(torch.float32)
         if name in _SUMS:
@@ -115,7 +115,7 @@ class _Rounding(TorchDispatchMode):
 
 
 def _inner_errors(name: str, exact: list, args: Any, kwargs: Any, exactly: Callable) -> list:
-    """What the errors inside of an operation may come to, one tensor a result: sums are in float32."""
+    """Bounds of the errors inside an operation, a tensor per result; sums are in float32."""
     unit = 0.0 if name in _ROUNDED else _UNITS_OF_FUNCTIONS * _unit(torch.float32)
     if name in _SUMS:
         sum_of = torch.ops.aten.add if name in ("sub", "rsub") else exactly
@@ -125,7 +125,7 @@ def _inner_errors(name: str, exact: list, args: Any, kwargs: Any, exactly: Calla
 
 
 def _unit(dtype: torch.dtype) -> float:
-    """Of roundoff: half the distance from 1 to the next number."""
+    """Unit roundoff: half the distance from 1 to the next value."""
     return torch.finfo(dtype).eps / 2
 
 
@@ -140,7 +140,7 @@ def _widened(x: Any) -> Any:
 
 
 def _is_exact_factor(name: str, args: tuple) -> bool:
-    """Whether it multiplies by a power of two, as what draws uniform numbers does."""
+    """Whether it multiplies by a power of two, as uniform noise is made."""
     if name != "mul" or isinstance(args[1], Tensor) and args[1].dim():
         return False
     factor = float(args[1])

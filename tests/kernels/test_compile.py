@@ -4,11 +4,15 @@ Cold this compiles some hundreds of kernels, which takes minutes; reports are ke
 kernel, a case, Triton or PyTorch changes.
 """
 
+from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
+from triton.language import constexpr
 
 from .ahead_of_time import ARCHITECTURES, CASES, FAULTS, KERNELS, Report, compile_for, defined_kernels
+from .ahead_of_time_worker import constants_of
 
 WORKERS = 2
 
@@ -60,7 +64,7 @@ def test_every_configuration_is_compiled(report):
 
 
 def test_every_kernel_is_compiled(report):
-    kernels = defined_kernels(KERNELS.glob("*.py"))
+    kernels = defined_kernels(KERNELS.rglob("*.py"))
     assert kernels - {compiled.kernel for compiled in report.compiled} == set()
 
 
@@ -109,3 +113,36 @@ def test_a_case_that_fails_is_found(faults):
 def test_a_kernel_without_a_case_is_found(faults):
     kernels = defined_kernels([KERNELS.parent / "tests" / "kernels" / "ahead_of_time_faults.py"])
     assert kernels - {compiled.kernel for compiled in faults.compiled} == {"forgotten_kernel"}
+
+
+def test_constants_are_found_in_structs():
+    """What Triton 3.3 to 3.7 keep of `kernel(x, forward, backward, n, STAGES: tl.constexpr)`."""
+    Blocks, Tiles = namedtuple("Blocks", "BK, tiles, n"), namedtuple("Tiles", "BT, BD, PRECISION")
+    tiles = Tiles(*["constexpr"] * 3)
+    parameters = {"x": False, "forward": False, "backward": False, "n": False, "STAGES": True}
+    source = SimpleNamespace(
+        fn=SimpleNamespace(params=[SimpleNamespace(name=x, is_constexpr=y) for x, y in parameters.items()]),
+        signature={"x": "*fp32", "forward": Blocks("constexpr", tiles, "constexpr"), "backward": tiles}
+        | dict.fromkeys(("n", "STAGES"), "constexpr"),
+        constants={
+            (1, 0): constexpr(64),
+            (1, 1, 0): constexpr(32),
+            (1, 1, 1): constexpr(True),
+            (1, 1, 2): constexpr("tf32"),
+            (1, 2): 1,
+            (2, 0): constexpr(32),
+            (2, 1): constexpr(False),
+            (2, 2): constexpr(None),
+            (3,): 1,
+            (4,): 5,
+        },
+    )
+    assert constants_of(source) == {
+        "BK": 64,
+        "BT": 32,
+        "forward.tiles.BD": True,
+        "backward.BD": False,
+        "forward.tiles.PRECISION": "tf32",
+        "backward.PRECISION": None,
+        "STAGES": 5,
+    }

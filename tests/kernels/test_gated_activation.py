@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from fastglow.errors import FastglowError
 from fastglow.kernels import gated_activation
 from fastglow.kernels.backend import use_backend
 from fastglow.kernels.gated_activation import CONFIGS
@@ -15,11 +14,11 @@ from fastglow.kernels.launch import use_config
 from fastglow.kernels.reference.gated_activation import DROPOUT_STREAM
 from fastglow.kernels.reference.gated_activation import gated_activation as reference
 
-from .conftest import assert_as_exact_as, recorded
+from . import checks
 from .rounding import drawn
 from .test_philox import philox_in_python
 
-# Shape of the optional second summand for a first one of [2, 6, 5].
+# Shapes of b for an a of [2, 6, 5].
 SECOND = {
     "absent": None,
     "full": (2, 6, 5),
@@ -53,7 +52,7 @@ def kept_in_python(i, p_dropout, seed):
 
 
 @pytest.mark.parametrize("gate_first", [False, True])
-def test_one_number_at_a_time(inputs, gate_first):
+def test_against_scalar_arithmetic(inputs, gate_first):
     output = gated_activation(*inputs, gate_first=gate_first)
     assert output.shape == (2, 3, 5)
     a = inputs[0].tolist()
@@ -69,7 +68,7 @@ def test_one_number_at_a_time(inputs, gate_first):
 
 
 @pytest.mark.parametrize("seed", [0, 2**63 - 1, -1])
-def test_dropout_one_number_at_a_time(leaf, seed):
+def test_dropout_against_scalar_arithmetic(leaf, seed):
     a, b, bias = leaf(2, 6, 5), leaf(2, 6, 1), leaf(6)
     options = {"p_dropout": 0.4, "seed": seed}
     product = gated_activation(a, b, bias)
@@ -101,27 +100,21 @@ def test_channels_last_is_the_same_transposed(inputs, leaf, options):
     assert torch.equal(gated_activation(*swapped, bias, channels_last=True, **options), output.transpose(1, 2))
 
 
-def test_a_probability_drops_its_share():
+def test_elements_are_dropped_with_the_given_probability():
     a = torch.ones(4, 100, 500)
     for p_dropout in (0.05, 0.5, 0.9):
         output = gated_activation(a, dropout="after", p_dropout=p_dropout, seed=3)
-        n = output.numel()
-        share = (output == 0).double().mean().item()
-        assert abs(share - p_dropout) < 4 * math.sqrt(p_dropout * (1 - p_dropout) / n)
+        checks.assert_share(output == 0, p_dropout)
         assert torch.equal(output, gated_activation(a, dropout="after", p_dropout=p_dropout, seed=3))
         assert not torch.equal(output, gated_activation(a, dropout="after", p_dropout=p_dropout, seed=4))
 
 
 def test_without_a_seed_the_mask_comes_from_pytorchs_generator():
     a = torch.randn(2, 6, 50)
-    torch.manual_seed(1)
-    first, second = (gated_activation(a, dropout="after", p_dropout=0.5) for _ in range(2))
-    torch.manual_seed(1)
-    assert torch.equal(gated_activation(a, dropout="after", p_dropout=0.5), first)
-    assert not torch.equal(first, second)
+    checks.assert_seeded_by_pytorch(lambda: gated_activation(a, dropout="after", p_dropout=0.5))
 
 
-def test_no_probability_no_dropout():
+def test_zero_probability_is_no_dropout():
     a = torch.randn(2, 6, 5)
     for dropout in ("before", "after"):
         assert torch.equal(gated_activation(a, dropout=dropout, p_dropout=0.0), gated_activation(a))
@@ -141,33 +134,33 @@ def test_dtype_is_kept(dtype):
 
 
 WRONG = {
-    "a has shape": {"a": (2, 5, 3)},
-    "pass \\[B, 2C, T\\]": {"a": (6, 5)},
-    "pass \\[B, T, 2C\\]": {"a": (2, 6, 5), "channels_last": True},
-    "b has shape \\(2, 6, 4\\)": {"b": (2, 6, 4)},
-    "b has shape \\(3, 6, 1\\)": {"b": (3, 6, 1)},
-    "b has shape \\(6, 5\\)": {"b": (6, 5)},
-    "bias has shape": {"bias": (3,)},
-    "dropout 'during' is unknown": {"dropout": "during"},
-    "p_dropout 1.0 is not": {"dropout": "after", "p_dropout": 1.0},
-    "p_dropout -0.1 is not": {"p_dropout": -0.1},
-    "seed 9223372036854775808 does not fit": {"seed": 2**63},
-    "seed is a tensor of shape \\(1,\\)": {"seed": torch.zeros(1, dtype=torch.int64)},
-    "torch.float32 on cpu": {"seed": torch.zeros(())},
+    "a has 5 channels, must be an even number": {"a": (2, 5, 3)},
+    r"a has shape \[6, 5\], must be \[B, 2C, T\]": {"a": (6, 5)},
+    r"a has shape \[6, 5\], must be \[B, T, 2C\]": {"a": (6, 5), "channels_last": True},
+    "a has 5 channels": {"a": (2, 6, 5), "channels_last": True},
+    r"b has shape \[2, 6, 4\], must be \[2, 6, 5\], or 1 for B or T": {"b": (2, 6, 4)},
+    r"b has shape \[3, 6, 1\]": {"b": (3, 6, 1)},
+    r"b has shape \[6, 5\]": {"b": (6, 5)},
+    r"b has shape \[2, 1, 5\]": {"b": (2, 1, 5)},
+    r"bias has shape \[3\], must be \[6\]": {"bias": (3,)},
+    "dropout='during' must be None, 'before' or 'after'": {"dropout": "during"},
+    "p_dropout=1.0 must be at least 0 and below 1": {"dropout": "after", "p_dropout": 1.0},
+    "p_dropout=-0.1 must be": {"p_dropout": -0.1},
+    "seed=9223372036854775808 does not fit": {"seed": 2**63},
+    r"seed is a int64 tensor of shape \[1\] on cpu": {"seed": torch.zeros(1, dtype=torch.int64)},
+    r"seed is a float32 tensor of shape \[\] on cpu": {"seed": torch.zeros(())},
 }
 
 
 @pytest.mark.parametrize("message", WRONG)
 def test_errors_name_what_is_wrong(message):
-    arguments = {"a": (2, 6, 5), **WRONG[message]}
-    arguments = {k: torch.zeros(v) if isinstance(v, tuple) else v for k, v in arguments.items()}
-    with pytest.raises(FastglowError, match=message):
-        gated_activation(**arguments)
+    arguments = checks.zeros_for_shapes({"a": (2, 6, 5), **WRONG[message]})
+    checks.assert_refused(message, gated_activation, **arguments)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A call: `b` is its shape, as of [B, 2C, T]."""
+    """A call; `shape` of a and `b` of b, both as [B, 2C, T]."""
 
     shape: tuple[int, int, int]
     b: tuple[int, int, int] | None = None
@@ -204,13 +197,13 @@ class Case:
         actual, actual_gradients = self.run(gated_activation, inputs, dy)
         plain, plain_gradients = drawn(lambda: self.run(reference, inputs, dy))
         exact, exact_gradients = self.run(reference, [x if x is None else x.double() for x in inputs], dy)
-        assert_as_exact_as(actual, plain, exact, 2, CAPS[dtype])
+        checks.assert_as_exact_as(actual, plain, exact, 2, CAPS[dtype])
         for gradients in zip(actual_gradients, plain_gradients, exact_gradients, strict=True):
-            assert_as_exact_as(*gradients, 3, CAPS[dtype])
+            checks.assert_as_exact_as(*gradients, 3, CAPS[dtype])
         return actual, exact
 
 
-# Between them: every option present and absent, each with each layout, sizes that end inside a tile and beyond one.
+# Every option present and absent, each with each layout; sizes that end inside a tile and beyond one.
 CASES = [
     Case((1, 2, 1)),
     Case((2, 14, 65)),
@@ -291,11 +284,7 @@ class TestKernels:
 
     def test_without_a_seed_the_mask_comes_from_pytorchs_generator(self, device):
         a = torch.randn(2, 6, 20, device=device)
-        torch.manual_seed(1)
-        first, second = (gated_activation(a, dropout="after", p_dropout=0.5) for _ in range(2))
-        torch.manual_seed(1)
-        assert torch.equal(gated_activation(a, dropout="after", p_dropout=0.5), first)
-        assert not torch.equal(first, second)
+        checks.assert_seeded_by_pytorch(lambda: gated_activation(a, dropout="after", p_dropout=0.5))
 
     def test_backward_refuses_a_seed_that_changed(self, device):
         a, seed = torch.randn(1, 2, 3, device=device, requires_grad=True), torch.tensor(1, device=device)
@@ -335,7 +324,7 @@ class TestKernels:
         assert torch.equal(a, before[0])
         assert torch.equal(b, before[1])
 
-    def test_order_in_memory_is_that_of_a(self, device):
+    def test_the_result_has_the_memory_order_of_a(self, device):
         a = torch.randn(2, 6, 5, device=device)
         assert gated_activation(a).is_contiguous()
         assert gated_activation(a.transpose(1, 2).contiguous(), channels_last=True).is_contiguous()
@@ -402,7 +391,7 @@ class TestOnGPU:
             output = gated_activation(a, seed=seed, **options)
             return output, torch.autograd.grad(output, a, dy)[0]
 
-        graph, outputs = recorded(step)
+        graph, outputs = checks.recorded(step)
         for value in (5, 6):
             seed.fill_(value)
             graph.replay()

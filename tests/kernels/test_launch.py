@@ -1,4 +1,4 @@
-"""Which launch configuration a call gets."""
+"""Choice of launch configurations, and precision of products."""
 
 import json
 
@@ -14,11 +14,11 @@ CANDIDATES = (LARGE, SMALL)
 
 @pytest.fixture
 def measured(tmp_path, monkeypatch):
-    """A GPU whose table says: small tiles at 100 rows, large ones at 10,000, and what is no candidate at 10^6."""
-    stranger = {"BT": 64, "num_warps": 1, "num_stages": 1}
+    """A GPU with a table: small tiles at 100 rows, large ones at 10,000, and at 10^6 what is no candidate."""
+    other = {"BT": 64, "num_warps": 1, "num_stages": 1}
     entries = [
         {"dtype": "float16", "shape": {"rows": rows, "channels": 64}, "config": config}
-        for rows, config in ((100, SMALL), (10_000, LARGE), (1_000_000, stranger))
+        for rows, config in ((100, SMALL), (10_000, LARGE), (1_000_000, other))
     ]
     (tmp_path / "some-gpu.json").write_text(json.dumps({"gpu": "Some GPU", "kernels": {"op_fwd": entries}}))
     monkeypatch.setattr(launch, "CONFIG_FOLDER", tmp_path)
@@ -36,21 +36,21 @@ def pick(rows: int, dtype: torch.dtype = torch.float16, kernel: str = "op_fwd", 
 
 
 @pytest.mark.parametrize("rows, expected", [(1, SMALL), (120, SMALL), (900, SMALL), (1100, LARGE), (20_000, LARGE)])
-def test_the_nearest_shape_measured(measured, rows, expected):
+def test_the_nearest_measured_shape(measured, rows, expected):
     assert pick(rows, channels=64) == expected
 
 
-def test_the_heuristic_where_nothing_was_measured(measured):
+def test_the_heuristic_without_measurements(measured):
     assert pick(10_000, channels=64, dtype=torch.float32) == SMALL
     assert pick(10_000, channels=64, kernel="other_fwd") == SMALL
-    assert pick(10_000, columns=64) == SMALL  # a table of other sizes, as an older version wrote
+    assert pick(10_000, columns=64) == SMALL  # the table is by other sizes, from an older version
 
 
-def test_one_kind_of_halves_stands_for_the_other(measured):
+def test_bfloat16_uses_what_was_measured_in_float16(measured):
     assert pick(10_000, channels=64, dtype=torch.bfloat16) == LARGE
 
 
-def test_what_is_no_candidate_any_more_is_not_used(measured):
+def test_a_measured_configuration_that_is_no_candidate_is_not_used(measured):
     assert pick(1_000_000, channels=64) == SMALL
 
 
@@ -87,7 +87,7 @@ def test_tables_on_a_device_are_made_once():
 
 
 @pytest.mark.parametrize("path", sorted(launch.CONFIG_FOLDER.glob("*.json")), ids=lambda path: path.stem)
-def test_committed_tables_are_whole(path):
+def test_committed_tables_are_complete(path):
     table = json.loads(path.read_text(encoding="utf-8"))
     assert launch.gpu_slug(table["gpu"]) == path.stem
     for entries in table["kernels"].values():
@@ -116,7 +116,7 @@ def test_precision_of_products(convolution, allowed, precision):
 
 @pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="PyTorch before 2.9")
 def test_precision_of_products_by_its_newer_name(convolution):
-    """After which PyTorch refuses to read the older one."""
+    """Once it is set, PyTorch refuses to read allow_tf32."""
     newer = torch.backends.cudnn.conv if convolution else torch.backends.cuda.matmul
     for precision in ("tf32", "ieee"):
         newer.fp32_precision = precision
@@ -124,7 +124,7 @@ def test_precision_of_products_by_its_newer_name(convolution):
 
 
 @pytest.mark.filterwarnings("ignore")  # of the compiler, about itself
-def test_compiled_code_calls_what_is_uncompiled():
+def test_compiled_code_calls_uncompiled_functions():
     traced = []
 
     @launch.uncompiled

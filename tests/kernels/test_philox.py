@@ -1,4 +1,4 @@
-"""Philox4x32-10: published known answers, a second implementation in Python integers, the numbers' distribution."""
+"""Philox4x32-10: published known answers, a second implementation in Python integers, and the distributions."""
 
 import math
 
@@ -59,8 +59,8 @@ def test_random_counters_and_keys_against_python():
 
 @pytest.mark.parametrize("seed", [0, 1, -1, 2**63 - 1, -(2**63)])
 @pytest.mark.parametrize("start", [0, 2**32 - 1, 3 * 2**32 + 5])
-def test_a_numbers_place_fixes_its_bits(seed, start):
-    """Pins the layout: a change of it would give every seed another voice."""
+def test_bits_depend_on_seed_stream_row_and_column(seed, start):
+    """Pins the layout of counters: changing it would change the result of every seed."""
     for stream in (0, 2**32 - 1):
         uniform = uniform_noise(torch.tensor([seed]), stream, start, 2, 7)
         normal = normal_noise(torch.tensor([seed]), stream, start, 2, 3)
@@ -76,7 +76,7 @@ def test_a_numbers_place_fixes_its_bits(seed, start):
 
 
 @DRAWS
-def test_rows_are_those_of_a_longer_draw(draw):
+def test_rows_equal_those_of_a_longer_draw(draw):
     seeds = torch.tensor([3, -7])
     whole = draw(seeds, 1, 0, 20, 5)
     assert whole.shape == (2, 20, 5)
@@ -86,12 +86,12 @@ def test_rows_are_those_of_a_longer_draw(draw):
 
 
 @DRAWS
-def test_columns_are_those_of_a_wider_draw(draw):
+def test_columns_equal_those_of_a_wider_draw(draw):
     assert torch.equal(draw(torch.tensor([3]), 0, 0, 4, 5), draw(torch.tensor([3]), 0, 0, 4, 11)[:, :, :5])
 
 
 @DRAWS
-def test_an_item_depends_on_its_seed_only(draw):
+def test_an_item_depends_only_on_its_seed(draw):
     seeds = torch.tensor([5, 9, 5, -2])
     batch = draw(seeds, 0, 0, 6, 3)
     order = [3, 1, 0, 2]
@@ -119,7 +119,7 @@ def test_seeds_streams_rows_and_columns_are_unrelated(draw):
 
 
 def largest_cdf_gap(numbers, cdf):
-    """Kolmogorov and Smirnov's distance, times the square root of n."""
+    """The Kolmogorov-Smirnov statistic times the square root of n."""
     expected = cdf(numbers.double().flatten().sort().values)
     n = len(expected)
     ranks = torch.arange(n + 1, dtype=torch.float64) / n

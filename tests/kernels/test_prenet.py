@@ -1,4 +1,4 @@
-"""The prenet: the reference against NumPy and PyTorch's random numbers, the kernels against the reference in fp64."""
+"""The prenet: the reference against NumPy and PyTorch's noise, the kernels against the reference in float64."""
 
 import importlib
 from dataclasses import dataclass
@@ -9,12 +9,23 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck
 
-from fastglow.errors import FastglowError
 from fastglow.kernels import backend, launch, prenet, uniform_noise
 from fastglow.kernels.reference.prenet import prenet as reference
 
-from .conftest import assert_as_exact_as, recorded
-from .rounding import drawn
+from .checks import (
+    EVERY_DTYPE,
+    FLOAT32_AND_FLOAT16,
+    assert_kernels_refuse,
+    assert_refused,
+    assert_same_bits,
+    assert_seeded_by_pytorch,
+    assert_share,
+    check_against_fp64,
+    differentiate,
+    recorded,
+    strided,
+    zeros_for_shapes,
+)
 
 module = importlib.import_module("fastglow.kernels.prenet")
 
@@ -30,9 +41,9 @@ def test_given_noise_against_numpy(leaf, leading):
     x, weights = leaf(*leading, 4), [leaf(5, 4), leaf(5, 5), leaf(5, 5)]
     noise = torch.rand(3, *leading, 5)
     expected = x.detach().numpy()
-    for weight, numbers in zip(weights, noise.numpy(), strict=True):
+    for weight, values in zip(weights, noise.numpy(), strict=True):
         expected = np.maximum(expected @ weight.detach().numpy().T, 0)
-        expected = np.where(numbers >= np.float32(0.3), expected / 0.7, 0)
+        expected = np.where(values >= np.float32(0.3), expected / 0.7, 0)
     output = prenet(x, weights, 0.3, noise)
     assert output.shape == (*leading, 5)
     np.testing.assert_allclose(output.detach(), expected, atol=1e-12)
@@ -78,12 +89,11 @@ def test_without_noise_it_takes_pytorchs_random_numbers_layer_by_layer():
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["given noise", "own noise"])
-def test_the_share_of_units_that_is_dropped(given):
+def test_the_share_of_dropped_units(given):
     n = 40_000
     output = prenet(torch.ones(n, 1), [torch.ones(1, 1)], 0.2, torch.rand(1, n, 1) if given else None)
     assert set(output.unique().tolist()) == {0.0, 1.25}
-    # Five standard deviations of a binomial share.
-    assert abs((output == 0).double().mean() - 0.2) < 5 * (0.2 * 0.8 / n) ** 0.5
+    assert_share(output == 0, 0.2, deviations=5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -93,7 +103,7 @@ def test_dtype_is_kept(dtype):
 
 
 @pytest.mark.parametrize("steps", [None, 4], ids=["one step", "many steps"])
-def test_seeds_draw_a_number_for_every_item_layer_step_and_unit(steps):
+def test_seeds_draw_noise_for_every_item_layer_step_and_unit(steps):
     x = torch.randn(*((3,) if steps is None else (3, steps)), 5)
     weights, seeds, start = [torch.randn(7, 5), torch.randn(6, 7)], torch.tensor([3, -(2**40), 3]), 2**32 - 2
     expected = x
@@ -125,17 +135,17 @@ def test_gradients_with_seeds(leaf):
 
 
 WRONG = {
-    r"weight 1 has shape \(5, 4\): an input of 5 numbers takes \[n, 5\]": {"weights": [(5, 4), (5, 4)]},
-    r"weight 0 has shape \(4,\)": {"weights": [(4,)]},
+    r"weights\[1\] has shape \[5, 4\], must be \[n_out, 5\]": {"weights": [(5, 4), (5, 4)]},
+    r"weights\[0\] has shape \[4\], must be \[n_out, 4\]": {"weights": [(4,)]},
     "weights is empty": {"weights": []},
-    r"p_dropout 1.0 is not in \[0, 1\)": {"p_dropout": 1.0},
-    r"noise has shape \(1, 2, 3, 5\), not \(2, 2, 3, 5\)": {"noise": (1, 2, 3, 5)},
-    r"layers of one width, not of \[5, 6\]": {"weights": [(5, 4), (6, 5)], "noise": (2, 2, 3, 6)},
+    "p_dropout=1.0 must be at least 0 and below 1": {"p_dropout": 1.0},
+    r"noise has shape \[1, 2, 3, 5\], must be \[2, 2, 3, 5\]": {"noise": (1, 2, 3, 5)},
+    r"layers of one width, these have \[5, 6\]": {"weights": [(5, 4), (6, 5)], "noise": (2, 2, 3, 6)},
     "both noise and seeds": {"noise": (2, 2, 3, 5), "seeds": torch.zeros(2, dtype=torch.int64)},
-    r"seeds is int64 \(3,\): pass int64 \(2,\)": {"seeds": torch.zeros(3, dtype=torch.int64)},
-    r"seeds is int32 \(2,\)": {"seeds": torch.zeros(2, dtype=torch.int32)},
-    r"x has shape \(1, 2, 3, 4\): with seeds": {"x": (1, 2, 3, 4), "seeds": torch.zeros(1, dtype=torch.int64)},
-    "start -1 is negative": {"seeds": torch.zeros(2, dtype=torch.int64), "start": -1},
+    r"seeds has shape \[3\], must be \[2\]": {"seeds": torch.zeros(3, dtype=torch.int64)},
+    "seeds have dtype int32, must be int64": {"seeds": torch.zeros(2, dtype=torch.int32)},
+    r"with seeds, x has shape \[1, 2, 3, 4\]": {"x": (1, 2, 3, 4), "seeds": torch.zeros(1, dtype=torch.int64)},
+    "start=-1 must be at least 0": {"seeds": torch.zeros(2, dtype=torch.int64), "start": -1},
 }
 
 
@@ -143,12 +153,19 @@ WRONG = {
 def test_errors_name_what_is_wrong(message):
     arguments = {"x": (2, 3, 4), "weights": [(5, 4), (5, 5)], "p_dropout": 0.5, **WRONG[message]}
     arguments["weights"] = [torch.zeros(shape) for shape in arguments["weights"]]
-    arguments = {name: torch.zeros(x) if isinstance(x, tuple) else x for name, x in arguments.items()}
-    with pytest.raises(FastglowError, match=message):
-        prenet(**arguments)
+    assert_refused(message, prenet, **zeros_for_shapes(arguments))
 
 
-# From here on: the Triton kernels. Rows, units and sums that end inside a tile, and beyond one.
+# From here on: the Triton kernels. Rows, units and sums end inside a tile, or take several.
+
+
+def by_name(function):
+    """The prenet with a keyword per weight, after the other arguments."""
+
+    def call(x, p_dropout, noise=None, seeds=None, start=0, **weights):
+        return function(x, list(weights.values()), p_dropout, noise, seeds=seeds, start=start)
+
+    return call
 
 
 @dataclass(frozen=True)
@@ -156,11 +173,11 @@ class Case:
     """A call.
 
     Attributes:
-        leading: the shape of x but for n_in.
-        dropout: where its numbers come from.
-        strided: x, weights and noise have gaps between their numbers, and an odd order.
-        signs: x and weights are -1, 0 and 1, so that what a ReLU sees has no rounding error: among millions of
-            units some would be so close to 0 that it decides whether they have a gradient.
+        leading: the shape of x without n_in.
+        dropout: the source of its noise.
+        strided: x, weights and noise are laid out as `checks.strided` does.
+        signs: x and weights are -1, 0 and 1, so that the input of a ReLU has no rounding error: among millions of
+            units, some would be so close to 0 that rounding decides whether they have a gradient.
     """
 
     leading: tuple[int, ...] = (2, 9)
@@ -171,16 +188,18 @@ class Case:
     signs: bool = False
 
     def draw(self, *shape: int, dtype: torch.dtype, device: str) -> torch.Tensor:
-        x = torch.randn(*(reversed(shape) if self.strided else shape), 2, device=device)[..., 0]
-        x = x.permute(*reversed(range(x.dim()))) if self.strided else x.contiguous()
-        return (x.clamp(-1, 1).round() if self.signs else x).to(dtype)
+        x = torch.randn(shape, device=device)
+        x = (x.clamp(-1, 1).round() if self.signs else x).to(dtype)
+        return strided(x) if self.strided else x
 
-    def arguments(self, dtype: torch.dtype, device: str) -> tuple[torch.Tensor, list[torch.Tensor], dict]:
-        """(x, weights, other arguments); sums stay of order 1."""
+    def arguments(self, dtype: torch.dtype, device: str, wanted: tuple[bool, ...] | None = None) -> dict:
+        """Of `by_name`; sums stay of order 1. `wanted`: whether x and each weight require a gradient; default: all."""
         options = {"dtype": dtype, "device": device}
-        x = self.draw(*self.leading, self.n_in, **options)
-        pairs = zip((self.n_in, *self.widths[:-1]), self.widths, strict=True)
-        weights = [self.draw(n_out, n, **options) * (1.0 if self.signs else (2 / n) ** 0.5) for n, n_out in pairs]
+        tensors = {"x": self.draw(*self.leading, self.n_in, **options)}
+        for i, (n, n_out) in enumerate(zip((self.n_in, *self.widths[:-1]), self.widths, strict=True)):
+            tensors[f"weight{i}"] = self.draw(n_out, n, **options) * (1.0 if self.signs else (2 / n) ** 0.5)
+        for tensor, want in zip(tensors.values(), wanted or (True,) * len(tensors), strict=True):
+            tensor.requires_grad_(want)
         others = {"p_dropout": 0.0}
         if self.dropout != "none":
             others["p_dropout"] = 0.5 if self.signs else 0.3
@@ -191,22 +210,15 @@ class Case:
         if self.dropout == "seeds":
             seeds = torch.randint(-(2**62), 2**62, (self.leading[0], 2), device=device)
             others |= {"seeds": seeds[:, 0] if self.strided else seeds[:, 0].contiguous(), "start": 2**32 - 3}
-        return x, weights, others
+        return tensors | others
 
     def check(self, dtype: torch.dtype, device: str, wanted: tuple[bool, ...] | None = None) -> None:
-        """`wanted`: whether x and each weight want a gradient; absent: all do."""
-        x, weights, others = self.arguments(dtype, device)
-        dy = self.draw(*self.leading, self.widths[-1], dtype=dtype, device=device)
-        tensors, wanted = [x, *weights], wanted or (True,) * (1 + len(weights))
-        actual, actual_gradients = run(prenet, tensors, others, dy, wanted)
-        plain, plain_gradients = drawn(lambda: run(reference, tensors, others, dy, wanted))
-        exact, exact_gradients = run(reference, [tensor.double() for tensor in tensors], others, dy, wanted)
-        assert_as_exact_as(actual, plain, exact, 2, CAPS[dtype])
-        for gradients in zip(actual_gradients, plain_gradients, exact_gradients, strict=True):
-            assert_as_exact_as(*gradients, 3, CAPS[dtype])
+        arguments = self.arguments(dtype, device, wanted)
+        layout = strided if self.strided else lambda d: d
+        check_against_fp64(by_name(prenet), by_name(reference), arguments, CAPS, layout=layout)
 
 
-CAPS = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+CAPS = {torch.float32: (1e-5, 1e-5), torch.float16: (4e-3, 4e-3), torch.bfloat16: (3e-2, 3e-2)}
 
 CASES = [
     Case(),
@@ -220,14 +232,6 @@ CASES = [
     Case((2, 5), 80, (24, 24), signs=True),
     Case((2, 3), widths=(16, 16, 16, 16), dropout="noise"),
 ]
-
-
-def run(function, tensors, others, dy, wanted) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """(output, gradients of the wanted ones among x and the weights)."""
-    x, *weights = (tensor.detach().requires_grad_(want) for tensor, want in zip(tensors, wanted, strict=True))
-    output = function(x, weights, **others)
-    leaves = [tensor for tensor in (x, *weights) if tensor.requires_grad]
-    return output.detach(), list(torch.autograd.grad(output, leaves, dy.to(output.dtype)))
 
 
 @pytest.mark.usefixtures("triton_backend")
@@ -246,7 +250,7 @@ class TestKernels:
     def test_only_wanted_gradients(self, wanted, device):
         Case().check(torch.float32, device, wanted)
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+    @FLOAT32_AND_FLOAT16
     def test_every_configuration(self, dtype, device):
         for configs in zip(
             module.FORWARD_CONFIGS[dtype.itemsize], module.BACKWARD_CONFIGS[dtype.itemsize], strict=True
@@ -274,14 +278,9 @@ class TestKernels:
 
     def test_without_noise_or_seeds_a_seed_comes_from_pytorchs_generator(self, device):
         x, weights = torch.ones(30, 4, device=device), [torch.ones(9, 4, device=device)]
-        torch.manual_seed(1)
-        first, second = (prenet(x, weights, 0.75) for _ in range(2))
-        torch.manual_seed(1)
-        assert torch.equal(prenet(x, weights, 0.75), first)
-        assert not torch.equal(first, second)
-        assert set(first.unique().tolist()) == {0, 16}
-        share = (first == 0).double().mean().item()
-        assert abs(share - 0.75) < 4 * (0.25 * 0.75 / first.numel()) ** 0.5
+        output = assert_seeded_by_pytorch(lambda: prenet(x, weights, 0.75))
+        assert set(output.unique().tolist()) == {0, 16}
+        assert_share(output == 0, 0.75)
 
     def test_no_dropout_takes_no_random_numbers(self, device):
         before = torch.random.get_rng_state()
@@ -295,10 +294,9 @@ class TestKernels:
         torch.testing.assert_close(x.grad, ((y > 0).sum(1, keepdim=True) * 2.0).expand(-1, 4))
 
     def test_expanded_gradient(self, device):
-        x, weights, others = Case().arguments(torch.float32, device)
-        x.requires_grad_()
-        (gradient,) = torch.autograd.grad(prenet(x, weights, **others).sum(), x)
-        (expected,) = torch.autograd.grad(reference(x, weights, **others).sum(), x)
+        arguments = Case().arguments(torch.float32, device, (True, False, False))
+        (gradient,) = torch.autograd.grad(by_name(prenet)(**arguments).sum(), arguments["x"])
+        (expected,) = torch.autograd.grad(by_name(reference)(**arguments).sum(), arguments["x"])
         torch.testing.assert_close(gradient, expected)
 
     def test_nan_is_not_hidden(self, device):
@@ -309,25 +307,24 @@ class TestKernels:
         assert torch.isnan(y[1]).all()
 
     def test_autocast_computes_in_its_dtype(self, device):
-        x, weights, others = Case().arguments(torch.float32, device)
-        weights = [weight.requires_grad_() for weight in weights]
+        arguments = Case().arguments(torch.float32, device, (False, True, True))
         with torch.autocast(device, torch.float16):
-            y = prenet(x, weights, **others)
+            y = by_name(prenet)(**arguments)
         assert y.dtype == torch.float16
         y.float().sum().backward()
         with backend.use_backend("reference"), torch.autocast(device, torch.float16):
-            expected = prenet(x, weights, **others)
+            expected = by_name(prenet)(**arguments)
         torch.testing.assert_close(y, expected, atol=5e-3, rtol=5e-3)
-        assert all(weight.grad.dtype == torch.float32 for weight in weights)
+        assert all(arguments[name].grad.dtype == torch.float32 for name in ("weight0", "weight1"))
 
     def test_backward_inside_autocast_of_a_forward_outside(self, device):
-        x, weights, others = Case().arguments(torch.float32, device)
-        weights = [weight.requires_grad_() for weight in weights]
-        y = prenet(x, weights, **others)
+        arguments = Case().arguments(torch.float32, device, (False, True, True))
+        weights = [arguments["weight0"], arguments["weight1"]]
+        y = by_name(prenet)(**arguments)
         outside = torch.autograd.grad(y.sum(), weights, retain_graph=True)
         with torch.autocast(device, torch.bfloat16):
             inside = torch.autograd.grad(y.sum(), weights)
-        assert all(torch.equal(actual, expected) for actual, expected in zip(inside, outside, strict=True))
+        assert_same_bits(inside, outside)
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (0, 3, 4), (2, 0, 4)])
@@ -342,56 +339,51 @@ def test_nothing_to_do(shape, device, poison):
 
 
 def test_what_the_kernels_do_not_serve_falls_back_or_is_refused(device):
-    x, weights, others = Case(dropout="noise").arguments(torch.float64, device)
-    with backend.use_backend("triton"), pytest.raises(FastglowError, match="prenet: .* float64 is not among"):
-        prenet(x, weights, **others)
-    assert prenet(x, weights, **others).dtype == torch.float64
-    with backend.use_backend("triton"), pytest.raises(FastglowError, match="have the dtypes float32, float64"):
-        prenet(x.float(), weights, **others)
-    weights = [weight.float() for weight in weights]
-    with backend.use_backend("triton"), pytest.raises(FastglowError, match="the noise is float16, not float32"):
-        prenet(x.float(), weights, 0.5, others["noise"].half())
+    arguments = Case(dropout="noise").arguments(torch.float64, device)
+    call = by_name(prenet)
+    assert_kernels_refuse("prenet: .* float64 is not among", call, **arguments)
+    assert call(**arguments).dtype == torch.float64
+    arguments["x"] = arguments["x"].float()
+    assert_kernels_refuse("have the dtypes float32, float64", call, **arguments)
+    arguments |= {"weight0": arguments["weight0"].float(), "weight1": arguments["weight1"].float()}
+    arguments["noise"] = arguments["noise"].half()
+    assert_kernels_refuse("noise has dtype float16, must be float32", call, **arguments)
 
 
 @pytest.mark.gpu
 @pytest.mark.usefixtures("triton_backend")
 class TestOnGPU:
-    @pytest.mark.parametrize("dtype", CAPS, ids=str)
+    @EVERY_DTYPE
     @pytest.mark.parametrize("case", CASES, ids=str)
     def test_as_exact_as_pytorch(self, dtype, case):
         case.check(dtype, "cuda")
 
-    @pytest.mark.parametrize("dtype", CAPS, ids=str)
+    @EVERY_DTYPE
     @pytest.mark.parametrize("leading", [(1,), (64,), (5, 801), (64, 801)], ids=str)
     @pytest.mark.parametrize("dropout", ["seeds", "noise"])
     def test_published_size(self, dtype, leading, dropout):
         Case(leading, 80, (256, 256), dropout, signs=True).check(dtype, "cuda")
 
     def test_same_bits_every_time(self):
-        x, weights, others = Case((8, 801), 80, (256, 256)).arguments(torch.float16, "cuda")
+        arguments = Case((8, 801), 80, (256, 256)).arguments(torch.float16, "cuda")
         dy = torch.randn(8, 801, 256, device="cuda").half()
-        first, *others_ = (run(prenet, [x, *weights], others, dy, (True,) * 3) for _ in range(5))
-        for other in others_:
-            assert torch.equal(other[0], first[0])
-            assert all(torch.equal(a, b) for a, b in zip(other[1], first[1], strict=True))
+        first, *others = (differentiate(by_name(prenet), arguments, [dy]) for _ in range(5))
+        for other in others:
+            assert_same_bits(other, first)
 
     def test_in_a_graph_with_seeds_that_change(self):
-        x, weights, _ = Case((2, 50), 80, (256, 256)).arguments(torch.float16, "cuda")
-        x.requires_grad_()
+        arguments = Case((2, 50), 80, (256, 256)).arguments(torch.float16, "cuda", (True, False, False))
         seeds = torch.zeros(2, dtype=torch.int64, device="cuda")
         dy = torch.randn(2, 50, 256, device="cuda").half()
 
-        def step():
-            y = prenet(x, weights, 0.5, seeds=seeds)
-            return y, torch.autograd.grad(y, x, dy)[0]
+        def step(seeds):
+            return differentiate(by_name(prenet), arguments | {"seeds": seeds}, [dy])
 
-        graph, outputs = recorded(step)
+        graph, results = recorded(lambda: step(seeds))
         for value in (5, 6):
             seeds.fill_(value)
             graph.replay()
-            y = prenet(x, weights, 0.5, seeds=torch.full_like(seeds, value))
-            assert torch.equal(outputs[0], y)
-            assert torch.equal(outputs[1], torch.autograd.grad(y, x, dy)[0])
+            assert_same_bits(results, step(torch.full_like(seeds, value)))
 
     def test_a_graph_draws_other_masks_at_every_replay(self):
         x, weights = torch.ones(50, 80, device="cuda"), [torch.ones(256, 80, device="cuda")]

@@ -1,10 +1,10 @@
-"""The bound of a kernel's rounding: right results pass however PyTorch's come out, faults do not."""
+"""The bound of rounding errors: correct results pass for any rounding of PyTorch's results, wrong ones fail."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from .conftest import assert_as_exact_as
+from .checks import assert_as_exact_as
 from .rounding import RUNS, drawn
 
 UNIT = torch.finfo(torch.float32).eps / 2
@@ -20,21 +20,21 @@ def passes(actual: Tensor, references: Tensor, exact: Tensor, factor: float = 2,
 
 
 def cancelling(n: int) -> Tensor:
-    """[n] float32 numbers whose sum is small beside the sum of their absolute values."""
+    """[n] float32 values whose sum is small compared to the sum of their absolute values."""
     x = torch.randn(n)
     x[0] -= x.double().sum().float() * (1 - 1e-4)
     return x
 
 
 def in_order(terms: Tensor) -> Tensor:
-    """Their sum, one after the other: the largest errors that a processor's order makes."""
+    """The sum, one term after the other: the order with the largest errors."""
     total = torch.zeros((), dtype=terms.dtype)
     for term in terms:
         total = total + term
     return total
 
 
-# Sums: the sum of the absolute terms decides.
+# Sums: the bound depends on the sum of the absolute terms.
 
 
 @pytest.mark.parametrize("n", [3, 17, 200, 1000])
@@ -56,8 +56,8 @@ def test_an_error_of_a_few_units_of_the_terms_fails(n, units):
     assert not passes(wrong, drawn(lambda: x.sum()), exact)
 
 
-def test_a_reference_that_is_exact_by_luck_asks_for_no_more_than_rounding():
-    x = torch.tensor([1.0, 2.0**-23, -1.0, 2.0**-24])  # of float32 numbers, which PyTorch's sum may get right
+def test_a_reference_that_is_exact_by_luck_does_not_tighten_the_bound():
+    x = torch.tensor([1.0, 2.0**-23, -1.0, 2.0**-24])  # PyTorch may sum them exactly
     exact = x.double().sum()
     references = drawn(lambda: x.sum())
     assert passes(in_order(x), references, exact)
@@ -65,7 +65,7 @@ def test_a_reference_that_is_exact_by_luck_asks_for_no_more_than_rounding():
     assert not passes((exact + 8 * UNIT * x.abs().sum()).float(), references, exact)
 
 
-def test_the_bound_is_the_same_in_whatever_order_this_processor_adds():
+def test_the_bound_does_not_depend_on_the_order_of_summation():
     x, bounds = cancelling(512), []
     for _ in range(9):
         shuffled = x[torch.randperm(512)]
@@ -83,7 +83,7 @@ def product(dtype: torch.dtype, inner: int = 256) -> tuple[Tensor, Tensor, Tenso
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_a_product_added_up_in_float32_passes(dtype):
+def test_a_product_accumulated_in_float32_passes(dtype):
     a, b, exact = product(dtype)
     references = drawn(lambda: a @ b)
     assert references.dtype == dtype
@@ -95,21 +95,21 @@ def test_a_product_added_up_in_float32_passes(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("inner", [128, 256, 1000])
-def test_a_product_added_up_in_half_precision_fails(dtype, inner):
+def test_a_product_accumulated_in_16_bits_fails(dtype, inner):
     a, b, exact = product(dtype, inner)
     actual = in_order(a.T.unsqueeze(2) * b.unsqueeze(1))
     assert not passes(actual, drawn(lambda: a @ b), exact)
 
 
 @pytest.mark.parametrize("rounded", [torch.float16, torch.bfloat16], ids=str)
-def test_operands_rounded_to_half_precision_fail_in_float32(rounded):
+def test_operands_rounded_to_16_bits_fail_in_float32(rounded):
     a, b, exact = product(torch.float32)
     references = drawn(lambda: a @ b)
     assert not passes(a.to(rounded).float() @ b, references, exact)
     assert not passes((a @ b).to(rounded).float(), references, exact)
 
 
-def test_a_term_left_out_fails():
+def test_a_missing_term_fails():
     a, b, exact = product(torch.float32)
     a[:, -1] = 1e-3
     assert not passes(a[:, :-1] @ b[:-1], drawn(lambda: a @ b), a.double() @ b.double())
@@ -120,7 +120,7 @@ def test_a_term_left_out_fails():
 
 @pytest.mark.parametrize("function", [torch.tanh, torch.sigmoid, torch.exp, lambda x: torch.softmax(x, dim=0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_functions_are_held_to_a_few_units(function, dtype):
+def test_functions_are_accurate_to_a_few_units(function, dtype):
     x = torch.randn(300).to(dtype)
     references, exact = drawn(lambda: function(x)), function(x.double())
     unit = torch.finfo(dtype).eps / 2
@@ -129,7 +129,7 @@ def test_functions_are_held_to_a_few_units(function, dtype):
     assert not passes((exact * (1 + 40 * unit)).to(dtype), references, exact)
 
 
-def test_gradients_are_drawn_too():
+def test_gradients_get_random_errors_too():
     x = torch.randn(40, 7, requires_grad=True)
     weight = torch.randn(7, 3)
 
@@ -145,7 +145,7 @@ def test_gradients_are_drawn_too():
     assert not passes(gradient(x, weight)["x"] * (1 + 200 * UNIT), references["x"], exact, factor=3)
 
 
-def test_what_moves_numbers_has_no_error():
+def test_moving_values_has_no_error():
     x = torch.randn(6, 8)
     references = drawn(lambda: torch.cat((x.T.contiguous().relu(), -x.T), dim=1)[1:].flatten() * 0.25)
     exact = torch.cat((x.T.relu(), -x.T), dim=1)[1:].flatten() * 0.25
@@ -153,7 +153,7 @@ def test_what_moves_numbers_has_no_error():
     assert not passes(exact * (1 + 2 * UNIT), references, exact.double())
 
 
-def test_inverses_of_matrices_go_with_their_condition():
+def test_errors_of_inverses_scale_with_the_condition_number():
     exact_matrix = torch.diag(torch.tensor([1.0, 1e-3, 1.0, 1e-3])) + 0.3 * torch.ones(4, 4)
     references, exact = drawn(lambda: torch.linalg.inv(exact_matrix)), torch.linalg.inv(exact_matrix.double())
     assert passes(torch.linalg.inv(exact_matrix), references, exact)
@@ -161,7 +161,7 @@ def test_inverses_of_matrices_go_with_their_condition():
     assert not passes((exact * (1 + 100 * condition * UNIT)).float(), references, exact)
 
 
-def test_written_tensors_and_wider_parts_keep_their_dtypes():
+def test_written_tensors_and_wider_intermediates_keep_their_dtypes():
     x = torch.randn(5, 9).half()
 
     def step() -> tuple[Tensor, Tensor, Tensor]:
@@ -174,7 +174,7 @@ def test_written_tensors_and_wider_parts_keep_their_dtypes():
     assert [y.dtype for y in (wide, narrow, out)] == [torch.float32, torch.float16, torch.float32]
     exact = x.double().sum(dim=1)
     assert passes(x.float().sum(dim=1), wide, exact)
-    assert not passes(x.sum(dim=1).float(), wide, exact)  # the wider sum is held to float32
+    assert not passes(x.sum(dim=1).float(), wide, exact)  # the bound of the wider sum is that of float32
     assert passes(x.sum(dim=1), narrow, exact)
     assert passes(x.float() @ x.float().T + 1, out, x.double() @ x.double().T + 1)
 
@@ -182,7 +182,7 @@ def test_written_tensors_and_wider_parts_keep_their_dtypes():
 # The cap.
 
 
-def test_the_cap_binds_where_nothing_cancels_and_not_on_the_rest_of_a_sum():
+def test_the_cap_allows_for_cancellation():
     x = torch.rand(40) + 1
     references, exact = drawn(lambda: x.sum()), x.double().sum()
     assert passes(x.sum(), references, exact, cap=1e-6)
@@ -192,7 +192,7 @@ def test_the_cap_binds_where_nothing_cancels_and_not_on_the_rest_of_a_sum():
 
 
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
-def test_what_is_not_finite_fails(wrong):
+def test_a_result_that_is_not_finite_fails(wrong):
     x = torch.randn(4, 4)
     actual = x @ x
     actual[1, 2] = wrong

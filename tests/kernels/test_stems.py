@@ -6,27 +6,28 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-INFRASTRUCTURE = {
-    "arguments",
-    "backend",
-    "decoder_weights",
-    "graphs",
-    "launch",
-    "philox",
-}  # of `kernels/`: what the operations share
+SHARED = {"arguments", "backend", "decoder_weights", "graphs", "launch", "philox"}
+"""Modules of `kernels/` that the operations share."""
 
-OPERATIONS = {
-    path.stem for folder in ("kernels", "kernels/reference") for path in (ROOT / folder).glob("[a-z]*.py")
-} - INFRASTRUCTURE
 
-ON_TRITON = {
-    path.stem for path in (ROOT / "kernels").glob("[a-z]*.py") if "@triton.jit" in path.read_text()
-} - INFRASTRUCTURE
+def sources(folder: Path) -> dict[str, str]:
+    """The source of every module in a folder, by name; all modules of a package count as one."""
+    modules = {path.stem: path.read_text() for path in folder.glob("[a-z]*.py")}
+    packages = {path.parent.name: path.parent for path in folder.glob("[a-z]*/__init__.py")}
+    return modules | {
+        name: "".join(path.read_text() for path in package.rglob("*.py")) for name, package in packages.items()
+    }
+
+
+IN_KERNELS = sources(ROOT / "kernels")
+REFERENCES = sources(ROOT / "kernels" / "reference")
+OPERATIONS = (IN_KERNELS.keys() | REFERENCES.keys()) - SHARED - {"reference"}
+ON_TRITON = {name for name, source in IN_KERNELS.items() if "@triton.jit" in source} - SHARED
 
 
 def test_there_are_operations():
-    assert {"lstm_cell", "gated_activation", "wavenet_layer"} <= OPERATIONS
-    assert {"gated_activation", "wavenet_layer"} <= ON_TRITON <= OPERATIONS
+    assert {"lstm_cell", "gated_activation", "wavenet_layer", "decode_loop"} <= OPERATIONS
+    assert {"gated_activation", "wavenet_layer", "decode_loop"} <= ON_TRITON <= OPERATIONS
 
 
 @pytest.mark.parametrize("operation", sorted(OPERATIONS))
@@ -37,6 +38,6 @@ def test_every_operation_has_its_tests_and_a_line_in_the_readme(operation):
 
 @pytest.mark.parametrize("operation", sorted(ON_TRITON))
 def test_every_kernel_has_its_reference_its_benchmark_and_its_section(operation):
-    assert (ROOT / "kernels" / "reference" / f"{operation}.py").exists()
+    assert operation in REFERENCES
     assert (ROOT / "bench" / f"test_bench_{operation}.py").exists()
     assert f"## {operation}" in (ROOT / "kernels" / "README.md").read_text().splitlines()

@@ -1,20 +1,16 @@
 """One WaveNet layer: the reference against a loop in NumPy, the kernels against the reference in float64."""
 
-import importlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from torch.autograd import gradcheck
 
-from fastglow.errors import FastglowError
 from fastglow.kernels import backend, launch, wavenet_layer
+from fastglow.kernels.wavenet_layer import backward, forward
 
-from .conftest import assert_as_exact_as
-from .rounding import drawn
-
-module = importlib.import_module("fastglow.kernels.wavenet_layer")
+from . import checks
 
 BATCH, CHANNELS, CONDITIONING, TIME = 2, 3, 5, 7
 LENGTHS = torch.tensor([7, 4])
@@ -84,7 +80,7 @@ def test_gradients(leaf, layer, mask):
     assert gradcheck(function, (leaf(BATCH, CHANNELS, TIME), *arguments), fast_mode=True)
 
 
-def test_with_a_mask_an_item_gets_what_it_gets_alone(leaf, layer, last):
+def test_with_a_mask_a_batch_item_gets_the_result_it_has_alone(leaf, layer, last):
     (conditioning, *parameters), dilation = layer
     h = leaf(BATCH, CHANNELS, TIME).detach() * MASK
     h_next, skip = wavenet_layer(h, conditioning, *parameters, dilation, MASK)
@@ -97,12 +93,12 @@ def test_with_a_mask_an_item_gets_what_it_gets_alone(leaf, layer, last):
             assert not h_next[item, :, length:].any()
 
 
-# From here on: the Triton kernels. A small configuration and channels beyond its tiles cross every block boundary.
+# From here on: the Triton kernels. Small tiles and channels beyond them cross every block boundary.
 
 
 @dataclass(frozen=True)
 class Case:
-    """One call: sizes, and which optional arguments are there."""
+    """One call: sizes, and which optional arguments are present."""
 
     channels: int = 40
     time: int = 37
@@ -119,9 +115,7 @@ class Case:
     batch: int = 2
     n_conditioning: int = 21
 
-    def __str__(self) -> str:
-        changed = [f"{f.name} {getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != f.default]
-        return ", ".join(changed) or "default"
+    __str__ = checks.changed_fields
 
     def arguments(self, dtype: torch.dtype, device: str) -> dict:
         """Tensors rounded to `dtype` whose sums stay of order 1."""
@@ -180,47 +174,17 @@ CASES = [
 ]
 
 
-def differentiate(function, arguments: dict, upstream: list) -> tuple[list, dict]:
-    """(outputs, gradients by argument) under the upstream gradients; None counts as not reached."""
-    outputs = [x for x in function(**arguments) if x is not None]
-    leaves = {name: x for name, x in arguments.items() if isinstance(x, torch.Tensor) and x.requires_grad}
-    used = [(x, g) for x, g in zip(outputs, upstream, strict=True) if g is not None]
-    torch.autograd.backward([x for x, _ in used], [g.to(x.dtype) for x, g in used])
-    gradients = {name: x.grad for name, x in leaves.items()}
-    for x in leaves.values():
-        x.grad = None
-    return [x.detach() for x in outputs], gradients
-
-
-def cast(arguments: dict, dtype: torch.dtype) -> dict:
-    return {
-        name: x.detach().to(dtype).requires_grad_(x.requires_grad)
-        if isinstance(x, torch.Tensor) and x.is_floating_point()
-        else x
-        for name, x in arguments.items()
-    }
-
-
-def check_against_fp64(arguments: dict, dtype: torch.dtype, caps: tuple[float, float], reached=(True, True)) -> None:
-    with torch.no_grad(), backend.use_backend("reference"):
-        shapes = [x.shape for x in wavenet_layer(**cast(arguments, torch.float64)) if x is not None]
-    reached = reached[-len(shapes) :]
-    device = arguments["h"].device
-    upstream = [torch.randn(s, device=device).to(dtype) if r else None for s, r in zip(shapes, reached, strict=True)]
-    with backend.use_backend("reference"):
-        exact, exact_gradients = differentiate(wavenet_layer, cast(arguments, torch.float64), upstream)
-        plain, plain_gradients = drawn(lambda: differentiate(wavenet_layer, cast(arguments, dtype), upstream))
-    ours, our_gradients = differentiate(wavenet_layer, arguments, upstream)
-    for actual, reference, truth in zip(ours, plain, exact, strict=True):
-        assert_as_exact_as(actual, reference, truth, factor=2, cap=caps[0])
-    for name, truth in exact_gradients.items():
-        if truth is None:
-            assert our_gradients[name] is None or not our_gradients[name].any(), name
-        else:
-            assert_as_exact_as(our_gradients[name], plain_gradients[name], truth, factor=3, cap=caps[1])
-
-
 CAPS = {torch.float32: (1e-5, 1e-5), torch.float16: (4e-3, 8e-3), torch.bfloat16: (3e-2, 6e-2)}
+
+
+def check_against_fp64(arguments: dict, caps=CAPS, reached=None) -> None:
+    checks.check_against_fp64(wavenet_layer, wavenet_layer, arguments, caps, reached=reached)
+
+
+@pytest.fixture
+def two_kernels(monkeypatch) -> None:
+    """The forward pass never fuses its two GEMMs."""
+    monkeypatch.setattr(forward, "FUSED_CHANNELS", 0)
 
 
 @pytest.mark.parametrize("fused", [True, False], ids=["one kernel", "two kernels"])
@@ -229,16 +193,16 @@ CAPS = {torch.float32: (1e-5, 1e-5), torch.float16: (4e-3, 8e-3), torch.bfloat16
     [*((case, torch.float32) for case in CASES), *((case, torch.float16) for case in CASES[::3])],
     ids=str,
 )
-def test_kernels_are_as_exact_as_pytorch(case, dtype, fused, device, triton_backend, monkeypatch):
+def test_kernels_are_as_exact_as_pytorch(case, dtype, fused, device, triton_backend, request):
     if not fused:
-        monkeypatch.setattr(module, "FUSED_CHANNELS", 0)
-    check_against_fp64(case.arguments(dtype, device), dtype, CAPS[dtype])
+        request.getfixturevalue("two_kernels")
+    check_against_fp64(case.arguments(dtype, device))
 
 
 @pytest.mark.parametrize("reached", [(True, False), (False, True)], ids=["h alone", "skip alone"])
 @pytest.mark.parametrize("skip", [True, False])
 def test_gradients_of_one_output_alone(reached, skip, device, triton_backend):
-    check_against_fp64(Case(skip=skip).arguments(torch.float32, device), torch.float32, CAPS[torch.float32], reached)
+    check_against_fp64(Case(skip=skip).arguments(torch.float32, device), reached=reached)
 
 
 @pytest.mark.parametrize("wanted", ["h", "conditioning", "in_weight", "in_bias", "cond_weight", "res_skip_weight"])
@@ -247,56 +211,65 @@ def test_each_gradient_alone(wanted, device, triton_backend):
     for name, x in arguments.items():
         if isinstance(x, torch.Tensor):
             x.requires_grad_(name == wanted)
-    check_against_fp64(arguments, torch.float32, CAPS[torch.float32])
+    check_against_fp64(arguments)
 
 
-@pytest.mark.parametrize("kernel", ["wavenet_layer_fwd", "wavenet_gate_fwd", "wavenet_res_skip_fwd"])
-def test_every_launch_configuration(kernel, device, triton_backend, monkeypatch):
-    candidates = {
-        "wavenet_layer_fwd": (*module.FUSED_CONFIGS[4, True], *module.FUSED_CONFIGS[4, False]),
-        "wavenet_gate_fwd": module.GATE_CONFIGS[4],
-        "wavenet_res_skip_fwd": module.RES_SKIP_CONFIGS[4],
-    }
-    if kernel != "wavenet_layer_fwd":
-        monkeypatch.setattr(module, "FUSED_CHANNELS", 0)
-    with torch.no_grad():
-        for config in candidates[kernel]:
-            with launch.use_config(kernel, config):
-                check_outputs(Case().arguments(torch.float32, device))
+@pytest.mark.parametrize("config", (*forward.FUSED_CONFIGS[4, True], *forward.FUSED_CONFIGS[4, False]), ids=str)
+def test_every_configuration_of_the_fused_kernel(config, device, triton_backend):
+    with torch.no_grad(), launch.use_config("wavenet_layer_fwd", config):
+        check_outputs(Case().arguments(torch.float32, device))
 
 
-@pytest.mark.parametrize("kernel", ["wavenet_gate_bwd", "wavenet_input_bwd"])
-def test_every_launch_configuration_backward(kernel, device, triton_backend):
-    candidates = {"wavenet_gate_bwd": module.GATE_BACKWARD_CONFIGS, "wavenet_input_bwd": module.INPUT_BACKWARD_CONFIGS}
-    for config in candidates[kernel][4]:
-        with launch.use_config(kernel, config):
-            check_against_fp64(Case().arguments(torch.float32, device), torch.float32, CAPS[torch.float32])
+@pytest.mark.parametrize(
+    "kernel, config",
+    [
+        *(("wavenet_gate_fwd", config) for config in forward.GATE_CONFIGS[4]),
+        *(("wavenet_res_skip_fwd", config) for config in forward.RES_SKIP_CONFIGS[4]),
+    ],
+    ids=str,
+)
+def test_every_configuration_of_the_two_kernels(kernel, config, device, triton_backend, two_kernels):
+    with torch.no_grad(), launch.use_config(kernel, config):
+        check_outputs(Case().arguments(torch.float32, device))
+
+
+@pytest.mark.parametrize(
+    "kernel, config",
+    [
+        *(("wavenet_gate_bwd", config) for config in backward.GATE_BACKWARD_CONFIGS[4]),
+        *(("wavenet_input_bwd", config) for config in backward.INPUT_BACKWARD_CONFIGS[4]),
+    ],
+    ids=str,
+)
+def test_every_configuration_of_the_backward_kernels(kernel, config, device, triton_backend):
+    with launch.use_config(kernel, config):
+        check_against_fp64(Case().arguments(torch.float32, device))
 
 
 def check_outputs(arguments: dict) -> None:
     with backend.use_backend("reference"):
-        expected = wavenet_layer(**cast(arguments, torch.float64))
+        expected = wavenet_layer(**checks.cast(arguments, torch.float64))
     for actual, truth in zip(wavenet_layer(**arguments), expected, strict=True):
         torch.testing.assert_close(actual.double(), truth, atol=1e-5, rtol=1e-5)
 
 
-def test_what_lies_beyond_a_length_is_not_read(device, triton_backend):
+def test_positions_beyond_a_length_are_not_read(device, triton_backend):
     arguments = Case(lengths=True, skip=True).arguments(torch.float32, device)
-    clean = differentiate(wavenet_layer, arguments, [torch.ones_like(arguments["h"])] * 2)
+    upstream = [torch.ones_like(arguments["h"])] * 2
+    clean = checks.differentiate(wavenet_layer, arguments, upstream)
     for name in ("h", "conditioning", "skip"):
         with torch.no_grad():
             arguments[name][0, :, 18:] = float("nan")
-    dirty = differentiate(wavenet_layer, arguments, [torch.ones_like(arguments["h"])] * 2)
-    for x, y in zip([*clean[0], *clean[1].values()], [*dirty[0], *dirty[1].values()], strict=True):
-        assert torch.equal(x, y)
+    checks.assert_same_bits(checks.differentiate(wavenet_layer, arguments, upstream), clean)
 
 
-def test_a_stack_needs_no_copies_between_its_layers(device, triton_backend):
+def test_a_layer_reads_the_results_of_another_in_place(device, triton_backend):
     arguments = Case().arguments(torch.float32, device)
-    h, skip = wavenet_layer(**arguments)
-    for x in (h, skip):
+    for x in wavenet_layer(**arguments):
         assert x.transpose(1, 2).is_contiguous()
-        assert module._channels_last(x).data_ptr() == x.data_ptr()
+        next_h, _ = wavenet_layer(**arguments | {"h": x})
+        layer = next_h.grad_fn.next_functions[0][0]
+        assert x.data_ptr() in [saved.data_ptr() for saved in layer.saved_tensors if saved is not None]
 
 
 def test_empty_signal(device):
@@ -317,43 +290,48 @@ def test_autocast_computes_in_its_dtype(device, triton_backend):
     assert arguments["in_weight"].grad.dtype == torch.float32
 
 
-def test_what_the_kernels_do_not_serve_falls_back_or_is_refused(device):
+def test_other_dtypes_fall_back_or_are_refused(device):
     arguments = Case().arguments(torch.float64, device)
-    with backend.use_backend("triton"), pytest.raises(FastglowError, match="wavenet_layer: .* float64 is not among"):
-        wavenet_layer(**arguments)
+    checks.assert_kernels_refuse("wavenet_layer: .* float64 is not among", wavenet_layer, **arguments)
     assert wavenet_layer(**arguments)[0].dtype == torch.float64
     arguments["h"] = arguments["h"].float()
-    with backend.use_backend("triton"), pytest.raises(FastglowError, match="the dtypes float32, float64"):
-        wavenet_layer(**arguments)
+    checks.assert_kernels_refuse("the dtypes float32, float64", wavenet_layer, **arguments)
 
 
 @pytest.mark.parametrize(
-    "name, shape, message",
+    "changed, message",
     [
-        ("in_weight", (80, 40, 2), r"in_weight has shape \(80, 40, 2\): 40 channels take"),
-        ("res_skip_weight", (81, 40, 1), r"res_skip_weight has shape \(81, 40, 1\)"),
-        ("conditioning", (2, 20, 37), r"cond_weight has shape \(80, 21, 1\), not \(80, 20, 1\)"),
-        ("conditioning", (2, 21, 36), r"conditioning has shape \(2, 21, 36\), not \[B, D, T\]"),
-        ("mask", (2, 37), r"mask has shape \(2, 37\), not \(2, 1, 37\)"),
-        ("lengths", (3,), r"lengths has shape \(3,\), not \(2,\)"),
-        ("skip", (2, 8, 37), r"skip has shape \(2, 8, 37\), not \(2, 40, 37\)"),
+        ({"h": (40, 37)}, r"h has shape \[40, 37\], must be \[B, C, T\]"),
+        ({"in_weight": (80, 39, 3)}, r"in_weight has shape \[80, 39, 3\], must be \[80, 40, k\]"),
+        ({"in_weight": (80, 40, 2)}, "in_weight has 2 taps, must be an odd number"),
+        ({"res_skip_weight": (80, 39, 1)}, r"res_skip_weight has shape \[80, 39, 1\]"),
+        ({"res_skip_weight": (81, 40, 1)}, r"res_skip_weight has 81 rows, must be S or 40 \+ S with 0 < S <= 40"),
+        ({"dilation": 0}, "dilation=0 must be at least 1"),
+        ({"conditioning": (2, 20, 37)}, r"cond_weight has shape \[80, 21, 1\], must be \[80, 20, 1\]"),
+        ({"conditioning": (2, 21, 36)}, r"conditioning has shape \[2, 21, 36\], must be \[2, D, 37\]"),
+        (
+            {"conditioning": (2, 80, 36), "cond_weight": None},
+            r"conditioning has shape \[2, 80, 36\], must be \[2 or 1, 80, 37 or 1\] without a cond_weight",
+        ),
+        ({"mask": (2, 37)}, r"mask has shape \[2, 37\], must be \[2, 1, 37\]"),
+        ({"lengths": (3,)}, r"lengths has shape \[3\], must be \[2\]"),
+        ({"skip": (2, 8, 37)}, r"skip has shape \[2, 8, 37\], must be \[2, 40, 37\]"),
     ],
+    ids=str,
 )
-def test_wrong_shapes(name, shape, message):
-    arguments = Case().arguments(torch.float32, "cpu")
-    arguments[name] = torch.zeros(shape)
-    with pytest.raises(FastglowError, match=message):
-        wavenet_layer(**arguments)
+def test_wrong_arguments(changed, message):
+    arguments = Case().arguments(torch.float32, "cpu") | checks.zeros_for_shapes(changed)
+    checks.assert_refused(message, wavenet_layer, **arguments)
 
 
 def mirrored_backward(arguments: dict, dnext: torch.Tensor, dskip: torch.Tensor) -> dict:
-    """The kernels' backward pass step by step in PyTorch: from the saved tanh and sigmoid, channels-last."""
+    """The kernels' backward pass step by step in PyTorch, channels-last."""
     h, conditioning = (arguments[name].detach().transpose(1, 2) for name in ("h", "conditioning"))
     w_in, w_cond, w_out = (arguments[name].detach() for name in ("in_weight", "cond_weight", "res_skip_weight"))
     dilation, (_, T, C), taps = arguments["dilation"], h.shape, w_in.shape[2]
 
     def shifted(x: torch.Tensor, shift: int) -> torch.Tensor:
-        """Row t is row t + shift of x, or zeros."""
+        """Row t is row t + shift of x, or zero."""
         rows = torch.arange(T) + shift
         inside = (rows >= 0) & (rows < T)
         return x[:, rows.clamp(0, T - 1)] * inside.view(1, -1, 1)
@@ -382,14 +360,14 @@ def mirrored_backward(arguments: dict, dnext: torch.Tensor, dskip: torch.Tensor)
 
 
 @pytest.mark.parametrize("case", [Case(), Case(kernel_size=5, dilation=3, time=11)], ids=str)
-def test_the_backward_by_hand_is_that_of_autograd_and_of_the_kernels(case, device, triton_backend):
+def test_backward_by_hand_matches_autograd_and_the_kernels(case, device, triton_backend):
     arguments = case.arguments(torch.float32, device)
-    exact = cast({k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}, torch.float64)
+    exact = checks.cast({k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}, torch.float64)
     upstream = [torch.randn(exact["h"].shape, dtype=torch.float64) for _ in range(2)]
     by_hand = mirrored_backward(exact, *upstream)
     with backend.use_backend("reference"):
-        _, by_autograd = differentiate(wavenet_layer, exact, upstream)
-    _, by_kernels = differentiate(wavenet_layer, arguments, [g.float().to(device) for g in upstream])
+        _, by_autograd = checks.differentiate(wavenet_layer, exact, upstream)
+    _, by_kernels = checks.differentiate(wavenet_layer, arguments, [d.float().to(device) for d in upstream])
     assert by_hand.keys() == by_autograd.keys() == by_kernels.keys()
     for name, gradient in by_hand.items():
         torch.testing.assert_close(gradient, by_autograd[name], atol=1e-12, rtol=1e-12)
@@ -397,12 +375,10 @@ def test_the_backward_by_hand_is_that_of_autograd_and_of_the_kernels(case, devic
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@checks.EVERY_DTYPE
 @pytest.mark.parametrize("channels", [64, 192, 256, 512])
 @pytest.mark.parametrize("dilation", [1, 128])
 def test_published_shapes(channels, dilation, dtype, triton_backend):
     case = Case(channels=channels, n_skip=channels, time=1003, dilation=dilation, n_conditioning=640, lengths=True)
-    check_against_fp64(case.arguments(dtype, "cuda"), dtype, CAPS_TF32 if dtype == torch.float32 else CAPS[dtype])
-
-
-CAPS_TF32 = (4e-3, 8e-3)  # convolutions take TF32 on a GPU unless torch.backends.cudnn.allow_tf32 is off
+    # On a GPU PyTorch's convolutions, and so the kernels, take TF32 unless torch.backends.cudnn.allow_tf32 is off.
+    check_against_fp64(case.arguments(dtype, "cuda"), CAPS | {torch.float32: (4e-3, 8e-3)})

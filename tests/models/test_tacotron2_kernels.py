@@ -11,7 +11,7 @@ from fastglow import Tacotron2, Tacotron2Loss
 from fastglow.kernels import backend
 from fastglow.models.tacotron2 import DecoderStepLimitWarning
 
-from ..kernels.conftest import assert_as_exact_as
+from ..kernels.checks import assert_as_exact_as
 from ..kernels.rounding import drawn
 
 IN_INTERPRETER = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is off where there is a GPU")

@@ -8,7 +8,7 @@ import torch
 from fastglow import WaveGlow, WaveGlowLoss
 from fastglow.kernels import backend
 
-from ..kernels.conftest import assert_as_exact_as
+from ..kernels.checks import assert_as_exact_as
 from ..kernels.rounding import drawn
 
 IN_INTERPRETER = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is off where there is a GPU")

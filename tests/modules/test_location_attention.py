@@ -7,11 +7,10 @@ import sys
 import pytest
 import torch
 
-from fastglow.errors import FastglowError
 from fastglow.kernels import backend
 from fastglow.modules import LocationAttention
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+from ..kernels.checks import DEVICE, assert_refused, launch_counter
 
 
 def inputs(dtype=torch.float32):
@@ -100,15 +99,14 @@ def test_options_composed_of_its_layers(normalization):
 )
 def test_errors(arguments, message):
     sizes = {"attention_rnn_dim": 3, "embedding_dim": 4, "attention_dim": 7, "attention_location_n_filters": 2}
-    with pytest.raises(FastglowError, match=message):
-        LocationAttention(**{**sizes, "attention_location_kernel_size": 5, **arguments})
+    assert_refused(message, LocationAttention, **{**sizes, "attention_location_kernel_size": 5, **arguments})
 
 
 def on_kernels(attention, arguments):
-    before = backend.launches.total()
+    launches = launch_counter()
     with backend.use_backend("triton"):
         outputs = attention(*arguments)
-    assert backend.launches.total() > before
+    assert launches() > 0
     return outputs
 
 

@@ -1,0 +1,175 @@
+"""A WaveNet layer (WaveGlow's, also VITS' and Glow-TTS'), forward and backward: public function and autograd.
+
+Maths, layout and cost: kernels/README.md.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fastglow.errors import FastglowError
+
+from .. import backend
+from ..arguments import check_shape, mixed_dtypes
+from ..reference.wavenet_layer import wavenet_layer as reference_wavenet_layer
+from .backward import layer_backward
+from .common import OP, LayerInputs
+from .forward import layer_forward
+
+
+class _WaveNetLayer(torch.autograd.Function):
+    """Arguments: dilation, then `LayerInputs`."""
+
+    @staticmethod
+    def forward(ctx, dilation, *tensors):
+        inputs = LayerInputs(*tensors)
+        next_h, next_skip, gate = layer_forward(inputs, dilation, save_gate=any(ctx.needs_input_grad))
+        saved = inputs._replace(added=None, skip=None, in_bias=None, cond_bias=None, res_skip_bias=None)
+        ctx.save_for_backward(gate, *saved)
+        ctx.dilation = dilation
+        ctx.added_shape = None if inputs.added is None else inputs.added.shape
+        ctx.set_materialize_grads(False)
+        return next_h, next_skip
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dnext, dskip):
+        gate, *saved = ctx.saved_tensors
+        gradients = LayerInputs._make([None] * len(saved))
+        if dnext is not None or dskip is not None:
+            needs = LayerInputs(*ctx.needs_input_grad[1:])
+            gradients = layer_backward(dnext, dskip, LayerInputs(*saved), gate, ctx.dilation, ctx.added_shape, needs)
+        return None, *gradients
+
+
+def _transposed(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.transpose(1, 2)
+
+
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
+def _channels_last(x: Tensor | None) -> Tensor | None:
+    """[B, n, T] -> [B, T, n] with contiguous channels. A copy costs a fraction of a GEMM that gathers its input."""
+    return None if x is None else _with_contiguous_rows(x.transpose(1, 2))
+
+
+def _with_contiguous_rows(x: Tensor) -> Tensor:
+    return x if x.stride(2) == 1 else x.contiguous()
+
+
+def _contiguous_in_channels(weight: Tensor | None) -> Tensor | None:
+    """[out, in, k], unchanged in shape."""
+    if weight is None or weight.stride(1) == 1:
+        return weight
+    return weight.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _check(
+    h: Tensor,
+    conditioning: Tensor | None,
+    in_weight: Tensor,
+    cond_weight: Tensor | None,
+    res_skip_weight: Tensor,
+    dilation: int,
+) -> None:
+    check_shape("h", h, ("B", "C", "T"))
+    B, C, T = h.shape
+    check_shape("in_weight", in_weight, (2 * C, C, "k"))
+    if in_weight.shape[2] % 2 == 0:
+        raise FastglowError(f"in_weight has {in_weight.shape[2]} taps, must be an odd number")
+    check_shape("res_skip_weight", res_skip_weight, ("C + S or S", C, 1))
+    n_rows = res_skip_weight.shape[0]
+    if not 0 < n_rows <= 2 * C:
+        raise FastglowError(f"res_skip_weight has {n_rows} rows, must be S or {C} + S with 0 < S <= {C}")
+    if dilation < 1:
+        raise FastglowError(f"dilation={dilation} must be at least 1")
+    if cond_weight is not None:
+        check_shape("conditioning", conditioning, (B, "D", T))
+        check_shape("cond_weight", cond_weight, (2 * C, 0 if conditioning is None else conditioning.shape[1], 1))
+    elif conditioning is not None:
+        broadcastable = conditioning.dim() == 3 and conditioning.shape[0] in (1, B) and conditioning.shape[2] in (1, T)
+        if not broadcastable or conditioning.shape[1] != 2 * C:
+            raise FastglowError(
+                f"conditioning has shape {list(conditioning.shape)}, must be [{B} or 1, {2 * C}, {T} or 1] without a "
+                f"cond_weight"
+            )
+
+
+def wavenet_layer(
+    h: Tensor,
+    conditioning: Tensor | None,
+    in_weight: Tensor,
+    in_bias: Tensor | None,
+    cond_weight: Tensor | None,
+    cond_bias: Tensor | None,
+    res_skip_weight: Tensor,
+    res_skip_bias: Tensor | None,
+    dilation: int,
+    mask: Tensor | None = None,
+    *,
+    lengths: Tensor | None = None,
+    skip: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor]:
+    """Dilated convolution plus conditioning, gate, then the residual and skip 1x1 convolutions.
+
+    Prenger et al. 2018, "WaveGlow", section 3. Results are views of channels-last memory, and such views are read in
+    place: between the layers of a stack nothing is transposed. Weights should have contiguous input channels, as
+    `weight_norm_packed` writes them; others are copied.
+
+    Args:
+        h: hidden signal, [B, C, T]; float32, float16 or bfloat16; fastest with C a multiple of 16.
+        conditioning: [B, D, T], projected by cond_weight. Without cond_weight: [B or 1, 2C, T or 1], added as it is,
+            because VITS and Glow-TTS project the conditioning of all layers at once; or absent.
+        in_weight: [2C, C, k] with odd k; in_bias: [2C] or absent.
+        cond_weight: [2C, D, 1]; cond_bias: [2C]; or absent.
+        res_skip_weight: [C + S, C, 1], residual rows first, or [S, C, 1] in a last layer, which has no residual.
+            S is C, or less where a linear layer after the skip sum is folded in.
+        res_skip_bias: [C + S] or [S], or absent.
+        dilation: step between the taps.
+        mask: [B, 1, T], 1 in the signal and 0 in padding, multiplied with the next h, as VITS does. It keeps the
+            padding of an item zero, as beyond the ends of an unpadded signal.
+        lengths: [B] integers. Positions at or beyond an item's length are not read, and zero in the results. Read
+            on the device; blocks past the end cost nothing.
+        skip: [B, S, T], sum of the skips of the layers before.
+
+    Returns:
+        (h of the next layer [B, C, T], or None from a last layer; skip [B, S, T], added to the given one and of
+        its dtype).
+
+    Raises:
+        FastglowError: shapes that do not fit each other.
+    """
+    _check(h, conditioning, in_weight, cond_weight, res_skip_weight, dilation)
+    B, C, T = h.shape
+    n_rows = res_skip_weight.shape[0]
+    check_shape("mask", mask, (B, 1, T))
+    check_shape("lengths", lengths, (B,))
+    check_shape("skip", skip, (B, n_rows - C if n_rows > C else n_rows, T))
+    dtype = backend.autocast_dtype(h)
+    if dtype is not None:
+        h, in_weight, res_skip_weight = h.to(dtype), in_weight.to(dtype), res_skip_weight.to(dtype)
+        conditioning, in_bias, cond_weight, cond_bias, res_skip_bias = (
+            None if x is None else x.to(dtype) for x in (conditioning, in_bias, cond_weight, cond_bias, res_skip_bias)
+        )
+    tensors = (h, conditioning, in_weight, in_bias, cond_weight, cond_bias, res_skip_weight, res_skip_bias)
+    if not backend.picks_triton(OP, *tensors, mask, lengths, skip, unsupported=mixed_dtypes(*tensors)):
+        return reference_wavenet_layer(*tensors, dilation, mask, lengths=lengths, skip=skip)
+    projected = cond_weight is not None
+    inputs = LayerInputs(
+        h=_channels_last(h),
+        conditioning=_channels_last(conditioning) if projected else None,
+        added=None if projected else _transposed(conditioning),
+        skip=_transposed(skip),
+        mask=None if mask is None else _transposed(mask.to(h.dtype)),
+        lengths=_contiguous(lengths),
+        in_weight=_contiguous_in_channels(in_weight),
+        in_bias=_contiguous(in_bias),
+        cond_weight=_contiguous_in_channels(cond_weight),
+        cond_bias=_contiguous(cond_bias) if projected else None,
+        res_skip_weight=_contiguous_in_channels(res_skip_weight),
+        res_skip_bias=_contiguous(res_skip_bias),
+    )
+    next_h, next_skip = _WaveNetLayer.apply(dilation, *inputs)
+    return _transposed(next_h), next_skip.transpose(1, 2)

@@ -1,0 +1,225 @@
+"""Backward kernels of `wavenet_layer` and the gradients of its inputs. Maths, layout and cost: kernels/README.md."""
+
+from functools import partial
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..launch import launch
+from .common import (
+    OP,
+    LayerInputs,
+    ResSkip,
+    Signal,
+    Sizes,
+    Weight,
+    config,
+    first_row,
+    launch_options,
+    load_tile,
+    multiply_mask,
+    pick,
+    rows_of,
+    store_tile,
+)
+
+GATE_BACKWARD_CONFIGS = {  # beside the accumulator, tanh and sigmoid
+    2: (config(128, 64, 64, 8, 3), config(64, 64, 64, 4, 3), config(32, 32, 32, 4, 2)),
+    4: (config(64, 64, 32, 8, 3), config(32, 32, 32, 4, 2)),
+}
+INPUT_BACKWARD_CONFIGS = {
+    2: (config(128, 128, 64, 8, 3), config(64, 64, 64, 4, 3), config(32, 32, 32, 4, 2)),
+    4: (config(128, 64, 32, 8, 3), config(64, 64, 32, 4, 3), config(32, 32, 32, 4, 2)),
+}
+
+
+@triton.jit
+def wavenet_gate_bwd_kernel(
+    dnext,  # Signal [B, T, C] or None
+    dskip,  # Signal [B, T, S] or None
+    res_skip,
+    p_gate,  # [B, T, 2C]: tanh and sigmoid
+    p_lengths,
+    p_du,  # [B, T, 2C]
+    p_acts,  # [B, T, C]
+    sizes,
+    constants,
+):
+    """Grid (blocks of T, blocks of C, B)."""
+    BN: tl.constexpr = constants.BN
+    BK: tl.constexpr = constants.BK
+    T, C, R, S = sizes.T, sizes.C, res_skip.R, res_skip.S
+    weight = res_skip.weight
+    rows = rows_of(tl.program_id(0), tl.program_id(2), p_lengths, sizes, constants)
+    o_n = tl.program_id(1) * BN + tl.arange(0, BN)
+    o_k = tl.arange(0, BK)
+    b_da = tl.zeros((constants.BT, BN), tl.float32)
+    if rows.has_any:
+        if dnext is not None:
+            p_block = first_row(dnext, rows)
+            for r in range(0, R, BK):
+                b_d = load_tile(p_block + r, rows.o_r, rows.m_t, dnext.s_t, o_k, R - r, constants.EVEN_C)  # [BT, BK]
+                if res_skip.mask is not None:
+                    b_d = multiply_mask(b_d, res_skip.mask, rows)
+                p_w = weight.p + r * weight.s_out
+                b_w = load_tile(p_w, o_k, o_k < R - r, weight.s_out, o_n, C, False)  # [BK, BN]
+                b_da = tl.dot(b_d, b_w, b_da, input_precision=constants.PRECISION)
+        if dskip is not None:
+            p_block = first_row(dskip, rows)
+            for s in range(0, S, BK):
+                b_d = load_tile(p_block + s, rows.o_r, rows.m_t, dskip.s_t, o_k, S - s, constants.EVEN_S)
+                p_w = weight.p + (R + s) * weight.s_out
+                b_w = load_tile(p_w, o_k, o_k < S - s, weight.s_out, o_n, C, False)
+                b_da = tl.dot(b_d, b_w, b_da, input_precision=constants.PRECISION)
+    p_block = p_gate + (rows.i_b * T + rows.t0) * (2 * C)
+    b_tanh = load_tile(p_block, rows.o_r, rows.m_t, 2 * C, o_n, C, False).to(tl.float32)
+    b_sigmoid = load_tile(p_block + C, rows.o_r, rows.m_t, 2 * C, o_n, C, False).to(tl.float32)
+    store_tile(p_acts, b_tanh * b_sigmoid, rows, o_n, C, C, T)
+    store_tile(p_du, b_da * b_sigmoid * (1.0 - b_tanh * b_tanh), rows, o_n, C, 2 * C, T)
+    store_tile(p_du + C, b_da * b_tanh * b_sigmoid * (1.0 - b_sigmoid), rows, o_n, C, 2 * C, T)
+
+
+@triton.jit
+def wavenet_input_bwd_kernel(
+    p_du,  # [B, T, 2C]
+    in_weight,
+    dnext,  # Signal [B, T, C] or None
+    mask,
+    p_lengths,
+    p_dh,  # [B, T, C]
+    sizes,
+    constants,
+):
+    """Grid (blocks of T, blocks of C, B)."""
+    BN: tl.constexpr = constants.BN
+    BK: tl.constexpr = constants.BK
+    T, C = sizes.T, sizes.C
+    rows = rows_of(tl.program_id(0), tl.program_id(2), p_lengths, sizes, constants)
+    o_n = tl.program_id(1) * BN + tl.arange(0, BN)
+    o_k = tl.arange(0, BK)
+    b_dh = tl.zeros((constants.BT, BN), tl.float32)
+    if rows.has_any:
+        p_block = p_du + (rows.i_b * T + rows.t0) * (2 * C)
+        n_blocks = tl.cdiv(2 * C, BK)
+        for i in range(0, n_blocks * constants.TAPS):
+            tap = i // n_blocks
+            u = (i - tap * n_blocks) * BK
+            shift = (constants.TAPS // 2 - tap) * sizes.dilation
+            o_source = rows.o_t + shift
+            m_source = (o_source >= 0) & (o_source < rows.length)
+            p_source = p_block + shift.to(tl.int64) * (2 * C) + u
+            b_du = load_tile(p_source, rows.o_r, m_source, 2 * C, o_k, 2 * C - u, constants.EVEN_2C)  # [BT, BK]
+            p_tap = in_weight.p + tap * in_weight.s_tap + u * in_weight.s_out
+            b_w = load_tile(p_tap, o_k, o_k < 2 * C - u, in_weight.s_out, o_n, C, False)  # [BK, BN]
+            b_dh = tl.dot(b_du, b_w, b_dh, input_precision=constants.PRECISION)
+    if dnext is not None:
+        b_d = load_tile(first_row(dnext, rows), rows.o_r, rows.m_t, dnext.s_t, o_n, C, False).to(tl.float32)
+        if mask is not None:
+            b_d = multiply_mask(b_d, mask, rows)
+        b_dh += b_d
+    store_tile(p_dh, tl.where(rows.m_t[:, None], b_dh, 0.0), rows, o_n, C, C, T)
+
+
+def _signal_gradients(
+    dnext: Tensor | None, dskip: Tensor | None, inputs: LayerInputs, gate: Tensor, dilation: int, needs_h: bool
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """(dh [B, T, C] if needed, du [B, T, 2C], acts [B, T, C])."""
+    lengths, in_weight = inputs.lengths, inputs.in_weight
+    B, T, C = inputs.h.shape
+    du, acts = gate.new_empty((B, T, 2 * C)), gate.new_empty((B, T, C))
+    dh = gate.new_empty((B, T, C)) if needs_h else None
+    if gate.numel() == 0:
+        return dh, du, acts
+    res_skip, d = ResSkip.of(inputs), Signal.of(dnext)
+    options = partial(launch_options, sizes=Sizes(T, C, 0, dilation), S=res_skip.S, in_weight=in_weight)
+    chosen = pick("wavenet_gate_bwd", GATE_BACKWARD_CONFIGS[gate.dtype.itemsize], acts)
+    launch(
+        OP, wavenet_gate_bwd_kernel, (triton.cdiv(T, chosen["BT"]), triton.cdiv(C, chosen["BN"]), B),
+        d, Signal.of(dskip), res_skip, gate, lengths, du, acts, **options(chosen),
+    )  # fmt: skip
+    if dh is not None:
+        chosen = pick("wavenet_input_bwd", INPUT_BACKWARD_CONFIGS[gate.dtype.itemsize], acts)
+        launch(
+            OP, wavenet_input_bwd_kernel, (triton.cdiv(T, chosen["BT"]), triton.cdiv(C, chosen["BN"]), B),
+            du, Weight.of(in_weight), d, res_skip.mask, lengths, dh, **options(chosen),
+        )  # fmt: skip
+    return dh, du, acts
+
+
+def _weight_gradient(d: Tensor, x: Tensor) -> Tensor:
+    """[out, in] from [B, n, out] and [B, n, in]."""
+    # Items side by side, because the few tiles of [out, in] would not fill the GPU.
+    products = torch.bmm(d.transpose(1, 2), x)
+    return products[0] if len(products) == 1 else products.sum(0)
+
+
+def _tap_gradients(du: Tensor, h: Tensor, taps: int, dilation: int) -> Tensor:
+    """[2C, C, taps] with contiguous input channels, from du [B, T, 2C] and h [B, T, C]."""
+    T = h.shape[1]
+    gradient = torch.zeros((du.shape[2], taps, h.shape[2]), dtype=h.dtype, device=h.device)
+    for tap in range(taps):
+        shift = (tap - taps // 2) * dilation
+        first, last = max(0, -shift), min(T, T - shift)  # positions whose source is inside
+        if first < last:
+            gradient[:, tap] = _weight_gradient(du[:, first:last], h[:, first + shift : last + shift])
+    return gradient.transpose(1, 2)
+
+
+def _inside(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """[B, T, n] with zeros beyond each length."""
+    if lengths is None:
+        return x
+    beyond = torch.arange(x.shape[1], device=x.device) >= lengths.view(-1, 1)
+    return x.masked_fill(beyond.unsqueeze(2), 0.0)
+
+
+def layer_backward(
+    dnext: Tensor | None,
+    dskip: Tensor | None,
+    inputs: LayerInputs,
+    gate: Tensor,
+    dilation: int,
+    added_shape: torch.Size | None,
+    needs: LayerInputs,
+) -> LayerInputs:
+    """Gradients of the inputs that `needs` names; None in place of others.
+
+    Args:
+        dnext, dskip: gradients of the next h [B, T, C] and skip [B, T, S], or None.
+        inputs: of the forward pass; biases, `added` and `skip` are not read.
+        gate: tanh and sigmoid [B, T, 2C] of the forward pass.
+    """
+    h, lengths = inputs.h, inputs.lengths
+    gradients: dict[str, Tensor | None] = {}
+    if dskip is not None:
+        gradients["skip"] = dskip = _inside(dskip, lengths)
+        # The skip sum may have another dtype than h; an expanded gradient has strides of 0.
+        dskip = dskip.to(gate.dtype).contiguous()
+    dnext = None if dnext is None else dnext.contiguous()
+    gradients["h"], du, acts = _signal_gradients(dnext, dskip, inputs, gate, dilation, needs.h)
+    if needs.conditioning:
+        gradients["conditioning"] = du @ inputs.cond_weight[:, :, 0]
+    if added_shape is not None and needs.added:
+        broadcast = [dim for dim in (0, 1) if added_shape[dim] == 1 < du.shape[dim]]
+        gradients["added"] = du.sum(broadcast, keepdim=True) if broadcast else du
+    if needs.in_weight:
+        taps = inputs.in_weight.shape[2]
+        gradients["in_weight"] = _tap_gradients(du, _inside(h, lengths), taps, dilation)
+    if needs.cond_weight:
+        gradients["cond_weight"] = _weight_gradient(du, _inside(inputs.conditioning, lengths)).unsqueeze(2)
+    if needs.in_bias or needs.cond_bias:
+        gradients["in_bias"] = gradients["cond_bias"] = du.sum((0, 1))
+    if needs.res_skip_weight or needs.res_skip_bias:
+        R, S = ResSkip.of(inputs).R, ResSkip.of(inputs).S
+        parts = [h.new_zeros((*h.shape[:2], S)) if dskip is None else dskip]
+        if R and dnext is None:
+            parts.insert(0, h.new_zeros(h.shape))
+        elif R and dnext is not None:
+            parts.insert(0, _inside(dnext if inputs.mask is None else dnext * inputs.mask, lengths))
+        if needs.res_skip_weight:
+            gradients["res_skip_weight"] = torch.cat([_weight_gradient(d, acts) for d in parts]).unsqueeze(2)
+        if needs.res_skip_bias:
+            gradients["res_skip_bias"] = torch.cat([d.sum((0, 1)) for d in parts])
+    return LayerInputs(**{name: gradients.get(name) if getattr(needs, name) else None for name in needs._fields})

@@ -1,0 +1,210 @@
+"""What the kernels of `wavenet_layer` share: struct arguments, device functions and launch constants.
+
+Maths, layout and cost: kernels/README.md.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..arguments import SMALLEST_DOT
+from ..launch import Config, pick_config, product_precision
+
+OP = "wavenet_layer"
+
+
+def config(bt: int, bn: int, bk: int, num_warps: int, num_stages: int) -> Config:
+    """Tiles of [BT, BN] with depth BK."""
+    return {"BT": bt, "BN": bn, "BK": bk, "num_warps": num_warps, "num_stages": num_stages}
+
+
+class LayerInputs(NamedTuple):
+    """Of the autograd function, channels-last, absent ones None; or their gradients, or whether they need one."""
+
+    h: Any  # [B, T, C]
+    conditioning: Any  # [B, T, D]
+    added: Any  # [B or 1, T or 1, 2C]: conditioning that is not projected
+    skip: Any  # [B, T, S]
+    mask: Any  # [B, T, 1]
+    lengths: Any  # [B] integers
+    in_weight: Any  # [2C, C, taps]
+    in_bias: Any  # [2C]
+    cond_weight: Any  # [2C, D, 1]
+    cond_bias: Any  # [2C]
+    res_skip_weight: Any  # [R + S, C, 1], R being C or 0
+    res_skip_bias: Any  # [R + S]
+
+
+class Signal(NamedTuple):
+    """[B, T, n] with contiguous channels."""
+
+    p: Any
+    s_b: Any
+    s_t: Any
+
+    @classmethod
+    def of(cls, x: Tensor | None) -> "Signal | None":
+        return None if x is None else cls(x, x.stride(0), x.stride(1))
+
+
+class StridedSignal(NamedTuple):
+    """[B, T, n] with any strides, 0 where it is broadcast."""
+
+    p: Any
+    s_b: Any
+    s_t: Any
+    s_c: Any
+
+    @classmethod
+    def of(cls, x: Tensor | None) -> "StridedSignal | None":
+        return None if x is None else cls(x, x.stride(0), x.stride(1), x.stride(2))
+
+
+class Weight(NamedTuple):
+    """[n_out, n_in, taps] with contiguous input channels."""
+
+    p: Any
+    s_out: Any
+    s_tap: Any
+
+    @classmethod
+    def of(cls, x: Tensor | None) -> "Weight | None":
+        return None if x is None else cls(x, x.stride(0), x.stride(2))
+
+
+class ResSkip(NamedTuple):
+    """The second GEMM and what its epilogue adds; absent tensors are None."""
+
+    weight: Any  # Weight [R + S, C, 1]
+    bias: Any  # [R + S]
+    skip: Any  # StridedSignal [B, T, S]
+    mask: Any  # Signal [B, T, 1]
+    R: Any  # residual rows: C, or 0 in a last layer
+    S: Any  # skip rows
+
+    @classmethod
+    def of(cls, inputs: LayerInputs) -> "ResSkip":
+        C, n_rows = inputs.h.shape[2], len(inputs.res_skip_weight)
+        R = C if n_rows > C else 0
+        weight, skip, mask = Weight.of(inputs.res_skip_weight), StridedSignal.of(inputs.skip), Signal.of(inputs.mask)
+        return cls(weight, inputs.res_skip_bias, skip, mask, R, n_rows - R)
+
+
+class Sizes(NamedTuple):
+    T: Any
+    C: Any
+    D: Any  # channels of the conditioning
+    dilation: Any
+
+
+class Constants(NamedTuple):
+    BT: Any  # tile sizes, see `config`
+    BN: Any
+    BK: Any
+    BC: Any  # C padded: the gate's tiles in the fused kernel are [BT, BC]
+    TAPS: Any
+    EVEN_C: Any  # BK divides C
+    EVEN_2C: Any
+    EVEN_D: Any
+    EVEN_S: Any
+    PRECISION: Any  # of the products
+
+
+class Rows(NamedTuple):
+    """The positions of a program: BT of one item."""
+
+    i_b: Any  # int64
+    t0: Any  # int64, the first position
+    o_r: Any  # [BT], counted from t0
+    o_t: Any  # [BT], counted from 0
+    length: Any
+    has_any: Any  # t0 is inside the length
+    m_t: Any  # [BT], inside the length
+    m_inside: Any  # [BT], inside T
+
+
+# Offsets inside a tile are 32 bits wide and the same in every iteration. Only the offset of a tile's first row may
+# exceed 2^31: it is a 64-bit scalar added to the pointer.
+
+
+@triton.jit
+def rows_of(i_t, i_b, p_lengths, sizes, constants):
+    length = sizes.T
+    if p_lengths is not None:
+        length = tl.minimum(tl.load(p_lengths + i_b).to(tl.int32), sizes.T)
+    start = i_t * constants.BT
+    o_r = tl.arange(0, constants.BT)
+    o_t = start + o_r
+    t0 = i_t.to(tl.int64) * constants.BT
+    return Rows(i_b.to(tl.int64), t0, o_r, o_t, length, start < length, o_t < length, o_t < sizes.T)
+
+
+@triton.jit
+def first_row(x, rows):
+    """Address of a signal's position t0."""
+    return x.p + rows.i_b * x.s_b + rows.t0 * x.s_t
+
+
+@triton.jit
+def strided_pointers(x, rows, o_n):
+    """[BT, channels]."""
+    return first_row(x, rows) + (rows.o_r.to(tl.int64) * x.s_t)[:, None] + (o_n.to(tl.int64) * x.s_c)[None, :]
+
+
+@triton.jit
+def load_tile(p_tile, o_row, m_row, s_row, o_col, n_col, EVEN: tl.constexpr):
+    """[rows, columns] of a matrix with contiguous columns; zeros outside. EVEN: no column is outside."""
+    p_elements = p_tile + (o_row[:, None] * s_row + o_col[None, :])
+    if EVEN:
+        return tl.load(p_elements, mask=m_row[:, None], other=0.0)
+    return tl.load(p_elements, mask=m_row[:, None] & (o_col < n_col)[None, :], other=0.0)
+
+
+@triton.jit
+def store_tile(p, b_x, rows, o_n, n, n_channels, T):
+    """Channels o_n < n at p, a contiguous [B, T, n_channels]."""
+    p_tile = p + (rows.i_b * T + rows.t0) * n_channels
+    p_elements = p_tile + (rows.o_r[:, None] * n_channels + o_n[None, :])
+    tl.store(p_elements, b_x.to(p.dtype.element_ty), mask=rows.m_inside[:, None] & (o_n < n)[None, :])
+
+
+@triton.jit
+def multiply_mask(b_x, mask, rows):
+    p_rows = first_row(mask, rows) + rows.o_r * mask.s_t
+    return b_x * tl.load(p_rows, mask=rows.m_t, other=0.0).to(b_x.dtype)[:, None]
+
+
+def pick(kernel: str, configs: tuple[Config, ...], x: Tensor) -> Config:
+    """The configuration for a signal [B, T, C]."""
+
+    def largest_that_fills(dtype: torch.dtype, rows: int, channels: int) -> Config:
+        return next((c for c in configs if rows >= 4 * c["BT"]), configs[-1])
+
+    return pick_config(kernel, configs, largest_that_fills, x, rows=x.shape[0] * x.shape[1], channels=x.shape[2])
+
+
+def launch_options(config: Config, sizes: Sizes, S: int, in_weight: Tensor) -> dict[str, Any]:
+    """The kernels' `sizes` and `constants`, with the device, num_warps and num_stages."""
+    BK, C = config["BK"], sizes.C
+    constants = {
+        "BT": config["BT"],
+        "BN": config["BN"],
+        "BK": BK,
+        "BC": max(SMALLEST_DOT, triton.next_power_of_2(C)),
+        "TAPS": in_weight.shape[2],
+        "EVEN_C": C % BK == 0,
+        "EVEN_2C": 2 * C % BK == 0,
+        "EVEN_D": sizes.D % BK == 0,
+        "EVEN_S": S % BK == 0,
+        "PRECISION": product_precision(in_weight.dtype, convolution=True),
+    }
+    return {
+        "sizes": sizes,
+        "constants": Constants(**{name: tl.constexpr(value) for name, value in constants.items()}),
+        "device": in_weight.device,
+        "num_warps": config["num_warps"],
+        "num_stages": config["num_stages"],
+    }
