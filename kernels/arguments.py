@@ -1,12 +1,50 @@
-"""Checks of the operations' arguments, and what their launchers ask of tensors."""
+"""Arguments of the operations: checks, and the forms in which kernels take tensors and lengths."""
+
+from collections.abc import Collection
+from typing import Any, NamedTuple
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from fastglow.errors import FastglowError
 
 SMALLEST_DOT = 16
 """Smallest size of a `tl.dot`, in each dimension."""
+
+
+class Signal(NamedTuple):
+    """A [B, C, T] tensor for a kernel."""
+
+    p: Any
+    s_b: Any
+    s_c: Any
+    s_t: Any
+
+    @classmethod
+    def of(cls, x: Tensor | None) -> "Signal | None":
+        return None if x is None else cls(x, *x.stride())
+
+
+class Matrix(NamedTuple):
+    """A matrix for a kernel."""
+
+    p: Any
+    s_row: Any
+    s_column: Any
+
+    @classmethod
+    def of(cls, x: Tensor) -> "Matrix":
+        return cls(x, *x.stride())
+
+
+@triton.jit
+def item_length(p_lengths, i_b, T, HAS_LENGTHS: tl.constexpr):
+    """The length of item i_b, between 0 and T; T without lengths."""
+    if HAS_LENGTHS:
+        return tl.minimum(tl.maximum(tl.load(p_lengths + i_b).to(tl.int32), 0), T)
+    return T
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -34,9 +72,24 @@ def check_shape(name: str, x: Tensor | None, expected: tuple[int | str, ...]) ->
         raise FastglowError(f"{name} has shape {list(shape)}, must be [{', '.join(map(str, expected))}]")
 
 
-def check_probability(name: str, p: float) -> None:
-    """Raises FastglowError unless 0 <= p < 1: a dropout that keeps nothing has no scale."""
-    if not 0 <= p < 1:
+def check_at_least(name: str, value: int, smallest: int) -> None:
+    """Raises FastglowError for a smaller value."""
+    if value < smallest:
+        raise FastglowError(f"{name}={value} must be at least {smallest}")
+
+
+def check_choice(name: str, value: str | None, choices: Collection[str | None]) -> None:
+    """Raises FastglowError unless the value is among the choices."""
+    if value not in choices:
+        *others, last = map(repr, choices)
+        raise FastglowError(f"{name}={value!r} must be {', '.join(others)} or {last}")
+
+
+def check_probability(name: str, p: float, *, allow_one: bool = False) -> None:
+    """Raises FastglowError unless 0 <= p < 1 (a dropout that keeps nothing has no scale), or <= 1 with `allow_one`."""
+    if allow_one and not 0 <= p <= 1:
+        raise FastglowError(f"{name}={p} must be between 0 and 1")
+    if not allow_one and not 0 <= p < 1:
         raise FastglowError(f"{name}={p} must be at least 0 and below 1")
 
 
@@ -76,6 +129,11 @@ def strides(x: Tensor | None, *dims: int) -> tuple[int, ...]:
     if x is None:
         return (0,) * len(dims)
     return tuple(x.stride(d) for d in dims) if dims else tuple(x.stride())
+
+
+def contiguous_rows(x: Tensor) -> Tensor:
+    """A matrix whose rows are contiguous, with any distance between them: x itself or a copy."""
+    return x if x.stride(1) == 1 else x.contiguous()
 
 
 def empty_in_order_of(x: Tensor, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:

@@ -8,18 +8,25 @@ from torch import nn
 from torch.autograd import gradcheck
 from torch.nn.utils.parametrizations import weight_norm as parametrize
 
-from fastglow.errors import FastglowError
-from fastglow.kernels import backend, weight_norm, weight_norm_packed
+from fastglow.kernels import weight_norm, weight_norm_packed
 from fastglow.kernels.launch import use_config
 from fastglow.kernels.reference import weight_norm as reference
 from fastglow.kernels.weight_norm import CONFIGS
 
-from .conftest import assert_as_exact_as, recorded
-from .rounding import drawn
+from .checks import (
+    FLOAT32_AND_FLOAT16,
+    assert_kernels_refuse,
+    assert_refused,
+    assert_same_bits,
+    check_positional_against_fp64,
+    differentiate,
+    launch_counter,
+    recorded,
+    strided,
+)
 
 SHAPES = [(5, 3, 7), (1, 3, 1), (4, 1, 1)]
-CAPS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
-HALF_AND_SINGLE = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
+CAPS = {torch.float32: (1e-5, 1e-5), torch.float16: (2e-3, 2e-3), torch.bfloat16: (2e-2, 2e-2)}
 
 # NumPy, of which the interpreter is made, warns where a GPU divides by zero in silence.
 DIVIDES_BY_ZERO = pytest.mark.filterwarnings("ignore:(divide by zero|invalid value) encountered:RuntimeWarning")
@@ -125,37 +132,11 @@ def test_packed_matrices_are_rounded_once(dtype):
     ],
 )
 def test_what_does_not_fit_is_refused(call, message):
-    with pytest.raises(FastglowError, match=message):
-        call()
+    assert_refused(message, call)
 
 
-def strided(x: torch.Tensor) -> torch.Tensor:
-    """The same numbers, dimensions in reverse order in memory, gaps between them."""
-    order = tuple(reversed(range(x.dim())))
-    return torch.stack((x.permute(order),) * 2, dim=-1)[..., 0].permute(order)
-
-
-def results(function, tensors, upstreams, needed):
-    """(outputs, gradients) of function(*tensors), from leaves of its own; where no upstream is, nothing goes back."""
-    leaves = [x.detach().requires_grad_(n) for x, n in zip(tensors, needed, strict=True)]
-    outputs = function(*leaves)
-    used = [(output, d.to(output.dtype)) for output, d in zip(outputs, upstreams, strict=True) if d is not None]
-    wanted = [leaf for leaf in leaves if leaf.requires_grad]
-    used_outputs, ds = zip(*used, strict=True)
-    return outputs, torch.autograd.grad(used_outputs, wanted, ds, materialize_grads=True)
-
-
-def check(kernel, plain, tensors, needed=None, upstream=lambda i, d: d):
-    """The kernels' outputs and gradients against the reference's in the same dtype and in float64."""
-    needed = [True] * len(tensors) if needed is None else needed
-    with torch.no_grad():
-        upstreams = [upstream(i, torch.randn_like(x)) for i, x in enumerate(plain(*tensors))]
-    found = results(kernel, tensors, upstreams, needed)
-    rounded = drawn(lambda: results(plain, tensors, upstreams, needed))
-    exact = results(plain, [x.double() for x in tensors], upstreams, needed)
-    for factor, *of_one_kind in zip((2, 3), found, rounded, exact, strict=True):
-        for triple in zip(*of_one_kind, strict=True):
-            assert_as_exact_as(*triple, factor, CAPS[triple[1].dtype])
+def check(kernel, plain, tensors, **options):
+    check_positional_against_fp64(kernel, plain, tensors, CAPS, **options)
 
 
 def alone(function):
@@ -177,17 +158,17 @@ def weights(shapes, dtype, device):
 WN = [[(34, 17, 3), (34, 7, 1)], [(34, 17, 1)], [(34, 17, 3), (34, 7, 1)], [(17, 17, 1)]]
 
 
-@HALF_AND_SINGLE
+@FLOAT32_AND_FLOAT16
 @pytest.mark.parametrize("shape", [(1, 3, 1), (7, 5, 3), (65, 33, 1), (2, 700, 3)], ids=str)
 def test_kernels_against_fp64(triton_backend, device, shape, dtype):
     check(alone(weight_norm), alone(reference.weight_norm), weights([[shape]], dtype, device))
 
 
-@HALF_AND_SINGLE
+@FLOAT32_AND_FLOAT16
 def test_kernels_on_strided_tensors(triton_backend, device, dtype):
     tensors = [strided(x) for x in weights([[(7, 5, 3)]], dtype, device)]
-    for upstream in (lambda i, d: strided(d), lambda i, d: d[:, :1, :1].expand(d.shape), lambda i, d: d):
-        check(alone(weight_norm), alone(reference.weight_norm), tensors, upstream=upstream)
+    for layout in (strided, lambda d: d[:, :1, :1].expand(d.shape), lambda d: d):
+        check(alone(weight_norm), alone(reference.weight_norm), tensors, layout=layout)
     expanded = [tensors[0], tensors[1][:1].expand(7, 1, 1)]
     check(alone(weight_norm), alone(reference.weight_norm), expanded)
 
@@ -195,7 +176,7 @@ def test_kernels_on_strided_tensors(triton_backend, device, dtype):
 @pytest.mark.parametrize("needed", [(True, False), (False, True)], ids=["v only", "g only"])
 def test_one_gradient_of_two(triton_backend, device, needed):
     tensors = weights([[(7, 5, 3)]], torch.float32, device)
-    check(alone(weight_norm), alone(reference.weight_norm), tensors, needed)
+    check(alone(weight_norm), alone(reference.weight_norm), tensors, needed=needed)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
@@ -224,23 +205,23 @@ def test_packed_kernels_against_fp64(triton_backend, device, dtype, result):
 
 def test_packed_weights_take_one_launch_and_one_buffer(triton_backend, device):
     tensors = [x.requires_grad_() for x in weights(WN, torch.float32, device)]
-    before = backend.launches.total()
+    launches = launch_counter()
     matrices = weight_norm_packed(regroup(WN, tensors))
-    assert backend.launches.total() == before + 1
+    assert launches() == 1
     assert [tuple(matrix.shape) for matrix in matrices] == [(34, 58), (34, 17), (34, 58), (17, 17)]
     assert all(matrix.is_contiguous() for matrix in matrices)
     assert len({matrix.untyped_storage().data_ptr() for matrix in matrices}) == 1
     torch.autograd.backward(matrices, [torch.ones_like(matrix) for matrix in matrices])
-    assert backend.launches.total() == before + 2
+    assert launches() == 2
 
 
-@HALF_AND_SINGLE
+@FLOAT32_AND_FLOAT16
 def test_packed_kernels_on_strided_tensors(triton_backend, device, dtype):
     shapes = [[(5, 3, 3), (5, 4, 1)], [(2, 3, 1)]]
     tensors = [strided(x) for x in weights(shapes, dtype, device)]
     tensors[1] = tensors[1][:1].expand(5, 1, 1)
     kernel, plain = (packed(x, shapes) for x in (weight_norm_packed, reference.weight_norm_packed))
-    check(kernel, plain, tensors, upstream=lambda i, d: strided(d))
+    check(kernel, plain, tensors, layout=strided)
 
 
 @pytest.mark.parametrize("absent", [0, 1, 2], ids="without output {}".format)
@@ -250,7 +231,7 @@ def test_packed_kernels_without_some_gradients(triton_backend, device, absent):
     # Of the first weight neither, of the second v only, of the third g only.
     needed = (False, False, True, False, False, True, True, True)
     kernel, plain = (packed(x, shapes) for x in (weight_norm_packed, reference.weight_norm_packed))
-    check(kernel, plain, tensors, needed, upstream=lambda i, d: None if i == absent else d)
+    check(kernel, plain, tensors, needed=needed, reached=[i != absent for i in range(len(shapes))])
 
 
 @DIVIDES_BY_ZERO
@@ -258,15 +239,16 @@ def test_a_direction_without_length_is_nan_as_in_pytorch(triton_backend, device)
     v, g = weights([[(3, 5, 2)]], torch.float32, device)
     v[1] = 0
     d = torch.randn_like(v)
-    plain = results(alone(reference.weight_norm), (v, g), [d], (True, True))
-    assert plain[0][0][1].isnan().all()
-    assert all(gradient[1].isnan().all() for gradient in plain[1])
-    found = results(alone(weight_norm), (v, g), [d], (True, True))
+    pair = {"v": v.requires_grad_(), "g": g.requires_grad_()}
+    plain = differentiate(reference.weight_norm, pair, [d])
+    assert plain.outputs[0][1].isnan().all()
+    assert all(gradient[1].isnan().all() for gradient in plain.gradients.values())
+    found = differentiate(weight_norm, pair, [d])
     torch.testing.assert_close(found, plain, equal_nan=True)
     d_matrix = d.transpose(1, 2).flatten(1)
-    (matrix,), gradients = results(packed(weight_norm_packed, [[v.shape]]), (v, g), [d_matrix], (True, True))
-    torch.testing.assert_close(matrix, plain[0][0].transpose(1, 2).flatten(1), equal_nan=True)
-    torch.testing.assert_close(gradients, plain[1], equal_nan=True)
+    (matrix,), gradients = differentiate(lambda v, g: weight_norm_packed([[(v, g)]]), pair, [d_matrix])
+    torch.testing.assert_close(matrix, plain.outputs[0].transpose(1, 2).flatten(1), equal_nan=True)
+    torch.testing.assert_close(gradients, plain.gradients, equal_nan=True)
 
 
 def test_no_rows(triton_backend, device):
@@ -282,13 +264,9 @@ def test_no_rows(triton_backend, device):
 
 def test_what_the_kernels_do_not_do(device):
     single, half = (weights([[(2, 3, 1)]], dtype, device) for dtype in (torch.float32, torch.float16))
-    with backend.use_backend("triton"):
-        with pytest.raises(FastglowError, match="not of one dtype"):
-            weight_norm_packed([[single, half]])
-        with pytest.raises(FastglowError, match="a result in float64"):
-            weight_norm_packed([[single]], torch.float64)
-        with pytest.raises(FastglowError, match="float64 is not among"):
-            weight_norm(*(x.double() for x in single))
+    assert_kernels_refuse("not of one dtype", weight_norm_packed, [[single, half]])
+    assert_kernels_refuse("a result in float64", weight_norm_packed, [[single]], torch.float64)
+    assert_kernels_refuse("float64 is not among", weight_norm, *(x.double() for x in single))
     assert weight_norm_packed([[single, half]])[0].shape == (2, 6)
     assert weight_norm_packed([[single]], torch.float64)[0].dtype == torch.float64
 
@@ -326,4 +304,4 @@ def test_in_a_cuda_graph(triton_backend):
         for tensor in tensors:
             tensor.add_(0.1 * torch.randn_like(tensor))
     graph.replay()
-    torch.testing.assert_close(captured, step(), atol=0, rtol=0)
+    assert_same_bits(captured, step())
