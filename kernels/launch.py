@@ -12,9 +12,10 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache, wraps
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+import triton.language as tl
 from torch import Tensor
 
 from .backend import launches
@@ -23,6 +24,9 @@ CONFIG_FOLDER = Path(__file__).parent / "configs"
 
 Config = Mapping[str, int]
 """Block sizes by the kernel's parameter names, with num_warps and num_stages."""
+
+
+Blocks = TypeVar("Blocks", bound=tuple)
 
 
 class Choice(NamedTuple):
@@ -88,6 +92,19 @@ def pick_config(
         return _config_for_all[1]
     measured = _nearest(_gpu_of(tensor), kernel, choice.dtype, choice.shape)
     return measured if measured in candidates else heuristic(tensor.dtype, **shape)
+
+
+def split_config(struct: type[Blocks], config: Config, **constants: Any) -> tuple[Blocks, dict[str, int]]:
+    """A launch configuration as a kernel takes it: (compile-time constants, num_warps and num_stages).
+
+    Args:
+        struct: NamedTuple of the constants.
+        config: its block sizes are fields of the struct.
+        constants: the struct's other fields.
+    """
+    options = {name: config[name] for name in ("num_warps", "num_stages")}
+    values = {name: size for name, size in config.items() if name not in options} | constants
+    return struct(**{name: tl.constexpr(value) for name, value in values.items()}), options
 
 
 @contextmanager

@@ -10,16 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..arguments import SMALLEST_DOT, strides
-from ..launch import Config, launch, pick_config, product_precision
-from .attend import (
-    AttentionBlocks,
-    AttentionItem,
-    AttentionSizes,
-    AttentionStrides,
-    attend_context,
-    attend_weights,
-)
+from ..arguments import SMALLEST_DOT, item_length, strides
+from ..launch import Config, launch, pick_config, product_precision, split_config
+from .attend import AttentionBlocks, AttentionItem, AttentionSizes, AttentionStrides, attend_context, attend_weights
 from .attend_bwd import AttentionGradients, AttentionScratch, AttentionUpstream, attend_bwd
 
 OP = "location_attention"
@@ -77,13 +70,6 @@ def _item(batch, i_b, s_batch):
 
 
 @triton.jit
-def _length(p_lengths, i_b, T):
-    if p_lengths is not None:
-        return tl.minimum(tl.maximum(tl.load(p_lengths + i_b).to(tl.int32), 0), T)
-    return T
-
-
-@triton.jit
 def _query(p_query, i_b, A, s_query, BA: tl.constexpr):
     """The projected query of an item, [BA] float32."""
     o_a = tl.arange(0, BA)
@@ -105,7 +91,7 @@ def location_attention_fwd_kernel(
     """
     T, D = sizes.T, sizes.D
     i_d, i_b = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    length = _length(p_lengths, i_b, T)
+    length = item_length(p_lengths, i_b, T, p_lengths is not None)
     item = _item(batch, i_b, s_batch)
     p_rows += (i_b * tl.num_programs(0) + i_d) * T
     b_query = _query(p_query, i_b, sizes.A, s_batch.query, blocks.BA)
@@ -135,13 +121,9 @@ def location_attention_bwd_kernel(
     """
     T, A, D, s_l = sizes.T, sizes.A, sizes.D, strides.location
     i_b = tl.program_id(0).to(tl.int64)
-    length = _length(p_lengths, i_b, T)
-    p_dweights, p_dprevious, p_dcumulative, p_windows = (
-        upstream.weights,
-        gradients.previous,
-        gradients.cumulative,
-        scratch.windows,
-    )
+    length = item_length(p_lengths, i_b, T, p_lengths is not None)
+    p_dweights, p_dprevious, p_dcumulative = upstream.weights, gradients.previous, gradients.cumulative
+    p_windows = scratch.windows
     if upstream.weights is not None:
         p_dweights += i_b * T
     if gradients.previous is not None:
@@ -196,8 +178,8 @@ class Gradients(NamedTuple):
     location: Tensor | None = None
     v: Tensor | None = None
     v_bias: Tensor | None = None
-    mask: None = None
-    lengths: None = None
+    mask: Tensor | None = None
+    lengths: Tensor | None = None
 
 
 class Options(NamedTuple):
@@ -294,31 +276,35 @@ def _batch(inputs: Inputs) -> AttentionItem:
 def _sizes_and_strides(
     inputs: Inputs, options: Options, rows: Tensor
 ) -> tuple[AttentionSizes, AttentionStrides, BatchStrides]:
-    memory, processed, mask = inputs.memory, inputs.processed_memory, inputs.mask
-    s_mask, s_mask_t = strides(mask, 0, 1)
-    T, D = memory.shape[1:]
+    memory, processed = inputs.memory, inputs.processed_memory
+    s_mask, s_mask_t = strides(inputs.mask, 0, 1)
     return (
-        AttentionSizes(T, len(inputs.location), D, options.sharpening),
-        AttentionStrides(*strides(memory, 1, 2), *strides(processed, 1, 2), inputs.location.stride(0), s_mask_t),
+        AttentionSizes(memory.shape[1], len(inputs.location), memory.shape[2], options.sharpening),
+        AttentionStrides(
+            memory_t=memory.stride(1),
+            memory_d=memory.stride(2),
+            processed_t=processed.stride(1),
+            processed_a=processed.stride(2),
+            location=inputs.location.stride(0),
+            mask=s_mask_t,
+        ),
         BatchStrides(
-            inputs.query.stride(0),
-            memory.stride(0),
-            processed.stride(0),
-            inputs.weights_cat.stride(0),
-            s_mask,
-            rows.stride(0),
+            query=inputs.query.stride(0),
+            memory=memory.stride(0),
+            processed_memory=processed.stride(0),
+            weights_cat=inputs.weights_cat.stride(0),
+            mask=s_mask,
+            rows=rows.stride(0),
         ),
     )
 
 
 def _blocks(inputs: Inputs, options: Options, config: Config) -> tuple[AttentionBlocks, dict[str, int]]:
-    """A configuration as the kernel's compile-time constants and its launch options."""
-    constants = {
-        "TAPS": options.taps,
-        "NORMALIZATION": options.normalization,
-        "PRECISION": product_precision(inputs.location.dtype),
-        "BA": max(SMALLEST_DOT, triton.next_power_of_2(len(inputs.location))),
-        **{name: value for name, value in config.items() if name in AttentionBlocks._fields},
-    }
-    launch_options = {name: value for name, value in config.items() if name not in constants}
-    return AttentionBlocks(**{name: tl.constexpr(value) for name, value in constants.items()}), launch_options
+    return split_config(
+        AttentionBlocks,
+        config,
+        TAPS=options.taps,
+        NORMALIZATION=options.normalization,
+        PRECISION=product_precision(inputs.location.dtype),
+        BA=max(SMALLEST_DOT, triton.next_power_of_2(len(inputs.location))),
+    )
