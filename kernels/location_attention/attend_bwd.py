@@ -99,8 +99,8 @@ def _location_gradient(p_dz, item, p_dlocation, length, sizes, s_l, blocks, BN: 
                 else:
                     b_part = tl.dot(tl.trans(b_f), b_dz, input_precision=blocks.PRECISION)  # [BK, BN]
                     p_part = p_dlocation + a0 * s_l + k0 + ((o_n * s_l)[None, :] + o_k[:, None])
-                    # Without ADD, the memory holds nothing yet at the first positions.
-                    b_part += tl.load(p_part, mask=m_a[None, :] & (ADD or t0 > 0), other=0.0)
+                    # Without ADD, nothing is there at the first positions. (The cast is for Triton 3.3's interpreter.)
+                    b_part += tl.load(p_part, mask=m_a[None, :] & (ADD or tl.cast(t0, tl.int32) > 0), other=0.0)
                     tl.store(p_part, b_part, mask=m_a[None, :])
         if not ONE_BLOCK:
             tl.debug_barrier()
