@@ -40,6 +40,10 @@ BACKWARD_CONFIGS = {
 }
 
 
+# Structs with an absent pointer or a constant are built in the call that takes them: Triton makes tensors of what is
+# assigned or returned, which Triton 3.3 cannot do with None.
+
+
 class BatchStrides(NamedTuple):
     """From item to item."""
 
@@ -49,24 +53,6 @@ class BatchStrides(NamedTuple):
     weights_cat: Any
     mask: Any
     rows: Any
-
-
-@triton.jit
-def _item(batch, i_b, s_batch):
-    """The pointers of item i_b, given those of item 0."""
-    p_mask = batch.mask
-    if batch.mask is not None:
-        p_mask += i_b * s_batch.mask
-    return AttentionItem(
-        batch.memory + i_b * s_batch.memory,
-        batch.processed_memory + i_b * s_batch.processed_memory,
-        batch.previous + i_b * s_batch.weights_cat,
-        batch.cumulative + i_b * s_batch.weights_cat,
-        batch.location,
-        batch.v,
-        batch.v_bias,
-        p_mask,
-    )
 
 
 @triton.jit
@@ -92,16 +78,33 @@ def location_attention_fwd_kernel(
     T, D = sizes.T, sizes.D
     i_d, i_b = tl.program_id(0), tl.program_id(1).to(tl.int64)
     length = item_length(p_lengths, i_b, T, p_lengths is not None)
-    item = _item(batch, i_b, s_batch)
+    p_memory = batch.memory + i_b * s_batch.memory
     p_rows += (i_b * tl.num_programs(0) + i_d) * T
-    b_query = _query(p_query, i_b, sizes.A, s_batch.query, blocks.BA)
-    attend_weights(b_query, item, p_rows, None, length, sizes, strides, blocks)
+    attend_weights(
+        _query(p_query, i_b, sizes.A, s_batch.query, blocks.BA),
+        AttentionItem(
+            p_memory,
+            batch.processed_memory + i_b * s_batch.processed_memory,
+            batch.previous + i_b * s_batch.weights_cat,
+            batch.cumulative + i_b * s_batch.weights_cat,
+            batch.location,
+            batch.v,
+            batch.v_bias,
+            None if batch.mask is None else batch.mask + i_b * s_batch.mask,
+        ),
+        p_rows,
+        None,
+        length,
+        sizes,
+        strides,
+        blocks,
+    )
     tl.debug_barrier()
     if i_d == 0:
         for t0 in range(0, T, blocks.BT):
             o_t = t0 + tl.arange(0, blocks.BT)
             tl.store(p_weights + i_b * T + o_t, tl.load(p_rows + o_t, mask=o_t < T, other=0.0), mask=o_t < T)
-    b_context = attend_context(item.memory, p_rows, i_d * blocks.BD, length, D, strides, blocks)
+    b_context = attend_context(p_memory, p_rows, i_d * blocks.BD, length, D, strides, blocks)
     o_d = i_d * blocks.BD + tl.arange(0, blocks.BD)
     tl.store(p_context + i_b * D + o_d, b_context, mask=o_d < D)
 
@@ -122,28 +125,31 @@ def location_attention_bwd_kernel(
     T, A, D, s_l = sizes.T, sizes.A, sizes.D, strides.location
     i_b = tl.program_id(0).to(tl.int64)
     length = item_length(p_lengths, i_b, T, p_lengths is not None)
-    p_dweights, p_dprevious, p_dcumulative = upstream.weights, gradients.previous, gradients.cumulative
-    p_windows = scratch.windows
-    if upstream.weights is not None:
-        p_dweights += i_b * T
-    if gradients.previous is not None:
-        p_dprevious += i_b * 2 * T
-        p_dcumulative += i_b * 2 * T
-        p_windows += i_b * T * s_l
     b_dquery = attend_bwd(
         _query(p_query, i_b, A, s_batch.query, blocks.BA),
-        _item(batch, i_b, s_batch),
+        AttentionItem(
+            batch.memory + i_b * s_batch.memory,
+            batch.processed_memory + i_b * s_batch.processed_memory,
+            batch.previous + i_b * s_batch.weights_cat,
+            batch.cumulative + i_b * s_batch.weights_cat,
+            batch.location,
+            batch.v,
+            batch.v_bias,
+            None,
+        ),
         p_rows + i_b * s_batch.rows,
-        AttentionUpstream(upstream.context + i_b * D, p_dweights),
+        AttentionUpstream(upstream.context + i_b * D, None if upstream.weights is None else upstream.weights + i_b * T),
         AttentionGradients(
             gradients.processed_memory + i_b * T * A,
             gradients.location + i_b * A * s_l,
             gradients.v + i_b * A,
             gradients.v_bias + i_b,
-            p_dprevious,
-            p_dcumulative,
+            None if gradients.previous is None else gradients.previous + i_b * 2 * T,
+            None if gradients.cumulative is None else gradients.cumulative + i_b * 2 * T,
         ),
-        AttentionScratch(scratch.d_weights + i_b * T, None, p_windows),
+        AttentionScratch(
+            scratch.d_weights + i_b * T, None, None if scratch.windows is None else scratch.windows + i_b * T * s_l
+        ),
         length,
         sizes,
         strides,
