@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from fastglow.errors import FastglowError
 
 from .. import backend
-from ..arguments import check_integers, check_shape, dtype_name, mixed_dtypes
+from ..arguments import check_choice, check_integers, check_shape, dtype_name, mixed_dtypes
 from ..reference.location_attention import NORMALIZATIONS
 from ..reference.location_attention import location_attention as reference_location_attention
 from .attend import MOST_ATTENTION, WINDOW, attention_too_wide, fold_location
@@ -177,5 +177,4 @@ def _check(
         raise FastglowError(f"mask has dtype {dtype_name(mask.dtype)}, must be bool, True in padding")
     if lengths is not None:
         check_integers("lengths", lengths)
-    if normalization not in NORMALIZATIONS:
-        raise FastglowError(f"normalization={normalization!r} must be {' or '.join(map(repr, NORMALIZATIONS))}")
+    check_choice("normalization", normalization, NORMALIZATIONS)
