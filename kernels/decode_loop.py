@@ -50,8 +50,16 @@ from .arguments import SMALLEST_DOT
 from .decoder_weights import OutputWeights, RecurrentWeights, recurrent_shapes
 from .graphs import FRAMES_PER_GRAPH, record_graph
 from .launch import Config, launch, pick_config, product_precision
-from .location_attention import MOST_ATTENTION, attend_hidden, fold_location
-from .lstm_cell import add_product, lstm_activate, lstm_gates, lstm_split, lstm_update
+from .location_attention.attend import (
+    AttentionBlocks,
+    AttentionItem,
+    AttentionSizes,
+    AttentionStrides,
+    attend_hidden,
+    attention_too_wide,
+    fold_location,
+)
+from .lstm_cell.cell import GateBlocks, GateTile, add_product, lstm_activate, lstm_gates, lstm_split, lstm_update
 from .philox import uniform_noise
 from .reference.decode_loop import DecodeResult
 from .reference.decode_loop import decode_loop as reference_decode_loop
@@ -116,12 +124,9 @@ def _product(
     BK: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """y + W x^T, [rows, BB]; rows of W and of x are K contiguous numbers, s_w and s_x apart."""
-    o_k = tl.arange(0, BK)
-    p_rows = p_w + (o_row * s_w)[:, None] + o_k[None, :]
-    p_columns = p_x + (o_b * s_x)[None, :] + o_k[:, None]
-    for k in tl.range(0, K, BK, num_stages=STAGES):
-        b_y = add_product(b_y, p_rows, p_columns, k, o_k, m_row, m_b, K, EVEN_K, PRECISION)
-    return b_y
+    return add_product(
+        b_y, p_w + o_row * s_w, p_x + o_b * s_x, m_row, m_b, K, EVEN_K, GateBlocks(None, BK, PRECISION, STAGES)
+    )
 
 
 @triton.jit
@@ -137,7 +142,8 @@ def _gates(
     if not FIRST:
         b_gates = tl.load(p_tile, mask=m_b[None, :], other=0.0)
     o_row = i_u * BU + tl.arange(0, 4 * BU) // 4
-    b_gates = lstm_gates(b_gates, p_x, p_weight, o_row, o_b, m_b, n, K, K, s_w, BU, BK, EVEN_K, PRECISION, STAGES)
+    tile = GateTile(o_row, n, o_b, m_b)
+    b_gates = lstm_gates(b_gates, tile, p_x, p_weight, K, K, s_w, EVEN_K, GateBlocks(BU, BK, PRECISION, STAGES))
     return b_gates, i_u, o_b, m_b, p_tile
 
 
@@ -218,10 +224,23 @@ def _energies(
         p_shares = p_query + item * n_shares * A + o_share[:, None] * A + o_a[None, :]
         b_query += tl.sum(tl.load(p_shares, mask=m, other=0.0), axis=0)
     b_h = attend_hidden(
-        b_query, p_processed_memory + item * T * A, p_alignments + (item * (max_steps + 1) + t) * T,
-        p_cumulative + item * T, p_location_weight, i_t * BT, length, T, A, A, 1, tl.cdiv(2 * TAPS, 64) * 64,
-        TAPS, BT, BA, BL, PRECISION,
-    )  # fmt: skip
+        b_query,
+        AttentionItem(
+            None,
+            p_processed_memory + item * T * A,
+            p_alignments + (item * (max_steps + 1) + t) * T,
+            p_cumulative + item * T,
+            p_location_weight,
+            None,
+            None,
+            None,
+        ),
+        i_t * BT,
+        length,
+        AttentionSizes(T, A, None, 1.0),
+        AttentionStrides(None, None, A, 1, tl.cdiv(2 * TAPS, 64) * 64, None),
+        AttentionBlocks(TAPS, "softmax", PRECISION, BT, BA, BL, None, None),
+    )
     b_v = tl.load(p_v + o_a, mask=o_a < A, other=0.0).to(tl.float32)
     o_t = i_t * BT + tl.arange(0, BT)
     tl.store(p_energies + item * T + o_t, tl.sum(b_h * b_v[None, :], axis=1), mask=o_t < length)
@@ -874,8 +893,8 @@ def decode_loop(
         unsupported = f"a prenet of {len(output.prenet)} layers is none of 2"
     elif dtype not in backend.KERNEL_DTYPES:
         unsupported = f"{str(dtype).removeprefix('torch.')} is not among float32, float16 and bfloat16"
-    elif processed_memory.shape[2] > MOST_ATTENTION[dtype.itemsize]:
-        unsupported = f"attention dimension {processed_memory.shape[2]} is above {MOST_ATTENTION[dtype.itemsize]}"
+    else:
+        unsupported = attention_too_wide(processed_memory.shape[2], dtype)
     inputs = (memory, processed_memory, lengths, seeds)
     if len(memory) == 0 or not backend.picks_triton(OP, *inputs, output.projection, unsupported=unsupported):
         return reference_decode_loop(
