@@ -11,6 +11,8 @@ from types import SimpleNamespace
 import pytest
 from triton.language import constexpr
 
+from fastglow.kernels.decode_loop.kernels import HAS_CONDITION
+
 from .ahead_of_time import ARCHITECTURES, CASES, FAULTS, KERNELS, Report, compile_for, defined_kernels
 from .ahead_of_time_worker import constants_of
 
@@ -65,7 +67,8 @@ def test_every_configuration_is_compiled(report):
 
 def test_every_kernel_is_compiled(report):
     kernels = defined_kernels(KERNELS.rglob("*.py"))
-    assert kernels - {compiled.kernel for compiled in report.compiled} == set()
+    unserved = set() if HAS_CONDITION else {"decode_loop_kernel"}  # Triton 3.3 and 3.4
+    assert kernels - {compiled.kernel for compiled in report.compiled} == unserved
 
 
 def test_sound_kernels_are_found_without_fault(faults):
