@@ -45,8 +45,18 @@ from .arguments import SMALLEST_DOT
 from .decoder_weights import RecurrentWeights, recurrent_shapes
 from .graphs import record_graph
 from .launch import Config, launch, pick_config, product_precision, uncompiled
-from .location_attention import attend, attend_bwd, fold_location
-from .lstm_cell import lstm_activate, lstm_gates, lstm_split, lstm_update
+from .location_attention.attend import (
+    AttentionBlocks,
+    AttentionItem,
+    AttentionOutputs,
+    AttentionSizes,
+    AttentionStrides,
+    attend,
+    attention_too_wide,
+    fold_location,
+)
+from .location_attention.attend_bwd import AttentionGradients, AttentionScratch, AttentionUpstream, attend_bwd
+from .lstm_cell.cell import GateBlocks, GateTile, lstm_activate, lstm_gates, lstm_split, lstm_update
 from .philox import uniform_noise
 from .reference.philox import dropped_words, random_seed
 from .reference.teacher_forced_loop import (
@@ -60,7 +70,6 @@ from .reference.teacher_forced_loop import (
 OP = "teacher_forced_loop"
 FRAMES_PER_GRAPH = 16
 GRAPHS_KEPT = 32
-LARGEST_ATTENTION = 256  # dimensions: a program of the attention has all of them in its tiles
 
 _DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
@@ -157,15 +166,14 @@ def teacher_forced_lstm_fwd_kernel(
     b_first_o = tl.load(p_tile + 3 * n, mask=m, other=0.0)
     o_u = tl.program_id(0) * BU + tl.arange(0, ROWS) // 4
     b_gates = tl.zeros((ROWS, BB), tl.float32)
+    tile = GateTile(o_u, n, o_b, m_b)
     b_gates = lstm_gates(
-        b_gates, p_1 + row * s_1, p_w_ih, o_u, o_b, m_b, n, n_1, s_1, s_w, BU, BK, EVEN_K, PRECISION
-    )  # fmt: skip
+        b_gates, tile, p_1 + row * s_1, p_w_ih, n_1, s_1, s_w, EVEN_K, GateBlocks(BU, BK, PRECISION, None)
+    )
     b_gates = lstm_gates(
-        b_gates, p_2 + row * s_2, p_w_ih + n_1, o_u, o_b, m_b, n, n_2, s_2, s_w, BU, BK, EVEN_K, PRECISION
-    )  # fmt: skip
-    b_gates = lstm_gates(
-        b_gates, p_h + row * s_h, p_w_hh, o_u, o_b, m_b, n, n, s_h, n, BU, BK, EVEN_K, PRECISION
-    )  # fmt: skip
+        b_gates, tile, p_2 + row * s_2, p_w_ih + n_1, n_2, s_2, s_w, EVEN_K, GateBlocks(BU, BK, PRECISION, None)
+    )
+    b_gates = lstm_gates(b_gates, tile, p_h + row * s_h, p_w_hh, n, s_h, n, EVEN_K, GateBlocks(BU, BK, PRECISION, None))
     b_i, b_f, b_g, b_o = lstm_split(b_gates, BU, BB)
     b_i, b_f, b_g, b_o = lstm_activate(
         b_i + b_first_i.to(tl.float32), b_f + b_first_f.to(tl.float32),
@@ -251,11 +259,18 @@ def teacher_forced_attend_fwd_kernel(
     o_a = tl.arange(0, BA)
     b_query = tl.load(p_query + row * A + o_a, mask=o_a < A, other=0.0)
     attend(
-        b_query, p_memory + item * T_in * D, p_processed + item * T_in * A, p_weights + row * T_in,
-        p_cumulative + row * T_in, p_location, p_v, p_v, p_v,
-        p_weights + (row + B) * T_in, p_context + row * s_context, p_cumulative + (row + B) * T_in,
-        length, T_in, A, D, 1.0, D, 1, A, 1, S_LOCATION, 1,
-        TAPS, "softmax", False, False, True, BT, BA, BK, BR, BD, PRECISION,
+        b_query,
+        AttentionItem(
+            p_memory + item * T_in * D, p_processed + item * T_in * A, p_weights + row * T_in,
+            p_cumulative + row * T_in, p_location, p_v, None, None,
+        ),
+        AttentionOutputs(
+            p_weights + (row + B) * T_in, p_context + row * s_context, p_cumulative + (row + B) * T_in
+        ),
+        length,
+        AttentionSizes(T_in, A, D, 1.0),
+        AttentionStrides(D, 1, A, 1, S_LOCATION, None),
+        AttentionBlocks(TAPS, "softmax", PRECISION, BT, BA, BK, BR, BD),
     )  # fmt: skip
 
 
@@ -445,14 +460,27 @@ def teacher_forced_attend_bwd_kernel(
     o_a = tl.arange(0, BA)
     b_query = tl.load(p_query + row * A + o_a, mask=o_a < A, other=0.0)
     b_dquery = attend_bwd(
-        b_query, p_dcontext, p_dprevious, p_memory + item * T_in * D, p_processed + item * T_in * A,
-        p_weights + row * T_in, p_cumulative + row * T_in, p_location, p_v, p_v, p_weights + (row + B) * T_in,
-        _pointer(p_addresses, 16, tl.float32, ALIGNED) + item * T_in * A,
-        p_dv + A, p_dv, p_dv, p_dprevious, p_dcumulative, p_dcumulative + T_in,
-        _pointer(p_addresses, 18, DTYPE, ALIGNED) + item * T_in * A,
-        _pointer(p_addresses, 17, tl.float32, ALIGNED) + item * T_in * S_LOCATION,
-        length, T_in, A, D, 1.0, D, 1, A, 1, S_LOCATION,
-        TAPS, "softmax", False, True, True, True, True, BT, BA, BK, BR, BD, PRECISION,
+        b_query,
+        AttentionItem(
+            p_memory + item * T_in * D, p_processed + item * T_in * A, p_weights + row * T_in,
+            p_cumulative + row * T_in, p_location, p_v, None, None,
+        ),
+        p_weights + (row + B) * T_in,
+        AttentionUpstream(p_dcontext, p_dprevious),
+        AttentionGradients(
+            _pointer(p_addresses, 16, tl.float32, ALIGNED) + item * T_in * A,
+            p_dv + A, p_dv, None, p_dprevious, p_dcumulative,
+        ),
+        AttentionScratch(
+            p_dcumulative + T_in,
+            _pointer(p_addresses, 18, DTYPE, ALIGNED) + item * T_in * A,
+            _pointer(p_addresses, 17, tl.float32, ALIGNED) + item * T_in * S_LOCATION,
+        ),
+        length,
+        AttentionSizes(T_in, A, D, 1.0),
+        AttentionStrides(D, 1, A, 1, S_LOCATION, None),
+        AttentionBlocks(TAPS, "softmax", PRECISION, BT, BA, BK, BR, BD),
+        True,
     )  # fmt: skip
     # Found only now, for the sake of registers.
     row = (tl.load(p_clock + 1) - 1 - tl.load(p_clock) - offset) * B + tl.program_id(0)
@@ -1013,10 +1041,7 @@ def _unsupported(tensors: list[Tensor]) -> str | None:
     dtypes = {str(x.dtype).removeprefix("torch.") for x in tensors}
     if len(dtypes) > 1:
         return f"its tensors have the dtypes {', '.join(sorted(dtypes))}"
-    A = tensors[2].shape[2]
-    if A > LARGEST_ATTENTION:
-        return f"the attention dimension {A} is larger than {LARGEST_ATTENTION}"
-    return None
+    return attention_too_wide(tensors[2].shape[2], tensors[2].dtype, sums=True)
 
 
 def _check(decoder_inputs, memory, processed_memory, memory_lengths, weights: RecurrentWeights, seed) -> None:

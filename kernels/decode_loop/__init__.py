@@ -23,7 +23,7 @@ from ..arguments import (
     dtype_name,
 )
 from ..decoder_weights import OutputWeights, RecurrentWeights, recurrent_shapes
-from ..location_attention import MOST_ATTENTION
+from ..location_attention import attention_too_wide
 from ..reference.decode_loop import DecodeResult
 from ..reference.decode_loop import decode_loop as reference_decode_loop
 from .decoding import OP, decoding_of
@@ -132,8 +132,7 @@ def _unsupported(n_prenet_layers: int, dtype: torch.dtype, A: int) -> str | None
         return f"the prenet has {n_prenet_layers} layers, must have 2"
     if dtype not in backend.KERNEL_DTYPES:
         return f"{dtype_name(dtype)} is not among float32, float16 and bfloat16"
-    most = MOST_ATTENTION[dtype.itemsize]
-    return f"attention dimension {A} is above {most}" if A > most else None
+    return attention_too_wide(A, dtype)
 
 
 def _against_persistent(B: int, device: torch.device) -> str | None:

@@ -7,12 +7,20 @@ columns. Maths, layout and cost: kernels/README.md.
 import triton
 import triton.language as tl
 
-from ..location_attention import attend_hidden
-from ..lstm_cell import add_product, lstm_activate, lstm_gates, lstm_split, lstm_update
+from ..location_attention.attend import (
+    WINDOW,
+    AttentionBlocks,
+    AttentionItem,
+    AttentionSizes,
+    AttentionStrides,
+    attend_hidden,
+)
+from ..lstm_cell.cell import GateTile, add_product, lstm_activate, lstm_gates, lstm_split, lstm_update
 from ..philox import uniform_noise
 from .structs import Frame
 
 QUERY_BLOCK = tl.constexpr(128)  # partial sums of the query that are added at a time
+_WINDOW = tl.constexpr(WINDOW)
 
 
 @triton.jit
@@ -42,17 +50,6 @@ def _items_of_tile(i, n_tiles, frame, blocks):
 
 
 @triton.jit
-def _add_rows(b_y, p_w, s_w, o_row, m_row, p_x, o_b, m_b, K, EVEN_K: tl.constexpr, blocks):
-    """y + W x^T, [rows, BB]; W has rows of K elements, s_w apart, x is [B, K]."""
-    o_k = tl.arange(0, blocks.BK)
-    p_rows = p_w + (o_row * s_w)[:, None] + o_k[None, :]
-    p_columns = p_x + (o_b * K)[None, :] + o_k[:, None]
-    for k in tl.range(0, K, blocks.BK, num_stages=blocks.STAGES):
-        b_y = add_product(b_y, p_rows, p_columns, k, o_k, m_row, m_b, K, EVEN_K, blocks.PRECISION)
-    return b_y
-
-
-@triton.jit
 def _add_gates(i, frame, lstm, p_w, s_w, p_x, K, EVEN_K: tl.constexpr, FIRST: tl.constexpr, blocks):
     """Partial sums of a tile's gates + W x^T, [4 BU, BB]; without the partial sums if FIRST. x is [B, K].
 
@@ -66,9 +63,7 @@ def _add_gates(i, frame, lstm, p_w, s_w, p_x, K, EVEN_K: tl.constexpr, FIRST: tl
     if not FIRST:
         b_gates = tl.load(p_gates, mask=m_b[None, :], other=0.0)
     o_u = i_u * BU + tl.arange(0, 4 * BU) // 4
-    b_gates = lstm_gates(
-        b_gates, p_x, p_w, o_u, o_b, m_b, lstm.n, K, K, s_w, BU, blocks.BK, EVEN_K, blocks.PRECISION, blocks.STAGES
-    )  # fmt: skip
+    b_gates = lstm_gates(b_gates, GateTile(o_u, lstm.n, o_b, m_b), p_x, p_w, K, K, s_w, EVEN_K, blocks)
     return b_gates, p_gates, i_u, o_b, m_b
 
 
@@ -135,12 +130,25 @@ def energies_tile(item, i_t, length, t, attention, n_sums, sizes, blocks):
         m = (o_sum < n_sums)[:, None] & (o_a < A)[None, :]
         p_sums = attention.query + item * n_sums * A + o_sum[:, None] * A + o_a[None, :]
         b_query += tl.sum(tl.load(p_sums, mask=m, other=0.0), axis=0)
-    p_previous = attention.alignments + (item * (sizes.max_steps + 1) + t) * T
+    # Structs of constants are not assigned to names: assignment makes tensors of their fields.
     b_h = attend_hidden(
-        b_query, attention.processed_memory + item * T * A, p_previous, attention.cumulative + item * T,
-        attention.location, i_t * blocks.BT, length, T, A, A, 1, tl.cdiv(2 * blocks.TAPS, 64) * 64,
-        blocks.TAPS, blocks.BT, blocks.BA, blocks.BL, blocks.PRECISION,
-    )  # fmt: skip
+        b_query,
+        AttentionItem(
+            memory=None,
+            processed_memory=attention.processed_memory + item * T * A,
+            previous=attention.alignments + (item * (sizes.max_steps + 1) + t) * T,
+            cumulative=attention.cumulative + item * T,
+            location=attention.location,
+            v=None,
+            v_bias=None,
+            mask=None,
+        ),
+        i_t * blocks.BT,
+        length,
+        AttentionSizes(T, A, None, None),
+        AttentionStrides(None, None, A, 1, location=tl.cdiv(2 * blocks.TAPS, _WINDOW) * _WINDOW, mask=None),
+        AttentionBlocks(blocks.TAPS, None, blocks.PRECISION, blocks.BT, blocks.BA, BK=blocks.BL, BR=None, BD=None),
+    )
     b_v = tl.load(attention.v + o_a, mask=o_a < A, other=0.0).to(tl.float32)
     o_t = i_t * blocks.BT + tl.arange(0, blocks.BT)
     tl.store(attention.energies + item * T + o_t, tl.sum(b_h * b_v[None, :], axis=1), mask=o_t < length)
@@ -203,8 +211,9 @@ def output_tile(i, frame, output, p_h, n, p_context, sizes, blocks):
     o_row = i_r * BR + tl.arange(0, BR)
     m_row = o_row < n_rows
     b_y = tl.zeros((BR, blocks.BB), tl.float32)
-    b_y = _add_rows(b_y, output.weight, n + D, o_row, m_row, p_h, o_b, m_b, n, blocks.EVEN_ND, blocks)
-    b_y = _add_rows(b_y, output.weight + n, n + D, o_row, m_row, p_context, o_b, m_b, D, blocks.EVEN_D, blocks)
+    p_w = output.weight + o_row * (n + D)
+    b_y = add_product(b_y, p_w, p_h + o_b * n, m_row, m_b, n, blocks.EVEN_ND, blocks)
+    b_y = add_product(b_y, p_w + n, p_context + o_b * D, m_row, m_b, D, blocks.EVEN_D, blocks)
     b_y += tl.load(output.bias + o_row, mask=m_row, other=0.0)[:, None]
     p_frame = output.frames + ((o_b * sizes.max_steps + frame.t) * n_frame)[None, :] + o_row[:, None]
     m_frame = (o_row < n_frame)[:, None] & m_b[None, :]
@@ -230,7 +239,8 @@ def prenet_tile(i, frame, output, sizes, blocks):
     o_row = i_r * BR + tl.arange(0, BR)
     m_row = o_row < P
     b_x = tl.zeros((BR, blocks.BB), tl.float32)
-    b_x = _add_rows(b_x, output.prenet, P1, o_row, m_row, output.x1, o_b, m_b, P1, blocks.EVEN_P1, blocks)
+    p_w, p_x = output.prenet + o_row * P1, output.x1 + o_b * P1
+    b_x = add_product(b_x, p_w, p_x, m_row, m_b, P1, blocks.EVEN_P1, blocks)
     b_x = _relu_dropout(b_x, output.seeds, o_b, m_b, 1, frame.t + 1, o_row, sizes)
     p_unit = output.x2 + (o_b * P)[None, :] + o_row[:, None]
     tl.store(p_unit, b_x.to(output.x2.dtype.element_ty), mask=m_row[:, None] & m_b[None, :])

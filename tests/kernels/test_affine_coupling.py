@@ -91,11 +91,11 @@ def test_gradients_of_a_flow_step_backwards(leaf, swap):
 
 
 WRONG_STEPS = {
-    "b_log_s has shape \\(2, 5, 4\\) for a half of shape \\(2, 3, 4\\)": {"b_log_s": (2, 5, 4)},
-    "for a half of shape \\(3, 4\\)": {"changed": (3, 4)},
-    "kept has shape": {"kept": (2, 2, 4)},
-    "inverse has shape": {"inverse": (6, 6, 1)},
-    "entering has shape": {"entering": (2, 2, 5)},
+    r"b_log_s has shape \[2, 5, 4\], must be \[2, 6, 4\]": {"b_log_s": (2, 5, 4)},
+    r"changed has shape \[3, 4\], must be \[B, n, T\]": {"changed": (3, 4)},
+    r"kept has shape \[2, 2, 4\], must be \[2, 3, 4\]": {"kept": (2, 2, 4)},
+    r"inverse has shape \[6, 6, 1\], must be \[6, 6\]": {"inverse": (6, 6, 1)},
+    r"entering has shape \[2, 2, 5\], must be \[2, e, 4\]": {"entering": (2, 2, 5)},
 }
 
 
@@ -108,7 +108,7 @@ def test_errors_name_what_is_wrong(message):
 
 def test_shapes_of_the_coupling_must_fit():
     for coupling in (affine_coupling, affine_coupling_inverse):
-        with pytest.raises(FastglowError, match="b_log_s has shape \\(1, 3, 5\\)"):
+        with pytest.raises(FastglowError, match=r"b_log_s has shape \[1, 3, 5\], must be \[1, 4, 5\]"):
             coupling(torch.zeros(1, 2, 5), torch.zeros(1, 3, 5))
 
 

@@ -18,7 +18,7 @@ from fastglow.kernels.reference.location_attention import location_attention as 
 from .conftest import assert_as_exact_as, recorded
 from .rounding import drawn
 
-module = importlib.import_module("fastglow.kernels.location_attention")
+module = importlib.import_module("fastglow.kernels.location_attention.kernels")
 
 BATCH, TIME, N_QUERY, N_MEMORY, ATTENTION, FILTERS = 3, 5, 3, 4, 7, 2
 LENGTHS = torch.tensor([5, 1, 3])
@@ -437,20 +437,21 @@ def test_nothing_to_do(empty, device, poison):
 
 
 WRONG = {
-    "memory has shape \\(2, 21\\): pass": {"memory": (2, 21)},
-    "location_conv_weight has shape \\(3, 2, 4\\): pass": {"location_conv_weight": (3, 2, 4)},
-    "query has shape \\(2, 7\\), not \\(2, 6\\)": {"query": (2, 7)},
+    "memory has shape \\[2, 21\\], must be \\[B, T, n_memory\\]": {"memory": (2, 21)},
+    "query_weight has shape \\[18\\], must be \\[A, n_query\\]": {"query_weight": (18,)},
+    "location_conv_weight has shape \\[3, 2, 4\\], must be \\[F, 2, odd k\\]": {"location_conv_weight": (3, 2, 4)},
+    "query has shape \\[2, 7\\], must be \\[2, 6\\]": {"query": (2, 7)},
     "processed_memory has shape": {"processed_memory": (2, 21, 19)},
     "attention_weights_cat has shape": {"attention_weights_cat": (2, 21)},
     "location_dense_weight has shape": {"location_dense_weight": (18, 2)},
-    "v_weight has shape \\(18,\\)": {"v_weight": (18,)},
-    "v_bias has shape \\(\\), not \\(1,\\)": {"v_bias": ()},
-    "mask has shape \\(2, 20\\)": {"mask": torch.zeros(2, 20, dtype=torch.bool)},
-    "mask has dtype torch.uint8": {"mask": torch.zeros(2, 21, dtype=torch.uint8)},
-    "lengths has shape \\(3,\\)": {"lengths": torch.zeros(3, dtype=torch.int64)},
-    "lengths have dtype torch.float32": {"lengths": torch.zeros(2)},
-    "location_weight has shape \\(18, 10\\), not \\(18, 64\\)": {"location_weight": (18, 10)},
-    "normalization 'entmax' is unknown: pass 'softmax' or 'sigmoid'": {"normalization": "entmax"},
+    "v_weight has shape \\[18\\]": {"v_weight": (18,)},
+    "v_bias has shape \\[\\], must be \\[1\\]": {"v_bias": ()},
+    "mask has shape \\[2, 20\\]": {"mask": torch.zeros(2, 20, dtype=torch.bool)},
+    "mask has dtype uint8, must be bool": {"mask": torch.zeros(2, 21, dtype=torch.uint8)},
+    "lengths has shape \\[3\\]": {"lengths": torch.zeros(3, dtype=torch.int64)},
+    "lengths has dtype float32, must be an integer dtype": {"lengths": torch.zeros(2)},
+    "location_weight has shape \\[18, 10\\], must be \\[18, 64\\]": {"location_weight": (18, 10)},
+    "normalization='entmax' must be 'softmax' or 'sigmoid'": {"normalization": "entmax"},
 }
 
 

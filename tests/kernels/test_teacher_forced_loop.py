@@ -516,7 +516,7 @@ def test_what_the_kernels_do_not_serve_falls_back_or_is_refused(device):
         with pytest.raises(FastglowError, match="its tensors have the dtypes float32, float64"):
             call(teacher_forced_loop, tensors, lengths)
         case = Case(frames=1, n_attention=257)
-        with pytest.raises(FastglowError, match="the attention dimension 257 is larger than 256"):
+        with pytest.raises(FastglowError, match="attention dimension 257 is above 256"):
             call(teacher_forced_loop, case.tensors(torch.float32, device), lengths)
 
 

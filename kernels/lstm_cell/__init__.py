@@ -29,11 +29,12 @@ from torch.autograd.function import once_differentiable
 
 from fastglow.errors import FastglowError
 
-from . import backend
-from .launch import Config, launch, pick_config, product_precision
-from .reference.lstm_cell import MASK_STREAM
-from .reference.lstm_cell import lstm_cell as reference_lstm_cell
-from .reference.philox import dropped_words, random_seed
+from .. import backend
+from ..launch import Config, launch, pick_config, product_precision
+from ..reference.lstm_cell import MASK_STREAM
+from ..reference.lstm_cell import lstm_cell as reference_lstm_cell
+from ..reference.philox import dropped_words, random_seed
+from .cell import GateBlocks, GateTile, lstm_activate, lstm_gates, lstm_split, lstm_update
 
 OP = "lstm_cell"
 
@@ -69,50 +70,6 @@ _STREAM = tl.constexpr(MASK_STREAM)
 
 
 @triton.jit
-def add_product(
-    b_gates, p_w, p_columns, k, o_k, m_u, m_b, K, EVEN_K: tl.constexpr, PRECISION: tl.constexpr
-):  # fmt: skip
-    """b_gates + the product of columns k to k + BK - 1 of the weights, [4 BU, BK], with x^T, [BK, BB]."""
-    if EVEN_K:
-        b_w = tl.load(p_w + k, mask=m_u[:, None], other=0.0)
-        b_x = tl.load(p_columns + k, mask=m_b[None, :], other=0.0)
-    else:
-        m_k = k + o_k < K
-        b_w = tl.load(p_w + k, mask=m_u[:, None] & m_k[None, :], other=0.0)
-        b_x = tl.load(p_columns + k, mask=m_b[None, :] & m_k[:, None], other=0.0)
-    return tl.dot(b_w, b_x, b_gates, input_precision=PRECISION)
-
-
-@triton.jit
-def lstm_gates(
-    b_gates, p_x, p_weight, o_u, o_b, m_b, n, K, s_xb, s_w,
-    BU: tl.constexpr, BK: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr,
-    STAGES: tl.constexpr = None,
-):  # fmt: skip
-    """gates + W x^T for units o_u[0] .. o_u[0] + BU - 1, [4 BU, BB] float32.
-
-    Args:
-        b_gates: [4 BU, BB] float32.
-        p_x: rows of K contiguous numbers, s_xb apart; p_weight: [4n, K], rows s_w apart, gate q's n rows after q n.
-        o_u: [4 BU], the unit of each row, `first + arange // 4`; o_b: [BB] rows of x; m_b: [BB], which are there.
-        EVEN_K: K is a multiple of BK.
-        STAGES: of this loop's pipeline; None: the kernel's num_stages.
-    """
-    o_k = tl.arange(0, BK)
-    o_row = (tl.arange(0, 4 * BU) % 4) * n + o_u
-    p_w = p_weight + (o_row.to(tl.int64) * s_w)[:, None] + o_k[None, :]
-    p_columns = p_x + (o_b.to(tl.int64) * s_xb)[None, :] + o_k[:, None]
-    m_u = o_u < n
-    if STAGES is None:  # which tl.range itself does not take in Triton 3.2
-        for k in range(0, K, BK):
-            b_gates = add_product(b_gates, p_w, p_columns, k, o_k, m_u, m_b, K, EVEN_K, PRECISION)
-    else:
-        for k in tl.range(0, K, BK, num_stages=STAGES):
-            b_gates = add_product(b_gates, p_w, p_columns, k, o_k, m_u, m_b, K, EVEN_K, PRECISION)
-    return b_gates
-
-
-@triton.jit
 def lstm_gates_of_one(
     p_x, p_weight, o_u, n, K, s_w, BU: tl.constexpr, BK: tl.constexpr, EVEN_K: tl.constexpr
 ):  # fmt: skip
@@ -132,30 +89,6 @@ def lstm_gates_of_one(
             b_x = tl.load(p_x + k + o_k, mask=m_k, other=0.0)
         b_sums += b_w.to(tl.float32) * b_x.to(tl.float32)[None, :]
     return tl.sum(b_sums, axis=1)
-
-
-@triton.jit
-def lstm_split(b_gates, BU: tl.constexpr, BB: tl.constexpr):
-    """[4 BU, BB], rows 4 u + q, -> gates i, f, g, o before their activation, each [BU, BB]."""
-    b_pairs = tl.permute(tl.reshape(b_gates, (BU, 2, 2, BB)), (0, 3, 2, 1))  # [BU, BB, low bit of q, high bit]
-    b_if, b_go = tl.split(b_pairs)
-    b_i, b_f = tl.split(b_if)
-    b_g, b_o = tl.split(b_go)
-    return b_i, b_f, b_g, b_o
-
-
-@triton.jit
-def lstm_activate(b_i, b_f, b_g, b_o):
-    """sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)."""
-    # The sigmoid form of tanh overflows nowhere.
-    return tl.sigmoid(b_i), tl.sigmoid(b_f), 2.0 * tl.sigmoid(2.0 * b_g) - 1.0, tl.sigmoid(b_o)
-
-
-@triton.jit
-def lstm_update(b_i, b_f, b_g, b_o, b_c):
-    """(h', c') from activated gates and c, float32."""
-    b_c = b_f * b_c + b_i * b_g
-    return b_o * (2.0 * tl.sigmoid(2.0 * b_c) - 1.0), b_c
 
 
 @triton.jit
@@ -210,10 +143,13 @@ def lstm_cell_fwd_kernel(
         b_gates = b_gates[:, None]
     else:
         b_gates = tl.zeros((ROWS, BB), dtype=tl.float32)
+        tile = GateTile(o_row_u, n, o_b, m_b)
         b_gates = lstm_gates(
-            b_gates, p_x, p_weight_ih, o_row_u, o_b, m_b, n, n_in, s_xb, s_ih, BU, BK, EVEN_IN, PRECISION
+            b_gates, tile, p_x, p_weight_ih, n_in, s_xb, s_ih, EVEN_IN, GateBlocks(BU, BK, PRECISION, None)
         )
-        b_gates = lstm_gates(b_gates, p_h, p_weight_hh, o_row_u, o_b, m_b, n, n, s_hb, s_hh, BU, BK, EVEN_N, PRECISION)
+        b_gates = lstm_gates(
+            b_gates, tile, p_h, p_weight_hh, n, s_hb, s_hh, EVEN_N, GateBlocks(BU, BK, PRECISION, None)
+        )
     if HAS_BIAS:
         o_row = (tl.arange(0, 4 * BU) % 4) * n + o_row_u
         b_bias = tl.load(p_bias_ih + o_row, mask=o_row_u < n, other=0.0).to(tl.float32)
