@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import pytest
 import torch
@@ -81,6 +82,7 @@ class SeededPrenet(nn.Module):
 class Decoding(Workload):
     """`method`: GRAPH or PERSISTENT; `text`: symbols of each of `batch` items."""
 
+    case: str
     method: str
     batch: int
     text: int
@@ -90,10 +92,6 @@ class Decoding(Workload):
 
     op = "decode_loop"
     directions = (INFERENCE,)
-
-    @property
-    def case(self) -> str:
-        return f"{self.method}-{self.batch}x{self.text}"
 
     @property
     def model(self) -> Tacotron2:
@@ -172,7 +170,7 @@ class Decoding(Workload):
             step = torch.compile(plain_tacotron2.free_step, dynamic=False)
             return lambda: self._plain(model, memory, seeds, self.n_frames, step)
         if implementation.name == PEER:
-            decoder = implementation.dle.tacotron2(model).decoder
+            decoder: Any = implementation.nvidia.tacotron2(model).get_submodule("decoder")
             if seeds is not None:
                 decoder.prenet = SeededPrenet(decoder.prenet, seeds)
             return torch.no_grad()(lambda: [decoder.infer(memory, lengths)[0].transpose(1, 2)])
@@ -200,15 +198,21 @@ class Decoding(Workload):
         return torch.no_grad()(run)
 
 
+def decoding(
+    method: str, batch: int, text: int, dtype: torch.dtype, small: bool = False, n_frames: int = FRAMES
+) -> Decoding:
+    return Decoding(f"{method}-{batch}x{text}", method, batch, text, dtype, small, n_frames)
+
+
 GRID = [(batch, text) for text in (128, 32, 256) for batch in (1, 64, 4, 16)]
 
 WORKLOADS = on_this_machine(
     gpu=[
-        *(Decoding(GRAPH, *sizes, torch.float16) for sizes in GRID),
-        *(Decoding(PERSISTENT, *sizes, torch.float16) for sizes in GRID if sizes[0] <= 4),
-        *(Decoding(method, 1, 128, torch.float32) for method in (GRAPH, PERSISTENT)),
+        *(decoding(GRAPH, *sizes, torch.float16) for sizes in GRID),
+        *(decoding(PERSISTENT, *sizes, torch.float16) for sizes in GRID if sizes[0] <= 4),
+        *(decoding(method, 1, 128, torch.float32) for method in (GRAPH, PERSISTENT)),
     ],
-    cpu=[Decoding(GRAPH, batch, 7, torch.float32, small=True, n_frames=20) for batch in (1, 3)],
+    cpu=[decoding(GRAPH, batch, 7, torch.float32, small=True, n_frames=20) for batch in (1, 3)],
 )
 
 
