@@ -1,4 +1,4 @@
-"""Calls of the decode loop's kernels, to be compiled ahead of time."""
+"""The launches of the decode loop that are compiled ahead of time."""
 
 from functools import partial
 

@@ -1,7 +1,7 @@
-"""Every kernel, compiled ahead of time for every architecture with every launch configuration it may be given.
+"""Every kernel, compiled ahead of time for every architecture with each of its launch configurations.
 
-Cold this compiles some hundreds of kernels, which takes minutes; reports are kept in pytest's cache folder until a
-kernel, a case, Triton or PyTorch changes.
+The first run compiles hundreds of kernels, which takes minutes; pytest's cache keeps the reports until a kernel, a
+case, Triton or PyTorch changes.
 """
 
 from collections import namedtuple
