@@ -7,14 +7,13 @@ from threading import Lock
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from fastglow.errors import FastglowError
 
 from ..arguments import SMALLEST_DOT
 from ..graphs import FRAMES_PER_GRAPH, record_graph
-from ..launch import Config, launch, pick_config, product_precision
+from ..launch import Config, launch, pick_config, product_precision, split_config
 from ..reference.decode_loop import DecodeResult
 from .kernels import decode_begin_kernel, decode_loop_kernel, decode_phase_kernel
 from .structs import AttentionPointers, Blocks, Decoder, LSTMPointers, OutputPointers, RunningPointers, Sizes
@@ -85,7 +84,7 @@ class Decoding:
         )
         self._lost = self.steps[-1:]  # copied to the host together with the steps
         running = RunningPointers(self.active, self.n_active)
-        self._decoder = Decoder(
+        decoder = Decoder(
             LSTMPointers(weights.attention_ih, weights.attention_hh, weights.attention_bias, a_gates, a_h, a_c, N),
             AttentionPointers(
                 self.memory,
@@ -123,22 +122,21 @@ class Decoding:
             running,
             Sizes(T, D, A, P1, P, weights.n_frame, max_steps, p_dropout, 1.0 / (1.0 - p_dropout), gate_threshold),
         )
-        self._options = {name: config[name] for name in ("num_warps", "num_stages")}
+        self._batch_block = max(64, B)
         even = {"P1": P1, "P": P, "D": D, "NA": N, "ND": n}
-        constants = {
-            **{name: size for name, size in config.items() if name not in self._options},
+        blocks, self._options = split_config(
+            Blocks,
+            config,
+            BB=BB,
+            BA=max(SMALLEST_DOT, triton.next_power_of_2(A)),
+            BATCH=self._batch_block,
+            TAPS=weights.taps,
+            ONE_BLOCK=B <= BB,
+            PRECISION=product_precision(weights.dtype),
             **{f"EVEN_{name}": size % config["BK"] == 0 for name, size in even.items()},
-            "BB": BB,
-            "BA": max(SMALLEST_DOT, triton.next_power_of_2(A)),
-            "BATCH": max(64, B),
-            "TAPS": weights.taps,
-            "ONE_BLOCK": B <= BB,
-            "PRECISION": product_precision(weights.dtype),
-        }
-        blocks = Blocks(**{name: tl.constexpr(value) for name, value in constants.items()})
-        self._arguments = self._decoder, B, blocks
+        )
+        self._arguments = decoder, B, blocks
         self._begin_arguments = self.lengths, running, B
-        self._batch_block = constants["BATCH"]
 
         n_blocks = triton.cdiv(B, BB)
         a_tiles, d_tiles = a_tiles * n_blocks, d_tiles * n_blocks

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from .. import backend
+from .structs import Product
 from .tiles import (
     context_tile,
     energies_tile,
@@ -39,18 +40,21 @@ _condition = tl.condition if HAS_CONDITION and not backend.interprets() else _sa
 def _phase(PHASE: tl.constexpr, i_program, frame, decoder, blocks):
     """Tiles i_program, i_program + number of programs, ... of a phase."""
     n_programs = tl.num_programs(0)
-    a = decoder.attention_rnn
-    d = decoder.decoder_rnn
+    lstm_a = decoder.attention_rnn
+    lstm_d = decoder.decoder_rnn
     attention = decoder.attention
     output = decoder.output
     sizes = decoder.sizes
-    D, P = sizes.D, sizes.P
+    N, n, D, P = lstm_a.n, lstm_d.n, sizes.D, sizes.P
     n_blocks = tl.cdiv(frame.n_items, blocks.BB)
-    n_a, n_d = tl.cdiv(a.n, blocks.BU) * n_blocks, tl.cdiv(d.n, blocks.BU) * n_blocks  # tiles of either LSTM
+    n_a, n_d = tl.cdiv(N, blocks.BU) * n_blocks, tl.cdiv(n, blocks.BU) * n_blocks  # tiles of either LSTM
+    # Product(...) stands inside the calls: assigning it to a name would make a tensor of its constant EVEN_K.
     if PHASE == ATTENTION_RNN:
         for i in range(i_program, n_a, n_programs):
-            b_h, i_u, o_b, m_b = lstm_tile(i, frame, a, a.weight_ih, P + D, output.x2, P, blocks.EVEN_P, blocks)
-            partial_query(b_h, i_u, o_b, m_b, attention, a.n, sizes.A, blocks.BU)
+            b_h, i_u, o_b, m_b = lstm_tile(
+                i, frame, lstm_a, Product(lstm_a.weight_ih, P + D, output.x2, P, blocks.EVEN_P), blocks
+            )
+            partial_query(b_h, i_u, o_b, m_b, attention, N, sizes.A, blocks.BU)
     elif PHASE == ENERGIES:
         n_energies = tl.cdiv(sizes.T, blocks.BT) * frame.n_items
         for i in range(i_program, n_energies + n_d, n_programs):
@@ -58,11 +62,16 @@ def _phase(PHASE: tl.constexpr, i_program, frame, decoder, blocks):
                 item, i_t = tl.load(frame.p_items + i % frame.n_items).to(tl.int64), i // frame.n_items
                 length = tl.load(attention.lengths + item)
                 if i_t * blocks.BT < length:
-                    energies_tile(item, i_t, length, frame.t, attention, tl.cdiv(a.n, blocks.BU), sizes, blocks)
+                    energies_tile(item, i_t, length, frame.t, attention, tl.cdiv(N, blocks.BU), sizes, blocks)
             else:
                 partial_gates_tile(
-                    i - n_energies, frame, d, d.weight_ih, a.n + D, a.h, a.n, blocks.EVEN_NA, True, blocks
-                )  # fmt: skip
+                    i - n_energies,
+                    frame,
+                    lstm_d,
+                    Product(lstm_d.weight_ih, N + D, lstm_a.h, N, blocks.EVEN_NA),
+                    blocks,
+                    FIRST=True,
+                )
     elif PHASE == CONTEXT:
         n_contexts = tl.cdiv(D, blocks.BD) * frame.n_items
         for i in range(i_program, n_contexts + n_d + n_a, n_programs):
@@ -70,16 +79,31 @@ def _phase(PHASE: tl.constexpr, i_program, frame, decoder, blocks):
                 item, i_d = tl.load(frame.p_items + i % frame.n_items).to(tl.int64), i // frame.n_items
                 context_tile(item, i_d, tl.load(attention.lengths + item), frame.t, attention, sizes, blocks)
             elif i < n_contexts + n_d:
-                partial_gates_tile(i - n_contexts, frame, d, d.weight_hh, d.n, d.h, d.n, blocks.EVEN_ND, False, blocks)
+                partial_gates_tile(
+                    i - n_contexts,
+                    frame,
+                    lstm_d,
+                    Product(lstm_d.weight_hh, n, lstm_d.h, n, blocks.EVEN_ND),
+                    blocks,
+                    FIRST=False,
+                )
             else:
-                i_a = i - n_contexts - n_d
-                partial_gates_tile(i_a, frame, a, a.weight_hh, a.n, a.h, a.n, blocks.EVEN_NA, True, blocks)
+                partial_gates_tile(
+                    i - n_contexts - n_d,
+                    frame,
+                    lstm_a,
+                    Product(lstm_a.weight_hh, N, lstm_a.h, N, blocks.EVEN_NA),
+                    blocks,
+                    FIRST=True,
+                )
     elif PHASE == DECODER_RNN:
         for i in range(i_program, n_d, n_programs):
-            lstm_tile(i, frame, d, d.weight_ih + a.n, a.n + D, attention.context, D, blocks.EVEN_D, blocks)
+            lstm_tile(
+                i, frame, lstm_d, Product(lstm_d.weight_ih + N, N + D, attention.context, D, blocks.EVEN_D), blocks
+            )
     elif PHASE == OUTPUT:
         for i in range(i_program, tl.cdiv(sizes.n_frame + 1 + sizes.P1, blocks.BR) * n_blocks, n_programs):
-            output_tile(i, frame, output, d.h, d.n, attention.context, sizes, blocks)
+            output_tile(i, frame, output, lstm_d.h, n, attention.context, sizes, blocks)
     else:
         n_units = tl.cdiv(P, blocks.BR) * n_blocks
         for i in range(i_program, 1 + n_units + n_a, n_programs):
@@ -89,10 +113,14 @@ def _phase(PHASE: tl.constexpr, i_program, frame, decoder, blocks):
             elif i <= n_units:
                 prenet_tile(i - 1, frame, output, sizes, blocks)
             else:
-                i_a = i - 1 - n_units
                 partial_gates_tile(
-                    i_a, frame, a, a.weight_ih + P, P + D, attention.context, D, blocks.EVEN_D, False, blocks
-                )  # fmt: skip
+                    i - 1 - n_units,
+                    frame,
+                    lstm_a,
+                    Product(lstm_a.weight_ih + P, P + D, attention.context, D, blocks.EVEN_D),
+                    blocks,
+                    FIRST=False,
+                )
 
 
 @triton.jit(do_not_specialize=["B"])

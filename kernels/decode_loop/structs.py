@@ -99,8 +99,21 @@ class Blocks(NamedTuple):
     PRECISION: Any  # `input_precision` of the products
 
 
+# What follows is made inside the kernels.
+
+
+class Product(NamedTuple):
+    """W x^T, a part of an LSTM's gates."""
+
+    p_w: Any  # [4n, K]
+    s_w: Any  # distance between rows of W
+    p_x: Any  # [B, K]
+    K: Any
+    EVEN_K: Any  # whether K is a multiple of BK, a compile-time constant
+
+
 class Frame(NamedTuple):
-    """Made inside a kernel: the number of a frame and the items that run in it."""
+    """The number of a frame and the items that run in it."""
 
     t: Any
     p_items: Any  # their list

@@ -50,10 +50,10 @@ def _items_of_tile(i, n_tiles, frame, blocks):
 
 
 @triton.jit
-def _add_gates(i, frame, lstm, p_w, s_w, p_x, K, EVEN_K: tl.constexpr, FIRST: tl.constexpr, blocks):
-    """Partial sums of a tile's gates + W x^T, [4 BU, BB]; without the partial sums if FIRST. x is [B, K].
+def _add_gates(i, frame, lstm, product, blocks, FIRST: tl.constexpr):
+    """The partial sums of a tile's gates, or zeros if FIRST, plus the product, [4 BU, BB].
 
-    Returns those gates, their address, the tile's number, and its items.
+    Returns the gates, their address, the tile's number, and its items.
     """
     BU: tl.constexpr = blocks.BU
     i_u, o_b, m_b = _items_of_tile(i, tl.cdiv(lstm.n, BU), frame, blocks)
@@ -63,26 +63,29 @@ def _add_gates(i, frame, lstm, p_w, s_w, p_x, K, EVEN_K: tl.constexpr, FIRST: tl
     if not FIRST:
         b_gates = tl.load(p_gates, mask=m_b[None, :], other=0.0)
     o_u = i_u * BU + tl.arange(0, 4 * BU) // 4
-    b_gates = lstm_gates(b_gates, GateTile(o_u, lstm.n, o_b, m_b), p_x, p_w, K, K, s_w, EVEN_K, blocks)
+    b_gates = lstm_gates(
+        b_gates, GateTile(o_u, lstm.n, o_b, m_b), product.p_x, product.p_w, product.K, product.K, product.s_w,
+        product.EVEN_K, blocks,
+    )  # fmt: skip
     return b_gates, p_gates, i_u, o_b, m_b
 
 
 @triton.jit
-def partial_gates_tile(i, frame, lstm, p_w, s_w, p_x, K, EVEN_K: tl.constexpr, FIRST: tl.constexpr, blocks):
-    """Adds W x^T to an LSTM's partial sums, or begins them if FIRST."""
-    b_gates, p_gates, _, _, m_b = _add_gates(i, frame, lstm, p_w, s_w, p_x, K, EVEN_K, FIRST, blocks)
+def partial_gates_tile(i, frame, lstm, product, blocks, FIRST: tl.constexpr):
+    """Adds a product to the partial sums of an LSTM's gates; FIRST: it is the first one."""
+    b_gates, p_gates, _, _, m_b = _add_gates(i, frame, lstm, product, blocks, FIRST)
     tl.debug_barrier()  # as in lstm_tile
     tl.store(p_gates, b_gates, mask=m_b[None, :])
 
 
 @triton.jit
-def lstm_tile(i, frame, lstm, p_w, s_w, p_x, K, EVEN_K: tl.constexpr, blocks):
-    """Adds the last part of the gates, W x^T; writes c' over c and h' over h.
+def lstm_tile(i, frame, lstm, product, blocks):
+    """Adds the last product to the gates; writes c' over c and h' over h.
 
     Returns h' [BU, BB] as it was rounded, the tile's number, and its items.
     """
     BU: tl.constexpr = blocks.BU
-    b_gates, _, i_u, o_b, m_b = _add_gates(i, frame, lstm, p_w, s_w, p_x, K, EVEN_K, False, blocks)
+    b_gates, _, i_u, o_b, m_b = _add_gates(i, frame, lstm, product, blocks, FIRST=False)
     b_i, b_f, b_g, b_o = lstm_split(b_gates, BU, blocks.BB)
     n = lstm.n
     o_u = i_u * BU + tl.arange(0, BU)
@@ -130,7 +133,7 @@ def energies_tile(item, i_t, length, t, attention, n_sums, sizes, blocks):
         m = (o_sum < n_sums)[:, None] & (o_a < A)[None, :]
         p_sums = attention.query + item * n_sums * A + o_sum[:, None] * A + o_a[None, :]
         b_query += tl.sum(tl.load(p_sums, mask=m, other=0.0), axis=0)
-    # Structs of constants are not assigned to names: assignment makes tensors of their fields.
+    # The structs stand inside the call: assigning them to names would make tensors of their constants.
     b_h = attend_hidden(
         b_query,
         AttentionItem(
