@@ -1,15 +1,16 @@
-"""Tacotron 2's decoder running free: the latency of a frame, at the published sizes with random weights.
+"""Tacotron 2's free-running decoder: the latency of a frame, at the published sizes with random weights.
 
-A call makes a fixed number of frames, as the gate may not fire (its threshold is 1), and waits for the device at its
-end, as speaking does. `graph` and `persistent` are two ways of fastglow's, and cases of their own, both beside the
-eager reference. NVIDIA's code and torch.compile, of a frame in plain PyTorch, are beside `graph` alone; compile at
-fewer sizes, each of which it compiles anew.
+A call makes a fixed number of frames, because the gate threshold of 1 never fires, and ends with a host sync, as
+inference does. fastglow's methods `graph` and `persistent` are separate cases, each with the eager reference. Only
+`graph` has NVIDIA's code and torch.compile of a plain PyTorch frame too; torch.compile has fewer sizes, because it
+compiles for each.
 """
 
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import pytest
 import torch
@@ -36,11 +37,11 @@ from .workload import (
 )
 
 P_DROPOUT = 0.5
-FRAMES = 128  # of a call
-CHECKED_FRAMES = 16  # the first ones, which everything after them rests on
+FRAMES = 128  # per call
+CHECKED_FRAMES = 16  # the first ones; all later frames depend on them
 
 GRAPH, PERSISTENT = "graph", "persistent"
-TARGETS = {GRAPH: 25, PERSISTENT: 12}  # microseconds a frame of one item in float16
+TARGETS = {GRAPH: 25, PERSISTENT: 12}  # microseconds per frame of one item in float16
 
 SMALL = {
     "n_mel_channels": 8,
@@ -62,11 +63,11 @@ def new_model(small: bool, frames: int, dtype: torch.dtype) -> Tacotron2:
 
 
 class SeededPrenet(nn.Module):
-    """In the place of NVIDIA's: the same layers, with our random numbers of the frame that its calls are at."""
+    """NVIDIA's prenet with our random numbers; each call is the next frame."""
 
     def __init__(self, prenet: nn.Module, seeds: Tensor):
         super().__init__()
-        self.layers, self.seeds, self.frame = prenet.layers, seeds, 0
+        self.layers, self.seeds, self.frame = list(prenet.get_submodule("layers").children()), seeds, 0
 
     def forward(self, x: Tensor) -> Tensor:
         for stream, layer in enumerate(self.layers):
@@ -79,9 +80,10 @@ class SeededPrenet(nn.Module):
 
 @dataclass(frozen=True)
 class Decoding(Workload):
-    """`way`: GRAPH or PERSISTENT; `text`: symbols of each of `batch` items."""
+    """`method`: GRAPH or PERSISTENT; `text`: symbols of each of `batch` items."""
 
-    way: str
+    case: str
+    method: str
     batch: int
     text: int
     dtype: torch.dtype
@@ -92,23 +94,19 @@ class Decoding(Workload):
     directions = (INFERENCE,)
 
     @property
-    def case(self) -> str:
-        return f"{self.way}-{self.batch}x{self.text}"
-
-    @property
     def model(self) -> Tacotron2:
         return new_model(self.small, self.n_frames, self.dtype)
 
     def serves(self, implementation: str) -> bool:
         if implementation == COMPILE:
-            return self.way == GRAPH and self.dtype == torch.float16 and (self.batch == 1 or self.text == 128)
-        return implementation != PEER or self.way == GRAPH
+            return self.method == GRAPH and self.dtype == torch.float16 and (self.batch == 1 or self.text == 128)
+        return implementation != PEER or self.method == GRAPH
 
     def shapes(self) -> dict[str, list[int]]:
         return {"memory": list(self._memory().shape)}
 
     def cost(self, direction: str) -> Cost:
-        """The weights and what is attended to are read for every frame; no more than that holds on the chip for it."""
+        """Every frame reads the weights and what it attends to; no on-chip memory is assumed to keep them."""
         recurrent, output, _ = plain_tacotron2.weights_of(self.model.decoder)
         weights = sum(tensor.numel() for tensor in plain_tacotron2.tensors_of((recurrent, output)))
         A, _, taps = len(recurrent.attention.query), *recurrent.attention.location_conv.shape[1:]
@@ -118,7 +116,7 @@ class Decoding(Workload):
         return Cost(self.n_frames * read * self.dtype.itemsize, self.n_frames * 2 * products)
 
     def capturable(self, direction: str) -> bool:
-        return False  # how long an item speaks is looked up from the host
+        return False  # the host reads how many steps each item took
 
     def frames(self, direction: str) -> int:
         return self.batch * self.n_frames
@@ -127,7 +125,7 @@ class Decoding(Workload):
         return self.n_frames
 
     def targets(self, direction: str) -> dict[str, float]:
-        return {"us_per_frame": TARGETS[self.way]} if self.batch == 1 and self.dtype == torch.float16 else {}
+        return {"us_per_frame": TARGETS[self.method]} if self.batch == 1 and self.dtype == torch.float16 else {}
 
     def call(self, implementation: Implementation, direction: str) -> Callable[[], object]:
         return self._run(implementation, self._memory())
@@ -163,16 +161,16 @@ class Decoding(Workload):
     def _run(
         self, implementation: Implementation, memory: Tensor, seeds: Tensor | None = None
     ) -> Callable[[], Sequence[Tensor]]:
-        """Makes the frames [B, frames, n_frame], and the alignments but with NVIDIA's code.
+        """Returns frames [B, frames, n_frame], and alignments except with NVIDIA's code.
 
-        Without seeds all draw as they do in use: ours from seeds, the others from PyTorch's generator.
+        Without seeds each draws as in use: ours from seeds, the others from PyTorch's generator.
         """
         model, lengths = self.model, self._lengths()
         if implementation.name == COMPILE:
             step = torch.compile(plain_tacotron2.free_step, dynamic=False)
             return lambda: self._plain(model, memory, seeds, self.n_frames, step)
         if implementation.name == PEER:
-            decoder = implementation.dle.tacotron2(model).decoder
+            decoder: Any = implementation.nvidia.tacotron2(model).get_submodule("decoder")
             if seeds is not None:
                 decoder.prenet = SeededPrenet(decoder.prenet, seeds)
             return torch.no_grad()(lambda: [decoder.infer(memory, lengths)[0].transpose(1, 2)])
@@ -192,7 +190,7 @@ class Decoding(Workload):
                 p_prenet_dropout=P_DROPOUT,
                 gate_threshold=1.0,
                 max_steps=self.n_frames,
-                method=self.way,
+                method=self.method,
                 folded=folded,
             )
             return frames, alignments
@@ -200,15 +198,21 @@ class Decoding(Workload):
         return torch.no_grad()(run)
 
 
+def decoding(
+    method: str, batch: int, text: int, dtype: torch.dtype, small: bool = False, n_frames: int = FRAMES
+) -> Decoding:
+    return Decoding(f"{method}-{batch}x{text}", method, batch, text, dtype, small, n_frames)
+
+
 GRID = [(batch, text) for text in (128, 32, 256) for batch in (1, 64, 4, 16)]
 
 WORKLOADS = on_this_machine(
     gpu=[
-        *(Decoding(GRAPH, *sizes, torch.float16) for sizes in GRID),
-        *(Decoding(PERSISTENT, *sizes, torch.float16) for sizes in GRID if sizes[0] <= 4),
-        *(Decoding(way, 1, 128, torch.float32) for way in (GRAPH, PERSISTENT)),
+        *(decoding(GRAPH, *sizes, torch.float16) for sizes in GRID),
+        *(decoding(PERSISTENT, *sizes, torch.float16) for sizes in GRID if sizes[0] <= 4),
+        *(decoding(method, 1, 128, torch.float32) for method in (GRAPH, PERSISTENT)),
     ],
-    cpu=[Decoding(GRAPH, batch, 7, torch.float32, small=True, n_frames=20) for batch in (1, 3)],
+    cpu=[decoding(GRAPH, batch, 7, torch.float32, small=True, n_frames=20) for batch in (1, 3)],
 )
 
 

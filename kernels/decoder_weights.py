@@ -1,4 +1,4 @@
-"""The weights of Tacotron 2's decoder, as its loops take them."""
+"""The weights of Tacotron 2's decoder, as `decode_loop` and `teacher_forced_loop` take them."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from fastglow.errors import FastglowError
 
 
 class LSTMWeights(NamedTuple):
-    """Of an nn.LSTMCell with n units; gate order i, f, g, o."""
+    """The weights of an nn.LSTMCell with n units; gate order i, f, g, o."""
 
     weight_ih: Tensor  # [4n, n_in]
     weight_hh: Tensor  # [4n, n]
@@ -17,7 +17,7 @@ class LSTMWeights(NamedTuple):
 
 
 class AttentionWeights(NamedTuple):
-    """Of `location_attention`."""
+    """The weights of `location_attention`."""
 
     query: Tensor  # [A, n_query]
     location_conv: Tensor  # [F, 2, k]
@@ -26,7 +26,7 @@ class AttentionWeights(NamedTuple):
 
 
 class RecurrentWeights(NamedTuple):
-    """What a step needs from the prenet's output to the decoder LSTM's state."""
+    """The weights of a step, from the prenet's output to the decoder LSTM's state."""
 
     attention_rnn: LSTMWeights  # reads [prenet output, context]
     attention: AttentionWeights
@@ -34,7 +34,7 @@ class RecurrentWeights(NamedTuple):
 
 
 def recurrent_shapes(weights: RecurrentWeights, P: int, D: int) -> dict[str, tuple[Tensor, tuple[int, ...]]]:
-    """Every tensor by name, with the shape it must have beside a prenet output of P and a memory of D numbers.
+    """Every tensor by name, with the shape it must have for P prenet outputs and D memory channels.
 
     Raises:
         FastglowError: an even number of location taps.
@@ -43,7 +43,7 @@ def recurrent_shapes(weights: RecurrentWeights, P: int, D: int) -> dict[str, tup
     A, N, n = len(attention.query), attention_rnn.weight_hh.shape[1], decoder_rnn.weight_hh.shape[1]
     filters, _, taps = attention.location_conv.shape
     if taps % 2 == 0:
-        raise FastglowError(f"location_conv has {taps} taps: use an odd number, which keeps the length")
+        raise FastglowError(f"location_conv has {taps} taps: use an odd number")
     return {
         "attention_rnn.weight_ih": (attention_rnn.weight_ih, (4 * N, P + D)),
         "attention_rnn.weight_hh": (attention_rnn.weight_hh, (4 * N, N)),
@@ -61,9 +61,9 @@ def recurrent_shapes(weights: RecurrentWeights, P: int, D: int) -> dict[str, tup
 
 
 class OutputWeights(NamedTuple):
-    """What makes frames of the decoder LSTM's output and the context, and the next step's input of a frame."""
+    """The projection and the gate, which read the decoder LSTM's output and the context, and the prenet."""
 
-    prenet: tuple[Tensor, ...]  # one [n_out, n_in] a layer
+    prenet: tuple[Tensor, ...]  # [n_out, n_in] per layer
     projection: Tensor  # [n_frame, n + D]
     projection_bias: Tensor  # [n_frame]
     gate: Tensor  # [1, n + D]

@@ -1,4 +1,4 @@
-"""Tacotron 2's decoder running free (Shen et al. 2018; Decoder.infer in NVIDIA's tacotron2/model.py)."""
+"""Tacotron 2's decoder in inference (Shen et al. 2018; Decoder.infer in NVIDIA's tacotron2/model.py)."""
 
 from typing import NamedTuple
 
@@ -12,16 +12,16 @@ from .location_attention import location_attention
 from .lstm_cell import lstm_cell
 from .prenet import prenet, prenet_noise
 
-# Prenet noise is drawn for this many steps at a time: one step's draw costs as much as the step.
 NOISE_BLOCK = 64
+"""Steps whose prenet noise is drawn at once: drawing it for one step costs as much as the step."""
 
 
 class DecodeResult(NamedTuple):
     """
     Attributes:
         frames: [B, steps, n_frame]; zeros after the step on which an item's gate fired.
-        steps: [B] int64, before that step; max_steps of an item whose gate did not fire.
-        alignments: attention weights, [B, steps, T]; zeros likewise.
+        steps: [B] int64, the number before that step; max_steps where the gate did not fire.
+        alignments: attention weights, [B, steps, T]; zeros after the same step.
     """
 
     frames: Tensor
@@ -42,22 +42,12 @@ def decode_loop(
     max_steps: int,
     early_stopping: bool = True,
 ) -> DecodeResult:
-    """Steps until every item's gate has fired.
-
-    Args:
-        memory: encoder outputs, [B, T, D]; processed_memory: through the memory layer, [B, T, A].
-        lengths: [B] integers; an item of length 0 takes no steps.
-        seeds: [B] int64, of the prenet's dropout: layer l at step s has the numbers of `uniform_noise` of stream l
-            at position s.
-        recurrent, output: the weights.
-        p_prenet_dropout: probability, in [0, 1).
-        gate_threshold: an item ends with the step whose gate, through a sigmoid, is above it.
-        max_steps: the most steps, at least 1.
-        early_stopping: False: the result has max_steps steps whatever the gates say.
-    """
+    """Steps until every item's gate has fired. Arguments as `kernels.decode_loop`."""
     B, T, D = memory.shape
     n_attention, n_decoder = recurrent.attention_rnn.weight_hh.shape[1], recurrent.decoder_rnn.weight_hh.shape[1]
-    mask = torch.arange(T, device=memory.device) >= lengths.view(-1, 1).clamp(min=1)  # no item without any weight
+    mask = torch.arange(T, device=memory.device) >= lengths.view(-1, 1).clamp(
+        min=1
+    )  # an empty item attends to position 0, not to nothing
     attention_h, attention_c = (memory.new_zeros(B, n_attention) for _ in range(2))
     decoder_h, decoder_c = (memory.new_zeros(B, n_decoder) for _ in range(2))
     weights, cumulative = (memory.new_zeros(B, T) for _ in range(2))
@@ -69,7 +59,7 @@ def decode_loop(
     for step in range(max_steps):
         if step % NOISE_BLOCK == 0:
             noise = prenet_noise(seeds, [len(weight) for weight in output.prenet], step, NOISE_BLOCK)
-        x = prenet(frame, output.prenet, p_prenet_dropout, [numbers[:, step % NOISE_BLOCK] for numbers in noise])
+        x = prenet(frame, output.prenet, p_prenet_dropout, [layer[:, step % NOISE_BLOCK] for layer in noise])
         x = torch.cat((x, context), dim=1)
         attention_h, attention_c = lstm_cell(x, attention_h, attention_c, *recurrent.attention_rnn)
         context, weights = location_attention(

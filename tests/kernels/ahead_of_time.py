@@ -1,7 +1,7 @@
-"""Compiling the kernels for GPUs that are not there, and what may be wrong with what comes out.
+"""Compiles the kernels for GPUs that this machine lacks, and finds faults in the result.
 
-The suite's own process cannot compile: without a GPU it has TRITON_INTERPRET set, and the kernels are interpreted.
-`compile_for` has `ahead_of_time_worker` do it in a process of its own.
+The suite's own process cannot compile: without a GPU it sets TRITON_INTERPRET. `compile_for` runs
+`ahead_of_time_worker` in another process.
 """
 
 import ast
@@ -28,21 +28,21 @@ KIB = 1024
 
 @dataclass(frozen=True)
 class Architecture:
-    """What matters of a chip here; limits are those of one block (CUDA C++ Programming Guide, compute capabilities)."""
+    """A chip's limits per block (CUDA C++ Programming Guide, compute capabilities) and its tensor cores."""
 
-    shared: int  # bytes of shared memory, without the 1 KiB that the system takes
-    instruction: str  # of its tensor cores, in PTX
-    rows: int  # fewest rows of a product that take this instruction; fewer take mma.sync
+    shared: int  # bytes of shared memory, without the 1 KiB reserved for the system
+    instruction: str  # the PTX instruction of its tensor cores
+    rows: int  # fewest rows of a product for this instruction; smaller products use mma.sync
 
 
-TENSOR_MEMORY = 512  # columns, on chips that have any
+TENSOR_MEMORY = 512  # columns, on chips that have it
 ARCHITECTURES = {
     80: Architecture(163 * KIB, "mma.sync", 16),
     90: Architecture(227 * KIB, "wgmma.mma_async", 64),
     100: Architecture(227 * KIB, "tcgen05.mma", 64),
 }
 
-# By a precision's name: the dtype of the tensors, and what the PTX calls it where tensor cores multiply it.
+# By precision: the operand type in PTX where tensor cores multiply; None: no tensor cores.
 PRECISIONS = {"float32": None, "tf32": "tf32", "float16": "f16", "bfloat16": "bf16"}
 
 
@@ -51,10 +51,11 @@ class Case:
     """One way of calling an operation.
 
     Attributes:
-        name: of the operation, and which options are there.
+        name: the operation and its options.
         run: calls the public function on meta tensors of a dtype, and its backward.
-        precisions: of PRECISIONS, those to run it in, by architecture.
-        swept: those in which every launch configuration is tried, likewise; in others, the one that is picked.
+        precisions: keys of PRECISIONS to run it in, by architecture.
+        swept: precisions in which every launch configuration is compiled, by architecture; in the others, only the one
+            that is picked.
         tensor_cores: kernels that must use tensor cores, except in float32, and the constexpr parameter or field that
             holds the rows of their products.
     """
@@ -68,19 +69,19 @@ class Case:
 
 @dataclass(frozen=True)
 class Compiled:
-    """A compiled kernel, and what its binary uses."""
+    """A compiled kernel and the resources of its binary."""
 
     module: str
     kernel: str
     case: str
     precision: str
     options: dict[str, Any]  # constexpr parameters and fields of structs, num_warps, num_stages
-    registers: int  # of a thread
-    local: int  # bytes of local memory of a thread: what did not fit its registers
-    shared: int  # bytes of a block
+    registers: int  # per thread
+    local: int  # bytes of local memory per thread: spilled registers
+    shared: int  # bytes per block
     tensor_memory: int  # columns
-    products: list[str]  # the instructions for tensor cores, without repetition
-    rows: int | None  # of the products that are meant for tensor cores; None: none are meant for them
+    products: list[str]  # the distinct tensor core instructions
+    rows: int | None  # of the products that must use tensor cores; None: none must
     float64: bool
 
     def __str__(self) -> str:
@@ -90,13 +91,13 @@ class Compiled:
 
 @dataclass(frozen=True)
 class Report:
-    """What came of compiling all cases for one architecture."""
+    """The result of compiling all cases for one architecture."""
 
     arch: int
     compiled: list[Compiled]
     errors: list[str]
-    offered: list[tuple[str, str, dict]]  # (kernel, precision, configuration) that could have been picked
-    listed: list[tuple[str, dict]]  # (name, configuration) of the modules' lists of configurations
+    offered: list[tuple[str, str, dict]]  # (kernel, precision, configuration) that may be picked
+    listed: list[tuple[str, dict]]  # (name, configuration) in the modules' CONFIGS
 
     def spilled(self) -> list[str]:
         return [f"{x} keeps {x.local} bytes in local memory" for x in self.compiled if x.local]
@@ -110,14 +111,14 @@ class Report:
         ]
 
     def multiplying_elsewhere(self) -> list[str]:
-        """Kernels whose products are not where they are meant to be: on tensor cores, in the right type, or not."""
+        """Kernels whose products use tensor cores and should not, or should and do not, or use another type."""
         return [f"{x} multiplies by {x.products or 'no tensor core'}" for x in self.compiled if not self._as_meant(x)]
 
     def in_float64(self) -> list[str]:
         return [f"{x} computes in float64" for x in self.compiled if x.float64]
 
     def unused_configurations(self) -> list[str]:
-        """Configurations that could have been picked and were not compiled, or are listed and never picked from."""
+        """Configurations that may be picked but were not compiled, or are listed but never offered."""
         used: dict[tuple[str, str], list[dict]] = {}
         for x in self.compiled:
             used.setdefault((x.kernel, x.precision), []).append(x.options)
@@ -137,7 +138,7 @@ class Report:
             return not x.products
         chip = ARCHITECTURES[self.arch]
         instruction = chip.instruction if x.rows >= chip.rows else "mma.sync"
-        if instruction == "tcgen05.mma":  # says f16 of both kinds of halves
+        if instruction == "tcgen05.mma":  # says f16 for bfloat16 too
             operand = operand.replace("bf16", "f16")
         return bool(x.products) and all(
             product.startswith(instruction) and re.search(rf"[.:]{operand}\b", product) for product in x.products
@@ -145,7 +146,7 @@ class Report:
 
 
 def defined_kernels(files: Iterable[Path]) -> set[str]:
-    """Names of the functions under @triton.jit that end in _kernel: those that are launched, not inlined."""
+    """Names of the @triton.jit functions that end in _kernel: they are launched, all others are inlined."""
     return {
         node.name
         for file in files
@@ -157,10 +158,10 @@ def defined_kernels(files: Iterable[Path]) -> set[str]:
 
 
 def compile_for(arch: int, folder: Path) -> dict[str, Report]:
-    """The reports of CASES and FAULTS, from `folder` if nothing has changed since they were written there.
+    """The reports of CASES and FAULTS, read from `folder` if nothing has changed since they were written.
 
     Raises:
-        RuntimeError: the worker died.
+        RuntimeError: the worker failed.
     """
     path = folder / f"sm_{arch}.json"
     key = _key()
@@ -172,13 +173,13 @@ def compile_for(arch: int, folder: Path) -> dict[str, Report]:
         reports = read_reports(path, key)
         if done.returncode or reports is None:
             raise RuntimeError(f"compiling for sm_{arch} failed:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
-        if reports[CASES].errors:  # perhaps not the kernels' fault: not to be kept
+        if reports[CASES].errors:  # perhaps not the kernels' fault, so not cached
             path.unlink()
     return reports
 
 
 def read_reports(path: Path, key: str) -> dict[str, Report] | None:
-    """None if they are absent, or were written under another key."""
+    """None if the file is absent or has another key."""
     written = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if written.get("key") != key:
         return None
@@ -189,7 +190,7 @@ def read_reports(path: Path, key: str) -> dict[str, Report] | None:
 
 
 def _key() -> str:
-    """Of all that decides what is compiled, and how."""
+    """A hash of everything that affects compilation."""
     files = [*sorted(KERNELS.rglob("*.py")), *sorted(Path(__file__).parent.glob("ahead_of_time*.py"))]
     digest = hashlib.sha256(" ".join(metadata.version(name) for name in ("triton", "torch")).encode())
     for file in files:

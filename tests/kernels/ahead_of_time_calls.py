@@ -1,8 +1,7 @@
-"""What the cases of all operations are made of: meta tensors, precisions, and the calls themselves.
+"""Building blocks of the cases of all operations: meta tensors, precisions and calls.
 
-Of each kernel are compiled: every launch configuration with the options that the published models use, for every
-architecture; then other options, of one or a few precisions and architectures, with the configuration that is picked
-for a large problem.
+Each kernel is compiled with every launch configuration for the options of the published models on every architecture,
+and with the configuration that is picked for a large problem for other options, in few precisions and architectures.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,8 +15,8 @@ FLOAT32 = dict.fromkeys(ARCHITECTURES, ("float32",))
 TF32 = dict.fromkeys(ARCHITECTURES, ("tf32",))
 BFLOAT16 = dict.fromkeys(ARCHITECTURES, ("bfloat16",))
 DTYPES = dict.fromkeys(ARCHITECTURES, ("float32", "float16", "bfloat16"))
-# Where a code differs little the architectures take turns, or this would take many minutes: that of the two kinds of
-# halves does in the names of instructions, and that of products without tensor cores is one for all architectures.
+# To save minutes, architectures take turns with precisions whose code hardly differs: float16 and bfloat16 differ in
+# the names of instructions, and products without tensor cores are the same on all architectures.
 TURNS = {80: ("float32", "float16"), 90: ("float32", "bfloat16"), 100: ("float32", "float16")}
 TURNS_OF_PRODUCTS = {80: ("float32", "tf32", "float16"), 90: ("tf32", "bfloat16"), 100: ("tf32", "float16")}
 ONCE = {90: ("bfloat16",)}
@@ -36,7 +35,7 @@ def meta_leaf(dtype: torch.dtype, *shape: int) -> Tensor:
 
 
 def in_channels_last(x: Tensor) -> Tensor:
-    """[B, C, T] -> the same, channels next to each other in memory; still a leaf."""
+    """[B, C, T] -> the same values, channels-last in memory; still a leaf."""
     return x.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_(x.requires_grad)
 
 

@@ -1,4 +1,4 @@
-"""All operations' calls, to be compiled ahead of time."""
+"""The calls of all operations that are compiled ahead of time."""
 
 from . import (
     ahead_of_time_decode_loop,

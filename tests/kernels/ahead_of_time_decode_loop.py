@@ -1,10 +1,12 @@
-"""Calls of the decode loop's kernels, to be compiled ahead of time."""
+"""The launches of the decode loop that are compiled ahead of time."""
 
 from functools import partial
 
 import torch
 
-from fastglow.kernels.decode_loop import PERSISTENT_ITEMS, _Decoding, fold_decoder
+from fastglow.kernels.decode_loop import PERSISTENT_ITEMS, fold_decoder
+from fastglow.kernels.decode_loop.decoding import Decoding
+from fastglow.kernels.decode_loop.kernels import HAS_CONDITION
 from fastglow.kernels.decoder_weights import AttentionWeights, LSTMWeights, OutputWeights, RecurrentWeights
 
 from .ahead_of_time_calls import BFLOAT16, SWEPT_PRODUCTS, make_case, meta_constant
@@ -18,7 +20,7 @@ N_PROGRAMS = 132
 def _decode_loop(
     dtype: torch.dtype, B: int, n_frame: int, P: int, D: int, N: int, n: int, A: int, F: int, k: int
 ) -> None:
-    """The host side of `decode_loop` looks at the device, which meta tensors have not: the launches alone."""
+    """The launches alone: the host side of `decode_loop` reads results, which meta tensors do not have."""
     x = partial(meta_constant, dtype)
     recurrent = RecurrentWeights(
         LSTMWeights(x(4 * N, P + D), x(4 * N, N), x(4 * N), x(4 * N)),
@@ -26,14 +28,14 @@ def _decode_loop(
         LSTMWeights(x(4 * n, N + D), x(4 * n, n), x(4 * n), x(4 * n)),
     )
     output = OutputWeights((x(P, n_frame), x(P, P)), x(n_frame, n + D), x(n_frame), x(1, n + D), x(1))
-    decoding = _Decoding(fold_decoder(recurrent, output), B, 128, 2000, 0.5, 0.5)
+    decoding = Decoding(fold_decoder(recurrent, output), B, 128, 2000, 0.5, 0.5)
     decoding.begin(x(B, 100, D), x(B, 100, A), meta_constant(torch.int64, B), meta_constant(torch.int64, B))
     decoding.run_frames(1)
-    if B <= PERSISTENT_ITEMS:
+    if B <= PERSISTENT_ITEMS and HAS_CONDITION:
         decoding.run_loop(N_PROGRAMS, launch_cooperative_grid=True)
 
 
-# All products are of less than 64 rows.
+# All products have fewer than 64 rows.
 _case = partial(make_case, {"decode_phase_kernel": "BT", "decode_loop_kernel": "BT"})
 
 CASES = (

@@ -1,4 +1,4 @@
-"""Made-up kernels with a fault each, which the checks of test_compile must find."""
+"""Made-up kernels with one fault each, which the checks of test_compile must find."""
 
 from typing import Any, NamedTuple
 
@@ -72,7 +72,7 @@ def _swept(dtype: torch.dtype) -> None:
     launch("made_up", squares_kernel, (1,), x, x, device=x.device, **config)
 
 
-def _deaf(dtype: torch.dtype) -> None:
+def _ignores_config(dtype: torch.dtype) -> None:
     x = _empty(dtype)
     pick_config("double", SOUND_CONFIGS, lambda dtype: SOUND_CONFIGS[0], x)
     launch("made_up", double_kernel, (1,), x, x, device=x.device, BLOCK=1024, num_warps=4, num_stages=1)
@@ -111,6 +111,6 @@ CASES = (
     _case("too much shared memory", _product("ieee", depth=256, num_stages=4), "bfloat16", tensor_cores=_TENSOR_CORES),
     _case("no tensor cores", _product("ieee", depth=16), "tf32", tensor_cores=_TENSOR_CORES),
     _case("tensor cores unasked", _product("tf32", depth=16), "float32"),
-    _case("deaf to its configuration", _deaf, "float32", sweeps=True),
+    _case("ignores its configuration", _ignores_config, "float32", sweeps=True),
     _case("no code", _fails, "float32"),
 )

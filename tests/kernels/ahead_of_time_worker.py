@@ -1,7 +1,7 @@
-"""Compiles cases for an architecture and writes reports: what `ahead_of_time.compile_for` starts.
+"""Compiles cases for an architecture and writes reports; `ahead_of_time.compile_for` starts it.
 
-The cases' public functions run on meta tensors, forward and backward, with every launch configuration that their
-kernels may be given, in a process in which Triton believes that it has a GPU of the architecture.
+The cases run public functions on meta tensors, forward and backward, with every launch configuration of their kernels,
+in a process whose Triton driver reports a GPU of the architecture.
 """
 
 import argparse
@@ -29,11 +29,11 @@ from fastglow.kernels.backend import use_backend
 
 from .ahead_of_time import ARCHITECTURES, Case, Compiled, Report
 
-CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"  # in every version's wheel
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"  # in the wheel of every version
 
 
 class _Compiler:
-    """Runs cases and keeps what they had compiled."""
+    """Runs cases and keeps the kernels that they compile."""
 
     def __init__(self, arch: int) -> None:
         self._arch = arch
@@ -59,14 +59,14 @@ class _Compiler:
         with use_backend("triton"), launch.compile_only() as compiled, forcing:
             try:
                 case.run(dtype)
-            # Whatever goes wrong in a compiler is a finding of the tests, which the other cases must not wait for.
+            # Any failure of the compiler is a finding; the other cases go on.
             except Exception:
                 self.errors.append(f"{what}: {traceback.format_exc()}")
             else:
                 if not compiled:
                     self.errors.append(f"{what}: no kernel was launched")
         for _, kernel, binary in compiled:
-            # While the configurations of one kernel are swept, the others come again as they are.
+            # While one kernel's configurations are swept, the other kernels come again unchanged.
             identity = (kernel, precision, binary.hash)
             if identity not in self.compiled:
                 self.compiled[identity] = _examine(case, precision, kernel, binary)
@@ -86,9 +86,9 @@ def _examine(case: Case, precision: str, kernel: str, binary: Any) -> Compiled:
         precision=precision,
         options=options,
         registers=usage["REG"],
-        # The stack of a kernel that calls nothing and has no arrays of its own is where registers are spilled.
+        # The kernel calls nothing and has no arrays, so its stack holds spilled registers alone.
         local=usage["STACK"] + usage["LOCAL"],
-        # The cubin's own number is what the system reserves; Triton's shared memory is given at the launch.
+        # The cubin has the system's reserve only; Triton's shared memory is set at launch.
         shared=binary.metadata.shared,
         tensor_memory=getattr(binary.metadata, "tmem_size", None) or 0,
         products=sorted(set(re.findall(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b[\w.:]*", ptx))),
@@ -108,7 +108,7 @@ def _resource_usage(cubin: bytes) -> dict[str, int]:
 
 
 class _Driver:
-    """As much of a Triton driver as compiling for a target asks for; launching would ask for more."""
+    """The part of a Triton driver that compiling needs."""
 
     def __init__(self, target: Any) -> None:
         self._target = target
@@ -164,7 +164,7 @@ def constants_of(source: Any) -> dict[str, Any]:
 
 
 def _listed_configs(modules: Iterable[str]) -> list[tuple[str, dict]]:
-    """Configurations in the modules' constants that are named CONFIGS or end in _CONFIGS."""
+    """Configurations in the modules' constants named CONFIGS or *_CONFIGS."""
 
     def configs(value: Any) -> Iterator[dict]:
         if isinstance(value, Mapping) and "num_warps" in value:

@@ -1,7 +1,7 @@
-"""Every kernel, compiled ahead of time for every architecture with every launch configuration it may be given.
+"""Every kernel, compiled ahead of time for every architecture with each of its launch configurations.
 
-Cold this compiles some hundreds of kernels, which takes minutes; reports are kept in pytest's cache folder until a
-kernel, a case, Triton or PyTorch changes.
+The first run compiles hundreds of kernels, which takes minutes; pytest's cache keeps the reports until a kernel, a
+case, Triton or PyTorch changes.
 """
 
 from collections import namedtuple
@@ -10,6 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 from triton.language import constexpr
+
+from fastglow.kernels.decode_loop.kernels import HAS_CONDITION
 
 from .ahead_of_time import ARCHITECTURES, CASES, FAULTS, KERNELS, Report, compile_for, defined_kernels
 from .ahead_of_time_worker import constants_of
@@ -65,7 +67,8 @@ def test_every_configuration_is_compiled(report):
 
 def test_every_kernel_is_compiled(report):
     kernels = defined_kernels(KERNELS.rglob("*.py"))
-    assert kernels - {compiled.kernel for compiled in report.compiled} == set()
+    unserved = set() if HAS_CONDITION else {"decode_loop_kernel"}  # Triton 3.3 and 3.4
+    assert kernels - {compiled.kernel for compiled in report.compiled} == unserved
 
 
 def test_sound_kernels_are_found_without_fault(faults):

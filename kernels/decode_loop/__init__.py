@@ -1,0 +1,191 @@
+"""Tacotron 2's free-running decoder: all frames on the device, for a batch whose items end one by one.
+
+Read on in `kernels` (what a frame is made of), `tiles` (the work of one program), `decoding` (buffers and launches),
+`weights` and `structs`. Maths, layout and cost: kernels/README.md.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from fastglow.errors import FastglowError
+
+from .. import backend
+from ..arguments import (
+    check_at_least,
+    check_choice,
+    check_integers,
+    check_probability,
+    check_seeds,
+    check_shape,
+    dtype_name,
+)
+from ..decoder_weights import OutputWeights, RecurrentWeights, recurrent_shapes
+from ..location_attention import attention_too_wide
+from ..reference.decode_loop import DecodeResult
+from ..reference.decode_loop import decode_loop as reference_decode_loop
+from .decoding import OP, decoding_of
+from .kernels import HAS_CONDITION
+from .weights import FoldedDecoder, fold_decoder
+
+__all__ = ["DecodeResult", "FoldedDecoder", "decode_loop", "fold_decoder"]
+
+METHODS = ("steps", "graph", "persistent")
+
+PERSISTENT_ITEMS = 8
+"""Largest batch of the persistent kernel. In larger ones launches should matter less; not measured yet."""
+
+
+def decode_loop(
+    memory: Tensor,
+    processed_memory: Tensor,
+    lengths: Tensor,
+    seeds: Tensor,
+    recurrent: RecurrentWeights,
+    output: OutputWeights,
+    *,
+    p_prenet_dropout: float,
+    gate_threshold: float,
+    max_steps: int,
+    early_stopping: bool = True,
+    method: str | None = None,
+    folded: FoldedDecoder | Callable[[torch.dtype], FoldedDecoder] | None = None,
+) -> DecodeResult:
+    """Tacotron 2's decoder in inference: frames until every item's gate has fired.
+
+    Shen et al. 2018; Decoder.infer in NVIDIA's tacotron2/model.py. No gradient on Triton. A host sync at the end: how
+    long a batch is, is known only then.
+
+    Args:
+        memory: encoder outputs, [B, T, D].
+        processed_memory: the memory layer's output, [B, T, A].
+        lengths: integers, [B]; an item of length 0 takes no steps.
+        seeds: int64, [B], of the prenet's dropout. An item's result depends on its own seed and not on the rest of
+            the batch.
+        recurrent, output: the weights.
+        p_prenet_dropout: probability in [0, 1).
+        gate_threshold: an item ends with the step on which the sigmoid of its gate is above this.
+        max_steps: the most steps, at least 1.
+        early_stopping: False: the result has max_steps steps, with zeros after an item's end.
+        method: how the kernels run: 'steps' launches every frame, 'graph' replays recorded frames (only on a GPU),
+            'persistent' runs all frames in one launch (at most PERSISTENT_ITEMS items). All give the same bits.
+            None: persistent where it can serve, else graph.
+        folded: a kept `fold_decoder(recurrent, output, dtype)`, or a function that returns it for a dtype, called only
+            where the kernels serve. Graphs are kept with it; without it every call records one.
+
+    Returns:
+        frames [B, steps, n_frame] and alignments [B, steps, T], zeros after the step on which an item's gate fired;
+        steps [B] int64, the number before that step, or max_steps where the gate did not fire.
+
+    Raises:
+        FastglowError: shapes, dtypes, probability, max_steps or method do not fit the above; a method that cannot
+            serve this batch; a lost program of the persistent kernel.
+    """
+    _check(memory, processed_memory, lengths, seeds, recurrent, output, p_prenet_dropout, max_steps, method)
+    dtype = backend.autocast_dtype(memory) or memory.dtype
+    inputs = (memory, processed_memory, lengths, seeds)
+    unsupported = _unsupported(len(output.prenet), dtype, A=processed_memory.shape[2])
+    if len(memory) == 0 or not backend.picks_triton(OP, *inputs, output.projection, unsupported=unsupported):
+        return reference_decode_loop(
+            *inputs,
+            recurrent,
+            output,
+            p_prenet_dropout=p_prenet_dropout,
+            gate_threshold=gate_threshold,
+            max_steps=max_steps,
+            early_stopping=early_stopping,
+        )
+    B, T = memory.shape[:2]
+    method = _pick_method(method, B, memory.device)
+    # The kept buffers must not be inference tensors: later calls write to them, perhaps outside of inference mode.
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        backend.without_autocast(memory),
+        torch.cuda.device(memory.device) if memory.is_cuda else nullcontext(),
+    ):
+        if callable(folded):
+            folded = folded(dtype)
+        if folded is None or folded.dtype != dtype:
+            folded = fold_decoder(recurrent, output, dtype)
+        decoding = decoding_of(folded, B, T, max_steps, p_prenet_dropout, gate_threshold)
+        with decoding.in_use, decoding.in_order():
+            graph = decoding.graph() if method == "graph" else None
+            decoding.begin(*inputs)
+            if graph is not None:
+                decoding.run_graph(graph)
+            elif method == "steps":
+                decoding.run_steps()
+            elif memory.is_cuda:
+                n_programs = torch.cuda.get_device_properties(memory.device).multi_processor_count
+                decoding.run_loop(n_programs, launch_cooperative_grid=True)
+            else:
+                decoding.run_loop(1)  # the interpreter runs programs one after the other
+            return decoding.result(B, T, early_stopping)
+
+
+def _unsupported(n_prenet_layers: int, dtype: torch.dtype, A: int) -> str | None:
+    """Why the kernels cannot serve, or None."""
+    if n_prenet_layers != 2:
+        return f"the prenet has {n_prenet_layers} layers, must have 2"
+    if dtype not in backend.KERNEL_DTYPES:
+        return f"{dtype_name(dtype)} is not among float32, float16 and bfloat16"
+    return attention_too_wide(A, dtype)
+
+
+def _against_persistent(B: int, device: torch.device) -> str | None:
+    """Why the persistent kernel cannot serve, or None."""
+    if B > PERSISTENT_ITEMS:
+        return f"{B} items are more than {PERSISTENT_ITEMS}"
+    if device.type == "cuda" and not HAS_CONDITION:
+        return "this version of Triton is too old: use 3.5 or newer"
+    return None
+
+
+def _pick_method(method: str | None, B: int, device: torch.device) -> str:
+    reason = _against_persistent(B, device) if method in (None, "persistent") else None
+    if method is None:
+        return "persistent" if reason is None else "graph" if device.type == "cuda" else "steps"
+    if method == "graph" and device.type != "cuda":
+        reason = f"{device.type} has no CUDA graphs"
+    if reason is not None:
+        raise FastglowError(f"decode_loop: method {method!r} cannot serve this call: {reason}")
+    return method
+
+
+def _check(
+    memory: Tensor,
+    processed_memory: Tensor,
+    lengths: Tensor,
+    seeds: Tensor,
+    recurrent: RecurrentWeights,
+    output: OutputWeights,
+    p_prenet_dropout: float,
+    max_steps: int,
+    method: str | None,
+) -> None:
+    if memory.dim() != 3 or memory.shape[1] == 0:
+        raise FastglowError(f"memory has shape {list(memory.shape)}, must be [B, T, D] with T at least 1")
+    B, T, D = memory.shape
+    A, n = len(recurrent.attention.query), recurrent.decoder_rnn.weight_hh.shape[1]
+    n_frame = len(output.projection)
+    widths = (n_frame, *map(len, output.prenet))
+    shapes = {
+        "processed_memory": (processed_memory, (B, T, A)),
+        "lengths": (lengths, (B,)),
+        **recurrent_shapes(recurrent, widths[-1], D),
+        **{f"prenet[{i}]": (weight, (widths[i + 1], widths[i])) for i, weight in enumerate(output.prenet)},
+        "projection": (output.projection, (n_frame, n + D)),
+        "projection_bias": (output.projection_bias, (n_frame,)),
+        "gate": (output.gate, (1, n + D)),
+        "gate_bias": (output.gate_bias, (1,)),
+    }
+    for name, (x, shape) in shapes.items():
+        check_shape(name, x, shape)
+    check_integers("lengths", lengths)
+    check_seeds(seeds, B)
+    check_probability("p_prenet_dropout", p_prenet_dropout)
+    check_at_least("max_steps", max_steps, 1)
+    check_choice("method", method, (*METHODS, None))

@@ -1,0 +1,276 @@
+"""The device buffers of a batch, and the three ways of running its frames: steps, graph, persistent."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
+
+import torch
+import triton
+from torch import Tensor
+
+from fastglow.errors import FastglowError
+
+from ..arguments import SMALLEST_DOT
+from ..graphs import FRAMES_PER_GRAPH, record_graph
+from ..launch import Config, launch, pick_config, product_precision, split_config
+from ..reference.decode_loop import DecodeResult
+from .kernels import decode_begin_kernel, decode_loop_kernel, decode_phase_kernel
+from .structs import AttentionPointers, Blocks, Decoder, LSTMPointers, OutputPointers, RunningPointers, Sizes
+from .weights import FoldedDecoder
+
+OP = "decode_loop"
+
+DECODINGS_KEPT = 8
+"""With one model's weights."""
+
+BB = 16
+"""Items of a tile: the fewest columns of a tensor core's product."""
+
+MAX_POLLS = 1 << 22
+"""Barrier polls, about 1 us each, before a program gives up."""
+
+
+def _config(bu: int, br: int, bk: int, stages: int, bt: int, bl: int, bd: int, num_warps: int) -> Config:
+    blocks = {"BU": bu, "BR": br, "BK": bk, "STAGES": stages, "BT": bt, "BL": bl, "BD": bd, "BS": 256}
+    return blocks | {"num_warps": num_warps, "num_stages": 1}
+
+
+# By element size in bytes; names as in `Blocks`. With BU = 8 the published 1024 units are 128 tiles, one per
+# multiprocessor. The blocks decide the order of sums, so the choice must not depend on the batch.
+CONFIGS = {
+    2: (_config(8, 16, 64, 6, 32, 32, 64, 8),),
+    4: (_config(8, 16, 32, 6, 16, 16, 64, 8),),
+}
+
+
+class Decoding:
+    """Decodes one batch at a time, of sizes that `padded` rounds to the same: hold `in_use` from `begin` to `result`.
+
+    The buffers stay where they are, so that a recorded graph may keep their addresses.
+    """
+
+    def __init__(self, weights: FoldedDecoder, B: int, T: int, max_steps: int, p_dropout: float, gate_threshold: float):
+        B, T = padded(B, T)
+        A, N = weights.query.shape
+        D = weights.decoder_ih.shape[1] - N
+        n = weights.decoder_hh.shape[1]
+        P, P1 = weights.prenet.shape
+        candidates = CONFIGS[weights.dtype.itemsize]
+        config = pick_config("decode_loop", candidates, lambda dtype, **shape: candidates[0], weights.output, N=N, n=n)
+        a_tiles, d_tiles = triton.cdiv(N, config["BU"]), triton.cdiv(n, config["BU"])  # of the LSTMs' units
+
+        self.in_use = Lock()
+        self.max_steps = max_steps
+        self.device = weights.output.device
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._last: torch.cuda.Event | None = None
+        self._zeros: list[Tensor] = []
+
+        def empty(*shape: int, dtype: torch.dtype = weights.dtype) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=self.device)
+
+        self.memory, self.processed_memory = empty(B, T, D), empty(B, T, A)
+        self.lengths, self.seeds = empty(B, dtype=torch.int32), empty(B, dtype=torch.int64)
+        self.frames = empty(B, max_steps, weights.n_frame)
+        self.alignments = empty(B, max_steps + 1, T, dtype=torch.float32)
+        self.alignments[:, 0].zero_()
+        a_h, d_h, context, x2 = self._zeroed(weights.dtype, (B, N), (B, n), (B, D), (B, P))
+        a_c, d_c, cumulative, a_gates = self._zeroed(
+            torch.float32, (B, N), (B, n), (B, T), (a_tiles * 4 * config["BU"], B)
+        )
+        self.steps, self.t, self.barrier, self.n_active, fired, self.active = self._zeroed(
+            torch.int32, (B + 1,), (1,), (1,), (2,), (B,), (2, B)
+        )
+        self._lost = self.steps[-1:]  # copied to the host together with the steps
+        running = RunningPointers(self.active, self.n_active)
+        decoder = Decoder(
+            LSTMPointers(weights.attention_ih, weights.attention_hh, weights.attention_bias, a_gates, a_h, a_c, N),
+            AttentionPointers(
+                self.memory,
+                self.processed_memory,
+                self.lengths,
+                query_weight=weights.query,
+                location=weights.location,
+                v=weights.v,
+                query=empty(B, a_tiles, A, dtype=torch.float32),
+                energies=empty(B, T, dtype=torch.float32),
+                cumulative=cumulative,
+                alignments=self.alignments,
+                context=context,
+            ),
+            LSTMPointers(
+                weights.decoder_ih,
+                weights.decoder_hh,
+                weights.decoder_bias,
+                gates=empty(d_tiles * 4 * config["BU"], B, dtype=torch.float32),
+                h=d_h,
+                c=d_c,
+                n=n,
+            ),
+            OutputPointers(
+                weights.output,
+                weights.output_bias,
+                weights.prenet,
+                self.seeds,
+                x1=empty(B, P1),
+                x2=x2,
+                frames=self.frames,
+                steps=self.steps,
+                fired=fired,
+            ),
+            running,
+            Sizes(T, D, A, P1, P, weights.n_frame, max_steps, p_dropout, 1.0 / (1.0 - p_dropout), gate_threshold),
+        )
+        self._batch_block = max(64, B)
+        even = {"P1": P1, "P": P, "D": D, "NA": N, "ND": n}
+        blocks, self._options = split_config(
+            Blocks,
+            config,
+            BB=BB,
+            BA=max(SMALLEST_DOT, triton.next_power_of_2(A)),
+            BATCH=self._batch_block,
+            TAPS=weights.taps,
+            ONE_BLOCK=B <= BB,
+            PRECISION=product_precision(weights.dtype),
+            **{f"EVEN_{name}": size % config["BK"] == 0 for name, size in even.items()},
+        )
+        self._arguments = decoder, B, blocks
+        self._begin_arguments = self.lengths, running, B
+
+        n_blocks = triton.cdiv(B, BB)
+        a_tiles, d_tiles = a_tiles * n_blocks, d_tiles * n_blocks
+        self._tiles_by_phase = (
+            a_tiles,
+            triton.cdiv(T, config["BT"]) * B + d_tiles,
+            triton.cdiv(D, config["BD"]) * B + d_tiles + a_tiles,
+            d_tiles,
+            triton.cdiv(weights.n_frame + 1 + P1, config["BR"]) * n_blocks,
+            1 + triton.cdiv(P, config["BR"]) * n_blocks + a_tiles,
+        )
+
+    @contextmanager
+    def in_order(self) -> Iterator[None]:
+        """What is queued inside runs after what was queued inside the last time, on whatever streams."""
+        if self.device.type != "cuda":
+            yield
+            return
+        if self._last is not None:
+            torch.cuda.current_stream().wait_event(self._last)
+        try:
+            yield
+        finally:
+            self._last = torch.cuda.current_stream().record_event()
+
+    def begin(self, memory: Tensor, processed_memory: Tensor, lengths: Tensor, seeds: Tensor) -> None:
+        """Copies a batch's inputs into the buffers and writes the first frame's list."""
+        B, T = memory.shape[:2]
+        self.memory[:B, :T] = memory
+        self.processed_memory[:B, :T] = processed_memory
+        self.lengths[B:] = 0
+        self.lengths[:B] = lengths.clamp(max=T)
+        self.seeds[:B] = seeds
+        for x in self._zeros:
+            x.zero_()
+        launch(
+            OP, decode_begin_kernel, (1,), *self._begin_arguments,
+            device=self.device, BATCH=self._batch_block, num_warps=4,
+        )  # fmt: skip
+
+    def run_frames(self, n: int) -> None:
+        """The next n frames, six launches each; those after the last frame do nothing."""
+        for offset in range(n):
+            for phase, tiles in enumerate(self._tiles_by_phase):
+                launch(
+                    OP, decode_phase_kernel, (tiles,), *self._arguments, self.t, offset,
+                    device=self.device, PHASE=phase, **self._options,
+                )  # fmt: skip
+        self.t += n
+
+    def run_steps(self) -> None:
+        """All frames, launch by launch, until no item is left."""
+        for _ in range(0, self.max_steps, FRAMES_PER_GRAPH):
+            self.run_frames(FRAMES_PER_GRAPH)
+            if self.n_active[0].item() == 0:
+                return
+
+    def graph(self) -> torch.cuda.CUDAGraph:
+        """FRAMES_PER_GRAPH frames, recorded at the first call, which loses a batch that was begun."""
+        if self._graph is None:
+            for x in self._zeros:
+                x.zero_()
+            self.run_frames(1)  # with no items: compiles and loads the kernels
+            self._graph = record_graph(lambda: self.run_frames(FRAMES_PER_GRAPH), self.device)
+        return self._graph
+
+    def run_graph(self, graph: torch.cuda.CUDAGraph) -> None:
+        """All frames, by replays of a graph of FRAMES_PER_GRAPH, until no item is left.
+
+        The host reads the number of items left one replay late, while the next replay already runs.
+        """
+        n_left = [torch.empty(1, dtype=torch.int32, device="cpu", pin_memory=True) for _ in range(2)]
+        copied = [torch.cuda.Event() for _ in range(2)]
+        for i in range(triton.cdiv(self.max_steps, FRAMES_PER_GRAPH)):
+            graph.replay()
+            n_left[i % 2].copy_(self.n_active[:1], non_blocking=True)
+            copied[i % 2].record()
+            if i > 0:
+                copied[(i - 1) % 2].synchronize()
+                if n_left[(i - 1) % 2].item() == 0:
+                    return
+
+    def run_loop(self, n_programs: int, **options) -> None:
+        """All frames in one launch; all its programs must be on the device at once."""
+        launch(
+            OP, decode_loop_kernel, (n_programs,), *self._arguments, self.barrier, self._lost, MAX_POLLS,
+            device=self.device, **self._options, **options,
+        )  # fmt: skip
+
+    def result(self, B: int, T: int, early_stopping: bool) -> DecodeResult:
+        """Waits for the device.
+
+        Raises:
+            FastglowError: a program of `run_loop` was lost.
+        """
+        *last_frames, lost = self.steps.tolist()
+        if lost:
+            raise FastglowError(
+                "decode_loop: a program of the persistent kernel did not arrive at a barrier, so its results are "
+                "lost: pass method='graph'"
+            )
+        n = min(max(last_frames) + 1, self.max_steps) if early_stopping else self.max_steps
+        steps = self.steps[:B].long()
+        over = torch.arange(n, device=self.device) > steps.unsqueeze(1)  # [B, n]
+        over |= self.lengths[:B].unsqueeze(1) < 1
+        return DecodeResult(
+            self.frames[:B, :n].masked_fill(over.unsqueeze(2), 0.0),
+            steps,
+            self.alignments[:B, 1 : n + 1, :T].masked_fill(over.unsqueeze(2), 0.0).to(self.frames.dtype),
+        )
+
+    def _zeroed(self, dtype: torch.dtype, *shapes: tuple[int, ...]) -> list[Tensor]:
+        """Tensors that `begin` fills with zeros, in one allocation."""
+        sizes = [math.prod(shape) for shape in shapes]
+        # Each starts at a multiple of 16 elements, so that its loads are as wide as in an allocation of its own.
+        padded_sizes = [triton.cdiv(size, 16) * 16 for size in sizes]
+        whole = torch.empty(sum(padded_sizes), dtype=dtype, device=self.device)
+        self._zeros.append(whole)
+        parts = whole.split(padded_sizes)
+        return [part[:size].view(shape) for part, size, shape in zip(parts, sizes, shapes, strict=True)]
+
+
+def padded(B: int, T: int) -> tuple[int, int]:
+    """Sizes rounded up, so that few kernels and graphs serve all; padding has no length and is not computed."""
+    return triton.next_power_of_2(B), triton.cdiv(T, 64) * 64
+
+
+def decoding_of(
+    weights: FoldedDecoder, B: int, T: int, max_steps: int, p_dropout: float, gate_threshold: float
+) -> Decoding:
+    """A `Decoding` kept with the weights: recording a graph takes longer than a sentence."""
+    key = (padded(B, T), max_steps, p_dropout, gate_threshold, product_precision(weights.dtype))
+    decoding = weights.kept.pop(key, None) or Decoding(weights, B, T, max_steps, p_dropout, gate_threshold)
+    weights.kept[key] = decoding
+    while len(weights.kept) > DECODINGS_KEPT:
+        weights.kept.popitem(last=False)
+    return decoding

@@ -1,0 +1,173 @@
+"""The phases of a frame, and the kernels that run them: one phase, or all phases of all frames.
+
+Maths, layout and cost: kernels/README.md.
+"""
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from .. import backend
+from .structs import Product
+from .tiles import (
+    context_tile,
+    energies_tile,
+    load_frame,
+    lstm_tile,
+    next_items_tile,
+    output_tile,
+    partial_gates_tile,
+    partial_query,
+    prenet_tile,
+    write_items,
+)
+
+ATTENTION_RNN, ENERGIES, CONTEXT, DECODER_RNN, OUTPUT, PRENET = (tl.constexpr(i) for i in range(6))
+N_PHASES = tl.constexpr(6)
+
+
+def _same_condition(condition: Any, disable_licm: bool) -> Any:
+    return condition
+
+
+# tl.condition exists from Triton 3.5 on, and the interpreter does not understand it.
+HAS_CONDITION = hasattr(tl, "condition")
+_condition = tl.condition if HAS_CONDITION and not backend.interprets() else _same_condition
+
+
+@triton.jit
+def _phase(PHASE: tl.constexpr, i_program, frame, decoder, blocks):
+    """Tiles i_program, i_program + number of programs, ... of a phase."""
+    n_programs = tl.num_programs(0)
+    lstm_a = decoder.attention_rnn
+    lstm_d = decoder.decoder_rnn
+    attention = decoder.attention
+    output = decoder.output
+    sizes = decoder.sizes
+    N, n, D, P = lstm_a.n, lstm_d.n, sizes.D, sizes.P
+    n_blocks = tl.cdiv(frame.n_items, blocks.BB)
+    n_a, n_d = tl.cdiv(N, blocks.BU) * n_blocks, tl.cdiv(n, blocks.BU) * n_blocks  # tiles of either LSTM
+    # Product(...) stands inside the calls: assigning it to a name would make a tensor of its constant EVEN_K.
+    if PHASE == ATTENTION_RNN:
+        for i in range(i_program, n_a, n_programs):
+            b_h, i_u, o_b, m_b = lstm_tile(
+                i, frame, lstm_a, Product(lstm_a.weight_ih, P + D, output.x2, P, blocks.EVEN_P), blocks
+            )
+            partial_query(b_h, i_u, o_b, m_b, attention, N, sizes.A, blocks.BU)
+    elif PHASE == ENERGIES:
+        n_energies = tl.cdiv(sizes.T, blocks.BT) * frame.n_items
+        for i in range(i_program, n_energies + n_d, n_programs):
+            if i < n_energies:
+                item, i_t = tl.load(frame.p_items + i % frame.n_items).to(tl.int64), i // frame.n_items
+                length = tl.load(attention.lengths + item)
+                if i_t * blocks.BT < length:
+                    energies_tile(item, i_t, length, frame.t, attention, tl.cdiv(N, blocks.BU), sizes, blocks)
+            else:
+                partial_gates_tile(
+                    i - n_energies,
+                    frame,
+                    lstm_d,
+                    Product(lstm_d.weight_ih, N + D, lstm_a.h, N, blocks.EVEN_NA),
+                    blocks,
+                    FIRST=True,
+                )
+    elif PHASE == CONTEXT:
+        n_contexts = tl.cdiv(D, blocks.BD) * frame.n_items
+        for i in range(i_program, n_contexts + n_d + n_a, n_programs):
+            if i < n_contexts:
+                item, i_d = tl.load(frame.p_items + i % frame.n_items).to(tl.int64), i // frame.n_items
+                context_tile(item, i_d, tl.load(attention.lengths + item), frame.t, attention, sizes, blocks)
+            elif i < n_contexts + n_d:
+                partial_gates_tile(
+                    i - n_contexts,
+                    frame,
+                    lstm_d,
+                    Product(lstm_d.weight_hh, n, lstm_d.h, n, blocks.EVEN_ND),
+                    blocks,
+                    FIRST=False,
+                )
+            else:
+                partial_gates_tile(
+                    i - n_contexts - n_d,
+                    frame,
+                    lstm_a,
+                    Product(lstm_a.weight_hh, N, lstm_a.h, N, blocks.EVEN_NA),
+                    blocks,
+                    FIRST=True,
+                )
+    elif PHASE == DECODER_RNN:
+        for i in range(i_program, n_d, n_programs):
+            lstm_tile(
+                i, frame, lstm_d, Product(lstm_d.weight_ih + N, N + D, attention.context, D, blocks.EVEN_D), blocks
+            )
+    elif PHASE == OUTPUT:
+        for i in range(i_program, tl.cdiv(sizes.n_frame + 1 + sizes.P1, blocks.BR) * n_blocks, n_programs):
+            output_tile(i, frame, output, lstm_d.h, n, attention.context, sizes, blocks)
+    else:
+        n_units = tl.cdiv(P, blocks.BR) * n_blocks
+        for i in range(i_program, 1 + n_units + n_a, n_programs):
+            if i == 0:
+                # Also when no item is left: the list of the frame before must not come back.
+                next_items_tile(frame, decoder.running, output.fired, sizes.max_steps, blocks.BATCH)
+            elif i <= n_units:
+                prenet_tile(i - 1, frame, output, sizes, blocks)
+            else:
+                partial_gates_tile(
+                    i - 1 - n_units,
+                    frame,
+                    lstm_a,
+                    Product(lstm_a.weight_ih + P, P + D, attention.context, D, blocks.EVEN_D),
+                    blocks,
+                    FIRST=False,
+                )
+
+
+@triton.jit(do_not_specialize=["B"])
+def decode_begin_kernel(p_lengths, running, B, BATCH: tl.constexpr):
+    """The first frame's list: every item that has a length."""
+    o_i = tl.arange(0, BATCH)
+    b_length = tl.load(p_lengths + o_i, mask=o_i < B, other=0)
+    write_items(o_i, b_length > 0, running.items, running.n)
+
+
+@triton.jit(do_not_specialize=["B", "offset"])
+def decode_phase_kernel(decoder, B, blocks, p_t, offset, PHASE: tl.constexpr):
+    """One phase of frame *p_t + offset, whose number is in device memory so that one graph serves any frame."""
+    t = tl.load(p_t) + offset
+    frame = load_frame(t, tl.load(decoder.running.n + t % 2), decoder.running, B, blocks)
+    _phase(PHASE, tl.program_id(0), frame, decoder, blocks)
+
+
+@triton.jit
+def _wait_for_all(p_barrier, target, max_polls, alive):
+    """Waits until `target` arrivals were counted. Returns 1, or 0 if they were not in time or `alive` is 0."""
+    tl.debug_barrier()  # every thread's writes come before this program's arrival
+    arrived = tl.atomic_add(p_barrier, 1, sem="acq_rel") + 1
+    polls = 0
+    while (arrived < target) & (polls < max_polls * alive):
+        arrived = tl.atomic_add(p_barrier, 0, sem="acquire")
+        polls += 1
+    tl.debug_barrier()
+    return alive * (arrived >= target).to(tl.int32)
+
+
+@triton.jit(do_not_specialize=["B"])
+def decode_loop_kernel(decoder, B, blocks, p_barrier, p_lost, max_polls):
+    """All frames. p_barrier counts arrivals, from 0; *p_lost becomes 1 if a program did not arrive."""
+    t = 0
+    target = 0
+    alive = 1
+    n_items = tl.load(decoder.running.n)
+    # LICM is off: hoisting every phase's addresses would exceed the register file.
+    while _condition(n_items * alive > 0, disable_licm=True):
+        i_program = tl.program_id(0) + tl.load(p_lost)  # + 0, which the compiler cannot know
+        frame = load_frame(t, n_items, decoder.running, B, blocks)
+        for phase in tl.static_range(N_PHASES):
+            _phase(phase, i_program, frame, decoder, blocks)
+            target += tl.num_programs(0)
+            alive = _wait_for_all(p_barrier, target, max_polls, alive)
+        t += 1
+        n_items = tl.load(decoder.running.n + t % 2)
+    if alive == 0:
+        tl.store(p_lost, 1)
