@@ -22,8 +22,8 @@ test: $(VENV)/.installed-test
 	$(VENV)/bin/python -m pytest $(ARGS)
 	$(if $(ARGS),,$(VENV)/bin/python -m pytest bench --benchmark-disable -q)
 
-# The tests whose numbers come from ATen, on the instruction sets of other processors. What needs no numbers of ATen's,
-# ahead-of-time compilation above all, is left out: `make test` has run it.
+# Tests of numerics under the instruction sets of other processors. `make test` runs the rest, such as ahead-of-time
+# compilation.
 CAPABILITIES := default avx2
 NUMERIC := tests/kernels tests/modules tests/models tests/audio tests/engine tests/train --ignore=tests/kernels/test_compile.py
 
@@ -41,7 +41,7 @@ bench: $(VENV)/.installed-test
 	$(VENV)/bin/python -m bench.report $(RESULTS)/bench.json --out $(RESULTS)
 	@cat $(RESULTS)/report.md
 
-# What only a GPU can tell runs on the Python that is there, whose torch fits that GPU, and installs nothing.
+# Installs nothing: uses the machine's Python, whose torch fits its GPU.
 gpu:
 	$(PYTHON) -m bench.gpu $(PEER)
 
@@ -60,13 +60,13 @@ format: $(VENV)/.installed-ruff
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-# One environment for all targets, made anew when what it is made from changes. Each set of packages has its
-# stamp, so that a target installs what it needs and no more; the test set holds the other two.
+# One environment for all targets, rebuilt when these files change. A stamp per set of packages: each target installs
+# what it needs. The test set includes the other.
 $(VENV)/.made: setup.py pyproject.toml constraints.txt
 	@[ ! -e $(VENV) ] || [ -e $@ ] || \
-		{ echo "$(VENV) is not this Makefile's, or half made: move it away, or remove it with 'make clean'" >&2; exit 1; }
+		{ echo "$(VENV) was not made by this Makefile, or is incomplete: move it away, or run 'make clean'" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-		{ echo "$(PYTHON) is missing or older than Python 3.10: name another with PYTHON=..." >&2; exit 1; }
+		{ echo "$(PYTHON) is missing or older than Python 3.10: set PYTHON=..." >&2; exit 1; }
 	rm -rf $(VENV)
 	@$(PYTHON) -m venv $(VENV) || \
 		{ rm -rf $(VENV); echo "$(PYTHON) cannot make a venv: on Debian and Ubuntu, apt install python3-venv" >&2; exit 1; }

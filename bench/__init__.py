@@ -1,1 +1,1 @@
-"""The regression suite: how fast the operations are, and whether they became slower. Not installed."""
+"""The benchmark suite and its regression gate. Not installed."""

@@ -1,4 +1,4 @@
-"""What the machine can do at most: measured, as the sheets promise more than any program gets."""
+"""The machine's ceilings, measured: data sheets promise more than any program reaches."""
 
 import statistics
 import time
@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+
+from fastglow.kernels.arguments import dtype_name
 
 from .timing import event_seconds
 from .workload import Cost
@@ -20,15 +22,15 @@ REPEATS = 10
 class Ceilings:
     """
     Attributes:
-        bytes_per_second: of a copy, bytes read plus bytes written.
-        flops_per_second: of a matrix product, by the name of the dtype; float32 on a GPU is TF32.
+        bytes_per_second: of a copy, counting bytes read and bytes written.
+        flops_per_second: of a matrix product, by dtype name; float32 on a GPU is TF32.
     """
 
     bytes_per_second: float
     flops_per_second: dict[str, float]
 
     def floor(self, cost: Cost, dtype: str) -> tuple[float, str]:
-        """(the seconds that `cost` takes at best, what bounds it: 'memory' or 'arithmetic')."""
+        """(fewest seconds for `cost`, its bound: 'memory' or 'arithmetic')."""
         moving = cost.bytes / self.bytes_per_second
         computing = cost.flops / self.flops_per_second[dtype] if dtype in self.flops_per_second else 0.0
         return (moving, "memory") if moving >= computing else (computing, "arithmetic")
@@ -36,7 +38,7 @@ class Ceilings:
 
 def measure_ceilings(device: torch.device) -> Ceilings:
     """Takes well under a second."""
-    rates = {str(dtype).removeprefix("torch."): _matrix_rate(device, dtype) for dtype in MATRIX_DTYPES[device.type]}
+    rates = {dtype_name(dtype): _matrix_rate(device, dtype) for dtype in MATRIX_DTYPES[device.type]}
     return Ceilings(_copy_rate(device), rates)
 
 

@@ -1,4 +1,4 @@
-"""Options and fixtures of the suite; README.md says what is measured and how."""
+"""Options and fixtures of the suite; README.md describes what is measured and how."""
 
 import time
 from dataclasses import asdict
@@ -14,7 +14,7 @@ from .measurement import Measurement
 from .peers import load_dle
 from .workload import COMPILE, EAGER, FASTGLOW, PEER, Implementation, Workload
 
-ORDER = (FASTGLOW, EAGER, PEER, COMPILE)  # what takes longest comes last, when time may be up
+ORDER = (FASTGLOW, EAGER, PEER, COMPILE)  # slowest last: --time-limit may stop the run
 
 DURING_THE_RUN = pytest.StashKey[dict]()
 
@@ -47,7 +47,7 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Gives the suite's own items their clock, puts them in `ORDER` within a file, and drops what does not exist."""
+    """Sets the suite's timer, sorts by `ORDER` within a file, and drops implementations that a workload lacks."""
     ours = [item for item in items if "implementation" in item.fixturenames]
     others = [item for item in items if "implementation" not in item.fixturenames]
     files = list(dict.fromkeys(item.path for item in ours))
@@ -56,7 +56,7 @@ def pytest_collection_modifyitems(config, items):
     if environment.has_gpu():
         for item in served:
             item.add_marker(pytest.mark.benchmark(timer=timing.CLOCK))
-            item.add_marker(pytest.mark.filterwarnings("default"))  # compilers warn of much that is not ours
+            item.add_marker(pytest.mark.filterwarnings("default"))  # compilers emit warnings that are not ours
     config.hook.pytest_deselected(items=[item for item in ours if item not in served])
     items[:] = others + served
 
@@ -74,17 +74,17 @@ def pytest_runtest_setup(item):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    left_out = []
+    skipped = []
     if not environment.has_gpu():
-        left_out.append(
-            "no GPU: the CPU paths at small sizes; left out: GPU time, the published sizes, half precision, "
-            "torch.compile, peak memory"
+        skipped.append(
+            "no GPU: CPU paths at small sizes; skipped: GPU times, published sizes, half precision, torch.compile, "
+            "peak memory"
         )
     if not config.stash[DURING_THE_RUN]["dle"]:
-        left_out.append("no --peer-dle PATH: NVIDIA's own code left out")
+        skipped.append("no --peer-dle PATH: NVIDIA's own code skipped")
     if late := config.stash[DURING_THE_RUN]["late"]:
-        left_out.append(f"--time-limit: {late} benchmarks left out")
-    for line in left_out:
+        skipped.append(f"--time-limit: {late} benchmarks skipped")
+    for line in skipped:
         terminalreporter.write_line(f"bench: {line}")
 
 
@@ -95,12 +95,12 @@ def pytest_benchmark_update_machine_info(config, machine_info):
 
 def pytest_benchmark_update_json(output_json):
     for benchmark in output_json["benchmarks"]:
-        benchmark["params"].pop("workload", None)  # extra_info says what it is
+        benchmark["params"].pop("workload", None)  # extra_info describes it
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _streams_and_algorithms():
-    """All work on one stream that is not the default one: graphs are captured on it, with their backward passes."""
+    """Runs everything on one side stream, on which graphs and their backward passes are captured."""
     if not environment.has_gpu():
         yield
         return
@@ -113,7 +113,7 @@ def _streams_and_algorithms():
 
 @pytest.fixture(scope="session")
 def ceilings(request, _streams_and_algorithms) -> Ceilings | None:
-    """None where nothing is timed."""
+    """None under --benchmark-disable."""
     if request.config._benchmarksession.disabled:
         return None
     found = measure_ceilings(environment.device())
@@ -135,7 +135,7 @@ def measure(benchmark, ceilings) -> Measurement:
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget_compiled_code():
-    """Each file starts with nothing compiled: there is a limit to what one function may be compiled for."""
+    """Resets torch.compile after each file: it limits the compilations per function."""
     yield
     if environment.has_gpu():
         torch.compiler.reset()

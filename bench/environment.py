@@ -1,15 +1,11 @@
-"""The machine and the versions that a number was measured with."""
+"""The machine and versions behind a measurement."""
 
 import subprocess
 from functools import lru_cache
 from pathlib import Path
 
 import torch
-
-try:
-    import triton
-except ImportError:  # triton is on Linux only, where there is nothing else to time than the references
-    triton = None
+import triton
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -30,13 +26,13 @@ def describe() -> dict[str, str | None]:
     return {
         "gpu": torch.cuda.get_device_name() if has_gpu() else None,
         "torch": torch.__version__,
-        "triton": None if triton is None else triton.__version__,
+        "triton": triton.__version__,
         "commit": _commit(),
     }
 
 
 def _commit() -> str:
-    """Abbreviated, '+' at its end if files differ from it; 'unknown' outside a git checkout."""
+    """Abbreviated, with '+' if tracked files differ from it; 'unknown' outside a git checkout."""
     try:
         commit, changes = (
             subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()

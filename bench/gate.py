@@ -1,9 +1,8 @@
-"""The gate: fails if an operation became slower than the baseline of this GPU says.
+"""The regression gate: fails if an operation is slower than this GPU's baseline.
 
-What is compared is fastglow's time over that of the eager reference in the same run, so that a slow day or another
-clock does not count. `python -m bench.gate` runs the suite and judges it, `python -m bench.gate RUN.json ...` judges
-a run; both exit with 1 if the gate is shut, with 2 if there is nothing to compare. `--write` makes the run the new
-baseline instead.
+It compares ratios, fastglow's time over the eager reference's in the same run, so that the machine's load and clocks
+cancel. `python -m bench.gate` runs the suite and judges it, `python -m bench.gate RUN.json ...` judges a finished run;
+exit code 1: slower, 2: nothing to compare. `--write` makes the run the new baseline.
 """
 
 import argparse
@@ -38,7 +37,7 @@ class Verdict:
     Attributes:
         name: of the benchmark.
         baseline, measured: fastglow's time over the eager reference's, or None.
-        word: OK, FASTER (worth a new baseline), SLOWER, MISSING from the run, or NEW: without a baseline.
+        word: OK, FASTER (worth a new baseline), SLOWER, MISSING from the run, or NEW (not in the baseline).
     """
 
     name: str
@@ -48,7 +47,7 @@ class Verdict:
 
 
 def judge(baseline: Ratios, measured: Ratios) -> list[Verdict]:
-    """One verdict for every name of either."""
+    """One verdict per name in either."""
     verdicts = []
     for name in sorted({*baseline, *measured}):
         before, now = baseline.get(name), measured.get(name)
@@ -67,13 +66,12 @@ def judge(baseline: Ratios, measured: Ratios) -> list[Verdict]:
 def judge_with_reruns(
     baseline: Ratios, measured: Ratios, rerun: Callable[[list[str]], Ratios], reruns: int = RERUNS
 ) -> list[Verdict]:
-    """Verdicts in which a ratio that seemed slower is the median of all runs of its benchmark.
+    """As `judge`, but what looks slower is run again, and its ratio is the median of all runs.
 
     Args:
-        baseline: ratios by name.
-        measured: those of the run.
-        rerun: measures the given names again.
-        reruns: how often.
+        baseline, measured: ratios by name.
+        rerun: measures these names again.
+        reruns: how many times.
     """
     slow = [verdict.name for verdict in judge(baseline, measured) if verdict.word == SLOWER]
     if not slow:
@@ -86,15 +84,15 @@ def judge_with_reruns(
 def load_baseline(path: Path, gpu: str | None) -> Ratios:
     """
     Raises:
-        FastglowError: the run was made without a GPU; there is no baseline, or it is another GPU's.
+        FastglowError: the run had no GPU; no baseline; another GPU's baseline.
     """
     if gpu is None:
-        raise FastglowError("this run was made without a GPU, and baselines are of GPUs: run the suite on one")
+        raise FastglowError("this run had no GPU, and baselines are per GPU: run the suite on a GPU")
     if not path.exists():
-        raise FastglowError(f"there is no baseline {path}: make this run it with --write")
+        raise FastglowError(f"no baseline {path}: make this run the baseline with --write")
     content = json.loads(path.read_text(encoding="utf-8"))
     if content["gpu"] != gpu:
-        raise FastglowError(f"{path} is a baseline of {content['gpu']}, this run is of {gpu}: measure on the same GPU")
+        raise FastglowError(f"{path} is the baseline of {content['gpu']}, this run used {gpu}: measure on the same GPU")
     return content["ratios"]
 
 
@@ -118,7 +116,7 @@ def table(verdicts: Sequence[Verdict]) -> str:
 
 
 def measure(tests: Sequence[str]) -> Run | None:
-    """Runs tests of the suite in a process of its own: fastglow's and the eager ones. None if nothing came of it."""
+    """Runs fastglow's and the eager benchmarks in a new process; None if it wrote no results."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "run.json"
         command = [sys.executable, "-m", "pytest", "-q", "--benchmark-quiet", f"--benchmark-json={file}"]
@@ -127,17 +125,17 @@ def measure(tests: Sequence[str]) -> Run | None:
 
 
 def measure_again(run: Run, names: Sequence[str]) -> Ratios:
-    """The ratios of the names, in which a benchmark that failed is missing."""
+    """New ratios for these names; failed benchmarks are missing."""
     rows = run.by_name()
     again = measure([rows[name][implementation].test for name in names for implementation in (FASTGLOW, EAGER)])
     return {} if again is None else again.ratios()
 
 
-def pass_judgement(files: Sequence[Path], baseline: Path | None, write: bool) -> int:
+def run_gate(files: Sequence[Path], baseline: Path | None, write: bool) -> int:
     """The exit code.
 
     Raises:
-        FastglowError: there is nothing to compare.
+        FastglowError: nothing to compare.
     """
     here = environment.describe()["gpu"]
     run = results.load(files) if files else None
@@ -147,7 +145,7 @@ def pass_judgement(files: Sequence[Path], baseline: Path | None, write: bool) ->
     if run is None:
         run = measure(["bench"])
     if run is None:
-        raise FastglowError("the suite gave no results: see above")
+        raise FastglowError("the suite wrote no results: see above")
     if write:
         write_baseline(path, run)
         print(f"wrote {path}")
@@ -156,7 +154,7 @@ def pass_judgement(files: Sequence[Path], baseline: Path | None, write: bool) ->
     if gpu == here:
         verdicts = judge_with_reruns(known, ratios, lambda names: measure_again(run, names))
     else:
-        verdicts = judge(known, ratios)  # another machine's run can be judged, but not run again
+        verdicts = judge(known, ratios)  # another machine's run cannot be rerun here
     print(table(verdicts))
     shut = [verdict for verdict in verdicts if verdict.word in SHUTTING]
     print(f"gate: shut by {len(shut)} of {len(verdicts)} benchmarks" if shut else "gate: open")
@@ -165,12 +163,12 @@ def pass_judgement(files: Sequence[Path], baseline: Path | None, write: bool) ->
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gate", description=__doc__.partition("\n")[0])
-    parser.add_argument("run", nargs="*", type=Path, help="pytest-benchmark's JSON, in parts; none: the suite is run")
+    parser.add_argument("run", nargs="*", type=Path, help="pytest-benchmark's JSON files; default: run the suite")
     parser.add_argument("--baseline", type=Path, help="default: bench/baselines/<gpu>.json")
     parser.add_argument("--write", action="store_true", help="make the run the new baseline")
     options = parser.parse_args(arguments)
     try:
-        return pass_judgement(options.run, options.baseline, options.write)
+        return run_gate(options.run, options.baseline, options.write)
     except FastglowError as error:
         print(f"gate: {error}", file=sys.stderr)
         return 2

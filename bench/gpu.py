@@ -1,9 +1,8 @@
-"""Everything there is to know from a GPU, within ten minutes: `make gpu`.
+"""All GPU tests and benchmarks within ten minutes: `make gpu`.
 
-Runs the GPU tests, then the suite, then the report. Each file of the suite is a process of its own, so that a kernel
-that breaks the CUDA context takes nothing else with it. Steps that fail or run out of time do not stop the others.
-All logs and results are files in bench/results/<time>, steps.json tells how each step ended; the exit code is 1 if
-anything failed.
+Runs the tests marked `gpu`, the benchmark suite, and the report. Each benchmark file runs in its own process, so that a
+kernel that breaks the CUDA context stops no other file. A step that fails or times out does not stop the rest. Logs,
+results and steps.json (exit codes) go to bench/results/<time>; the exit code is 1 if any step failed.
 """
 
 import argparse
@@ -20,9 +19,9 @@ from pathlib import Path
 
 from . import environment
 
-LIMIT = 580.0  # seconds, of everything
+LIMIT = 580.0  # seconds, in total
 REPORT_LIMIT = 30.0
-GRACE = 10.0  # of a step, to write down what it has
+GRACE = 10.0  # for an interrupted step to write its results
 
 TESTS_SHARE, DEFAULT_SHARE = 10.0, 2.0
 SHARES = {
@@ -31,18 +30,17 @@ SHARES = {
     "test_bench_teacher_forced_loop": 6.0,
     "test_bench_waveglow": 9.0,
 }
-"""Of the time, by step: each compiles its torch.compile leg, which takes longest, that of a whole model most of all;
-and a loop of frames takes most who launch every operation of a frame."""
+"""Relative time per step. torch.compile takes longest, most of all for a whole model; decoder loops follow, where
+the peers launch every operation of every frame."""
 
 
 @dataclass(frozen=True)
 class Step:
     """
     Attributes:
-        name: of its log.
-        command: of the seconds that it may take.
-        share: of the time that is left, against the other steps' shares; what a step does not use, the later ones
-            have.
+        name: also names its log.
+        command: seconds allowed -> command line.
+        share: weight among the steps still to run; time that a step leaves goes to the later ones.
     """
 
     name: str
@@ -51,8 +49,9 @@ class Step:
 
 
 def steps(out: Path, peer_dle: str | None) -> list[Step]:
+    """The steps before the report, in order."""
     pytest = [sys.executable, "-m", "pytest"]
-    # By file: collecting all tests needs all packages, and a GPU machine may have torch and triton only.
+    # By file: collecting the others may need packages that a GPU machine lacks.
     gpu_tests = [
         str(path.relative_to(environment.ROOT))
         for path in sorted((environment.ROOT / "tests").rglob("test_*.py"))
@@ -72,7 +71,7 @@ def steps(out: Path, peer_dle: str | None) -> list[Step]:
 
 
 def run(step: Step, out: Path, limit: float) -> int:
-    """The exit code of the step's process; its output goes to a log. Interrupted when its time is up."""
+    """Runs a step, output to its log; interrupts it when its time is up. Returns its exit code."""
     with open(out / f"{step.name}.log", "wb") as log:
         process = subprocess.Popen(
             step.command(limit),
@@ -80,7 +79,7 @@ def run(step: Step, out: Path, limit: float) -> int:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            # A shell starts what runs in the background with interrupts ignored, which its children inherit.
+            # A background shell job ignores SIGINT, and its children inherit that.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         try:
@@ -98,7 +97,7 @@ def run(step: Step, out: Path, limit: float) -> int:
 
 
 def run_all(todo: Sequence[Step], out: Path, deadline: float) -> dict[str, int]:
-    """Exit codes by step; `deadline` is of `time.monotonic()`."""
+    """Exit codes by step; `deadline` in `time.monotonic()` seconds."""
     codes = {}
     for i, step in enumerate(todo):
         left = deadline - time.monotonic()
@@ -116,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--peer-dle", metavar="PATH", help="checkout of NVIDIA's DeepLearningExamples")
     options = parser.parse_args(arguments)
     if not environment.has_gpu():
-        print("gpu: PyTorch finds no CUDA GPU on this machine: use `make test` and `make bench`", file=sys.stderr)
+        print("gpu: PyTorch finds no CUDA GPU: use `make test` and `make bench`", file=sys.stderr)
         return 2
     out = options.out or environment.RESULTS / datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
     out = out.resolve()

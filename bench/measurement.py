@@ -1,4 +1,4 @@
-"""One benchmark: its result verified, its time taken, and both compared with what the machine can do."""
+"""One benchmark: verify the result, time it, compare the time with the machine's ceilings."""
 
 from dataclasses import dataclass
 
@@ -16,23 +16,18 @@ class Measurement:
     ceilings: Ceilings | None
 
     def __call__(self, workload: Workload, direction: str, implementation: Implementation) -> None:
-        """Fails if the result is not right; times the workload unless --benchmark-disable is on.
-
-        Args:
-            workload: to be computed.
-            direction: one of its directions.
-            implementation: to compute it.
-        """
+        """Verifies the result, then times the workload unless --benchmark-disable is on."""
         self.benchmark.group = f"{workload.op} {workload.name} {direction}"
         try:
             with implementation.active():
                 error = workload.verify(implementation, direction)
-                if self.benchmark.disabled:
+                if self.benchmark.disabled or self.ceilings is None:
                     self.benchmark.pedantic(workload.call(implementation, direction))
                     return
                 how = self._time(workload, direction, implementation)
+                rates = self._rates(self.ceilings, workload, direction)
         except BaseException:
-            self.benchmark.has_error = True  # also of an interrupt: a time half taken is not to be saved
+            self.benchmark.has_error = True  # also on an interrupt: half a measurement must not be saved
             raise
         self.benchmark.extra_info.update(
             environment.describe(),
@@ -45,7 +40,7 @@ class Measurement:
             error=error,
             targets=workload.targets(direction),
             **how,
-            **self._rates(workload, direction),
+            **rates,
         )
 
     def _time(self, workload: Workload, direction: str, implementation: Implementation) -> dict:
@@ -64,12 +59,13 @@ class Measurement:
         timing.time_rounds(self.benchmark, timed)
         return {"method": timed.method, "peak_memory_bytes": peak, "sets": n, "calls_per_round": timed.calls}
 
-    def _rates(self, workload: Workload, direction: str) -> dict:
+    def _rates(self, ceilings: Ceilings, workload: Workload, direction: str) -> dict:
+        assert self.benchmark.stats is not None
         seconds = self.benchmark.stats.stats.median
         cost, samples = workload.cost(direction), workload.samples(direction)
         frames, steps = workload.frames(direction), workload.steps(direction)
-        floor, bound = self.ceilings.floor(cost, workload.dtype_name)
-        matrix_rate = self.ceilings.flops_per_second.get("bfloat16")
+        floor, bound = ceilings.floor(cost, workload.dtype_name)
+        matrix_rate = ceilings.flops_per_second.get("bfloat16")
         return {
             "bytes": cost.bytes,
             "flops": cost.flops,

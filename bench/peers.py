@@ -1,4 +1,4 @@
-"""NVIDIA's own models, loaded from a checkout of DeepLearningExamples that is no part of this repository."""
+"""NVIDIA's own models, loaded from a checkout of DeepLearningExamples outside this repository."""
 
 import importlib.util
 import sys
@@ -6,8 +6,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from torch import nn
 
@@ -17,10 +19,10 @@ from fastglow.errors import FastglowError
 TACOTRON2_FOLDER = Path("PyTorch/SpeechSynthesis/Tacotron2")
 
 OURS_ALONE = ("p_prenet_dropout", "p_encoder_dropout", "p_postnet_dropout")
-"""Keywords of Tacotron2Config for what NVIDIA's code has fixed."""
+"""Keywords of Tacotron2Config that are constants in NVIDIA's code."""
 
 SPECTROGRAMS = ("librosa", "librosa.filters", "librosa.util", "scipy", "scipy.signal", "scipy.io", "scipy.io.wavfile")
-"""What its tacotron2_common imports for spectrograms and files, and its models do not use."""
+"""Imports of its tacotron2_common that its models do not use."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class DLE:
     tacotron2_loss: ModuleType
 
     def waveglow(self, model: WaveGlow) -> nn.Module:
-        """Its WaveGlow with the weights of ours, on the same device in the same dtype."""
+        """Its WaveGlow with our weights, device and dtype."""
         config, parameter = model.config, next(model.parameters())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its weight_norm is deprecated
@@ -54,12 +56,12 @@ class DLE:
         twin.load_state_dict(model.state_dict())
         return twin
 
-    def ready_to_speak(self, model: WaveGlow) -> nn.Module:
-        """The same as its inference.py prepares it: without weight norm."""
+    def waveglow_for_inference(self, model: WaveGlow) -> Any:
+        """`waveglow` prepared as by its inference.py: weight norm removed."""
         return self.model.WaveGlow.remove_weightnorm(self.waveglow(model)).eval()
 
     def tacotron2(self, model: Tacotron2) -> nn.Module:
-        """Its Tacotron2 with the weights of ours, on the same device in the same dtype and mode."""
+        """Its Tacotron2 with our weights, device, dtype and mode."""
         parameter = next(model.parameters())
         keywords = {name: value for name, value in asdict(model.config).items() if name not in OURS_ALONE}
         twin = self.tacotron2_model.Tacotron2(**keywords).to(parameter.device, parameter.dtype)
@@ -70,30 +72,31 @@ class DLE:
 def load_dle(path: str | Path) -> DLE:
     """
     Args:
-        path: of the checkout, or of its Tacotron2 folder.
+        path: the checkout, or its Tacotron2 folder.
 
     Raises:
-        FastglowError: the models are not there.
+        FastglowError: the models are missing.
     """
     files = [Path(model, name) for model in ("waveglow", "tacotron2") for name in ("model.py", "loss_function.py")]
     for folder in (Path(path) / TACOTRON2_FOLDER, Path(path)):
         if all((folder / file).is_file() for file in files):
-            with _written_for_an_older_world():
+            with tolerate_old_code():
                 return DLE(*(_load(folder / file) for file in files))
     raise FastglowError(f"{path} holds no {TACOTRON2_FOLDER}/{files[0]}: pass a DeepLearningExamples checkout")
 
 
 def _load(file: Path) -> ModuleType:
-    specification = importlib.util.spec_from_file_location(f"dle_{file.parent.name}_{file.stem}", file)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
+    loader = SourceFileLoader(f"dle_{file.parent.name}_{file.stem}", str(file))
+    module = ModuleType(loader.name)
+    module.__file__ = str(file)
+    loader.exec_module(module)
     return module
 
 
 @contextmanager
-def _written_for_an_older_world() -> Iterator[None]:
-    """Its files warn on new versions of PyTorch, change sys.path, and import what need not be installed."""
-    absent = {name: _StandIn(name) for name in SPECTROGRAMS if not _is_there(name)}
+def tolerate_old_code() -> Iterator[None]:
+    """NVIDIA's files warn on new PyTorch, change sys.path, and import packages that may be missing."""
+    absent = {name: _Stub(name) for name in SPECTROGRAMS if not _is_installed(name)}
     for name, module in absent.items():
         parent, _, own = name.rpartition(".")
         if parent in absent:
@@ -110,15 +113,15 @@ def _written_for_an_older_world() -> Iterator[None]:
             del sys.modules[name]
 
 
-def _is_there(name: str) -> bool:
+def _is_installed(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
     except ModuleNotFoundError:
         return False
 
 
-class _StandIn(ModuleType):
-    """A module that has whatever is imported from it, as None."""
+class _Stub(ModuleType):
+    """A module in which every name is None."""
 
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):

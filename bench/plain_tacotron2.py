@@ -1,10 +1,10 @@
-"""Tacotron 2's decoder in plain PyTorch, frame by frame, which can be compiled and runs in any dtype.
+"""Tacotron 2's decoder in plain PyTorch, frame by frame, in any dtype: the baseline for torch.compile.
 
-It shares nothing with fastglow's references but the random numbers.
+It shares only the random numbers with fastglow's references.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ NOISE_BLOCK = 64  # frames
 
 
 class State(NamedTuple):
-    """What a frame hands to the next one, [B, ...] each."""
+    """Carried from frame to frame, [B, ...] each."""
 
     attention_h: Tensor
     attention_c: Tensor
@@ -29,12 +29,12 @@ class State(NamedTuple):
 
 
 class Attended(NamedTuple):
-    """What the decoder looks at.
+    """What the decoder attends to.
 
     Attributes:
         memory: [B, T, D].
         processed_memory: [B, T, A].
-        padding: [B, T] bool, True beyond an item's length.
+        padding: [B, T] bool, True past an item's length.
     """
 
     memory: Tensor
@@ -46,7 +46,7 @@ Recur = Callable[..., State]
 
 
 def weights_of(decoder: nn.Module) -> tuple[RecurrentWeights, OutputWeights, Tensor]:
-    """(the loop's weights, the output's, the memory layer's) of a decoder with the published keys."""
+    """(recurrent, output, memory layer) weights of a decoder with the published keys."""
     named = dict(decoder.named_parameters())
 
     def lstm(name: str) -> LSTMWeights:
@@ -67,15 +67,16 @@ def weights_of(decoder: nn.Module) -> tuple[RecurrentWeights, OutputWeights, Ten
 PARTS = ("weight", "bias")
 
 
-def cast(weights, dtype: torch.dtype):
-    """The same nested tuples with tensors of a dtype."""
+def cast(weights: Any, dtype: torch.dtype) -> Any:
+    """Nested tuples with every tensor cast to a dtype."""
     if isinstance(weights, Tensor):
         return weights.to(dtype)
     parts = [cast(part, dtype) for part in weights]
     return type(weights)(*parts) if hasattr(weights, "_fields") else tuple(parts)
 
 
-def tensors_of(weights) -> list[Tensor]:
+def tensors_of(weights: Any) -> list[Tensor]:
+    """The tensors of nested tuples."""
     return [weights] if isinstance(weights, Tensor) else [x for part in weights for x in tensors_of(part)]
 
 
@@ -98,7 +99,7 @@ def recur(
     p_attention_dropout: float = 0.0,
     p_decoder_dropout: float = 0.0,
 ) -> State:
-    """One frame from the prenet's output x [B, P] to the decoder LSTM's."""
+    """One frame, from the prenet's output x [B, P] to the decoder LSTM."""
     memory, processed_memory, padding = attended
     h, c = torch.lstm_cell(
         torch.cat((x, state.context), dim=1), (state.attention_h, state.attention_c), *weights.attention_rnn
@@ -153,21 +154,23 @@ def run_free(
     seeds: Tensor | None = None,
     step: Callable[..., tuple[Tensor, Tensor, State]] = free_step,
 ) -> tuple[Tensor, Tensor]:
-    """(frames [B, frames, n_frame], alignments [B, frames, T]); no gate stops it.
+    """(frames [B, frames, n_frame], alignments [B, frames, T]); ignores the gate.
 
     Args:
-        seeds: of the prenet's dropout, [B]; absent: PyTorch's generator decides.
-        step: `free_step`, perhaps compiled.
+        seeds: [B], for the prenet's dropout; None: PyTorch's generator.
+        step: `free_step`, or compiled.
     """
     frame = attended.memory.new_zeros(len(attended.memory), output.projection.shape[0])
     state = first_state(attended.memory, recurrent)
-    made, alignments, noise = [], [], None
+    made, alignments = [], []
+    block: list[Tensor] = []
+    noise: list[Tensor] | None = None
     for i in range(frames):
         if seeds is not None:
             if i % NOISE_BLOCK == 0:
                 widths = [len(weight) for weight in output.prenet]
                 block = [kernels.uniform_noise(seeds, j, i, NOISE_BLOCK, width) for j, width in enumerate(widths)]
-            noise = [numbers[:, i % NOISE_BLOCK] for numbers in block]
+            noise = [layer[:, i % NOISE_BLOCK] for layer in block]
         frame, _, state = step(frame, noise, state, attended, recurrent, output, p_prenet_dropout)
         made.append(frame)
         alignments.append(state.weights)
@@ -182,13 +185,13 @@ def run_forced(
     p_dropout: tuple[float, float, float],
     step: Recur = recur,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Teacher forcing with one frame a step: what `Tacotron2.decoder` returns.
+    """Teacher forcing, one frame per step; returns what `Tacotron2.decoder` returns.
 
     Args:
-        memory: [B, T, D]; mels: [B, n_mel_channels, frames], both in the dtype of the weights.
-        weights: of `weights_of`.
-        p_dropout: of the prenet, the attention LSTM and the decoder LSTM.
-        step: `recur`, perhaps compiled.
+        memory: [B, T, D]; mels: [B, n_mel_channels, frames]; dtype of the weights.
+        weights: see `weights_of`.
+        p_dropout: for the prenet, the attention LSTM, the decoder LSTM.
+        step: `recur`, or compiled.
     """
     recurrent, output, memory_weight = weights
     inputs = F.pad(mels.permute(2, 0, 1)[:-1], (0, 0, 0, 0, 1, 0))  # [frames, B, n_mel_channels], the first of zeros

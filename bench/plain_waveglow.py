@@ -1,12 +1,14 @@
-"""WaveGlow in plain PyTorch on the parameters of a `fastglow.WaveGlow`: nothing folded, fused, cached or dispatched.
+"""WaveGlow in plain PyTorch on the parameters of a `fastglow.WaveGlow`: nothing folded, fused or cached.
 
-What torch.compile gets, and the independent result that every other implementation is compared with.
+The baseline for torch.compile, and the independent result that every implementation is checked against.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastglow import WaveGlow
@@ -14,45 +16,82 @@ from fastglow.kernels.reference.affine_coupling import affine_coupling, affine_c
 from fastglow.kernels.reference.invertible_conv1x1 import invertible_conv1x1
 from fastglow.kernels.reference.wavenet_layer import wavenet_layer
 from fastglow.kernels.reference.weight_norm import weight_norm
-from fastglow.modules import WN
 
-Layer = tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]
-"""The dilated, the conditioning and the res/skip convolution: (weight, bias), or (v, g, bias) under weight norm."""
 
-RunLayers = Callable[[Tensor, Tensor, Sequence[Layer]], Tensor]
+class Convolution(NamedTuple):
+    weight: Tensor
+    bias: Tensor
+
+
+class NormedConvolution(NamedTuple):
+    """A convolution under weight norm."""
+
+    v: Tensor
+    g: Tensor
+    bias: Tensor
+
+
+class Layer(NamedTuple):
+    dilated: Convolution
+    conditioning: Convolution
+    res_skip: Convolution
+
+
+class NormedLayer(NamedTuple):
+    dilated: NormedConvolution
+    conditioning: NormedConvolution
+    res_skip: NormedConvolution
+
+
+class Flow(NamedTuple):
+    """The parameters of one flow.
+
+    Attributes:
+        matrix: of the invertible convolution, [c, c, 1].
+        start, layers, end: of the WN.
+    """
+
+    matrix: Tensor
+    start: NormedConvolution
+    layers: list[NormedLayer]
+    end: Convolution
 
 
 def run_layers(h: Tensor, spect: Tensor, layers: Sequence[Layer]) -> Tensor:
     """The layers of one WN on h [B, C, T] and spect [B, D, T] -> the sum of their skips [B, C, T]."""
-    total = None
+    skips = h.new_zeros(())
     for i, (dilated, conditioning, res_skip) in enumerate(layers):
-        h, skip = wavenet_layer(h, spect, *dilated, *conditioning, *res_skip, dilation=2**i)
-        total = skip if total is None else total + skip
-    return total
+        next_h, skip = wavenet_layer(h, spect, *dilated, *conditioning, *res_skip, dilation=2**i)
+        skips = skips + skip
+        h = h if next_h is None else next_h
+    return skips
 
 
-def run_normalised_layers(h: Tensor, spect: Tensor, layers: Sequence[Layer]) -> Tensor:
-    """The same for layers under weight norm."""
-    return run_layers(h, spect, [tuple((weight_norm(v, g), bias) for v, g, bias in layer) for layer in layers])
+def run_normed_layers(h: Tensor, spect: Tensor, layers: Sequence[NormedLayer]) -> Tensor:
+    """`run_layers` under weight norm."""
+    return run_layers(h, spect, [normalise_layer(layer) for layer in layers])
+
+
+RunNormedLayers = Callable[[Tensor, Tensor, Sequence[NormedLayer]], Tensor]
+RunLayers = Callable[[Tensor, Tensor, Sequence[Layer]], Tensor]
 
 
 def forward(
-    model: WaveGlow, mel: Tensor, audio: Tensor, run: RunLayers = run_normalised_layers
+    model: WaveGlow, mel: Tensor, audio: Tensor, run: RunNormedLayers = run_normed_layers
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """`WaveGlow.forward`."""
     config = model.config
     spect = _group(model.upsample(mel)[:, :, : audio.shape[1]], config.n_group)
     z = _group(audio.unsqueeze(1), config.n_group)
     leaving, log_s_list, log_det_list = [], [], []
-    for k, (convinv, wn) in enumerate(zip(model.convinv, model.WN, strict=True)):
+    for k, flow in enumerate(flows_of(model)):
         if config.is_early(k):
             leaving.append(z[:, : config.n_early_size])
             z = z[:, config.n_early_size :]
-        z, log_det = invertible_conv1x1(z, convinv.conv.weight)
+        z, log_det = invertible_conv1x1(z, flow.matrix)
         kept, changed = z.chunk(2, dim=1)
-        start, *layers = _normalised(wn)
-        h = torch.nn.functional.conv1d(kept, weight_norm(*start[:2]), start[2])
-        changed, log_s = affine_coupling(changed, wn.end(run(h, spect, layers)))
+        h = F.conv1d(kept, *normalise(flow.start))
+        changed, log_s = affine_coupling(changed, F.conv1d(run(h, spect, flow.layers), *flow.end))
         z = torch.cat((kept, changed), dim=1)
         log_s_list.append(log_s)
         log_det_list.append(z.shape[0] * z.shape[2] * log_det)
@@ -61,24 +100,25 @@ def forward(
 
 @dataclass(frozen=True)
 class Speaker:
-    """A WaveGlow with what does not change from one sentence to the next computed once: weight norm, W^-1."""
+    """A WaveGlow with weight norm and W^-1 computed once for all sentences."""
 
     model: WaveGlow
-    starts: list[tuple[Tensor, Tensor]]
+    starts: list[Convolution]
     layers: list[list[Layer]]
+    ends: list[Convolution]
     inverses: list[Tensor]
 
     @staticmethod
     @torch.no_grad()
     def of(model: WaveGlow) -> "Speaker":
-        starts, layers = [], []
-        for wn in model.WN:
-            start, *rest = _normalised(wn)
-            starts.append((weight_norm(*start[:2]), start[2]))
-            layers.append([tuple((weight_norm(v, g), bias) for v, g, bias in layer) for layer in rest])
-        matrices = [convinv.conv.weight for convinv in model.convinv]
-        inverses = [torch.linalg.inv(w.squeeze(2).float()).unsqueeze(2).to(w.dtype) for w in matrices]
-        return Speaker(model, starts, layers, inverses)
+        flows = list(flows_of(model))
+        return Speaker(
+            model,
+            [normalise(flow.start) for flow in flows],
+            [[normalise_layer(layer) for layer in flow.layers] for flow in flows],
+            [flow.end for flow in flows],
+            [torch.linalg.inv(w.squeeze(2).float()).unsqueeze(2).to(w.dtype) for w, *_ in flows],
+        )
 
     @torch.no_grad()
     def infer(self, mel: Tensor, noise: Tensor, sigma: float, run: RunLayers = run_layers) -> Tensor:
@@ -90,24 +130,38 @@ class Speaker:
         z, entering = sigma * noise[:, :n], sigma * noise[:, n:]
         for k in reversed(range(config.n_flows)):
             kept, changed = z.chunk(2, dim=1)
-            h = torch.nn.functional.conv1d(kept, *self.starts[k])
-            b_log_s = self.model.WN[k].end(run(h, spect, self.layers[k]))
+            h = F.conv1d(kept, *self.starts[k])
+            b_log_s = F.conv1d(run(h, spect, self.layers[k]), *self.ends[k])
             changed = affine_coupling_inverse(changed, b_log_s)
-            z = torch.nn.functional.conv1d(torch.cat((kept, changed), dim=1), self.inverses[k])
+            z = F.conv1d(torch.cat((kept, changed), dim=1), self.inverses[k])
             if config.is_early(k):
                 z = torch.cat((entering[:, : config.n_early_size], z), dim=1)
                 entering = entering[:, config.n_early_size :]
         return z.transpose(1, 2).reshape(mel.shape[0], -1)
 
 
-def _normalised(wn: WN) -> list:
-    """(v, g, bias) of `start`, then one `Layer` after the other."""
-    layers = zip(wn.in_layers, wn.cond_layers, wn.res_skip_layers, strict=True)
-    return [_parameters(wn.start), *(tuple(_parameters(convolution) for convolution in layer) for layer in layers)]
+def flows_of(model: WaveGlow) -> Iterator[Flow]:
+    """Every flow's parameters, by their published names."""
+    parameters = dict(model.named_parameters())
+
+    def normed(name: str) -> NormedConvolution:
+        return NormedConvolution(*(parameters[f"{name}.{part}"] for part in ("weight_v", "weight_g", "bias")))
+
+    for k in range(model.config.n_flows):
+        layers = [
+            NormedLayer(*(normed(f"WN.{k}.{kind}_layers.{i}") for kind in ("in", "cond", "res_skip")))
+            for i in range(model.config.WN_config["n_layers"])
+        ]
+        end = Convolution(parameters[f"WN.{k}.end.weight"], parameters[f"WN.{k}.end.bias"])
+        yield Flow(parameters[f"convinv.{k}.conv.weight"], normed(f"WN.{k}.start"), layers, end)
 
 
-def _parameters(convolution: torch.nn.Module) -> tuple[Tensor, Tensor, Tensor]:
-    return convolution.weight_v, convolution.weight_g, convolution.bias
+def normalise(convolution: NormedConvolution) -> Convolution:
+    return Convolution(weight_norm(convolution.v, convolution.g), convolution.bias)
+
+
+def normalise_layer(layer: NormedLayer) -> Layer:
+    return Layer(*map(normalise, layer))
 
 
 def _group(x: Tensor, n_group: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The report of a run: a table against the targets, a roofline plot, and everything as JSON.
+"""The report of a run: tables, targets, a roofline plot, and all results as JSON.
 
 `python -m bench.report RUN.json ... --out FOLDER` writes report.md, roofline.png and results.json.
 """
@@ -24,18 +24,18 @@ TARGETS = {
     "percent_of_bfloat16_ceiling": "{:.1f} % of bf16 peak",
     "samples_per_second": "{:,.0f} samples/s",
     "frames_per_second": "{:,.0f} frames/s",
-    "us_per_frame": "{:.1f} us a frame",
+    "us_per_frame": "{:.1f} us/frame",
 }
-"""What a target may be of, and how it is said."""
+"""Metrics that have targets, and their formats."""
 
 AT_MOST = ("us_per_frame",)
-"""Of these, that of which the target is a most; it is a least of the others."""
+"""Metrics whose target is an upper bound; the others have lower bounds."""
 
 MISSED, MET = "MISSED", "met"
 
 
 def judged(rows: Mapping[str, Row]) -> list[tuple[str, str]]:
-    """(target, 'met (value)' or 'MISSED (value)') for fastglow's row; not slower than torch.compile is one of them."""
+    """(target, 'met (value)' or 'MISSED (value)') of fastglow's row; being as fast as torch.compile is a target too."""
     ours = rows.get(FASTGLOW)
     if ours is None:
         return []
@@ -60,9 +60,9 @@ def markdown(run: Run) -> str:
         "",
         f"torch {machine['torch']}, triton {machine['triton']}, commit {machine['commit']}. {_ceilings(machine)}",
         "",
-        "Medians. `x eager`: the eager reference's time over ours. `% of ceiling`: of the rate that bounds the "
-        "computation, which is copying for `memory` and the matrix rate of its dtype for `arithmetic`. "
-        "`s` after a time: taken on the stream, not from a graph.",
+        "Medians. `x eager`: the eager reference's time over ours. `% of ceiling`: of the copy bandwidth where `bound` "
+        "is `memory`, of the matrix rate in the benchmark's dtype where it is `arithmetic`. `s` after a time: timed "
+        "as launches on the stream, not as a CUDA graph.",
         "",
         "| benchmark | ours | eager | compile | peer | x eager | GB/s | TFLOP/s | % of ceiling | bound | memory |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|---|--:|",
@@ -88,7 +88,7 @@ def markdown(run: Run) -> str:
         if (absent := [IMPLEMENTATIONS[i] for i in (FASTGLOW, EAGER) if i not in rows])
     ]
     if unmeasured:
-        lines += ["", f"Failed or left out: {'; '.join(unmeasured)}."]
+        lines += ["", f"Failed or skipped: {'; '.join(unmeasured)}."]
     lines += ["", "![roofline](roofline.png)", ""]
     return "\n".join(lines)
 
@@ -131,6 +131,7 @@ def plot_roofline(run: Run, path: Path) -> None:
 
 
 def write_report(run: Run, folder: Path) -> None:
+    """Writes results.json, report.md and roofline.png."""
     folder.mkdir(parents=True, exist_ok=True)
     everything = {
         "machine": run.machine,
@@ -173,7 +174,7 @@ def _cells(rows: Mapping[str, Row]) -> list[str]:
 
 
 def _frames(row: Row) -> str:
-    """The time of one frame after the other, or else the rate of all items' frames; '' where there are none."""
+    """Time per decoder step, else frames per second over the batch; '' where a benchmark has neither."""
     metrics = ("us_per_frame", "frames_per_second")
     return next((TARGETS[metric].format(row.info[metric]) for metric in metrics if row.info.get(metric)), "")
 
@@ -186,7 +187,7 @@ def _time(row: Row) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__.partition("\n")[0])
-    parser.add_argument("run", nargs="+", type=Path, help="pytest-benchmark's JSON of the run, in one or more parts")
+    parser.add_argument("run", nargs="+", type=Path, help="pytest-benchmark's JSON files of the run")
     parser.add_argument("--out", type=Path, default=environment.RESULTS, help="folder, default bench/results")
     options = parser.parse_args(arguments)
     try:

@@ -1,4 +1,4 @@
-"""What a run of the suite left behind: pytest-benchmark's JSON, read for the gate and the report."""
+"""pytest-benchmark's JSON of a run, read for the gate and the report."""
 
 import json
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ class Row:
 
     Attributes:
         name: 'op/case/direction', the same for all implementations.
-        implementation: that was timed.
+        implementation: what was timed.
         seconds: median.
-        test: to give to pytest to run it again.
+        test: pytest's name, to run it again.
         info: its extra_info.
     """
 
@@ -50,7 +50,7 @@ class Run:
         return table
 
     def ratios(self) -> dict[str, float]:
-        """fastglow's time over the eager reference's of the same run, by name, where there are both."""
+        """fastglow's time over the eager reference's in the same run, by name, where both were timed."""
         return {
             name: rows[FASTGLOW].seconds / rows[EAGER].seconds
             for name, rows in self.by_name().items()
@@ -59,21 +59,22 @@ class Run:
 
 
 def load(paths: Sequence[Path]) -> Run:
-    """One run from the files of its parts.
+    """One run from its JSON files.
 
     Raises:
-        FastglowError: a file that the suite did not write, or files from different machines or versions.
+        FastglowError: a file the suite did not write, or files from different machines or versions.
     """
-    machines, rows = [], []
+    machines: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for path in paths:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             machines.append(content["machine_info"]["fastglow"])
             rows += [_row(benchmark) for benchmark in content["benchmarks"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise FastglowError(f"{path} is no result of the suite ({error!r}): make one with `make bench`") from error
+            raise FastglowError(f"{path} is not a benchmark result ({error!r}): make one with `make bench`") from error
     if not machines:
-        raise FastglowError("no results given: make some with `make bench`")
+        raise FastglowError("no results given: make them with `make bench`")
     for path, machine in zip(paths, machines, strict=True):
         for key in ("gpu", "torch", "triton", "commit"):
             if machine[key] != machines[0][key]:

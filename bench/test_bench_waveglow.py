@@ -1,7 +1,7 @@
-"""WaveGlow as a whole at the published shapes: bound by the matrix units.
+"""The whole WaveGlow at the published shapes: compute-bound.
 
 Training as NVIDIA's DGXA100_waveglow_AMP script: 10 segments of 8000 samples, float16 autocast, Adam, GradScaler.
-Inference: one utterance of 10 seconds in float16. The noise is given, except to NVIDIA's `infer`, which draws its own.
+Inference: one utterance of 10 seconds in float16. The noise is an input, except for NVIDIA's `infer`, which draws it.
 """
 
 import copy
@@ -36,18 +36,18 @@ from .workload import (
     on_this_machine,
 )
 
-EXACT = torch.float32 if has_gpu() else torch.float64  # a float64 backward of the whole model would fill a GPU
+EXACT = torch.float32 if has_gpu() else torch.float64  # a float64 backward of the whole model does not fit a GPU
 
 SIGMA = 0.6
-LOSS_SCALE = 2.0**12  # float16 gradients of a mean over all samples would vanish without one
+LOSS_SCALE = 2.0**12  # without it, float16 gradients of a mean over all samples underflow
 LEARNING_RATE, GRAD_CLIP_THRESH = 1e-4, 65504.0  # NVIDIA's script
-CHECKED_STEPS = 4  # of training: a GradScaler may need some to find its scale
-LOSS_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2}  # of a difference of numbers around 1
+CHECKED_STEPS = 4  # a GradScaler may need a few steps to find its scale
+LOSS_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2}  # absolute, of losses around 1
 
 
 @lru_cache
 def new_model(channels: int, layers: int, flows: int, early_every: int, mel_channels: int) -> WaveGlow:
-    """With couplings and determinants that are not those of a new model, which transforms next to nothing."""
+    """A model whose couplings and determinants differ from the identity that a new model starts with."""
     torch.manual_seed(0)
     with torch.device(device()):
         model = WaveGlow(
@@ -57,15 +57,17 @@ def new_model(channels: int, layers: int, flows: int, early_every: int, mel_chan
             WN_config={"n_layers": layers, "n_channels": channels, "kernel_size": 3},
         )
     with torch.no_grad():
-        for wn, convinv in zip(model.WN, model.convinv, strict=True):
-            wn.end.weight.normal_(std=0.1 / math.sqrt(channels))
-            convinv.conv.weight.mul_(1.1).add_(0.02 * torch.randn_like(convinv.conv.weight))
+        for name, parameter in model.named_parameters():
+            if name.endswith("end.weight"):
+                parameter.normal_(std=0.1 / math.sqrt(channels))
+            elif name.startswith("convinv."):
+                parameter.mul_(1.1).add_(0.02 * torch.randn_like(parameter))
     return model.eval()
 
 
 @dataclass(frozen=True)
 class WaveGlowWorkload(Workload):
-    """What training and inference share. Audio: `batch` items of `audio_length` samples."""
+    """Shared by training and inference. Audio: [batch, audio_length] samples."""
 
     case: str
     dtype: torch.dtype
@@ -99,12 +101,12 @@ class WaveGlowWorkload(Workload):
 
 @dataclass(frozen=True)
 class Trainee:
-    """What a training loop is given.
+    """What a training loop needs.
 
     Attributes:
         network: (mel, audio) -> what `WaveGlow.forward` returns.
         parameters: by their published names.
-        criterion: of what the network returns.
+        criterion: the network's result -> loss.
     """
 
     network: Callable[[tuple[Tensor, Tensor]], tuple[Tensor, list[Tensor], list[Tensor]]]
@@ -120,7 +122,7 @@ class Training(WaveGlowWorkload):
         return {"mel": list(mel.shape), "audio": list(audio.shape)}
 
     def cost(self, direction: str) -> Cost:
-        """A backward pass computes twice what the forward pass does; the parameters are read, gradients written."""
+        """A backward pass costs two forward passes; parameters are read, gradients written."""
         groups = self.samples(direction) // self.model.config.n_group
         passes = {FORWARD: 1, BACKWARD: 2, TRAIN_STEP: 3}[direction]
         flops = passes * groups * flops_per_group(self.model.config, folded=False)
@@ -132,7 +134,7 @@ class Training(WaveGlowWorkload):
         return {"samples_per_second": 1.5e6, "percent_of_bfloat16_ceiling": 40}
 
     def capturable(self, direction: str) -> bool:
-        return direction != TRAIN_STEP  # GradScaler asks the device whether the gradients are finite
+        return direction != TRAIN_STEP  # GradScaler syncs to see whether the gradients are finite
 
     def call(self, implementation: Implementation, direction: str) -> Callable[[], list[Tensor]]:
         batch = self._batch()
@@ -162,7 +164,7 @@ class Training(WaveGlowWorkload):
         return largest_error(actual, usual, exact, direction)
 
     def _verify_train_step(self, implementation: Implementation, batch: tuple[Tensor, Tensor]) -> float:
-        """The first step's loss is right, and the steps leave parameters that are finite and not what they were."""
+        """Checks the first step's loss, and that after all steps every parameter is finite and changed."""
         trainee = self._trainee(implementation, copy.deepcopy(self.model))
         step = self._train_step(trainee, batch)
         with launching(implementation):
@@ -172,7 +174,7 @@ class Training(WaveGlowWorkload):
         before = self.model.state_dict()
         for name, parameter in trainee.parameters.items():
             assert parameter.isfinite().all(), f"{name} is not finite after {CHECKED_STEPS} steps"
-            assert not torch.equal(parameter, before[name]), f"{name} does not learn"
+            assert not torch.equal(parameter, before[name]), f"{name} did not change"
         with torch.no_grad(), full_precision():
             exact = self._loss(self._plain(self.exact_model), batch, autocast=False)
         error = abs(loss.item() - exact.item())
@@ -180,7 +182,7 @@ class Training(WaveGlowWorkload):
         return error
 
     def _batch(self) -> tuple[Tensor, Tensor]:
-        """As the data loader makes it: one frame more than the audio has hops."""
+        """As from the data loader: one frame more than the audio has hops."""
         config = self.model.config
         frames = self.audio_length // config.upsample_stride + 1
         mel = torch.randn(self.batch, config.n_mel_channels, frames, device=device())
@@ -188,18 +190,20 @@ class Training(WaveGlowWorkload):
 
     def _trainee(self, implementation: Implementation, model: WaveGlow) -> Trainee:
         if implementation.name == COMPILE:
-            # The layers of one WN, whose code all flows share: a whole WaveGlow takes minutes to compile.
-            return self._plain(model, torch.compile(plain_waveglow.run_normalised_layers, dynamic=False))
+            # Only the layers of one WN, shared by all flows: a whole WaveGlow takes minutes to compile.
+            return self._plain(model, torch.compile(plain_waveglow.run_normed_layers, dynamic=False))
         if implementation.name == PEER:
-            twin = implementation.dle.waveglow(model)
-            criterion = implementation.dle.loss.WaveGlowLoss()
+            twin = implementation.nvidia.waveglow(model)
+            criterion = implementation.nvidia.loss.WaveGlowLoss()
             return Trainee(twin, dict(twin.named_parameters()), lambda output: criterion(output, None))
         return Trainee(model, dict(model.named_parameters()), WaveGlowLoss())
 
-    def _plain(self, model: WaveGlow, run: plain_waveglow.RunLayers = plain_waveglow.run_normalised_layers) -> Trainee:
+    def _plain(
+        self, model: WaveGlow, run: plain_waveglow.RunNormedLayers = plain_waveglow.run_normed_layers
+    ) -> Trainee:
         dtype = model.upsample.weight.dtype
         return Trainee(
-            lambda batch: plain_waveglow.forward(model, *(x.to(dtype) for x in batch), run),
+            lambda batch: plain_waveglow.forward(model, batch[0].to(dtype), batch[1].to(dtype), run),
             dict(model.named_parameters()),
             WaveGlowLoss(),
         )
@@ -214,7 +218,7 @@ class Training(WaveGlowWorkload):
     def _pass(
         self, trainee: Trainee, batch: tuple[Tensor, Tensor], direction: str, autocast: bool = True
     ) -> Callable[[], list[Tensor]]:
-        """Forward: [z, *log s, log|det W| of all flows]. Backward: the gradients in the order of the names."""
+        """Forward: [z, *log s, log|det W| of all flows]. Backward: gradients in the order of the parameters' names."""
         if direction == FORWARD:
 
             def run() -> list[Tensor]:
@@ -255,7 +259,7 @@ class Speaking(WaveGlowWorkload):
         return {"mel": list(mel.shape), "noise": list(noise.shape)}
 
     def cost(self, direction: str) -> Cost:
-        """Of the folded model; the parameters that are read are counted unfolded, which is of no weight here."""
+        """FLOPs of the folded model; bytes of the unfolded parameters, which makes no difference here."""
         groups = self.samples(direction) // self.model.config.n_group
         return Cost(self.parameter_bytes(), groups * flops_per_group(self.model.config, folded=True))
 
@@ -278,17 +282,17 @@ class Speaking(WaveGlowWorkload):
     def _speaker(
         self, implementation: Implementation, mel: Tensor, noise: Tensor, own_noise: bool = False
     ) -> Callable[[], Tensor]:
-        """`own_noise`: NVIDIA's code is to run as it is used, drawing noise, rather than with what it is given."""
+        """`own_noise`: NVIDIA's code draws its noise, as in use, instead of taking `noise`."""
         model = self._in_dtype()
         if implementation.name == COMPILE:
             speaker = plain_waveglow.Speaker.of(model)
             run = torch.compile(plain_waveglow.run_layers, dynamic=False)
             return lambda: speaker.infer(mel, noise, SIGMA, run)
         if implementation.name == PEER:
-            twin = implementation.dle.ready_to_speak(model)
-            return torch.no_grad()(
-                (lambda: twin.infer(mel, SIGMA)) if own_noise else (lambda: twin.infer_onnx(mel, SIGMA * noise, 1.0))
-            )
+            twin = implementation.nvidia.waveglow_for_inference(model)
+            if own_noise:
+                return torch.no_grad()(lambda: twin.infer(mel, SIGMA))
+            return torch.no_grad()(lambda: twin.infer_onnx(mel, SIGMA * noise, 1.0))
         return lambda: model.infer(mel, SIGMA, noise=noise)
 
     def _in_dtype(self) -> WaveGlow:
@@ -296,9 +300,9 @@ class Speaking(WaveGlowWorkload):
 
     def _mel_and_noise(self) -> tuple[Tensor, Tensor]:
         config = self.model.config
-        options = {"device": device(), "dtype": self.dtype}
-        mel = torch.randn(self.batch, config.n_mel_channels, self.audio_length // config.upsample_stride, **options)
-        return mel, torch.randn(self.batch, config.n_group, self.audio_length // config.n_group, **options)
+        frames, groups = self.audio_length // config.upsample_stride, self.audio_length // config.n_group
+        mel = torch.randn(self.batch, config.n_mel_channels, frames, device=device(), dtype=self.dtype)
+        return mel, torch.randn(self.batch, config.n_group, groups, device=device(), dtype=self.dtype)
 
 
 def flops_per_group(config: WaveGlowConfig, folded: bool) -> int:
@@ -306,7 +310,7 @@ def flops_per_group(config: WaveGlowConfig, folded: bool) -> int:
 
     Args:
         config: of the model.
-        folded: with the last, linear layer of each WN folded into its skip convolutions.
+        folded: with each WN's last, linear layer folded into its skip convolutions.
     """
     layers, channels, taps = (config.WN_config[name] for name in ("n_layers", "n_channels", "kernel_size"))
     conditioning = config.n_mel_channels * config.n_group
@@ -323,12 +327,12 @@ def flops_per_group(config: WaveGlowConfig, folded: bool) -> int:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Without TF32, which PyTorch allows convolutions in float32."""
+    """Turns off TF32, which PyTorch allows for float32 convolutions."""
     with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
         yield
 
 
-SMALL = {"layers": 2, "flows": 4, "early_every": 2}
+SMALL: dict[str, int] = {"layers": 2, "flows": 4, "early_every": 2}
 
 WORKLOADS = on_this_machine(
     gpu=[

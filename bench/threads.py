@@ -1,7 +1,7 @@
-"""How long speech and training take beside other work, by how PyTorch's threads wait: `python -m bench.threads`.
+"""Times speech and training on a loaded CPU, by how PyTorch's threads wait: `python -m bench.threads`.
 
-Each computation runs in a process of its own, idle and beside busy processes, as fastglow sets its threads and as
-a user could set them. The settings take turns, so that what else the machine does meets all of them alike. CPU only.
+Each computation runs in its own process, with and without busy processes, under fastglow's thread settings and under
+settings a user could make. The settings alternate, so that other load on the machine affects all of them alike.
 """
 
 import argparse
@@ -17,15 +17,15 @@ from pathlib import Path
 from . import environment
 
 FASTGLOW = "fastglow"
-SETTINGS = {
+SETTINGS: dict[str, dict[str, str]] = {
     FASTGLOW: {},
     "asleep": {"OMP_WAIT_POLICY": "passive"},
     "one thread": {"OMP_NUM_THREADS": "1"},
-    "spinning": {"GOMP_SPINCOUNT": "300000"},  # what libgomp does if it is told nothing
+    "spinning": {"GOMP_SPINCOUNT": "300000"},  # libgomp's default
 }
-TARGET = 2.0  # times the best setting
+TARGET = 2.0  # fastglow's time over the best setting's
 
-# Ends with us, however we end.
+# Ends with its parent, however that ends.
 BUSY = """
 import os
 parent = os.getppid()
@@ -76,7 +76,7 @@ WORK = {
 
 
 def seconds(code: str, setting: dict[str, str], limit: float) -> float:
-    """What a process that runs `code` says that it took; `limit`, if it takes longer."""
+    """The time that a process running `code` prints; at most `limit`."""
     chosen = {name for values in SETTINGS.values() for name in values}
     inherited = {name: value for name, value in os.environ.items() if name not in chosen}
     try:
@@ -96,7 +96,7 @@ def seconds(code: str, setting: dict[str, str], limit: float) -> float:
 
 @contextmanager
 def busy(n: int) -> Iterator[None]:
-    """`n` processes beside that do nothing but compute."""
+    """Runs `n` busy processes."""
     processes = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(n)]
     try:
         yield
@@ -107,11 +107,11 @@ def busy(n: int) -> Iterator[None]:
 
 
 def measure(code: str, settings: Sequence[str], rounds: int, limit: float) -> dict[str, float]:
-    """Median seconds of each setting, over rounds in which each has its turn."""
+    """Median seconds by setting, over rounds that run each setting once."""
     taken: dict[str, list[float]] = {name: [] for name in settings}
     for _ in range(rounds):
         for name in settings:
-            # Where one round says that it takes forever, more rounds say nothing new.
+            # After one timeout, further rounds add nothing.
             again = not taken[name] or max(taken[name]) < limit
             taken[name].append(seconds(code, SETTINGS[name], limit) if again else limit)
     return {name: statistics.median(values) for name, values in taken.items()}
@@ -124,11 +124,13 @@ def prepare_clips(folder: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints a table; returns 1 if fastglow's setting took more than twice as long as the best one somewhere."""
+    """Prints a table; returns 1 if fastglow's setting takes more than TARGET times the best one in any row."""
     parser = argparse.ArgumentParser(prog="python -m bench.threads", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="times each setting has its turn, default 5")
-    parser.add_argument("--busy", type=int, nargs="+", default=[0, 1, 2], help="busy processes beside, default 0 1 2")
-    parser.add_argument("--limit", type=float, default=60, help="seconds after which one is stopped, default 60")
+    parser.add_argument("--rounds", type=int, default=5, help="runs per setting, default 5")
+    parser.add_argument(
+        "--busy", type=int, nargs="+", default=[0, 1, 2], help="numbers of busy processes, default 0 1 2"
+    )
+    parser.add_argument("--limit", type=float, default=60, help="timeout of a run in seconds, default 60")
     parser.add_argument("--work", nargs="+", choices=WORK, default=list(WORK), help="default: all", metavar="WORK")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="default: all")
     options = parser.parse_args(arguments)

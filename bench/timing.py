@@ -1,9 +1,8 @@
-"""GPU time, as pytest-benchmark is to see it.
+"""GPU times for pytest-benchmark.
 
-A round is one replay of a CUDA graph that holds many calls, between two events: the host takes no part in it and
-nothing waits after a launch. The calls go through several sets of inputs and outputs in turn, so many that a set
-has left the L2 cache when its turn comes again. What looks at the device from the host cannot be in a graph: it is
-timed as a run of calls on the stream, still between two events.
+A round is one replay of a CUDA graph of many calls, timed by two events: no host time, no sync after a launch. The
+calls rotate over several sets of inputs and outputs, enough that each set has left the L2 cache when it is used
+again. A call with a host sync cannot be captured: it is timed as a run of launches, also between two events.
 """
 
 import math
@@ -12,20 +11,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from pytest_benchmark.fixture import BenchmarkFixture
 
-ROUND_SECONDS = 2e-3  # a round at least: the events resolve half a microsecond
-TIMED_SECONDS = 0.3  # of all rounds together
-WARM_SECONDS = 0.1  # before them: the clock of an idle GPU is slow
+ROUND_SECONDS = 2e-3  # at least: events resolve half a microsecond
+TIMED_SECONDS = 0.3  # all rounds together
+WARM_SECONDS = 0.1  # before them: an idle GPU clocks down
 FEWEST_ROUNDS, MOST_ROUNDS = 7, 50
 MOST_CALLS_IN_A_ROUND = 400
-CACHE_TIMES = 3  # the sets together are so many times the L2 cache
+CACHE_TIMES = 3  # size of all sets together, in L2 caches
 MOST_SETS = 128
 
 Call = Callable[[], object]
 
 
 class GpuClock:
-    """The timer given to pytest-benchmark: shows the seconds per call that were measured so far, summed up."""
+    """The timer given to pytest-benchmark: the sum of all measured seconds per call."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -38,7 +38,7 @@ CLOCK = GpuClock()
 
 
 def sets_needed(bytes_per_call: int, cache_bytes: int) -> int:
-    """How many sets of inputs and outputs to go through, so that each is cold when its turn comes."""
+    """How many sets of inputs and outputs to rotate over, so that each is cold when used."""
     return min(MOST_SETS, max(1, math.ceil(CACHE_TIMES * cache_bytes / max(1, bytes_per_call))))
 
 
@@ -47,9 +47,9 @@ def cache_bytes() -> int:
 
 
 def event_seconds(work: Call) -> float:
-    """The GPU time of what `work` launches, in seconds.
+    """GPU time of what `work` launches, in seconds.
 
-    The write before it evicts the L2 cache, and keeps the GPU busy until the host has launched the work.
+    The write before it evicts the L2 cache and keeps the GPU busy until the host has launched everything.
     """
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.empty(4 * cache_bytes(), dtype=torch.uint8, device="cuda").zero_()
@@ -65,9 +65,9 @@ class Round:
     """
     Attributes:
         launch: launches the calls of one round.
-        calls: how many they are.
-        method: 'graph', or 'stream' and why.
-        seconds: that a round took when it was tried.
+        calls: calls per round.
+        method: 'graph', or 'stream: <reason>'.
+        seconds: what one trial round took.
     """
 
     launch: Call
@@ -88,42 +88,39 @@ class Round:
 
 
 def prepare_round(calls: Sequence[Call], capturable: bool = True) -> Round:
-    """A round of the calls in turn, which all compute the same on sets of tensors of their own.
+    """A round that rotates over the calls, which compute the same on different tensors.
 
     Args:
-        calls: run on the current stream, which must not be the default one; so must have been what they rest on,
-            such as the forward pass of a backward.
-        capturable: False for calls that are known to look at the device from the host.
+        calls: run on the current stream, which must not be the default stream; whatever they depend on, such as the
+            forward pass before a backward, must have run on it too.
+        capturable: False for calls known to sync with the host.
     """
     for call in calls:  # compiles, and fills every cache
         call()
     torch.cuda.synchronize()
-    in_turn = _InTurn(calls)
-    seconds = event_seconds(lambda: in_turn.run(len(calls))) / len(calls)
+    rotation = Rotation(calls)
+    seconds = event_seconds(lambda: rotation.run(len(calls))) / len(calls)
     repeats = min(math.ceil(ROUND_SECONDS / (seconds * len(calls))), MOST_CALLS_IN_A_ROUND // len(calls))
     n = len(calls) * max(1, repeats)
-    method, launch = "graph", None
-    if not capturable or _waits_for_the_device(calls[0]):
-        method = "stream: the host waits for the device"
-    elif _capturing.broken:
-        method = "stream: a capture failed before"
+    method = "graph"
+    launch: Call | None = None
+    if not capturable or syncs_with_the_host(calls[0]):
+        method = "stream: host sync"
+    elif capturing.broken:
+        method = "stream: an earlier capture failed"
     else:
         try:
-            launch = _captured(in_turn, n)
+            launch = capture(rotation, n)
         except RuntimeError as error:
-            _capturing.give_up()
+            capturing.give_up()
             method = f"stream: {' '.join(str(error).split())[:120]}"
-    if launch is None:
-
-        def launch() -> None:
-            in_turn.run(n)
-
+    launch = launch or (lambda: rotation.run(n))
     launch()
     return Round(launch, n, method, event_seconds(launch))
 
 
-def time_rounds(benchmark, timed: Round) -> None:
-    """Hands the times of the rounds to pytest-benchmark, whose timer must be `CLOCK`."""
+def time_rounds(benchmark: BenchmarkFixture, timed: Round) -> None:
+    """Reports the rounds to pytest-benchmark, whose timer must be `CLOCK`."""
 
     def round_() -> None:
         CLOCK.seconds += timed.seconds_per_call()
@@ -132,15 +129,15 @@ def time_rounds(benchmark, timed: Round) -> None:
 
 
 def median_seconds(calls: Sequence[Call], capturable: bool = True) -> float:
-    """Median seconds per call, without pytest-benchmark; arguments as of `prepare_round`."""
+    """Median seconds per call, without pytest-benchmark; arguments as `prepare_round`."""
     timed = prepare_round(calls, capturable)
     for _ in range(timed.warm_rounds):
         timed.launch()
     return statistics.median(timed.seconds_per_call() for _ in range(timed.rounds))
 
 
-class _InTurn:
-    """Runs calls one after the other and keeps the last result of each, so that each has its own memory."""
+class Rotation:
+    """Runs calls in turn and keeps the last result of each, so that each has its own memory."""
 
     def __init__(self, calls: Sequence[Call]):
         self.calls = calls
@@ -153,33 +150,33 @@ class _InTurn:
             self.kept[slot] = self.calls[slot]()
 
 
-class _Capturing:
-    """Whether graphs can be captured: a capture that failed leaves the allocator unable to start another."""
+class Capturing:
+    """Whether graphs can be captured: after a failed capture the allocator cannot start another."""
 
     broken = False
 
     def give_up(self) -> None:
         self.broken = True
         generator = torch.cuda.default_generators[torch.cuda.current_device()]
-        generator.graphsafe_set_state(generator.clone_state())  # the old state believes that it is in a capture
+        generator.graphsafe_set_state(generator.clone_state())  # the old state still counts as capturing
 
 
-_capturing = _Capturing()
+capturing = Capturing()
 
 
-def _captured(in_turn: _InTurn, n: int) -> Call:
+def capture(rotation: Rotation, n: int) -> Call:
     graph = torch.cuda.CUDAGraph()
-    in_turn.kept = [None] * len(in_turn.calls)
+    rotation.kept = [None] * len(rotation.calls)
     with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-        in_turn.run(n)
+        rotation.run(n)
 
-    def replay(_outputs=in_turn) -> None:  # the outputs live in the graph's memory, as long as it does
+    def replay(_outputs: Rotation = rotation) -> None:  # outputs live in the graph's memory: keep them alive with it
         graph.replay()
 
     return replay
 
 
-def _waits_for_the_device(call: Call) -> bool:
+def syncs_with_the_host(call: Call) -> bool:
     torch.cuda.set_sync_debug_mode("error")
     try:
         call()

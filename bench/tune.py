@@ -1,7 +1,7 @@
 """Finds the fastest launch configuration of every kernel at the suite's shapes: `make tune`.
 
-Which kernels there are, with which configurations and at which shapes, is learnt from what they ask for while each
-benchmarked computation runs once. Writes kernels/configs/<gpu>.json, where `kernels/launch.py` looks them up.
+Each benchmark runs once to record which kernels it launches, their candidate configurations and shapes. Writes
+kernels/configs/<gpu>.json, which `kernels/launch.py` reads.
 """
 
 import argparse
@@ -29,7 +29,7 @@ Seconds = Callable[[Workload, str], float]
 
 
 def computations(workloads: Sequence[Workload]) -> Iterator[tuple[Workload, str]]:
-    """Every (workload, direction) once; a training step has no kernels of its own."""
+    """Every (workload, direction), without training steps: they launch no other kernels."""
     for workload in workloads:
         for direction in workload.directions:
             if direction != TRAIN_STEP:
@@ -37,16 +37,16 @@ def computations(workloads: Sequence[Workload]) -> Iterator[tuple[Workload, str]
 
 
 def choices_of(workload: Workload, direction: str) -> list[Choice]:
-    """What is there to choose, each choice once, in the order in which it comes up."""
+    """The choices made during one call, without repetition, in order."""
     with launch.record_choices() as choices:
         workload.call(Implementation(FASTGLOW), direction)()
     return list({(choice.kernel, choice.dtype, choice.shape): choice for choice in choices}.values())
 
 
 def tune(workload: Workload, direction: str, found: Found, seconds: Seconds) -> None:
-    """Adds to `found` what the computation's kernels run fastest with, at shapes that it does not have yet.
+    """Adds to `found` the fastest configurations at shapes that it lacks.
 
-    A kernel that the computation launches at several shapes gets one configuration for all of them.
+    A kernel that one call launches at several shapes gets one configuration for all of them.
     """
     new = [c for c in choices_of(workload, direction) if (c.kernel, c.dtype, c.shape) not in found]
     for kernel, dtype in dict.fromkeys((choice.kernel, choice.dtype) for choice in new):
@@ -60,7 +60,7 @@ def tune(workload: Workload, direction: str, found: Found, seconds: Seconds) -> 
 
 
 def _seconds_with(kernel: str, config: Config, workload: Workload, direction: str, seconds: Seconds) -> float:
-    """Infinite where this GPU has not the shared memory or the registers for it."""
+    """Infinite where the configuration exceeds this GPU's shared memory or registers."""
     try:
         with launch.use_config(kernel, config):
             return seconds(workload, direction)
@@ -79,7 +79,7 @@ def write(path: Path, found: Found) -> None:
 
 
 def all_workloads() -> list[Workload]:
-    """Those of every file of the suite, the single operations before the whole model."""
+    """The suite's workloads, single operations before the whole model."""
     import importlib
 
     names = sorted(path.stem for path in Path(__file__).parent.glob("test_bench_*.py"))
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     gpu = environment.describe()["gpu"]
     if gpu is None:
-        print("tune: this machine has no GPU: run it on the one to tune for", file=sys.stderr)
+        print("tune: this machine has no GPU: run it on the GPU to tune for", file=sys.stderr)
         return 2
     path = options.out or launch.CONFIG_FOLDER / f"{launch.gpu_slug(gpu)}.json"
     found: Found = {}

@@ -1,4 +1,4 @@
-"""What a benchmark computes, and the proof that its result is right, without which nothing is timed."""
+"""What a benchmark computes, and the check of its result that must pass before it is timed."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,26 +12,27 @@ import torch._functorch.config
 from torch import Tensor
 
 from fastglow.kernels import backend
+from fastglow.kernels.arguments import dtype_name
 
 from .environment import has_gpu
 from .peers import DLE
 
 FORWARD, BACKWARD, TRAIN_STEP, INFERENCE = "forward", "backward", "train_step", "inference"
-FORWARD_BACKWARD = "forward_backward"  # both in one call, where one without the other means little
+FORWARD_BACKWARD = "forward_backward"  # both in one call
 
 FASTGLOW, EAGER, COMPILE, PEER = "fastglow", "eager", "compile", "peer"
 
 FACTORS = {FORWARD: 2, BACKWARD: 3, FORWARD_BACKWARD: 3, TRAIN_STEP: 2, INFERENCE: 2}
-"""How many times the error of PyTorch's own operations in the same dtype a result's error may be."""
+"""Largest error of a result, in multiples of the error of PyTorch's operations in the same dtype."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The least that a computation needs.
+    """Lower bounds of a computation's work.
 
     Attributes:
         bytes: each input read once, each output written once.
-        flops: additions and multiplications.
+        flops: additions plus multiplications.
     """
 
     bytes: int
@@ -40,18 +41,25 @@ class Cost:
 
 @dataclass(frozen=True)
 class Implementation:
-    """Who computes: 'fastglow' as users get it, 'eager' its PyTorch reference, 'compile' torch.compile of plain
-    PyTorch, 'peer' NVIDIA's own code."""
+    """'fastglow' as users run it, 'eager' (its PyTorch reference), 'compile' (torch.compile of plain PyTorch), or
+    'peer' (NVIDIA's own code)."""
 
     name: str
     dle: DLE | None = None
 
+    @property
+    def nvidia(self) -> DLE:
+        """NVIDIA's code, for the peer alone."""
+        if self.dle is None:
+            raise RuntimeError("the peer runs with --peer-dle PATH only")
+        return self.dle
+
     def active(self) -> AbstractContextManager:
-        """Everything of the implementation is to run inside."""
+        """The context to run the implementation in."""
         if self.name == EAGER:
             return backend.use_backend(backend.REFERENCE)
         if self.name == COMPILE:
-            # A backward that may reuse what the forward saved cannot be run twice.
+            # A backward that reuses the buffers saved by its forward cannot run twice.
             return torch._functorch.config.patch(donated_buffer=False)
         return nullcontext()
 
@@ -61,15 +69,18 @@ class Workload(ABC):
 
     Attributes:
         op: the operation's name.
-        case: of the size.
-        dtype: that is computed in.
-        directions: of the keys of FACTORS.
+        case: names the size.
+        dtype: of the computation.
+        directions: keys of FACTORS.
     """
 
     op: str
     case: str
     dtype: torch.dtype
-    directions: Sequence[str]
+
+    @property
+    @abstractmethod
+    def directions(self) -> tuple[str, ...]: ...
 
     @property
     def name(self) -> str:
@@ -77,66 +88,65 @@ class Workload(ABC):
 
     @property
     def dtype_name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
+        return dtype_name(self.dtype)
 
     @abstractmethod
     def serves(self, implementation: str) -> bool:
-        """Whether the implementation has this computation."""
+        """Whether the implementation provides this computation."""
 
     @abstractmethod
     def shapes(self) -> dict[str, list[int]]:
-        """Of the inputs, by name."""
+        """Shapes of the inputs, by name."""
 
     @abstractmethod
     def cost(self, direction: str) -> Cost: ...
 
     @abstractmethod
     def call(self, implementation: Implementation, direction: str) -> Callable[[], object]:
-        """The computation on new random inputs, ready to be run again and again; what must come before is done."""
+        """A repeatable call on new random inputs; any preparation is done beforehand."""
 
     @abstractmethod
     def verify(self, implementation: Implementation, direction: str) -> float:
-        """The relative error of the result.
+        """The result's relative error.
 
         Raises:
-            AssertionError: it is too large.
+            AssertionError: the error is too large.
         """
 
     def capturable(self, direction: str) -> bool:
-        """False if the call looks at the device from the host."""
+        """False if the call syncs with the host."""
         return True
 
     def samples(self, direction: str) -> int | None:
-        """Audio samples that one call trains on or makes."""
+        """Audio samples per call."""
         return None
 
     def frames(self, direction: str) -> int | None:
-        """Mel frames that one call trains on or makes, of all items."""
+        """Mel frames per call, over the batch."""
         return None
 
     def steps(self, direction: str) -> int | None:
-        """Mel frames of an item that one call makes one after the other."""
+        """Sequential decoder steps per call."""
         return None
 
     def targets(self, direction: str) -> dict[str, float]:
-        """What design.md asks for of these entries of a benchmark's extra_info: at least so much, but at most where
-        the report says so of the entry."""
+        """design.md's targets, by the metric in `report.TARGETS`."""
         return {}
 
 
 @dataclass(frozen=True)
 class Operation(Workload):
-    """One of `fastglow.kernels`' functions.
+    """A function of `fastglow.kernels`.
 
     Attributes:
-        inputs: makes new random tensors, by name, in the order of the arguments; those that require a gradient
-            get one.
+        inputs: makes new random tensors by argument name, in argument order; gradients are taken for those that
+            require one.
         function: fastglow's.
         reference: plain PyTorch with the same arguments.
         costs: by direction.
-        peer: NVIDIA's, from its code, or None.
-        layout: gives the inputs the memory layout that fastglow's own modules hand on, or None: as they are.
-        bandwidth_target: in % of the copy bandwidth, or None.
+        peer: picks NVIDIA's function from its code, or None.
+        layout: converts the inputs to the memory layout that fastglow's modules use, or None.
+        bandwidth_target: % of the copy bandwidth, or None.
     """
 
     op: str
@@ -183,8 +193,8 @@ class Operation(Workload):
     def _function(self, implementation: Implementation) -> Callable[..., Any]:
         if implementation.name == COMPILE:
             return torch.compile(self.reference, dynamic=False)
-        if implementation.name == PEER:
-            return self.peer(implementation.dle)
+        if implementation.name == PEER and self.peer is not None:
+            return self.peer(implementation.nvidia)
         return self.function
 
     def _laid_out(self, inputs: dict[str, Tensor], implementation: Implementation) -> dict[str, Tensor]:
@@ -207,12 +217,12 @@ class Operation(Workload):
 
 
 def on_this_machine(gpu: list[Workload], cpu: list[Workload]) -> list[Workload]:
-    """The published sizes where there is a GPU, small ones elsewhere."""
+    """Published sizes on a GPU, small ones on a CPU."""
     return gpu if has_gpu() else cpu
 
 
 def cases(workloads: Sequence[Workload]) -> list:
-    """For `pytest.mark.parametrize("workload, direction", ...)`."""
+    """Parameters for `pytest.mark.parametrize("workload, direction", ...)`."""
     return [
         pytest.param(workload, direction, id=f"{workload.name}-{direction}")
         for workload in workloads
@@ -221,7 +231,7 @@ def cases(workloads: Sequence[Workload]) -> list:
 
 
 def tensors_in(result: Any) -> Iterator[Tensor]:
-    """The tensors of nested tuples and lists, without the Nones."""
+    """The tensors in nested tuples and lists, skipping None."""
     if isinstance(result, Tensor):
         yield result
     elif result is not None:
@@ -230,13 +240,13 @@ def tensors_in(result: Any) -> Iterator[Tensor]:
 
 
 def upstream_gradients(outputs: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Random numbers that `dtype` can hold, the same for outputs of the same shapes."""
+    """Random gradients representable in `dtype`, the same for outputs of the same shapes."""
     generator = torch.Generator(outputs[0].device).manual_seed(1)
     return [torch.randn(x.shape, generator=generator, device=x.device).to(dtype).to(x.dtype) for x in outputs]
 
 
 def relative_error(actual: Tensor, exact: Tensor) -> float:
-    """|actual - exact| / |exact|, Euclidean norms."""
+    """|actual - exact| / |exact| in the Euclidean norm."""
     difference = (actual.detach().double() - exact.detach()).norm().item()
     return difference / max(exact.detach().double().norm().item(), torch.finfo(torch.float64).tiny)
 
@@ -245,13 +255,13 @@ def largest_error(actual: Sequence[Tensor], usual: Sequence[Tensor], exact: Sequ
     """The largest relative error among results.
 
     Args:
-        actual: under test.
-        usual: of PyTorch's operations in the same dtype.
-        exact: of the same in a wider one.
-        direction: how much larger than that of `usual` an error may be depends on it.
+        actual: results under test.
+        usual: results of PyTorch's operations in the same dtype.
+        exact: the same in a wider dtype.
+        direction: picks the bound from FACTORS.
 
     Raises:
-        AssertionError: an error is larger than that.
+        AssertionError: an error exceeds its bound.
     """
     errors = []
     for i, (a, u, e) in enumerate(zip(actual, usual, exact, strict=True)):
@@ -266,7 +276,7 @@ def largest_error(actual: Sequence[Tensor], usual: Sequence[Tensor], exact: Sequ
 
 @contextmanager
 def launching(implementation: Implementation) -> Iterator[None]:
-    """Fails if fastglow launches no kernel of its own on a GPU: the reference would be compared with itself."""
+    """Fails if fastglow launches no kernel on a GPU: the reference would be compared with itself."""
     before = backend.launches.total()
     yield
     if implementation.name == FASTGLOW and has_gpu():

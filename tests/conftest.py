@@ -1,4 +1,4 @@
-"""What every test shares: golden tensors, seeds, the `gpu` marker."""
+"""Shared by all tests: golden tensors, seeds, the `gpu` marker."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-# Triton reads this when a kernel is defined: before anything of fastglow is imported.
+# Triton reads it when a kernel is defined, so set it before importing fastglow.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 
-# How long an example takes says more about the machine's load than about the code.
+# No deadline: an example's time depends on the machine's load.
 hypothesis.settings.register_profile(
     "fastglow",
     hypothesis.settings.get_profile("default"),
@@ -47,13 +47,13 @@ class Golden(dict[str, torch.Tensor]):
 
 @pytest.fixture(scope="session")
 def golden():
-    """`golden("waveglow_tiny")`: a new `Golden` at each call, so that a test may write to its tensors."""
+    """`golden("waveglow_tiny")`: a new `Golden` per call, so that a test may modify its tensors."""
     return lambda name: Golden(GOLDEN / f"{name}.npz")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
-    """Sums are split by thread: one thread gives the same bits on any number of cores."""
+    """PyTorch splits sums by thread: one thread gives the same bits on any number of cores."""
     torch.set_num_threads(1)
 
 
@@ -74,7 +74,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_pyfunc_call(pyfuncitem):
-    """Hypothesis prints the arguments of its tests, fixtures too: megabytes of them cost minutes and bury the fault."""
+    """Hypothesis prints the arguments of a failing test: a repr of megabytes takes minutes and hides the failure."""
     if hypothesis.is_hypothesis_test(pyfuncitem.obj):
         long = [name for name, value in pyfuncitem.funcargs.items() if len(repr(value)) > 1000]
-        assert not long, f"{', '.join(long)}: give what they are a short repr"
+        assert not long, f"{', '.join(long)}: needs a short repr"

@@ -1,4 +1,4 @@
-"""`import fastglow` from a bare checkout, an editable install and a wheel; what import may and may not do."""
+"""`import fastglow` from a bare checkout, an editable install and a wheel; what an import must not do."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ import pytest
 import fastglow
 
 ROOT = Path(__file__).resolve().parent.parent
-# What each importable package is made from, in the checkout.
+# The packages' folders in the checkout.
 SOURCES = {
     "fastglow": ROOT / "fastglow",
     "fastglow.kernels": ROOT / "kernels",
     "fastglow.train": ROOT / "train",
 }
 SOURCE_FILES = [path for folder in SOURCES.values() for path in sorted(folder.rglob("*.py"))]
-# The only files of the library that may look at environment variables: for the backend, and for how threads wait.
+# The only files that may read environment variables: for the backend, and for how threads wait.
 READ_ENVIRONMENT = {ROOT / "kernels" / "backend.py", ROOT / "fastglow" / "threads.py"}
 THIRD_PARTY = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
 
@@ -43,16 +43,16 @@ MODULES = {module_name(path) for path in SOURCE_FILES}
 
 @dataclass(frozen=True)
 class Layout:
-    """How one interpreter is to find fastglow."""
+    """How an interpreter finds fastglow."""
 
-    home: Path  # the folder that its modules must come from
+    home: Path  # where its modules must come from
     cwd: Path
     path: Path | None = None  # on PYTHONPATH, before the third-party packages
     obey_pth: bool = False  # run the .pth files of `path`, as the interpreter does for site-packages
 
     def run(self, code: str) -> subprocess.CompletedProcess[str]:
-        """Run `code` with the third-party packages of this environment, but not the fastglow it may hold:
-        `-S` leaves out the .pth files through which an editable install is found."""
+        """Runs `code` with this environment's third-party packages, but not its fastglow: `-S` skips .pth files,
+        through which editable installs are found."""
         if self.obey_pth:
             code = f"import site; site.addsitedir({str(self.path)!r})\n{code}"
         first = [] if self.path is None else [str(self.path)]
@@ -116,7 +116,7 @@ def wheel_of_sdist(source, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory) -> Path:
-    """A working directory that holds somebody's own `kernels` and `train`."""
+    """A working directory with foreign `kernels` and `train` packages."""
     folder = tmp_path_factory.mktemp("elsewhere")
     plant_strangers(folder)
     return folder
@@ -141,7 +141,7 @@ def layout(request, elsewhere, tmp_path_factory) -> Layout:
         archive = build("editable", source, tmp_path_factory.mktemp("editable"))
         return Layout(home=source, cwd=elsewhere, path=archive.parent / "site", obey_pth=True)
     site = request.getfixturevalue("wheel_of_sdist" if "sdist" in request.param else "wheel").parent / "site"
-    plant_strangers(site)  # packages of these names are on PyPI
+    plant_strangers(site)  # PyPI has packages of these names
     return Layout(home=site, cwd=elsewhere, path=site)
 
 
@@ -172,7 +172,7 @@ def test_every_module_and_name_is_importable_once(layout):
     for name in MODULES:
         assert Path(seen["files"][name]).is_relative_to(layout.home)
     ours = [Path(file) for file in seen["files"].values() if Path(file).is_relative_to(layout.home)]
-    if layout.home == ROOT:  # which also holds the environment of `make test`
+    if layout.home == ROOT:  # which may hold a virtual environment
         ours = [file for file in ours if file.resolve() in SOURCE_FILES]
     assert len(ours) == len(set(ours)) == len(MODULES)
 
@@ -210,7 +210,7 @@ else:
     assert done.stdout == done.stderr == ""
 
 
-def test_the_folder_that_holds_the_package_does_not_become_part_of_it(layout):
+def test_the_checkouts_other_folders_are_not_in_the_package(layout):
     layout.run(
         """
 import importlib.util
@@ -249,6 +249,11 @@ def test_the_sdist_makes_the_same_wheel(wheel, wheel_of_sdist):
     assert contents(wheel_of_sdist) == contents(wheel)
 
 
+def test_wheel_tells_type_checkers_that_it_is_typed(wheel):
+    with zipfile.ZipFile(wheel) as file:
+        assert "fastglow/py.typed" in file.namelist()
+
+
 def test_wheel_holds_the_voices(wheel):
     voices = ROOT / "fastglow" / "voices"
     shipped = {
@@ -277,7 +282,7 @@ def test_nothing_imports_the_root_folders_by_their_own_names():
 
 
 def environment_readers(tree: ast.AST) -> set[str]:
-    """The ways to read environment variables that the code names, click's among them."""
+    """Names in the code that read environment variables, including click's."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):

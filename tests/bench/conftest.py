@@ -1,4 +1,4 @@
-"""Made-up results of the suite, in the form in which pytest-benchmark writes them."""
+"""Synthetic results in pytest-benchmark's format."""
 
 import json
 from collections.abc import Callable

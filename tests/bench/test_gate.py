@@ -1,4 +1,4 @@
-"""The gate on made-up results."""
+"""The gate on synthetic results."""
 
 import json
 
@@ -28,18 +28,18 @@ def words(verdicts):
     "ratio, word",
     [(0.5, OK), (0.5 * 1.0999, OK), (0.5 * 1.1001, SLOWER), (0.5 * 0.9001, OK), (0.5 * 0.8999, FASTER), (5.0, SLOWER)],
 )
-def test_ten_percent_either_way_are_noise(ratio, word):
+def test_changes_within_ten_percent_are_ok(ratio, word):
     assert words(judge({A: 0.5}, {A: ratio})) == {A: word}
 
 
-def test_names_of_either_side_alone():
+def test_names_in_one_run_only():
     verdicts = judge({A: 0.5}, {B: 0.5})
     assert words(verdicts) == {A: MISSING, B: NEW}
     assert [verdict.measured for verdict in verdicts if verdict.name == A] == [None]
     assert [verdict.baseline for verdict in verdicts if verdict.name == B] == [None]
 
 
-def test_only_what_seems_slower_is_run_again():
+def test_only_slower_benchmarks_are_run_again():
     asked = []
 
     def rerun(names):
@@ -60,7 +60,7 @@ def test_only_what_seems_slower_is_run_again():
         ([0.7, 0.5], SLOWER),  # two of three
         ([0.5, 0.7], SLOWER),
         ([0.7, 0.7], SLOWER),
-        ([None, 0.5], SLOWER),  # a failed rerun is no evidence of speed: the mean of 0.7 and 0.5
+        ([None, 0.5], SLOWER),  # a failed rerun does not count: the median of 0.7 and 0.5
         ([None, None], SLOWER),
     ],
 )
@@ -74,7 +74,7 @@ def test_the_median_of_all_runs_decides(again, word):
     assert words(judge_with_reruns({A: 0.5}, {A: 0.7}, rerun)) == {A: word}
 
 
-def test_a_slow_day_does_not_count(write_run):
+def test_ratios_not_times_are_compared(write_run):
     rows = [benchmark(A, "fastglow", 0.005), benchmark(A, "eager", 0.010), benchmark(A, "compile", 0.001)]
     assert results.load([write_run(rows)]).ratios() == {A: 0.5}
 
@@ -109,7 +109,7 @@ def test_shut(run_with_ratios, baseline, capsys, ratios, word):
     assert "shut by 1 of" in out
 
 
-def test_slow_ones_are_run_again_on_the_gpu_of_the_run(run_with_ratios, baseline, monkeypatch):
+def test_slow_benchmarks_are_run_again_on_the_same_gpu(run_with_ratios, baseline, monkeypatch):
     asked = []
     monkeypatch.setattr(environment, "describe", lambda: {"gpu": GPU})
     monkeypatch.setattr(gate, "measure_again", lambda run, names: asked.append(names) or {A: 0.5})
@@ -117,7 +117,7 @@ def test_slow_ones_are_run_again_on_the_gpu_of_the_run(run_with_ratios, baseline
     assert asked == [[A], [A]]
 
 
-def test_a_rerun_asks_pytest_for_ours_and_eager_alone(run_with_ratios, monkeypatch):
+def test_a_rerun_runs_ours_and_eager_only(run_with_ratios, monkeypatch):
     commands = []
     monkeypatch.setattr(gate.subprocess, "run", lambda command, **_: commands.append(command))
     run = results.load([run_with_ratios({A: 0.5, B: 0.8})])
@@ -140,16 +140,16 @@ def test_without_a_run_the_suite_is_run(run_with_ratios, baseline, monkeypatch, 
     assert asked == [["bench"]]
 
 
-def test_nothing_is_run_where_nothing_can_be_compared(monkeypatch, tmp_path, capsys):
+def test_nothing_runs_without_a_baseline(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(gate, "measure", lambda tests: pytest.fail("the suite was run"))
     monkeypatch.setattr(environment, "BASELINES", tmp_path)
-    for gpu, complaint in ((None, "without a GPU"), (GPU, "no baseline")):
+    for gpu, complaint in ((None, "had no GPU"), (GPU, "no baseline")):
         monkeypatch.setattr(environment, "describe", lambda gpu=gpu: {"gpu": gpu})
         assert gate.main([]) == 2
         assert complaint in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("gpu, complaint", [("NVIDIA H100", "of NVIDIA H200"), (None, "without a GPU")])
+@pytest.mark.parametrize("gpu, complaint", [("NVIDIA H100", "of NVIDIA H200"), (None, "had no GPU")])
 def test_another_machine_is_refused(run_with_ratios, baseline, capsys, gpu, complaint):
     run = run_with_ratios({A: 0.5, B: 0.8}, gpu=gpu)
     before = baseline.read_bytes()
@@ -176,12 +176,12 @@ def test_the_baseline_is_found_by_the_name_of_the_gpu(run_with_ratios, tmp_path,
     assert gate.main([run]) == 0
 
 
-def test_files_that_are_no_results(tmp_path, run_with_ratios, capsys):
+def test_files_that_are_not_results(tmp_path, run_with_ratios, capsys):
     broken = tmp_path / "broken.json"
     broken.write_text('{"benchmarks": []}')
     for arguments in ([str(broken)], [str(tmp_path / "absent.json")]):
         assert gate.main(arguments) == 2
-        assert "no result of the suite" in capsys.readouterr().err
+        assert "not a benchmark result" in capsys.readouterr().err
     parts = [run_with_ratios({A: 0.5}), run_with_ratios({B: 0.5}, commit="other")]
     assert gate.main([str(part) for part in parts]) == 2
     assert "commit other" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The steps of `make gpu`, with made-up commands."""
+"""The steps of `make gpu`, with fake commands."""
 
 import json
 import signal
@@ -19,7 +19,7 @@ def python(code: str):
     return lambda limit: [sys.executable, "-S", "-c", code]
 
 
-def test_a_step_that_fails_stops_no_other(tmp_path, capsys):
+def test_a_failed_step_does_not_stop_the_others(tmp_path, capsys):
     todo = [Step("bad", python("print('one'); raise SystemExit(3)"), 1.0), Step("good", python("print('two')"), 1.0)]
     assert run_all(todo, tmp_path, time.monotonic() + 100) == {"bad": 3, "good": 0}
     assert [(tmp_path / f"{name}.log").read_text() for name in ("bad", "good")] == ["one\n", "two\n"]
@@ -28,14 +28,14 @@ def test_a_step_that_fails_stops_no_other(tmp_path, capsys):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """`clock.now`, in seconds, stands still but for what a test does."""
+    """`clock.now`, in seconds, moves only when a test moves it."""
     clock = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(gpu, "time", SimpleNamespace(monotonic=lambda: clock.now))
     return clock
 
 
 def times_up(monkeypatch, log: Path, n: int) -> None:
-    """The first `n` waits for a step's process end once it has started, the others with the process."""
+    """The first `n` waits for a step time out once it has started; later ones wait for its end."""
 
     class Popen(subprocess.Popen):
         waits = 0
@@ -52,12 +52,10 @@ def times_up(monkeypatch, log: Path, n: int) -> None:
 
 
 @pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN], ids=["", "in the background"])
-def test_a_step_is_interrupted_when_its_time_is_up_and_may_write_down_what_it_has(
-    tmp_path, monkeypatch, handler, clock
-):
+def test_a_step_is_interrupted_at_its_limit_and_can_write_its_results(tmp_path, monkeypatch, handler, clock):
     monkeypatch.setattr(gpu, "GRACE", 2.0)
     times_up(monkeypatch, tmp_path / "slow.log", 1)
-    before = signal.signal(signal.SIGINT, handler)  # what a shell ignores for its background, children ignore too
+    before = signal.signal(signal.SIGINT, handler)  # a background shell job ignores SIGINT, and so do its children
     code = """
 import time
 try:
@@ -84,7 +82,7 @@ def test_a_step_that_does_not_stop_is_killed(tmp_path, monkeypatch, clock):
     assert "done" not in (tmp_path / "deaf.log").read_text()
 
 
-def test_time_is_shared_and_what_is_left_over_passed_on(tmp_path, clock):
+def test_unused_time_goes_to_later_steps(tmp_path, clock):
     limits = []
 
     def command(limit):
@@ -108,18 +106,18 @@ def test_every_gpu_test_and_benchmark_is_run(tmp_path):
     ]
 
 
-def test_what_is_left_behind(tmp_path, monkeypatch, capsys):
+def test_the_files_of_a_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(environment, "has_gpu", lambda: True)
     monkeypatch.setattr(gpu, "steps", lambda out, peer: [Step("tests", python("raise SystemExit(1)"), 1.0)])
     assert gpu.main(["--out", str(tmp_path)]) == 1
     codes = json.loads((tmp_path / "steps.json").read_text())
     assert codes["tests"] == 1
-    assert codes["report"] != 0  # there is nothing to report
+    assert codes["report"] != 0  # nothing to report
     assert {path.name for path in tmp_path.iterdir()} == {"tests.log", "report.log", "steps.json"}
     assert "failed: tests, report" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="is for machines without a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 def test_without_a_gpu(capsys):
     assert gpu.main([]) == 2
     assert "no CUDA GPU" in capsys.readouterr().err

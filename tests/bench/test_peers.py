@@ -1,4 +1,4 @@
-"""Loading NVIDIA's code, with a made-up checkout, and the plain decoder that is compiled, against the model's."""
+"""Loading NVIDIA's code from a fake checkout; the plain decoder against the model's."""
 
 import sys
 from pathlib import Path
@@ -34,7 +34,7 @@ assert util.anything is None
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch) -> Path:
-    """In which a package is imported that is not there."""
+    """Imports a package that is not installed."""
     folder = tmp_path / peers.TACOTRON2_FOLDER
     for name in ("waveglow", "tacotron2"):
         (folder / name).mkdir(parents=True)
@@ -64,7 +64,7 @@ def model() -> Tacotron2:
 
 
 @pytest.mark.parametrize("folder", [".", peers.TACOTRON2_FOLDER], ids=str)
-def test_a_checkout_loads_without_what_its_models_do_not_use(checkout, folder):
+def test_a_checkout_loads_without_packages_that_its_models_do_not_use(checkout, folder):
     path = list(sys.path)
     dle = peers.load_dle(checkout / folder)
     assert sys.path == path
@@ -76,22 +76,22 @@ def test_a_checkout_loads_without_what_its_models_do_not_use(checkout, folder):
     assert not {"p_prenet_dropout", "p_encoder_dropout", "p_postnet_dropout"} & twin.keywords.keys()
 
 
-def test_packages_that_are_there_are_not_replaced(monkeypatch):
+def test_installed_packages_are_not_replaced(monkeypatch):
     monkeypatch.setattr(peers, "SPECTROGRAMS", ("json", "json.decoder"))
     decoder = sys.modules["json.decoder"]
-    with peers._written_for_an_older_world():
+    with peers.tolerate_old_code():
         assert sys.modules["json.decoder"] is decoder
     assert sys.modules["json.decoder"] is decoder
 
 
 @pytest.mark.parametrize("missing", ["waveglow/model.py", "tacotron2/loss_function.py"])
-def test_a_checkout_that_lacks_something(checkout, missing):
+def test_an_incomplete_checkout(checkout, missing):
     (checkout / peers.TACOTRON2_FOLDER / missing).unlink()
     with pytest.raises(FastglowError, match="pass a DeepLearningExamples checkout"):
         peers.load_dle(checkout)
 
 
-def test_the_plain_decoder_is_the_models():
+def test_the_plain_decoder_equals_the_models():
     ours = model().double()
     ours.decoder.prenet.p_dropout = 0.0
     memory, lengths, mels = torch.randn(2, 7, 16).double(), torch.tensor([7, 4]), torch.randn(2, 6, 9).double()
@@ -104,7 +104,7 @@ def test_the_plain_decoder_is_the_models():
 
 
 @torch.no_grad()
-def test_the_plain_decoder_running_free_is_the_models():
+def test_the_free_running_plain_decoder_equals_the_models():
     ours = model().double()
     memory, lengths, seeds = torch.randn(2, 7, 16).double(), torch.tensor([7, 4]), torch.tensor([3, -4])
     recurrent, output, memory_weight = plain_tacotron2.weights_of(ours.decoder)

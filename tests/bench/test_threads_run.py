@@ -1,4 +1,4 @@
-"""bench.threads: what it makes of the seconds that it is told."""
+"""bench.threads on given times."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from bench import threads
 
 @pytest.fixture
 def told(monkeypatch):
-    """Replaces the processes by a table of seconds, in which each setting has its turns; returns the turns taken."""
+    """Replaces the processes by a table of seconds by setting; returns the settings run, in order."""
     turns = []
 
     def install(table):
@@ -37,13 +37,13 @@ def test_the_medians_are_compared_with_the_best_setting(told, capsys, ours, othe
     assert capsys.readouterr().out.splitlines()[-1].endswith(f"| {ratio} |")
 
 
-def test_what_takes_too_long_is_not_tried_again(told):
+def test_a_timeout_is_not_repeated(told):
     turns = told({"fastglow": [1, 1, 1], "spinning": [60]})
     assert threads.measure("", ["fastglow", "spinning"], 3, 60) == {"fastglow": 1, "spinning": 60}
     assert turns.count("spinning") == 1
 
 
-def test_a_process_is_run_with_its_setting_alone(monkeypatch):
+def test_a_process_runs_with_its_setting_only(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     code = "import os; print(os.environ.get('OMP_NUM_THREADS', 0), os.environ.get('GOMP_SPINCOUNT', 0), sep='')"
     assert threads.seconds(code, {}, 60) == 0

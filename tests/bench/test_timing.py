@@ -1,4 +1,4 @@
-"""How rounds are made up, with a made-up GPU; what counts as right."""
+"""How rounds are built, with a fake GPU; which results count as right."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def gpu(monkeypatch):
     """A call takes `gpu.seconds`; captures work unless `gpu.fails`."""
 
     class Gpu:
-        seconds, waits, fails, given_up = 1e-4, False, False, 0
+        seconds, syncs, fails, given_up = 1e-4, False, False, 0
         calls = 0
 
         def call(self):
@@ -26,23 +26,23 @@ def gpu(monkeypatch):
             work()
             return (self.calls - before) * self.seconds
 
-        def captured(self, in_turn, n):
+        def capture(self, rotation, n):
             if self.fails:
                 raise RuntimeError("operation not\npermitted")
-            return lambda: in_turn.run(n)
+            return lambda: rotation.run(n)
 
         def give_up(self, capturing):
             capturing.broken = True
             self.given_up += 1
 
-    made_up = Gpu()
-    monkeypatch.setattr(timing, "_capturing", timing._Capturing())
-    monkeypatch.setattr(timing._Capturing, "give_up", lambda self: made_up.give_up(self))
-    monkeypatch.setattr(timing, "event_seconds", made_up.event_seconds)
-    monkeypatch.setattr(timing, "_captured", made_up.captured)
-    monkeypatch.setattr(timing, "_waits_for_the_device", lambda call: made_up.waits)
+    fake = Gpu()
+    monkeypatch.setattr(timing, "capturing", timing.Capturing())
+    monkeypatch.setattr(timing.Capturing, "give_up", lambda self: fake.give_up(self))
+    monkeypatch.setattr(timing, "event_seconds", fake.event_seconds)
+    monkeypatch.setattr(timing, "capture", fake.capture)
+    monkeypatch.setattr(timing, "syncs_with_the_host", lambda call: fake.syncs)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    return made_up
+    return fake
 
 
 @pytest.mark.parametrize(
@@ -52,10 +52,10 @@ def test_sets_together_are_three_times_the_cache(bytes_per_call, sets):
     assert timing.sets_needed(bytes_per_call, 50 * MILLION) == sets
 
 
-def test_a_round_is_whole_turns_of_two_milliseconds(gpu):
+def test_a_round_is_whole_rotations_of_two_milliseconds(gpu):
     timed = timing.prepare_round([gpu.call] * 3)
     assert timed.method == "graph"
-    assert timed.calls == 21  # 7 turns of 0.3 ms
+    assert timed.calls == 21  # 7 rotations of 0.3 ms
     assert timed.seconds == pytest.approx(21 * gpu.seconds)
     assert timed.seconds_per_call() == pytest.approx(gpu.seconds)
     assert timing.FEWEST_ROUNDS <= timed.rounds <= timing.MOST_ROUNDS
@@ -67,26 +67,26 @@ def test_a_long_call_is_a_round(gpu):
     assert (timed.calls, timed.rounds, timed.warm_rounds) == (1, timing.FEWEST_ROUNDS, 2)
 
 
-def test_every_call_has_a_result_of_its_own(gpu):
+def test_every_call_keeps_its_own_result(gpu):
     results = iter(range(100))
-    in_turn = timing._InTurn([lambda: next(results)] * 3)
-    in_turn.run(7)
-    assert in_turn.kept == [6, 4, 5]
+    rotation = timing.Rotation([lambda: next(results)] * 3)
+    rotation.run(7)
+    assert rotation.kept == [6, 4, 5]
 
 
-def test_what_waits_for_the_device_is_not_captured(gpu):
-    gpu.waits = True
-    assert timing.prepare_round([gpu.call]).method == "stream: the host waits for the device"
-    gpu.waits = False
+def test_a_call_with_a_host_sync_is_not_captured(gpu):
+    gpu.syncs = True
+    assert timing.prepare_round([gpu.call]).method == "stream: host sync"
+    gpu.syncs = False
     assert timing.prepare_round([gpu.call], capturable=False).method.startswith("stream")
     assert timing.prepare_round([gpu.call]).method == "graph"
 
 
-def test_after_a_capture_that_failed_none_is_tried(gpu):
+def test_after_a_failed_capture_no_other_is_tried(gpu):
     gpu.fails = True
     assert timing.prepare_round([gpu.call]).method == "stream: operation not permitted"
     gpu.fails = False
-    assert timing.prepare_round([gpu.call]).method == "stream: a capture failed before"
+    assert timing.prepare_round([gpu.call]).method == "stream: an earlier capture failed"
     assert gpu.given_up == 1
 
 
@@ -111,7 +111,7 @@ def test_the_ceiling_that_bounds():
     assert ceilings.floor(Cost(10**9, 10**12), "float64") == (pytest.approx(1e-3), "memory")
 
 
-def test_an_error_may_be_so_many_times_the_usual_one():
+def test_the_error_bound_is_a_multiple_of_pytorchs_error():
     exact = torch.randn(1000, dtype=torch.float64)
 
     def off_by(error):
@@ -121,9 +121,7 @@ def test_an_error_may_be_so_many_times_the_usual_one():
     with pytest.raises(AssertionError, match="relative error of 0.0021"):
         largest_error([off_by(2.1e-3)], [off_by(1e-3)], [exact], FORWARD)
     largest_error([off_by(2.9e-3)], [off_by(1e-3)], [exact], BACKWARD)
-    largest_error(
-        [off_by(1e-7)], [exact.float()], [exact], FORWARD
-    )  # a usual error of 0 asks for no more than rounding
+    largest_error([off_by(1e-7)], [exact.float()], [exact], FORWARD)  # rounding is allowed where PyTorch's error is 0
     for wrong in (torch.full_like(exact, float("nan")), exact[:-1]):
         with pytest.raises(AssertionError):
             largest_error([wrong.float()], [off_by(1e-3)], [exact], FORWARD)

@@ -1,4 +1,4 @@
-"""The tuner with a made-up kernel and clock, and what it learns from `kernels/launch.py`."""
+"""The tuner with a fake kernel and clock, and the choices recorded by `kernels/launch.py`."""
 
 import json
 import threading
@@ -34,7 +34,7 @@ def workload(rows: int) -> Operation:
     )
 
 
-def test_choices_are_recorded_with_what_there_was_to_choose():
+def test_choices_are_recorded_with_their_candidates():
     with launch.record_choices() as choices:
         kernel(torch.zeros(5, dtype=torch.float16))
     assert choices == [("made_up_fwd", CANDIDATES, "float16", (("rows", 5),))]
@@ -42,8 +42,8 @@ def test_choices_are_recorded_with_what_there_was_to_choose():
     assert len(choices) == 1
 
 
-def test_other_threads_see_what_the_tuner_asks_for():
-    """Autograd runs the backward kernels of a GPU in threads of its own."""
+def test_other_threads_use_the_tuners_configuration():
+    """Autograd runs backward kernels on a GPU in its own threads."""
     with launch.record_choices() as choices, launch.use_config("made_up_fwd", CANDIDATES[2]):
         thread = threading.Thread(target=kernel, args=(torch.zeros(5),))
         thread.start()
@@ -101,7 +101,7 @@ def test_every_operation_of_the_suite_can_be_tuned():
     assert [workload.op for workload, _ in computations][-1] == "waveglow"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="is for machines without a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 def test_without_a_gpu(capsys):
     assert tune.main([]) == 2
     assert "no GPU" in capsys.readouterr().err
