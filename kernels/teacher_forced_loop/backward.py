@@ -110,8 +110,8 @@ class AttendBackwardTensors(NamedTuple):
     item_sums: Any  # [B, A + A S_LOCATION + D] float32: gradients of v, of U, of the frame's context
     dweights: Any  # [B, 3, T_in] float32: gradients of previous and cumulative weights, scratch
     dprocessed: Any  # [B, T_in, A] float32: gradient of the processed memory, added up
-    products: Any  # [B, T_in, S_LOCATION] float32, scratch
-    dsums: Any  # [B, T_in, A], scratch
+    dwindows: Any  # [B, T_in, S_LOCATION] float32, scratch
+    dz: Any  # [B, T_in, A], scratch
 
 
 class AttendBackwardSizes(NamedTuple):
@@ -309,20 +309,23 @@ def teacher_forced_attend_bwd_kernel(p_clock, p_addresses, offset, slots, sizes,
     tl.debug_barrier()
     o_a = tl.arange(0, BA)
     b_query = tl.load(p_query + row * A + o_a, mask=o_a < A, other=0.0)
-    attended = AttentionItem(
-        p_memory + item * T_in * D, p_processed + item * T_in * A, p_weights + row * T_in, p_cumulative + row * T_in,
-        p_location, p_v, None, None,
-    )  # fmt: skip
-    gradients = AttentionGradients(
-        pointer(p_addresses, slots.dprocessed) + item * T_in * A, p_dv + A, p_dv, None, p_dprevious, p_dcumulative
-    )
-    scratch = AttentionScratch(
-        p_dcumulative + T_in,
-        pointer(p_addresses, slots.dsums) + item * T_in * A,
-        pointer(p_addresses, slots.products) + item * T_in * S_LOCATION,
-    )
+    # Triton 3.3 makes tensors of the constants in a struct that is assigned to a variable.
     b_dquery = attend_bwd(
-        b_query, attended, p_weights + (row + B) * T_in, AttentionUpstream(p_dcontext, p_dprevious), gradients, scratch,
+        b_query,
+        AttentionItem(
+            p_memory + item * T_in * D, p_processed + item * T_in * A, p_weights + row * T_in,
+            p_cumulative + row * T_in, p_location, p_v, None, None,
+        ),
+        p_weights + (row + B) * T_in,
+        AttentionUpstream(p_dcontext, p_dprevious),
+        AttentionGradients(
+            pointer(p_addresses, slots.dprocessed) + item * T_in * A, p_dv + A, p_dv, None, p_dprevious, p_dcumulative
+        ),
+        AttentionScratch(
+            p_dcumulative + T_in,
+            pointer(p_addresses, slots.dz) + item * T_in * A,
+            pointer(p_addresses, slots.dwindows) + item * T_in * S_LOCATION,
+        ),
         length, AttentionSizes(T_in, A, D, 1.0), AttentionStrides(D, 1, A, 1, S_LOCATION, None), blocks, True,
     )  # fmt: skip
     # Computed again rather than kept: registers are scarce here.

@@ -233,15 +233,18 @@ def teacher_forced_attend_fwd_kernel(p_clock, p_addresses, offset, slots, B, A, 
     length = tl.minimum(tl.load(p_lengths + item).to(tl.int32), T_in)
     o_a = tl.arange(0, blocks.BA)
     b_query = tl.load(p_query + row * A + o_a, mask=o_a < A, other=0.0)
-    attended = AttentionItem(
-        p_memory + item * T_in * D, p_processed + item * T_in * A, p_weights + row * T_in, p_cumulative + row * T_in,
-        p_location, p_v, None, None,
+    # Triton 3.3 makes tensors of the constants in a struct that is assigned to a variable.
+    attend(
+        b_query,
+        AttentionItem(
+            p_memory + item * T_in * D, p_processed + item * T_in * A, p_weights + row * T_in,
+            p_cumulative + row * T_in, p_location, p_v, None, None,
+        ),
+        AttentionOutputs(
+            p_weights + (row + B) * T_in, p_context + row * s_context, p_cumulative + (row + B) * T_in
+        ),
+        length, AttentionSizes(T_in, A, D, 1.0), AttentionStrides(D, 1, A, 1, blocks.S_LOCATION, None), blocks,
     )  # fmt: skip
-    outputs = AttentionOutputs(
-        p_weights + (row + B) * T_in, p_context + row * s_context, p_cumulative + (row + B) * T_in
-    )
-    sizes, strides = AttentionSizes(T_in, A, D, 1.0), AttentionStrides(D, 1, A, 1, blocks.S_LOCATION, None)
-    attend(b_query, attended, outputs, length, sizes, strides, blocks)
 
 
 class Histories(NamedTuple):

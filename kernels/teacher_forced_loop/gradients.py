@@ -119,8 +119,8 @@ def run_backward(
             item_sums=gradients.item_sums,
             dweights=memory.new_zeros(B, 3, T_in, dtype=torch.float32),
             dprocessed=gradients.processed_memory,
-            products=memory.new_empty(B, T_in, location.shape[1], dtype=torch.float32),
-            dsums=memory.new_empty(B, T_in, A),
+            dwindows=memory.new_empty(B, T_in, location.shape[1], dtype=torch.float32),
+            dz=memory.new_empty(B, T_in, A),
         )
         sizes = AttendBackwardSizes(B, A, D, s_upstream=n_d + D, s_decoder=parts_d.stride(1), s_next=parts_a.stride(1))
         full = max(SMALLEST_DOT, triton.next_power_of_2(A)) == A

@@ -1,17 +1,17 @@
-"""Calls of the teacher-forced loop, and their comparison with float64, for its tests."""
+"""Calls of the teacher-forced loop for its tests."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastglow.kernels import backend, teacher_forced_loop
+from fastglow.kernels import teacher_forced_loop
 from fastglow.kernels.reference import teacher_forced_loop as reference
 from fastglow.kernels.reference.teacher_forced_loop import Arguments
 
-from .checks import assert_as_exact_as, cast, changed_fields
-from .rounding import drawn
+from .checks import changed_fields
 
 CAPS = {torch.float32: (1e-5, 2e-5), torch.float16: (1e-2, 4e-2), torch.bfloat16: (8e-2, 3e-1)}
 
@@ -70,17 +70,19 @@ class Case:
             )
         )
 
-    def lengths(self, device: str = "cpu") -> Tensor:
-        """From all symbols down to one."""
-        return torch.linspace(self.symbols, 1, self.batch, device=device).long()
-
-    def options(self, seed: int | None = 77) -> dict:
-        drops = self.p_attention_dropout or self.p_decoder_dropout
+    def arguments(self, dtype: torch.dtype, device: str = "cpu", seed: int | None = 77) -> dict[str, Any]:
+        """Of `LOOP` and `DEFINITION`; texts have from all symbols down to one."""
         return {
+            **self.tensors(dtype, device),
+            "memory_lengths": torch.linspace(self.symbols, 1, self.batch, device=device).long(),
             "p_attention_dropout": self.p_attention_dropout,
             "p_decoder_dropout": self.p_decoder_dropout,
-            "seed": seed if drops else None,
+            "seed": seed if self.p_attention_dropout or self.p_decoder_dropout else None,
         }
+
+    def upstream(self, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
+        sizes = (self.n_decoder_rnn + self.n_memory, self.symbols)
+        return [torch.randn(self.batch, self.frames, n, device=device).to(dtype) for n in sizes]
 
 
 DROPOUT = Case(frames=2, p_attention_dropout=0.3, p_decoder_dropout=0.2)
@@ -91,55 +93,23 @@ PUBLISHED = Case(
 )  # fmt: skip
 
 
-def call(function: Callable, tensors: dict[str, Tensor], lengths: Tensor, **options) -> tuple[Tensor, Tensor]:
-    arguments = Arguments(**tensors)
-    x, memory, processed_memory, *_ = arguments
-    return function(x, memory, processed_memory, lengths, arguments.weights, **options)
+def by_name(function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The function with the fields of `Arguments` as keywords."""
+
+    def call(*, memory_lengths: Tensor, p_attention_dropout=0.0, p_decoder_dropout=0.0, seed=None, **tensors):
+        arguments = Arguments(**tensors)
+        return function(
+            arguments.decoder_inputs,
+            arguments.memory,
+            arguments.processed_memory,
+            memory_lengths,
+            arguments.weights,
+            p_attention_dropout=p_attention_dropout,
+            p_decoder_dropout=p_decoder_dropout,
+            seed=seed,
+        )
+
+    return call
 
 
-def upstream_of(case: Case, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
-    sizes = (case.n_decoder_rnn + case.n_memory, case.symbols)
-    return [torch.randn(case.batch, case.frames, n, device=device).to(dtype) for n in sizes]
-
-
-def differentiate(
-    function: Callable, tensors: dict[str, Tensor], lengths: Tensor, upstream: list[Tensor | None], **options
-) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """(outputs, gradients by name); an output whose upstream gradient is None takes no part."""
-    outputs = call(function, tensors, lengths, **options)
-    used = [(x, d) for x, d in zip(outputs, upstream, strict=True) if d is not None]
-    leaves = {name: x for name, x in tensors.items() if x.requires_grad}
-    gradients = torch.autograd.grad(
-        [x for x, _ in used], list(leaves.values()), [d.to(x.dtype) for x, d in used], allow_unused=True
-    )
-    return [x.detach() for x in outputs], dict(zip(leaves, gradients, strict=True))
-
-
-def assert_same(actual: tuple[list, dict], expected: tuple[list, dict], atol: float = 1e-12) -> None:
-    for x, y in zip(actual[0], expected[0], strict=True):
-        torch.testing.assert_close(x, y, atol=atol, rtol=0)
-    assert actual[1].keys() == expected[1].keys()
-    for name, gradient in actual[1].items():
-        torch.testing.assert_close(gradient, expected[1][name], atol=atol, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
-
-
-def check_against_fp64(
-    case: Case,
-    tensors: dict[str, Tensor],
-    lengths: Tensor,
-    caps: tuple[float, float],
-    reached: tuple[bool, bool] = (True, True),
-) -> None:
-    dtype, device = tensors["memory"].dtype, tensors["memory"].device
-    upstream = [d if r else None for d, r in zip(upstream_of(case, dtype, str(device)), reached, strict=True)]
-    arguments = {"lengths": lengths, "upstream": upstream, **case.options()}
-    exact, exact_gradients = differentiate(teacher_forced_loop, cast(tensors, torch.float64), **arguments)
-    plain, plain_gradients = drawn(lambda: differentiate(reference.teacher_forced_loop, tensors, **arguments))
-    with backend.use_backend("triton"):
-        ours, our_gradients = differentiate(teacher_forced_loop, tensors, **arguments)
-    for actual, usual, truth in zip(ours, plain, exact, strict=True):
-        assert_as_exact_as(actual, usual, truth, factor=2, cap=caps[0])
-    for name, truth in exact_gradients.items():
-        usual = plain_gradients[name]
-        usual = torch.zeros_like(our_gradients[name]).unsqueeze(0) if usual is None else usual
-        assert_as_exact_as(our_gradients[name], usual, truth, factor=3, cap=caps[1])
+LOOP, DEFINITION = by_name(teacher_forced_loop), by_name(reference.teacher_forced_loop)

@@ -5,22 +5,13 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from fastglow.kernels import backend, launch, teacher_forced_loop
+from fastglow.kernels import launch
 from fastglow.kernels.reference import teacher_forced_loop as reference
 from fastglow.kernels.reference.teacher_forced_loop import Arguments
 from fastglow.kernels.teacher_forced_loop import backward, forward, gradients
 
-from .teacher_forced_cases import (
-    CAPS,
-    DROPOUT,
-    PUBLISHED,
-    Case,
-    assert_same,
-    call,
-    check_against_fp64,
-    differentiate,
-    upstream_of,
-)
+from .checks import EVERY_DTYPE, check_against_fp64, differentiate
+from .teacher_forced_cases import CAPS, DEFINITION, DROPOUT, LOOP, PUBLISHED, Case
 
 CASES = [
     Case(),
@@ -39,26 +30,26 @@ CASES = [
 
 def test_gradients_of_the_definition():
     case = Case(frames=2, batch=2, symbols=3, n_input=2, n_memory=2, n_attention=2, n_attention_rnn=2, n_decoder_rnn=2)
-    tensors, lengths = case.tensors(torch.float64), case.lengths()
+    arguments = case.arguments(torch.float64)
 
-    def function(*values: Tensor) -> tuple[Tensor, Tensor]:
-        return call(reference.teacher_forced_loop, dict(zip(Arguments._fields, values, strict=True)), lengths)
+    def function(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+        return DEFINITION(**{**arguments, **dict(zip(Arguments._fields, tensors, strict=True))})
 
-    assert gradcheck(function, tuple(tensors.values()), fast_mode=True)
+    assert gradcheck(function, tuple(arguments[name] for name in Arguments._fields), fast_mode=True)
 
 
 def test_an_item_gets_what_it_gets_alone():
-    case = Case()
-    tensors, lengths = case.tensors(torch.float64), case.lengths()
-    together = call(teacher_forced_loop, tensors, lengths)
-    for item, length in enumerate(lengths.tolist()):
+    arguments = Case().arguments(torch.float64)
+    together = LOOP(**arguments)
+    for item, length in enumerate(arguments["memory_lengths"].tolist()):
         alone = {
-            **tensors,
-            "decoder_inputs": tensors["decoder_inputs"][:, item : item + 1],
-            "memory": tensors["memory"][item : item + 1, :length],
-            "processed_memory": tensors["processed_memory"][item : item + 1, :length],
+            **arguments,
+            "decoder_inputs": arguments["decoder_inputs"][:, item : item + 1],
+            "memory": arguments["memory"][item : item + 1, :length],
+            "processed_memory": arguments["processed_memory"][item : item + 1, :length],
+            "memory_lengths": arguments["memory_lengths"][item : item + 1],
         }
-        hidden_context, alignment = call(teacher_forced_loop, alone, lengths[item : item + 1])
+        hidden_context, alignment = LOOP(**alone)
         torch.testing.assert_close(together[0][item], hidden_context[0], atol=1e-12, rtol=0)
         torch.testing.assert_close(together[1][item, :, :length], alignment[0], atol=1e-12, rtol=0)
         assert not together[1][item, :, length:].any()
@@ -86,72 +77,65 @@ def test_masks_of_a_seed(stream, units):
 @pytest.mark.parametrize("reached", [(True, True), (True, False), (False, True)], ids=["both", "hidden", "alignments"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_backward_by_hand(case, reached):
-    tensors, lengths = case.tensors(torch.float64), case.lengths()
-    upstream = [d if r else None for d, r in zip(upstream_of(case, torch.float64), reached, strict=True)]
-    expected = differentiate(reference.teacher_forced_loop, tensors, lengths, upstream, **case.options())
+    arguments = case.arguments(torch.float64)
+    upstream = [d if r else None for d, r in zip(case.upstream(torch.float64), reached, strict=True)]
+    expected = differentiate(DEFINITION, arguments, upstream)
     if reached == (False, True):  # autograd has no gradients for the decoder LSTM
-        zeros = {name: torch.zeros_like(tensors[name]) for name, d in expected[1].items() if d is None}
-        expected = expected[0], {**expected[1], **zeros}
-    assert_same(differentiate(teacher_forced_loop, tensors, lengths, upstream, **case.options()), expected)
+        zeros = {name: torch.zeros_like(arguments[name]) for name, d in expected.gradients.items() if d is None}
+        expected = expected._replace(gradients={**expected.gradients, **zeros})
+    torch.testing.assert_close(differentiate(LOOP, arguments, upstream), expected, atol=1e-12, rtol=0)
 
 
 def test_an_item_without_symbols_gets_zeros_for_context():
     case = Case(frames=2)
-    tensors, lengths = case.tensors(torch.float64), torch.tensor([7, 0, 3])
-    upstream = upstream_of(case, torch.float64)
-    expected = differentiate(reference.teacher_forced_loop, tensors, lengths, upstream)
-    assert not expected[0][0][1, :, case.n_decoder_rnn :].any()
-    assert_same(differentiate(teacher_forced_loop, tensors, lengths, upstream), expected)
+    arguments = {**case.arguments(torch.float64), "memory_lengths": torch.tensor([7, 0, 3])}
+    upstream = case.upstream(torch.float64)
+    expected = differentiate(DEFINITION, arguments, upstream)
+    assert not expected.outputs[0][1, :, case.n_decoder_rnn :].any()
+    torch.testing.assert_close(differentiate(LOOP, arguments, upstream), expected, atol=1e-12, rtol=0)
 
 
 def test_pytorchs_random_numbers_are_those_of_the_plain_loop():
-    tensors, lengths, upstream = DROPOUT.tensors(torch.float64), DROPOUT.lengths(), upstream_of(DROPOUT, torch.float64)
+    arguments, upstream = DROPOUT.arguments(torch.float64, seed=None), DROPOUT.upstream(torch.float64)
     results, states = [], []
-    for function in (teacher_forced_loop, reference.teacher_forced_loop):
+    for function in (LOOP, DEFINITION):
         torch.manual_seed(3)
-        results.append(differentiate(function, tensors, lengths, upstream, **DROPOUT.options(seed=None)))
+        results.append(differentiate(function, arguments, upstream))
         states.append(torch.get_rng_state())
-    assert_same(*results)
+    torch.testing.assert_close(*results, atol=1e-12, rtol=0)
     assert torch.equal(*states)
 
 
 # The kernels.
 
 
-@pytest.fixture
-def on_reference():
-    """The exact results come from the PyTorch implementation, whatever the tensors' device."""
-    with backend.use_backend("reference"):
-        yield
-
-
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_kernels(case, device, poison, on_reference):
-    check_against_fp64(case, case.tensors(torch.float32, device), case.lengths(device), CAPS[torch.float32])
+def test_kernels(case, device, triton_backend):
+    check_against_fp64(LOOP, DEFINITION, case.arguments(torch.float32, device), CAPS)
 
 
 @pytest.mark.parametrize("case", [CASES[3], DROPOUT], ids=str)
-def test_kernels_in_half_precision(case, device, poison, on_reference):
-    check_against_fp64(case, case.tensors(torch.float16, device), case.lengths(device), CAPS[torch.float16])
+def test_kernels_in_half_precision(case, device, triton_backend):
+    check_against_fp64(LOOP, DEFINITION, case.arguments(torch.float16, device), CAPS)
 
 
 @pytest.mark.parametrize("reached", [(True, False), (False, True)], ids=["hidden", "alignments"])
-def test_gradients_of_one_output_alone(reached, device, poison, on_reference):
-    check_against_fp64(DROPOUT, DROPOUT.tensors(torch.float32, device), DROPOUT.lengths(device), (1e-5, 2e-5), reached)
+def test_gradients_of_one_output_alone(reached, device, triton_backend):
+    check_against_fp64(LOOP, DEFINITION, DROPOUT.arguments(torch.float32, device), CAPS, reached=reached)
 
 
-def test_kernels_and_an_item_without_symbols(device, poison, on_reference):
-    case = Case(frames=2)
-    lengths = torch.tensor([7, 0, 3], device=device)
-    check_against_fp64(case, case.tensors(torch.float32, device), lengths, CAPS[torch.float32])
+def test_kernels_and_an_item_without_symbols(device, triton_backend):
+    arguments = Case(frames=2).arguments(torch.float32, device)
+    arguments["memory_lengths"] = torch.tensor([7, 0, 3], device=device)
+    check_against_fp64(LOOP, DEFINITION, arguments, CAPS)
 
 
 @pytest.mark.parametrize("wanted", ["decoder_inputs", "memory", "attention_bias_hh", "location_dense"])
-def test_one_gradient_alone(wanted, device, poison, on_reference):
-    tensors = Case(frames=2).tensors(torch.float32, device)
-    for name, x in tensors.items():
-        x.requires_grad_(name == wanted)
-    check_against_fp64(Case(frames=2), tensors, Case(frames=2).lengths(device), CAPS[torch.float32])
+def test_one_gradient_alone(wanted, device, triton_backend):
+    arguments = Case(frames=2).arguments(torch.float32, device)
+    for name in Arguments._fields:
+        arguments[name].requires_grad_(name == wanted)
+    check_against_fp64(LOOP, DEFINITION, arguments, CAPS)
 
 
 @pytest.mark.parametrize(
@@ -163,49 +147,45 @@ def test_one_gradient_alone(wanted, device, poison, on_reference):
         ("teacher_forced_attend_bwd", backward.ATTEND_BACKWARD_CONFIGS[4, True]),
     ],
 )
-def test_other_launch_configurations(kernel, candidates, device, poison, on_reference):
+def test_other_launch_configurations(kernel, candidates, device, triton_backend):
     case = Case(frames=2, batch=2, symbols=19)
     for config in candidates:
         with launch.use_config(kernel, config):
-            check_against_fp64(case, case.tensors(torch.float32, device), case.lengths(device), CAPS[torch.float32])
+            check_against_fp64(LOOP, DEFINITION, case.arguments(torch.float32, device), CAPS)
 
 
-def test_products_in_parts(device, poison, on_reference, monkeypatch):
+def test_products_in_parts(device, triton_backend, monkeypatch):
     monkeypatch.setattr(gradients, "SMALLEST_DEPTH", 32)
-    case = Case(frames=2, batch=2)
-    check_against_fp64(case, case.tensors(torch.float32, device), case.lengths(device), CAPS[torch.float32])
+    check_against_fp64(LOOP, DEFINITION, Case(frames=2, batch=2).arguments(torch.float32, device), CAPS)
 
 
 def test_kernels_drop_what_the_seed_says(device, triton_backend):
-    tensors, lengths = DROPOUT.tensors(torch.float32, device), DROPOUT.lengths(device)
-    options = DROPOUT.options()
-    hidden_contexts, _ = call(teacher_forced_loop, tensors, lengths, **options)
-    p, seed = options["p_decoder_dropout"], options["seed"]
+    arguments = DROPOUT.arguments(torch.float32, device)
+    hidden_contexts, _ = LOOP(**arguments)
+    p, seed = arguments["p_decoder_dropout"], arguments["seed"]
     for frame in range(DROPOUT.frames):
         hidden = hidden_contexts[:, frame, : DROPOUT.n_decoder_rnn]
         kept = reference.kept_at_frame(hidden.shape, p, seed, reference.DECODER_STREAM, frame, hidden.device)
         assert torch.equal(hidden != 0, kept)
     assert 0 < (hidden_contexts == 0).sum() < hidden_contexts.numel() / 2
-    again, _ = call(teacher_forced_loop, tensors, lengths, **{**options, "seed": torch.tensor(seed, device=device)})
+    again, _ = LOOP(**{**arguments, "seed": torch.tensor(seed, device=device)})
     assert torch.equal(again, hidden_contexts)
 
 
 # On a GPU, at full sizes.
 
-CAPS_TF32 = (1e-2, 4e-2)
+
+@pytest.mark.gpu
+@EVERY_DTYPE
+def test_published_sizes(dtype, triton_backend):
+    check_against_fp64(LOOP, DEFINITION, PUBLISHED.arguments(dtype, "cuda"), CAPS)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_published_sizes(dtype, poison, on_reference):
-    check_against_fp64(PUBLISHED, PUBLISHED.tensors(dtype, "cuda"), PUBLISHED.lengths("cuda"), CAPS[dtype])
-
-
-@pytest.mark.gpu
-def test_published_sizes_in_tf32(poison, on_reference):
+def test_published_sizes_in_tf32(triton_backend):
     before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, True
     try:
-        tensors = PUBLISHED.tensors(torch.float32, "cuda")
-        check_against_fp64(PUBLISHED, tensors, PUBLISHED.lengths("cuda"), CAPS_TF32)
+        arguments = PUBLISHED.arguments(torch.float32, "cuda")
+        check_against_fp64(LOOP, DEFINITION, arguments, {torch.float32: (1e-2, 4e-2)})
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before

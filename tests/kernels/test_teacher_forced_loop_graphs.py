@@ -2,17 +2,19 @@
 
 from collections import OrderedDict
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastglow.kernels import backend, launch, teacher_forced_loop
+from fastglow.kernels import backend, launch
 from fastglow.kernels.graphs import write_integers
 from fastglow.kernels.teacher_forced_loop import replay
 from fastglow.kernels.teacher_forced_loop.frame import teacher_forced_advance_kernel
 
-from .teacher_forced_cases import PUBLISHED, Case, assert_same, call, differentiate, upstream_of
+from .checks import Results, assert_same_bits, differentiate
+from .teacher_forced_cases import LOOP, PUBLISHED, Case
 
 
 class Recorded:
@@ -33,19 +35,23 @@ def graphs(monkeypatch) -> OrderedDict:
     return replay.graphs
 
 
+def launched_frame_by_frame(arguments: dict[str, Any], upstream: list[Tensor]) -> Results:
+    """The results without the graphs that there are, which are kept."""
+    kept = dict(replay.graphs)
+    replay.graphs.clear()
+    results = differentiate(LOOP, arguments, upstream)
+    replay.graphs.clear()
+    replay.graphs.update(kept)
+    return results
+
+
 def test_graphs_of_frames_serve_any_length(device, triton_backend, graphs):
     """The first call launches, the second records what later ones replay."""
     for i, (frames, symbols) in enumerate(((1, 7), (3, 7), (2, 4))):
         case = Case(frames=frames, symbols=symbols, p_attention_dropout=0.2)
-        tensors, upstream = case.tensors(torch.float32, device), upstream_of(case, torch.float32, device)
-        arguments = tensors, case.lengths(device), upstream
-        ours = differentiate(teacher_forced_loop, *arguments, **case.options())
-        recorded = OrderedDict(graphs)
-        graphs.clear()
-        launched = differentiate(teacher_forced_loop, *arguments, **case.options())
-        graphs.clear()
-        graphs.update(recorded)
-        assert_same(ours, launched, atol=0)
+        arguments, upstream = case.arguments(torch.float32, device), case.upstream(torch.float32, device)
+        ours = differentiate(LOOP, arguments, upstream)
+        assert_same_bits(ours, launched_frame_by_frame(arguments, upstream))
         assert [graph is not None for graph in graphs.values()] == [i > 0, i > 0]  # forward and backward
     assert [graph.clock.tolist() for graph in graphs.values()] == [[2, 2, 4]] * 2
 
@@ -62,10 +68,10 @@ def test_no_kernel_is_loaded_while_a_graph_is_recorded(device, triton_backend, g
 
     monkeypatch.setattr(replay, "launch", note)
     case = Case(frames=1)
-    arguments = case.tensors(torch.float32, device), case.lengths(device), upstream_of(case, torch.float32, device)
-    differentiate(teacher_forced_loop, *arguments)
+    arguments, upstream = case.arguments(torch.float32, device), case.upstream(torch.float32, device)
+    differentiate(LOOP, arguments, upstream)
     loaded_before = set(loaded)
-    differentiate(teacher_forced_loop, *arguments)
+    differentiate(LOOP, arguments, upstream)
     assert all(graph is not None for graph in graphs.values())
     assert loaded == loaded_before
 
@@ -76,7 +82,7 @@ def test_a_call_that_fails_leads_to_no_graph(device, poison, graphs, monkeypatch
 
     monkeypatch.setattr(replay, "launch", fail)
     with backend.use_backend("triton"), pytest.raises(RuntimeError, match="out of memory"):
-        call(teacher_forced_loop, Case().tensors(torch.float32, device), Case().lengths(device))
+        LOOP(**Case().arguments(torch.float32, device))
     assert not graphs
 
 
@@ -93,15 +99,9 @@ def test_replays_give_the_bits_of_launches_at_any_length(triton_backend):
     replay.graphs.clear()
     for frames, symbols in ((40, 93), (40, 93), (1, 20), (33, 64), (16, 93)):
         case = Case(**{**vars(PUBLISHED), "frames": frames, "symbols": symbols})
-        tensors, lengths = case.tensors(torch.float16, "cuda"), case.lengths("cuda")
-        upstream = upstream_of(case, torch.float16, "cuda")
-        ours = differentiate(teacher_forced_loop, tensors, lengths, upstream, **case.options())
-        recorded = dict(replay.graphs)
-        replay.graphs.clear()
-        launched = differentiate(teacher_forced_loop, tensors, lengths, upstream, **case.options())
-        replay.graphs.clear()
-        replay.graphs.update(recorded)
-        assert_same(ours, launched, atol=0)
+        arguments, upstream = case.arguments(torch.float16, "cuda"), case.upstream(torch.float16, "cuda")
+        ours = differentiate(LOOP, arguments, upstream)
+        assert_same_bits(ours, launched_frame_by_frame(arguments, upstream))
     assert len(replay.graphs) == 2  # forward and backward
     assert all(graph is not None for graph in replay.graphs.values())
 
@@ -111,38 +111,36 @@ def test_streams_have_graphs_of_their_own(triton_backend):
     """Streams do not wait for each other, so each needs its own clock and table."""
     replay.graphs.clear()
     case = Case(**{**vars(PUBLISHED), "frames": 20})
-    arguments = case.tensors(torch.float16, "cuda"), case.lengths("cuda"), upstream_of(case, torch.float16, "cuda")
-    expected = differentiate(teacher_forced_loop, *arguments, **case.options())
+    arguments, upstream = case.arguments(torch.float16, "cuda"), case.upstream(torch.float16, "cuda")
+    expected = differentiate(LOOP, arguments, upstream)
     torch.cuda.synchronize()
     streams = [torch.cuda.Stream() for _ in range(2)]
     for _ in range(4):
         results = []
         for stream in streams:
             with torch.cuda.stream(stream):
-                results.append(differentiate(teacher_forced_loop, *arguments, **case.options()))
+                results.append(differentiate(LOOP, arguments, upstream))
         torch.cuda.synchronize()
         for result in results:
-            assert_same(result, expected, atol=0)
+            assert_same_bits(result, expected)
     assert {stream for *_, stream in replay.graphs} == {0, *(stream.cuda_stream for stream in streams)}
 
 
 @pytest.mark.gpu
 def test_inside_a_cuda_graph(triton_backend):
     case = Case(**{**vars(PUBLISHED), "frames": 5})
-    tensors, lengths = case.tensors(torch.float16, "cuda"), case.lengths("cuda")
-    upstream = upstream_of(case, torch.float16, "cuda")
     seed = torch.tensor(1, device="cuda")
-    options = {**case.options(), "seed": seed}
+    arguments, upstream = {**case.arguments(torch.float16, "cuda"), "seed": seed}, case.upstream(torch.float16, "cuda")
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        differentiate(teacher_forced_loop, tensors, lengths, upstream, **options)
+        differentiate(LOOP, arguments, upstream)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
-        recorded = differentiate(teacher_forced_loop, tensors, lengths, upstream, **options)
+        recorded = differentiate(LOOP, arguments, upstream)
     for value in (2, 3):
         seed.fill_(value)
         with torch.no_grad():
-            tensors["memory"].normal_()
+            arguments["memory"].normal_()
         graph.replay()
-        assert_same(recorded, differentiate(teacher_forced_loop, tensors, lengths, upstream, **options), atol=0)
+        assert_same_bits(recorded, differentiate(LOOP, arguments, upstream))
