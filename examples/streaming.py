@@ -1,0 +1,36 @@
+"""Hand out audio sentence by sentence, while the rest of the text is still to be spoken.
+
+    python examples/streaming.py "First this. Then that." --out out.wav
+
+A service would send each chunk to its listener. This example appends it to a file and says when it was ready.
+"""
+
+import time
+from pathlib import Path
+
+import click
+import soundfile
+
+from fastglow import Synthesizer
+
+
+@click.command()
+@click.argument("text")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=Path("out.wav"), show_default=True)
+@click.option("--voice", default="kathleen", show_default=True, help="Bundled voice, or a voice's folder.")
+@click.option("--seed", default=1, show_default=True, help="Same seed, same audio.")
+def main(text: str, out: Path, voice: str, seed: int) -> None:
+    synthesizer = Synthesizer.from_voice(voice)
+    sample_rate = synthesizer.audio.sampling_rate
+    spoken = 0.0  # seconds of audio handed out so far
+    started = time.perf_counter()
+    with soundfile.SoundFile(out, "w", samplerate=sample_rate, channels=1) as file:
+        for number, chunk in enumerate(synthesizer.stream(text, seed=seed), start=1):
+            ready = time.perf_counter() - started
+            file.write(chunk)  # float32 [samples] in [-1, 1]
+            spoken += len(chunk) / sample_rate
+            click.echo(f"chunk {number}: ready after {ready:.2f} s, {spoken:.2f} s of audio so far")
+
+
+if __name__ == "__main__":
+    main()
