@@ -1,4 +1,4 @@
-"""location_attention: one step, query projection included; memory-bound, memory and processed memory read."""
+"""location_attention: one step with the query projection. Bound by reading memory and processed memory."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from fastglow.kernels.reference import location_attention as references
 from .environment import device
 from .workload import BACKWARD, FORWARD, Cost, Operation, cases, on_this_machine
 
-FLOPS = 12  # per position and attention channel, besides the location product: sums, tanh, times v
+FLOPS = 12  # per position and attention dimension, without the location product: sums, tanh, times v
 
 
 def workload(case, batch, length, query, attention, columns, filters, taps, dtype, target=None) -> Operation:
@@ -31,7 +31,7 @@ def workload(case, batch, length, query, attention, columns, filters, taps, dtyp
         }
 
     positions = batch * length
-    signals = positions * (columns + attention + 3)  # memory, processed memory, both weights in and the new ones out
+    signals = positions * (columns + attention + 3)  # memory, processed memory, two weights read, one written
     vectors = batch * (query + columns) + attention * (query + 2 * taps + 1)
     location, rest = 2 * 2 * taps * attention, FLOPS * attention
     projection = 2 * batch * attention * query
@@ -46,7 +46,7 @@ def workload(case, batch, length, query, attention, columns, filters, taps, dtyp
             FORWARD: Cost(
                 dtype.itemsize * (signals + vectors), positions * (location + rest + 2 * columns) + projection
             ),
-            # Read again and written once each; the hidden layer is computed again.
+            # Everything is read again, and one gradient written for each; the hidden layer is recomputed.
             BACKWARD: Cost(
                 dtype.itemsize * 2 * (signals + vectors),
                 positions * (3 * location + 2 * rest + 3 * columns) + 2 * projection,

@@ -1,4 +1,4 @@
-"""lstm_cell: the cells of Tacotron 2's decoder; memory-bound by the weights up to a batch of some hundreds."""
+"""lstm_cell with the sizes of Tacotron 2's decoder: memory-bound on weight traffic up to batch 200."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from fastglow.kernels.reference.lstm_cell import lstm_cell as reference
 from .environment import device
 from .workload import BACKWARD, FORWARD, Cost, Operation, cases, on_this_machine
 
-FLOPS = 20  # per unit: activations and their products, forward
+FLOPS = 20  # per unit, forward: activations and their products
 BACKWARD_FLOPS = 30
 
 
@@ -29,7 +29,7 @@ def workload(case, batch, n_in, n, dtype, target=None) -> Operation:
         }
 
     weights = 4 * n * (n_in + n)
-    signals, units = batch * (n_in + 2 * n), batch * n  # of x, h and c; of each state
+    signals, units = batch * (n_in + 2 * n), batch * n  # elements of x, h and c; of one state
     product = 2 * batch * weights
     return Operation(
         "lstm_cell",
@@ -39,9 +39,9 @@ def workload(case, batch, n_in, n, dtype, target=None) -> Operation:
         kernels.lstm_cell,
         reference,
         {
-            # The gates are kept for the backward pass: four numbers a unit.
+            # The gates are kept for the backward pass: four values per unit.
             FORWARD: Cost((weights + 8 * n + signals + 6 * units) * dtype.itemsize, product + FLOPS * units),
-            # The weights are read, their gradients and those of the signals written.
+            # Reads the weights, writes their gradients and the gradients of x, h and c.
             BACKWARD: Cost(
                 (2 * weights + 8 * n + 2 * signals + 6 * units) * dtype.itemsize, 2 * product + BACKWARD_FLOPS * units
             ),

@@ -1,8 +1,7 @@
-"""The operations that Tacotron 2 and WaveGlow spend their time in, one function each.
+"""The operations in which Tacotron 2 and WaveGlow spend their time, one function each.
 
-Every function takes and returns plain tensors, and is differentiable but for those of inference alone. Triton kernels
-run where `backend` picks them; the PyTorch references (`fastglow.kernels.reference`) define the numbers and serve
-elsewhere.
+Every function takes and returns plain tensors, and is differentiable unless it serves inference only. `backend` chooses
+between Triton kernels and PyTorch references (`fastglow.kernels.reference`), which define the results.
 """
 
 from . import backend

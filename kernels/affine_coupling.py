@@ -267,19 +267,19 @@ class _AffineCoupling(Function):
 def affine_coupling(x: Tensor, b_log_s: Tensor, *, return_log_s_sum: bool = False) -> tuple[Tensor, ...]:
     """exp(log s) * x + b.
 
-    Dinh et al. 2016, "RealNVP"; b before log s as in WaveGlow. Any strides; y has the order of `x` in memory.
-
     Args:
-        x: the half that is transformed, [B, n, T].
-        b_log_s: the coupling network's output, [B, 2n, T], b first.
-        return_log_s_sum: also give the sum of log s, the coupling's share of the log-determinant.
+        x: the transformed half, [B, n, T]; any strides.
+        b_log_s: output of the coupling network, [B, 2n, T], b first; any strides.
+        return_log_s_sum: also return the sum of log s, the log-determinant of the coupling.
 
     Returns:
-        (transformed half [B, n, T], log s [B, n, T], a view of `b_log_s`), and, if asked for, the sum of log s
-        over all elements: a scalar, float32 (float64 for float64).
+        (transformed half [B, n, T], in memory as `x`; log s [B, n, T], a view of `b_log_s`), and with
+        return_log_s_sum the sum of log s over all elements: a scalar, float32 (float64 for float64).
 
     Raises:
         FastglowError: shapes that do not fit.
+
+    Source: Dinh et al. 2016, "RealNVP"; b before log s as in WaveGlow.
     """
     _check("x", x, b_log_s)
     if not picks_triton(OP, x, b_log_s):
@@ -289,7 +289,7 @@ def affine_coupling(x: Tensor, b_log_s: Tensor, *, return_log_s_sum: bool = Fals
 
 
 def affine_coupling_inverse(y: Tensor, b_log_s: Tensor) -> Tensor:
-    """(y - b) / exp(log s), the inverse of `affine_coupling`; shapes and errors as there."""
+    """(y - b) / exp(log s), the inverse of `affine_coupling`, with the same shapes and errors."""
     _check("y", y, b_log_s)
     if not picks_triton(OP, y, b_log_s):
         return reference.affine_coupling_inverse(y, b_log_s)
@@ -305,25 +305,25 @@ def flow_step_inverse(
     *,
     swap: bool = False,
 ) -> Tensor:
-    """One step of flow backwards, all but its coupling network: coupling, 1x1 convolution, early channels.
+    """The inverse of a step of flow without its coupling network: coupling, 1x1 convolution, early channels.
 
-    Prenger et al. 2018, "WaveGlow", section 2, read backwards. The kernel has no backward pass: where a gradient
-    is needed, or c is above 16, the PyTorch reference serves. Any strides; the result's order in memory is that of
-    `changed`.
+    The kernel has no backward pass: the PyTorch reference serves if a gradient is needed or c is above 16.
 
     Args:
-        kept: the half that conditioned the coupling, [B, c/2, T].
-        changed: the half that it changed, [B, c/2, T].
-        b_log_s: the coupling network's output, [B, c, T], b first.
-        inverse: W^-1 of the 1x1 convolution, [c, c], float32 whatever the dtype of the others.
-        entering: channels that left the flow here, [B, e, T], or absent.
+        kept: the half that conditioned the coupling, [B, c/2, T]; any strides, as all arguments.
+        changed: the half that the coupling changed, [B, c/2, T].
+        b_log_s: output of the coupling network, [B, c, T], b first.
+        inverse: W^-1 of the 1x1 convolution, [c, c], float32 for any dtype of the others.
+        entering: channels that left the flow at this step, [B, e, T], or absent.
         swap: the changed half is the first of the c channels, not the second.
 
     Returns:
-        [B, e + c, T], the entering channels first; dtype of `changed`.
+        [B, e + c, T], the entering channels first; dtype and order in memory of `changed`.
 
     Raises:
         FastglowError: shapes that do not fit.
+
+    Source: Prenger et al. 2018, "WaveGlow", section 2, inverted.
     """
     _check("changed", changed, b_log_s)
     B, n, T = changed.shape
@@ -335,14 +335,14 @@ def flow_step_inverse(
     if 2 * n > MAX_CHANNELS:
         unsupported = f"flow_step_inverse of {2 * n} channels, more than {MAX_CHANNELS}"
     elif torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
-        unsupported = "flow_step_inverse has no backward pass, and an input requires a gradient (use torch.no_grad)"
+        unsupported = "flow_step_inverse has no backward pass, but an input requires a gradient (use torch.no_grad)"
     if not picks_triton(OP, *tensors, unsupported=unsupported):
         return reference.flow_step_inverse(kept, changed, b_log_s, inverse, entering, swap=swap)
     return _flow_step_inverse(kept, changed, b_log_s, inverse, entering, swap)
 
 
 def _output_dtype(x: Tensor, b_log_s: Tensor) -> torch.dtype:
-    """That of the reference: under autocast `exp` may have a dtype of its own."""
+    """The dtype of the reference's result: autocast may choose a dtype for `exp`."""
     if autocast_dtype(x) is None:
         return torch.promote_types(x.dtype, b_log_s.dtype)
     with torch.no_grad():

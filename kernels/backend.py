@@ -1,8 +1,7 @@
-"""Which implementation of an operation runs: its Triton kernels or its PyTorch reference.
+"""Choice of the implementation of an operation: its Triton kernels or its PyTorch reference.
 
 By default the kernels serve CUDA tensors and the references everything else. ``FASTGLOW_BACKEND=triton|reference``,
-or `use_backend` in code, forces one. With fastglow/threads.py this is the only file of the library that looks at the
-environment.
+or `use_backend` in code, forces one. Only this file and fastglow/threads.py read environment variables.
 """
 
 import logging
@@ -18,6 +17,8 @@ from torch import Tensor
 
 from fastglow.errors import FastglowError
 
+from .arguments import dtype_name
+
 VARIABLE = "FASTGLOW_BACKEND"
 AUTOMATIC, TRITON, REFERENCE = "auto", "triton", "reference"
 
@@ -26,7 +27,7 @@ TRITON_VERSION = tuple(int(number) for number in triton.__version__.split(".")[:
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 launches: Counter[str] = Counter()
-"""How often the kernels of each operation were launched, by the operation's name: shows which path ran."""
+"""Kernel launches by operation: shows which implementation ran."""
 
 _logger = logging.getLogger("fastglow")
 _forced: ContextVar[str | None] = ContextVar("fastglow_backend", default=None)
@@ -65,12 +66,12 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def picks_triton(op: str, *tensors: Tensor | None, unsupported: str | None = None) -> bool:
-    """Whether the Triton kernels of `op` are to serve a call.
+    """Whether the Triton kernels of `op` serve a call.
 
     Args:
         op: the operation's name.
-        tensors: every tensor argument; absent ones may be given as None.
-        unsupported: why the kernels cannot serve this call whatever its tensors, or None.
+        tensors: every tensor argument; None for an absent one.
+        unsupported: why the kernels cannot serve this call, apart from devices and dtypes; or None.
 
     Raises:
         FastglowError: the Triton backend is forced and cannot serve the call.
@@ -94,7 +95,7 @@ def picks_triton(op: str, *tensors: Tensor | None, unsupported: str | None = Non
 
 
 def interprets() -> bool:
-    """Whether the kernels run in Triton's interpreter: decided by TRITON_INTERPRET when they were defined."""
+    """Whether the kernels run in Triton's interpreter, which TRITON_INTERPRET decides when they are defined."""
     return not isinstance(_probe, triton.JITFunction)
 
 
@@ -104,9 +105,9 @@ def _probe():
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
-    """The dtype that autocast gives matrix products on the tensor's device, or None where it is off."""
+    """The dtype of matrix products under autocast on the tensor's device; None if autocast is off."""
     kind = tensor.device.type
-    available = torch.amp.is_autocast_available(kind)  # not on the meta device, and asking on is an error there
+    available = torch.amp.is_autocast_available(kind)  # False on the meta device, where the calls below would fail
     return torch.get_autocast_dtype(kind) if available and torch.is_autocast_enabled(kind) else None
 
 
@@ -119,9 +120,9 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager:
 def _reason_against(tensors: list[Tensor], on_gpu: bool) -> str | None:
     for tensor in tensors:
         if tensor.is_floating_point() and tensor.dtype not in KERNEL_DTYPES:
-            return f"{str(tensor.dtype).removeprefix('torch.')} is not among float32, float16 and bfloat16"
+            return f"{dtype_name(tensor.dtype)} is not among float32, float16 and bfloat16"
     if len({tensor.device for tensor in tensors}) > 1:
-        return f"its tensors lie on {', '.join(sorted({str(tensor.device) for tensor in tensors}))}"
+        return f"its tensors are on {', '.join(sorted({str(tensor.device) for tensor in tensors}))}"
     compiles_for_meta = all(tensor.is_meta for tensor in tensors)
     if not on_gpu and not compiles_for_meta and not interprets():
         return f"{tensors[0].device} tensors need TRITON_INTERPRET=1, set before fastglow is imported"
@@ -130,4 +131,4 @@ def _reason_against(tensors: list[Tensor], on_gpu: bool) -> str | None:
 
 def _check(name: str, source: str) -> None:
     if name not in (AUTOMATIC, TRITON, REFERENCE):
-        raise FastglowError(f"{source} {name!r} is unknown: use {AUTOMATIC}, {TRITON} or {REFERENCE}")
+        raise FastglowError(f"{source}={name!r} must be {AUTOMATIC}, {TRITON} or {REFERENCE}")

@@ -1,8 +1,8 @@
-"""Launching kernels, and the launch configurations they run with.
+"""Launching kernels, and choosing their launch configurations.
 
-A kernel has a few configurations that it can run with, listed beside it. Which one serves a call is looked up in
-``configs/<gpu>.json``, written by ``make tune``, at the nearest shape measured; a heuristic decides where that
-GPU or kernel was never measured. Nothing is tuned at run time.
+Each kernel lists its candidate configurations. The one for a call is looked up in ``configs/<gpu>.json``, written by
+``make tune``, at the nearest measured shape; a heuristic decides for a GPU or kernel without measurements. Nothing is
+tuned at run time.
 """
 
 import json
@@ -12,17 +12,22 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache, wraps
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+import triton.language as tl
 from torch import Tensor
 
+from .arguments import dtype_name
 from .backend import launches
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 
 Config = Mapping[str, int]
 """Block sizes by the kernel's parameter names, with num_warps and num_stages."""
+
+
+Blocks = TypeVar("Blocks", bound=tuple)
 
 
 class Choice(NamedTuple):
@@ -36,17 +41,17 @@ class Choice(NamedTuple):
 
 _compile_only: ContextVar[list | None] = ContextVar("fastglow_compile_only", default=None)
 
-# Not of one thread's context: autograd runs backward passes on a GPU in threads of its own.
+# Global and not a ContextVar: autograd runs backward passes on a GPU in its own threads.
 _config_for_all: tuple[str, Config] | None = None
 _choices: list[Choice] | None = None
 
 
 def uncompiled(function: Callable) -> Callable:
-    """torch.compile leaves what the function does as it is, and breaks its graph where it is called."""
+    """Excludes a function from torch.compile, which breaks its graph at the call."""
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():  # only then is the compiler loaded, which takes a second
+        if torch.compiler.is_compiling():  # importing the compiler takes a second
             return torch._dynamo.disable(function)(*args, **kwargs)
         return function(*args, **kwargs)
 
@@ -75,13 +80,13 @@ def pick_config(
     """The launch configuration of a kernel for a shape.
 
     Args:
-        kernel: the key in the JSON files: the kernel's name without ``_kernel``.
+        kernel: its key in the JSON files, its name without ``_kernel``.
         candidates: all configurations that the kernel may run with.
-        heuristic: picks one of them from (dtype, **shape) where nothing was measured.
-        tensor: whose device and dtype count.
+        heuristic: picks a candidate from (dtype, **shape) without measurements.
+        tensor: gives the device and the dtype.
         shape: the sizes that the choice depends on.
     """
-    choice = Choice(kernel, candidates, str(tensor.dtype).removeprefix("torch."), tuple(shape.items()))
+    choice = Choice(kernel, candidates, dtype_name(tensor.dtype), tuple(shape.items()))
     if _choices is not None:
         _choices.append(choice)
     if _config_for_all is not None and _config_for_all[0] == kernel:
@@ -90,11 +95,24 @@ def pick_config(
     return measured if measured in candidates else heuristic(tensor.dtype, **shape)
 
 
+def split_config(struct: type[Blocks], config: Config, **constants: Any) -> tuple[Blocks, dict[str, int]]:
+    """A launch configuration as a kernel takes it: (compile-time constants, num_warps and num_stages).
+
+    Args:
+        struct: NamedTuple of the constants.
+        config: its block sizes are fields of the struct.
+        constants: the struct's other fields.
+    """
+    options = {name: config[name] for name in ("num_warps", "num_stages")}
+    values = {name: size for name, size in config.items() if name not in options} | constants
+    return struct(**{name: tl.constexpr(value) for name, value in values.items()}), options
+
+
 @contextmanager
 def compile_only() -> Iterator[list[tuple[str, str, Any]]]:
-    """Kernels are compiled for the active driver's target and not run; yields (op, kernel, compiled) one a launch.
+    """Inside, kernels are compiled for the active driver's target but do not run: use meta tensors.
 
-    The results of the calls inside are uninitialised: use meta tensors.
+    Yields a list that gets (op, kernel, compiled) per launch.
     """
     compiled: list[tuple[str, str, Any]] = []
     token = _compile_only.set(compiled)
@@ -106,7 +124,7 @@ def compile_only() -> Iterator[list[tuple[str, str, Any]]]:
 
 @contextmanager
 def use_config(kernel: str, config: Config) -> Iterator[None]:
-    """One kernel runs with this configuration inside, whatever the shape: for tuning and for tests."""
+    """Inside, one kernel runs with this configuration for any shape: for tuning and for tests."""
     global _config_for_all
     before, _config_for_all = _config_for_all, (kernel, config)
     try:
@@ -117,7 +135,7 @@ def use_config(kernel: str, config: Config) -> Iterator[None]:
 
 @contextmanager
 def record_choices() -> Iterator[list[Choice]]:
-    """Yields a list of every choice of a configuration inside: what there is to tune."""
+    """Yields a list that gets every choice of a configuration inside: what there is to tune."""
     global _choices
     before, _choices = _choices, []
     try:
@@ -127,16 +145,15 @@ def record_choices() -> Iterator[list[Choice]]:
 
 
 def gpu_slug(name: str) -> str:
-    """'NVIDIA H200' -> 'nvidia-h200', as the JSON files of configurations and baselines are named."""
+    """'NVIDIA H200' -> 'nvidia-h200': the name of a GPU's JSON files of configurations and baselines."""
     return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
 
 
 def product_precision(dtype: torch.dtype, convolution: bool = False) -> str:
-    """`input_precision` of a kernel's products: TF32 for float32 where PyTorch allows it to its own products, or to
-    its convolutions."""
+    """`input_precision` of a kernel's products: as PyTorch's own products, or convolutions, use TF32 for float32."""
     older = torch.backends.cudnn if convolution else torch.backends.cuda.matmul
     newer = getattr(older, "conv", None) if convolution else older
-    # From PyTorch 2.9 on either may have been set, and reading allow_tf32 fails after the newer one was.
+    # Since PyTorch 2.9 either may be set, and reading allow_tf32 fails once fp32_precision was set.
     precision = getattr(newer, "fp32_precision", None) or ("tf32" if older.allow_tf32 else "ieee")
     return "tf32" if dtype == torch.float32 and precision == "tf32" else "ieee"
 
@@ -152,7 +169,7 @@ def _device_name(index: int) -> str:
 
 @cache
 def _measured(gpu: str | None) -> dict[str, list[dict]]:
-    """Entries {'dtype', 'shape', 'config'} by kernel; empty for a GPU that was not tuned on."""
+    """Entries {'dtype', 'shape', 'config'} by kernel; empty for a GPU without measurements."""
     path = CONFIG_FOLDER / f"{gpu}.json"
     return json.loads(path.read_text(encoding="utf-8"))["kernels"] if gpu and path.exists() else {}
 
@@ -163,7 +180,7 @@ def _nearest(gpu: str | None, kernel: str, dtype: str, shape: tuple[tuple[str, i
         return sum(abs(math.log2(max(1, size)) - math.log2(max(1, entry["shape"][name]))) for name, size in shape)
 
     entries = [entry for entry in _measured(gpu).get(kernel, ()) if entry["shape"].keys() == dict(shape).keys()]
-    # Both kinds of halves move the same bytes and multiply at the same rate: one is measured for the other.
+    # fp16 and bf16 share tuned configurations.
     for alike in (dtype, {"bfloat16": "float16", "float16": "bfloat16"}.get(dtype)):
         if of_dtype := [entry for entry in entries if entry["dtype"] == alike]:
             return min(of_dtype, key=distance)["config"]

@@ -1,21 +1,10 @@
-"""Tacotron 2's prenet in one kernel for two layers, forward and backward.
+"""Tacotron 2's prenet, two layers in one kernel, forward and backward.
 
-With k_i the factor of dropout, 0 or 1 / (1 - p) a unit, each layer is h_i = k_i max(0, W_i h_{i-1}), h_0 = x.
-Backward, from dh_i:
-
-    d_i = dh_i / (1 - p) where h_i > 0, else 0        dh_{i-1} = d_i W_i        dW_i = d_i^T h_{i-1}
-
-so that the masks are neither kept nor drawn again: where a unit was dropped, h_i is 0.
-
-A program has BR rows of x and goes through both layers with them. What it hands from one to the other goes through
-memory, where a backward pass wants it anyway; the program reads only its own rows, which its caches still hold.
-Layers of any width take as many blocks of BN units as they need, and further layers further launches.
-
-Numbers of the noise: `reference.philox.uniform_noise`, four units a counter. Weight gradients are plain GEMMs, which
-cuBLAS does.
+Maths, layout and cost: kernels/README.md.
 """
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -27,21 +16,32 @@ from torch.autograd.function import once_differentiable
 from fastglow.errors import FastglowError
 
 from . import backend
-from .launch import Config, launch, pick_config, product_precision
+from .arguments import (
+    Matrix,
+    check_at_least,
+    check_probability,
+    check_seeds,
+    check_shape,
+    contiguous_rows,
+    dtype_name,
+    mixed_dtypes,
+    strides,
+)
+from .launch import Config, launch, pick_config, product_precision, split_config
 from .philox import random_words, uniform_number
 from .reference.philox import random_seed
 from .reference.prenet import prenet as reference_prenet
 
 OP = "prenet"
-LAYERS = 2  # a launch
+LAYERS_PER_LAUNCH = 2
 
 
 def _config(br: int, bn: int, bk: int, num_warps: int, num_stages: int) -> Config:
     return {"BR": br, "BN": bn, "BK": bk, "num_warps": num_warps, "num_stages": num_stages}
 
 
-# By the size of an element, the most rows first: BR rows, BN units and BK of the sum at a time. The fewer the rows
-# the fewer the programs that share the weights' way from the L2 cache, and the more units are wanted at a time.
+# By the element size, the most rows first: tiles of BR rows and BN units, sums in blocks of BK. Fewer rows mean fewer
+# programs to share the L2 cache's bandwidth for weights, and want more units at a time.
 FORWARD_CONFIGS = {
     2: (_config(128, 64, 64, 8, 3), _config(64, 64, 64, 4, 3), _config(16, 256, 64, 8, 3)),
     4: (_config(64, 64, 32, 8, 3), _config(16, 128, 32, 8, 3)),
@@ -50,12 +50,48 @@ BACKWARD_CONFIGS = {
     2: (_config(128, 128, 64, 8, 3), _config(64, 128, 64, 8, 3), _config(16, 256, 64, 8, 3)),
     4: (_config(64, 64, 32, 8, 3), _config(16, 128, 32, 8, 3)),
 }
-PROGRAMS = 128  # about as many as there are multiprocessors: so many have work before a program gets more rows
+PROGRAMS = 128  # about one per multiprocessor; tiles get more rows only if that many programs remain
+
+
+class Layer(NamedTuple):
+    p_weight: Any  # [n, n_in], contiguous rows
+    s_weight: Any  # between rows
+    p_h: Any  # [N, n], the output
+    p_d: Any  # [N, n], the gradient of W h_below; None in the forward pass
+    n: Any
+    EVEN: Any  # whether the sums, over n_in and in the backward pass over n, are multiples of BK
+
+
+class Dropout(NamedTuple):
+    p_noise: Any  # [layers, N, n] float32, or None
+    s_layer: Any
+    s_row: Any
+    p_seeds: Any  # [N / steps] int64, or None
+    steps: Any
+    p: Any
+    scale: Any  # 1 / (1 - p)
+
+
+class Blocks(NamedTuple):
+    BR: Any
+    BN: Any
+    BK: Any
+    PRECISION: Any
+
+
+class Rows(NamedTuple):
+    """A program's block of rows."""
+
+    first: Any  # int64
+    o: Any  # [BR], offsets from the first
+    m: Any  # [BR]
+    b_seed: Any  # [BR], of the noise
+    b_position: Any  # [BR], of the noise
 
 
 @triton.jit
 def _kept(b_seed, stream, b_position, o_block, p_dropout):
-    """Which units stay, [BR, 4 blocks] int8: each of a counter's words is one unit's."""
+    """Which units are kept, [BR, 4 blocks] int8: each word of a counter decides for one unit."""
     w0, w1, w2, w3 = random_words(b_seed[:, None], stream, b_position[:, None], o_block[None, :])  # [BR, blocks] each
     b_even = tl.interleave((uniform_number(w0) >= p_dropout).to(tl.int8), (uniform_number(w2) >= p_dropout).to(tl.int8))
     b_odd = tl.interleave((uniform_number(w1) >= p_dropout).to(tl.int8), (uniform_number(w3) >= p_dropout).to(tl.int8))
@@ -63,143 +99,125 @@ def _kept(b_seed, stream, b_position, o_block, p_dropout):
 
 
 @triton.jit
-def _layer(
-    p_in, p_weight, p_out, p_noise, b_seed, b_position, stream, o_r, m_r, K, n, p_dropout, scale,
-    s_in_r, s_in_c, s_w, s_noise,
-    DROPOUT: tl.constexpr, BR: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Writes a layer's output for rows o_r; p_in, p_out and p_noise point at the block's first row."""
+def _layer(x, n_in, layer, i_layer, stream, rows, dropout, blocks):
+    """Writes the layer's output for `x`, a Matrix [N, n_in]; `i_layer`: of the noise, `stream`: of the seeds."""
+    BR: tl.constexpr = blocks.BR
+    BN: tl.constexpr = blocks.BN
+    BK: tl.constexpr = blocks.BK
+    p_x = x.p + rows.first * x.s_row
+    p_h = layer.p_h + rows.first * layer.n
     o_k = tl.arange(0, BK)
-    for first in range(0, n, BN):
+    for first in range(0, layer.n, BN):
         o_n = first + tl.arange(0, BN)
-        m_n = o_n < n
-        p_rows = p_weight + (o_n.to(tl.int64) * s_w)[:, None] + o_k[None, :]
-        p_columns = p_in + o_r[:, None] * s_in_r + (o_k * s_in_c)[None, :]
+        m_n = o_n < layer.n
+        p_rows = layer.p_weight + (o_n.to(tl.int64) * layer.s_weight)[:, None] + o_k[None, :]
+        p_columns = p_x + rows.o[:, None] * x.s_row + (o_k * x.s_column)[None, :]
         b_h = tl.zeros((BR, BN), tl.float32)
-        for k in range(0, K, BK):
-            if EVEN:
-                b_x = tl.load(p_columns + k * s_in_c, mask=m_r[:, None], other=0.0)  # [BR, BK]
+        for k in range(0, n_in, BK):
+            if layer.EVEN:
+                b_x = tl.load(p_columns + k * x.s_column, mask=rows.m[:, None], other=0.0)  # [BR, BK]
                 b_w = tl.load(p_rows + k, mask=m_n[:, None], other=0.0)  # [BN, BK]
             else:
-                m_k = (o_k < K - k)[None, :]
-                b_x = tl.load(p_columns + k * s_in_c, mask=m_r[:, None] & m_k, other=0.0)
+                m_k = (o_k < n_in - k)[None, :]
+                b_x = tl.load(p_columns + k * x.s_column, mask=rows.m[:, None] & m_k, other=0.0)
                 b_w = tl.load(p_rows + k, mask=m_n[:, None] & m_k, other=0.0)
-            b_h = tl.dot(b_x, tl.trans(b_w), b_h, input_precision=PRECISION)
+            b_h = tl.dot(b_x, tl.trans(b_w), b_h, input_precision=blocks.PRECISION)
         b_h = tl.where(b_h < 0.0, 0.0, b_h)  # unlike a maximum it lets NaN through
-        m = m_r[:, None] & m_n[None, :]
-        if DROPOUT == "noise":
-            b_noise = tl.load(p_noise + o_r[:, None] * s_noise + o_n[None, :], mask=m, other=0.0)
-            b_h = tl.where(b_noise >= p_dropout, b_h * scale, 0.0)
-        if DROPOUT == "seeds":
-            b_kept = _kept(b_seed, stream, b_position, first // 4 + tl.arange(0, BN // 4), p_dropout)
-            b_h = tl.where(b_kept != 0, b_h * scale, 0.0)
-        tl.store(p_out + o_r[:, None] * n + o_n[None, :], b_h.to(p_out.dtype.element_ty), mask=m)
+        m = rows.m[:, None] & m_n[None, :]
+        if dropout.p_noise is not None:
+            p_noise = dropout.p_noise + i_layer * dropout.s_layer + rows.first * dropout.s_row
+            b_noise = tl.load(p_noise + rows.o[:, None] * dropout.s_row + o_n[None, :], mask=m, other=0.0)
+            b_h = tl.where(b_noise >= dropout.p, b_h * dropout.scale, 0.0)
+        if dropout.p_seeds is not None:
+            o_block = first // 4 + tl.arange(0, BN // 4)
+            b_kept = _kept(rows.b_seed, stream, rows.b_position, o_block, dropout.p)
+            b_h = tl.where(b_kept != 0, b_h * dropout.scale, 0.0)
+        tl.store(p_h + rows.o[:, None] * layer.n + o_n[None, :], b_h.to(p_h.dtype.element_ty), mask=m)
 
 
 @triton.jit(do_not_specialize=["start", "stream"])
-def prenet_fwd_kernel(
-    p_x, p_weight1, p_weight2, p_h1, p_h2, p_noise, p_seeds, N, K, n1, n2, steps, start, stream, p_dropout, scale,
-    s_xr, s_xc, s_w1, s_w2, s_noise_l, s_noise_r,
-    HAS_SECOND: tl.constexpr, DROPOUT: tl.constexpr, BR: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    EVEN_K: tl.constexpr, EVEN_N1: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """h1 [N, n1] and h2 [N, n2] of layers `stream` and `stream` + 1; grid (blocks of N)."""
+def prenet_fwd_kernel(x, n_in, layer1, layer2, dropout, N, start, stream, blocks):
+    """Outputs of layers `stream` and `stream` + 1, of which the second may be None; grid (blocks of rows)."""
+    BR: tl.constexpr = blocks.BR
     o_r = tl.arange(0, BR)
     first = tl.program_id(0).to(tl.int64) * BR
     m_r = first + o_r < N
     b_position, b_seed = first + o_r, first + o_r
-    if DROPOUT == "seeds":
-        b_seed = tl.load(p_seeds + (first + o_r) // steps, mask=m_r, other=0)
-        b_position = start.to(tl.int64) + (first + o_r) % steps
-    _layer(
-        p_x + first * s_xr, p_weight1, p_h1 + first * n1, p_noise + first * s_noise_r,
-        b_seed, b_position, stream, o_r, m_r, K, n1, p_dropout, scale, s_xr, s_xc, s_w1, s_noise_r,
-        DROPOUT, BR, BN, BK, EVEN_K, PRECISION,
-    )  # fmt: skip
-    if HAS_SECOND:
-        tl.debug_barrier()  # what other threads wrote of h1 is read
-        _layer(
-            p_h1 + first * n1, p_weight2, p_h2 + first * n2, p_noise + s_noise_l + first * s_noise_r,
-            b_seed, b_position, stream + 1, o_r, m_r, n1, n2, p_dropout, scale, n1, 1, s_w2, s_noise_r,
-            DROPOUT, BR, BN, BK, EVEN_N1, PRECISION,
-        )  # fmt: skip
+    if dropout.p_seeds is not None:
+        b_seed = tl.load(dropout.p_seeds + (first + o_r) // dropout.steps, mask=m_r, other=0)
+        b_position = start.to(tl.int64) + (first + o_r) % dropout.steps
+    rows = Rows(first, o_r, m_r, b_seed, b_position)
+    _layer(x, n_in, layer1, 0, stream, rows, dropout, blocks)
+    if layer2 is not None:
+        tl.debug_barrier()  # other threads wrote part of h1
+        _layer(Matrix(layer1.p_h, layer1.n, 1), layer1.n, layer2, 1, stream + 1, rows, dropout, blocks)
 
 
 @triton.jit
 def _masked_gradient(b_dh, p_h, m, scale):
-    """d of dh, float32, at the places of h that p_h points at."""
+    """d of dh, float32; p_h points at the same elements of h."""
     return tl.where(tl.load(p_h, mask=m, other=0.0) <= 0.0, 0.0, b_dh.to(tl.float32) * scale)
 
 
 @triton.jit
-def _input_gradient(
-    p_d, p_weight, p_out, p_h, o_r, m_r, K, n, scale, s_w,
-    MASKS: tl.constexpr, BR: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Writes d W [rows, n], of d [rows, K] and W [K, n], masked by the layer below if MASKS."""
+def _input_gradient(layer, p_out, n_in, p_h_below, rows, scale, blocks):
+    """Writes d W [rows, n_in]; d of the layer below if its output is given."""
+    BR: tl.constexpr = blocks.BR
+    BN: tl.constexpr = blocks.BN
+    BK: tl.constexpr = blocks.BK
+    p_d = layer.p_d + rows.first * layer.n
     o_k = tl.arange(0, BK)
-    for first in range(0, n, BN):
+    for first in range(0, n_in, BN):
         o_n = first + tl.arange(0, BN)
-        m_n = o_n < n
-        p_rows = p_weight + (o_k.to(tl.int64) * s_w)[:, None] + o_n[None, :]
-        p_columns = p_d + o_r[:, None] * K + o_k[None, :]
+        m_n = o_n < n_in
+        p_rows = layer.p_weight + (o_k.to(tl.int64) * layer.s_weight)[:, None] + o_n[None, :]
+        p_columns = p_d + rows.o[:, None] * layer.n + o_k[None, :]
         b_dh = tl.zeros((BR, BN), tl.float32)
-        for k in range(0, K, BK):
-            if EVEN:
-                b_d = tl.load(p_columns + k, mask=m_r[:, None], other=0.0)  # [BR, BK]
-                b_w = tl.load(p_rows + k * s_w, mask=m_n[None, :], other=0.0)  # [BK, BN]
+        for k in range(0, layer.n, BK):
+            if layer.EVEN:
+                b_d = tl.load(p_columns + k, mask=rows.m[:, None], other=0.0)  # [BR, BK]
+                b_w = tl.load(p_rows + k * layer.s_weight, mask=m_n[None, :], other=0.0)  # [BK, BN]
             else:
-                m_k = o_k < K - k
-                b_d = tl.load(p_columns + k, mask=m_r[:, None] & m_k[None, :], other=0.0)
-                b_w = tl.load(p_rows + k * s_w, mask=m_k[:, None] & m_n[None, :], other=0.0)
-            b_dh = tl.dot(b_d, b_w, b_dh, input_precision=PRECISION)
-        m = m_r[:, None] & m_n[None, :]
-        o_tile = o_r[:, None] * n + o_n[None, :]
-        if MASKS:
-            b_dh = _masked_gradient(b_dh, p_h + o_tile, m, scale)
-        tl.store(p_out + o_tile, b_dh.to(p_out.dtype.element_ty), mask=m)
+                m_k = o_k < layer.n - k
+                b_d = tl.load(p_columns + k, mask=rows.m[:, None] & m_k[None, :], other=0.0)
+                b_w = tl.load(p_rows + k * layer.s_weight, mask=m_k[:, None] & m_n[None, :], other=0.0)
+            b_dh = tl.dot(b_d, b_w, b_dh, input_precision=blocks.PRECISION)
+        m = rows.m[:, None] & m_n[None, :]
+        o_tile = rows.o[:, None] * n_in + o_n[None, :]
+        if p_h_below is not None:
+            b_dh = _masked_gradient(b_dh, p_h_below + rows.first * n_in + o_tile, m, scale)
+        tl.store(p_out + rows.first * n_in + o_tile, b_dh.to(p_out.dtype.element_ty), mask=m)
 
 
 @triton.jit
-def prenet_bwd_kernel(
-    p_dh2, p_h2, p_h1, p_weight2, p_weight1, p_d2, p_d1, p_dx, N, K, n1, n2, scale, s_dr, s_dc, s_w1, s_w2,
-    HAS_FIRST: tl.constexpr, WANTS_DX: tl.constexpr, BR: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    EVEN_N1: tl.constexpr, EVEN_N2: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """d2 [N, n2]; with HAS_FIRST d1 [N, n1]; with WANTS_DX dx [N, K], of the first layer there is; grid (blocks of N).
+def prenet_bwd_kernel(dh, layer1, layer2, p_dx, n_in, N, scale, blocks):
+    """d of layer 2 and, unless it is None, of layer 1; dx [N, n_in] of the lower one unless it is None.
 
-    Without HAS_FIRST the first layer is layer 2, whose input has K numbers then.
+    `dh`: a Matrix, gradient of the output of layer 2; grid (blocks of rows).
     """
+    BR: tl.constexpr = blocks.BR
+    BK: tl.constexpr = blocks.BK
     o_r = tl.arange(0, BR)
     first = tl.program_id(0).to(tl.int64) * BR
     m_r = first + o_r < N
-    for first_n in range(0, n2, BK):
+    n = layer2.n
+    for first_n in range(0, n, BK):
         o_n = first_n + tl.arange(0, BK)
-        m = m_r[:, None] & (o_n < n2)[None, :]
-        b_dh = tl.load(p_dh2 + first * s_dr + o_r[:, None] * s_dr + (o_n * s_dc)[None, :], mask=m, other=0.0)
-        o_tile = o_r[:, None] * n2 + o_n[None, :]
-        b_d = _masked_gradient(b_dh, p_h2 + first * n2 + o_tile, m, scale)
-        tl.store(p_d2 + first * n2 + o_tile, b_d.to(p_d2.dtype.element_ty), mask=m)
-    if HAS_FIRST:
-        tl.debug_barrier()  # what other threads wrote of d2 is read
-        _input_gradient(
-            p_d2 + first * n2, p_weight2, p_d1 + first * n1, p_h1 + first * n1, o_r, m_r, n2, n1, scale, s_w2,
-            True, BR, BN, BK, EVEN_N2, PRECISION,
-        )  # fmt: skip
-    if WANTS_DX:
+        m = m_r[:, None] & (o_n < n)[None, :]
+        p_dh = dh.p + first * dh.s_row + o_r[:, None] * dh.s_row + (o_n * dh.s_column)[None, :]
+        o_tile = o_r[:, None] * n + o_n[None, :]
+        b_d = _masked_gradient(tl.load(p_dh, mask=m, other=0.0), layer2.p_h + first * n + o_tile, m, scale)
+        tl.store(layer2.p_d + first * n + o_tile, b_d.to(layer2.p_d.dtype.element_ty), mask=m)
+    rows = Rows(first, o_r, m_r, o_r, o_r)  # no noise; Triton 3.3 takes no None here
+    if layer1 is not None:
+        tl.debug_barrier()  # other threads wrote part of d2
+        _input_gradient(layer2, layer1.p_d, layer1.n, layer1.p_h, rows, scale, blocks)
+    if p_dx is not None:
         tl.debug_barrier()
-        if HAS_FIRST:
-            _input_gradient(
-                p_d1 + first * n1, p_weight1, p_dx + first * K, p_h1, o_r, m_r, n1, K, scale, s_w1,
-                False, BR, BN, BK, EVEN_N1, PRECISION,
-            )  # fmt: skip
+        if layer1 is not None:
+            _input_gradient(layer1, p_dx, n_in, None, rows, scale, blocks)
         else:
-            _input_gradient(
-                p_d2 + first * n2, p_weight2, p_dx + first * K, p_h1, o_r, m_r, n2, K, scale, s_w2,
-                False, BR, BN, BK, EVEN_N2, PRECISION,
-            )  # fmt: skip
+            _input_gradient(layer2, p_dx, n_in, None, rows, scale, blocks)
 
 
 def _pick(kernel: str, configs: tuple[Config, ...], x: Tensor, rows: int, units: int) -> Config:
@@ -209,82 +227,76 @@ def _pick(kernel: str, configs: tuple[Config, ...], x: Tensor, rows: int, units:
     return pick_config(kernel, configs, most_rows_that_fill, x, rows=rows, units=units)
 
 
-def _forward(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    p_dropout: float,
-    noise: Tensor | None,
-    seeds: Tensor | None,
-    start: int,
-    layer: int,
-) -> list[Tensor]:
-    """The outputs of one or two layers, of which the first is number `layer`, [N, n_out] each, dense."""
-    N, K = x.shape
+def _forward(x: Tensor, weights: Sequence[Tensor], dropout: Dropout, start: int, layer: int) -> list[Tensor]:
+    """The outputs of one or two layers, [N, n_out] each."""
+    N, n_in = x.shape
     outputs = [torch.empty((N, len(weight)), dtype=x.dtype, device=x.device) for weight in weights]
     if N == 0:
         return outputs
-    dropout = "none" if p_dropout == 0 else "seeds" if noise is None else "noise"
-    first, last = weights[0], weights[-1]
-    config = _pick("prenet_fwd", FORWARD_CONFIGS[x.dtype.itemsize], x, N, len(last))
+    config = _pick("prenet_fwd", FORWARD_CONFIGS[x.dtype.itemsize], x, N, len(weights[-1]))
+    blocks, options = split_config(Blocks, config, PRECISION=product_precision(x.dtype))
+    layers = [
+        Layer(weight, weight.stride(0), h, None, len(weight), tl.constexpr(weight.shape[1] % config["BK"] == 0))
+        for weight, h in zip(weights, outputs, strict=True)
+    ]
+    layer1, layer2 = layers if len(layers) == LAYERS_PER_LAUNCH else (layers[0], None)
     launch(
         OP, prenet_fwd_kernel, (triton.cdiv(N, config["BR"]),),
-        x, first, last, outputs[0], outputs[-1], x if noise is None else noise, seeds if dropout == "seeds" else x,
-        N, K, len(first), len(last), N if seeds is None else N // len(seeds), start, layer,
-        p_dropout, 1.0 / (1.0 - p_dropout),
-        *x.stride(), first.stride(0), last.stride(0), *((0, 0) if noise is None else noise.stride()[:2]),
-        device=x.device, HAS_SECOND=len(weights) == 2, DROPOUT=dropout, EVEN_K=K % config["BK"] == 0,
-        EVEN_N1=len(first) % config["BK"] == 0, PRECISION=product_precision(x.dtype), **config,
+        Matrix.of(x), n_in, layer1, layer2, dropout, N, start, layer, blocks, device=x.device, **options,
     )  # fmt: skip
     return outputs
 
 
 def _backward(
-    dh: Tensor, weights: Sequence[Tensor], outputs: Sequence[Tensor], p_dropout: float, needs_first: bool, needs_x: bool
+    dh: Tensor, weights: Sequence[Tensor], outputs: Sequence[Tensor], scale: float, needs_first: bool, needs_x: bool
 ) -> tuple[list[Tensor | None], Tensor | None]:
-    """(d of each layer, the first one's only if it is needed; dx [N, n_in] if needed)."""
+    """(d of each layer, of the first one only if it is needed; dx [N, n_in] if needed)."""
     N = dh.shape[0]
-    first, last = weights[0], weights[-1]
-    has_first = len(weights) == 2 and (needs_first or needs_x)
-    d_last = torch.empty_like(outputs[-1])
-    d_first = torch.empty_like(outputs[0]) if has_first else None
-    dx = dh.new_empty((N, first.shape[1])) if needs_x else None
+    n_in = weights[0].shape[1]
+    ds = [torch.empty_like(h) for h in outputs]
+    if not (needs_first or needs_x):
+        ds[:-1] = []
+    dx = dh.new_empty((N, n_in)) if needs_x else None
     if N > 0:
-        config = _pick("prenet_bwd", BACKWARD_CONFIGS[dh.dtype.itemsize], dh, N, len(last))
+        config = _pick("prenet_bwd", BACKWARD_CONFIGS[dh.dtype.itemsize], dh, N, len(weights[-1]))
+        blocks, options = split_config(Blocks, config, PRECISION=product_precision(dh.dtype))
+        layers = [
+            Layer(weight, weight.stride(0), h, d, len(weight), tl.constexpr(len(weight) % config["BK"] == 0))
+            for weight, h, d in zip(reversed(weights), reversed(outputs), reversed(ds), strict=False)
+        ]
+        layer2, layer1 = layers if len(layers) == LAYERS_PER_LAUNCH else (layers[0], None)
         launch(
             OP, prenet_bwd_kernel, (triton.cdiv(N, config["BR"]),),
-            dh, outputs[-1], outputs[0], last, first, d_last, d_last if d_first is None else d_first,
-            d_last if dx is None else dx, N, first.shape[1], len(first), len(last), 1.0 / (1.0 - p_dropout),
-            *dh.stride(), first.stride(0), last.stride(0),
-            device=dh.device, HAS_FIRST=has_first, WANTS_DX=needs_x, EVEN_N1=len(first) % config["BK"] == 0,
-            EVEN_N2=len(last) % config["BK"] == 0, PRECISION=product_precision(dh.dtype), **config,
+            Matrix.of(dh), layer1, layer2, dx, n_in, N, scale, blocks, device=dh.device, **options,
         )  # fmt: skip
-    return [d_last] if len(weights) == 1 else [d_first, d_last], dx
+    return [*[None] * (len(weights) - len(ds)), *ds], dx
 
 
 class _Layers(Function):
-    """One or two layers, the arguments of `_forward`."""
+    """The output of one or two layers."""
 
     @staticmethod
-    def forward(ctx, x, p_dropout, noise, seeds, start, layer, *weights):
-        outputs = _forward(x, weights, p_dropout, noise, seeds, start, layer)
+    def forward(ctx, x, dropout, start, layer, *weights):
+        outputs = _forward(x, weights, dropout, start, layer)
         ctx.save_for_backward(x, *weights, *outputs)
-        ctx.p_dropout = p_dropout
+        ctx.scale = dropout.scale
         ctx.set_materialize_grads(False)
         return outputs[-1]
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dh):
-        n = len(ctx.saved_tensors) // 2
+        needs_x, _, _, _, *needs_weights = ctx.needs_input_grad
         if dh is None:
-            return (None,) * (6 + n)
+            return None, None, None, None, *(None for _ in needs_weights)
         x, *others = ctx.saved_tensors
-        weights, outputs = others[:n], others[n:]
-        needs_x, *needs = ctx.needs_input_grad[0], *ctx.needs_input_grad[6:]
-        ds, dx = _backward(dh, weights, outputs, ctx.p_dropout, needs[0], needs_x)
+        weights, outputs = others[: len(needs_weights)], others[len(needs_weights) :]
+        ds, dx = _backward(dh, weights, outputs, ctx.scale, needs_weights[0], needs_x)
+        inputs = [x, *outputs[:-1]]
         with backend.without_autocast(x):  # forward may have been called where it was off
-            gradients = [d.T @ h if need else None for d, h, need in zip(ds, [x, *outputs[:-1]], needs, strict=True)]
-        return dx, None, None, None, None, None, *gradients
+            gradients = zip(ds, inputs, needs_weights, strict=True)
+            dws = [d.T @ h if need and d is not None else None for d, h, need in gradients]
+        return dx, None, None, None, *dws
 
 
 def prenet(
@@ -296,26 +308,29 @@ def prenet(
     seeds: Tensor | None = None,
     start: int = 0,
 ) -> Tensor:
-    """Linear layers without bias, each followed by ReLU and dropout that is always on.
+    """Linear layers without bias, each followed by ReLU and dropout, which is on in inference too.
 
-    Shen et al. 2018, "Natural TTS synthesis by conditioning WaveNet on mel spectrogram predictions", section 2.2.
-    Under autocast x and the weights are cast as those of a linear layer.
+    Under autocast x and the weights are cast as by a linear layer.
 
     Args:
         x: [..., n_in], any strides; with seeds [B, steps, n_in], or [B, n_in] for one step.
-        weights: one [n_out, n_in] a layer, of the dtype of x; any number of them.
-        p_dropout: probability of dropping a unit, in [0, 1); the others are divided by 1 - p_dropout.
-        noise: uniform numbers in [0, 1), float32 [n_layers, ..., n_out], for layers of one width: a unit is kept
-            where its number is at least `p_dropout`.
-        seeds: [B] int64, one an item, instead of noise: a unit's number depends on the item's seed, the layer, the
-            decoder step and the unit only (`uniform_noise`). With neither a seed is drawn from PyTorch's generator.
-        start: the decoder step of x's first.
+        weights: [n_out, n_in] per layer, any number of layers, dtype of `x`.
+        p_dropout: probability of dropping a unit, in [0, 1); kept units are divided by 1 - p_dropout.
+        noise: uniform values in [0, 1), float32 [n_layers, ..., n_out], for layers of one width: a unit is kept
+            where the noise is at least `p_dropout`.
+        seeds: [B] int64, instead of noise: the noise of a unit depends only on the seed of its item, the layer, the
+            decoder step and the unit (`uniform_noise`). Without noise and seeds, a seed is drawn from PyTorch's
+            generator.
+        start: the decoder step of the first step in x.
 
     Returns:
         [..., n_out of the last layer].
 
     Raises:
-        FastglowError: shapes, p_dropout, noise or seeds that do not fit the above.
+        FastglowError: shapes, p_dropout, noise or seeds that do not fit.
+
+    Source: Shen et al. 2018, "Natural TTS synthesis by conditioning WaveNet on mel spectrogram predictions",
+    section 2.2.
     """
     _check(x, weights, p_dropout, noise, seeds, start)
     dtype = backend.autocast_dtype(x)
@@ -324,53 +339,54 @@ def prenet(
     if not backend.picks_triton(OP, x, *weights, noise, seeds, unsupported=_unsupported(x, weights, noise)):
         return reference_prenet(x, weights, p_dropout, noise, seeds=seeds, start=start)
     h = x.reshape(-1, x.shape[-1])
-    if noise is not None:
+    if p_dropout == 0:
+        noise = seeds = None
+    elif noise is not None:
         noise = noise.reshape(len(weights), len(h), -1)
         noise = noise if noise.stride(2) == 1 else noise.contiguous()
-    elif seeds is None and p_dropout > 0:
-        seeds = random_seed(x.device).view(1)
-    seeds = None if seeds is None else seeds.contiguous()
-    weights = [weight if weight.stride(1) == 1 else weight.contiguous() for weight in weights]
-    for i in range(0, len(weights), LAYERS):
-        numbers = None if noise is None else noise[i : i + LAYERS]
-        h = _Layers.apply(h, p_dropout, numbers, seeds, start, i, *weights[i : i + LAYERS])
+    else:
+        seeds = random_seed(x.device).view(1) if seeds is None else seeds.contiguous()
+    steps = len(h) // max(1, len(seeds)) if seeds is not None else 1
+    weights = [contiguous_rows(weight) for weight in weights]
+    for i in range(0, len(weights), LAYERS_PER_LAUNCH):
+        layers = slice(i, i + LAYERS_PER_LAUNCH)
+        given = None if noise is None else noise[layers]
+        s_layer, s_row = strides(given, 0, 1)
+        dropout = Dropout(given, s_layer, s_row, seeds, steps, p_dropout, 1.0 / (1.0 - p_dropout))
+        h = _Layers.apply(h, dropout, start, i, *weights[layers])
     return h.view(*x.shape[:-1], h.shape[1])
 
 
 def _unsupported(x: Tensor, weights: Sequence[Tensor], noise: Tensor | None) -> str | None:
-    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in (x, *weights)}
-    if len(dtypes) > 1:
-        return f"x and the weights have the dtypes {', '.join(sorted(dtypes))}"
     if noise is not None and noise.dtype != torch.float32:
-        return f"the noise is {str(noise.dtype).removeprefix('torch.')}, not float32"
-    return None
+        return f"noise has dtype {dtype_name(noise.dtype)}, must be float32"
+    return mixed_dtypes(x, *weights)
 
 
-def _check(x, weights, p_dropout, noise, seeds, start) -> None:
+def _check(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    p_dropout: float,
+    noise: Tensor | None,
+    seeds: Tensor | None,
+    start: int,
+) -> None:
+    if not weights:
+        raise FastglowError("weights is empty: pass one [n_out, n_in] per layer")
     n = x.shape[-1]
     for i, weight in enumerate(weights):
-        if weight.dim() != 2 or weight.shape[1] != n:
-            raise FastglowError(f"weight {i} has shape {tuple(weight.shape)}: an input of {n} numbers takes [n, {n}]")
+        check_shape(f"weights[{i}]", weight, ("n_out", n))
         n = len(weight)
-    if not weights:
-        raise FastglowError("weights is empty: pass one [n_out, n_in] a layer")
-    if not 0 <= p_dropout < 1:
-        raise FastglowError(f"p_dropout {p_dropout} is not in [0, 1): a prenet that drops everything says nothing")
+    check_probability("p_dropout", p_dropout)
     if noise is not None and seeds is not None:
         raise FastglowError("both noise and seeds are given: pass one of them")
     if noise is not None:
         widths = {len(weight) for weight in weights}
-        shape = (len(weights), *x.shape[:-1], n)
         if len(widths) > 1:
-            raise FastglowError(f"noise serves layers of one width, not of {sorted(widths)}: pass seeds")
-        if noise.shape != shape:
-            raise FastglowError(f"noise has shape {tuple(noise.shape)}, not {shape}, beside x {tuple(x.shape)}")
+            raise FastglowError(f"noise needs layers of one width, these have {sorted(widths)}: pass seeds")
+        check_shape("noise", noise, (len(weights), *x.shape[:-1], n))
     if seeds is not None:
         if x.dim() not in (2, 3):
-            raise FastglowError(f"x has shape {tuple(x.shape)}: with seeds pass [B, steps, n_in] or [B, n_in]")
-        if seeds.shape != x.shape[:1] or seeds.dtype != torch.int64:
-            raise FastglowError(
-                f"seeds is {str(seeds.dtype).removeprefix('torch.')} {tuple(seeds.shape)}: pass int64 ({len(x)},)"
-            )
-    if start < 0:
-        raise FastglowError(f"start {start} is negative: it is a decoder step")
+            raise FastglowError(f"with seeds, x has shape {list(x.shape)}, must be [B, steps, n_in] or [B, n_in]")
+        check_seeds(seeds, len(x))
+    check_at_least("start", start, 0)

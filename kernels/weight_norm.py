@@ -1,20 +1,10 @@
-r"""Weight normalisation w = g v / |v|, one norm an output channel: one weight, or all weights of a WN in one launch.
+"""Weight normalisation w = g v / |v|, one norm per output channel: of one weight, or of many in one launch.
 
-Forward, a program has a block of rows (output channels) and goes over them twice, for |v|^2 and for w; the second time
-they come from the cache. Backward, with d = dw, likewise, in the first pass <d, v> and |v|^2:
-
-    dg = <d, v> / |v|        dv = g / |v| (d - v <d, v> / |v|^2)
-
-Packed, the weights of a group stand side by side in one matrix, taps outside channels (column offset_i + tap in_i +
-channel): what the WaveNet layer's implicit GEMM reads. All matrices are views of one flat buffer, so are the gradients;
-the kernel finds its tensors through a table of addresses and one of shapes. A launch is as wide as its longest weight:
-programs beyond the end of a shorter one exit at once.
-
-Arithmetic is float32, whatever is read and written. |v| = 0 gives NaN, as PyTorch's weight norm does.
+Maths, layout and cost: kernels/README.md.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -25,13 +15,14 @@ from torch.autograd.function import once_differentiable
 from fastglow.errors import FastglowError
 
 from . import backend
+from .arguments import check_shape, dtype_name, mixed_dtypes
 from .graphs import integer_table, pointer_table
 from .launch import Config, launch, pick_config
 from .reference import weight_norm as reference
 
 OP = "weight_norm"
 
-# BR rows of BN channels (of one tap) at a time.
+# A tile is BR rows of BN channels of one tap.
 CONFIGS: tuple[Config, ...] = (
     {"BR": 32, "BN": 32, "num_warps": 4, "num_stages": 1},
     {"BR": 8, "BN": 128, "num_warps": 4, "num_stages": 1},
@@ -40,231 +31,200 @@ CONFIGS: tuple[Config, ...] = (
 )
 
 
-@triton.jit
-def _normalise(
-    p_v, p_g, p_w, n_rows, n_in, n_taps, s_vr, s_vi, s_vk, s_gr, s_wr, s_wi, s_wk, BR: tl.constexpr, BN: tl.constexpr
-):
-    """Block `program_id(0)` of w's rows; strides of rows, channels and taps."""
-    o_r = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
-    o_n = tl.arange(0, BN).to(tl.int64)[None, :]
-    m_r = o_r < n_rows
-    b_squares = tl.zeros((BR, BN), tl.float32)
-    for i in range(0, n_in, BN):
-        m_tile = m_r[:, None] & (i + o_n < n_in)
-        p_tile = p_v + o_r[:, None] * s_vr + (i + o_n) * s_vi  # [BR, BN]
-        for _ in range(n_taps):
-            b_v = tl.load(p_tile, mask=m_tile, other=0.0).to(tl.float32)
-            b_squares += b_v * b_v
-            p_tile += s_vk
-    b_norm = tl.sqrt_rn(tl.where(m_r, tl.sum(b_squares, axis=1), 1.0))
-    b_scale = tl.div_rn(tl.load(p_g + o_r * s_gr, mask=m_r, other=0.0).to(tl.float32), b_norm)[:, None]
-    for i in range(0, n_in, BN):
-        m_tile = m_r[:, None] & (i + o_n < n_in)
-        p_tile = p_v + o_r[:, None] * s_vr + (i + o_n) * s_vi
-        p_out = p_w + o_r[:, None] * s_wr + (i + o_n) * s_wi
-        for _ in range(n_taps):
-            b_v = tl.load(p_tile, mask=m_tile, other=0.0).to(tl.float32)
-            tl.store(p_out, (b_v * b_scale).to(p_w.dtype.element_ty), mask=m_tile)
-            p_tile += s_vk
-            p_out += s_wk
+class Weight(NamedTuple):
+    """v, w or their gradients."""
+
+    p: Any  # [rows, channels, taps]
+    s_r: Any
+    s_i: Any
+    s_k: Any
 
 
-@triton.jit
-def weight_norm_fwd_kernel(
-    p_v, p_g, p_w, n_rows, n_in, n_taps, s_vr, s_vi, s_vk, s_gr, s_wr, s_wi, s_wk, BR: tl.constexpr, BN: tl.constexpr
-):
-    _normalise(p_v, p_g, p_w, n_rows, n_in, n_taps, s_vr, s_vi, s_vk, s_gr, s_wr, s_wi, s_wk, BR, BN)
+class Shape(NamedTuple):
+    rows: Any
+    channels: Any
+    taps: Any
 
 
-@triton.jit
-def weight_norm_packed_fwd_kernel(
-    p_pointers, p_layout, p_typed, p_out, n, LAYOUT: tl.constexpr, BR: tl.constexpr, BN: tl.constexpr
-):
-    """`p_pointers`: n of v, then n of g; `p_layout`: `_Weight`s; `p_typed`: any v, all v and g are of its dtype."""
-    i_n = tl.program_id(1)
-    p_weight = p_layout + i_n * LAYOUT
-    n_rows, n_in, n_taps = tl.load(p_weight), tl.load(p_weight + 1), tl.load(p_weight + 2)
-    if tl.program_id(0) * BR < n_rows:
-        p_v = tl.load(p_pointers + i_n).to(p_typed.dtype)
-        p_g = tl.load(p_pointers + n + i_n).to(p_typed.dtype)
-        s_vr, s_vi, s_vk = tl.load(p_weight + 3), tl.load(p_weight + 4), tl.load(p_weight + 5)
-        s_gr, s_wr, offset = tl.load(p_weight + 6), tl.load(p_weight + 7), tl.load(p_weight + 8)
-        _normalise(p_v, p_g, p_out + offset, n_rows, n_in, n_taps, s_vr, s_vi, s_vk, s_gr, s_wr, 1, n_in, BR, BN)
-
-
-@triton.jit
-def _normalise_backward(
-    p_d, p_v, p_g, p_dv, p_dg, n_rows, n_in, n_taps,
-    s_dr, s_di, s_dk, s_vr, s_vi, s_vk, s_gr, s_or, s_oi, s_ok,
-    BR: tl.constexpr, BN: tl.constexpr, HAS_DV: tl.constexpr, HAS_DG: tl.constexpr,
-):  # fmt: skip
-    """Block `program_id(0)` of the rows of dv, of strides s_o*, and of dg, contiguous."""
-    o_r = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
-    o_n = tl.arange(0, BN).to(tl.int64)[None, :]
-    m_r = o_r < n_rows
-    b_squares = tl.zeros((BR, BN), tl.float32)
-    b_products = tl.zeros((BR, BN), tl.float32)
-    for i in range(0, n_in, BN):
-        m_tile = m_r[:, None] & (i + o_n < n_in)
-        p_tile = p_v + o_r[:, None] * s_vr + (i + o_n) * s_vi  # [BR, BN]
-        p_d_tile = p_d + o_r[:, None] * s_dr + (i + o_n) * s_di
-        for _ in range(n_taps):
-            b_v = tl.load(p_tile, mask=m_tile, other=0.0).to(tl.float32)
-            b_d = tl.load(p_d_tile, mask=m_tile, other=0.0).to(tl.float32)
-            b_squares += b_v * b_v
-            b_products += b_d * b_v
-            p_tile += s_vk
-            p_d_tile += s_dk
-    b_square = tl.where(m_r, tl.sum(b_squares, axis=1), 1.0)  # [BR]
-    b_norm = tl.sqrt_rn(b_square)
-    b_product = tl.sum(b_products, axis=1)
-    if HAS_DG:
-        tl.store(p_dg + o_r, tl.div_rn(b_product, b_norm).to(p_dg.dtype.element_ty), mask=m_r)
-    if HAS_DV:
-        b_scale = tl.div_rn(tl.load(p_g + o_r * s_gr, mask=m_r, other=0.0).to(tl.float32), b_norm)[:, None]
-        b_share = tl.div_rn(b_product, b_square)[:, None]
-        for i in range(0, n_in, BN):
-            m_tile = m_r[:, None] & (i + o_n < n_in)
-            p_tile = p_v + o_r[:, None] * s_vr + (i + o_n) * s_vi
-            p_d_tile = p_d + o_r[:, None] * s_dr + (i + o_n) * s_di
-            p_out = p_dv + o_r[:, None] * s_or + (i + o_n) * s_oi
-            for _ in range(n_taps):
-                b_v = tl.load(p_tile, mask=m_tile, other=0.0).to(tl.float32)
-                b_d = tl.load(p_d_tile, mask=m_tile, other=0.0).to(tl.float32)
-                b_dv = b_scale * (b_d - b_v * b_share)
-                tl.store(p_out, b_dv.to(p_dv.dtype.element_ty), mask=m_tile)
-                p_tile += s_vk
-                p_d_tile += s_dk
-                p_out += s_ok
-
-
-@triton.jit
-def weight_norm_bwd_kernel(
-    p_d, p_v, p_g, p_dv, p_dg, n_rows, n_in, n_taps,
-    s_dr, s_di, s_dk, s_vr, s_vi, s_vk, s_gr, s_or, s_oi, s_ok,
-    BR: tl.constexpr, BN: tl.constexpr, HAS_DV: tl.constexpr, HAS_DG: tl.constexpr,
-):  # fmt: skip
-    _normalise_backward(
-        p_d, p_v, p_g, p_dv, p_dg, n_rows, n_in, n_taps,
-        s_dr, s_di, s_dk, s_vr, s_vi, s_vk, s_gr, s_or, s_oi, s_ok, BR, BN, HAS_DV, HAS_DG,
-    )  # fmt: skip
-
-
-@triton.jit
-def weight_norm_packed_bwd_kernel(
-    p_pointers, p_layout, p_d, p_dv, p_dg, n, LAYOUT: tl.constexpr, BR: tl.constexpr, BN: tl.constexpr
-):
-    i_n = tl.program_id(1)
-    p_weight = p_layout + i_n * LAYOUT
-    n_rows, n_in, n_taps = tl.load(p_weight), tl.load(p_weight + 1), tl.load(p_weight + 2)
-    if tl.program_id(0) * BR < n_rows:
-        p_v = tl.load(p_pointers + i_n).to(p_dv.dtype)
-        p_g = tl.load(p_pointers + n + i_n).to(p_dv.dtype)
-        s_vr, s_vi, s_vk = tl.load(p_weight + 3), tl.load(p_weight + 4), tl.load(p_weight + 5)
-        s_gr, s_dr, offset = tl.load(p_weight + 6), tl.load(p_weight + 7), tl.load(p_weight + 8)
-        dv_offset, dg_offset = tl.load(p_weight + 9), tl.load(p_weight + 10)
-        _normalise_backward(
-            p_d + offset, p_v, p_g, p_dv + dv_offset, p_dg + dg_offset, n_rows, n_in, n_taps,
-            s_dr, 1, n_in, s_vr, s_vi, s_vk, s_gr, n_in * n_taps, n_taps, 1, BR, BN, True, True,
-        )  # fmt: skip
-
-
-class _Weight(NamedTuple):
-    """What the packed kernels know of a weight, in int64."""
+class TableEntry(NamedTuple):
+    """What the packed kernels know about a weight: a row of an int64 table in device memory."""
 
     rows: int
     channels: int
     taps: int
-    v_stride_row: int
-    v_stride_channel: int
-    v_stride_tap: int
-    g_stride: int
-    columns: int  # of its matrix
+    v_s_r: int
+    v_s_i: int
+    v_s_k: int
+    g_s_r: int
+    columns: int  # of the matrix that the weight is a part of
     offset: int  # of its first element in the flat matrices
     dv_offset: int
     dg_offset: int
 
 
+N_FIELDS = tl.constexpr(len(TableEntry._fields))
+
+
+@triton.jit
+def _normalise(v, p_g, s_g, w, shape, BR: tl.constexpr, BN: tl.constexpr):
+    """Block `program_id(0)` of the rows of w."""
+    o_r = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
+    o_n = tl.arange(0, BN).to(tl.int64)[None, :]
+    m_r = o_r < shape.rows
+    b_squares = tl.zeros((BR, BN), tl.float32)
+    for i in range(0, shape.channels, BN):
+        m_tile = m_r[:, None] & (i + o_n < shape.channels)
+        p_v = v.p + o_r[:, None] * v.s_r + (i + o_n) * v.s_i  # [BR, BN]
+        for _ in range(shape.taps):
+            b_v = tl.load(p_v, mask=m_tile, other=0.0).to(tl.float32)
+            b_squares += b_v * b_v
+            p_v += v.s_k
+    b_norm = tl.sqrt_rn(tl.where(m_r, tl.sum(b_squares, axis=1), 1.0))
+    b_scale = tl.div_rn(tl.load(p_g + o_r * s_g, mask=m_r, other=0.0).to(tl.float32), b_norm)[:, None]
+    for i in range(0, shape.channels, BN):
+        m_tile = m_r[:, None] & (i + o_n < shape.channels)
+        p_v = v.p + o_r[:, None] * v.s_r + (i + o_n) * v.s_i
+        p_w = w.p + o_r[:, None] * w.s_r + (i + o_n) * w.s_i
+        for _ in range(shape.taps):
+            b_v = tl.load(p_v, mask=m_tile, other=0.0).to(tl.float32)
+            tl.store(p_w, (b_v * b_scale).to(w.p.dtype.element_ty), mask=m_tile)
+            p_v += v.s_k
+            p_w += w.s_k
+
+
+@triton.jit
+def weight_norm_fwd_kernel(v, p_g, s_g, w, shape, BR: tl.constexpr, BN: tl.constexpr):
+    _normalise(v, p_g, s_g, w, shape, BR, BN)
+
+
+@triton.jit
+def weight_norm_packed_fwd_kernel(p_pointers, p_table, p_typed, p_out, n, BR: tl.constexpr, BN: tl.constexpr):
+    """
+    Args:
+        p_pointers: [2n] int64, addresses of every v, then of every g; p_typed: any v, for the dtype of all v and g.
+        p_table: [n] `TableEntry`.
+        p_out: all matrices, one after the other.
+    """
+    i_n = tl.program_id(1)
+    p_entry = p_table + i_n * N_FIELDS
+    shape = Shape(tl.load(p_entry), tl.load(p_entry + 1), tl.load(p_entry + 2))
+    if tl.program_id(0) * BR < shape.rows:
+        p_v = tl.load(p_pointers + i_n).to(p_typed.dtype)
+        p_g = tl.load(p_pointers + n + i_n).to(p_typed.dtype)
+        v = Weight(p_v, tl.load(p_entry + 3), tl.load(p_entry + 4), tl.load(p_entry + 5))
+        s_g, columns, offset = tl.load(p_entry + 6), tl.load(p_entry + 7), tl.load(p_entry + 8)
+        _normalise(v, p_g, s_g, Weight(p_out + offset, columns, 1, shape.channels), shape, BR, BN)
+
+
+@triton.jit
+def _normalise_backward(d, v, p_g, s_g, dv, p_dg, shape, BR: tl.constexpr, BN: tl.constexpr):
+    """Block `program_id(0)` of the rows of dv and of dg, contiguous; either may be None."""
+    o_r = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
+    o_n = tl.arange(0, BN).to(tl.int64)[None, :]
+    m_r = o_r < shape.rows
+    b_squares = tl.zeros((BR, BN), tl.float32)
+    b_products = tl.zeros((BR, BN), tl.float32)
+    for i in range(0, shape.channels, BN):
+        m_tile = m_r[:, None] & (i + o_n < shape.channels)
+        p_v = v.p + o_r[:, None] * v.s_r + (i + o_n) * v.s_i  # [BR, BN]
+        p_d = d.p + o_r[:, None] * d.s_r + (i + o_n) * d.s_i
+        for _ in range(shape.taps):
+            b_v = tl.load(p_v, mask=m_tile, other=0.0).to(tl.float32)
+            b_d = tl.load(p_d, mask=m_tile, other=0.0).to(tl.float32)
+            b_squares += b_v * b_v
+            b_products += b_d * b_v
+            p_v += v.s_k
+            p_d += d.s_k
+    b_square = tl.where(m_r, tl.sum(b_squares, axis=1), 1.0)  # [BR]
+    b_norm = tl.sqrt_rn(b_square)
+    b_product = tl.sum(b_products, axis=1)
+    if p_dg is not None:
+        tl.store(p_dg + o_r, tl.div_rn(b_product, b_norm).to(p_dg.dtype.element_ty), mask=m_r)
+    if dv is not None:
+        b_scale = tl.div_rn(tl.load(p_g + o_r * s_g, mask=m_r, other=0.0).to(tl.float32), b_norm)[:, None]
+        b_ratio = tl.div_rn(b_product, b_square)[:, None]
+        for i in range(0, shape.channels, BN):
+            m_tile = m_r[:, None] & (i + o_n < shape.channels)
+            p_v = v.p + o_r[:, None] * v.s_r + (i + o_n) * v.s_i
+            p_d = d.p + o_r[:, None] * d.s_r + (i + o_n) * d.s_i
+            p_dv = dv.p + o_r[:, None] * dv.s_r + (i + o_n) * dv.s_i
+            for _ in range(shape.taps):
+                b_v = tl.load(p_v, mask=m_tile, other=0.0).to(tl.float32)
+                b_d = tl.load(p_d, mask=m_tile, other=0.0).to(tl.float32)
+                b_dv = b_scale * (b_d - b_v * b_ratio)
+                tl.store(p_dv, b_dv.to(dv.p.dtype.element_ty), mask=m_tile)
+                p_v += v.s_k
+                p_d += d.s_k
+                p_dv += dv.s_k
+
+
+@triton.jit
+def weight_norm_bwd_kernel(d, v, p_g, s_g, dv, p_dg, shape, BR: tl.constexpr, BN: tl.constexpr):
+    _normalise_backward(d, v, p_g, s_g, dv, p_dg, shape, BR, BN)
+
+
+@triton.jit
+def weight_norm_packed_bwd_kernel(p_pointers, p_table, p_d, p_dv, p_dg, n, BR: tl.constexpr, BN: tl.constexpr):
+    """`p_d`: gradients of all matrices, one after the other; `p_dv`, `p_dg`: of all v and g; else as forward."""
+    i_n = tl.program_id(1)
+    p_entry = p_table + i_n * N_FIELDS
+    shape = Shape(tl.load(p_entry), tl.load(p_entry + 1), tl.load(p_entry + 2))
+    if tl.program_id(0) * BR < shape.rows:
+        p_v = tl.load(p_pointers + i_n).to(p_dv.dtype)
+        p_g = tl.load(p_pointers + n + i_n).to(p_dv.dtype)
+        v = Weight(p_v, tl.load(p_entry + 3), tl.load(p_entry + 4), tl.load(p_entry + 5))
+        s_g, columns, offset = tl.load(p_entry + 6), tl.load(p_entry + 7), tl.load(p_entry + 8)
+        d = Weight(p_d + offset, columns, 1, shape.channels)
+        dv = Weight(p_dv + tl.load(p_entry + 9), shape.channels * shape.taps, shape.taps, 1)
+        _normalise_backward(d, v, p_g, s_g, dv, p_dg + tl.load(p_entry + 10), shape, BR, BN)
+
+
+def _heuristic(dtype: torch.dtype, rows: int, columns: int) -> Config:
+    return next((config for config in CONFIGS if columns <= config["BN"]), CONFIGS[-1])
+
+
+def _collapsed(tensors: Iterable[Tensor | None]) -> tuple[Shape, list[Weight | None]]:
+    """Weights of one shape for a kernel; taps count as channels where every layout in memory allows it."""
+    present = [x for x in tensors if x is not None]
+    rows, channels, taps = present[0].shape
+    if all(x.stride(1) == taps * x.stride(2) for x in present):
+        shape = Shape(rows, channels * taps, 1)
+        return shape, [None if x is None else Weight(x, x.stride(0), x.stride(2), 0) for x in tensors]
+    return Shape(rows, channels, taps), [None if x is None else Weight(x, *x.stride()) for x in tensors]
+
+
 def _forward(v: Tensor, g: Tensor) -> Tensor:
     w = torch.empty(v.shape, dtype=v.dtype, device=v.device)
     if len(w):
-        rows, channels, taps, (v_strides, w_strides) = _collapsed(v, w)
-        config = pick_config("weight_norm_fwd", CONFIGS, _heuristic, v, rows=rows, columns=channels)
-        grid = (triton.cdiv(rows, config["BR"]),)
+        shape, (v_weight, w_weight) = _collapsed((v, w))
+        config = pick_config("weight_norm_fwd", CONFIGS, _heuristic, v, rows=shape.rows, columns=shape.channels)
         launch(
-            OP, weight_norm_fwd_kernel, grid, v, g, w, rows, channels, taps, *v_strides, g.stride(0), *w_strides,
-            device=v.device, **config,
+            OP, weight_norm_fwd_kernel, (triton.cdiv(shape.rows, config["BR"]),),
+            v_weight, g, g.stride(0), w_weight, shape, device=v.device, **config,
         )  # fmt: skip
     return w
 
 
-def _backward(d: Tensor, v: Tensor, g: Tensor, needs_dv: bool, needs_dg: bool) -> tuple[Tensor | None, Tensor | None]:
-    dv = torch.empty(v.shape, dtype=v.dtype, device=v.device) if needs_dv else None
-    dg = torch.empty(g.shape, dtype=g.dtype, device=g.device) if needs_dg else None
+def _backward(d: Tensor, v: Tensor, g: Tensor, needed: "_Inputs") -> "_Inputs":
+    dv = torch.empty(v.shape, dtype=v.dtype, device=v.device) if needed.v else None
+    dg = torch.empty(g.shape, dtype=g.dtype, device=g.device) if needed.g else None
     if len(v):
-        tensors = (d, v) if dv is None else (d, v, dv)
-        rows, channels, taps, (d_strides, v_strides, *dv_strides) = _collapsed(*tensors)
-        config = pick_config("weight_norm_bwd", CONFIGS, _heuristic, v, rows=rows, columns=channels)
-        grid = (triton.cdiv(rows, config["BR"]),)
+        shape, (d_weight, v_weight, dv_weight) = _collapsed((d, v, dv))
+        config = pick_config("weight_norm_bwd", CONFIGS, _heuristic, v, rows=shape.rows, columns=shape.channels)
         launch(
-            OP, weight_norm_bwd_kernel, grid, d, v, g, dv, dg, rows, channels, taps,
-            *d_strides, *v_strides, g.stride(0), *(dv_strides[0] if dv_strides else (0, 0, 0)),
-            HAS_DV=needs_dv, HAS_DG=needs_dg, device=v.device, **config,
+            OP, weight_norm_bwd_kernel, (triton.cdiv(shape.rows, config["BR"]),),
+            d_weight, v_weight, g, g.stride(0), dv_weight, dg, shape, device=v.device, **config,
         )  # fmt: skip
-    return dv, dg
+    return _Inputs(dv, dg)
 
 
-def _packed_forward(sizes: Sequence[int], tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """`sizes`: weights in each group; `tensors`: all v, then all g."""
-    weights, shapes = _layout(sizes, tensors, [True] * sum(sizes))
-    counts = [rows * columns for rows, columns in shapes]
-    flat = torch.empty(sum(counts), dtype=dtype, device=tensors[0].device)
-    grid, table, config = _packed_launch("weight_norm_packed_fwd", weights, tensors)
-    if grid[0]:
-        launch(
-            OP, weight_norm_packed_fwd_kernel, grid, pointer_table(tensors), table, tensors[0], flat, len(weights),
-            LAYOUT=len(_Weight._fields), device=flat.device, **config,
-        )  # fmt: skip
-    return [matrix.view(shape) for matrix, shape in zip(flat.split(counts), shapes, strict=True)]
-
-
-def _packed_backward(
-    sizes: Sequence[int], ds: Sequence[Tensor | None], tensors: Sequence[Tensor], needed: Sequence[bool]
-) -> list[Tensor | None]:
-    """Gradients of `tensors`; those that are not needed are None."""
-    n = len(tensors) // 2
-    weights, shapes = _layout(sizes, tensors, [v or g for v, g in zip(needed[:n], needed[n:], strict=True)])
-    like = next(d for d in ds if d is not None)
-    parts = zip(ds, shapes, strict=True)
-    d_flat = torch.cat([like.new_zeros(rows * columns) if d is None else d.flatten() for d, (rows, columns) in parts])
-    counts = [tensor.numel() for tensor in tensors]
-    dv, dg = (torch.empty(sum(part), dtype=tensors[0].dtype, device=like.device) for part in (counts[:n], counts[n:]))
-    grid, table, config = _packed_launch("weight_norm_packed_bwd", weights, tensors)
-    if grid[0]:
-        launch(
-            OP, weight_norm_packed_bwd_kernel, grid, pointer_table(tensors), table, d_flat, dv, dg, n,
-            LAYOUT=len(_Weight._fields), device=like.device, **config,
-        )  # fmt: skip
-    gradients = zip((*dv.split(counts[:n]), *dg.split(counts[n:])), tensors, needed, strict=True)
-    return [gradient.view(tensor.shape) if wanted else None for gradient, tensor, wanted in gradients]
-
-
-def _packed_launch(
-    kernel: str, weights: Sequence[_Weight], tensors: Sequence[Tensor]
-) -> tuple[tuple[int, int], Tensor, Config]:
-    rows = max(weight.rows for weight in weights)
-    channels = max(weight.channels for weight in weights)
-    config = pick_config(kernel, CONFIGS, _heuristic, tensors[0], rows=rows, columns=channels)
-    return (triton.cdiv(rows, config["BR"]), len(weights)), integer_table(tuple(weights), tensors[0].device), config
-
-
-def _layout(
+def _table(
     sizes: Sequence[int], tensors: Sequence[Tensor], wanted: Sequence[bool]
-) -> tuple[list[_Weight], list[tuple[int, int]]]:
-    """What the kernels are told, with no rows where nothing is wanted, and the shape of each group's matrix."""
+) -> tuple[list[TableEntry], list[tuple[int, int]]]:
+    """An entry per weight, without rows where nothing is wanted, and the shape of each group's matrix."""
     n = len(tensors) // 2
     members = iter(zip(tensors[:n], tensors[n:], wanted, strict=True))
-    weights: list[_Weight] = []
+    entries: list[TableEntry] = []
     shapes = []
     start = dv_offset = dg_offset = 0
     for size in sizes:
@@ -273,27 +233,68 @@ def _layout(
         columns = sum(v.shape[1] * v.shape[2] for v, _, _ in group)
         offset = start
         for v, g, is_wanted in group:
-            shape = (rows if is_wanted else 0, *v.shape[1:])
-            weights.append(_Weight(*shape, *v.stride(), g.stride(0), columns, offset, dv_offset, dg_offset))
-            offset += v.shape[1] * v.shape[2]
+            _, channels, taps = v.shape
+            s_r, s_i, s_k = v.stride()
+            sizes_and_strides = (rows if is_wanted else 0, channels, taps, s_r, s_i, s_k, g.stride(0))
+            entries.append(TableEntry(*sizes_and_strides, columns, offset, dv_offset, dg_offset))
+            offset += channels * taps
             dv_offset += v.numel()
             dg_offset += rows
         start += rows * columns
         shapes.append((rows, columns))
-    return weights, shapes
+    return entries, shapes
 
 
-def _collapsed(*tensors: Tensor) -> tuple[int, int, int, list[tuple[int, ...]]]:
-    """Rows, channels, taps and each one's strides; taps are taken for channels where memory allows it."""
-    rows, channels, taps = tensors[0].shape
-    strides = [tensor.stride() for tensor in tensors]
-    if all(s_channel == taps * s_tap for _, s_channel, s_tap in strides):
-        return rows, channels * taps, 1, [(s_row, s_tap, 0) for s_row, _, s_tap in strides]
-    return rows, channels, taps, strides
+def _packed_launch(
+    kernel: str, entries: Sequence[TableEntry], tensors: Sequence[Tensor]
+) -> tuple[tuple[int, int], Tensor, Config]:
+    """(grid, the entries on the device, configuration)."""
+    rows = max(entry.rows for entry in entries)
+    channels = max(entry.channels for entry in entries)
+    config = pick_config(kernel, CONFIGS, _heuristic, tensors[0], rows=rows, columns=channels)
+    return (triton.cdiv(rows, config["BR"]), len(entries)), integer_table(tuple(entries), tensors[0].device), config
 
 
-def _heuristic(dtype: torch.dtype, rows: int, columns: int) -> Config:
-    return next((config for config in CONFIGS if columns <= config["BN"]), CONFIGS[-1])
+def _packed_forward(sizes: Sequence[int], tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """`sizes`: number of weights in each group; `tensors`: every v, then every g."""
+    entries, shapes = _table(sizes, tensors, [True] * sum(sizes))
+    counts = [rows * columns for rows, columns in shapes]
+    flat = torch.empty(sum(counts), dtype=dtype, device=tensors[0].device)
+    grid, table, config = _packed_launch("weight_norm_packed_fwd", entries, tensors)
+    if grid[0]:
+        launch(
+            OP, weight_norm_packed_fwd_kernel, grid, pointer_table(tensors), table, tensors[0], flat, len(entries),
+            device=flat.device, **config,
+        )  # fmt: skip
+    return [matrix.view(shape) for matrix, shape in zip(flat.split(counts), shapes, strict=True)]
+
+
+def _packed_backward(
+    sizes: Sequence[int], ds: Sequence[Tensor | None], tensors: Sequence[Tensor], needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients of `tensors`, None where not needed."""
+    n = len(tensors) // 2
+    entries, shapes = _table(sizes, tensors, [v or g for v, g in zip(needed[:n], needed[n:], strict=True)])
+    like = next(d for d in ds if d is not None)
+    parts = zip(ds, shapes, strict=True)
+    d_flat = torch.cat([like.new_zeros(rows * columns) if d is None else d.flatten() for d, (rows, columns) in parts])
+    counts = [tensor.numel() for tensor in tensors]
+    dv, dg = (torch.empty(sum(part), dtype=tensors[0].dtype, device=like.device) for part in (counts[:n], counts[n:]))
+    grid, table, config = _packed_launch("weight_norm_packed_bwd", entries, tensors)
+    if grid[0]:
+        launch(
+            OP, weight_norm_packed_bwd_kernel, grid, pointer_table(tensors), table, d_flat, dv, dg, n,
+            device=like.device, **config,
+        )  # fmt: skip
+    gradients = zip((*dv.split(counts[:n]), *dg.split(counts[n:])), tensors, needed, strict=True)
+    return [gradient.view(tensor.shape) if wanted else None for gradient, tensor, wanted in gradients]
+
+
+class _Inputs(NamedTuple):
+    """Inputs of `_WeightNorm`, whether each needs a gradient, or the gradients."""
+
+    v: Any
+    g: Any
 
 
 class _WeightNorm(torch.autograd.Function):
@@ -305,7 +306,8 @@ class _WeightNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, d):
-        return _backward(d, *ctx.saved_tensors, *ctx.needs_input_grad)
+        v, g = ctx.saved_tensors
+        return _backward(d, v, g, _Inputs(*ctx.needs_input_grad))
 
 
 class _PackedWeightNorm(torch.autograd.Function):
@@ -319,9 +321,9 @@ class _PackedWeightNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, *ds):
-        needed = ctx.needs_input_grad[2:]
+        _, _, *needed = ctx.needs_input_grad
         if all(d is None for d in ds):
-            return (None,) * (2 + len(needed))
+            return None, None, *(None for _ in needed)
         return None, None, *_packed_backward(ctx.sizes, ds, ctx.saved_tensors, needed)
 
 
@@ -342,25 +344,25 @@ def weight_norm(v: Tensor, g: Tensor) -> Tensor:
     """
     _check(v, g)
     if v.dtype != g.dtype:
-        raise FastglowError(f"{OP}: v is {v.dtype} and g {g.dtype}: cast one")
+        raise FastglowError(f"v has dtype {dtype_name(v.dtype)} and g {dtype_name(g.dtype)}: cast one")
     return _WeightNorm.apply(v, g) if backend.picks_triton(OP, v, g) else reference.weight_norm(v, g)
 
 
 def weight_norm_packed(
     groups: Sequence[Sequence[tuple[Tensor, Tensor]]], dtype: torch.dtype | None = None
 ) -> list[Tensor]:
-    """Normalised weights, each group's side by side in one matrix, with the taps of a weight outside its channels.
+    """Normalised weights, the weights of a group side by side in one matrix: what a convolution as a GEMM reads.
 
-    Column `offset_i + tap * in_i + channel` of a group's matrix is weight i's [:, channel, tap], where `offset_i` is
-    the sum of in * k over the weights before it: the order in which a convolution as one matrix product wants them.
-    All in one launch, and so is the backward pass.
+    Column `offset_i + tap * in_i + channel` of a group's matrix is [:, channel, tap] of weight i, where `offset_i` is
+    the sum of in * k over the weights before it. One launch for all, and one for the backward pass.
 
     Args:
-        groups: pairs (v [out, in, k], g [out, 1, 1]), at least one group of at least one; one `out` in a group.
-        dtype: of the result; default: that of the first v. The arithmetic is float32 (float64 for float64).
+        groups: pairs (v [out, in, k], g [out, 1, 1]); at least one group, each of at least one pair; all weights of
+            a group have the same `out`.
+        dtype: of the result; default: of the first v. The arithmetic is float32 (float64 for float64).
 
     Returns:
-        one matrix a group, [out, sum of in * k]: views of one buffer.
+        one matrix per group, [out, sum of in * k]: views of one buffer.
 
     Raises:
         FastglowError: no weights, or shapes that do not fit.
@@ -368,29 +370,24 @@ def weight_norm_packed(
     Source: Salimans & Kingma 2016, Weight Normalization, equation 2.
     """
     if not groups or not all(groups):
-        raise FastglowError(f"{OP}_packed: groups of {[len(group) for group in groups]} weights: leave none empty")
+        raise FastglowError(f"groups of {[len(group) for group in groups]} weights: none may be empty")
     for group in groups:
         for v, g in group:
             _check(v, g)
         rows = sorted({len(v) for v, _ in group})
         if len(rows) > 1:
-            raise FastglowError(f"{OP}_packed: a group has weights of {rows} output channels: it must have one number")
+            raise FastglowError(f"a group has weights of {rows} output channels, must all have the same number")
     vs = [v for group in groups for v, _ in group]
     gs = [g for group in groups for _, g in group]
     dtype = vs[0].dtype if dtype is None else dtype
-    if not backend.picks_triton(OP, *vs, *gs, unsupported=_against((*vs, *gs), dtype)):
+    unsupported = mixed_dtypes(*vs, *gs)
+    if dtype not in backend.KERNEL_DTYPES:
+        unsupported = f"the result is {dtype_name(dtype)}"
+    if not backend.picks_triton(OP, *vs, *gs, unsupported=unsupported):
         return reference.weight_norm_packed(groups, dtype)
     return list(_PackedWeightNorm.apply(tuple(len(group) for group in groups), dtype, *vs, *gs))
 
 
 def _check(v: Tensor, g: Tensor) -> None:
-    if v.dim() != 3 or g.shape != (len(v), 1, 1):
-        raise FastglowError(
-            f"{OP}: v has shape {tuple(v.shape)} and g {tuple(g.shape)}: they must be [out, in, k] and [out, 1, 1]"
-        )
-
-
-def _against(tensors: Sequence[Tensor], dtype: torch.dtype) -> str | None:
-    if len({tensor.dtype for tensor in tensors}) > 1:
-        return "its v and g are not of one dtype"
-    return None if dtype in backend.KERNEL_DTYPES else f"a result in {str(dtype).removeprefix('torch.')}"
+    check_shape("v", v, ("out", "in", "k"))
+    check_shape("g", g, (len(v), 1, 1))

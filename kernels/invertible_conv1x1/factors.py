@@ -216,6 +216,6 @@ class Factors(torch.autograd.Function):
             d_flat = torch.cat([inverses.new_zeros(n) if d is None else d.reshape(-1) for d, n in parts])
         if d_flat is None and d_log_dets is None:
             return (None,) * len(weights)
-        dw = _backward(weights, inverses, d_flat, d_log_dets).split(_sizes(weights))
-        parts = zip(dw, weights, ctx.needs_input_grad, strict=True)
-        return tuple(x.view(w.shape) if needed else None for x, w, needed in parts)
+        dws = _backward(weights, inverses, d_flat, d_log_dets).split(_sizes(weights))
+        gradients = zip(dws, weights, ctx.needs_input_grad, strict=True)
+        return tuple(dw.view(weight.shape) if needed else None for dw, weight, needed in gradients)

@@ -160,4 +160,6 @@ class Product(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, d):
-        return _Inputs(*_backward(d, *ctx.saved_tensors, ctx.dz_dtype))
+        z, matrix = ctx.saved_tensors
+        dz, dw = _backward(d, z, matrix, ctx.dz_dtype)
+        return _Inputs(dz, dw)

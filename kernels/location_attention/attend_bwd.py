@@ -99,8 +99,8 @@ def _location_gradient(p_dz, item, p_dlocation, length, sizes, s_l, blocks, BN: 
                 else:
                     b_part = tl.dot(tl.trans(b_f), b_dz, input_precision=blocks.PRECISION)  # [BK, BN]
                     p_part = p_dlocation + a0 * s_l + k0 + ((o_n * s_l)[None, :] + o_k[:, None])
-                    # Without ADD, the memory holds nothing yet at the first positions.
-                    b_part += tl.load(p_part, mask=m_a[None, :] & (ADD or t0 > 0), other=0.0)
+                    # Without ADD, nothing is there at the first positions. (The cast is for Triton 3.3's interpreter.)
+                    b_part += tl.load(p_part, mask=m_a[None, :] & (ADD or tl.cast(t0, tl.int32) > 0), other=0.0)
                     tl.store(p_part, b_part, mask=m_a[None, :])
         if not ONE_BLOCK:
             tl.debug_barrier()
@@ -142,10 +142,11 @@ def _fold_windows(p_windows, gradients, length, T, s_l, blocks, ADD: tl.constexp
         for k0 in range(0, 2 * TAPS, blocks.BK):
             o_column = k0 + o_k
             is_cumulative = o_column >= TAPS
-            o_shift = o_column - tl.where(is_cumulative, TAPS, 0) - TAPS // 2  # of the element in its window
-            o_row = (t0 + o_r)[:, None] - o_shift[None, :]  # the window that has the element there
+            o_tap = o_column - tl.where(is_cumulative, TAPS, 0)
+            o_shift = -o_tap + TAPS // 2  # from the element's position to the window's
+            o_row = (t0 + o_r)[:, None] + o_shift[None, :]
             m = (o_row >= 0) & (o_row < length) & (o_column < 2 * TAPS)[None, :]
-            o_tile = (o_r[:, None] - o_shift[None, :]) * s_l + o_column[None, :]
+            o_tile = (o_r[:, None] + o_shift[None, :]) * s_l + o_column[None, :]
             b_d = tl.load(p_windows + tl.cast(t0, tl.int64) * s_l + o_tile, mask=m, other=0.0)
             b_of_cumulative = tl.where(is_cumulative[None, :], b_d, 0.0)
             b_cumulative += tl.sum(b_of_cumulative, axis=1)

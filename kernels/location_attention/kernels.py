@@ -10,16 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..arguments import SMALLEST_DOT, strides
-from ..launch import Config, launch, pick_config, product_precision
-from .attend import (
-    AttentionBlocks,
-    AttentionItem,
-    AttentionSizes,
-    AttentionStrides,
-    attend_context,
-    attend_weights,
-)
+from ..arguments import SMALLEST_DOT, item_length, strides
+from ..launch import Config, launch, pick_config, product_precision, split_config
+from .attend import AttentionBlocks, AttentionItem, AttentionSizes, AttentionStrides, attend_context, attend_weights
 from .attend_bwd import AttentionGradients, AttentionScratch, AttentionUpstream, attend_bwd
 
 OP = "location_attention"
@@ -47,6 +40,10 @@ BACKWARD_CONFIGS = {
 }
 
 
+# Structs with an absent pointer or a constant are built in the call that takes them: Triton makes tensors of what is
+# assigned or returned, which Triton 3.3 cannot do with None.
+
+
 class BatchStrides(NamedTuple):
     """From item to item."""
 
@@ -56,31 +53,6 @@ class BatchStrides(NamedTuple):
     weights_cat: Any
     mask: Any
     rows: Any
-
-
-@triton.jit
-def _item(batch, i_b, s_batch):
-    """The pointers of item i_b, given those of item 0."""
-    p_mask = batch.mask
-    if batch.mask is not None:
-        p_mask += i_b * s_batch.mask
-    return AttentionItem(
-        batch.memory + i_b * s_batch.memory,
-        batch.processed_memory + i_b * s_batch.processed_memory,
-        batch.previous + i_b * s_batch.weights_cat,
-        batch.cumulative + i_b * s_batch.weights_cat,
-        batch.location,
-        batch.v,
-        batch.v_bias,
-        p_mask,
-    )
-
-
-@triton.jit
-def _length(p_lengths, i_b, T):
-    if p_lengths is not None:
-        return tl.minimum(tl.maximum(tl.load(p_lengths + i_b).to(tl.int32), 0), T)
-    return T
 
 
 @triton.jit
@@ -105,17 +77,34 @@ def location_attention_fwd_kernel(
     """
     T, D = sizes.T, sizes.D
     i_d, i_b = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    length = _length(p_lengths, i_b, T)
-    item = _item(batch, i_b, s_batch)
+    length = item_length(p_lengths, i_b, T, p_lengths is not None)
+    p_memory = batch.memory + i_b * s_batch.memory
     p_rows += (i_b * tl.num_programs(0) + i_d) * T
-    b_query = _query(p_query, i_b, sizes.A, s_batch.query, blocks.BA)
-    attend_weights(b_query, item, p_rows, None, length, sizes, strides, blocks)
+    attend_weights(
+        _query(p_query, i_b, sizes.A, s_batch.query, blocks.BA),
+        AttentionItem(
+            p_memory,
+            batch.processed_memory + i_b * s_batch.processed_memory,
+            batch.previous + i_b * s_batch.weights_cat,
+            batch.cumulative + i_b * s_batch.weights_cat,
+            batch.location,
+            batch.v,
+            batch.v_bias,
+            None if batch.mask is None else batch.mask + i_b * s_batch.mask,
+        ),
+        p_rows,
+        None,
+        length,
+        sizes,
+        strides,
+        blocks,
+    )
     tl.debug_barrier()
     if i_d == 0:
         for t0 in range(0, T, blocks.BT):
             o_t = t0 + tl.arange(0, blocks.BT)
             tl.store(p_weights + i_b * T + o_t, tl.load(p_rows + o_t, mask=o_t < T, other=0.0), mask=o_t < T)
-    b_context = attend_context(item.memory, p_rows, i_d * blocks.BD, length, D, strides, blocks)
+    b_context = attend_context(p_memory, p_rows, i_d * blocks.BD, length, D, strides, blocks)
     o_d = i_d * blocks.BD + tl.arange(0, blocks.BD)
     tl.store(p_context + i_b * D + o_d, b_context, mask=o_d < D)
 
@@ -135,33 +124,32 @@ def location_attention_bwd_kernel(
     """
     T, A, D, s_l = sizes.T, sizes.A, sizes.D, strides.location
     i_b = tl.program_id(0).to(tl.int64)
-    length = _length(p_lengths, i_b, T)
-    p_dweights, p_dprevious, p_dcumulative, p_windows = (
-        upstream.weights,
-        gradients.previous,
-        gradients.cumulative,
-        scratch.windows,
-    )
-    if upstream.weights is not None:
-        p_dweights += i_b * T
-    if gradients.previous is not None:
-        p_dprevious += i_b * 2 * T
-        p_dcumulative += i_b * 2 * T
-        p_windows += i_b * T * s_l
+    length = item_length(p_lengths, i_b, T, p_lengths is not None)
     b_dquery = attend_bwd(
         _query(p_query, i_b, A, s_batch.query, blocks.BA),
-        _item(batch, i_b, s_batch),
+        AttentionItem(
+            batch.memory + i_b * s_batch.memory,
+            batch.processed_memory + i_b * s_batch.processed_memory,
+            batch.previous + i_b * s_batch.weights_cat,
+            batch.cumulative + i_b * s_batch.weights_cat,
+            batch.location,
+            batch.v,
+            batch.v_bias,
+            None,
+        ),
         p_rows + i_b * s_batch.rows,
-        AttentionUpstream(upstream.context + i_b * D, p_dweights),
+        AttentionUpstream(upstream.context + i_b * D, None if upstream.weights is None else upstream.weights + i_b * T),
         AttentionGradients(
             gradients.processed_memory + i_b * T * A,
             gradients.location + i_b * A * s_l,
             gradients.v + i_b * A,
             gradients.v_bias + i_b,
-            p_dprevious,
-            p_dcumulative,
+            None if gradients.previous is None else gradients.previous + i_b * 2 * T,
+            None if gradients.cumulative is None else gradients.cumulative + i_b * 2 * T,
         ),
-        AttentionScratch(scratch.d_weights + i_b * T, None, p_windows),
+        AttentionScratch(
+            scratch.d_weights + i_b * T, None, None if scratch.windows is None else scratch.windows + i_b * T * s_l
+        ),
         length,
         sizes,
         strides,
@@ -196,8 +184,8 @@ class Gradients(NamedTuple):
     location: Tensor | None = None
     v: Tensor | None = None
     v_bias: Tensor | None = None
-    mask: None = None
-    lengths: None = None
+    mask: Tensor | None = None
+    lengths: Tensor | None = None
 
 
 class Options(NamedTuple):
@@ -294,31 +282,35 @@ def _batch(inputs: Inputs) -> AttentionItem:
 def _sizes_and_strides(
     inputs: Inputs, options: Options, rows: Tensor
 ) -> tuple[AttentionSizes, AttentionStrides, BatchStrides]:
-    memory, processed, mask = inputs.memory, inputs.processed_memory, inputs.mask
-    s_mask, s_mask_t = strides(mask, 0, 1)
-    T, D = memory.shape[1:]
+    memory, processed = inputs.memory, inputs.processed_memory
+    s_mask, s_mask_t = strides(inputs.mask, 0, 1)
     return (
-        AttentionSizes(T, len(inputs.location), D, options.sharpening),
-        AttentionStrides(*strides(memory, 1, 2), *strides(processed, 1, 2), inputs.location.stride(0), s_mask_t),
+        AttentionSizes(memory.shape[1], len(inputs.location), memory.shape[2], options.sharpening),
+        AttentionStrides(
+            memory_t=memory.stride(1),
+            memory_d=memory.stride(2),
+            processed_t=processed.stride(1),
+            processed_a=processed.stride(2),
+            location=inputs.location.stride(0),
+            mask=s_mask_t,
+        ),
         BatchStrides(
-            inputs.query.stride(0),
-            memory.stride(0),
-            processed.stride(0),
-            inputs.weights_cat.stride(0),
-            s_mask,
-            rows.stride(0),
+            query=inputs.query.stride(0),
+            memory=memory.stride(0),
+            processed_memory=processed.stride(0),
+            weights_cat=inputs.weights_cat.stride(0),
+            mask=s_mask,
+            rows=rows.stride(0),
         ),
     )
 
 
 def _blocks(inputs: Inputs, options: Options, config: Config) -> tuple[AttentionBlocks, dict[str, int]]:
-    """A configuration as the kernel's compile-time constants and its launch options."""
-    constants = {
-        "TAPS": options.taps,
-        "NORMALIZATION": options.normalization,
-        "PRECISION": product_precision(inputs.location.dtype),
-        "BA": max(SMALLEST_DOT, triton.next_power_of_2(len(inputs.location))),
-        **{name: value for name, value in config.items() if name in AttentionBlocks._fields},
-    }
-    launch_options = {name: value for name, value in config.items() if name not in constants}
-    return AttentionBlocks(**{name: tl.constexpr(value) for name, value in constants.items()}), launch_options
+    return split_config(
+        AttentionBlocks,
+        config,
+        TAPS=options.taps,
+        NORMALIZATION=options.normalization,
+        PRECISION=product_precision(inputs.location.dtype),
+        BA=max(SMALLEST_DOT, triton.next_power_of_2(len(inputs.location))),
+    )

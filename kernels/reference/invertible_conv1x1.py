@@ -8,17 +8,9 @@ from torch import Tensor
 
 
 def invertible_conv1x1_factors(weights: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-    """W^-1 and log|det W| of several flows.
+    """Arguments as `kernels.invertible_conv1x1_factors`.
 
-    log|det| is that of the absolute value: a negative determinant is as good as a positive one
-    (the reference's logdet gives NaN there). A W whose elimination meets pivots of 0 has log|det| = -inf; its
-    "inverse" is finite and of no use: that of W with those pivots replaced by 1.
-
-    Args:
-        weights: [c, c, 1] each, not necessarily of one c.
-
-    Returns:
-        (inverses, [c, c] each; log|det W| of one group, [len(weights)]), float32 (float64 for float64).
+    NVIDIA's code takes the logarithm of the determinant itself, which is NaN for a negative one.
     """
     matrices = [_matrix(weight) for weight in weights]
     log_dets = torch.stack([torch.linalg.slogdet(matrix).logabsdet for matrix in matrices])
@@ -26,33 +18,14 @@ def invertible_conv1x1_factors(weights: Sequence[Tensor]) -> tuple[list[Tensor],
 
 
 def invertible_conv1x1(z: Tensor, weight: Tensor, log_det: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """W z and log|det W|.
-
-    Args:
-        z: [B, c, T].
-        weight: [c, c, 1].
-        log_det: one entry of `invertible_conv1x1_factors`' log|det W|, if it is known already.
-
-    Returns:
-        (W z [B, c, T], log|det W| of one group: a scalar float32 or float64, or `log_det` itself).
-    """
+    """Arguments as `kernels.invertible_conv1x1`."""
     if log_det is None:
         log_det = torch.linalg.slogdet(_matrix(weight)).logabsdet
     return F.conv1d(z, weight), log_det
 
 
 def invertible_conv1x1_inverse(z: Tensor, weight: Tensor, inverse: Tensor | None = None) -> Tensor:
-    """W^-1 z, the inverse taken in float32 (float64 for float64).
-
-    Args:
-        z: [B, c, T].
-        weight: [c, c, 1], the weight of the forward direction.
-        inverse: [c, c], one of `invertible_conv1x1_factors`' inverses, if it is known already; `weight` is
-            then not read.
-
-    Returns:
-        [B, c, T], dtype of `z`.
-    """
+    """Arguments as `kernels.invertible_conv1x1_inverse`."""
     if inverse is None:
         inverse = _inverse(_matrix(weight))
     return F.conv1d(z, inverse.unsqueeze(2).to(z.dtype))
@@ -63,7 +36,7 @@ def _matrix(weight: Tensor) -> Tensor:
 
 
 def _inverse(matrix: Tensor) -> Tensor:
-    # Unlike torch.linalg.inv: no look at the values from the host, no error and no NaN for a singular matrix.
+    # Unlike torch.linalg.inv: no host sync, and neither an error nor NaN for a singular matrix.
     factors, pivots, _ = torch.linalg.lu_factor_ex(matrix)
     factors = factors + torch.diag((factors.diagonal() == 0).to(factors.dtype))
     return torch.linalg.lu_solve(factors, pivots, torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device))

@@ -1,4 +1,4 @@
-"""Location-sensitive attention (Chorowski et al. 2015; Attention in NVIDIA's tacotron2/model.py)."""
+"""Location-sensitive attention in PyTorch."""
 
 import torch
 import torch.nn.functional as F
@@ -23,29 +23,10 @@ def location_attention(
     sharpening: float = 1.0,
     normalization: str = "softmax",
 ) -> tuple[Tensor, Tensor]:
-    """One attention step.
-
-    Args:
-        query: attention LSTM's output, [B, n_query].
-        memory: encoder outputs, [B, T, n_memory].
-        processed_memory: memory through the memory layer, [B, T, A].
-        attention_weights_cat: previous and cumulative weights, [B, 2, T], any float dtype.
-        query_weight: [A, n_query].
-        location_conv_weight: [F, 2, k] with odd k.
-        location_dense_weight: [A, F].
-        v_weight: [1, A].
-        mask: [B, T] bool, True in padding; absent: nothing is padding.
-        lengths: [B] integers: what lies beyond is padding, besides what the mask says.
-        v_bias: [1], added to each energy; absent: none.
-        sharpening: factor of the energies (ESPnet).
-        normalization: 'softmax' of the energies, or their 'sigmoid' over the sum of all sigmoids (coqui).
-
-    Returns:
-        (context [B, n_memory], attention weights [B, T]). An item that is all padding gets zeros.
-    """
+    """Chorowski et al. 2015; Attention in NVIDIA's tacotron2/model.py. Arguments as `kernels.location_attention`."""
     kernel_size = location_conv_weight.shape[2]
     attention_weights_cat = attention_weights_cat.to(location_conv_weight.dtype)
-    # The convolution as a matrix product over its windows: with two input channels convolution routines are slow.
+    # The convolution as a product with its windows: convolution routines are slow with two input channels.
     windows = F.pad(attention_weights_cat, [(kernel_size - 1) // 2] * 2).unfold(2, kernel_size, 1)  # [B, 2, T, k]
     location = F.linear(windows.transpose(1, 2).flatten(2), location_conv_weight.flatten(1))  # [B, T, F]
     location = F.linear(location, location_dense_weight)  # [B, T, A]
@@ -65,7 +46,7 @@ def location_attention(
     elif mask is None:
         weights = F.softmax(energies, dim=1)
     else:
-        # With -inf the softmax of an item that is all padding, and its gradient, would be NaN.
+        # With -inf, the softmax of an item that is all padding and its gradient would be NaN.
         weights = F.softmax(energies.masked_fill(mask, torch.finfo(energies.dtype).min), dim=1)
         weights = weights.masked_fill(mask, 0.0)
     return torch.bmm(weights.unsqueeze(1), memory).squeeze(1), weights

@@ -1,7 +1,6 @@
 """Counter-based random numbers: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
 
-A number depends on its key and its position only, not on the order, batch or device in which
-it is drawn: that is what makes one seed give one result everywhere.
+A value depends only on its key and its position, not on order, batch or device: one seed gives one result everywhere.
 """
 
 import math
@@ -20,7 +19,7 @@ def random_seed(device: torch.device) -> Tensor:
 
 
 def dropped_words(p_dropout: float) -> int:
-    """How many of the 2^24 possible random numbers drop their element."""
+    """How many of the 2^24 possible random values drop their element."""
     return math.ceil(p_dropout * 2**24)
 
 
@@ -31,7 +30,7 @@ def philox4x32(
     x0, x1, x2, x3 = counter
     k0, k1 = key
     for _ in range(10):
-        # The 64-bit products wrap as signed integers; the words cut from them are right all the same.
+        # The 64-bit products wrap as signed integers, which does not change their 32-bit words.
         p0, p1 = x0 * _MULTIPLIERS[0], x2 * _MULTIPLIERS[1]
         x0, x1, x2, x3 = (
             ((p1 >> 32) & _MASK) ^ x1 ^ k0,
@@ -44,7 +43,7 @@ def philox4x32(
 
 
 def _random_words(seeds: Tensor, stream: int, start: int, rows: int, columns: int) -> Tensor:
-    """[B, rows, columns] of 32-bit words; row i of an item depends on its seed, `stream` and start + i only."""
+    """[B, rows, columns] of 32-bit words; row i of an item depends only on its seed, `stream` and start + i."""
     device = seeds.device
     row = torch.arange(start, start + rows, device=device).view(1, rows, 1)
     block = torch.arange((columns + 3) // 4, device=device).view(1, 1, -1)
@@ -55,13 +54,14 @@ def _random_words(seeds: Tensor, stream: int, start: int, rows: int, columns: in
 
 
 def uniform_noise(seeds: Tensor, stream: int, start: int, rows: int, columns: int) -> Tensor:
-    """Uniform numbers in [0, 1) with 24 random bits.
+    """Uniform values in [0, 1) with 24 random bits.
 
     Args:
-        seeds: [B] int64, one an item.
+        seeds: [B] int64, one per item.
         stream: which of the independent sequences of a seed, 0 to 2^32 - 1.
         start: position of the first row (a frame, a group of samples).
-        rows, columns: how many numbers of how many positions.
+        rows: number of positions.
+        columns: number of values per position.
 
     Returns:
         float32 [B, rows, columns].
@@ -70,12 +70,12 @@ def uniform_noise(seeds: Tensor, stream: int, start: int, rows: int, columns: in
 
 
 def normal_noise(seeds: Tensor, stream: int, start: int, rows: int, columns: int) -> Tensor:
-    """Standard normal numbers by Box-Muller from two words each; arguments as in `uniform_noise`.
+    """Standard normal values by Box-Muller from two words each; arguments as in `uniform_noise`.
 
     Returns:
         float32 [B, rows, columns].
     """
     words = _random_words(seeds, stream, start, rows, 2 * columns)
-    u1 = ((words[:, :, 0::2] >> 8).double() + 1.0) * 2.0**-24  # (0, 1]: its logarithm is finite
+    u1 = ((words[:, :, 0::2] >> 8).double() + 1.0) * 2.0**-24  # in (0, 1], so that the logarithm is finite
     u2 = (words[:, :, 1::2] >> 8).double() * 2.0**-24
     return (torch.sqrt(-2.0 * torch.log(u1)) * torch.cos(2.0 * math.pi * u2)).float()

@@ -1,4 +1,4 @@
-"""Tacotron 2's prenet (Shen et al. 2018, section 2.2): its dropout is part of the model and always on."""
+"""Tacotron 2's prenet (Shen et al. 2018, section 2.2), with dropout in inference too."""
 
 from collections.abc import Sequence
 
@@ -17,23 +17,10 @@ def prenet(
     seeds: Tensor | None = None,
     start: int = 0,
 ) -> Tensor:
-    """Linear layers without bias, each followed by ReLU and dropout.
-
-    Args:
-        x: [..., n_in]; with seeds [B, steps, n_in], or [B, n_in] for one step.
-        weights: one [n_out, n_in] a layer.
-        p_dropout: probability of dropping a unit, in training and in inference.
-        noise: uniform numbers in [0, 1), [n_layers, ..., n_out]: a unit is kept where its number is
-            at least `p_dropout`.
-        seeds: [B] int64, to draw the noise from (`prenet_noise`). Without both: drawn from PyTorch's generator.
-        start: the decoder step of x's first.
-
-    Returns:
-        [..., n_out of the last layer].
-    """
+    """Arguments as `kernels.prenet`; `noise` may be a list of a tensor per layer."""
     if seeds is not None:
         noise = prenet_noise(seeds, [len(weight) for weight in weights], start, x.shape[1] if x.dim() == 3 else 1)
-        noise = [numbers.view(*x.shape[:-1], -1) for numbers in noise]
+        noise = [values.view(*x.shape[:-1], -1) for values in noise]
     for i, weight in enumerate(weights):
         x = F.relu(F.linear(x, weight))
         if noise is None:
@@ -44,14 +31,8 @@ def prenet(
 
 
 def prenet_noise(seeds: Tensor, widths: Sequence[int], start: int, steps: int) -> list[Tensor]:
-    """Uniform numbers for the dropout: each depends on the item's seed, the layer, the decoder step and the unit.
+    """Uniform noise for `steps` decoder steps from `start` on: float32 [B, steps, width] per layer.
 
-    Args:
-        seeds: [B] int64.
-        widths: units of each layer.
-        start: the first decoder step; steps: how many.
-
-    Returns:
-        float32 [B, steps, width] of each layer: sequence `layer` of the seed.
+    Layer i draws from stream i of the seeds, int64 [B].
     """
     return [uniform_noise(seeds, layer, start, steps, width) for layer, width in enumerate(widths)]

@@ -1,4 +1,4 @@
-"""Calls of location attention, to be compiled ahead of time."""
+"""Ahead-of-time cases of location attention."""
 
 from functools import partial
 
@@ -36,8 +36,12 @@ def _location_attention(
     wide_inputs: bool = False,
     **options,
 ) -> None:
-    """`frozen_weights`: the previous and the cumulative weights want no gradient; `weights_reached`: a gradient
-    comes from the weights; `wide_inputs`: these are float32, as in loops."""
+    """
+    Args:
+        frozen_weights: the previous and the cumulative weights need no gradient.
+        weights_reached: a gradient reaches the weights.
+        wide_inputs: the previous and the cumulative weights are float32, as in loops.
+    """
     with torch.set_grad_enabled(trains):
         leaf = partial(meta_leaf, dtype)
         cat = (meta_constant if frozen_weights else meta_leaf)(torch.float32 if wide_inputs else dtype, B, 2, T)
@@ -58,7 +62,7 @@ def _location_attention(
         run_backward(context, weights if weights_reached else None)
 
 
-# The kernels that multiply matrices, and what holds the rows of theirs.
+# Kernels on tensor cores, and the constant that holds the rows of their products.
 PRODUCTS = {"location_attention_fwd_kernel": "BT", "location_attention_bwd_kernel": "BT"}
 _case = partial(make_case, PRODUCTS)
 

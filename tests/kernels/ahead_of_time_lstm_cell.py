@@ -1,4 +1,4 @@
-"""Calls of lstm_cell, to be compiled ahead of time."""
+"""Ahead-of-time cases of lstm_cell."""
 
 from functools import partial
 
@@ -32,7 +32,7 @@ def _lstm_cell(
     seed_in_memory: bool = False,
     **options,
 ) -> None:
-    """`outputs`: those that a gradient comes from."""
+    """`outputs`: those that a gradient reaches."""
     with torch.set_grad_enabled(trains):
         leaf = partial(meta_leaf, dtype)
         next_h, next_c = lstm_cell(
@@ -50,7 +50,7 @@ def _lstm_cell(
 
 _case = partial(make_case, {"lstm_cell_fwd_kernel": "ROWS"})
 
-# The sizes of Tacotron 2's decoder: the attention LSTM reads 256 + 512 numbers, the decoder LSTM 1024 + 512.
+# Tacotron 2's decoder: the attention LSTM has 256 + 512 inputs, the decoder LSTM 1024 + 512.
 CASES = (
     _case(_lstm_cell, "the decoder's, 128 items", 128, 1536, 1024, **SWEPT_PRODUCTS),
     _case(_lstm_cell, "the decoder's, one item, inference", 1, 768, 1024, trains=False, precisions=BFLOAT16),

@@ -125,17 +125,17 @@ def test_gradients_with_seeds(leaf):
 
 
 WRONG = {
-    r"weight 1 has shape \(5, 4\): an input of 5 numbers takes \[n, 5\]": {"weights": [(5, 4), (5, 4)]},
-    r"weight 0 has shape \(4,\)": {"weights": [(4,)]},
+    r"weights\[1\] has shape \[5, 4\], must be \[n_out, 5\]": {"weights": [(5, 4), (5, 4)]},
+    r"weights\[0\] has shape \[4\], must be \[n_out, 4\]": {"weights": [(4,)]},
     "weights is empty": {"weights": []},
-    r"p_dropout 1.0 is not in \[0, 1\)": {"p_dropout": 1.0},
-    r"noise has shape \(1, 2, 3, 5\), not \(2, 2, 3, 5\)": {"noise": (1, 2, 3, 5)},
-    r"layers of one width, not of \[5, 6\]": {"weights": [(5, 4), (6, 5)], "noise": (2, 2, 3, 6)},
+    "p_dropout=1.0 must be at least 0 and below 1": {"p_dropout": 1.0},
+    r"noise has shape \[1, 2, 3, 5\], must be \[2, 2, 3, 5\]": {"noise": (1, 2, 3, 5)},
+    r"layers of one width, these have \[5, 6\]": {"weights": [(5, 4), (6, 5)], "noise": (2, 2, 3, 6)},
     "both noise and seeds": {"noise": (2, 2, 3, 5), "seeds": torch.zeros(2, dtype=torch.int64)},
-    r"seeds is int64 \(3,\): pass int64 \(2,\)": {"seeds": torch.zeros(3, dtype=torch.int64)},
-    r"seeds is int32 \(2,\)": {"seeds": torch.zeros(2, dtype=torch.int32)},
-    r"x has shape \(1, 2, 3, 4\): with seeds": {"x": (1, 2, 3, 4), "seeds": torch.zeros(1, dtype=torch.int64)},
-    "start -1 is negative": {"seeds": torch.zeros(2, dtype=torch.int64), "start": -1},
+    r"seeds has shape \[3\], must be \[2\]": {"seeds": torch.zeros(3, dtype=torch.int64)},
+    "seeds have dtype int32, must be int64": {"seeds": torch.zeros(2, dtype=torch.int32)},
+    r"with seeds, x has shape \[1, 2, 3, 4\]": {"x": (1, 2, 3, 4), "seeds": torch.zeros(1, dtype=torch.int64)},
+    "start=-1 must be at least 0": {"seeds": torch.zeros(2, dtype=torch.int64), "start": -1},
 }
 
 
@@ -349,7 +349,7 @@ def test_what_the_kernels_do_not_serve_falls_back_or_is_refused(device):
     with backend.use_backend("triton"), pytest.raises(FastglowError, match="have the dtypes float32, float64"):
         prenet(x.float(), weights, **others)
     weights = [weight.float() for weight in weights]
-    with backend.use_backend("triton"), pytest.raises(FastglowError, match="the noise is float16, not float32"):
+    with backend.use_backend("triton"), pytest.raises(FastglowError, match="noise has dtype float16, must be float32"):
         prenet(x.float(), weights, 0.5, others["noise"].half())
 
 

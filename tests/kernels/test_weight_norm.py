@@ -119,12 +119,18 @@ def test_packed_matrices_are_rounded_once(dtype):
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: weight_norm(torch.ones(3, 2), torch.ones(3, 1, 1)), r"v has shape \(3, 2\)"),
-        (lambda: weight_norm(torch.ones(3, 2, 1), torch.ones(3)), r"g \(3,\)"),
-        (lambda: weight_norm(torch.ones(3, 2, 1), torch.ones(3, 1, 1).half()), "g torch.float16"),
+        (lambda: weight_norm(torch.ones(3, 2), torch.ones(3, 1, 1)), r"v has shape \[3, 2\], must be \[out, in, k\]"),
+        (lambda: weight_norm(torch.ones(3, 2, 1), torch.ones(3)), r"g has shape \[3\], must be \[3, 1, 1\]"),
+        (
+            lambda: weight_norm(torch.ones(3, 2, 1), torch.ones(3, 1, 1).half()),
+            "v has dtype float32 and g float16: cast one",
+        ),
         (lambda: weight_norm_packed([]), r"groups of \[\] weights"),
         (lambda: weight_norm_packed([[(torch.ones(3, 2, 1), torch.ones(3, 1, 1))], []]), r"groups of \[1, 0\] weights"),
-        (lambda: weight_norm_packed([[(torch.ones(3, 2, 1), torch.ones(2, 1, 1))]]), r"g \(2, 1, 1\)"),
+        (
+            lambda: weight_norm_packed([[(torch.ones(3, 2, 1), torch.ones(2, 1, 1))]]),
+            r"g has shape \[2, 1, 1\], must be \[3, 1, 1\]",
+        ),
         (
             lambda: weight_norm_packed([[(torch.ones(n, 2, 1), torch.ones(n, 1, 1)) for n in (3, 4)]]),
             r"\[3, 4\] output channels",
@@ -264,8 +270,8 @@ def test_no_rows(triton_backend, device):
 
 def test_what_the_kernels_do_not_do(device):
     single, half = (weights([[(2, 3, 1)]], dtype, device) for dtype in (torch.float32, torch.float16))
-    assert_kernels_refuse("not of one dtype", weight_norm_packed, [[single, half]])
-    assert_kernels_refuse("a result in float64", weight_norm_packed, [[single]], torch.float64)
+    assert_kernels_refuse("the dtypes float16, float32", weight_norm_packed, [[single, half]])
+    assert_kernels_refuse("the result is float64", weight_norm_packed, [[single]], torch.float64)
     assert_kernels_refuse("float64 is not among", weight_norm, *(x.double() for x in single))
     assert weight_norm_packed([[single, half]])[0].shape == (2, 6)
     assert weight_norm_packed([[single]], torch.float64)[0].dtype == torch.float64
