@@ -1,8 +1,8 @@
-"""Tacotron 2's decoder under teacher forcing, forward and backward: mel frames a second in training.
+"""Tacotron 2's decoder under teacher forcing, forward and backward: mel frames per second in training.
 
-`Tacotron2.decoder` as a training step calls it, in float16 autocast, with the gradients of all its parameters and of
-the encoder's outputs. Its prenet, output projections and the losses' gradients are in it; encoder, postnet and the
-optimizer are not. Dropout is on while time is taken, and off for the verification of a call with fewer frames.
+Measured: `Tacotron2.decoder` as a training step calls it, in float16 autocast, with the gradients of all its parameters
+and of the encoder's outputs. That includes prenet, output projections and the losses' gradients, but not encoder,
+postnet and optimizer. Dropout is on in the timed call and off in the verification, which has fewer frames.
 """
 
 import copy
@@ -34,8 +34,8 @@ from .workload import (
 )
 
 CHECKED_FRAMES = 24
-COMPILED_BATCH = 128  # of the others torch.compile is left out: it compiles for each anew
-TARGET = 1e6  # mel frames a second, at the largest batch
+COMPILED_BATCH = 128  # the only one for torch.compile, which compiles anew for each batch size
+TARGET = 1e6  # mel frames per second, at the largest batch
 
 SMALL = {
     "n_mel_channels": 8,
@@ -58,11 +58,11 @@ def new_model(small: bool) -> Tacotron2:
 
 
 class BarePrenet(nn.Module):
-    """In the place of NVIDIA's, without its dropout."""
+    """NVIDIA's prenet without its dropout."""
 
     def __init__(self, prenet: nn.Module):
         super().__init__()
-        self.layers = prenet.layers
+        self.layers = nn.ModuleList(prenet.get_submodule("layers").children())
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
@@ -74,18 +74,15 @@ class BarePrenet(nn.Module):
 class Training(Workload):
     """`batch` items of `text` symbols and `n_frames` mel frames."""
 
+    case: str
+    dtype: torch.dtype
     batch: int
     text: int
     n_frames: int
-    dtype: torch.dtype
     small: bool = False
 
     op = "teacher_forced_loop"
     directions = (FORWARD_BACKWARD,)
-
-    @property
-    def case(self) -> str:
-        return f"{self.batch}x{self.text}x{self.n_frames}"
 
     @property
     def model(self) -> Tacotron2:
@@ -99,7 +96,7 @@ class Training(Workload):
         return {"memory": list(memory.shape), "mels": list(mels.shape)}
 
     def cost(self, direction: str) -> Cost:
-        """Weights, encoder outputs and mels read, and gradients of as many written; backward twice the FLOPs."""
+        """Reads weights, encoder outputs and mels, writes their gradients; the backward has twice the FLOPs."""
         recurrent, output, memory_weight = plain_tacotron2.weights_of(self.model.decoder)
         weights = sum(tensor.numel() for tensor in plain_tacotron2.tensors_of((recurrent, output)))
         A, _, taps = len(recurrent.attention.query), *recurrent.attention.location_conv.shape[1:]
@@ -110,7 +107,7 @@ class Training(Workload):
         return Cost(moved * self.dtype.itemsize, flops)
 
     def capturable(self, direction: str) -> bool:
-        return False  # its loop is graphs already; NVIDIA's looks lengths up from the host
+        return False  # our loop replays graphs already; NVIDIA's syncs with the host for the lengths
 
     def frames(self, direction: str) -> int:
         return self.batch * self.n_frames
@@ -138,7 +135,7 @@ class Training(Workload):
         return largest_error(actual, usual, exact, direction)
 
     def _batch(self, n_frames: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(memory, mels, lengths), the longest text first as NVIDIA's data loader has it."""
+        """(memory, mels, lengths), the longest text first as in NVIDIA's data loader."""
         config = self.model.config
         memory = torch.randn(self.batch, self.text, config.encoder_embedding_dim, device=device()) * 0.5
         mels = torch.randn(self.batch, config.n_mel_channels, n_frames, device=device())
@@ -146,27 +143,28 @@ class Training(Workload):
         return memory.requires_grad_(), mels, lengths
 
     def _decoder(self, implementation: Implementation, model: Tacotron2, dropout: bool) -> tuple[Decode, list[Tensor]]:
-        """(what decodes, its parameters in one order)."""
+        """(decoding function, its parameters sorted by name)."""
         if implementation.name == COMPILE:
             return self._plain(model, self.dtype, dropout, torch.compile(plain_tacotron2.recur, dynamic=False))
+        decoder: nn.Module = model.decoder
         if implementation.name == PEER:
-            model = implementation.dle.tacotron2(model)
+            decoder = implementation.nvidia.tacotron2(model).get_submodule("decoder")
             if not dropout:
-                model.decoder.prenet = BarePrenet(model.decoder.prenet)
+                decoder.prenet = BarePrenet(decoder.get_submodule("prenet"))
         elif not dropout:
             model.decoder.prenet.p_dropout = 0.0
-        model.train(dropout)
+        decoder.train(dropout)
 
         def decode(memory: Tensor, mels: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             with torch.autocast(device().type, torch.float16, enabled=self.dtype == torch.float16):
-                return model.decoder(memory, mels, lengths)
+                return decoder(memory, mels, lengths)
 
-        return decode, _parameters_of(model.decoder)
+        return decode, _parameters_of(decoder)
 
     def _plain(
         self, model: Tacotron2, dtype: torch.dtype, dropout: bool, step=plain_tacotron2.recur
     ) -> tuple[Decode, list[Tensor]]:
-        """In `dtype` throughout, but for float32 parameters: autocast would cast them at every frame."""
+        """Casts the float32 parameters to `dtype` once: autocast would cast them at every frame."""
         decoder = model.decoder
         p_dropout = 0.5, decoder.p_attention_dropout, decoder.p_decoder_dropout
 
@@ -180,7 +178,7 @@ class Training(Workload):
     def _pass(
         self, decode: Decode, parameters: list[Tensor], batch: tuple[Tensor, Tensor, Tensor], dtype: torch.dtype
     ) -> Callable[[], list[Tensor]]:
-        """Makes [mel, gate, alignments, gradients of the encoder's outputs and of the parameters]."""
+        """A call that returns [mel, gate, alignments, gradients of the encoder's outputs and of the parameters]."""
         memory, mels, lengths = batch
         gradients = upstream_gradients([mels, mels[:, 0]], self.dtype)
 
@@ -193,14 +191,18 @@ class Training(Workload):
         return run
 
 
-def _parameters_of(decoder: nn.Module) -> list[nn.Parameter]:
+def _parameters_of(decoder: nn.Module) -> list[Tensor]:
     named = dict(decoder.named_parameters())
     return [named[name] for name in sorted(named)]
 
 
+def training(dtype: torch.dtype, batch: int, text: int, n_frames: int, small: bool = False) -> Training:
+    return Training(f"{batch}x{text}x{n_frames}", dtype, batch, text, n_frames, small)
+
+
 WORKLOADS = on_this_machine(
-    gpu=[Training(batch, 128, 400, torch.float16) for batch in (128, 64, 32)],
-    cpu=[Training(3, 9, 14, torch.float32, small=True)],
+    gpu=[training(torch.float16, batch, 128, 400) for batch in (128, 64, 32)],
+    cpu=[training(torch.float32, 3, 9, 14, small=True)],
 )
 
 

@@ -45,6 +45,19 @@ def pointer_table(tensors: Sequence[Tensor]) -> Tensor:
     return integer_table(tuple(tensor.data_ptr() for tensor in tensors), tensors[0].device)
 
 
+def write_integers(tensor: Tensor, values: Sequence[int]) -> None:
+    """Writes integers from the host into all elements, in stream order and without a host sync."""
+    flat = tensor.flatten()
+    if not tensor.is_cuda:
+        flat.copy_(torch.tensor(values, device="cpu"))
+    elif torch.cuda.is_current_stream_capturing():
+        # A recorded copy would read the host's memory again at every replay.
+        for element, value in zip(flat.unbind(), values, strict=True):
+            element.fill_(value)
+    else:
+        flat.copy_(torch.tensor(values, device="cpu", pin_memory=True), non_blocking=True)
+
+
 @cache
 def integer_table(values: tuple, device: torch.device) -> Tensor:
     """An int64 tensor of a tuple of integers, or of tuples of them, on a device.

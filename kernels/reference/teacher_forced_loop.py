@@ -1,11 +1,10 @@
 """Tacotron 2's decoder under teacher forcing (Shen et al. 2018; Decoder.forward in NVIDIA's tacotron2/model.py).
 
-Twice: `teacher_forced_loop` is the definition, a plain loop; `deferred_teacher_forced_loop` has its backward pass
-written out, so that nothing is in the loop that does not recur, which is what serves on a CPU and what the Triton
-kernels mirror.
+`teacher_forced_loop` is the definition, a plain loop. `deferred_teacher_forced_loop` serves on a CPU: its backward
+pass is written out as the Triton kernels have it. Maths: kernels/README.md.
 """
 
-from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +18,39 @@ from .lstm_cell import lstm_cell
 from .philox import dropped_words, philox4x32
 
 ATTENTION_STREAM, DECODER_STREAM = 0x6174746E, 0x6465636F
-"""Fourth words of the counters of the dropout masks: no other random number of a seed has them."""
+"""Fourth words of the dropout masks' Philox counters."""
+
+
+class Arguments(NamedTuple):
+    """The differentiable arguments, flat, as an autograd function takes them; or their gradients; or, as booleans,
+    which gradients are wanted."""
+
+    decoder_inputs: Any = None  # [T, B, P]
+    memory: Any = None  # [B, T_in, D]
+    processed_memory: Any = None  # [B, T_in, A]
+    attention_weight_ih: Any = None  # [4N, P + D]
+    attention_weight_hh: Any = None  # [4N, N]
+    attention_bias_ih: Any = None  # [4N]
+    attention_bias_hh: Any = None  # [4N]
+    query: Any = None  # [A, N]
+    location_conv: Any = None  # [F, 2, k]
+    location_dense: Any = None  # [A, F]
+    v: Any = None  # [1, A]
+    decoder_weight_ih: Any = None  # [4n, N + D]
+    decoder_weight_hh: Any = None  # [4n, n]
+    decoder_bias_ih: Any = None  # [4n]
+    decoder_bias_hh: Any = None  # [4n]
+
+    @property
+    def weights(self) -> RecurrentWeights:
+        tensors = self[3:]
+        return RecurrentWeights(LSTMWeights(*tensors[:4]), AttentionWeights(*tensors[4:8]), LSTMWeights(*tensors[8:]))
+
+
+def flatten_arguments(
+    decoder_inputs: Tensor, memory: Tensor, processed_memory: Tensor, weights: RecurrentWeights
+) -> Arguments:
+    return Arguments(decoder_inputs, memory, processed_memory, *(x for part in weights for x in part))
 
 
 def teacher_forced_loop(
@@ -33,21 +64,8 @@ def teacher_forced_loop(
     p_decoder_dropout: float = 0.0,
     seed: int | Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """All steps of the decoder from the prenet's outputs to the decoder LSTM's.
-
-    Args:
-        decoder_inputs: prenet outputs of all frames, [T, B, P].
-        memory: encoder outputs, [B, T_in, D]; processed_memory: through the memory layer, [B, T_in, A].
-        memory_lengths: [B] integers; symbols beyond an item's length get no attention.
-        weights: of both LSTMs and of the attention between them.
-        p_attention_dropout, p_decoder_dropout: of the hidden state of the attention and of the decoder LSTM.
-            What is left is both the output and the next step's state.
-        seed: of the dropout's masks, an integer or a 0-d int64 tensor on the device of `memory`; None: they are
-            drawn from PyTorch's generator, step after step, the attention LSTM's first.
-
-    Returns:
-        (decoder LSTM's hidden state and context [B, T, n + D], attention weights [B, T, T_in]).
-    """
+    """The decoder's steps as a plain loop. Arguments as `kernels.teacher_forced_loop`; without a seed the masks are
+    drawn from PyTorch's generator, step by step, the attention LSTM's first."""
     B, T_in, D = memory.shape
     n_attention, n_decoder = (cell.weight_hh.shape[1] for cell in (weights.attention_rnn, weights.decoder_rnn))
     mask = padding_mask(memory_lengths, T_in)
@@ -85,11 +103,10 @@ def deferred_teacher_forced_loop(
     p_decoder_dropout: float = 0.0,
     seed: int | Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`teacher_forced_loop` with what does not recur outside of its loops, in products over all frames.
+    """`teacher_forced_loop` with everything that does not recur outside the loop, in products over all frames
+    (Appleyard et al. 2016, "Optimizing performance of recurrent neural networks on GPUs", section 3.3).
 
-    Before: the prenet's share of the gates. After, backward: the gradients of all weights, of the memory and of the
-    decoder inputs (Appleyard et al. 2016, "Optimizing performance of recurrent neural networks on GPUs", section
-    3.3). Once differentiable.
+    Once differentiable. Arguments as `kernels.teacher_forced_loop`.
     """
     B, T_in, _ = memory.shape
     steps = (len(decoder_inputs), B)
@@ -100,16 +117,8 @@ def deferred_teacher_forced_loop(
         seed,
         memory,
     )
-    return _DeferredLoop.apply(
-        decoder_inputs,
-        memory,
-        processed_memory,
-        *weights.attention_rnn,
-        *weights.attention,
-        *weights.decoder_rnn,
-        padding_mask(memory_lengths, T_in),
-        *factors,
-    )
+    arguments = flatten_arguments(decoder_inputs, memory, processed_memory, weights)
+    return _DeferredLoop.apply(padding_mask(memory_lengths, T_in), *factors, *arguments)
 
 
 def padding_mask(lengths: Tensor, T_in: int) -> Tensor:
@@ -118,14 +127,11 @@ def padding_mask(lengths: Tensor, T_in: int) -> Tensor:
 
 
 def kept_at_frame(
-    shape: tuple[int, int], p_dropout: float, seed: int | Tensor, stream: int, frame: int, device: torch.device
+    shape: tuple[int, ...], p_dropout: float, seed: int | Tensor, stream: int, frame: int, device: torch.device
 ) -> Tensor:
-    """Which of a frame's hidden units stay: those whose uniform number, of 24 bits, is at least `p_dropout`.
+    """Which hidden units of a frame stay, bool of `shape`: those whose 24-bit uniform noise is at least `p_dropout`.
 
     Unit i has word i mod 4 of Philox at counter (i div 4, frame, item, stream).
-
-    Returns:
-        bool [B, n], as `shape` says.
     """
     B, n = shape
     seed = torch.as_tensor(seed, device=device)
@@ -136,7 +142,7 @@ def kept_at_frame(
 
 
 def dropout_scale(p_dropout: float) -> float:
-    """What kept units are multiplied with; there are none at p = 1."""
+    """Factor of the kept units; at p = 1 there are none."""
     return 1.0 / (1.0 - p_dropout) if p_dropout < 1 else 0.0
 
 
@@ -147,21 +153,40 @@ def _drop(h: Tensor, p_dropout: float, seed: int | Tensor | None, stream: int, f
 
 
 def _dropout_factors(shape_a, shape_d, p_dropout, seed, like: Tensor) -> list[Tensor | None]:
-    """0 or 1 / (1 - p) a frame and unit of either LSTM; None without dropout."""
+    """Of each LSTM [T, B, n], 0 or 1 / (1 - p); None without dropout."""
     factors = [None if p == 0 else like.new_ones(shape) for shape, p in zip((shape_a, shape_d), p_dropout, strict=True)]
-    for frame in range(shape_a[0]):  # in the order of the plain loop: it decides about the generator's numbers
+    for frame in range(shape_a[0]):  # the plain loop's order, as the generator is stateful
         for factor, p, stream in zip(factors, p_dropout, (ATTENTION_STREAM, DECODER_STREAM), strict=True):
             if factor is not None:
                 factor[frame] = _drop(factor[frame], p, seed, stream, frame)
     return factors
 
 
+class _Kept(NamedTuple):
+    """What the forward pass keeps beside its arguments."""
+
+    factors_a: Tensor | None  # [T, B, n_a]
+    factors_d: Tensor | None  # [T, B, n_d]
+    weight_a: Tensor  # [4 n_a, D + n_a]
+    weight_d: Tensor  # [4 n_d, n_a + D + n_d]
+    location: Tensor  # [A, 2k]
+    inputs_a: Tensor  # [T + 1, B, D + n_a]
+    inputs_d: Tensor  # [T + 1, B, n_a + D + n_d]
+    gates_a: Tensor  # [T, B, 4 n_a], activated
+    gates_d: Tensor  # [T, B, 4 n_d], activated
+    cells_a: Tensor  # [T + 1, B, n_a]
+    cells_d: Tensor  # [T + 1, B, n_d]
+    attended: Tensor  # [T + 1, B, 2, T_in + k - 1]
+    tanhs: Tensor  # [T, B, T_in, A]
+
+
 class _DeferredLoop(Function):
-    """Frames are the first dimension of every buffer; a step finds what it reads of the one before in its own slot."""
+    """Buffers are frame by frame; those with T + 1 frames hold in slot t what step t reads of the step before."""
 
     @staticmethod
-    def forward(ctx, decoder_inputs, memory, processed_memory, *arguments):
-        weights, (mask, factors_a, factors_d) = as_weights(arguments[:12]), arguments[12:]
+    def forward(ctx, mask, factors_a, factors_d, *tensors):
+        arguments = Arguments(*tensors)
+        decoder_inputs, memory, processed_memory, weights = *arguments[:3], arguments.weights
         T, B, P = decoder_inputs.shape
         _, T_in, D = memory.shape
         n_a, n_d = (cell.weight_hh.shape[1] for cell in (weights.attention_rnn, weights.decoder_rnn))
@@ -176,10 +201,10 @@ class _DeferredLoop(Function):
         weight_d = torch.cat((cell.weight_ih, cell.weight_hh), dim=1)
         location = _folded_location(weights.attention)  # [A, 2k]
 
-        inputs_a = memory.new_zeros(T + 1, B, D + n_a)  # context, attention LSTM's state; both of the step before
-        inputs_d = memory.new_zeros(T + 1, B, n_a + D + n_d)  # the same, now new; decoder LSTM's of the step before
+        inputs_a = memory.new_zeros(T + 1, B, D + n_a)  # the step before's context and attention LSTM state
+        inputs_d = memory.new_zeros(T + 1, B, n_a + D + n_d)  # the step's; the step before's decoder LSTM state
         cells_a, cells_d = memory.new_zeros(T + 1, B, n_a), memory.new_zeros(T + 1, B, n_d)
-        # Previous and cumulative weights, zeros around them: sums over all frames, which halves would not hold.
+        # Previous and cumulative weights, padded with zeros; sums over all frames exceed 16-bit floats.
         wide = torch.promote_types(memory.dtype, torch.float32)
         attended = memory.new_zeros(T + 1, B, 2, T_in + k - 1, dtype=wide)
         tanhs = memory.new_empty(T, B, T_in, processed_memory.shape[2])
@@ -191,7 +216,7 @@ class _DeferredLoop(Function):
             b_tanh = torch.matmul(_windows(attended[t], k).to(memory.dtype), location.T, out=tanhs[t])
             b_tanh.add_(processed_memory).add_(query).tanh_()
             energies = torch.matmul(b_tanh, weights.attention.v[0])
-            # With -inf the softmax of an item that is all padding would be NaN.
+            # With -inf the softmax of an item without symbols would be NaN.
             energies.masked_fill_(mask, torch.finfo(energies.dtype).min)
             alignment = torch.softmax(energies, dim=1, dtype=wide).masked_fill_(mask, 0.0)
             context = torch.bmm(alignment.to(memory.dtype).unsqueeze(1), memory).squeeze(1)
@@ -204,10 +229,11 @@ class _DeferredLoop(Function):
             if factors_d is not None:
                 h_d *= factors_d[t]
             inputs_d[t + 1, :, n_a + D :] = h_d
-        ctx.save_for_backward(
-            decoder_inputs, memory, *arguments, weight_a, weight_d, location,
+        kept = _Kept(
+            factors_a, factors_d, weight_a, weight_d, location,
             inputs_a, inputs_d, gates_a, gates_d, cells_a, cells_d, attended, tanhs,
         )  # fmt: skip
+        ctx.save_for_backward(*arguments, *kept)
         ctx.set_materialize_grads(False)
         hidden_contexts = torch.cat((inputs_d[1:, :, n_a + D :], inputs_a[1:, :, :D]), dim=2)
         alignments = attended[1:, :, 0, inside].to(memory.dtype)
@@ -216,12 +242,12 @@ class _DeferredLoop(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, d_hidden_contexts, d_alignments):
-        decoder_inputs, memory, *arguments = ctx.saved_tensors
-        weights, (_, factors_a, factors_d) = as_weights(arguments[:12]), arguments[12:15]
-        weight_a, weight_d, location, inputs_a, inputs_d, gates_a, gates_d, cells_a, cells_d, attended, tanhs = (
-            arguments[15:]
-        )
-        T, B, P = decoder_inputs.shape
+        n_arguments = len(Arguments._fields)
+        arguments, kept = Arguments(*ctx.saved_tensors[:n_arguments]), _Kept(*ctx.saved_tensors[n_arguments:])
+        memory, weights = arguments.memory, arguments.weights
+        factors_a, factors_d, weight_a, weight_d, location = kept[:5]
+        inputs_a, inputs_d, gates_a, gates_d, cells_a, cells_d, attended, tanhs = kept[5:]
+        T, B, P = arguments.decoder_inputs.shape
         _, T_in, D = memory.shape
         n_a, n_d = cells_a.shape[2], cells_d.shape[2]
         query, conv, dense, v = weights.attention
@@ -235,7 +261,7 @@ class _DeferredLoop(Function):
         d_energies = memory.new_empty(T, B, T_in)
         d_processed_memory, d_location = memory.new_zeros(B, T_in, len(query)), torch.zeros_like(location)
         d_cell_a, d_cell_d = torch.zeros_like(cells_a[0]), torch.zeros_like(cells_d[0])
-        # Of the step after: of its inputs, and of what its attention read. Cumulative weights go to all steps after.
+        # Gradients from the step after: of its inputs and the weights it read; cumulative ones from all steps after.
         d_input_a, d_state_d = torch.zeros_like(inputs_a[0]), torch.zeros_like(cells_d[0])
         d_previous, d_cumulative = alignments.new_zeros(B, T_in), alignments.new_zeros(B, T_in)
         for t in reversed(range(T)):
@@ -266,35 +292,30 @@ class _DeferredLoop(Function):
         flat_a, flat_d = d_gates_a.flatten(0, 1), d_gates_d.flatten(0, 1)
         d_bias_a, d_bias_d = flat_a.sum(dim=0), flat_d.sum(dim=0)
         d_weight_a, d_weight_d = flat_a.T @ inputs_a[:T].flatten(0, 1), flat_d.T @ inputs_d[:T].flatten(0, 1)
-        return (
-            flat_a.view_as(gates_a) @ weights.attention_rnn.weight_ih[:, :P],
-            torch.bmm(alignments.to(memory.dtype).permute(1, 2, 0), d_contexts.transpose(0, 1)),
-            d_processed_memory,
-            torch.cat((flat_a.T @ decoder_inputs.flatten(0, 1), d_weight_a[:, :D]), dim=1),
-            d_weight_a[:, D:],
-            d_bias_a,
-            d_bias_a,
-            d_queries.flatten(0, 1).T @ inputs_a[1:, :, D:].flatten(0, 1),
-            (dense.T @ d_location).view_as(conv),
-            d_location @ conv.flatten(1).T,
-            (d_energies.flatten() @ tanhs.flatten(0, 2)).unsqueeze(0),
-            d_weight_d[:, : n_a + D],
-            d_weight_d[:, n_a + D :],
-            d_bias_d,
-            d_bias_d,
-            None,
-            None,
-            None,
+        gradients = Arguments(
+            decoder_inputs=d_gates_a @ weights.attention_rnn.weight_ih[:, :P],
+            memory=torch.bmm(alignments.to(memory.dtype).permute(1, 2, 0), d_contexts.transpose(0, 1)),
+            processed_memory=d_processed_memory,
+            attention_weight_ih=torch.cat(
+                (flat_a.T @ arguments.decoder_inputs.flatten(0, 1), d_weight_a[:, :D]), dim=1
+            ),
+            attention_weight_hh=d_weight_a[:, D:],
+            attention_bias_ih=d_bias_a,
+            attention_bias_hh=d_bias_a,
+            query=d_queries.flatten(0, 1).T @ inputs_a[1:, :, D:].flatten(0, 1),
+            location_conv=(dense.T @ d_location).view_as(conv),
+            location_dense=d_location @ conv.flatten(1).T,
+            v=(d_energies.flatten() @ tanhs.flatten(0, 2)).unsqueeze(0),
+            decoder_weight_ih=d_weight_d[:, : n_a + D],
+            decoder_weight_hh=d_weight_d[:, n_a + D :],
+            decoder_bias_ih=d_bias_d,
+            decoder_bias_hh=d_bias_d,
         )
-
-
-def as_weights(tensors: Sequence[Tensor]) -> RecurrentWeights:
-    """From the twelve tensors in the order of the fields."""
-    return RecurrentWeights(LSTMWeights(*tensors[:4]), AttentionWeights(*tensors[4:8]), LSTMWeights(*tensors[8:]))
+        return (None, None, None, *gradients)
 
 
 def _folded_location(weights: AttentionWeights) -> Tensor:
-    """The location layer's two linear maps as one, [A, 2k]."""
+    """The location convolution and dense layer as one matrix, [A, 2k]."""
     return weights.location_dense @ weights.location_conv.flatten(1)
 
 
@@ -304,13 +325,13 @@ def _windows(x: Tensor, k: int) -> Tensor:
 
 
 def _sum_of_windows(windows: Tensor, k: int) -> Tensor:
-    """[B, 2k, T], gradients of `_windows` -> [B, 2, T], those of what lies inside the padding."""
+    """Adjoint of `_windows`, without the padding: [B, 2k, T] -> [B, 2, T]."""
     T = windows.shape[2]
     return F.fold(windows, (1, T + k - 1), (1, k))[:, :, 0, k // 2 : k // 2 + T]
 
 
 def _lstm_step(gates: Tensor, c: Tensor, c_next: Tensor) -> Tensor:
-    """Activates the gates [B, 4n] in place, writes c_next [B, n], gives h."""
+    """Activates the gates [B, 4n] in place, writes c_next [B, n], returns h."""
     n = c.shape[1]
     i, f, g, o = gates.split(n, dim=1)
     gates[:, : 2 * n].sigmoid_()
@@ -323,7 +344,7 @@ def _lstm_step(gates: Tensor, c: Tensor, c_next: Tensor) -> Tensor:
 def _lstm_step_backward(
     d_h: Tensor, d_c_next: Tensor, gates: Tensor, c: Tensor, c_next: Tensor, d_gates: Tensor
 ) -> Tensor:
-    """Writes the gradient of the gates before their activation, [B, 4n]; gives that of c."""
+    """Writes the gradient of the gates before their activation, [B, 4n]; returns the gradient of c."""
     n = c.shape[1]
     i, f, g, o = gates.split(n, dim=1)
     d_i, d_f, d_g, d_o = d_gates.split(n, dim=1)

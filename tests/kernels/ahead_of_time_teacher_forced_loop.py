@@ -1,4 +1,4 @@
-"""Calls of the teacher-forced decoder loop, to be compiled ahead of time."""
+"""Calls of the teacher-forced decoder loop to compile ahead of time."""
 
 from functools import partial
 
@@ -6,7 +6,7 @@ import torch
 
 from fastglow.kernels import teacher_forced_loop
 from fastglow.kernels.decoder_weights import AttentionWeights, LSTMWeights, RecurrentWeights
-from fastglow.kernels.teacher_forced_loop import _launch_replay
+from fastglow.kernels.teacher_forced_loop.replay import launch_replay
 
 from .ahead_of_time_calls import (
     BFLOAT16,
@@ -17,7 +17,7 @@ from .ahead_of_time_calls import (
     run_backward,
 )
 
-B, T, T_IN = 64, 1, 160  # a frame launches what every other does
+B, T, T_IN = 64, 1, 160  # every frame launches the same
 
 
 def _teacher_forced_loop(
@@ -31,7 +31,7 @@ def _teacher_forced_loop(
     p_dropout: float = 0.1,
     guided: bool = True,
 ) -> None:
-    """`guided`: whether a gradient comes from the alignments."""
+    """`guided`: whether the alignments have a gradient."""
 
     def cell(n_in: int) -> LSTMWeights:
         return LSTMWeights(*(meta_leaf(dtype, *shape) for shape in ((4 * n, n_in), (4 * n, n), (4 * n,), (4 * n,))))
@@ -51,8 +51,8 @@ def _teacher_forced_loop(
 
 
 def _advance(dtype: torch.dtype) -> None:
-    """What ends a graph of frames; meta tensors have none."""
-    _launch_replay((), meta_constant(torch.int64, 3), meta_constant(torch.int64, 0, 2))
+    """The end of a graph of frames, which meta tensors cannot record."""
+    launch_replay((), meta_constant(torch.int64, 3), meta_constant(torch.int64, 0, 2))
 
 
 _case = partial(
@@ -67,7 +67,7 @@ _case = partial(
     },
 )
 
-# Their tiles are of other sizes.
+# Wide attention has other tile sizes.
 WIDE = {arch: tuple(x for x in precisions if x != "float32") for arch, precisions in TURNS_OF_PRODUCTS.items()}
 
 CASES = (

@@ -1,0 +1,360 @@
+"""The forward frame of the teacher-forced loop: LSTM_a, the query, the attention, LSTM_d.
+
+Maths, layout and cost: kernels/README.md.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..launch import Config, product_precision
+from ..location_attention.attend import (
+    AttentionItem,
+    AttentionOutputs,
+    AttentionSizes,
+    AttentionStrides,
+    attend,
+    fold_location,
+)
+from ..lstm_cell.cell import GateTile, lstm_activate, lstm_gates, lstm_split, lstm_update
+from ..reference.teacher_forced_loop import Arguments
+from .frame import WIDE_ATTENTION, Dropout, Plan, dropout_factor, pick, pointer
+from .replay import prepare, run, tile_sizes
+
+
+def _config(num_warps: int, num_stages: int, **blocks: int) -> Config:
+    return {**blocks, "num_warps": num_warps, "num_stages": num_stages}
+
+
+# By element size, for large batches first. BU units are 4 BU rows of the gates' product; BB items.
+LSTM_CONFIGS = {
+    2: (_config(4, 4, BU=16, BB=64, BK=64), _config(4, 4, BU=16, BB=16, BK=64)),
+    4: (_config(4, 3, BU=16, BB=32, BK=32), _config(4, 3, BU=16, BB=16, BK=32)),
+}
+QUERY_CONFIGS = {2: (_config(4, 4, BM=16, BB=16, BK=128),), 4: (_config(4, 3, BM=16, BB=16, BK=64),)}
+# By element size and whether the attention is wide.
+ATTEND_CONFIGS = {
+    (2, False): (_config(8, 2, BT=64, BK=64, BR=16, BD=512),),
+    (2, True): (_config(8, 2, BT=16, BK=64, BR=16, BD=256),),
+    (4, False): (_config(8, 2, BT=32, BK=16, BR=16, BD=512),),
+    (4, True): (_config(8, 2, BT=16, BK=16, BR=16, BD=512),),
+}
+
+
+class LSTMTensors(NamedTuple):
+    first: Any  # what is known of the gates before the frame: [T, B, 4n], or [4n] with s_first = 0
+    gates: Any  # [T, B, 4n]: gets the activated gates; may be `first`
+    x1: Any  # [T, B, n_1]
+    x2: Any  # [T, B, n_2]
+    h: Any  # [T + 1, B, n]
+    weight_ih: Any  # [4n, n_1 + n_2]
+    weight_hh: Any  # [4n, n]
+    c: Any  # [T + 1, B, n] float32
+    seed: Any  # [] int64, of the dropout
+
+
+class LSTMSizes(NamedTuple):
+    """s_*: elements from row to row."""
+
+    B: Any
+    n: Any
+    n_1: Any
+    n_2: Any
+    s_first: Any
+    s_1: Any
+    s_2: Any
+    s_h: Any
+    s_w: Any  # of weight_ih
+
+
+class LSTMBlocks(NamedTuple):
+    BU: Any
+    BB: Any
+    BK: Any
+    ROWS: Any  # 4 BU
+    STAGES: Any  # of the products' pipelines: None, the kernel's num_stages
+    EVEN_K: Any  # n, n_1 and n_2 are multiples of BK
+    PRECISION: Any
+
+
+class QueryTensors(NamedTuple):
+    h: Any  # [T, B, n]
+    weight: Any  # [A, n]
+    query: Any  # [T, B, A] float32
+
+
+class QueryBlocks(NamedTuple):
+    BM: Any
+    BB: Any
+    BK: Any
+    EVEN_K: Any
+    PRECISION: Any
+
+
+class AttendTensors(NamedTuple):
+    query: Any  # [T, B, A] float32
+    weights: Any  # [T + 1, B, T_in] float32
+    cumulative: Any  # [T + 1, B, T_in] float32
+    context: Any  # [T, B, D], rows s_context apart
+    memory: Any  # [B, T_in, D]
+    processed_memory: Any  # [B, T_in, A]
+    location: Any  # [A, S_LOCATION]
+    v: Any  # [A]
+    lengths: Any  # [B] int64
+
+
+class AttendBlocks(NamedTuple):
+    """`AttentionBlocks`, and the columns of the location weight."""
+
+    TAPS: Any
+    NORMALIZATION: Any
+    PRECISION: Any
+    BT: Any
+    BA: Any
+    BK: Any
+    BR: Any
+    BD: Any
+    S_LOCATION: Any
+
+
+@triton.jit(do_not_specialize=["offset"])
+def teacher_forced_lstm_fwd_kernel(p_clock, p_addresses, offset, slots, sizes, dropout, blocks):
+    """A step of an LSTM whose input is two tensors; grid (blocks of units, blocks of items)."""
+    BU: tl.constexpr = blocks.BU
+    BB: tl.constexpr = blocks.BB
+    EVEN_K: tl.constexpr = blocks.EVEN_K
+    t = tl.load(p_clock) + offset
+    if t >= tl.load(p_clock + 1):
+        return
+    p_first = pointer(p_addresses, slots.first)
+    p_gates = pointer(p_addresses, slots.gates)
+    p_1 = pointer(p_addresses, slots.x1)
+    p_2 = pointer(p_addresses, slots.x2)
+    p_h = pointer(p_addresses, slots.h)
+    p_w_ih = pointer(p_addresses, slots.weight_ih)
+    p_w_hh = pointer(p_addresses, slots.weight_hh)
+    p_c = pointer(p_addresses, slots.c)
+    dtype: tl.constexpr = p_gates.dtype.element_ty
+    B, n, n_1, n_2 = sizes.B, sizes.n, sizes.n_1, sizes.n_2
+    s_1, s_2, s_h, s_w = sizes.s_1, sizes.s_2, sizes.s_h, sizes.s_w
+    row = t * B  # of item 0 in frame t
+    o_b = tl.program_id(1) * BB + tl.arange(0, BB)
+    m_b = o_b < B
+    o_item = o_b.to(tl.int64)[None, :]
+    o_unit = tl.program_id(0) * BU + tl.arange(0, BU)[:, None]
+    m = (o_unit < n) & m_b[None, :]
+    # Loaded before the products and added after them, which hides the latency.
+    p_tile = p_first + (row + o_item) * sizes.s_first + o_unit
+    b_first_i = tl.load(p_tile, mask=m, other=0.0)
+    b_first_f = tl.load(p_tile + n, mask=m, other=0.0)
+    b_first_g = tl.load(p_tile + 2 * n, mask=m, other=0.0)
+    b_first_o = tl.load(p_tile + 3 * n, mask=m, other=0.0)
+    o_u = tl.program_id(0) * BU + tl.arange(0, 4 * BU) // 4
+    tile = GateTile(o_u, n, o_b, m_b)
+    b_gates = tl.zeros((4 * BU, BB), tl.float32)
+    b_gates = lstm_gates(b_gates, tile, p_1 + row * s_1, p_w_ih, n_1, s_1, s_w, EVEN_K, blocks)
+    b_gates = lstm_gates(b_gates, tile, p_2 + row * s_2, p_w_ih + n_1, n_2, s_2, s_w, EVEN_K, blocks)
+    b_gates = lstm_gates(b_gates, tile, p_h + row * s_h, p_w_hh, n, s_h, n, EVEN_K, blocks)
+    b_i, b_f, b_g, b_o = lstm_split(b_gates, BU, BB)
+    b_i, b_f, b_g, b_o = lstm_activate(
+        b_i + b_first_i.to(tl.float32), b_f + b_first_f.to(tl.float32),
+        b_g + b_first_g.to(tl.float32), b_o + b_first_o.to(tl.float32),
+    )  # fmt: skip
+    # `gates` may be `first`, which other threads have read.
+    tl.debug_barrier()
+    p_tile = p_gates + (row + o_item) * (4 * n) + o_unit
+    tl.store(p_tile, b_i.to(dtype), mask=m)
+    tl.store(p_tile + n, b_f.to(dtype), mask=m)
+    tl.store(p_tile + 2 * n, b_g.to(dtype), mask=m)
+    tl.store(p_tile + 3 * n, b_o.to(dtype), mask=m)
+    p_tile = p_c + (row + o_item) * n + o_unit
+    b_h, b_c = lstm_update(b_i, b_f, b_g, b_o, tl.load(p_tile, mask=m, other=0.0))
+    tl.store(p_tile + tl.cast(B, tl.int64) * n, b_c, mask=m)
+    if dropout is not None:
+        b_h *= dropout_factor(p_addresses, slots.seed, dropout, t, o_item, o_unit)
+    tl.store(p_h + (row + B + o_item) * s_h + o_unit, b_h.to(dtype), mask=m)
+
+
+@triton.jit(do_not_specialize=["offset"])
+def teacher_forced_query_fwd_kernel(p_clock, p_addresses, offset, slots, B, n, A, blocks):
+    """q = W_q h; grid (blocks of A, blocks of items)."""
+    BM: tl.constexpr = blocks.BM
+    BB: tl.constexpr = blocks.BB
+    BK: tl.constexpr = blocks.BK
+    t = tl.load(p_clock) + offset
+    if t >= tl.load(p_clock + 1):
+        return
+    p_h = pointer(p_addresses, slots.h)
+    p_weight = pointer(p_addresses, slots.weight)
+    p_query = pointer(p_addresses, slots.query)
+    row = t * B
+    o_m = tl.program_id(0) * BM + tl.arange(0, BM)
+    o_b = tl.program_id(1) * BB + tl.arange(0, BB)
+    o_k = tl.arange(0, BK)
+    m_m, m_b = o_m < A, o_b < B
+    p_rows = p_weight + (o_m * n)[:, None] + o_k[None, :]
+    p_columns = p_h + row * n + (o_b.to(tl.int64) * n)[None, :] + o_k[:, None]
+    b_q = tl.zeros((BM, BB), tl.float32)
+    for k in range(0, n, BK):
+        if blocks.EVEN_K:
+            b_w = tl.load(p_rows + k, mask=m_m[:, None], other=0.0)  # [BM, BK]
+            b_h = tl.load(p_columns + k, mask=m_b[None, :], other=0.0)  # [BK, BB]
+        else:
+            m_k = k + o_k < n
+            b_w = tl.load(p_rows + k, mask=m_m[:, None] & m_k[None, :], other=0.0)
+            b_h = tl.load(p_columns + k, mask=m_b[None, :] & m_k[:, None], other=0.0)
+        b_q = tl.dot(b_w, b_h, b_q, input_precision=blocks.PRECISION)
+    p_tile = p_query + (row + o_b)[None, :] * A + o_m[:, None]
+    tl.store(p_tile, b_q, mask=m_m[:, None] & m_b[None, :])
+
+
+@triton.jit(do_not_specialize=["offset"])
+def teacher_forced_attend_fwd_kernel(p_clock, p_addresses, offset, slots, B, A, D, s_context, blocks):
+    """The attention of an item; grid (B,)."""
+    t = tl.load(p_clock) + offset
+    if t >= tl.load(p_clock + 1):
+        return
+    T_in = tl.load(p_clock + 2).to(tl.int32)
+    p_query = pointer(p_addresses, slots.query)
+    p_weights = pointer(p_addresses, slots.weights)
+    p_cumulative = pointer(p_addresses, slots.cumulative)
+    p_context = pointer(p_addresses, slots.context)
+    p_memory = pointer(p_addresses, slots.memory)
+    p_processed = pointer(p_addresses, slots.processed_memory)
+    p_location = pointer(p_addresses, slots.location)
+    p_v = pointer(p_addresses, slots.v)
+    p_lengths = pointer(p_addresses, slots.lengths)
+    item = tl.program_id(0).to(tl.int64)
+    row = t * B + item
+    length = tl.minimum(tl.load(p_lengths + item).to(tl.int32), T_in)
+    o_a = tl.arange(0, blocks.BA)
+    b_query = tl.load(p_query + row * A + o_a, mask=o_a < A, other=0.0)
+    # Triton 3.3 makes tensors of the constants in a struct that is assigned to a variable.
+    attend(
+        b_query,
+        AttentionItem(
+            p_memory + item * T_in * D, p_processed + item * T_in * A, p_weights + row * T_in,
+            p_cumulative + row * T_in, p_location, p_v, None, None,
+        ),
+        AttentionOutputs(
+            p_weights + (row + B) * T_in, p_context + row * s_context, p_cumulative + (row + B) * T_in
+        ),
+        length, AttentionSizes(T_in, A, D, 1.0), AttentionStrides(D, 1, A, 1, blocks.S_LOCATION, None), blocks,
+    )  # fmt: skip
+
+
+class Histories(NamedTuple):
+    """What the forward pass keeps for the backward pass; slot 0 of T + 1 holds the zeros before frame 0."""
+
+    outputs: Tensor  # [T + 1, B, n_d + D], hidden states and contexts
+    states: Tensor  # [T + 1, B, n_a], of the attention LSTM
+    gates_a: Tensor  # [T, B, 4 n_a]
+    gates_d: Tensor  # [T, B, 4 n_d]
+    cells_a: Tensor  # [T + 1, B, n_a] float32
+    cells_d: Tensor  # [T + 1, B, n_d] float32
+    queries: Tensor  # [T, B, A] float32
+    weights: Tensor  # [T + 1, B, T_in] float32
+    cumulative: Tensor  # [T + 1, B, T_in] float32
+
+
+def run_forward(arguments: Arguments, lengths: Tensor, seed: Tensor | None, plan: Plan) -> Histories:
+    memory, weights = arguments.memory, arguments.weights
+    T, B, P, D, A, n_a, n_d = plan.T, plan.B, plan.P, plan.D, plan.A, plan.n_a, plan.n_d
+    kept = _new_histories(arguments, plan)
+    if not T or not B:
+        return kept
+    precision = product_precision(memory.dtype)
+    location = fold_location(weights.attention.location_conv, weights.attention.location_dense, memory.dtype)
+    contexts = kept.outputs[:, :, n_d:]
+
+    def lstm(tensors: LSTMTensors, sizes: LSTMSizes, dropout: Dropout | None):
+        config = pick("teacher_forced_lstm_fwd", LSTM_CONFIGS[memory.itemsize], memory, B, sizes.n)
+        even = all(k % config["BK"] == 0 for k in (sizes.n, sizes.n_1, sizes.n_2))
+        blocks = LSTMBlocks(**tile_sizes(config), ROWS=4 * config["BU"], STAGES=None, EVEN_K=even, PRECISION=precision)
+        grid = triton.cdiv(sizes.n, config["BU"]), triton.cdiv(B, config["BB"])
+        return prepare(teacher_forced_lstm_fwd_kernel, grid, tensors, (sizes, dropout), blocks, config)
+
+    def query():
+        config = pick("teacher_forced_query_fwd", QUERY_CONFIGS[memory.itemsize], memory, B, n_a)
+        tensors = QueryTensors(kept.states[1:], weights.attention.query, kept.queries)
+        blocks = QueryBlocks(**tile_sizes(config), EVEN_K=n_a % config["BK"] == 0, PRECISION=precision)
+        grid = triton.cdiv(A, config["BM"]), triton.cdiv(B, config["BB"])
+        return prepare(teacher_forced_query_fwd_kernel, grid, tensors, (B, n_a, A), blocks, config)
+
+    def attention():
+        candidates = ATTEND_CONFIGS[memory.itemsize, A > WIDE_ATTENTION]
+        config = pick("teacher_forced_attend_fwd", candidates, memory, B, A)
+        tensors = AttendTensors(
+            query=kept.queries,
+            weights=kept.weights,
+            cumulative=kept.cumulative,
+            context=contexts[1:],
+            memory=memory,
+            processed_memory=arguments.processed_memory,
+            location=location,
+            v=weights.attention.v,
+            lengths=lengths,
+        )
+        blocks = AttendBlocks(**tile_sizes(config), **plan.attention_blocks(location))
+        return prepare(teacher_forced_attend_fwd_kernel, (B,), tensors, (B, A, D, n_d + D), blocks, config)
+
+    cell_a, cell_d = weights.attention_rnn, weights.decoder_rnn
+    tensors_a = LSTMTensors(
+        first=kept.gates_a,
+        gates=kept.gates_a,
+        x1=kept.states,  # x is in `first` already: n_1 = 0
+        x2=contexts,
+        h=kept.states,
+        weight_ih=cell_a.weight_ih[:, P:],
+        weight_hh=cell_a.weight_hh,
+        c=kept.cells_a,
+        seed=seed,
+    )
+    tensors_d = LSTMTensors(
+        first=cell_d.bias_ih + cell_d.bias_hh,
+        gates=kept.gates_d,
+        x1=kept.states[1:],
+        x2=contexts[1:],
+        h=kept.outputs,
+        weight_ih=cell_d.weight_ih,
+        weight_hh=cell_d.weight_hh,
+        c=kept.cells_d,
+        seed=seed,
+    )
+    sizes_a = LSTMSizes(B, n_a, n_1=0, n_2=D, s_first=4 * n_a, s_1=n_a, s_2=n_d + D, s_h=n_a, s_w=P + D)
+    sizes_d = LSTMSizes(B, n_d, n_1=n_a, n_2=D, s_first=0, s_1=n_a, s_2=n_d + D, s_h=n_d + D, s_w=n_a + D)
+    run(
+        [
+            lstm(tensors_a, sizes_a, plan.attention_dropout()),
+            query(),
+            attention(),
+            lstm(tensors_d, sizes_d, plan.decoder_dropout()),
+        ],
+        T,
+        plan.T_in,
+        memory.device,
+    )
+    return kept
+
+
+def _new_histories(arguments: Arguments, plan: Plan) -> Histories:
+    memory, cell = arguments.memory, arguments.weights.attention_rnn
+    T, B, P, T_in, n_a, n_d = plan.T, plan.B, plan.P, plan.T_in, plan.n_a, plan.n_d
+    kept = Histories(
+        outputs=memory.new_empty(T + 1, B, n_d + plan.D),
+        states=memory.new_empty(T + 1, B, n_a),
+        gates_a=F.linear(arguments.decoder_inputs, cell.weight_ih[:, :P], cell.bias_ih + cell.bias_hh),
+        gates_d=memory.new_empty(T, B, 4 * n_d),
+        cells_a=memory.new_empty(T + 1, B, n_a, dtype=torch.float32),
+        cells_d=memory.new_empty(T + 1, B, n_d, dtype=torch.float32),
+        queries=memory.new_empty(T, B, plan.A, dtype=torch.float32),
+        weights=memory.new_empty(T + 1, B, T_in, dtype=torch.float32),
+        cumulative=memory.new_empty(T + 1, B, T_in, dtype=torch.float32),
+    )
+    for x in (kept.outputs, kept.states, kept.cells_a, kept.cells_d, kept.weights, kept.cumulative):
+        x[0].zero_()
+    return kept

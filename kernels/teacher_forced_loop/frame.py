@@ -1,0 +1,114 @@
+"""What the kernels of a frame share: sizes, the address table, dropout masks, the advance of the clock.
+
+Maths, layout and cost: kernels/README.md.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..arguments import SMALLEST_DOT
+from ..launch import Config, pick_config, product_precision
+from ..philox import uniform_noise
+from ..reference.philox import dropped_words
+from ..reference.teacher_forced_loop import ATTENTION_STREAM, DECODER_STREAM, dropout_scale
+
+OP = "teacher_forced_loop"
+WIDE_ATTENTION = 128  # more attention channels than this have their own configurations
+
+
+class Slot(NamedTuple):
+    """Where a kernel finds a tensor; constants of its compilation."""
+
+    index: Any  # in the launch's row of the address table
+    dtype: Any  # of the elements
+    ALIGNED: Any  # the address is a multiple of 16
+
+
+class Dropout(NamedTuple):
+    """Dropout of an LSTM's hidden state."""
+
+    stream: Any  # fourth word of the Philox counter
+    threshold: Any  # units whose noise is below it are dropped
+    scale: Any  # of the other units
+
+
+@triton.jit
+def _pointer_at(p_address, slot):
+    p = tl.load(p_address).to(tl.pointer_type(slot.dtype))
+    if slot.ALIGNED:
+        p = tl.multiple_of(p, 16)
+    return p
+
+
+@triton.jit
+def pointer(p_addresses, slot):
+    """The tensor's pointer, from the address table."""
+    return _pointer_at(p_addresses + slot.index, slot)
+
+
+@triton.jit
+def pointer_to_either(p_addresses, is_first, first, second):
+    """Of two tensors of one dtype."""
+    return _pointer_at(p_addresses + tl.where(is_first, first.index, second.index), first)
+
+
+@triton.jit
+def dropout_factor(p_addresses, seed, dropout, t, o_b, o_u):
+    """0 or `dropout.scale` for items o_b and units o_u, which broadcast against each other; `seed` is a slot."""
+    b_seed = tl.load(pointer(p_addresses, seed))
+    b_noise = uniform_noise(b_seed, dropout.stream, (o_b << 32) + t, o_u)
+    return tl.where(b_noise >= dropout.threshold, dropout.scale, 0.0)
+
+
+@triton.jit
+def teacher_forced_advance_kernel(p_clock, n_frames):
+    tl.store(p_clock, tl.load(p_clock) + n_frames)
+
+
+class Plan(NamedTuple):
+    """Sizes and dropout of a call; n_a and n_d are the units of the attention and the decoder LSTM."""
+
+    T: int
+    B: int
+    P: int
+    T_in: int
+    D: int
+    A: int
+    n_a: int
+    n_d: int
+    taps: int
+    p_attention_dropout: float
+    p_decoder_dropout: float
+
+    def attention_dropout(self) -> Dropout | None:
+        return _dropout(self.p_attention_dropout, ATTENTION_STREAM)
+
+    def decoder_dropout(self) -> Dropout | None:
+        return _dropout(self.p_decoder_dropout, DECODER_STREAM)
+
+    def attention_blocks(self, location: Tensor) -> dict[str, Any]:
+        """Constants of both directions' attention kernels."""
+        return {
+            "TAPS": self.taps,
+            "NORMALIZATION": "softmax",
+            "BA": max(SMALLEST_DOT, triton.next_power_of_2(self.A)),
+            "S_LOCATION": location.shape[1],
+            "PRECISION": product_precision(location.dtype),
+        }
+
+
+def _dropout(p: float, stream: int) -> Dropout | None:
+    return Dropout(stream, dropped_words(p) / 2**24, dropout_scale(p)) if p > 0 else None
+
+
+def pick(kernel: str, configs: tuple[Config, ...], x: Tensor, batch: int, units: int) -> Config:
+    """The measured configuration, else the first whose BB items the batch fills."""
+
+    def largest_that_fills(dtype: torch.dtype, batch: int, units: int) -> Config:
+        return next((c for c in configs if batch >= c.get("BB", 0)), configs[-1])
+
+    return pick_config(kernel, configs, largest_that_fills, x, batch=batch, units=units)
