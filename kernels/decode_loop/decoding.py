@@ -79,11 +79,11 @@ class Decoding:
         a_c, d_c, cumulative, a_gates = self._zeroed(
             torch.float32, (B, N), (B, n), (B, T), (a_tiles * 4 * config["BU"], B)
         )
-        self.steps, self.t, self.barrier, self.n_active, fired, self.active = self._zeroed(
+        self.steps, self.t, self.barrier, self.n_running, fired, self.running_items = self._zeroed(
             torch.int32, (B + 1,), (1,), (1,), (2,), (B,), (2, B)
         )
         self._lost = self.steps[-1:]  # copied to the host together with the steps
-        running = RunningPointers(self.active, self.n_active)
+        running = RunningPointers(self.running_items, self.n_running)
         decoder = Decoder(
             LSTMPointers(weights.attention_ih, weights.attention_hh, weights.attention_bias, a_gates, a_h, a_c, N),
             AttentionPointers(
@@ -191,7 +191,7 @@ class Decoding:
         """All frames, launch by launch, until no item is left."""
         for _ in range(0, self.max_steps, FRAMES_PER_GRAPH):
             self.run_frames(FRAMES_PER_GRAPH)
-            if self.n_active[0].item() == 0:
+            if self.n_running[0].item() == 0:
                 return
 
     def graph(self) -> torch.cuda.CUDAGraph:
@@ -212,7 +212,7 @@ class Decoding:
         copied = [torch.cuda.Event() for _ in range(2)]
         for i in range(triton.cdiv(self.max_steps, FRAMES_PER_GRAPH)):
             graph.replay()
-            n_left[i % 2].copy_(self.n_active[:1], non_blocking=True)
+            n_left[i % 2].copy_(self.n_running[:1], non_blocking=True)
             copied[i % 2].record()
             if i > 0:
                 copied[(i - 1) % 2].synchronize()

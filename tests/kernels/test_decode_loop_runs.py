@@ -24,8 +24,8 @@ def test_finished_items_cost_nothing(device):
     decoding = new_decoding(case, batch)
     for t in range(case.max_steps + 2):
         running = [i for i, last in enumerate(steps) if case.lengths[i] and t <= last and t < case.max_steps]
-        n_active = int(decoding.n_active[t % 2])
-        assert decoding.active[t % 2, :n_active].tolist() == running
+        n_running = int(decoding.n_running[t % 2])
+        assert decoding.running_items[t % 2, :n_running].tolist() == running
         decoding.run_frames(1)
     for i, last in enumerate(steps):
         n = min(last + 1, case.max_steps) if case.lengths[i] else 0
