@@ -20,7 +20,7 @@ from ..location_attention.attend import (
     attend,
     fold_location,
 )
-from ..lstm_cell.cell import GateTile, lstm_activate, lstm_gates, lstm_split, lstm_update
+from ..lstm_cell.cell import GateTile, add_product, lstm_activate, lstm_gates, lstm_split, lstm_update
 from ..reference.teacher_forced_loop import Arguments
 from .frame import WIDE_ATTENTION, Dropout, Plan, dropout_factor, pick, pointer
 from .replay import prepare, run, tile_sizes
@@ -91,6 +91,7 @@ class QueryBlocks(NamedTuple):
     BM: Any
     BB: Any
     BK: Any
+    STAGES: Any
     EVEN_K: Any
     PRECISION: Any
 
@@ -126,6 +127,7 @@ def teacher_forced_lstm_fwd_kernel(p_clock, p_addresses, offset, slots, sizes, d
     """A step of an LSTM whose input is two tensors; grid (blocks of units, blocks of items)."""
     BU: tl.constexpr = blocks.BU
     BB: tl.constexpr = blocks.BB
+    ROWS: tl.constexpr = blocks.ROWS
     EVEN_K: tl.constexpr = blocks.EVEN_K
     t = tl.load(p_clock) + offset
     if t >= tl.load(p_clock + 1):
@@ -153,9 +155,9 @@ def teacher_forced_lstm_fwd_kernel(p_clock, p_addresses, offset, slots, sizes, d
     b_first_f = tl.load(p_tile + n, mask=m, other=0.0)
     b_first_g = tl.load(p_tile + 2 * n, mask=m, other=0.0)
     b_first_o = tl.load(p_tile + 3 * n, mask=m, other=0.0)
-    o_u = tl.program_id(0) * BU + tl.arange(0, 4 * BU) // 4
+    o_u = tl.program_id(0) * BU + tl.arange(0, ROWS) // 4
     tile = GateTile(o_u, n, o_b, m_b)
-    b_gates = tl.zeros((4 * BU, BB), tl.float32)
+    b_gates = tl.zeros((ROWS, BB), tl.float32)
     b_gates = lstm_gates(b_gates, tile, p_1 + row * s_1, p_w_ih, n_1, s_1, s_w, EVEN_K, blocks)
     b_gates = lstm_gates(b_gates, tile, p_2 + row * s_2, p_w_ih + n_1, n_2, s_2, s_w, EVEN_K, blocks)
     b_gates = lstm_gates(b_gates, tile, p_h + row * s_h, p_w_hh, n, s_h, n, EVEN_K, blocks)
@@ -182,9 +184,6 @@ def teacher_forced_lstm_fwd_kernel(p_clock, p_addresses, offset, slots, sizes, d
 @triton.jit(do_not_specialize=["offset"])
 def teacher_forced_query_fwd_kernel(p_clock, p_addresses, offset, slots, B, n, A, blocks):
     """q = W_q h; grid (blocks of A, blocks of items)."""
-    BM: tl.constexpr = blocks.BM
-    BB: tl.constexpr = blocks.BB
-    BK: tl.constexpr = blocks.BK
     t = tl.load(p_clock) + offset
     if t >= tl.load(p_clock + 1):
         return
@@ -192,22 +191,12 @@ def teacher_forced_query_fwd_kernel(p_clock, p_addresses, offset, slots, B, n, A
     p_weight = pointer(p_addresses, slots.weight)
     p_query = pointer(p_addresses, slots.query)
     row = t * B
-    o_m = tl.program_id(0) * BM + tl.arange(0, BM)
-    o_b = tl.program_id(1) * BB + tl.arange(0, BB)
-    o_k = tl.arange(0, BK)
+    o_m = tl.program_id(0) * blocks.BM + tl.arange(0, blocks.BM)
+    o_b = tl.program_id(1) * blocks.BB + tl.arange(0, blocks.BB)
     m_m, m_b = o_m < A, o_b < B
-    p_rows = p_weight + (o_m * n)[:, None] + o_k[None, :]
-    p_columns = p_h + row * n + (o_b.to(tl.int64) * n)[None, :] + o_k[:, None]
-    b_q = tl.zeros((BM, BB), tl.float32)
-    for k in range(0, n, BK):
-        if blocks.EVEN_K:
-            b_w = tl.load(p_rows + k, mask=m_m[:, None], other=0.0)  # [BM, BK]
-            b_h = tl.load(p_columns + k, mask=m_b[None, :], other=0.0)  # [BK, BB]
-        else:
-            m_k = k + o_k < n
-            b_w = tl.load(p_rows + k, mask=m_m[:, None] & m_k[None, :], other=0.0)
-            b_h = tl.load(p_columns + k, mask=m_b[None, :] & m_k[:, None], other=0.0)
-        b_q = tl.dot(b_w, b_h, b_q, input_precision=blocks.PRECISION)
+    b_q = tl.zeros((blocks.BM, blocks.BB), tl.float32)
+    p_columns = p_h + row * n + o_b.to(tl.int64) * n
+    b_q = add_product(b_q, p_weight + o_m * n, p_columns, m_m, m_b, n, blocks.EVEN_K, blocks)
     p_tile = p_query + (row + o_b)[None, :] * A + o_m[:, None]
     tl.store(p_tile, b_q, mask=m_m[:, None] & m_b[None, :])
 
@@ -281,7 +270,7 @@ def run_forward(arguments: Arguments, lengths: Tensor, seed: Tensor | None, plan
     def query():
         config = pick("teacher_forced_query_fwd", QUERY_CONFIGS[memory.itemsize], memory, B, n_a)
         tensors = QueryTensors(kept.states[1:], weights.attention.query, kept.queries)
-        blocks = QueryBlocks(**tile_sizes(config), EVEN_K=n_a % config["BK"] == 0, PRECISION=precision)
+        blocks = QueryBlocks(**tile_sizes(config), STAGES=None, EVEN_K=n_a % config["BK"] == 0, PRECISION=precision)
         grid = triton.cdiv(A, config["BM"]), triton.cdiv(B, config["BB"])
         return prepare(teacher_forced_query_fwd_kernel, grid, tensors, (B, n_a, A), blocks, config)
 

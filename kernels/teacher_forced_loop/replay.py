@@ -24,7 +24,8 @@ _DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16:
 
 
 class Launch(NamedTuple):
-    """A kernel of a frame: everything that a CUDA graph of it fixes."""
+    """A kernel of a frame: everything that a CUDA graph of it fixes. A key of `graphs`, so its constants are plain
+    values: tl.constexpr has no hash in Triton 3.3."""
 
     kernel: Any
     grid: tuple[int, ...]
