@@ -164,7 +164,7 @@ def test_audio_is_not_written_to_a_terminal(voice_folder, output):
 
 def test_other_outputs_that_cannot_be_written(synth, tmp_path):
     for output, message in (("/dev/fd/987", "descriptor 987 is not open"), ("/dev/full", "No space left on device"),
-                            (tmp_path / "x.aac", "supported are .wav")):  # fmt: skip
+                            (tmp_path / "x.aac", "use one of .wav")):  # fmt: skip
         code, _, error = synth("Hello.", "-o", output)
         assert code == 2 and message in error.splitlines()[-1]
     code, report, _ = synth("Hello.", "-o", "/dev/null")
