@@ -1,4 +1,4 @@
-"""gated_activation: memory-bound, two inputs read and one output written."""
+"""gated_activation: memory-bound, reads two inputs and writes one output."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from fastglow.kernels.reference.gated_activation import gated_activation as refe
 from .environment import device
 from .workload import BACKWARD, FORWARD, Cost, Operation, cases, on_this_machine
 
-FLOPS_FORWARD, FLOPS_BACKWARD = 12, 20  # per output: an exponential counts as one
+FLOPS_FORWARD, FLOPS_BACKWARD = 12, 20  # per output element; an exponential counts as one
 
 
 def workload(case, B, C, T, dtype, broadcast=False, trains=True, target=None) -> Operation:
@@ -25,7 +25,7 @@ def workload(case, B, C, T, dtype, broadcast=False, trains=True, target=None) ->
     a, b = 2 * n, 2 * (B * C if broadcast else n)
     costs = {FORWARD: Cost((a + b + n) * dtype.itemsize, FLOPS_FORWARD * n)}
     if trains:
-        # The gradients of a and b are the same numbers, unless b is broadcast: written once.
+        # Unless b is broadcast, a and b have the same gradient, which is written once.
         costs[BACKWARD] = Cost((a + b + n + a + b * broadcast) * dtype.itemsize, FLOPS_BACKWARD * n)
     return Operation(
         "gated_activation",

@@ -1,4 +1,4 @@
-"""wavenet_layer: bound by the matrix units."""
+"""wavenet_layer: compute-bound on the tensor cores."""
 
 import math
 
@@ -17,7 +17,7 @@ DILATION = 16
 
 
 def layout(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Channels last, as fastglow's layers hand signals on and as `weight_norm_packed` gives weights."""
+    """Channels-last, as fastglow's layers pass signals on and `weight_norm_packed` writes weights."""
     return {name: x.transpose(1, 2).contiguous().transpose(1, 2) if x.dim() == 3 else x for name, x in inputs.items()}
 
 
@@ -40,7 +40,7 @@ def workload(case, B, C, T, dtype, D=MEL_CHANNELS, trains=True) -> Operation:
     flops = 2 * weight_elements * B * T
     costs = {FORWARD: Cost((sum(signals) + weight_elements) * dtype.itemsize, flops)}
     if trains:
-        # The signals and their gradients, the weights and theirs.
+        # Signals, weights and the gradients of both.
         moved = 2 * signals[0] + signals[1] + 2 * weight_elements
         costs[BACKWARD] = Cost(moved * dtype.itemsize, 2 * flops)
     return Operation(

@@ -14,9 +14,9 @@ from torch.autograd.function import once_differentiable
 
 from fastglow.errors import FastglowError
 
-from .arguments import check_probability, check_seed, check_shape, empty_in_order_of
+from .arguments import Signal, check_choice, check_probability, check_seed, check_shape, empty_in_order_of
 from .backend import picks_triton
-from .launch import Config, launch, pick_config
+from .launch import Config, launch, pick_config, split_config
 from .reference import gated_activation as reference
 from .reference.gated_activation import DROPOUT_STREAM
 from .reference.philox import dropped_words, random_seed
@@ -32,30 +32,30 @@ CONFIGS = (  # a tile of y; columns are contiguous in memory
 _STREAM = tl.constexpr(DROPOUT_STREAM)
 
 
-class Signal(NamedTuple):
-    p: Any  # [B, 2C, T]; of bias [2C], of y and dy [B, C, T]
+class Halves(NamedTuple):
+    p: Any  # [B, 2C, T]; of bias [2C]
     s_b: Any  # None of bias
     s_c: Any
     s_t: Any  # None of bias, and of b broadcast over time
-    s_half: Any  # from the first to the second half of the channels; unused for y and dy
+    s_half: Any  # from the first to the second half of the channels
 
 
 class Inputs(NamedTuple):
     """In kernels as commented; on the host the tensors, their gradients, or whether they need one."""
 
-    a: Any  # Signal
-    b: Any  # Signal or None
-    bias: Any  # Signal or None
+    a: Any  # Halves
+    b: Any  # Halves or None
+    bias: Any  # Halves or None
 
 
 class Gradients(NamedTuple):
-    a: Any  # Signal or None
-    b: Any  # Signal or None
+    a: Any  # Halves or None
+    b: Any  # Halves or None
     a_sums: Any  # [B, tiles of T, 2C] float32, summed over a tile's times; or None
     b_sums: Any  # likewise
 
 
-class Constants(NamedTuple):
+class Blocks(NamedTuple):
     ROWS: Any
     COLUMNS: Any
     CHANNELS_INNER: Any  # columns are channels, not times
@@ -84,9 +84,9 @@ class Tile(NamedTuple):
 
 
 @triton.jit
-def _tile(C, T, constants):
-    BC: tl.constexpr = constants.COLUMNS if constants.CHANNELS_INNER else constants.ROWS
-    BT: tl.constexpr = constants.ROWS if constants.CHANNELS_INNER else constants.COLUMNS
+def _tile(C, T, blocks):
+    BC: tl.constexpr = blocks.COLUMNS if blocks.CHANNELS_INNER else blocks.ROWS
+    BT: tl.constexpr = blocks.ROWS if blocks.CHANNELS_INNER else blocks.COLUMNS
     n_t, n_c = (T + BT - 1) // BT, (C + BC - 1) // BC
     i_t = (tl.program_id(0) % n_t).to(tl.int64)
     i_c = (tl.program_id(0) // n_t % n_c).to(tl.int64)
@@ -129,13 +129,13 @@ def _dropout_factor(dropout, tile, i_row, o_first):
 
 
 @triton.jit
-def _half(inputs, HALF: tl.constexpr, tile, dropout, constants):
+def _half(inputs, HALF: tl.constexpr, tile, dropout, blocks):
     """One half of u, and the dropout factor before b is added, both [BC, BT]."""
     b_u = _load_half(inputs.a, HALF, tile)
     if inputs.bias is not None:
         b_u += _load_half(inputs.bias, HALF, tile)
     b_factor = 1.0
-    if constants.DROPOUT == "before":
+    if blocks.DROPOUT == "before":
         o_half = tile.C * tl.cast(tile.T, tl.int64) * HALF
         b_factor = _dropout_factor(dropout, tile, 2 * tile.i_b * tile.C, o_half)
         b_u *= b_factor
@@ -145,59 +145,59 @@ def _half(inputs, HALF: tl.constexpr, tile, dropout, constants):
 
 
 @triton.jit
-def _gate(inputs, tile, dropout, constants):
+def _gate(inputs, tile, dropout, blocks):
     """tanh(f), sigmoid(g), and the dropout factors of f and g before b is added; all [BC, BT]."""
-    b_f, b_factor_f = _half(inputs, constants.FILTER, tile, dropout, constants)
-    b_g, b_factor_g = _half(inputs, constants.GATE, tile, dropout, constants)
+    b_f, b_factor_f = _half(inputs, blocks.FILTER, tile, dropout, blocks)
+    b_g, b_factor_g = _half(inputs, blocks.GATE, tile, dropout, blocks)
     return 2.0 * tl.sigmoid(2.0 * b_f) - 1.0, tl.sigmoid(b_g), b_factor_f, b_factor_g
 
 
 @triton.jit
-def _store_halves(x, b_df, b_dg, tile, constants):
+def _store_halves(x, b_df, b_dg, tile, blocks):
     p_x = _pointers(x, tile)
-    tl.store(p_x + x.s_half * constants.FILTER, b_df, mask=tile.m)
-    tl.store(p_x + x.s_half * constants.GATE, b_dg, mask=tile.m)
+    tl.store(p_x + x.s_half * blocks.FILTER, b_df, mask=tile.m)
+    tl.store(p_x + x.s_half * blocks.GATE, b_dg, mask=tile.m)
 
 
 @triton.jit
-def _store_sums(p_sums, b_df, b_dg, tile, constants):
+def _store_sums(p_sums, b_df, b_dg, tile, blocks):
     """Sums over the times of a tile."""
     p_sums += tile.i_sums * 2 * tile.C + tile.o_c  # [BC]
-    tl.store(p_sums + tile.C * constants.FILTER, tl.sum(b_df, axis=1), mask=tile.m_c)
-    tl.store(p_sums + tile.C * constants.GATE, tl.sum(b_dg, axis=1), mask=tile.m_c)
+    tl.store(p_sums + tile.C * blocks.FILTER, tl.sum(b_df, axis=1), mask=tile.m_c)
+    tl.store(p_sums + tile.C * blocks.GATE, tl.sum(b_dg, axis=1), mask=tile.m_c)
 
 
 @triton.jit(do_not_specialize=["seed", "n_dropped"])
-def gated_activation_fwd_kernel(inputs, y, seed, n_dropped, scale, C, T, constants):
-    tile = _tile(C, T, constants)
+def gated_activation_fwd_kernel(inputs, y, seed, n_dropped, scale, C, T, blocks):
+    tile = _tile(C, T, blocks)
     dropout = _dropout(seed, n_dropped, scale)
-    b_tanh, b_sigmoid, _, _ = _gate(inputs, tile, dropout, constants)
+    b_tanh, b_sigmoid, _, _ = _gate(inputs, tile, dropout, blocks)
     b_y = b_tanh * b_sigmoid
-    if constants.DROPOUT == "after":
+    if blocks.DROPOUT == "after":
         b_y *= _dropout_factor(dropout, tile, tile.i_b * tile.C, 0)
     tl.store(_pointers(y, tile), b_y, mask=tile.m)
 
 
 @triton.jit(do_not_specialize=["seed", "n_dropped"])
-def gated_activation_bwd_kernel(dy, inputs, gradients, seed, n_dropped, scale, C, T, constants):
-    tile = _tile(C, T, constants)
+def gated_activation_bwd_kernel(dy, inputs, gradients, seed, n_dropped, scale, C, T, blocks):
+    tile = _tile(C, T, blocks)
     dropout = _dropout(seed, n_dropped, scale)
-    b_tanh, b_sigmoid, b_factor_f, b_factor_g = _gate(inputs, tile, dropout, constants)
+    b_tanh, b_sigmoid, b_factor_f, b_factor_g = _gate(inputs, tile, dropout, blocks)
     b_dy = tl.load(_pointers(dy, tile), mask=tile.m, other=0.0).to(tl.float32)
-    if constants.DROPOUT == "after":
+    if blocks.DROPOUT == "after":
         b_dy *= _dropout_factor(dropout, tile, tile.i_b * tile.C, 0)
     b_df = b_dy * b_sigmoid * (1.0 - b_tanh * b_tanh)
     b_dg = b_dy * b_tanh * b_sigmoid * (1.0 - b_sigmoid)
     if gradients.b is not None:
-        _store_halves(gradients.b, b_df, b_dg, tile, constants)
+        _store_halves(gradients.b, b_df, b_dg, tile, blocks)
     if gradients.b_sums is not None:
-        _store_sums(gradients.b_sums, b_df, b_dg, tile, constants)
+        _store_sums(gradients.b_sums, b_df, b_dg, tile, blocks)
     b_df *= b_factor_f
     b_dg *= b_factor_g
     if gradients.a is not None:
-        _store_halves(gradients.a, b_df, b_dg, tile, constants)
+        _store_halves(gradients.a, b_df, b_dg, tile, blocks)
     if gradients.a_sums is not None:
-        _store_sums(gradients.a_sums, b_df, b_dg, tile, constants)
+        _store_sums(gradients.a_sums, b_df, b_dg, tile, blocks)
 
 
 class Options(NamedTuple):
@@ -221,16 +221,14 @@ class Plan(NamedTuple):
 
     def launch(self, kernel: Any, signals: tuple, seed: int | Tensor, options: Options, a: Tensor) -> None:
         BC, BT = self.tile()
-        constants = dict[str, Any](
-            self.config, CHANNELS_INNER=self.channels_inner, DROPOUT=options.dropout,
+        blocks, launch_options = split_config(
+            Blocks, self.config, CHANNELS_INNER=self.channels_inner, DROPOUT=options.dropout,
             FILTER=int(options.gate_first), GATE=int(not options.gate_first),
         )  # fmt: skip
-        num_warps, num_stages = constants.pop("num_warps"), constants.pop("num_stages")
         launch(
             OP, kernel, (len(a) * triton.cdiv(self.C, BC) * triton.cdiv(self.T, BT),),
-            *signals, seed, dropped_words(options.p_dropout), 1.0 / (1.0 - options.p_dropout), self.C, self.T,
-            Constants(**{name: tl.constexpr(x) for name, x in constants.items()}),
-            device=a.device, num_warps=num_warps, num_stages=num_stages,
+            *signals, seed, dropped_words(options.p_dropout), 1.0 / (1.0 - options.p_dropout),
+            self.C, self.T, blocks, device=a.device, **launch_options,
         )  # fmt: skip
 
 
@@ -255,16 +253,16 @@ def _is_over_time(b: Tensor | None, a: Tensor) -> bool:
     return b is not None and b.shape[2] == 1 < a.shape[2]
 
 
-def _signal(x: Tensor | None) -> Signal | None:
-    return None if x is None else Signal(x, x.stride(0), x.stride(1), x.stride(2), x.shape[1] // 2 * x.stride(1))
+def _halves(x: Tensor | None) -> Halves | None:
+    return None if x is None else Halves(x, x.stride(0), x.stride(1), x.stride(2), x.shape[1] // 2 * x.stride(1))
 
 
 def _inputs(a: Tensor, b: Tensor | None, bias: Tensor | None) -> Inputs:
-    inputs = Inputs(_signal(a), _signal(None if b is None else b.expand(a.shape)), None)
+    inputs = Inputs(_halves(a), _halves(None if b is None else b.expand(a.shape)), None)
     if _is_over_time(b, a):
         inputs = inputs._replace(b=inputs.b._replace(s_t=None))
     if bias is not None:
-        inputs = inputs._replace(bias=Signal(bias, None, bias.stride(0), None, len(bias) // 2 * bias.stride(0)))
+        inputs = inputs._replace(bias=Halves(bias, None, bias.stride(0), None, len(bias) // 2 * bias.stride(0)))
     return inputs
 
 
@@ -276,7 +274,7 @@ def _forward(a: Tensor, b: Tensor | None, bias: Tensor | None, seed: int | Tenso
     if y.numel() == 0:
         return y
     plan = _plan("gated_activation_fwd", a, bias is not None or _is_over_time(b, a), y, b)
-    plan.launch(gated_activation_fwd_kernel, (_inputs(a, b, bias), _signal(y)), seed, options, a)
+    plan.launch(gated_activation_fwd_kernel, (_inputs(a, b, bias), Signal.of(y)), seed, options, a)
     return y
 
 
@@ -301,8 +299,8 @@ def _backward(
     db_sums = a.new_empty(scratch, dtype=torch.float32) if b is not None and over_time else None
     sums_da = bias is not None and (drops_before or db_sums is None)
     da_sums = a.new_empty(scratch, dtype=torch.float32) if sums_da else None
-    gradients = Gradients(_signal(da), _signal(None if db is da else db), da_sums, db_sums)
-    plan.launch(gated_activation_bwd_kernel, (_signal(dy), inputs, gradients), seed, options, a)
+    gradients = Gradients(_halves(da), _halves(None if db is da else db), da_sums, db_sums)
+    plan.launch(gated_activation_bwd_kernel, (Signal.of(dy), inputs, gradients), seed, options, a)
     if b is not None and db_sums is not None:
         db = db_sums.sum(1).sum_to_size(b.shape[0], channels).unsqueeze(2).to(b.dtype)
     elif b is not None and db is not None:
@@ -343,8 +341,7 @@ def _check(a: Tensor, b: Tensor | None, bias: Tensor | None, channels_last: bool
         if not fits or b.shape[channel] != channels:
             raise FastglowError(f"b has shape {list(b.shape)}, must be {list(a.shape)}, or 1 for B or T")
     check_shape("bias", bias, (channels,))
-    if dropout not in (None, "before", "after"):
-        raise FastglowError(f"dropout={dropout!r} must be None, 'before' or 'after'")
+    check_choice("dropout", dropout, (None, "before", "after"))
 
 
 def gated_activation(

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from fastglow.errors import FastglowError
 
 from .. import backend
-from ..arguments import check_shape, mixed_dtypes
+from ..arguments import check_at_least, check_shape, mixed_dtypes
 from ..reference.wavenet_layer import wavenet_layer as reference_wavenet_layer
 from .backward import layer_backward
 from .common import OP, LayerInputs
@@ -83,8 +83,7 @@ def _check(
     n_rows = res_skip_weight.shape[0]
     if not 0 < n_rows <= 2 * C:
         raise FastglowError(f"res_skip_weight has {n_rows} rows, must be S or {C} + S with 0 < S <= {C}")
-    if dilation < 1:
-        raise FastglowError(f"dilation={dilation} must be at least 1")
+    check_at_least("dilation", dilation, 1)
     if cond_weight is not None:
         check_shape("conditioning", conditioning, (B, "D", T))
         check_shape("cond_weight", cond_weight, (2 * C, 0 if conditioning is None else conditioning.shape[1], 1))

@@ -10,9 +10,9 @@ from torch import Tensor
 from ..launch import launch
 from .common import (
     OP,
+    ChannelsLast,
     LayerInputs,
     ResSkip,
-    Signal,
     Sizes,
     Weight,
     config,
@@ -37,42 +37,42 @@ INPUT_BACKWARD_CONFIGS = {
 
 @triton.jit
 def wavenet_gate_bwd_kernel(
-    dnext,  # Signal [B, T, C] or None
-    dskip,  # Signal [B, T, S] or None
+    dnext,  # ChannelsLast [B, T, C] or None
+    dskip,  # ChannelsLast [B, T, S] or None
     res_skip,
     p_gate,  # [B, T, 2C]: tanh and sigmoid
     p_lengths,
     p_du,  # [B, T, 2C]
     p_acts,  # [B, T, C]
     sizes,
-    constants,
+    blocks,
 ):
     """Grid (blocks of T, blocks of C, B)."""
-    BN: tl.constexpr = constants.BN
-    BK: tl.constexpr = constants.BK
+    BN: tl.constexpr = blocks.BN
+    BK: tl.constexpr = blocks.BK
     T, C, R, S = sizes.T, sizes.C, res_skip.R, res_skip.S
     weight = res_skip.weight
-    rows = rows_of(tl.program_id(0), tl.program_id(2), p_lengths, sizes, constants)
+    rows = rows_of(tl.program_id(0), tl.program_id(2), p_lengths, sizes, blocks)
     o_n = tl.program_id(1) * BN + tl.arange(0, BN)
     o_k = tl.arange(0, BK)
-    b_da = tl.zeros((constants.BT, BN), tl.float32)
+    b_da = tl.zeros((blocks.BT, BN), tl.float32)
     if rows.has_any:
         if dnext is not None:
             p_block = first_row(dnext, rows)
             for r in range(0, R, BK):
-                b_d = load_tile(p_block + r, rows.o_r, rows.m_t, dnext.s_t, o_k, R - r, constants.EVEN_C)  # [BT, BK]
+                b_d = load_tile(p_block + r, rows.o_r, rows.m_t, dnext.s_t, o_k, R - r, blocks.EVEN_C)  # [BT, BK]
                 if res_skip.mask is not None:
                     b_d = multiply_mask(b_d, res_skip.mask, rows)
                 p_w = weight.p + r * weight.s_out
                 b_w = load_tile(p_w, o_k, o_k < R - r, weight.s_out, o_n, C, False)  # [BK, BN]
-                b_da = tl.dot(b_d, b_w, b_da, input_precision=constants.PRECISION)
+                b_da = tl.dot(b_d, b_w, b_da, input_precision=blocks.PRECISION)
         if dskip is not None:
             p_block = first_row(dskip, rows)
             for s in range(0, S, BK):
-                b_d = load_tile(p_block + s, rows.o_r, rows.m_t, dskip.s_t, o_k, S - s, constants.EVEN_S)
+                b_d = load_tile(p_block + s, rows.o_r, rows.m_t, dskip.s_t, o_k, S - s, blocks.EVEN_S)
                 p_w = weight.p + (R + s) * weight.s_out
                 b_w = load_tile(p_w, o_k, o_k < S - s, weight.s_out, o_n, C, False)
-                b_da = tl.dot(b_d, b_w, b_da, input_precision=constants.PRECISION)
+                b_da = tl.dot(b_d, b_w, b_da, input_precision=blocks.PRECISION)
     p_block = p_gate + (rows.i_b * T + rows.t0) * (2 * C)
     b_tanh = load_tile(p_block, rows.o_r, rows.m_t, 2 * C, o_n, C, False).to(tl.float32)
     b_sigmoid = load_tile(p_block + C, rows.o_r, rows.m_t, 2 * C, o_n, C, False).to(tl.float32)
@@ -85,35 +85,35 @@ def wavenet_gate_bwd_kernel(
 def wavenet_input_bwd_kernel(
     p_du,  # [B, T, 2C]
     in_weight,
-    dnext,  # Signal [B, T, C] or None
+    dnext,  # ChannelsLast [B, T, C] or None
     mask,
     p_lengths,
     p_dh,  # [B, T, C]
     sizes,
-    constants,
+    blocks,
 ):
     """Grid (blocks of T, blocks of C, B)."""
-    BN: tl.constexpr = constants.BN
-    BK: tl.constexpr = constants.BK
+    BN: tl.constexpr = blocks.BN
+    BK: tl.constexpr = blocks.BK
     T, C = sizes.T, sizes.C
-    rows = rows_of(tl.program_id(0), tl.program_id(2), p_lengths, sizes, constants)
+    rows = rows_of(tl.program_id(0), tl.program_id(2), p_lengths, sizes, blocks)
     o_n = tl.program_id(1) * BN + tl.arange(0, BN)
     o_k = tl.arange(0, BK)
-    b_dh = tl.zeros((constants.BT, BN), tl.float32)
+    b_dh = tl.zeros((blocks.BT, BN), tl.float32)
     if rows.has_any:
         p_block = p_du + (rows.i_b * T + rows.t0) * (2 * C)
         n_blocks = tl.cdiv(2 * C, BK)
-        for i in range(0, n_blocks * constants.TAPS):
+        for i in range(0, n_blocks * blocks.TAPS):
             tap = i // n_blocks
             u = (i - tap * n_blocks) * BK
-            shift = (constants.TAPS // 2 - tap) * sizes.dilation
+            shift = (blocks.TAPS // 2 - tap) * sizes.dilation
             o_source = rows.o_t + shift
             m_source = (o_source >= 0) & (o_source < rows.length)
             p_source = p_block + shift.to(tl.int64) * (2 * C) + u
-            b_du = load_tile(p_source, rows.o_r, m_source, 2 * C, o_k, 2 * C - u, constants.EVEN_2C)  # [BT, BK]
+            b_du = load_tile(p_source, rows.o_r, m_source, 2 * C, o_k, 2 * C - u, blocks.EVEN_2C)  # [BT, BK]
             p_tap = in_weight.p + tap * in_weight.s_tap + u * in_weight.s_out
             b_w = load_tile(p_tap, o_k, o_k < 2 * C - u, in_weight.s_out, o_n, C, False)  # [BK, BN]
-            b_dh = tl.dot(b_du, b_w, b_dh, input_precision=constants.PRECISION)
+            b_dh = tl.dot(b_du, b_w, b_dh, input_precision=blocks.PRECISION)
     if dnext is not None:
         b_d = load_tile(first_row(dnext, rows), rows.o_r, rows.m_t, dnext.s_t, o_n, C, False).to(tl.float32)
         if mask is not None:
@@ -128,16 +128,17 @@ def _signal_gradients(
     """(dh [B, T, C] if needed, du [B, T, 2C], acts [B, T, C])."""
     lengths, in_weight = inputs.lengths, inputs.in_weight
     B, T, C = inputs.h.shape
-    du, acts = gate.new_empty((B, T, 2 * C)), gate.new_empty((B, T, C))
-    dh = gate.new_empty((B, T, C)) if needs_h else None
+    empty = partial(torch.empty, dtype=gate.dtype, device=gate.device)
+    du, acts = empty((B, T, 2 * C)), empty((B, T, C))
+    dh = empty((B, T, C)) if needs_h else None
     if gate.numel() == 0:
         return dh, du, acts
-    res_skip, d = ResSkip.of(inputs), Signal.of(dnext)
+    res_skip, d = ResSkip.of(inputs), ChannelsLast.of(dnext)
     options = partial(launch_options, sizes=Sizes(T, C, 0, dilation), S=res_skip.S, in_weight=in_weight)
     chosen = pick("wavenet_gate_bwd", GATE_BACKWARD_CONFIGS[gate.dtype.itemsize], acts)
     launch(
         OP, wavenet_gate_bwd_kernel, (triton.cdiv(T, chosen["BT"]), triton.cdiv(C, chosen["BN"]), B),
-        d, Signal.of(dskip), res_skip, gate, lengths, du, acts, **options(chosen),
+        d, ChannelsLast.of(dskip), res_skip, gate, lengths, du, acts, **options(chosen),
     )  # fmt: skip
     if dh is not None:
         chosen = pick("wavenet_input_bwd", INPUT_BACKWARD_CONFIGS[gate.dtype.itemsize], acts)

@@ -1,8 +1,9 @@
-"""What the kernels of `wavenet_layer` share: struct arguments, device functions and launch constants.
+"""What the kernels of `wavenet_layer` share: struct arguments, device functions and launch options.
 
 Maths, layout and cost: kernels/README.md.
 """
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..arguments import SMALLEST_DOT
+from ..arguments import SMALLEST_DOT, Signal, item_length
 from ..launch import Config, pick_config, product_precision
 
 OP = "wavenet_layer"
@@ -38,7 +39,7 @@ class LayerInputs(NamedTuple):
     res_skip_bias: Any  # [R + S]
 
 
-class Signal(NamedTuple):
+class ChannelsLast(NamedTuple):
     """[B, T, n] with contiguous channels."""
 
     p: Any
@@ -46,21 +47,8 @@ class Signal(NamedTuple):
     s_t: Any
 
     @classmethod
-    def of(cls, x: Tensor | None) -> "Signal | None":
+    def of(cls, x: Tensor | None) -> "ChannelsLast | None":
         return None if x is None else cls(x, x.stride(0), x.stride(1))
-
-
-class StridedSignal(NamedTuple):
-    """[B, T, n] with any strides, 0 where it is broadcast."""
-
-    p: Any
-    s_b: Any
-    s_t: Any
-    s_c: Any
-
-    @classmethod
-    def of(cls, x: Tensor | None) -> "StridedSignal | None":
-        return None if x is None else cls(x, x.stride(0), x.stride(1), x.stride(2))
 
 
 class Weight(NamedTuple):
@@ -80,17 +68,18 @@ class ResSkip(NamedTuple):
 
     weight: Any  # Weight [R + S, C, 1]
     bias: Any  # [R + S]
-    skip: Any  # StridedSignal [B, T, S]
-    mask: Any  # Signal [B, T, 1]
+    skip: Any  # Signal [B, S, T]
+    mask: Any  # ChannelsLast [B, T, 1]
     R: Any  # residual rows: C, or 0 in a last layer
     S: Any  # skip rows
 
     @classmethod
     def of(cls, inputs: LayerInputs) -> "ResSkip":
-        C, n_rows = inputs.h.shape[2], len(inputs.res_skip_weight)
+        C, n_rows = inputs.h.shape[2], inputs.res_skip_weight.shape[0]
         R = C if n_rows > C else 0
-        weight, skip, mask = Weight.of(inputs.res_skip_weight), StridedSignal.of(inputs.skip), Signal.of(inputs.mask)
-        return cls(weight, inputs.res_skip_bias, skip, mask, R, n_rows - R)
+        skip = Signal.of(None if inputs.skip is None else inputs.skip.transpose(1, 2))
+        mask = ChannelsLast.of(inputs.mask)
+        return cls(Weight.of(inputs.res_skip_weight), inputs.res_skip_bias, skip, mask, R, n_rows - R)
 
 
 class Sizes(NamedTuple):
@@ -100,7 +89,7 @@ class Sizes(NamedTuple):
     dilation: Any
 
 
-class Constants(NamedTuple):
+class Blocks(NamedTuple):
     BT: Any  # tile sizes, see `config`
     BN: Any
     BK: Any
@@ -131,14 +120,12 @@ class Rows(NamedTuple):
 
 
 @triton.jit
-def rows_of(i_t, i_b, p_lengths, sizes, constants):
-    length = sizes.T
-    if p_lengths is not None:
-        length = tl.minimum(tl.load(p_lengths + i_b).to(tl.int32), sizes.T)
-    start = i_t * constants.BT
-    o_r = tl.arange(0, constants.BT)
+def rows_of(i_t, i_b, p_lengths, sizes, blocks):
+    length = item_length(p_lengths, i_b, sizes.T, p_lengths is not None)
+    start = i_t * blocks.BT
+    o_r = tl.arange(0, blocks.BT)
     o_t = start + o_r
-    t0 = i_t.to(tl.int64) * constants.BT
+    t0 = i_t.to(tl.int64) * blocks.BT
     return Rows(i_b.to(tl.int64), t0, o_r, o_t, length, start < length, o_t < length, o_t < sizes.T)
 
 
@@ -149,8 +136,8 @@ def first_row(x, rows):
 
 
 @triton.jit
-def strided_pointers(x, rows, o_n):
-    """[BT, channels]."""
+def signal_pointers(x, rows, o_n):
+    """[BT, channels] of a Signal, which has any strides."""
     return first_row(x, rows) + (rows.o_r.to(tl.int64) * x.s_t)[:, None] + (o_n.to(tl.int64) * x.s_c)[None, :]
 
 
@@ -186,24 +173,22 @@ def pick(kernel: str, configs: tuple[Config, ...], x: Tensor) -> Config:
     return pick_config(kernel, configs, largest_that_fills, x, rows=x.shape[0] * x.shape[1], channels=x.shape[2])
 
 
+@cache
+def _blocks(tile: tuple[int, int, int], C: int, D: int, S: int, TAPS: int, PRECISION: str) -> Blocks:
+    BT, BN, BK = tile
+    even = {f"EVEN_{name}": size % BK == 0 for name, size in (("C", C), ("2C", 2 * C), ("D", D), ("S", S))}
+    BC = max(SMALLEST_DOT, triton.next_power_of_2(C))
+    blocks = Blocks(BT=BT, BN=BN, BK=BK, BC=BC, TAPS=TAPS, PRECISION=PRECISION, **even)
+    return Blocks(*map(tl.constexpr, blocks))
+
+
 def launch_options(config: Config, sizes: Sizes, S: int, in_weight: Tensor) -> dict[str, Any]:
-    """The kernels' `sizes` and `constants`, with the device, num_warps and num_stages."""
-    BK, C = config["BK"], sizes.C
-    constants = {
-        "BT": config["BT"],
-        "BN": config["BN"],
-        "BK": BK,
-        "BC": max(SMALLEST_DOT, triton.next_power_of_2(C)),
-        "TAPS": in_weight.shape[2],
-        "EVEN_C": C % BK == 0,
-        "EVEN_2C": 2 * C % BK == 0,
-        "EVEN_D": sizes.D % BK == 0,
-        "EVEN_S": S % BK == 0,
-        "PRECISION": product_precision(in_weight.dtype, convolution=True),
-    }
+    """The kernels' `sizes` and `blocks`, with the device, num_warps and num_stages."""
+    tile = config["BT"], config["BN"], config["BK"]
+    precision = product_precision(in_weight.dtype, convolution=True)
     return {
         "sizes": sizes,
-        "constants": Constants(**{name: tl.constexpr(value) for name, value in constants.items()}),
+        "blocks": _blocks(tile, sizes.C, sizes.D, S, in_weight.shape[2], precision),
         "device": in_weight.device,
         "num_warps": config["num_warps"],
         "num_stages": config["num_stages"],

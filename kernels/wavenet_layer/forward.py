@@ -3,18 +3,19 @@
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..arguments import Signal
 from ..launch import launch
 from .common import (
     OP,
+    ChannelsLast,
     LayerInputs,
     ResSkip,
-    Signal,
     Sizes,
-    StridedSignal,
     Weight,
     config,
     first_row,
@@ -23,8 +24,8 @@ from .common import (
     multiply_mask,
     pick,
     rows_of,
+    signal_pointers,
     store_tile,
-    strided_pointers,
 )
 
 FUSED_CHANNELS = 256
@@ -51,9 +52,9 @@ FUSED_CONFIGS = {
 class GateInputs(NamedTuple):
     """Absent tensors are None."""
 
-    h: Any  # Signal [B, T, C]
-    conditioning: Any  # Signal [B, T, D]
-    added: Any  # StridedSignal [B, T, 2C]
+    h: Any  # ChannelsLast [B, T, C]
+    conditioning: Any  # ChannelsLast [B, T, D]
+    added: Any  # Signal [B, 2C, T]
     in_weight: Any  # Weight [2C, C, taps]
     in_bias: Any  # [2C]
     cond_weight: Any  # Weight [2C, D, 1]
@@ -66,40 +67,40 @@ def _add_bias(b_x, p_bias, o_n, n):
 
 
 @triton.jit
-def _gate(inputs, rows, o_n, BN: tl.constexpr, sizes, constants):
+def _gate(inputs, rows, o_n, BN: tl.constexpr, sizes, blocks):
     """tanh and sigmoid at channels o_n, both [BT, BN] float32."""
-    BK: tl.constexpr = constants.BK
+    BK: tl.constexpr = blocks.BK
     C, D = sizes.C, sizes.D
     h, in_weight = inputs.h, inputs.in_weight
     o_k = tl.arange(0, BK)
     m_n = o_n < C
-    b_tanh = tl.zeros((constants.BT, BN), tl.float32)
-    b_sigmoid = tl.zeros((constants.BT, BN), tl.float32)
+    b_tanh = tl.zeros((blocks.BT, BN), tl.float32)
+    b_sigmoid = tl.zeros((blocks.BT, BN), tl.float32)
     p_block = first_row(h, rows)
     # One loop over taps and channels keeps the pipeline of loads full from end to end.
     n_blocks = tl.cdiv(C, BK)
-    for i in range(0, n_blocks * constants.TAPS):
+    for i in range(0, n_blocks * blocks.TAPS):
         tap = i // n_blocks
         c = (i - tap * n_blocks) * BK
-        shift = (tap - constants.TAPS // 2) * sizes.dilation
+        shift = (tap - blocks.TAPS // 2) * sizes.dilation
         o_source = rows.o_t + shift
         m_source = (o_source >= 0) & (o_source < rows.length)
         p_source = p_block + shift.to(tl.int64) * h.s_t + c
-        b_h = load_tile(p_source, rows.o_r, m_source, h.s_t, o_k, C - c, constants.EVEN_C)  # [BT, BK]
+        b_h = load_tile(p_source, rows.o_r, m_source, h.s_t, o_k, C - c, blocks.EVEN_C)  # [BT, BK]
         p_tap = in_weight.p + tap * in_weight.s_tap + c
-        b_w = load_tile(p_tap, o_n, m_n, in_weight.s_out, o_k, C - c, constants.EVEN_C)  # [BN, BK]
-        b_tanh = tl.dot(b_h, tl.trans(b_w), b_tanh, input_precision=constants.PRECISION)
-        b_w = load_tile(p_tap + C * in_weight.s_out, o_n, m_n, in_weight.s_out, o_k, C - c, constants.EVEN_C)
-        b_sigmoid = tl.dot(b_h, tl.trans(b_w), b_sigmoid, input_precision=constants.PRECISION)
+        b_w = load_tile(p_tap, o_n, m_n, in_weight.s_out, o_k, C - c, blocks.EVEN_C)  # [BN, BK]
+        b_tanh = tl.dot(b_h, tl.trans(b_w), b_tanh, input_precision=blocks.PRECISION)
+        b_w = load_tile(p_tap + C * in_weight.s_out, o_n, m_n, in_weight.s_out, o_k, C - c, blocks.EVEN_C)
+        b_sigmoid = tl.dot(b_h, tl.trans(b_w), b_sigmoid, input_precision=blocks.PRECISION)
     if inputs.conditioning is not None:
         p_block = first_row(inputs.conditioning, rows)
         p_w, s_out = inputs.cond_weight.p, inputs.cond_weight.s_out
         for d in range(0, D, BK):
-            b_c = load_tile(p_block + d, rows.o_r, rows.m_t, inputs.conditioning.s_t, o_k, D - d, constants.EVEN_D)
-            b_w = load_tile(p_w + d, o_n, m_n, s_out, o_k, D - d, constants.EVEN_D)  # [BN, BK]
-            b_tanh = tl.dot(b_c, tl.trans(b_w), b_tanh, input_precision=constants.PRECISION)
-            b_w = load_tile(p_w + C * s_out + d, o_n, m_n, s_out, o_k, D - d, constants.EVEN_D)
-            b_sigmoid = tl.dot(b_c, tl.trans(b_w), b_sigmoid, input_precision=constants.PRECISION)
+            b_c = load_tile(p_block + d, rows.o_r, rows.m_t, inputs.conditioning.s_t, o_k, D - d, blocks.EVEN_D)
+            b_w = load_tile(p_w + d, o_n, m_n, s_out, o_k, D - d, blocks.EVEN_D)  # [BN, BK]
+            b_tanh = tl.dot(b_c, tl.trans(b_w), b_tanh, input_precision=blocks.PRECISION)
+            b_w = load_tile(p_w + C * s_out + d, o_n, m_n, s_out, o_k, D - d, blocks.EVEN_D)
+            b_sigmoid = tl.dot(b_c, tl.trans(b_w), b_sigmoid, input_precision=blocks.PRECISION)
     if inputs.in_bias is not None:
         b_tanh = _add_bias(b_tanh, inputs.in_bias, o_n, C)
         b_sigmoid = _add_bias(b_sigmoid, inputs.in_bias + C, o_n, C)
@@ -107,7 +108,7 @@ def _gate(inputs, rows, o_n, BN: tl.constexpr, sizes, constants):
         b_tanh = _add_bias(b_tanh, inputs.cond_bias, o_n, C)
         b_sigmoid = _add_bias(b_sigmoid, inputs.cond_bias + C, o_n, C)
     if inputs.added is not None:
-        p_added = strided_pointers(inputs.added, rows, o_n)
+        p_added = signal_pointers(inputs.added, rows, o_n)
         m_tile = rows.m_t[:, None] & m_n[None, :]
         b_tanh += tl.load(p_added, mask=m_tile, other=0.0).to(tl.float32)
         b_sigmoid += tl.load(p_added + C * inputs.added.s_c, mask=m_tile, other=0.0).to(tl.float32)
@@ -141,7 +142,7 @@ def _store_skip(b_x, p_next_skip, res_skip, rows, o_n, sizes):
         b_x = _add_bias(b_x, res_skip.bias + res_skip.R, o_n, S)
     if res_skip.skip is not None:
         m_tile = rows.m_t[:, None] & (o_n < S)[None, :]
-        b_x += tl.load(strided_pointers(res_skip.skip, rows, o_n), mask=m_tile, other=0.0).to(tl.float32)
+        b_x += tl.load(signal_pointers(res_skip.skip, rows, o_n), mask=m_tile, other=0.0).to(tl.float32)
     store_tile(p_next_skip, tl.where(rows.m_t[:, None], b_x, 0.0), rows, o_n, S, S, sizes.T)
 
 
@@ -152,16 +153,16 @@ def wavenet_gate_fwd_kernel(
     p_acts,  # [B, T, C]
     p_gate,  # [B, T, 2C]: tanh and sigmoid, or None
     sizes,
-    constants,
+    blocks,
 ):
     """Grid (blocks of T, blocks of C, B)."""
-    BN: tl.constexpr = constants.BN
-    rows = rows_of(tl.program_id(0), tl.program_id(2), p_lengths, sizes, constants)
+    BN: tl.constexpr = blocks.BN
+    rows = rows_of(tl.program_id(0), tl.program_id(2), p_lengths, sizes, blocks)
     o_n = tl.program_id(1) * BN + tl.arange(0, BN)
-    b_tanh = tl.zeros((constants.BT, BN), tl.float32)
-    b_sigmoid = tl.zeros((constants.BT, BN), tl.float32)
+    b_tanh = tl.zeros((blocks.BT, BN), tl.float32)
+    b_sigmoid = tl.zeros((blocks.BT, BN), tl.float32)
     if rows.has_any:
-        b_tanh, b_sigmoid = _gate(inputs, rows, o_n, BN, sizes, constants)
+        b_tanh, b_sigmoid = _gate(inputs, rows, o_n, BN, sizes, blocks)
         b_tanh = tl.where(rows.m_t[:, None], b_tanh, 0.0)
         b_sigmoid = tl.where(rows.m_t[:, None], b_sigmoid, 0.0)
     if p_gate is not None:
@@ -179,26 +180,26 @@ def wavenet_res_skip_fwd_kernel(
     p_next_skip,  # [B, T, S]
     n_residual_blocks,
     sizes,
-    constants,
+    blocks,
 ):
     """Grid (blocks of T, blocks of residual rows then of skip rows, B)."""
-    BN: tl.constexpr = constants.BN
-    BK: tl.constexpr = constants.BK
+    BN: tl.constexpr = blocks.BN
+    BK: tl.constexpr = blocks.BK
     C, R, s_out = sizes.C, res_skip.R, res_skip.weight.s_out
     i_n = tl.program_id(1)
     is_residual = i_n < n_residual_blocks
-    rows = rows_of(tl.program_id(0), tl.program_id(2), p_lengths, sizes, constants)
+    rows = rows_of(tl.program_id(0), tl.program_id(2), p_lengths, sizes, blocks)
     o_k = tl.arange(0, BK)
     o_n = (i_n - tl.where(is_residual, 0, n_residual_blocks)) * BN + tl.arange(0, BN)
     m_n = o_n < tl.where(is_residual, R, res_skip.S)
-    b_x = tl.zeros((constants.BT, BN), tl.float32)
+    b_x = tl.zeros((blocks.BT, BN), tl.float32)
     if rows.has_any:
         p_block = p_acts + (rows.i_b * sizes.T + rows.t0) * C
         p_rows = res_skip.weight.p + tl.where(is_residual, 0, R) * s_out
         for c in range(0, C, BK):
-            b_acts = load_tile(p_block + c, rows.o_r, rows.m_t, C, o_k, C - c, constants.EVEN_C)  # [BT, BK]
-            b_w = load_tile(p_rows + c, o_n, m_n, s_out, o_k, C - c, constants.EVEN_C)  # [BN, BK]
-            b_x = tl.dot(b_acts, tl.trans(b_w), b_x, input_precision=constants.PRECISION)
+            b_acts = load_tile(p_block + c, rows.o_r, rows.m_t, C, o_k, C - c, blocks.EVEN_C)  # [BT, BK]
+            b_w = load_tile(p_rows + c, o_n, m_n, s_out, o_k, C - c, blocks.EVEN_C)  # [BN, BK]
+            b_x = tl.dot(b_acts, tl.trans(b_w), b_x, input_precision=blocks.PRECISION)
     if p_next_h is not None:
         if is_residual:
             _store_residual(b_x, p_next_h, res_skip, h, rows, o_n, sizes)
@@ -207,18 +208,18 @@ def wavenet_res_skip_fwd_kernel(
 
 
 @triton.jit
-def wavenet_layer_fwd_kernel(inputs, res_skip, p_lengths, p_gate, p_next_h, p_next_skip, sizes, constants):
+def wavenet_layer_fwd_kernel(inputs, res_skip, p_lengths, p_gate, p_next_h, p_next_skip, sizes, blocks):
     """Both of the above for all channels of BT positions; grid (blocks of T, B)."""
-    BC: tl.constexpr = constants.BC
-    BN: tl.constexpr = constants.BN
+    BC: tl.constexpr = blocks.BC
+    BN: tl.constexpr = blocks.BN
     C, R, S, s_out = sizes.C, res_skip.R, res_skip.S, res_skip.weight.s_out
-    rows = rows_of(tl.program_id(0), tl.program_id(1), p_lengths, sizes, constants)
+    rows = rows_of(tl.program_id(0), tl.program_id(1), p_lengths, sizes, blocks)
     o_c = tl.arange(0, BC)
     o_n = tl.arange(0, BN)
-    b_tanh = tl.zeros((constants.BT, BC), tl.float32)
-    b_sigmoid = tl.zeros((constants.BT, BC), tl.float32)
+    b_tanh = tl.zeros((blocks.BT, BC), tl.float32)
+    b_sigmoid = tl.zeros((blocks.BT, BC), tl.float32)
     if rows.has_any:
-        b_tanh, b_sigmoid = _gate(inputs, rows, o_c, BC, sizes, constants)
+        b_tanh, b_sigmoid = _gate(inputs, rows, o_c, BC, sizes, blocks)
     if p_gate is not None:
         b_tanh = tl.where(rows.m_t[:, None], b_tanh, 0.0)
         b_sigmoid = tl.where(rows.m_t[:, None], b_sigmoid, 0.0)
@@ -227,11 +228,11 @@ def wavenet_layer_fwd_kernel(inputs, res_skip, p_lengths, p_gate, p_next_h, p_ne
     if p_next_h is not None:
         for r in range(0, R, BN):
             b_w = load_tile(res_skip.weight.p + r * s_out, o_n, o_n < R - r, s_out, o_c, C, False)  # [BN, BC]
-            b_x = tl.dot(b_acts, tl.trans(b_w), input_precision=constants.PRECISION)
+            b_x = tl.dot(b_acts, tl.trans(b_w), input_precision=blocks.PRECISION)
             _store_residual(b_x, p_next_h, res_skip, inputs.h, rows, r + o_n, sizes)
     for s in range(0, S, BN):
         b_w = load_tile(res_skip.weight.p + (R + s) * s_out, o_n, o_n < S - s, s_out, o_c, C, False)
-        b_x = tl.dot(b_acts, tl.trans(b_w), input_precision=constants.PRECISION)
+        b_x = tl.dot(b_acts, tl.trans(b_w), input_precision=blocks.PRECISION)
         _store_skip(b_x, p_next_skip, res_skip, rows, s + o_n, sizes)
 
 
@@ -241,15 +242,17 @@ def layer_forward(inputs: LayerInputs, dilation: int, save_gate: bool) -> tuple[
     B, T, C = h.shape
     res_skip = ResSkip.of(inputs)
     R, S = res_skip.R, res_skip.S
-    next_h = h.new_empty((B, T, C)) if R else None
-    next_skip = h.new_empty((B, T, S), dtype=h.dtype if skip is None else skip.dtype)
-    gate = h.new_empty((B, T, 2 * C)) if save_gate else None
+    empty = partial(torch.empty, device=h.device)
+    next_h = empty((B, T, C), dtype=h.dtype) if R else None
+    next_skip = empty((B, T, S), dtype=h.dtype if skip is None else skip.dtype)
+    gate = empty((B, T, 2 * C), dtype=h.dtype) if save_gate else None
     if next_skip.numel() == 0:
         return next_h, next_skip, gate
+    added = None if inputs.added is None else inputs.added.expand(B, T, 2 * C).transpose(1, 2)
     gate_inputs = GateInputs(
-        Signal.of(h),
-        Signal.of(inputs.conditioning),
-        StridedSignal.of(None if inputs.added is None else inputs.added.expand(B, T, 2 * C)),
+        ChannelsLast.of(h),
+        ChannelsLast.of(inputs.conditioning),
+        Signal.of(added),
         Weight.of(inputs.in_weight),
         inputs.in_bias,
         Weight.of(inputs.cond_weight),
@@ -265,7 +268,7 @@ def layer_forward(inputs: LayerInputs, dilation: int, save_gate: bool) -> tuple[
             gate_inputs, res_skip, lengths, gate, next_h, next_skip, **options(chosen),
         )  # fmt: skip
         return next_h, next_skip, gate
-    acts = h.new_empty((B, T, C))
+    acts = empty((B, T, C), dtype=h.dtype)
     chosen = pick("wavenet_gate_fwd", GATE_CONFIGS[width], h)
     launch(
         OP, wavenet_gate_fwd_kernel, (triton.cdiv(T, chosen["BT"]), triton.cdiv(C, chosen["BN"]), B),

@@ -32,8 +32,7 @@ from .ahead_of_time_calls import (
     run_backward,
 )
 
-# A batch of two segments of training: 16000 samples in groups of 8. Sizes count: Triton compiles kernels of their
-# own for those that are a multiple of 16.
+# Two training segments of 16000 samples in groups of 8. Triton specialises kernels for sizes divisible by 16.
 B, T = 2, 2000
 ODD_T = 1997
 
@@ -47,7 +46,7 @@ def _gated_activation(
     seed_in_memory: bool = False,
     **options,
 ) -> None:
-    """`frozen`: which of a, b and bias want no gradient."""
+    """`frozen`: which of a, b and bias need no gradient."""
     shapes = {
         "a": (B, T, 256) if options.get("channels_last") else (B, 256, T),
         "b": b,
@@ -70,7 +69,7 @@ def _affine_coupling(
     T: int = T,
     channels_last: bool = False,
 ) -> None:
-    """`log_s`, `log_s_sum`: whether a gradient comes from them."""
+    """`log_s`, `log_s_sum`: whether a gradient reaches them."""
     x, b_log_s = meta_leaf(dtype, B, n, T), meta_leaf(dtype, B, 2 * n, T)
     if channels_last:
         x, b_log_s = in_channels_last(x), in_channels_last(b_log_s)
@@ -102,7 +101,7 @@ def _invertible_conv1x1(
 
 @torch.no_grad()
 def _invertible_conv1x1_inverse(dtype: torch.dtype, c: int = 8) -> None:
-    """With a float32 inverse, as the model keeps it, and without one."""
+    """With a float32 inverse, as the model caches it, and without one."""
     z, weight = meta_constant(dtype, B, c, T), meta_constant(dtype, c, c, 1)
     invertible_conv1x1_inverse(z, weight, meta_constant(torch.float32, c, c))
     invertible_conv1x1_inverse(z, weight)
@@ -142,7 +141,7 @@ def _wavenet_layer(
     taps: int = 3,
     trains: bool = True,
 ) -> None:
-    """`conditioning`: its channels, or 'added' where it is added as it is."""
+    """`conditioning`: its channels, or 'added': not projected."""
     skips = skip_channels or channels
     rows = skips if last else channels + skips
     projected = isinstance(conditioning, int)
@@ -165,7 +164,7 @@ def _wavenet_layer(
         run_backward(*outputs)
 
 
-# The kernels that multiply matrices, and what holds the rows of theirs.
+# Kernels with matrix products, and the constant that holds the products' rows.
 PRODUCTS = {
     f"wavenet_{kernel}_kernel": "BT" for kernel in ("gate_fwd", "res_skip_fwd", "layer_fwd", "gate_bwd", "input_bwd")
 }

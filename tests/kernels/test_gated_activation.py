@@ -308,7 +308,7 @@ class TestKernels:
             else:
                 assert x.grad is None
 
-    def test_leaves_do_not_share_their_gradients(self, device):
+    def test_leaves_have_separate_gradients(self, device):
         a, b = (torch.randn(1, 4, 5, device=device, requires_grad=True) for _ in range(2))
         gated_activation(a, b).sum().backward()
         assert torch.equal(a.grad, b.grad)

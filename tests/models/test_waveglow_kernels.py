@@ -1,4 +1,4 @@
-"""The whole WaveGlow on the Triton kernels: NVIDIA's tensors, and what batching, folding and half precision mean."""
+"""The whole WaveGlow on the Triton kernels: against NVIDIA's tensors; batching, folding and half precision."""
 
 import copy
 
@@ -17,7 +17,7 @@ OPERATIONS = {"affine_coupling", "invertible_conv1x1", "wavenet_layer", "weight_
 
 @pytest.fixture(autouse=True)
 def triton_backend():
-    """Forces the kernels, and fails unless every operation of WaveGlow ran on them."""
+    """Forces the Triton backend, and fails unless every operation of WaveGlow launched kernels."""
     before = backend.launches.copy()
     with backend.use_backend("triton"):
         yield
@@ -61,7 +61,7 @@ def test_infer(golden, name, device):
     torch.testing.assert_close(audio.cpu(), data["infer/audio_sigma07"], atol=1e-4, rtol=0)
 
 
-def test_batched_as_alone_and_folded_again_after_a_change(golden, device):
+def test_batched_as_alone_and_refolded_after_a_change(golden, device):
     data = golden("waveglow_tiny")
     model = build(data, device)
     mel = data["input/mel"][:, :, :6].to(device)
@@ -100,7 +100,7 @@ def test_published_size_is_as_good_as_pytorchs(n_channels, dtype):
     model = WaveGlow(80, 12, 8, 4, 2, {"n_layers": 8, "n_channels": n_channels, "kernel_size": 3}).cuda()
     with torch.no_grad():
         for wn in model.WN:
-            wn.end.weight.normal_(std=0.01)  # of a new model it is zero
+            wn.end.weight.normal_(std=0.01)  # zero in a new model
     mel, noise = torch.randn(1, 80, 63, device="cuda"), torch.randn(1, 8, 63 * 32, device="cuda")
     ours = copy.deepcopy(model).to(dtype).infer(mel.to(dtype), noise=noise.to(dtype))
     with backend.use_backend("reference"):
