@@ -89,9 +89,9 @@ def synth(
     if list_voices:
         _print_voices()
         return
-    from fastglow.threads import wait_asleep
+    from fastglow.threads import let_threads_sleep
 
-    wait_asleep()  # before torch is loaded
+    let_threads_sleep()  # before torch is loaded
     from fastglow.plotting import require_matplotlib
 
     whole_text = _read_text(text, input_files)
@@ -214,7 +214,7 @@ def _build_synthesizer(
     import torch
 
     from fastglow.engine import Synthesizer
-    from fastglow.engine.training_facts import with_lexicons, with_parts
+    from fastglow.engine.settings import with_lexicons, with_parts
 
     given: dict[str, Any] = {
         "tacotron2": tacotron2 and Path(tacotron2),

@@ -1,4 +1,4 @@
-"""Text to symbol ids, in the table that an acoustic model was trained with, ended so that decoding stops."""
+"""Converts text to symbol ids of an acoustic model's table, with a final mark so that decoding stops."""
 
 import warnings
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ class AssumedSymbolsWarning(UserWarning):
 
 
 class EncodedSentence(NamedTuple):
-    """What an acoustic model reads of a text.
+    """A sentence as an acoustic model reads it.
 
     Attributes:
         symbols: ids, ended by a mark (see `Frontend.ended`); empty if they hold no letter or phone.

@@ -8,8 +8,8 @@ from fastglow.text.arpabet import arpabet_spans
 from fastglow.text.english.abbreviations import BEFORE_NAME, BEFORE_NUMBER, GENERAL, STREETS, TITLES
 from fastglow.text.english.context import PRONOUN_I_FOLLOWS, SENTENCE_STARTERS, next_word
 from fastglow.text.english.dotted_days import dotted_day_stops
-from fastglow.text.lines import line_breaks_that_end
-from fastglow.text.markup import as_seen, markup_spans
+from fastglow.text.line_breaks import line_breaks_that_end
+from fastglow.text.markup import as_displayed, markup_spans
 
 # The text after these belongs to the same sentence.
 _INTRODUCING = frozenset("approx cf e.g esp i.e incl viz vs".split())
@@ -118,7 +118,7 @@ def _sentence_ends(
     """Positions after each sentence, ascending; the last is the end of the text."""
     # A lone carriage return is a line break, too; replaced by the same length to keep positions.
     text = re.sub(r"\r(?!\n)", "\n", text)
-    seen = as_seen(text, tags)
+    seen = as_displayed(text, tags)
     days = frozenset(dotted_day_stops(seen))
     breaks = {match.end() for match in _PARAGRAPH_END.finditer(text)}
     breaks.update(line_breaks_that_end(seen), tag_breaks, [len(text)])

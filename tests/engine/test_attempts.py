@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastglow.engine.attempts import MAX_ATTEMPTS, Task, utter
+from fastglow.engine.attempts import MAX_ATTEMPTS, Task, decode_utterances
 from fastglow.engine.reading import Fault
 from fastglow.engine.seeds import attempt_seed, sentence_seed
 
@@ -24,7 +24,7 @@ def by_attempt(*paths, seed=7):
 
 
 def said(model, *tasks):
-    return utter(model, tasks, FRAME)
+    return decode_utterances(model, tasks, FRAME)
 
 
 ENDLESS = [*reading(12), None]

@@ -63,7 +63,7 @@ def test_utf_8_cut_within_its_last_character_stays_utf_8(text, last):
         (b"\xef\xbb\xbfcaf\xe9", "mark of UTF-8, but byte 3 is not UTF-8"),
     ],
 )
-def test_what_is_no_text_is_refused_by_name(tmp_path, data, message):
+def test_files_that_are_not_text_are_refused_by_name(tmp_path, data, message):
     path = tmp_path / "notes.txt"
     path.write_bytes(data)
     with pytest.raises(FastglowError, match=message) as error:

@@ -221,7 +221,7 @@ def test_the_same_data_in_another_folder_is_the_same(resume, prepared, tmp_path,
 
 
 @pytest.mark.parametrize("model", ["tacotron2", "waveglow"])
-def test_data_that_is_not_the_runs_is_refused(resume, prepared, tmp_path, model):
+def test_data_of_another_run_is_refused(resume, prepared, tmp_path, model):
     def rename(items):
         items["train"] = [replace(item, id=f"x{item.id}") for item in items["train"]]
 

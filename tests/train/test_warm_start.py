@@ -131,7 +131,7 @@ def test_ignored_layers_keep_their_initial_values_and_no_others(make, layers, pa
 def test_an_unknown_layer_is_refused_with_the_existing_names(layer, tmp_path):
     save_checkpoint(tacotron2(1), tmp_path / "s.safetensors")
     model = tacotron2(2)
-    with pytest.raises(FastglowError, match="is no layer of the model: it has ") as error:
+    with pytest.raises(FastglowError, match="must be a layer of the model: it has ") as error:
         warm_start(model, tmp_path / "s.safetensors", ["embedding", layer])
     nearest = {"decoder.pre": "decoder.prenet", "embedding.weights": "embedding.weight",
                "postnet.convolutions.7": "postnet.convolutions.1"}  # fmt: skip

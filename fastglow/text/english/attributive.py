@@ -38,7 +38,7 @@ _POSTPOSED = frozenset(
     upstairs upwind warmer weaker wet wide wider worldwide worse young younger
     """.split()
 )
-_NOUNS_TOO = frozenset("flat home light round square".split())
+_ALSO_NOUNS = frozenset("flat home light round square".split())
 # Verbs, not ending in -ed, whose subject is an amount, or that follow one.
 _VERBS = frozenset(
     """
@@ -113,7 +113,7 @@ def is_attributive(preceding: str, following: str, of_stuff: bool = False) -> bo
     if upcoming[1][0].isupper():
         return is_determined and not _CALENDAR.fullmatch(upcoming[1])
     if word in _POSTPOSED:
-        return has_article and (goes_on or word in _NOUNS_TOO)
+        return has_article and (goes_on or word in _ALSO_NOUNS)
     if has_article:
         return not word.endswith("ly") or word in _ADVERBIAL_NOUNS | _NOUNS_IN_LY
     if word in _VERBS or (word.endswith("ly") and word not in _NOUNS_IN_LY):

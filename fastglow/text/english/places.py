@@ -1,6 +1,7 @@
 """Postal addresses: streets with their directions, flats, states, ZIP codes.
 
-They are read before units and titles: ``"350 W 42nd St"`` has no watts, ``"12 Elm Dr"`` no doctor.
+This step comes before units and titles, which would read ``W`` in ``"350 W 42nd St"`` as watts and ``Dr`` in
+``"12 Elm Dr"`` as doctor.
 """
 
 import re

@@ -15,7 +15,7 @@ from fastglow.audio import MelConfig
 from fastglow.checkpoint import LexiconFile, TrainedWith, convert_checkpoint
 from fastglow.cli import main
 from fastglow.engine.frontend import AssumedSymbolsWarning
-from fastglow.engine.training_facts import OtherwiseTrainedWarning
+from fastglow.engine.settings import OtherwiseTrainedWarning
 from fastglow.text import Lexicon, text_to_sequence
 from fastglow.train.prepare import prepare
 from fastglow.voices import Voice
@@ -65,7 +65,7 @@ def test_speech_has_the_sampling_rate_of_the_training(tmp_path, audio, capsys):
         assert synthesizer.synthesize("Hello there.", seed=1).sample_rate == audio.sampling_rate
 
 
-def test_without_facts_the_published_parameters_are_used(tmp_path):
+def test_a_checkpoint_without_settings_uses_the_published_parameters(tmp_path):
     synthesizer = Synthesizer.from_voice(Voice(tacotron2(tmp_path / "t.safetensors")), device="cpu")
     assert synthesizer.audio == MelConfig()
     assert synthesizer.frontend.text_cleaners == ("english_cleaners",)
@@ -143,7 +143,7 @@ def test_the_vocoders_audio_is_used_if_the_acoustic_model_has_none(tmp_path, cap
 
 
 @pytest.mark.filterwarnings(UNSTOPPED)
-def test_another_acoustic_model_in_a_voice_brings_its_own_facts(tmp_path, voice_folder, lexicon_file, capsys):
+def test_another_acoustic_model_in_a_voice_brings_its_own_settings(tmp_path, voice_folder, lexicon_file, capsys):
     voice = tmp_path / "voice"
     shutil.copytree(voice_folder, voice)
     shutil.copy(lexicon_file, voice / "own.txt")

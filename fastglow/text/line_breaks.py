@@ -1,4 +1,4 @@
-"""Line breaks: which of them end a sentence, and which split a word."""
+"""Finds line breaks that end a sentence, and joins words that are hyphenated at a line break."""
 
 import re
 
@@ -65,7 +65,7 @@ _SECOND_HALF = re.compile(r"\w+\s+(?:\w+\s+){0,2}\w+-\w")
 _WINDOW = 60
 
 
-def join_torn_words(text: str) -> str:
+def join_hyphenated_words(text: str) -> str:
     """Removes hyphenation at line ends: ``"trou-\\nble"`` -> ``"trouble"``, but ``"one-sided"``.
 
     Without a dictionary this is a guess. The hyphen stays after words that usually begin a compound (numbers,
