@@ -133,7 +133,7 @@ class Tacotron2TrainConfig(TrainConfig):
         "", "File of pronunciations in CMUdict's format; its words are read as ARPAbet.", "--cmudict-path"
     )
     p_arpabet: float = option(
-        1.0, "Probability that a word of the lexicon is read as ARPAbet and not as letters; drawn anew every epoch."
+        1.0, "Probability that a word of the lexicon is read as ARPAbet and not as letters; drawn in every epoch."
     )
     p_frame_dropout: float = option(
         0.0,

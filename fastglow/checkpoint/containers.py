@@ -211,7 +211,7 @@ class LegacyContainer(_PickleContainer):
             position += 8
             n_elements = storage.nbytes // storage.dtype.itemsize
             if data[position - 8 : position] != n_elements.to_bytes(8, "little"):
-                raise damaged(f"storage {show(key)} must have {n_elements} elements, the file says otherwise")
+                raise damaged(f"storage {show(key)} must have {n_elements} elements, but stores another count")
             if position + storage.nbytes > self.n_bytes:
                 raise damaged(f"storage {show(key)} needs {storage.nbytes} bytes, {self.n_bytes - position} are left")
             self._records[key] = (position, storage.nbytes)

@@ -229,8 +229,8 @@ def test_other_suffixes_get_safetensors(build, same_weights, tmp_path, name):
 
 
 def test_a_dropout_that_nvidias_layout_does_not_store_is_logged(build, tmp_path, caplog):
-    for p, told in ((0.0, True), (0.25, True), (0.5, False)):
+    for p, logged in ((0.0, True), (0.25, True), (0.5, False)):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             save_nvidia_checkpoint(build.tacotron2(p_prenet_dropout=p), tmp_path / "m.pt")
-        assert (f"p_prenet_dropout={p:g}: it will be read as 0.5" in caplog.text) is told
+        assert (f"p_prenet_dropout={p:g}: it will be read as 0.5" in caplog.text) is logged

@@ -45,8 +45,8 @@ def test_files_of_every_encoding_are_spoken_alike(synth, tmp_path, encoding):
     code, report, error = synth("-i", tmp_path / "text.txt", "-o", tmp_path / "a.wav")
     assert code == 0
     assert [sentence["text"] for sentence in report["sentences"]] == [text]
-    told = [warning for warning in report["warnings"] if "Windows-1252" in warning]
-    assert len(told) == error.count("Windows-1252") == (encoding == "cp1252")
+    warned = [warning for warning in report["warnings"] if "Windows-1252" in warning]
+    assert len(warned) == error.count("Windows-1252") == (encoding == "cp1252")
 
 
 @pytest.mark.parametrize("data", ["Hello.".encode("utf-16-be"), b"\xff\xfeH\x00e", b"\x81\x8d"])

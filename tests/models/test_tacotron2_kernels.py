@@ -94,9 +94,9 @@ def test_distributed_training_with_a_scaler_gives_the_same_gradients(tiny, devic
 
 def train_step(model: Tacotron2, batch: tuple, dtype: torch.dtype) -> tuple[list, dict]:
     """(outputs, gradients by name), under autocast if dtype is 16 bits wide."""
-    halves = torch.float16, torch.bfloat16
+    autocast_dtypes = torch.float16, torch.bfloat16
     model.zero_grad()
-    with torch.autocast("cuda", dtype if dtype in halves else torch.float16, enabled=dtype in halves):
+    with torch.autocast("cuda", dtype if dtype in autocast_dtypes else torch.float16, enabled=dtype in autocast_dtypes):
         outputs = model(batch)
     sum(x.to(batch[2].dtype).square().mean() for x in outputs[:3]).backward()
     return [x.detach() for x in outputs[:3]], {name: x.grad.clone() for name, x in model.named_parameters()}
