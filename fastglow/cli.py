@@ -225,7 +225,7 @@ def _build_synthesizer(
         "denoise": denoise,
     }
     given = {name: value for name, value in given.items() if value is not None}
-    # An acoustic model of one's own needs no voice; any other part replaces the voice's.
+    # --tacotron2 without --voice needs no voice; otherwise the given parts replace the voice's.
     base = Voice(**given) if tacotron2 and not voice else with_parts(Voice.load(voice or DEFAULT_VOICE), **given)
     if lexicons:
         base = with_lexicons(base, lexicons)

@@ -58,7 +58,7 @@ def check_complete(path: Path) -> None:
     # The declared size may include part of a frame.
     if present // audio.frame_bytes < audio.size // audio.frame_bytes:
         raise FastglowError(
-            f"{path}: is cut short: its header claims {audio.size} bytes of audio, {present} are there; "
+            f"{path}: is cut short: its header declares {audio.size} bytes of audio, the file has {present}; "
             "copy or record it again"
         )
 

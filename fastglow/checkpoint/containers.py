@@ -117,7 +117,7 @@ class _PickleContainer(Container):
         if dtype is None:
             raise FastglowError(f"storage type {show(kind.name)} is not supported: save the weights as floats")
         if n_elements < 0 or n_elements * dtype.itemsize > self.n_bytes:
-            raise damaged(f"storage {show(key)} claims {n_elements} elements, the file has {self.n_bytes} bytes")
+            raise damaged(f"storage {show(key)} declares {n_elements} elements, the file has {self.n_bytes} bytes")
         return Storage(key, dtype, n_elements * dtype.itemsize)
 
 

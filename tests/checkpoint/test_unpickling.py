@@ -241,7 +241,7 @@ def zip_bytes(pickled, records=()):
 
 
 def tensor_pickle(numel, shape, stride, offset=0, names=("embedding.weight",)):
-    """A pickle of {name: tensor of this shape} whose storage "0" claims `numel` floats."""
+    """A pickle of {name: tensor of this shape} whose storage "0" declares `numel` floats."""
     integers = [b"L%dL\n" % n for n in (numel, offset)]
     sizes = [b"(" + b"".join(b"L%dL\n" % n for n in values) + b"t" for values in (shape, stride)]
     entries = b"".join(

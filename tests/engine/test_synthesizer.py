@@ -231,7 +231,7 @@ def test_a_table_without_phones_takes_no_lexicon(lexicon_file):
     model = make_tacotron2(n_symbols=38)
     Synthesizer(model, "griffin-lim", device="cpu")
     with pytest.raises(
-        FastglowError, match="^a model of 38 symbols reads letters and no ARPAbet: leave the lexicon out$"
+        FastglowError, match="^a model of 38 symbols reads letters, not ARPAbet: leave the lexicon out$"
     ):
         Synthesizer(model, "griffin-lim", lexicon=lexicon_file, device="cpu")
     with pytest.raises(FastglowError, match="cannot read the lexicon absent.txt"):

@@ -201,7 +201,7 @@ def test_a_truncated_clip_is_rejected_by_name(tmp_path):
     report = prepare(tmp_path / "list.txt", tmp_path / "out", n_validation=0, progress=False, workers=1)
     assert [name for name, _ in report.rejected] == names[:3]
     for name, reason in report.rejected:
-        assert f"{name}.wav: is cut short: its header claims 22050 bytes of audio, " in reason
+        assert f"{name}.wav: is cut short: its header declares 22050 bytes of audio, " in reason
     assert {item.id: item.samples for item in report.dataset.items["train"]} == {"whole": 11025, "piped": 11025}
 
 
