@@ -168,7 +168,7 @@ def check_format(path: str | os.PathLike[str], format: str | None = None) -> str
     name = f"{path}: " if path else ""
     if format not in FORMATS:
         known = ", ".join("." + suffix for suffix in FORMATS)
-        raise FastglowError(f"{name}cannot write audio as {format!r}: supported are {known}")
+        raise FastglowError(f"{name}cannot write audio as {format!r}: use one of {known}")
     container, subtype = FORMATS[format].container, FORMATS[format].subtype
     if container not in soundfile.available_formats() or subtype not in soundfile.available_subtypes(container):
         raise FastglowError(

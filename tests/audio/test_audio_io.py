@@ -213,7 +213,7 @@ def test_bad_audio_leaves_no_file(tmp_path, audio, message):
 
 @pytest.mark.parametrize("name", ["a.aac", "a", "a.wav.txt"])
 def test_unknown_suffixes_are_named(tmp_path, name):
-    with pytest.raises(FastglowError, match=rf"{name}: cannot write .* supported are \.wav, \.flac"):
+    with pytest.raises(FastglowError, match=rf"{name}: cannot write .* use one of \.wav, \.flac"):
         write_audio(tmp_path / name, np.zeros(5), 22050)
     with pytest.raises(FastglowError, match="cannot write audio as 'aac'"):
         write_audio(io.BytesIO(), np.zeros(5), 22050, format="aac")

@@ -95,7 +95,7 @@ def test_the_stride_is_a_quarter_of_the_kernel_by_default(build, tmp_path):
     assert load_checkpoint(tmp_path / "w.pt").config.upsample_stride == 16
     assert load_checkpoint(tmp_path / "w.pt", upsample_stride=32).config == model.config
     assert "a quarter of the kernel is assumed" in str(inspect_checkpoint(tmp_path / "w.pt"))
-    with pytest.raises(FastglowError, match="upsample_stride 7 must be a multiple of n_group 8"):
+    with pytest.raises(FastglowError, match="upsample_stride=7 must be a multiple of n_group=8"):
         load_checkpoint(tmp_path / "w.pt", upsample_stride=7)
     build.save_pickled_waveglow(tmp_path / "p.pt", model.state_dict(), stride=32)
     assert load_checkpoint(tmp_path / "p.pt").config == model.config

@@ -331,11 +331,7 @@ def bad_inputs():
         "lengths of another batch": ((mel,), {"lengths": torch.tensor([4])}, r"lengths=\[4\] must have one value"),
         "a length too long": ((mel,), {"lengths": torch.tensor([4, 5])}, r"lengths=\[4, 5\] must have one value"),
         "a negative length": ((mel,), {"lengths": torch.tensor([-1, 4])}, r"lengths=\[-1, 4\] must have one value"),
-        "seeds of another batch": (
-            (mel,),
-            {"seed": [1, 2, 3]},
-            "3 seeds for 2 items",
-        ),
+        "seeds of another batch": ((mel,), {"seed": [1, 2, 3]}, "3 seeds for 2 items"),
         "a huge seed": ((mel,), {"seed": 2**64}, f"seed={2**64} does not fit in 64 bits"),
     }
 
