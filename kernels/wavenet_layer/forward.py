@@ -29,7 +29,7 @@ from .common import (
 )
 
 FUSED_CHANNELS = 256
-"""Up to this many channels one kernel does both GEMMs; the gate of more would exceed the register file."""
+"""Most channels for which one kernel does both GEMMs: the gate of more would exceed the register file."""
 
 # By element size, the largest first. tests/kernels/test_compile.py proves that all fit from sm_80 on.
 GATE_CONFIGS = {  # two accumulators of [BT, BN]
@@ -40,7 +40,7 @@ RES_SKIP_CONFIGS = {
     2: (config(128, 128, 64, 8, 3), config(64, 64, 64, 4, 3), config(32, 32, 32, 4, 2)),
     4: (config(128, 64, 32, 8, 3), config(64, 64, 32, 4, 3), config(32, 32, 32, 4, 2)),
 }
-# Of the fused kernel, by element size and whether C > 64. BN: width of a block of residual or skip rows.
+# For the fused kernel, by element size and whether C > 64. BN: residual or skip rows per block.
 FUSED_CONFIGS = {
     (2, True): (config(64, 64, 32, 8, 3), config(32, 32, 32, 8, 2)),
     (2, False): (config(128, 32, 32, 8, 3), config(32, 32, 32, 4, 2)),
@@ -112,7 +112,7 @@ def _gate(inputs, rows, o_n, BN: tl.constexpr, sizes, blocks):
         m_tile = rows.m_t[:, None] & m_n[None, :]
         b_tanh += tl.load(p_added, mask=m_tile, other=0.0).to(tl.float32)
         b_sigmoid += tl.load(p_added + C * inputs.added.s_c, mask=m_tile, other=0.0).to(tl.float32)
-    # tanh by the sigmoid overflows nowhere.
+    # tanh in a form that does not overflow.
     return 2.0 * tl.sigmoid(2.0 * b_tanh) - 1.0, tl.sigmoid(b_sigmoid)
 
 
