@@ -52,25 +52,15 @@ class WaveGlowVocoder:
         self.denoiser = Denoiser(model) if denoise else None
 
     def vocode(self, mels: Tensor, lengths: Sequence[int], seeds: Sequence[int]) -> list[Tensor]:
-        if mels.is_cuda:
-            return self.vocode_at_once(mels, lengths, seeds)
-        # Item by item: on a CPU a batch is no faster, but takes more memory and computes its padding.
+        # Item by item: each result has the bits that it has alone, and no padding is computed.
         return [
-            audio
+            self._vocode_one(mel[None, :, :length], seed)
             for mel, length, seed in zip(mels, lengths, seeds, strict=True)
-            for audio in self.vocode_at_once(mel[None, :, :length], [length], [seed])
         ]
 
     @torch.no_grad()
-    def vocode_at_once(self, mels: Tensor, lengths: Sequence[int], seeds: Sequence[int]) -> list[Tensor]:
-        """`vocode` as one batch of the model, on any device."""
-        padded = None if min(lengths) == mels.shape[2] else torch.tensor(lengths, device=mels.device)
-        audio = self.model.infer(mels, self.sigma, lengths=padded, seed=seeds)
-        hop_length = audio.shape[1] // mels.shape[2]
-        return [self._denoised(audio[i : i + 1, : n * hop_length]) for i, n in enumerate(lengths)]
-
-    def _denoised(self, audio: Tensor) -> Tensor:
-        """[1, N] -> float32 [N] on the CPU. One item at a time: the denoiser's STFT reflects the end of the audio."""
+    def _vocode_one(self, mel: Tensor, seed: int) -> Tensor:
+        audio = self.model.infer(mel, self.sigma, seed=seed)
         if self.denoiser is not None:
             audio = self.denoiser(audio, self.denoise)
         return audio[0].float().cpu()

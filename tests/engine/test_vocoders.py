@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastglow.audio import MelConfig
-from fastglow.engine.vocoders import WaveGlowVocoder, build_vocoder
+from fastglow.engine.vocoders import build_vocoder
 from fastglow.voices import VOCODERS
 
 from .conftest import make_waveglow
@@ -29,12 +29,3 @@ def test_batched_as_alone(name, denoise, device, lengths):
             assert torch.equal(audio, alone)
         else:
             torch.testing.assert_close(audio, alone, atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("lengths", [[12, 7, 9], [12, 12, 12]], ids=str)
-def test_waveglow_at_once_as_item_by_item(lengths):
-    vocoder = WaveGlowVocoder(make_waveglow(), 0.5, 0.2)
-    mels, seeds = torch.randn(3, 80, 12) - 4, [3, 4, 3]
-    at_once, one_by_one = vocoder.vocode_at_once(mels, lengths, seeds), vocoder.vocode(mels, lengths, seeds)
-    for audio, expected in zip(at_once, one_by_one, strict=True):
-        torch.testing.assert_close(audio, expected, atol=1e-5, rtol=0)
