@@ -64,6 +64,7 @@ def _tile(n, T, BC: tl.constexpr, BT: tl.constexpr):
 
 @triton.jit
 def _offsets(x, i_b, o_c, o_t):
+    """Of channels o_c and positions o_t of item i_b; x: Signal or Halves."""
     return i_b * x.s_b + o_c * x.s_c + o_t * x.s_t
 
 

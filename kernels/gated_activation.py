@@ -154,6 +154,7 @@ def _gate(inputs, tile, dropout, blocks):
 
 @triton.jit
 def _store_halves(x, b_df, b_dg, tile, blocks):
+    """Stores df and dg, both [BC, BT], in their halves of x."""
     p_x = _pointers(x, tile)
     tl.store(p_x + x.s_half * blocks.FILTER, b_df, mask=tile.m)
     tl.store(p_x + x.s_half * blocks.GATE, b_dg, mask=tile.m)

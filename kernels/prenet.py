@@ -100,10 +100,7 @@ def _kept(b_seed, stream, b_position, o_block, p_dropout):
 
 @triton.jit
 def _layer(x, n_in, layer, i_layer, stream, rows, dropout, blocks):
-    """Writes the layer's output for `x`, a Matrix [N, n_in].
-
-    `i_layer` is its index in the given noise, `stream` its stream of the seeds.
-    """
+    """Writes a layer's output for `x`, a Matrix [N, n_in]; `i_layer`: index in the noise, `stream`: of the seeds."""
     BR: tl.constexpr = blocks.BR
     BN: tl.constexpr = blocks.BN
     BK: tl.constexpr = blocks.BK

@@ -94,6 +94,7 @@ def _normalise(v, p_g, s_g, w, shape, BR: tl.constexpr, BN: tl.constexpr):
 
 @triton.jit
 def weight_norm_fwd_kernel(v, p_g, s_g, w, shape, BR: tl.constexpr, BN: tl.constexpr):
+    """Grid (blocks of rows,)."""
     _normalise(v, p_g, s_g, w, shape, BR, BN)
 
 
@@ -160,6 +161,7 @@ def _normalise_backward(d, v, p_g, s_g, dv, p_dg, shape, BR: tl.constexpr, BN: t
 
 @triton.jit
 def weight_norm_bwd_kernel(d, v, p_g, s_g, dv, p_dg, shape, BR: tl.constexpr, BN: tl.constexpr):
+    """Grid (blocks of rows,)."""
     _normalise_backward(d, v, p_g, s_g, dv, p_dg, shape, BR, BN)
 
 

@@ -154,6 +154,7 @@ def _gates_of_one(p_x, p_weight, o_u, n, K, s_w, EVEN_K: tl.constexpr, blocks):
 
 @triton.jit
 def _is_below(word, n):
+    """Whether the upper 24 bits of a random word are below n."""
     return (word.to(tl.uint32, bitcast=True) >> 8).to(tl.int32) < tl.cast(n, tl.int32)
 
 

@@ -63,6 +63,7 @@ class GateInputs(NamedTuple):
 
 @triton.jit
 def _add_bias(b_x, p_bias, o_n, n):
+    """[BT, channels] plus the bias [n] at channels o_n."""
     return b_x + tl.load(p_bias + o_n, mask=o_n < n, other=0.0).to(tl.float32)[None, :]
 
 
@@ -118,6 +119,7 @@ def _gate(inputs, rows, o_n, BN: tl.constexpr, sizes, blocks):
 
 @triton.jit
 def _store_gate(p_gate, b_tanh, b_sigmoid, rows, o_n, sizes):
+    """Stores tanh and sigmoid [BT, channels] in p_gate [B, T, 2C]."""
     store_tile(p_gate, b_tanh, rows, o_n, sizes.C, 2 * sizes.C, sizes.T)
     store_tile(p_gate + sizes.C, b_sigmoid, rows, o_n, sizes.C, 2 * sizes.C, sizes.T)
 

@@ -136,7 +136,7 @@ def tensor(kind, dtype, device, *shape):
 
 
 def check_sum(actual, exact):
-    """The sum of log s may be small by cancellation: it is rounded as its summands are."""
+    """The sum of log s may be small by cancellation: its error scales with its summands."""
     *_, log_s, log_s_sum = exact
     assert actual[2].dtype == torch.float32
     assert abs(actual[2].item() - log_s_sum.item()) <= 1e-6 * log_s.abs().sum().item()

@@ -1,4 +1,4 @@
-"""Checks of arguments: what passes, and the messages of what does not."""
+"""Checks of arguments: valid ones pass, and the messages for invalid ones."""
 
 import pytest
 import torch

@@ -205,7 +205,7 @@ class TestKernels:
             assert_same_bits(other, first)
 
     @pytest.mark.parametrize("sizes", [{"time": 18, "columns": 20}, {"time": 18, "columns": 70}], ids=str)
-    def test_same_bits_in_a_batch_as_alone(self, sizes, device):
+    def test_results_in_a_batch_equal_those_alone(self, sizes, device):
         arguments = Case(items=3, lengths=(7, 15), **sizes).arguments(torch.float32, device)
         with torch.no_grad():
             for item, length in ((0, 7), (1, 15)):

@@ -265,7 +265,7 @@ def test_unsupported_calls_fall_back_or_are_refused(device):
     assert_kernels_refuse("the dtypes float32, float64", lstm_cell, **arguments)
 
 
-# The decoder's two LSTMs, an encoder's, and what fits no tile.
+# The decoder's two LSTMs, an encoder's, and sizes that fit no tile.
 FULL_SIZE = [
     Case(batch=1, n_in=768, n=1024),
     Case(batch=16, n_in=1536, n=1024),
