@@ -282,7 +282,7 @@ class Speaking(WaveGlowWorkload):
     def _speaker(
         self, implementation: Implementation, mel: Tensor, noise: Tensor, own_noise: bool = False
     ) -> Callable[[], Tensor]:
-        """`own_noise`: NVIDIA's code draws its noise, as in use, instead of taking `noise`."""
+        """`own_noise`: NVIDIA's code draws its own noise, as in normal use, instead of taking `noise`."""
         model = self._in_dtype()
         if implementation.name == COMPILE:
             speaker = plain_waveglow.Speaker.of(model)

@@ -252,7 +252,7 @@ class Decoding:
     def _zeroed(self, dtype: torch.dtype, *shapes: tuple[int, ...]) -> list[Tensor]:
         """Tensors that `begin` fills with zeros, in one allocation."""
         sizes = [math.prod(shape) for shape in shapes]
-        # Each starts at a multiple of 16 elements, so that its loads are as wide as in an allocation of its own.
+        # Each starts at a multiple of 16 elements, so that loads are as wide as from a separate allocation.
         padded_sizes = [triton.cdiv(size, 16) * 16 for size in sizes]
         whole = torch.empty(sum(padded_sizes), dtype=dtype, device=self.device)
         self._zeros.append(whole)

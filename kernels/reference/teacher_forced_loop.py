@@ -103,7 +103,7 @@ def deferred_teacher_forced_loop(
     p_decoder_dropout: float = 0.0,
     seed: int | Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`teacher_forced_loop` with everything that does not recur outside the loop, in products over all frames
+    """`teacher_forced_loop` with everything without a recurrence outside the loop, in products over all frames
     (Appleyard et al. 2016, "Optimizing performance of recurrent neural networks on GPUs", section 3.3).
 
     Once differentiable. Arguments as `kernels.teacher_forced_loop`.
