@@ -89,7 +89,7 @@ class WaveGlowWorkload(Workload):
     def exact_model(self) -> WaveGlow:
         return copy.deepcopy(self.model).to(EXACT)
 
-    def serves(self, implementation: str) -> bool:
+    def supports(self, implementation: str) -> bool:
         return True
 
     def samples(self, direction: str) -> int:

@@ -17,7 +17,7 @@ from .attend_bwd import AttentionGradients, AttentionScratch, AttentionUpstream,
 
 OP = "location_attention"
 WIDE_ATTENTION = 128
-PROGRAMS = 128  # that fill a GPU
+PROGRAMS = 128  # enough to fill a GPU
 
 
 def _config(bt: int, bk: int, br: int, bd: int, num_warps: int) -> Config:
@@ -40,8 +40,8 @@ BACKWARD_CONFIGS = {
 }
 
 
-# Structs with an absent pointer or a constant are built in the call that takes them: Triton makes tensors of what is
-# assigned or returned, which Triton 3.3 cannot do with None.
+# Structs that hold None or a constant are built inside the call that takes them: Triton turns values that are assigned
+# or returned into tensors, which Triton 3.3 cannot do with None.
 
 
 class BatchStrides(NamedTuple):
@@ -70,7 +70,7 @@ def location_attention_fwd_kernel(
 
     Args:
         batch: AttentionItem of item 0.
-        p_rows: [B, blocks of D, T] float32: the weights as each program computes them.
+        p_rows: [B, blocks of D, T] float32: each program's copy of the weights.
         p_weights: [B, T], any float dtype.
         p_context: [B, D].
         s_batch: BatchStrides.
@@ -116,8 +116,8 @@ def location_attention_bwd_kernel(
     """Grid (B,).
 
     Args:
-        batch, upstream, gradients, scratch: those of item 0. The gradients of the previous and the cumulative weights
-            are [B, 2, T], everything else is contiguous.
+        batch, upstream, gradients, scratch: pointers to item 0. The gradients of the previous and the cumulative
+            weights are [B, 2, T], everything else is contiguous.
         p_rows: the weights, float32, rows s_batch.rows apart.
         p_dquery: [B, A].
         s_batch: BatchStrides.
@@ -196,7 +196,7 @@ class Options(NamedTuple):
 
 
 def location_attention_fwd(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor, Tensor]:
-    """(context [B, D], weights [B, T], the weights in float32 with rows any distance apart)."""
+    """(context [B, D], weights [B, T], the weights in float32 with any row stride)."""
     memory, location = inputs.memory, inputs.location
     B, T, D = memory.shape
     configs = FORWARD_CONFIGS[location.dtype.itemsize, len(location) > WIDE_ATTENTION]

@@ -25,7 +25,7 @@ from .common import (
     store_tile,
 )
 
-GATE_BACKWARD_CONFIGS = {  # beside the accumulator, tanh and sigmoid
+GATE_BACKWARD_CONFIGS = {  # registers hold the accumulator, tanh and sigmoid
     2: (config(128, 64, 64, 8, 3), config(64, 64, 64, 4, 3), config(32, 32, 32, 4, 2)),
     4: (config(64, 64, 32, 8, 3), config(32, 32, 32, 4, 2)),
 }
@@ -151,7 +151,7 @@ def _signal_gradients(
 
 def _weight_gradient(d: Tensor, x: Tensor) -> Tensor:
     """[out, in] from [B, n, out] and [B, n, in]."""
-    # Items side by side, because the few tiles of [out, in] would not fill the GPU.
+    # One product per item, then their sum: the few tiles of a single [out, in] product would not fill the GPU.
     products = torch.bmm(d.transpose(1, 2), x)
     return products[0] if len(products) == 1 else products.sum(0)
 
@@ -185,7 +185,7 @@ def layer_backward(
     added_shape: torch.Size | None,
     needs: LayerInputs,
 ) -> LayerInputs:
-    """Gradients of the inputs that `needs` names; None in place of others.
+    """Gradients of the inputs; None where `needs` is False.
 
     Args:
         dnext, dskip: gradients of the next h [B, T, C] and skip [B, T, S], or None.

@@ -74,7 +74,7 @@ def test_the_fastest_configuration_is_found_for_each_shape():
     assert timed == [*CANDIDATES, *CANDIDATES]
 
 
-def test_what_is_written_is_what_the_library_reads(tmp_path, monkeypatch):
+def test_the_library_reads_the_written_file(tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "CONFIG_FOLDER", tmp_path)
     monkeypatch.setattr(launch, "_gpu_of", lambda tensor: "made-up-gpu")
     for cache in (launch._measured, launch._nearest):
