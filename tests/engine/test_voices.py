@@ -77,10 +77,10 @@ def test_a_lexicon_replaces_or_precedes_the_voices(voice_with_lexicon, lexicon_f
 @pytest.mark.parametrize(
     ("change", "pattern"),
     [
-        ({"lexicon": "absent.txt"}, "names absent.txt, which is not in"),
+        ({"lexicon": "absent.txt"}, "names absent.txt, which is not in .*: put it there$"),
         ({"lexicon": 3}, "cannot be read as a voice description"),
         ({"vocoder": "wavenet"}, "vocoder 'wavenet' must be one of"),
-        ({"tacotron2": "absent.safetensors"}, "names absent.safetensors, which is not in"),
+        ({"tacotron2": "absent.safetensors"}, "names absent.safetensors, which is not in .*: put it there$"),
         ({"audio": {"hop": 3}}, "unknown audio parameter 'hop'"),
         ({"text_cleaners": None}, "cannot be read as a voice description"),
         ({"name": ...}, "lacks 'name'"),
