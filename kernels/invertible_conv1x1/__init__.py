@@ -68,7 +68,8 @@ def invertible_conv1x1(z: Tensor, weight: Tensor, log_det: Tensor | None = None)
     """
     _check_weight(weight)
     check_shape("z", z, ("B", len(weight), "T"))
-    check_shape("log_det", log_det, ())
+    if log_det is not None and log_det.dim():
+        raise FastglowError(f"log_det has shape {list(log_det.shape)}, must be one entry, a scalar")
     if z.dtype != weight.dtype and backend.autocast_dtype(z) is None:
         raise FastglowError(
             f"z has dtype {dtype_name(z.dtype)} and weight {dtype_name(weight.dtype)}: cast one, or use autocast"
