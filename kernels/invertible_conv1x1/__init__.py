@@ -1,6 +1,7 @@
 """Invertible 1x1 convolution of c <= 16 channels: products with W and W^-1, and the factors log|det W| and W^-1.
 
-Maths, layout and cost: kernels/README.md.
+`product` has the kernels of W z and W^-1 z, `factors` those of the factors. Maths, layout and cost:
+kernels/README.md.
 """
 
 from collections.abc import Sequence
