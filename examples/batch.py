@@ -2,7 +2,7 @@
 
     python examples/batch.py lines.txt --out spoken --seed 7
 
-The decoder reads its weights once per step for all sentences of a batch: much faster than one text after the other.
+The decoder reads its weights once per step for all sentences of a batch, which is much faster than text by text.
 """
 
 from pathlib import Path

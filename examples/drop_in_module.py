@@ -1,4 +1,4 @@
-"""Put fastglow's LSTM cell into a model that knows nothing of fastglow.
+"""Replace the LSTM cells of a PyTorch model by fastglow's.
 
     python examples/drop_in_module.py --hidden 1024 --steps 200
 
@@ -15,7 +15,7 @@ from fastglow.modules import LSTMCell
 
 
 class Generator(nn.Module):
-    """Somebody's autoregressive model, with two LSTM cells from PyTorch."""
+    """An autoregressive model with two of PyTorch's LSTM cells."""
 
     def __init__(self, n_features: int, n_hidden: int):
         super().__init__()

@@ -1,8 +1,8 @@
-"""Hand out audio sentence by sentence, while the rest of the text is still to be spoken.
+"""Return audio sentence by sentence, before the whole text is synthesized.
 
     python examples/streaming.py "First this. Then that." --out out.wav
 
-A service would send each chunk to its listener. This example appends it to a file and says when it was ready.
+A service would send each chunk to its client. This example appends it to a file and prints when it was ready.
 """
 
 import time
@@ -22,7 +22,7 @@ from fastglow import Synthesizer
 def main(text: str, out: Path, voice: str, seed: int) -> None:
     synthesizer = Synthesizer.from_voice(voice)
     sample_rate = synthesizer.audio.sampling_rate
-    spoken = 0.0  # seconds of audio handed out so far
+    spoken = 0.0  # seconds of audio so far
     started = time.perf_counter()
     with soundfile.SoundFile(out, "w", samplerate=sample_rate, channels=1) as file:
         for number, chunk in enumerate(synthesizer.stream(text, seed=seed), start=1):

@@ -1,4 +1,4 @@
-"""Train Tacotron 2 or WaveGlow in a loop of your own: the models, the losses and nothing else of `fastglow train`.
+"""Train Tacotron 2 or WaveGlow in a loop of your own, with fastglow's models and losses only.
 
     python examples/training_loop.py LJSpeech-1.1 --model waveglow --steps 1000 --batch-size 8
 

@@ -89,9 +89,9 @@ def synth(
     if list_voices:
         _print_voices()
         return
-    from fastglow.threads import wait_asleep
+    from fastglow.threads import let_threads_sleep
 
-    wait_asleep()  # before torch is loaded
+    let_threads_sleep()  # before torch is loaded
     from fastglow.plotting import require_matplotlib
 
     whole_text = _read_text(text, input_files)
@@ -214,7 +214,7 @@ def _build_synthesizer(
     import torch
 
     from fastglow.engine import Synthesizer
-    from fastglow.engine.training_facts import with_lexicons, with_parts
+    from fastglow.engine.settings import with_lexicons, with_parts
 
     given: dict[str, Any] = {
         "tacotron2": tacotron2 and Path(tacotron2),
@@ -225,7 +225,7 @@ def _build_synthesizer(
         "denoise": denoise,
     }
     given = {name: value for name, value in given.items() if value is not None}
-    # An acoustic model of one's own needs no voice; any other part replaces the voice's.
+    # --tacotron2 without --voice needs no voice; otherwise the given parts replace the voice's.
     base = Voice(**given) if tacotron2 and not voice else with_parts(Voice.load(voice or DEFAULT_VOICE), **given)
     if lexicons:
         base = with_lexicons(base, lexicons)

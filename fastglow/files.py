@@ -13,7 +13,7 @@ from pathlib import Path
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary file in the folder of `path` that replaces it if the block succeeds and is deleted otherwise.
 
-    Follows symbolic links. An existing `path` that is no regular file, such as a named pipe or /dev/stdout, is not
+    Follows symbolic links. An existing `path` that is not a regular file, such as a named pipe or /dev/stdout, is not
     replaced: the block gets that path itself. Raises OSError as the file system does.
     """
     path = Path(os.path.realpath(path))

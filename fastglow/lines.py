@@ -1,4 +1,4 @@
-"""Text files with one entry per line: filelists, metadata.csv, lexicons, manifests."""
+"""Reads text files with one entry per line: filelists, metadata.csv, lexicons, manifests."""
 
 import re
 from pathlib import Path

@@ -5,8 +5,8 @@ OpenMP thread spins for milliseconds in case more work arrives. If another proce
 threads keep the one that they wait for from running. Sleeping at once is no better: waking threads for every product
 doubles a small decoder's time on an idle machine. So threads spin briefly, then sleep.
 
-`wait_asleep` is called before the engine, the models, the training or the command load torch. It does not change the
-number of threads or what the user has set. Only this file and kernels/backend.py read the environment.
+`let_threads_sleep` is called before the engine, the models, the training or the command load torch. It changes neither
+the number of threads nor the user's settings. Only this file and kernels/backend.py read the environment.
 """
 
 import ctypes
@@ -17,20 +17,20 @@ from pathlib import Path
 
 # GNU's runtime reads the number of spins from the second variable: enough for the pause between two products of a
 # decoder. Other runtimes read the first.
-ASLEEP = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "500"}
-CHOICES = (*ASLEEP, "KMP_BLOCKTIME", "KMP_LIBRARY")
-"""Variables with which users choose how threads wait; if one is set, `wait_asleep` does nothing."""
+SLEEP_SETTINGS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "500"}
+CHOICES = (*SLEEP_SETTINGS, "KMP_BLOCKTIME", "KMP_LIBRARY")
+"""Variables with which users choose how threads wait; if one is set, `let_threads_sleep` does nothing."""
 
 PARKED = "fastglow: parked OpenMP threads"
 
 _settled = False
 
 
-def wait_asleep() -> None:
+def let_threads_sleep() -> None:
     """Loads torch and lets its waiting threads sleep, unless the user has chosen otherwise.
 
-    The OpenMP runtime reads the environment when it is loaded, with torch. If it is not loaded yet, `ASLEEP` is set
-    during the import only, so that child processes do not inherit it. If it is loaded already, `_park` has the same
+    The OpenMP runtime reads the environment when it is loaded, with torch. If it is not loaded yet, `SLEEP_SETTINGS` is
+    set during the import only, so that child processes do not inherit it. If it is loaded already, `_park` has the same
     effect on GNU's runtime, which PyTorch's wheels carry; other runtimes stay unchanged.
     """
     global _settled
@@ -40,12 +40,12 @@ def wait_asleep() -> None:
     if loaded is not None:
         _settled = _park(loaded)
     elif "torch" not in sys.modules:
-        before = {name: os.environ[name] for name in ASLEEP if name in os.environ}  # set, but empty
-        os.environ.update(ASLEEP)
+        before = {name: os.environ[name] for name in SLEEP_SETTINGS if name in os.environ}  # set, but empty
+        os.environ.update(SLEEP_SETTINGS)
         try:
             import torch  # noqa: F401
         finally:
-            for name in ASLEEP:
+            for name in SLEEP_SETTINGS:
                 del os.environ[name]
             os.environ.update(before)
         _settled = True

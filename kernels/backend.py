@@ -29,7 +29,8 @@ launches: Counter[str] = Counter()
 
 _logger = logging.getLogger("fastglow")
 _forced: ContextVar[str | None] = ContextVar("fastglow_backend", default=None)
-_logged: set[tuple[str, str]] = set()
+logged: set[tuple[str, str]] = set()
+"""(op, reason) of the warnings given so far: each is given once."""
 
 
 def backend_name() -> str:
@@ -86,8 +87,8 @@ def picks_triton(op: str, *tensors: Tensor | None, unsupported: str | None = Non
         return True
     if name == TRITON:
         raise FastglowError(f"{op}: the Triton backend does not support this call: {reason} (unset {VARIABLE}?)")
-    if (op, reason) not in _logged:
-        _logged.add((op, reason))
+    if (op, reason) not in logged:
+        logged.add((op, reason))
         _logger.warning("%s runs on the PyTorch reference: %s", op, reason)
     return False
 

@@ -286,7 +286,7 @@ def _backward(
 ) -> Inputs:
     """The gradients; None where `needs`, three booleans, is False."""
     inputs, over_time, drops_before = _inputs(a, b, bias), _is_over_time(b, a), options.dropout == "before"
-    has_channel_terms = bias is not None or over_time
+    has_channel_terms, b_read = bias is not None or over_time, b
     b, bias = b if needs.b else None, bias if needs.bias else None
     if a.numel() == 0:
         return Inputs(*(None if x is None else torch.zeros_like(x) for x in (a if needs.a else None, b, bias)))
@@ -297,7 +297,7 @@ def _backward(
         # Without dropout before b is added, a and b have the same gradient.
         same = da is not None and not drops_before and a.dtype == b.dtype
         db = da if same else empty_in_order_of(a, (B, channels, T), b.dtype)
-    plan = _plan("gated_activation_bwd", a, has_channel_terms, dy, b, da, db)
+    plan = _plan("gated_activation_bwd", a, has_channel_terms, dy, b_read, da, db)
     scratch = (B, triton.cdiv(plan.T, plan.tile()[1]), channels)
     db_sums = a.new_empty(scratch, dtype=torch.float32) if b is not None and over_time else None
     sums_da = bias is not None and (drops_before or db_sums is None)

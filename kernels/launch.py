@@ -90,7 +90,7 @@ def pick_config(
         _choices.append(choice)
     if _config_for_all is not None and _config_for_all[0] == kernel:
         return _config_for_all[1]
-    measured = _nearest(_gpu_of(tensor), kernel, choice.dtype, choice.shape)
+    measured = _nearest(gpu_of(tensor), kernel, choice.dtype, choice.shape)
     return measured if measured in candidates else heuristic(tensor.dtype, **shape)
 
 
@@ -157,8 +157,15 @@ def product_precision(dtype: torch.dtype, convolution: bool = False) -> str:
     return "tf32" if dtype == torch.float32 and precision == "tf32" else "ieee"
 
 
-def _gpu_of(tensor: Tensor) -> str | None:
+def gpu_of(tensor: Tensor) -> str | None:
+    """The slug of the tensor's GPU; None on a CPU."""
     return gpu_slug(_device_name(tensor.device.index or 0)) if tensor.is_cuda else None
+
+
+def forget_measurements() -> None:
+    """Makes `pick_config` read the JSON files again."""
+    _measured.cache_clear()
+    _nearest.cache_clear()
 
 
 @cache

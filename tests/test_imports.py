@@ -249,7 +249,7 @@ def test_the_sdist_makes_the_same_wheel(wheel, wheel_of_sdist):
     assert contents(wheel_of_sdist) == contents(wheel)
 
 
-def test_wheel_tells_type_checkers_that_it_is_typed(wheel):
+def test_wheel_has_type_information(wheel):
     with zipfile.ZipFile(wheel) as file:
         assert "fastglow/py.typed" in file.namelist()
 
@@ -294,6 +294,6 @@ def environment_readers(tree: ast.AST) -> set[str]:
     return names & {"environ", "environb", "getenv", "getenvb", "envvar", "auto_envvar_prefix"}
 
 
-def test_two_files_alone_read_environment_variables():
+def test_only_two_files_read_environment_variables():
     found = {file: environment_readers(ast.parse(file.read_text())) for file in SOURCE_FILES}
     assert {file for file, names in found.items() if names} == READ_ENVIRONMENT

@@ -15,7 +15,7 @@ NO_LINE_ENDS = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
 
 
 @given(st.lists(st.text(st.sampled_from("ab |" + NO_LINE_ENDS), min_size=1)), st.sampled_from(["\n", "\r\n", "\r"]))
-def test_lines_are_what_was_joined(lines, end):
+def test_split_lines_is_the_inverse_of_join(lines, end):
     assert split_lines(end.join(lines)) == lines
     assert split_lines("".join(line + end for line in lines)) == lines
 
@@ -36,13 +36,13 @@ def test_empty_lines_count(text, lines):
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32", "utf-32-be"])
 @pytest.mark.parametrize("text", ["a|Z\xfcrich\x85caf\xe9\u2028", "\u65e5\u672c|\U0001f600", "plain|ASCII"])
-def test_marks_are_honoured(tmp_path, encoding, text):
+def test_byte_order_marks_are_honoured(tmp_path, encoding, text):
     mark = {"utf-16-be": codecs.BOM_UTF16_BE, "utf-32-be": codecs.BOM_UTF32_BE}.get(encoding, b"")
     (tmp_path / "list").write_bytes(mark + f"{text}\r\n{text}".encode(encoding))
     assert read_lines(tmp_path / "list") == [text, text]
 
 
-def test_marks_of_joined_files_disappear_too(tmp_path):
+def test_byte_order_marks_inside_joined_files_are_removed(tmp_path):
     (tmp_path / "list").write_bytes("a\n".encode("utf-8-sig") * 3)
     assert read_lines(tmp_path / "list") == ["a", "a", "a"]
 
@@ -59,7 +59,7 @@ def test_marks_of_joined_files_disappear_too(tmp_path):
         (b"a|b\nc|\0d", "line 2 has a NUL"),
     ],
 )
-def test_other_bytes_are_refused_with_their_line(tmp_path, data, message):
+def test_undecodable_bytes_are_refused_with_their_line(tmp_path, data, message):
     (tmp_path / "list").write_bytes(data)
     with pytest.raises(FastglowError, match=message) as caught:
         read_lines(tmp_path / "list")

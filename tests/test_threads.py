@@ -41,10 +41,10 @@ def run(code, **environment):
     )
     assert done.returncode == 0, done.stderr
     lines = (line.strip().removeprefix("[host] ") for line in done.stderr.splitlines())
-    told = dict(line.replace("'", "").split(" = ", 1) for line in lines if " = " in line)
+    settings = dict(line.replace("'", "").split(" = ", 1) for line in lines if " = " in line)
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["left"] == {"OMP_DISPLAY_ENV": "verbose", **environment}, "processes started later would inherit it"
-    return report, told
+    return report, settings
 
 
 # As a data loader does.
@@ -73,8 +73,8 @@ assert main(["synth", "Hi.", "-o", "/dev/null/x.wav"]) == 2
     "code", ["import fastglow; fastglow.Synthesizer", "import fastglow.models", "import fastglow.train", COMMAND]
 )
 def test_the_runtime_is_loaded_with_threads_that_sleep(code):
-    report, told = run(code)
-    assert (told["OMP_WAIT_POLICY"], told["GOMP_SPINCOUNT"]) == ("PASSIVE", "500")
+    report, settings = run(code)
+    assert (settings["OMP_WAIT_POLICY"], settings["GOMP_SPINCOUNT"]) == ("PASSIVE", "500")
     assert report["parked"] == 0
 
 
@@ -87,8 +87,8 @@ def test_the_runtime_is_loaded_with_threads_that_sleep(code):
     ],
 )
 def test_a_runtime_that_is_loaded_already_has_more_threads_than_cores(code):
-    report, told = run(code, OMP_NUM_THREADS="2")
-    assert int(told["GOMP_SPINCOUNT"]) > 0
+    report, settings = run(code, OMP_NUM_THREADS="2")
+    assert int(settings["GOMP_SPINCOUNT"]) > 0
     assert report["threads"] == 2
     assert report["parked"] == 1
     assert report["tasks"] > 1 + report["cores"] + 1  # the main thread and the parked ones
@@ -104,8 +104,8 @@ def test_a_runtime_that_is_loaded_already_has_more_threads_than_cores(code):
     ],
 )
 def test_how_threads_wait_is_the_users_choice(code, name, value, policy, spins):
-    report, told = run(code, **{name: value})
-    assert (told["OMP_WAIT_POLICY"], told["GOMP_SPINCOUNT"]) == (policy, spins)
+    report, settings = run(code, **{name: value})
+    assert (settings["OMP_WAIT_POLICY"], settings["GOMP_SPINCOUNT"]) == (policy, spins)
     assert report["parked"] == 0
 
 

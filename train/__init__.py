@@ -1,5 +1,5 @@
 """Training of Tacotron 2 and WaveGlow: data, losses, the loop and its checkpoints."""
 
-from fastglow.threads import wait_asleep
+from fastglow.threads import let_threads_sleep
 
-wait_asleep()  # before torch is loaded
+let_threads_sleep()  # before torch is loaded

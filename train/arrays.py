@@ -1,4 +1,4 @@
-"""The arrays of a prepared data set: NumPy's .npy files, of a dtype and shape known in advance."""
+"""Reads the .npy files of a prepared data set, whose dtype and shape are known in advance."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ _BEGINNING = re.compile(
 
 
 def read_array(path: Path, dtype: type[np.generic], shape: tuple[int, ...], *, mapped: bool = False) -> np.ndarray:
-    """Reads what np.save wrote; `mapped`: lazily, as a memory map.
+    """Reads a file of np.save, as a memory map if `mapped`.
 
     Raises:
         OSError: it cannot be opened.

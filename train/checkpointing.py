@@ -142,7 +142,9 @@ def load_training_checkpoint(path: str | os.PathLike, model_name: str) -> Traini
     except FastglowError as error:
         raise DamagedCheckpoint(str(error)) from None
     if checkpoint is None:
-        raise FastglowError(f"{path} is no training checkpoint to resume: use --init-from to start from its weights")
+        raise FastglowError(
+            f"{path} is not a training checkpoint that can be resumed: use --init-from to start from its weights"
+        )
     for key, kind in _REQUIRED.items():
         if type(checkpoint[key]) is not kind or kind is int and checkpoint[key] < 0:
             raise DamagedCheckpoint(f"{path}: damaged or truncated file: its {key} is not a {_KINDS[kind]}")

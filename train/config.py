@@ -81,7 +81,7 @@ class TrainConfig:
     max_iterations: int = option(0, "Stop after this many iterations in total; 0: no limit.")
     epochs_per_validation: int = option(1, "Epochs between validations.")
     validations_per_sample: int = option(
-        10, "Validations between samples, from the first one on: a picture and at most 15 s of sound."
+        10, "Validations between samples, from the first one on: a picture and at most 15 s of audio."
     )
     keep_samples: int = option(20, "How many of the newest samples to keep in OUT/samples; 0: all. OUT/logs keeps all.")
     bucket_batches: int = option(0, "Sort the shuffled items of this many batches by length, for less padding; 0: off.")
@@ -133,7 +133,7 @@ class Tacotron2TrainConfig(TrainConfig):
         "", "File of pronunciations in CMUdict's format; its words are read as ARPAbet.", "--cmudict-path"
     )
     p_arpabet: float = option(
-        1.0, "Probability that a word of the lexicon is read as ARPAbet and not as letters; drawn anew every epoch."
+        1.0, "Probability that a word of the lexicon is read as ARPAbet and not as letters; drawn in every epoch."
     )
     p_frame_dropout: float = option(
         0.0,

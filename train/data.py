@@ -77,7 +77,7 @@ class TextMelDataset(SplitDataset[TextMelItem]):
         dataset, split: where the items are.
         cleaners: names of text cleaners.
         lexicon: pronunciations; None: all words are letters.
-        p_arpabet: probability with which a word of the lexicon is given as phones; drawn anew in each epoch.
+        p_arpabet: probability with which a word of the lexicon is given as phones; drawn in every epoch.
         seed: of those draws.
 
     Raises:

@@ -1,4 +1,4 @@
-"""On SIGINT and SIGTERM, the training process saves and ends, and its loader processes end with it.
+"""On SIGINT and SIGTERM, the training process saves and exits, and so do its loader processes.
 
 Ctrl-C, `timeout`, SLURM and systemd signal all processes of a run at once. The death of a loader process would end the
 run before it can save, so loader processes ignore both signals.
@@ -49,7 +49,7 @@ def batches_of(loader: DataLoader) -> Iterator[Iterator[Any]]:
         yield batches
     finally:
         # PyTorch does this once nothing refers to the iterator, but the traceback of an error may do so until exit.
-        # Then it would send SIGTERM, which the workers ignore, and wait for them for ever.
+        # Then it would send SIGTERM, which the workers ignore, and wait for them forever.
         if isinstance(batches, _MultiProcessingDataLoaderIter):
             batches._shutdown_workers()
         for worker in workers:

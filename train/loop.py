@@ -106,7 +106,7 @@ class Trainer:
         self.stop_requested: signal.Signals | None = None
         if checkpoint is not None and resumption is not None:
             self._restore(checkpoint)
-            if not resumption.position_holds:
+            if not resumption.same_batches:
                 self.batch = 0
 
         self.trainset = self.task.build_dataset("train")

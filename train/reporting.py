@@ -1,4 +1,4 @@
-"""A run's output: TensorBoard scalars, pictures and sound, and the same pictures and sound as files."""
+"""Output of a run: scalars, pictures and audio for TensorBoard, and pictures and audio as files."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Reporter:
                 self.writer.add_scalar(f"{group}/{name}", value, iteration)
 
     def sample(self, sample: Sample, sampling_rate: int, iteration: int) -> None:
-        """Writes a validation item as picture and sound; deletes all but the newest `keep_samples` (0: keeps all)."""
+        """Writes a validation item as picture and audio; deletes all but the newest `keep_samples` (0: keeps all)."""
         figure = plot_synthesis(sample.mels, sample.alignment, sample.text)
         self.samples.mkdir(exist_ok=True)
         stem = self.samples / f"{iteration:08d}"

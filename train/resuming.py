@@ -21,18 +21,18 @@ from .manifest import SPLITS, Item, PreparedDataset
 
 logger = logging.getLogger(__name__)
 
-# Options of a call, not of the run: where, how long, and how to resume. A resumed run does not inherit them.
-OF_THE_CALL = {
+# Options that belong to one call: paths, device, length, how to resume. Resuming does not restore them.
+CALL_OPTIONS = {
     *("data", "out", "resume", "checkpoint_path", "init_from", "ignore_layers", "max_iterations", "tensorboard"),
     *("device", "use_saved_learning_rate"),
 }
-# Options that only matter where a run begins.
-_OF_THE_START = {"init_mel_bias", "uniform_initialize_bn_weight"}
-# Model options that may change during a training. The others make another model or, with WaveGlow, another function of
+# Options that only matter at the start of a run.
+_START_OPTIONS = {"init_mel_bias", "uniform_initialize_bn_weight"}
+# Model options that may change during training. The others define another model or, for WaveGlow, another function of
 # the same weights.
 CHANGEABLE: dict[str, set[str]] = {"tacotron2": set(NOT_IN_SHAPES["tacotron2"]), "waveglow": set()}
 # Options that determine the batches of an epoch.
-_OF_THE_ORDER = {"batch_size", "seed", "bucket_batches"}
+_BATCH_OPTIONS = {"batch_size", "seed", "bucket_batches"}
 
 Changes = dict[str, tuple[Any, Any]]
 """Options that change, as (before, now)."""
@@ -46,14 +46,14 @@ class Resumption:
         config, model_config: the checkpoint's options, updated with the given ones that may change.
         trained_with: what the checkpoint records about the data.
         item_digests: of the data of this call.
-        position_holds: whether the batches of the epoch in progress are the same; if not, it starts again.
+        same_batches: whether the epoch in progress has the same batches; if not, it starts again.
     """
 
     config: TrainConfig
     model_config: ModelConfig
     trained_with: TrainedWith
     item_digests: dict[str, Tensor]
-    position_holds: bool
+    same_batches: bool
 
 
 def find_checkpoint(config: TrainConfig, model_name: str) -> TrainingCheckpoint | None:
@@ -114,7 +114,7 @@ def plan_resumption(
     """
     if given is None:
         given = _not_default(config) | _not_default(model_config)
-    known = read_training_checkpoint(checkpoint, [])
+    known = read_training_checkpoint(checkpoint).trained_with
     if known.audio is not None and known.audio != dataset.audio:
         raise FastglowError(
             f"{config.data} and the resumed run's data were prepared with different audio parameters "
@@ -128,10 +128,10 @@ def plan_resumption(
         logger.warning("options that differ from the resumed run's: %s", ", ".join(differences))
     digests = item_digests(dataset, checkpoint["model"])
     same_items = _compare_items(checkpoint, config, digests)
-    position_holds = same_items and _OF_THE_ORDER.isdisjoint(changes)
-    if not position_holds and checkpoint["batch"]:
+    same_batches = same_items and _BATCH_OPTIONS.isdisjoint(changes)
+    if not same_batches and checkpoint["batch"]:
         logger.warning("the batches differ from the resumed run's: epoch %d starts again", checkpoint["epoch"] + 1)
-    return Resumption(resumed_config, resumed_model, known, digests, position_holds)
+    return Resumption(resumed_config, resumed_model, known, digests, same_batches)
 
 
 def compare_lexicons(before: TrainedWith, now: TrainedWith) -> None:
@@ -175,12 +175,12 @@ def _resume_options(
     """The options of this call; those that are not given are the checkpoint's."""
     if not isinstance(checkpoint["training"], dict):
         raise FastglowError("the checkpoint's options cannot be read: it is damaged")
-    then = {name: value for name, value in checkpoint["training"].items() if name not in OF_THE_CALL}
+    then = {name: value for name, value in checkpoint["training"].items() if name not in CALL_OPTIONS}
     now = config.as_dict()
-    chosen = {name for name in given if name in now and name not in _OF_THE_START}
-    for name in _OF_THE_START.intersection(given):
+    chosen = {name for name in given if name in now and name not in _START_OPTIONS}
+    for name in _START_OPTIONS.intersection(given):
         if name in now and then.get(name, now[name]) != now[name]:
-            logger.warning("%s=%s is ignored: it only matters where a run begins", name, now[name])
+            logger.warning("%s=%s is ignored: it only matters at the start of a run", name, now[name])
     inherited = {name: value for name, value in then.items() if name in now and name not in chosen}
     # The option's path may be relative to another folder. `compare_lexicons` compares the contents.
     if inherited.get("lexicon") and known.lexicon is not None and Path(known.lexicon.path).is_file():

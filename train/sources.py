@@ -1,4 +1,4 @@
-"""The contents of a data set: the clips and texts that its metadata.csv or filelist names."""
+"""Reads the metadata.csv or filelist of a data set: its clips and texts."""
 
 import os
 from dataclasses import dataclass
@@ -76,14 +76,14 @@ def _without_suffix(name: str) -> str:
 
 
 class _Folders:
-    """Finds recordings in a folder by names in another system's spelling."""
+    """Finds recordings whose names have backslashes, or a suffix that is missing or differs in case."""
 
     def __init__(self, root: Path):
         self.root = root
         self.listings: dict[Path, dict[str, str]] = {}
 
     def with_slashes(self, name: str) -> str:
-        """The path in this system's spelling; a backslash is part of a name only if such a file exists."""
+        """`name` with slashes for backslashes, unless a file with backslashes in its name exists."""
         return name if "\\" not in name or os.path.isfile(self.find(name)) else name.replace("\\", "/")
 
     def find(self, name: str) -> Path:
@@ -100,7 +100,7 @@ class _Folders:
 
 
 def _names(folder: Path) -> dict[str, str]:
-    """The names in a folder, by their spelling with a lower-case suffix, which wins over other spellings."""
+    """Maps names with a lower-case suffix to the names in a folder; an exact match takes precedence."""
     try:
         return {_with_lower_suffix(name): name for name in sorted(os.listdir(folder))}
     except OSError:

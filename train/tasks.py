@@ -1,4 +1,4 @@
-"""What differs between the two models' training: model, data, loss, and validation samples."""
+"""The model-specific parts of training: model, data, loss, and validation samples."""
 
 import logging
 import warnings
@@ -37,16 +37,16 @@ from .manifest import PreparedDataset
 
 logger = logging.getLogger(__name__)
 
-SAMPLE_SEED = 0  # the same noise in each validation: samples differ by the model alone
+SAMPLE_SEED = 0  # the same noise in each validation, so that samples differ by the model only
 
 SAMPLE_SECONDS = 10.0  # of the recording in a sample; Tacotron 2's speech may be half as long again
 
-MEAN_MEL_ITEMS = 100  # items that the mean mel is computed from: more do not change it
+MEAN_MEL_ITEMS = 100  # items that the mean mel is computed from; more hardly change it
 
 
 @dataclass
 class Sample:
-    """What one validation item sounds and looks like.
+    """Audio and pictures of one validation item.
 
     Attributes:
         audio: float32 [N] in [-1, 1].
@@ -69,7 +69,7 @@ BatchT = TypeVar("BatchT", bound=TextMelBatch | SegmentBatch)
 
 
 class Task(ABC, Generic[ConfigT, ModelConfigT, ModelT, DataT, BatchT]):
-    """One model's side of the training loop."""
+    """What the training loop needs from one model."""
 
     name: str
 
@@ -85,7 +85,7 @@ class Task(ABC, Generic[ConfigT, ModelConfigT, ModelT, DataT, BatchT]):
         self.dataset = dataset
 
     def trained_with(self) -> TrainedWith:
-        """What synthesis must know of this training; recorded in the checkpoints."""
+        """The settings that synthesis needs; recorded in the checkpoints."""
         return TrainedWith(audio=self.dataset.audio)
 
     @classmethod

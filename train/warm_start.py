@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 EMBEDDING = "embedding.weight"
 # Options that a misfit message leaves out: the symbol tables determine the first, the training data the last.
 _NOT_NAMED = {"n_symbols", *NOT_IN_SHAPES["tacotron2"], "upsample_stride"}
-_MOST_LAYERS = 8
+_MAX_LAYERS = 8
 
 
 def warm_start(
@@ -77,7 +77,7 @@ def warm_start(
 
 
 def _check_function(source: WaveGlow, model: WaveGlow, path: str | os.PathLike) -> None:
-    """Checks the options that the weights depend on and their shapes do not show."""
+    """Checks the options that change the model's function but not the shapes of its weights."""
     halves = source.config.alternate_halves
     if halves != model.config.alternate_halves:
         raise FastglowError(
@@ -85,7 +85,7 @@ def _check_function(source: WaveGlow, model: WaveGlow, path: str | os.PathLike) 
         )
     if source.config.upsample_stride != model.config.upsample_stride:
         logger.warning(
-            "%s makes %d samples per frame, this run %d: its upsampling must be learned again",
+            "%s makes %d samples per frame, this run %d: its upsampling layer must be trained again",
             path,
             source.config.upsample_stride,
             model.config.upsample_stride,
@@ -100,7 +100,7 @@ def _select(layers: Iterable[str], names: Collection[str]) -> set[str]:
         matches = {name for name in names if name.split(".")[: len(parts)] == parts}
         if not matches:
             raise FastglowError(
-                f"ignore_layers={layer!r} is no layer of the model: it has {', '.join(_nearest(parts, names))}"
+                f"ignore_layers={layer!r} must be a layer of the model: it has {', '.join(_nearest(parts, names))}"
             )
         selected |= matches
     return selected
@@ -154,7 +154,7 @@ def _misfit_message(
     different = {name: value for name, value in theirs.items() if value != ours[name] and name not in _NOT_NAMED}
     layers = _cover(misfits, names)
     for depth in (3, 2, 1):
-        if len(layers) > _MOST_LAYERS:  # fewer names, which include layers that fit
+        if len(layers) > _MAX_LAYERS:  # fewer names, which include layers that fit
             layers = sorted({".".join(layer.split(".")[:depth]) for layer in layers})
     ignoring = flags({"ignore_layers": layers})
     had = ", ".join(f"{name}={value} (this run: {ours[name]})" for name, value in different.items())

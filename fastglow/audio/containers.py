@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from fastglow.errors import FastglowError
 
-# By a file's first bytes: its byte order, and what may follow at byte 8.
+# First bytes of a file -> its byte order, and the bytes allowed at offset 8.
 _CHUNKED = {
     b"RIFF": ("<", (b"WAVE",)),
     b"RIFX": (">", (b"WAVE",)),
@@ -23,7 +23,7 @@ _CHUNKED = {
     b"FORM": (">", (b"AIFF", b"AIFC")),
 }
 _AU = {b".snd": ">", b"dns.": "<"}
-# Sony's Wave64 names its chunks by 16 bytes; a chunk's size includes its header of 24 bytes.
+# Sony's Wave64 names its chunks by 16-byte GUIDs; a chunk's size includes its header of 24 bytes.
 _W64_RIFF = bytes.fromhex("726966662e91cf11a5d628db04c10000")
 _W64_DATA = bytes.fromhex("64617461f3acd3118cd100c04f8edb8a")
 _UNCOMPRESSED = (1, 3, 0xFFFE)  # WAV's format tags
@@ -58,7 +58,7 @@ def check_complete(path: Path) -> None:
     # The declared size may include part of a frame.
     if present // audio.frame_bytes < audio.size // audio.frame_bytes:
         raise FastglowError(
-            f"{path}: is cut short: its header claims {audio.size} bytes of audio, {present} are there; "
+            f"{path}: is cut short: its header declares {audio.size} bytes of audio, the file has {present}; "
             "copy or record it again"
         )
 

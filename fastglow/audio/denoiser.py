@@ -15,7 +15,7 @@ _BIAS_MEL_FRAMES = 88
 
 
 class MelVocoder(Protocol):
-    """What the denoiser uses of a WaveGlow: fastglow's, NVIDIA's or torchaudio's."""
+    """The interface of WaveGlow that the denoiser needs; fastglow's, NVIDIA's and torchaudio's have it."""
 
     @property
     def n_mel_channels(self) -> int: ...

@@ -1,4 +1,4 @@
-"""The formats of audio files that are written."""
+"""Audio file formats for writing."""
 
 from dataclasses import dataclass
 

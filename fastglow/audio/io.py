@@ -104,7 +104,7 @@ def _decode(path: Path) -> tuple[np.ndarray, int]:
             samples = file.read(dtype="float32", always_2d=True)
             if file.format == "MP3" and len(samples) + _MP3_SLACK < file.frames and counts_mp3_frames(path):
                 raise FastglowError(
-                    f"{path}: is cut short: its header claims {file.frames} samples, {len(samples)} are there; "
+                    f"{path}: is cut short: its header declares {file.frames} samples, the file has {len(samples)}; "
                     "copy or record it again"
                 )
             return samples, file.samplerate
@@ -168,7 +168,7 @@ def check_format(path: str | os.PathLike[str], format: str | None = None) -> str
     name = f"{path}: " if path else ""
     if format not in FORMATS:
         known = ", ".join("." + suffix for suffix in FORMATS)
-        raise FastglowError(f"{name}cannot write audio as {format!r}: supported are {known}")
+        raise FastglowError(f"{name}cannot write audio as {format!r}: use one of {known}")
     container, subtype = FORMATS[format].container, FORMATS[format].subtype
     if container not in soundfile.available_formats() or subtype not in soundfile.available_subtypes(container):
         raise FastglowError(

@@ -9,12 +9,12 @@ import numpy as np
 
 from fastglow.errors import FastglowError
 
-# RMS of the active part, in dB relative to a full-scale constant. Speech peaks 10 to 16 dB above, so the ceiling
-# rarely makes a sentence quieter than its neighbours.
+# RMS of the active part, in dB relative to a full-scale constant. Speech peaks 10 to 16 dB above its RMS, so the
+# ceiling rarely lowers a sentence's level.
 LEVEL_DB = -18.0
 CEILING_DB = -1.0
-# Anything fainter is a model's noise and stays faint.
-MOST_GAIN_DB = 24.0
+# Limits the gain, so that near-silent output is not amplified to noise at speech level.
+MAX_GAIN_DB = 24.0
 
 _BLOCK_SECONDS = 0.02
 # Blocks this far below the loudest are pauses.
@@ -40,7 +40,7 @@ def set_level(audio: np.ndarray, sampling_rate: int, normalize: bool = True, vol
     gain = float(volume)
     if normalize:
         level = _amplitude(LEVEL_DB) / _active_rms(audio, round(_BLOCK_SECONDS * sampling_rate))
-        gain *= min(level, _amplitude(MOST_GAIN_DB), _amplitude(CEILING_DB) / peak)
+        gain *= min(level, _amplitude(MAX_GAIN_DB), _amplitude(CEILING_DB) / peak)
     gain = min(gain, 1 / peak)
     return audio if gain == 1 else (audio * np.float64(gain)).astype(np.float32)
 
@@ -56,7 +56,7 @@ def _active_rms(audio: np.ndarray, block: int) -> float:
     blocks = audio[: len(audio) // block * block].astype(np.float64).reshape(-1, block)
     powers = (blocks**2).mean(axis=1)
     active = powers[powers >= powers.max() * _amplitude(_ACTIVE_DB) ** 2]
-    # All of the sound may be in the remainder that fills no block; then the peak alone decides.
+    # All of the sound may be in the last, incomplete block; then only MAX_GAIN_DB and the peak limit the gain.
     return max(math.sqrt(active.mean()), np.finfo(np.float32).tiny)
 
 

@@ -1,7 +1,7 @@
-"""Names that a pickle may mention, and the answers to the few functions that checkpoints call.
+"""The names that a pickle may contain, and replacements for the few functions that checkpoints call.
 
-Nothing is imported or looked up: a call gets its answer from the table `CALLS`, a call of `INERT_CALLS` leaves an
-empty record, and every other name is refused in an error that cites it.
+Nothing is imported: a call runs the replacement in `CALLS` or, for names in `INERT_CALLS`, creates an empty record.
+Every other name raises an error that contains it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DATA_NAMES = {
     *("argparse.Namespace", "types.SimpleNamespace"),
     *("numpy.dtype", "numpy.ndarray", "numpy.float64", "numpy.float32", "numpy.int64"),
 }
-# Functions and classes whose call leaves an empty record.
+# Functions and classes whose calls create an empty record.
 INERT_CALLS = {
     "numpy.dtype",
     *(
@@ -61,7 +61,7 @@ def _is_model_class(module: str, name: str) -> bool:
 
 
 def admit(module: object, name: object) -> torch.dtype | Global:
-    """The record of a name: a dtype, or the name itself if it is on a list above; else raises FastglowError."""
+    """A dtype for the name of one, or a `Global` for any other permitted name; else raises FastglowError."""
     if not (isinstance(module, str) and isinstance(name, str)):
         raise damaged("a global's name is not a string")
     module = _PYTHON_2_MODULES.get(module, module)
@@ -76,7 +76,7 @@ def admit(module: object, name: object) -> torch.dtype | Global:
 
 
 def call(name: str, args: tuple[Any, ...]) -> Any:
-    """The answer to a call of `name`; raises FastglowError if checkpoints never need it."""
+    """The result of calling `name` with `args`; raises FastglowError if checkpoints never need that function."""
     if name in CALLS:
         return CALLS[name](*args)
     if name in INERT_CALLS:
@@ -85,7 +85,7 @@ def call(name: str, args: tuple[Any, ...]) -> Any:
 
 
 def require(kind: type[T] | tuple[type[T], ...], value: object, what: str) -> T:
-    """`value` if it has the type `kind` (a bool is no int); else raises FastglowError, which names it `what`."""
+    """`value` if it has the type `kind` (a bool does not count as int); else raises FastglowError about `what`."""
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise damaged(f"{what} is {show(type(value).__name__)}")
     return value

@@ -117,7 +117,7 @@ class _PickleContainer(Container):
         if dtype is None:
             raise FastglowError(f"storage type {show(kind.name)} is not supported: save the weights as floats")
         if n_elements < 0 or n_elements * dtype.itemsize > self.n_bytes:
-            raise damaged(f"storage {show(key)} claims {n_elements} elements, the file has {self.n_bytes} bytes")
+            raise damaged(f"storage {show(key)} declares {n_elements} elements, the file has {self.n_bytes} bytes")
         return Storage(key, dtype, n_elements * dtype.itemsize)
 
 
@@ -211,7 +211,7 @@ class LegacyContainer(_PickleContainer):
             position += 8
             n_elements = storage.nbytes // storage.dtype.itemsize
             if data[position - 8 : position] != n_elements.to_bytes(8, "little"):
-                raise damaged(f"storage {show(key)} must have {n_elements} elements, the file says otherwise")
+                raise damaged(f"storage {show(key)} must have {n_elements} elements, but stores another count")
             if position + storage.nbytes > self.n_bytes:
                 raise damaged(f"storage {show(key)} needs {storage.nbytes} bytes, {self.n_bytes - position} are left")
             self._records[key] = (position, storage.nbytes)

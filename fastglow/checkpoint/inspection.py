@@ -29,7 +29,7 @@ class CheckpointInfo:
         n_parameters: trained values among them (no running statistics).
         dtypes: number of tensors per floating-point type, the most frequent first.
         config: the constructor's keywords; empty if the model is not supported.
-        iteration, epoch: of the training that wrote the file, if it says.
+        iteration, epoch: at which training wrote the file, if it has them.
         n_symbols: rows of the embedding; None for WaveGlow.
         trained_with: what the file says about the model's training: audio parameters, text cleaners, lexicon.
         notes: what users should know.

@@ -19,7 +19,7 @@ _OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 
 
 class ByteStream(Protocol):
-    """What reading a pickle needs of a file; a memory map has it, too."""
+    """The part of the file interface that reading a pickle needs; `mmap.mmap` has it, too."""
 
     def read(self, n: int, /) -> bytes: ...
     def readline(self) -> bytes: ...
@@ -29,7 +29,7 @@ def read_operations(stream: ByteStream) -> Iterator[tuple[pickletools.OpcodeInfo
     """(operation, its argument) up to the end of the stream; the caller stops at STOP.
 
     Raises:
-        ValueError: an unknown operation, or an argument that is cut short or malformed. Nothing warns.
+        ValueError: an unknown operation, or an argument that is cut short or malformed. Never warns.
     """
     while code := stream.read(1):
         opcode = _OPCODES.get(code.decode("latin-1"))

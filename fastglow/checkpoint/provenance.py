@@ -6,10 +6,10 @@ has it as `model.trained_with`, so that it survives conversions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -20,11 +20,11 @@ from fastglow.text.symbol_tables import FOREIGN, NVIDIA, TABLES
 from .records import Inert, show
 
 KEY = "trained_with"
-_MOST_CLEANERS = 50
-_LONGEST_TEXT = 4096
+_MAX_CLEANERS = 50
+_MAX_TEXT = 4096
 # Far above what speech needs; a file must not request a filterbank of gigabytes.
-_LARGEST = {"sampling_rate": 1_000_000, "n_mel_channels": 10_000}
-_LARGEST_WINDOW = 2**18
+_MAX_VALUES = {"sampling_rate": 1_000_000, "n_mel_channels": 10_000}
+_MAX_WINDOW = 2**18
 # coqui's names. Its defaults, for keys that its configuration leaves out, are fastglow's except for mel_fmax.
 _COQUI_AUDIO = {
     "sample_rate": "sampling_rate",
@@ -47,7 +47,7 @@ class LexiconFile:
 
 @dataclass(frozen=True)
 class TrainedWith:
-    """What is known about a model's training. None means unknown; for the lexicon unknown or none.
+    """What is known about a model's training. None means unknown, or that there is no lexicon.
 
     Attributes:
         audio: parameters of the mel spectrograms.
@@ -68,7 +68,7 @@ class TrainedWith:
             values["text_cleaners"] = list(self.text_cleaners)
         return values
 
-    def found_from(self, folder: Path) -> TrainedWith:
+    def with_lexicon_from(self, folder: Path) -> TrainedWith:
         """Replaces the path of a missing lexicon by the file of the same name in `folder`, if it exists."""
         lexicon = self.lexicon
         if lexicon is None or Path(lexicon.path).is_file():
@@ -89,33 +89,47 @@ def audio_differences(one: MelConfig, other: MelConfig) -> str:
     return ", ".join(f"{name} {a:g} and {b:g}" for (name, a), b in pairs if a != b)
 
 
-def read_description(values: Any, notes: list[str]) -> TrainedWith:
-    """The inverse of `TrainedWith.as_dict` for values from a file; adds a note for each unusable one it leaves out."""
+class Description(NamedTuple):
+    """What a file says about its model's training.
+
+    Attributes:
+        trained_with: the usable values.
+        notes: one for each unusable value, for users.
+    """
+
+    trained_with: TrainedWith
+    notes: list[str]
+
+
+def read_description(values: Any) -> Description:
+    """The inverse of `TrainedWith.as_dict`, for values from a file."""
     values = _plain(values)
-    return TrainedWith(
-        audio=_read_audio(values.get("audio"), notes),
-        text_cleaners=_read_cleaners(values.get("text_cleaners"), notes),
-        lexicon=_read_lexicon(values.get("lexicon"), notes),
-        symbols=_read_symbols(values.get("symbols"), notes),
-    )
+    known, notes = {}, []
+    for name, (read, unusable) in _READERS.items():
+        try:
+            known[name] = read(values.get(name))
+        except FastglowError as error:
+            known[name] = unusable
+            notes.append(str(error))
+    return Description(TrainedWith(**known), notes)
 
 
-def read_training_checkpoint(top: Mapping[str, Any], notes: list[str]) -> TrainedWith:
+def read_training_checkpoint(top: Mapping[str, Any]) -> Description:
     """Reads a checkpoint of `fastglow train`; early ones have the values among the run's options."""
     if KEY in top:
-        return read_description(top[KEY], notes)
+        return read_description(top[KEY])
     options = _plain(top.get("training"))
     values = {"audio": top.get("audio"), "text_cleaners": options.get("text_cleaners"), "symbols": NVIDIA}
     if options.get("lexicon") and options.get("p_arpabet") != 0:
         values["lexicon"] = {"path": options["lexicon"]}
-    return read_description(values, notes)
+    return read_description(values)
 
 
-def read_coqui_config(config: Mapping[str, Any], notes: list[str]) -> TrainedWith:
+def read_coqui_config(config: Mapping[str, Any]) -> Description:
     """Reads the audio parameters of coqui's configuration; its cleaners and symbols are coqui's own."""
     given = config.get("audio")
     if not isinstance(given, dict):
-        return TrainedWith(symbols=FOREIGN)
+        return read_description({"symbols": FOREIGN})
     values = {name: given[theirs] for theirs, name in _COQUI_AUDIO.items() if given.get(theirs) is not None}
     values.setdefault("mel_fmax", None)
     try:
@@ -126,7 +140,7 @@ def read_coqui_config(config: Mapping[str, Any], notes: list[str]) -> TrainedWit
             values["win_length"] = int(values["hop_length"] * (given["frame_length_ms"] / given["frame_shift_ms"]))
     except (KeyError, TypeError, ValueError, OverflowError):
         pass  # missing values have their defaults
-    return TrainedWith(audio=_read_audio(values, notes), symbols=FOREIGN)
+    return read_description({"audio": values, "symbols": FOREIGN})
 
 
 def _plain(value: Any) -> dict[str, Any]:
@@ -135,47 +149,52 @@ def _plain(value: Any) -> dict[str, Any]:
     return {k: v for k, v in value.items() if isinstance(k, str)} if isinstance(value, Mapping) else {}
 
 
-def _read_audio(values: Any, notes: list[str]) -> MelConfig | None:
+def _read_audio(values: Any) -> MelConfig | None:
     values = _plain(values)
     if not values:
         return None
     try:
         audio = MelConfig.from_dict(values)
         for name, value in audio.as_dict().items():
-            if value > _LARGEST.get(name, _LARGEST_WINDOW if name.endswith("_length") else value):
+            if value > _MAX_VALUES.get(name, _MAX_WINDOW if name.endswith("_length") else value):
                 raise FastglowError(f"{name}={show(value)} is too large")
     except (FastglowError, TypeError, OverflowError) as error:
-        notes.append(f"its audio parameters are unusable ({show(str(error))}): the defaults are used")
-        return None
+        raise FastglowError(f"its audio parameters are unusable ({show(str(error))}): the defaults are used") from error
     return audio
 
 
-def _read_cleaners(values: Any, notes: list[str]) -> tuple[str, ...] | None:
+def _read_cleaners(values: Any) -> tuple[str, ...] | None:
     if values is None:
         return None
-    if isinstance(values, list | tuple) and len(values) <= _MOST_CLEANERS and all(_is_text(name) for name in values):
+    if isinstance(values, list | tuple) and len(values) <= _MAX_CLEANERS and all(_is_text(name) for name in values):
         return tuple(values)
-    notes.append("its text cleaners are unusable: the default is used")
-    return None
+    raise FastglowError("its text cleaners are unusable: the default is used")
 
 
-def _read_lexicon(values: Any, notes: list[str]) -> LexiconFile | None:
+def _read_lexicon(values: Any) -> LexiconFile | None:
     values = _plain(values)
     if not values:
         return None
     path, digest = values.get("path"), values.get("digest")
     if _is_text(path) and (digest is None or _is_text(digest)):
         return LexiconFile(path, digest)
-    notes.append("its lexicon's name is unusable")
-    return None
+    raise FastglowError("its lexicon's name is unusable")
 
 
-def _read_symbols(name: Any, notes: list[str]) -> str | None:
+def _read_symbols(name: Any) -> str | None:
     if name is None or name == FOREIGN or name in [table.name for table in TABLES]:
         return name
-    notes.append(f"its symbol table {show(name)} is unknown to this version of fastglow")
-    return FOREIGN
+    raise FastglowError(f"its symbol table {show(name)} is unknown to this version of fastglow")
+
+
+# Field of TrainedWith -> its reader, which raises FastglowError, and the value to use if it does.
+_READERS: dict[str, tuple[Callable[[Any], Any], str | None]] = {
+    "audio": (_read_audio, None),
+    "text_cleaners": (_read_cleaners, None),
+    "lexicon": (_read_lexicon, None),
+    "symbols": (_read_symbols, FOREIGN),
+}
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= _LONGEST_TEXT and value.isprintable()
+    return isinstance(value, str) and 0 < len(value) <= _MAX_TEXT and value.isprintable()

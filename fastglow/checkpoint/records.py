@@ -1,4 +1,4 @@
-"""What a pickle becomes: records of the names, objects, storages and tensors that a checkpoint describes."""
+"""Inert records of the names, objects, storages and tensors in a pickle; reading a pickle creates these."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class CanonicalState(NamedTuple):
 
     Attributes:
         state: the state_dict.
-        hints: constructor keywords that the source names besides the shapes.
+        hints: constructor keywords from the source that the shapes do not determine.
         notes: what users should know about the conversion.
     """
 
@@ -183,12 +183,12 @@ def _fold_stopnet(state: State) -> None:
 
 
 def _waveglow(state: State, _config: Mapping[str, Any]) -> CanonicalState:
-    state = _split_fused_conditioning(_one_weight_norm(state))
+    state = _split_fused_conditioning(_unify_weight_norm(state))
     return CanonicalState(_join_residual_and_skip(state), {}, [])
 
 
-def _one_weight_norm(state: State) -> State:
-    """All spellings of weight normalisation as `weight_g` and `weight_v`."""
+def _unify_weight_norm(state: State) -> State:
+    """Converts every form of weight normalisation to `weight_g` and `weight_v`."""
     result: State = {}
     for key, tensor in state.items():
         layer, _, name = key.rpartition(".")
@@ -197,13 +197,13 @@ def _one_weight_norm(state: State) -> State:
             result[f"{layer}.weight_{name}"] = tensor
         elif name == "weight" and _NORMED.fullmatch(layer):
             if f"{layer}.weight_v" not in state:
-                result[f"{layer}.weight_v"], result[f"{layer}.weight_g"] = _apart(key, tensor)
+                result[f"{layer}.weight_v"], result[f"{layer}.weight_g"] = _split_weight_norm(key, tensor)
         else:
             result[key] = tensor
     return result
 
 
-def _apart(key: str, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _split_weight_norm(key: str, weight: Tensor) -> tuple[Tensor, Tensor]:
     """(v, g) of a plain weight [out, in, kernel]: v is the weight, g [out, 1, 1] the norm of each row."""
     if weight.dim() != 3:
         raise FastglowError(f"key '{key}' has the wrong shape: expected [?, ?, ?], found {list(weight.shape)}")

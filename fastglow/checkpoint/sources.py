@@ -1,4 +1,4 @@
-"""Recognises a checkpoint: whose format, which model, under which names, and what it says besides its tensors."""
+"""Recognises a checkpoint: its format, model and naming scheme, and its data besides the tensors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MAX_NAME = 1000
 _COMMENT = re.compile(r'("(?:[^"\\]|\\.)*")|//[^\n]*')
 _PREFIXES = ("module.1.", "module.", "_orig_mod.")
 
-# Key patterns of models that are not supported, and what each says about the model.
+# Key pattern -> the unsupported feature that it indicates.
 _UNSUPPORTED = (
     (r"coarse_decoder\.", "double decoder consistency (DDC)"),
     (
@@ -65,10 +65,10 @@ class Source:
         model: "tacotron2" or "waveglow".
         names: whose tensor names: "nvidia", "torchaudio", "coqui" or "waveglow".
         tensors: under the file's names, without wrappers' prefixes.
-        hints: constructor keywords that the file names besides the shapes.
-        foreign_config: coqui's configuration, from the file or the config.json beside it.
+        hints: constructor keywords from the file that the shapes do not determine.
+        foreign_config: coqui's configuration, from the config.json beside the file or from the file.
         trained_with: what the file says about the model's training.
-        iteration, epoch: when the file was written, if it says.
+        iteration, epoch: at which the file was written, if it has them.
         notes: what users should know.
         unsupported: why the model cannot be built, or None.
     """
@@ -301,21 +301,21 @@ def identify(container: Container, path: Path) -> Source:
     if own is not None:
         source.format = f"fastglow format {FORMAT_VERSION}"
         config = own.get("config")
-        source.trained_with = read_description(own.get(KEY), source.notes)
+        description = read_description(own.get(KEY))
     elif names == "coqui":
         source.iteration = _integer(top, "step")
         source.foreign_config = _foreign_config(top, path)
-        source.trained_with = read_coqui_config(source.foreign_config or {}, source.notes)
+        description = read_coqui_config(source.foreign_config or {})
     elif _is_module(state):
         config = _module_hints(state, model)
-        source.trained_with = read_description(state.state.get(KEY), source.notes)
+        description = read_description(state.state.get(KEY))
     else:
         config = top.get("config") if key else None
-        if _is_own_training(top):
-            source.trained_with = read_training_checkpoint(top, source.notes)
-        elif key:
-            source.trained_with = read_description(top.get(KEY), source.notes)
-    source.trained_with = source.trained_with.found_from(path.absolute().parent)
+        description = (
+            read_training_checkpoint(top) if _is_own_training(top) else read_description(top.get(KEY) if key else None)
+        )
+    source.trained_with = description.trained_with.with_lexicon_from(path.absolute().parent)
+    source.notes += description.notes
     config = config if isinstance(config, dict) else {}
     for name in NOT_IN_SHAPES[model]:
         if name not in config:

@@ -1,8 +1,8 @@
 """Reads a pickle as data: an interpreter of the pickle opcodes that never imports or calls what a file names.
 
 `pickle.Unpickler` does what the file tells it to: import names, call them, set attributes. A checkpoint needs
-none of that. This reader keeps the stack machine; names, objects and tensors become the records of
-`fastglow.checkpoint.records`, and the few calls that checkpoints make get their answers from
+none of that. This reader runs the same stack machine, but names, objects and tensors become the records of
+`fastglow.checkpoint.records`, and the few functions that checkpoints call are replaced by those of
 `fastglow.checkpoint.calls`. Any other call is refused.
 """
 
@@ -120,7 +120,7 @@ class _Machine:
         self.stack.append(admit(module, name))
 
     def call(self, function: Any, args: Any) -> None:
-        """REDUCE and the like: `fastglow.checkpoint.calls` answers, or refuses."""
+        """REDUCE and the like, by the replacements in `fastglow.checkpoint.calls`."""
         name = require(Global, function, "what the file calls").name
         args = require(tuple, args, "the arguments of a call")
         self.count_copies(args, *args)
@@ -220,8 +220,8 @@ def read_pickle(stream: ByteStream, persistent_load: Callable[[Any], Any] | None
     """The object that the next pickle of `stream` describes, as plain data and `fastglow.checkpoint.records`.
 
     Args:
-        stream: bytes in memory or a memory map, whose length bounds every read; left behind the end of the pickle.
-        persistent_load: answers persistent ids (torch's references to storages).
+        stream: bytes in memory or a memory map, whose length bounds every read; left at the end of the pickle.
+        persistent_load: maps persistent ids (torch's references to storages) to objects.
 
     Raises:
         FastglowError: the pickle calls or names something that no checkpoint needs, or is damaged.

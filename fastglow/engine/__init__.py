@@ -1,8 +1,8 @@
 """Inference: text to audio with a voice or with anyone's checkpoints."""
 
-from fastglow.threads import wait_asleep
+from fastglow.threads import let_threads_sleep
 
-wait_asleep()  # before torch is loaded
+let_threads_sleep()  # before torch is loaded
 
 from .synthesizer import Speech, Synthesizer  # noqa: E402
 

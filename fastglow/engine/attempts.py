@@ -1,4 +1,4 @@
-"""Symbols to mels, with further attempts at utterances that went wrong."""
+"""Decodes symbols to mels, and retries faulty utterances with other seeds."""
 
 import warnings
 from collections.abc import Sequence
@@ -13,18 +13,19 @@ from torch import Tensor
 from fastglow.models import Tacotron2
 from fastglow.models.tacotron2 import DecoderStepLimitWarning
 
-from .reading import Fault, Reading, cut_behind, judge
+from .reading import Fault, Reading, judge, steps_to_keep
 from .seeds import attempt_seed
 
 MAX_ATTEMPTS = 4
-# The first decoding of a sentence gets the steps that a very slow reader needs: speech covers 10 to 15 symbols per
-# second. A sentence that does not end within them is decoded again with all of max_decoder_steps.
+# The first decoding of a sentence has a step limit for very slow speech, 4 symbols per second; usual are 10 to 15. A
+# sentence that does not end within it is decoded again with a limit of max_decoder_steps.
 SECONDS_PER_SYMBOL, EXTRA_SECONDS = 0.25, 3.0
 
 
 @dataclass(frozen=True)
 class Task:
-    """
+    """A sentence to decode.
+
     Attributes:
         symbols: ids.
         n_sounding: number of symbols up to the last that has a sound.
@@ -38,7 +39,8 @@ class Task:
 
 @dataclass(frozen=True)
 class Utterance:
-    """
+    """The decoded sentence.
+
     Attributes:
         mel: log-mel, [n_mel_channels, frames], on the model's device.
         alignment: attention weights, float32 [decoder steps, symbols].
@@ -65,11 +67,11 @@ class _Attempt(NamedTuple):
     reading: Reading
 
 
-def utter(tacotron2: Tacotron2, tasks: Sequence[Task], seconds_per_frame: float) -> list[Utterance]:
-    """Decodes the tasks as a batch, and again, with other seeds, those that went wrong.
+def decode_utterances(tacotron2: Tacotron2, tasks: Sequence[Task], seconds_per_frame: float) -> list[Utterance]:
+    """Decodes the tasks as a batch, then decodes the faulty ones again with other seeds.
 
-    Except for rounding, a task's result does not depend on the other tasks. It is the first attempt without a fault;
-    if every attempt has one, the best attempt, cut after the end of its text if it runs on.
+    A task's result is its first attempt without a fault. If every attempt has one, it is the best attempt, cut after
+    the end of its text if it runs on. Except for rounding, it does not depend on the other tasks.
     """
     config = tacotron2.config
     seconds_per_step = seconds_per_frame * config.n_frames_per_step
@@ -95,7 +97,7 @@ def utter(tacotron2: Tacotron2, tasks: Sequence[Task], seconds_per_frame: float)
 
 
 def _another_seed_may_help(reading: Reading, n_attempts: int) -> bool:
-    """No seed gives a long text more steps, or teaches a model to read."""
+    """False if the text needs more steps, or if no attempt had legible attention."""
     if not reading.legible:
         return n_attempts > 1  # an earlier attempt was legible
     return reading.fault not in (Fault.NONE, Fault.TOO_LONG)
@@ -112,7 +114,7 @@ def _decode(tacotron2: Tacotron2, texts: list[list[int]], seeds: list[int], limi
     for row, symbols in zip(text, texts, strict=True):
         row[: len(symbols)] = torch.tensor(symbols)
     with warnings.catch_warnings():
-        # It names batch items; the synthesizer's own warning names sentences.
+        # The synthesizer issues its own warning, which names sentences instead of batch items.
         warnings.simplefilter("ignore", DecoderStepLimitWarning)
         mels, mel_lengths, alignments = tacotron2.infer(
             text.to(device), lengths.to(device), seed=seeds, max_steps=limits
@@ -131,6 +133,6 @@ def _best(attempts: list[_Attempt], seconds_per_step: float) -> Utterance:
     if reading.end is None:
         return Utterance(mel, alignment, stopped, len(attempts), False, reading.fault)
     loudness = mel.float().mean(dim=0).view(len(alignment), -1).mean(dim=1).cpu().numpy()
-    n_steps = cut_behind(reading.end, loudness, seconds_per_step)
+    n_steps = steps_to_keep(reading.end, loudness, seconds_per_step)
     n_frames = n_steps * (mel.shape[1] // len(alignment))
     return Utterance(mel[:, :n_frames], alignment[:n_steps], False, len(attempts), True, reading.fault)

@@ -1,4 +1,4 @@
-"""Text to symbol ids, in the table that an acoustic model was trained with, ended so that decoding stops."""
+"""Converts text to symbol ids of an acoustic model's table, with a final mark so that decoding stops."""
 
 import warnings
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ class AssumedSymbolsWarning(UserWarning):
 
 
 class EncodedSentence(NamedTuple):
-    """What an acoustic model reads of a text.
+    """A sentence as an acoustic model reads it.
 
     Attributes:
         symbols: ids, ended by a mark (see `Frontend.ended`); empty if they hold no letter or phone.
         n_sounding: number of symbols up to the last letter or phone; only marks follow.
-        dropped: characters and `{PHONE}`s that the table lacks; a warning named them.
+        dropped: characters and `{PHONE}`s that the table lacks, which a warning has named.
     """
 
     symbols: list[int]
@@ -68,7 +68,7 @@ class Frontend:
                 "call Tacotron2.infer with symbol ids of your own"
             )
         if lexicon is not None and not known.has_phones:
-            raise FastglowError(f"a model of {n_symbols} symbols reads letters and no ARPAbet: leave the lexicon out")
+            raise FastglowError(f"a model of {n_symbols} symbols reads letters, not ARPAbet: leave the lexicon out")
         self.text_cleaners = tuple(text_cleaners)
         self.lexicon = lexicon
         self._ids = {symbol: i for i, symbol in enumerate(known.symbols)}

@@ -1,4 +1,4 @@
-"""Text to the sentences that are spoken one by one."""
+"""Splits a text into sentences that the acoustic model can read."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -9,9 +9,9 @@ from .attempts import Task
 from .frontend import EncodedSentence, Frontend
 from .seeds import sentence_seed
 
-# Attention keeps its place in this many symbols. Sentences are split at 200 characters, but numbers and abbreviations
-# become words.
-MOST_SYMBOLS = 250
+# Attention is unreliable in longer sentences. Sentences are split at 200 characters, but become longer when numbers and
+# abbreviations are written out.
+MAX_SYMBOLS = 250
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Job(Task):
     is_followed: bool
 
 
-def jobs_of(pieces: Sequence[str], seed: int, frontend: Frontend) -> list[Job]:
-    """The pieces of a text that have something to speak; a piece that is too long to read at once is split."""
+def make_jobs(pieces: Sequence[str], seed: int, frontend: Frontend) -> list[Job]:
+    """A job for each piece of a text that has something to speak; pieces of more than MAX_SYMBOLS are split."""
     readable = list(_readable(pieces, frontend))
     return [
         Job(
@@ -44,9 +44,9 @@ def jobs_of(pieces: Sequence[str], seed: int, frontend: Frontend) -> list[Job]:
     ]
 
 
-def parts_of(job: Job, frontend: Frontend) -> list[Job]:
-    """The parts in which a sentence is spoken that proved too long; empty if it cannot be split."""
-    parts = jobs_of(_halves(job.text), job.seed, frontend)
+def split_job(job: Job, frontend: Frontend) -> list[Job]:
+    """Splits a sentence that was too long for the decoder's step limit; empty if it cannot be split."""
+    parts = make_jobs(_halves(job.text), job.seed, frontend)
     if len(parts) < 2:
         return []
     first, *middle, last = parts
@@ -56,7 +56,7 @@ def parts_of(job: Job, frontend: Frontend) -> list[Job]:
 def _readable(pieces: Sequence[str], frontend: Frontend) -> Iterator[tuple[str, EncodedSentence]]:
     for piece in pieces:
         encoded = frontend.encode(piece)
-        halves = _halves(piece) if len(encoded.symbols) > MOST_SYMBOLS else []
+        halves = _halves(piece) if len(encoded.symbols) > MAX_SYMBOLS else []
         if len(halves) > 1:
             yield from _readable(halves, frontend)
         elif encoded.symbols:
@@ -64,5 +64,5 @@ def _readable(pieces: Sequence[str], frontend: Frontend) -> Iterator[tuple[str, 
 
 
 def _halves(text: str) -> list[str]:
-    """About two parts; a single word stays whole."""
+    """Splits a text into about two parts, or returns a single word whole."""
     return split_sentences(text, max_chars=len(text) // 2 + 1) if len(text.split()) > 1 else [text]

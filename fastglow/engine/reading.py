@@ -1,28 +1,31 @@
-"""Judges from its attention and its stop gate whether an utterance read its text from beginning to end."""
+"""Detects from attention and stop gate whether an utterance covers its text from beginning to end."""
 
 from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
 
-# Attention is legible if the mean of its largest weight reaches this over at least the first half second; below it, the
-# position of the largest weight means nothing. Trained models reach 0.6, evenly spread attention 1 / (number of
-# symbols). Attention may blur after the end of the text.
-LEGIBLE, LEGIBLE_FOR = 0.4, 0.5
-# Symbols by which attention may go back, skip or stop short. Correct utterances of the bundled voice stay within 5.
-SLACK = 8
-# Seconds for which attention may leave its path.
-GLANCE = 0.1
-# Seconds at the end of the text before the gate fires. Correct utterances of the bundled voice take up to 0.3.
-LINGER = 1.0
-# The cut is at the quietest frame between these times, in seconds after the end of the text was reached.
+# Attention is legible if the mean over time of its largest weight reaches MIN_PEAK, from the start to any time after
+# MIN_PEAK_SECONDS (attention may blur after the end of the text). Trained models reach 0.6, uniform attention
+# 1 / (number of symbols). The position of the largest weight means nothing if attention is illegible.
+MIN_PEAK, MIN_PEAK_SECONDS = 0.4, 0.5
+# Number of symbols that attention may go back, skip or stop short. Correct utterances of the bundled voice stay
+# within 5.
+MAX_JUMP = 8
+# Excursions from the path that are at most this long, in seconds, are ignored.
+MAX_EXCURSION = 0.1
+# Allowed seconds between the end of the text and the firing of the gate. Correct utterances of the bundled voice take
+# up to 0.3.
+MAX_TAIL = 1.0
+# An utterance that runs on is cut at its quietest step between these times, in seconds after the end of the text.
 CUT_AFTER, CUT_BEFORE = 0.1, 0.3
 
 
 class Fault(IntEnum):
     """What is wrong with an utterance, in order of severity.
 
-    UNFINISHED: the steps ran out before the end of the text. TOO_LONG: they ran out while reading made steady progress.
+    UNFINISHED: the step limit was reached before the end of the text. TOO_LONG: the same, although attention
+    advanced steadily.
     """
 
     NONE = 0
@@ -36,7 +39,8 @@ class Fault(IntEnum):
 
 @dataclass(frozen=True)
 class Reading:
-    """
+    """The result of `judge`.
+
     Attributes:
         fault: the worst.
         end: the step that reached the end of the text, if the utterance runs on and can be cut after it.
@@ -49,12 +53,12 @@ class Reading:
 
     @property
     def rank(self) -> tuple[bool, Fault]:
-        """Sorts the better of two attempts at a text first."""
+        """Sort key: the better of two attempts has the lower rank."""
         return not self.legible, self.fault
 
 
 def judge(alignment: np.ndarray, n_sounding: int, stopped: bool, seconds_per_step: float) -> Reading:
-    """Judges one utterance.
+    """Finds the faults of one utterance.
 
     Args:
         alignment: attention weights, float [steps, symbols], up to the step on which the gate fired or the limit.
@@ -64,32 +68,34 @@ def judge(alignment: np.ndarray, n_sounding: int, stopped: bool, seconds_per_ste
     """
     if not len(alignment):
         return Reading(Fault.BREAKS_OFF)
-    if not _is_legible(alignment.max(axis=1), round(LEGIBLE_FOR / seconds_per_step)):
+    if not _is_legible(alignment.max(axis=1), round(MIN_PEAK_SECONDS / seconds_per_step)):
         return Reading(Fault.NONE if stopped else Fault.UNFINISHED, legible=False)
-    path = _without_glances(alignment.argmax(axis=1), round(GLANCE / seconds_per_step))
+    path = _without_excursions(alignment.argmax(axis=1), round(MAX_EXCURSION / seconds_per_step))
     end = _arrival(path, n_sounding)
     if end is None and n_sounding > 1:
-        end = _arrival(path, n_sounding - 1)  # attention may stay on the last sound and never reach the marks
-    if end is not None and (len(path) - end) * seconds_per_step <= LINGER:
+        end = _arrival(
+            path, n_sounding - 1
+        )  # attention may stay on the last sounding symbol and never reach the final mark
+    if end is not None and (len(path) - end) * seconds_per_step <= MAX_TAIL:
         end = None  # nothing to cut
     faults = [Fault.NONE]
     if end is not None:
         faults.append(Fault.RUNS_ON)
         path = path[: end + 1]  # the rest will be cut
     elif not stopped:
-        steady = path[-1] > path[: -round(LINGER / seconds_per_step)].max(initial=0)
+        steady = path[-1] > path[: -round(MAX_TAIL / seconds_per_step)].max(initial=0)
         faults.append(Fault.TOO_LONG if steady else Fault.UNFINISHED)
-    elif path[-1] < n_sounding - _slack(n_sounding):
+    elif path[-1] < n_sounding - _max_jump(n_sounding):
         faults.append(Fault.BREAKS_OFF)
     read = np.maximum.accumulate(path)
-    if (read - path).max() > SLACK:
+    if (read - path).max() > MAX_JUMP:
         faults.append(Fault.REPEATS)
-    if np.diff(read, prepend=0).max() > SLACK:
+    if np.diff(read, prepend=0).max() > MAX_JUMP:
         faults.append(Fault.SKIPS)
     return Reading(max(faults), end)
 
 
-def cut_behind(end: int, loudness: np.ndarray, seconds_per_step: float) -> int:
+def steps_to_keep(end: int, loudness: np.ndarray, seconds_per_step: float) -> int:
     """The number of steps to keep of an utterance that reached the end of its text on step `end`.
 
     Args:
@@ -104,26 +110,26 @@ def cut_behind(end: int, loudness: np.ndarray, seconds_per_step: float) -> int:
 
 def _is_legible(heights: np.ndarray, least: int) -> bool:
     means = heights.cumsum() / np.arange(1, len(heights) + 1)
-    return bool(means[min(max(least, 1), len(means)) - 1 :].max() >= LEGIBLE)
+    return bool(means[min(max(least, 1), len(means)) - 1 :].max() >= MIN_PEAK)
 
 
-def _without_glances(path: np.ndarray, width: int) -> np.ndarray:
+def _without_excursions(path: np.ndarray, width: int) -> np.ndarray:
     """The path with excursions of up to `width` steps removed, by a running median."""
     padded = np.pad(path, width, mode="edge")
     return np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * width + 1), axis=1).astype(np.int64)
 
 
 def _arrival(path: np.ndarray, last: int) -> int | None:
-    """The step on which attention reaches symbol `last` with the text read, or for good; None if there is none."""
+    """The step that reaches symbol `last` after most of the text; else the step from which attention stays there."""
     there = path >= last
     comes = np.flatnonzero(there & ~np.concatenate(([False], there[:-1])))
     for step in comes:
         read = np.unique(np.concatenate(([0], path[:step], [last])))
         leaps = np.diff(read)
-        if leaps[leaps > _slack(last)].sum() <= last / 2:
+        if leaps[leaps > _max_jump(last)].sum() <= last / 2:
             return int(step)
     return int(comes[-1]) if there[-1] else None
 
 
-def _slack(n_symbols: int) -> int:
-    return min(SLACK, max(2, n_symbols // 2))
+def _max_jump(n_symbols: int) -> int:
+    return min(MAX_JUMP, max(2, n_symbols // 2))

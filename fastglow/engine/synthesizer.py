@@ -23,19 +23,19 @@ from fastglow.models.tacotron2 import DecoderStepLimitWarning
 from fastglow.text import Lexicon, split_sentences
 from fastglow.voices import AS_TRAINED, AsTrained, Voice
 
-from .attempts import Utterance, utter
+from .attempts import Utterance, decode_utterances
 from .frontend import Frontend
-from .jobs import Job, jobs_of, parts_of
+from .jobs import Job, make_jobs, split_job
 from .reading import Fault
 from .seeds import random_seed
+from .settings import check_mel_channels, resolve_settings, with_parts
 from .speech import Sentence, Speech, silence_of
-from .training_facts import check_mel_channels, settle, with_parts
 from .vocoders import build_vocoder
 
 DEFAULT_SIGMA = 0.6
 # Texts that synthesize_batch decodes together: enough to amortise reading the weights.
 BATCH_SIZE = 8
-# Seconds: at the joins of sentences, and at the cut of a sentence that ran on.
+# Lengths of the fades in seconds: where sentences join, and where a sentence that runs on is cut.
 JOIN_FADE, CUT_FADE = 0.005, 0.03
 
 
@@ -108,9 +108,9 @@ class Synthesizer:
     ):
         self.device = pick_device(device)
         used = waveglow if vocoder == "waveglow" else None
-        facts = settle(tacotron2, used, audio, text_cleaners, lexicon)
-        self.audio = facts.audio
-        self.frontend = Frontend(facts.text_cleaners, tacotron2.config.n_symbols, facts.lexicon, facts.symbols)
+        settings = resolve_settings(tacotron2, used, audio, text_cleaners, lexicon)
+        self.audio = settings.audio
+        self.frontend = Frontend(settings.text_cleaners, tacotron2.config.n_symbols, settings.lexicon, settings.symbols)
         self.tacotron2 = tacotron2.to(self.device, dtype).eval()
         check_mel_channels(tacotron2, self.audio)
         moved = used if used is None else used.to(self.device, dtype).eval()
@@ -271,7 +271,7 @@ class Synthesizer:
             yield self._speak([job], normalize, volume)
 
     def _jobs(self, text: str, seed: int) -> list[Job]:
-        jobs = jobs_of(split_sentences(text), seed, self.frontend)
+        jobs = make_jobs(split_sentences(text), seed, self.frontend)
         if not jobs:
             warnings.warn(f"nothing to speak in {_shorten(text)!r}", SilentTextWarning, stacklevel=3)
         return jobs
@@ -279,12 +279,12 @@ class Synthesizer:
     def _speak(self, jobs: list[Job], normalize: bool, volume: float) -> _Spoken:
         """Decodes and vocodes the jobs as one batch."""
         started = time.perf_counter()
-        utterances = utter(self.tacotron2, jobs, self.audio.hop_length / self.audio.sampling_rate)
+        utterances = decode_utterances(self.tacotron2, jobs, self.audio.hop_length / self.audio.sampling_rate)
         decoded = time.perf_counter()
         splits = {
             i: parts
-            for i, said in enumerate(utterances)
-            if said.fault is Fault.TOO_LONG and (parts := parts_of(jobs[i], self.frontend))
+            for i, utterance in enumerate(utterances)
+            if utterance.fault is Fault.TOO_LONG and (parts := split_job(jobs[i], self.frontend))
         }
         whole = [i for i in range(len(jobs)) if i not in splits]
         for i in whole:
@@ -306,41 +306,41 @@ class Synthesizer:
         """The audio of utterances of at least one frame each."""
         if not utterances:
             return []
-        lengths = [said.mel.shape[1] for said in utterances]
+        lengths = [utterance.mel.shape[1] for utterance in utterances]
         first = utterances[0].mel
         mels = first.new_zeros(len(utterances), len(first), max(lengths))
-        for mel, said, length in zip(mels, utterances, lengths, strict=True):
-            mel[:, :length] = said.mel
+        for mel, utterance, length in zip(mels, utterances, lengths, strict=True):
+            mel[:, :length] = utterance.mel
         return [audio.numpy() for audio in self.vocoder.vocode(mels, lengths, seeds)]
 
-    def _finished(self, job: Job, said: Utterance, audio: np.ndarray, normalize: bool, volume: float) -> Sentence:
+    def _finished(self, job: Job, utterance: Utterance, audio: np.ndarray, normalize: bool, volume: float) -> Sentence:
         """Sets the level, which is measured without the fades, and fades."""
         rate = self.audio.sampling_rate
         join = round(JOIN_FADE * rate)
         audio = fade(
             set_level(audio, rate, normalize, volume),
             join * job.follows,
-            round(CUT_FADE * rate) if said.cut else join * job.is_followed,
+            round(CUT_FADE * rate) if utterance.cut else join * job.is_followed,
         )
-        mel = said.mel.float().cpu().numpy()
-        return Sentence(job.text, mel, said.alignment, audio, said.stopped, said.attempts, said.cut)
+        mel = utterance.mel.float().cpu().numpy()
+        return Sentence(job.text, mel, utterance.alignment, audio, utterance.stopped, utterance.attempts, utterance.cut)
 
-    def _warn_of_faults(self, job: Job, said: Utterance) -> None:
+    def _warn_of_faults(self, job: Job, utterance: Utterance) -> None:
         # Points past _speak, _spoken and the public method.
         text, stacklevel = repr(_shorten(job.text)), 5
-        if not said.mel.shape[1]:
+        if not utterance.mel.shape[1]:
             warnings.warn(f"the model produced no frames for {text}", SilentTextWarning, stacklevel)
-        elif said.fault >= Fault.UNFINISHED:
+        elif utterance.fault >= Fault.UNFINISHED:
             warnings.warn(
                 f"the stop gate did not fire within max_decoder_steps={self.tacotron2.config.max_decoder_steps}, "
                 f"which cut the speech of {text}: split it, or try another seed",
                 DecoderStepLimitWarning,
                 stacklevel,
             )
-        elif said.fault:
-            outcome = "; it was cut there" if said.fault is Fault.RUNS_ON else ": try another seed, or split it"
+        elif utterance.fault:
+            outcome = "; it was cut there" if utterance.fault is Fault.RUNS_ON else ": try another seed, or split it"
             warnings.warn(
-                f"the speech of {text} {_FAULTS[said.fault]} in each of {said.attempts} attempts{outcome}",
+                f"the speech of {text} {_FAULTS[utterance.fault]} in each of {utterance.attempts} attempts{outcome}",
                 FaultySpeechWarning,
                 stacklevel,
             )

@@ -1,4 +1,4 @@
-"""Log-mels to audio: Griffin-Lim or WaveGlow, behind one interface."""
+"""Converts log-mels to audio by Griffin-Lim or WaveGlow, behind one interface."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from fastglow.errors import FastglowError
 from fastglow.models import WaveGlow
 from fastglow.voices import VOCODERS
 
-from .training_facts import check_mel_channels
+from .settings import check_mel_channels
 
 
 class Vocoder(Protocol):
@@ -30,7 +30,7 @@ class Vocoder(Protocol):
 
 
 class GriffinLimVocoder:
-    """No weights and no training, at the quality of a telephone line."""
+    """Needs no weights; the quality is that of a telephone line."""
 
     def __init__(self, audio: MelConfig):
         self.audio = audio
@@ -67,7 +67,7 @@ class WaveGlowVocoder:
 
 
 def build_vocoder(name: str, audio: MelConfig, waveglow: WaveGlow | None, sigma: float, denoise: float) -> Vocoder:
-    """The vocoder of that name, which is one of `VOCODERS`; `waveglow` is on its device, of its dtype.
+    """The vocoder `name`, one of `VOCODERS`; `waveglow` already has its final device and dtype.
 
     Raises:
         FastglowError: an unknown name, no WaveGlow or one that does not fit `audio`, a bad sigma or denoise.

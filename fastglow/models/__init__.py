@@ -1,8 +1,8 @@
 """Tacotron 2 and WaveGlow, assembled from fastglow.modules."""
 
-from fastglow.threads import wait_asleep
+from fastglow.threads import let_threads_sleep
 
-wait_asleep()  # before torch is loaded
+let_threads_sleep()  # before torch is loaded
 
 from .tacotron2 import Tacotron2, Tacotron2Config  # noqa: E402
 from .waveglow import WaveGlow, WaveGlowConfig  # noqa: E402

@@ -20,7 +20,7 @@ from .seeds import item_seeds
 from .tacotron2_config import Tacotron2Config
 from .tacotron2_decoder import Decoder, Prenet
 
-# Pickles of whole models name these classes here.
+# Re-exported because pickles of whole models refer to these classes by this module.
 __all__ = ["Decoder", "DecoderStepLimitWarning", "Encoder", "Postnet", "Prenet", "Tacotron2", "Tacotron2Config"]
 
 
@@ -158,11 +158,11 @@ class Tacotron2(Refreshable):
         seed: int | Sequence[int] | None = None,
         max_steps: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Free-running synthesis. Every item gets the computation that it gets alone.
+        """Free-running synthesis. Every item is computed as if it were alone in the batch.
 
-        In float64 it gets the same result. In lower precisions a batch's larger matrix products may round differently,
-        and the decoder feeds its rounding back to itself: the first steps agree to that rounding, later ones drift
-        apart, and the gate may fire a step earlier or later.
+        In float64 it gets the same result as alone. In lower precisions a batch's larger matrix products may round
+        differently, and the decoder feeds its rounding back to itself: the first steps agree to that rounding, later
+        ones drift apart, and the gate may fire a step earlier or later.
 
         Call `eval()` first, as for any module with batch normalisation.
 

@@ -9,7 +9,7 @@ from fastglow import kernels
 from fastglow.errors import FastglowError
 from fastglow.kernels.decoder_weights import AttentionWeights, LSTMWeights, OutputWeights, RecurrentWeights
 from fastglow.modules import LinearNorm, LocationAttention
-from fastglow.modules.module_lists import of_kind
+from fastglow.modules.module_lists import modules_of_type
 from fastglow.modules.parameter_cache import ParameterCache, Refreshable
 
 from .tacotron2_config import Tacotron2Config
@@ -30,8 +30,8 @@ class Prenet(nn.Module):
         return kernels.prenet(x, self.weights(), self.p_dropout, noise)
 
     def weights(self) -> list[Tensor]:
-        """Of each layer, [n_out, n_in]."""
-        return [layer.linear_layer.weight for layer in of_kind(LinearNorm, self.layers)]
+        """The weight of each layer, [n_out, n_in]."""
+        return [layer.linear_layer.weight for layer in modules_of_type(LinearNorm, self.layers)]
 
 
 class Decoder(Refreshable):
@@ -63,7 +63,7 @@ class Decoder(Refreshable):
         self._folded: ParameterCache[kernels.FoldedDecoder] = ParameterCache()
 
     def recurrent_weights(self) -> RecurrentWeights:
-        """The weights that both loops over the steps take."""
+        """The weights that `decode_loop` and `teacher_forced_loop` both take."""
         attention_rnn, decoder_rnn = (
             LSTMWeights(cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
             for cell in (self.attention_rnn, self.decoder_rnn)
@@ -78,7 +78,7 @@ class Decoder(Refreshable):
         return RecurrentWeights(attention_rnn, attention, decoder_rnn)
 
     def output_weights(self) -> OutputWeights:
-        """The other weights of the free-running loop."""
+        """The further weights that `decode_loop` takes."""
         projection, gate = self.linear_projection.linear_layer, self.gate_layer.linear_layer
         return OutputWeights(tuple(self.prenet.weights()), projection.weight, projection.bias, gate.weight, gate.bias)
 

@@ -11,7 +11,7 @@ from fastglow import kernels
 from fastglow.errors import FastglowError
 from fastglow.modules import WN, InvertibleConv1x1
 from fastglow.modules.convolution import length_mask
-from fastglow.modules.module_lists import of_kind
+from fastglow.modules.module_lists import modules_of_type
 from fastglow.modules.parameter_cache import Refreshable
 
 from .seeds import item_seeds
@@ -92,7 +92,7 @@ class WaveGlow(Refreshable):
 
     @property
     def _flows(self) -> list[tuple[InvertibleConv1x1, WN]]:
-        return list(zip(of_kind(InvertibleConv1x1, self.convinv), of_kind(WN, self.WN), strict=True))
+        return list(zip(modules_of_type(InvertibleConv1x1, self.convinv), modules_of_type(WN, self.WN), strict=True))
 
     def forward(self, forward_input: tuple[Tensor, Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Audio to noise, for training.
@@ -142,7 +142,7 @@ class WaveGlow(Refreshable):
         noise: Tensor | None = None,
         seed: int | Sequence[int] | None = None,
     ) -> Tensor:
-        """Mel spectrogram to audio. Every item gets the result that it gets alone, in float32 to 1e-5 of full scale.
+        """Mel spectrogram to audio. Every item gets the same result as alone, in float32 to 1e-5 of full scale.
 
         Args:
             mel: log-mel, [B, n_mel_channels, T].

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fastglow import kernels
 
 Gain = Literal["linear", "relu", "tanh", "sigmoid"]
-"""The function that follows a layer, for its initialisation; `nn.init.calculate_gain` knows more."""
+"""The activation after a layer, which determines its initialisation; `nn.init.calculate_gain` accepts others too."""
 
 
 class LinearNorm(nn.Module):

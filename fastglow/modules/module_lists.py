@@ -1,4 +1,4 @@
-"""Types for the checker."""
+"""Type information for nn.ModuleList."""
 
 from collections.abc import Iterable
 from typing import TypeVar, cast
@@ -8,9 +8,9 @@ from torch import nn
 Kind = TypeVar("Kind", bound=nn.Module)
 
 
-def of_kind(kind: type[Kind], modules: Iterable[nn.Module]) -> list[Kind]:
-    """The modules of an nn.ModuleList, whose type says nothing about them.
+def modules_of_type(kind: type[Kind], modules: Iterable[nn.Module]) -> list[Kind]:
+    """The modules of an nn.ModuleList, typed as `kind` for the type checker.
 
-    Not checked when running: other code may replace a module by one of another class that has the same parameters.
+    Not checked at run time: other code may replace a module by one of another class that has the same parameters.
     """
     return cast(list[Kind], list(modules))

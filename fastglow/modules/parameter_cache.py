@@ -12,7 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 Value = TypeVar("Value")
 
 _unseen_steps = 0
-"""Optimizer steps that may have written to parameters without incrementing their `_version`."""
+"""Number of optimizer steps so far that may have changed parameters without incrementing their `_version`."""
 
 
 @cache

@@ -10,7 +10,7 @@ from fastglow import kernels
 from fastglow.errors import FastglowError
 
 from .convolution import WeightNormConv1d
-from .module_lists import of_kind
+from .module_lists import modules_of_type
 from .parameter_cache import ParameterCache, Refreshable
 
 
@@ -105,7 +105,8 @@ class WN(Refreshable):
     def _normalised(self) -> "WNWeights":
         """The weights after weight normalisation, in one launch and in autocast's dtype."""
         in_layers, cond_layers, res_skip_layers = (
-            of_kind(WeightNormConv1d, layers) for layers in (self.in_layers, self.cond_layers, self.res_skip_layers)
+            modules_of_type(WeightNormConv1d, layers)
+            for layers in (self.in_layers, self.cond_layers, self.res_skip_layers)
         )
         convolutions = [self.start, *in_layers, *cond_layers, *res_skip_layers]
         dtype = kernels.backend.autocast_dtype(self.end.weight)

@@ -29,7 +29,7 @@ class Lexicon:
 
     One word and its phones per line, separated by white space. ``;;;`` or ``#`` begins a comment. ``WORD(2)`` is a
     further pronunciation; the first one is kept. Calling the lexicon looks up a lower-case word. If a file has a word
-    only without 's, the genitive gets the ending that fits the last phone, as in Jack's, John's and James's.
+    only without 's, the possessive gets the ending that fits the last phone, as in Jack's, John's and James's.
 
     Args:
         paths: the files; the first that has a word counts.
@@ -74,7 +74,7 @@ def pronounce_words(text: str, pronounce: Pronounce) -> list[tuple[str, bool]]:
 
 
 def _add_s(phones: str | None) -> str | None:
-    """The phones of a word's genitive."""
+    """The phones of a word's possessive."""
     if phones is None:
         return None
     last = phones.split()[-1]

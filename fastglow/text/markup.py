@@ -78,8 +78,8 @@ def markup_spans(text: str) -> tuple[list[tuple[int, int]], list[int]]:
     return [(start, end) for start, end, _ in spans], breaks
 
 
-def as_seen(text: str, tags: list[tuple[int, int]]) -> str:
-    """The text as a page shows it, with unchanged positions: tags become spaces, entities are padded.
+def as_displayed(text: str, tags: list[tuple[int, int]]) -> str:
+    """The text as a browser displays it, with unchanged positions: tags become spaces, entities are padded.
 
     An entity is padded by its kind: a letter or ``&`` stays part of its word, anything else separates words.
     """

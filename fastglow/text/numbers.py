@@ -81,7 +81,7 @@ def fraction_of(whole: str, numerator: str, denominator: str) -> str:
     return f"{cardinal(whole)} and {spoken}" if whole else spoken
 
 
-def said_slash(denominator: str) -> str:
+def slash_word(denominator: str) -> str:
     """``8/10`` is a score, eight out of ten; ``120/80`` is one hundred twenty over eighty."""
     return "out of" if denominator in ("10", "100") else "over"
 
@@ -94,7 +94,7 @@ def quantity(text: str) -> str:
     whole, _, numerator = numerator.replace("-", " ").rpartition(" ")
     part = fraction(int(numerator), int(denominator))
     if not part:
-        part = f"{cardinal(numerator)} {said_slash(denominator)} {cardinal(denominator)}"
+        part = f"{cardinal(numerator)} {slash_word(denominator)} {cardinal(denominator)}"
         return f"{cardinal(whole)} {part}" if whole else part
     if whole and numerator == "1" and denominator in ("2", "4"):
         part = part.replace("one", "a")

@@ -8,8 +8,8 @@ from fastglow.text.arpabet import arpabet_spans
 from fastglow.text.english.abbreviations import BEFORE_NAME, BEFORE_NUMBER, GENERAL, STREETS, TITLES
 from fastglow.text.english.context import PRONOUN_I_FOLLOWS, SENTENCE_STARTERS, next_word
 from fastglow.text.english.dotted_days import dotted_day_stops
-from fastglow.text.lines import line_breaks_that_end
-from fastglow.text.markup import as_seen, markup_spans
+from fastglow.text.line_breaks import sentence_line_breaks
+from fastglow.text.markup import as_displayed, markup_spans
 
 # The text after these belongs to the same sentence.
 _INTRODUCING = frozenset("approx cf e.g esp i.e incl viz vs".split())
@@ -118,10 +118,10 @@ def _sentence_ends(
     """Positions after each sentence, ascending; the last is the end of the text."""
     # A lone carriage return is a line break, too; replaced by the same length to keep positions.
     text = re.sub(r"\r(?!\n)", "\n", text)
-    seen = as_seen(text, tags)
-    days = frozenset(dotted_day_stops(seen))
+    displayed = as_displayed(text, tags)
+    days = frozenset(dotted_day_stops(displayed))
     breaks = {match.end() for match in _PARAGRAPH_END.finditer(text)}
-    breaks.update(line_breaks_that_end(seen), tag_breaks, [len(text)])
+    breaks.update(sentence_line_breaks(displayed), tag_breaks, [len(text)])
     ends = []
     start = 0
     for paragraph_end in sorted(breaks):
@@ -134,7 +134,7 @@ def _sentence_ends(
                 continue
             if groups.around(end) or parentheses.around(end):
                 continue
-            if _ends_here(match, seen, start, paragraph_end):
+            if _ends_here(match, displayed, start, paragraph_end):
                 ends.append(end)
         ends.append(paragraph_end)
         start = paragraph_end
@@ -157,27 +157,27 @@ def _short_parentheses(text: str, start: int, end: int, max_chars: int) -> _Span
     return _Spans(spans)
 
 
-def _ends_here(match: re.Match, seen: str, paragraph_start: int, paragraph_end: int) -> bool:
-    """Whether the stop, with the closing quotes after it, ends a sentence; ``seen`` is the text without markup."""
+def _ends_here(match: re.Match, displayed: str, paragraph_start: int, paragraph_end: int) -> bool:
+    """Whether the stop, with the closing quotes after it, ends a sentence; ``displayed`` is the text without markup."""
     marks, closers = match[1], match[2]
     if marks is None:
         return True
-    following = seen[match.end() : min(match.end() + _WINDOW, paragraph_end)]
+    following = displayed[match.end() : min(match.end() + _WINDOW, paragraph_end)]
     if following.lstrip()[:1] in tuple(".!?…"):
         return False
-    goes_on = next_word(following)[:1].islower()
+    continues = next_word(following)[:1].islower()
     if "!" in marks or "?" in marks:
-        return not (goes_on and closers)
+        return not (continues and closers)
     if marks != ".":
-        return not goes_on
-    preceding = seen[max(paragraph_start, match.start() - _WINDOW) : match.start()]
+        return not continues
+    preceding = displayed[max(paragraph_start, match.start() - _WINDOW) : match.start()]
     word = _WORD_BEFORE.search(preceding)
-    if not word or (goes_on and closers):
-        return not goes_on
+    if not word or (continues and closers):
+        return not continues
     if _ITEM_LABEL.fullmatch(preceding.strip()) and following.strip():
         return False  # the number of a list item
     if len(word[0]) == 1 and _LETTERED.search(preceding[: word.start()]):
-        return not goes_on
+        return not continues
     return _full_stop_ends(word[0], preceding[: word.start()], following)
 
 
@@ -185,22 +185,24 @@ def _full_stop_ends(word: str, preceding: str, following: str) -> bool:
     """Whether the sentence ends after this word, which may be an abbreviation."""
     key = word.lower()
     upcoming = next_word(following)
-    goes_on = upcoming[:1].islower()
-    starts_anew = upcoming[:1].isupper() and upcoming.lower() in SENTENCE_STARTERS
+    continues = upcoming[:1].islower()
+    starts_sentence = upcoming[:1].isupper() and upcoming.lower() in SENTENCE_STARTERS
 
     if key == "no" and PRONOUN_I_FOLLOWS.match(following):
         return True
     if key in _INTRODUCING or (key in BEFORE_NUMBER and _NUMBER_FOLLOWS.match(following)):
         return False
     if key in TITLES or (key in BEFORE_NAME and word[0].isupper()):
-        return key in STREETS and starts_anew and (key != "dr" or bool(_STREET_NAME.search(preceding)))
+        return key in STREETS and starts_sentence and (key != "dr" or bool(_STREET_NAME.search(preceding)))
     is_initials = all(len(part) < 3 and part.isalpha() for part in key.split(".")) and (len(key) == 1 or "." in key)
     if is_initials:
-        return starts_anew and not _INITIAL_FOLLOWS.match(following)
+        return starts_sentence and not _INITIAL_FOLLOWS.match(following)
     if key in _AMBIGUOUS or (key in _CALENDAR and word[0].isupper()):
-        return starts_anew
+        return starts_sentence
     # Not every writer uses capitals; an unknown word without vowels is probably an abbreviation.
-    return not goes_on or (key not in _UNITS and not (len(key) < 5 and key.isalpha() and not set(key) & set("aeiouy")))
+    return not continues or (
+        key not in _UNITS and not (len(key) < 5 and key.isalpha() and not set(key) & set("aeiouy"))
+    )
 
 
 def _cut(text: str, start: int, end: int, groups: _Spans, max_chars: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""Characters without a sound are dropped, and a warning names them."""
+"""The warning that names the characters that were dropped because they cannot be spoken."""
 
 import unicodedata
 import warnings

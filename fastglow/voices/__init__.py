@@ -91,7 +91,7 @@ class Voice:
             raise FastglowError(f"{path}: vocoder {voice.vocoder!r} must be one of {', '.join(VOCODERS)}")
         for file in (voice.tacotron2, voice.waveglow, voice.lexicon):
             if isinstance(file, Path) and not file.is_file():
-                raise FastglowError(f"{path} names {file.name}, which is not in {folder}")
+                raise FastglowError(f"{path} names {file.name}, which is not in {folder}: put it there")
         return voice
 
 

@@ -58,7 +58,7 @@ class Decoding:
         P, P1 = weights.prenet.shape
         candidates = CONFIGS[weights.dtype.itemsize]
         config = pick_config("decode_loop", candidates, lambda dtype, **shape: candidates[0], weights.output, N=N, n=n)
-        a_tiles, d_tiles = triton.cdiv(N, config["BU"]), triton.cdiv(n, config["BU"])  # of the LSTMs' units
+        a_blocks, d_blocks = triton.cdiv(N, config["BU"]), triton.cdiv(n, config["BU"])  # of the LSTMs' units
 
         self.in_use = Lock()
         self.max_steps = max_steps
@@ -77,7 +77,7 @@ class Decoding:
         self.alignments[:, 0].zero_()
         a_h, d_h, context, x2 = self._zeroed(weights.dtype, (B, N), (B, n), (B, D), (B, P))
         a_c, d_c, cumulative, a_gates = self._zeroed(
-            torch.float32, (B, N), (B, n), (B, T), (a_tiles * 4 * config["BU"], B)
+            torch.float32, (B, N), (B, n), (B, T), (a_blocks * 4 * config["BU"], B)
         )
         self.steps, self.t, self.barrier, self.n_running, fired, self.running_items = self._zeroed(
             torch.int32, (B + 1,), (1,), (1,), (2,), (B,), (2, B)
@@ -93,7 +93,7 @@ class Decoding:
                 query_weight=weights.query,
                 location=weights.location,
                 v=weights.v,
-                query=empty(B, a_tiles, A, dtype=torch.float32),
+                query=empty(B, a_blocks, A, dtype=torch.float32),
                 energies=empty(B, T, dtype=torch.float32),
                 cumulative=cumulative,
                 alignments=self.alignments,
@@ -103,7 +103,7 @@ class Decoding:
                 weights.decoder_ih,
                 weights.decoder_hh,
                 weights.decoder_bias,
-                gates=empty(d_tiles * 4 * config["BU"], B, dtype=torch.float32),
+                gates=empty(d_blocks * 4 * config["BU"], B, dtype=torch.float32),
                 h=d_h,
                 c=d_c,
                 n=n,
@@ -139,7 +139,7 @@ class Decoding:
         self._begin_arguments = self.lengths, running, B
 
         n_blocks = triton.cdiv(B, BB)
-        a_tiles, d_tiles = a_tiles * n_blocks, d_tiles * n_blocks
+        a_tiles, d_tiles = a_blocks * n_blocks, d_blocks * n_blocks
         self._tiles_by_phase = (
             a_tiles,
             triton.cdiv(T, config["BT"]) * B + d_tiles,
@@ -233,13 +233,13 @@ class Decoding:
         Raises:
             FastglowError: a program of `run_loop` did not arrive at a barrier.
         """
-        *last_frames, lost = self.steps.tolist()
+        *n_steps, lost = self.steps.tolist()
         if lost:
             raise FastglowError(
                 "decode_loop: a program of the persistent kernel did not arrive at a barrier, so its results are "
                 "lost: pass method='graph'"
             )
-        n = min(max(last_frames) + 1, self.max_steps) if early_stopping else self.max_steps
+        n = min(max(n_steps) + 1, self.max_steps) if early_stopping else self.max_steps
         steps = self.steps[:B].long()
         over = torch.arange(n, device=self.device) > steps.unsqueeze(1)  # [B, n]
         over |= self.lengths[:B].unsqueeze(1) < 1

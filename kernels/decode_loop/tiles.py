@@ -80,9 +80,9 @@ def partial_gates_tile(i, frame, lstm, product, blocks, FIRST: tl.constexpr):
 
 @triton.jit
 def lstm_tile(i, frame, lstm, product, blocks):
-    """Adds the last product to the gates; writes c' over c and h' over h.
+    """Adds the last product to the gates; overwrites c and h with the new c and h.
 
-    Returns h' [BU, BB] rounded to the dtype of h, the tile's index, and its items.
+    Returns the new h, [BU, BB], rounded to the dtype of h, the tile's index, and its items.
     """
     BU: tl.constexpr = blocks.BU
     b_gates, _, i_u, o_b, m_b = _add_gates(i, frame, lstm, product, blocks, FIRST=False)
@@ -108,7 +108,7 @@ def lstm_tile(i, frame, lstm, product, blocks):
 
 @triton.jit
 def partial_query(b_h, i_u, o_b, m_b, attention, N, A, BU: tl.constexpr):
-    """Writes the partial sums of the query W_q h' over the BU units in b_h [BU, BB]."""
+    """Writes the partial sums of the query W_q h over the BU units in b_h [BU, BB]."""
     o_u = i_u * BU + tl.arange(0, BU)
     b_h = tl.trans(tl.where((o_u < N)[:, None], b_h.to(tl.float32), 0.0))  # [BB, BU]
     for a in range(0, A, 16):

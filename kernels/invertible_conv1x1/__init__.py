@@ -1,6 +1,7 @@
 """Invertible 1x1 convolution of c <= 16 channels: products with W and W^-1, and the factors log|det W| and W^-1.
 
-Maths, layout and cost: kernels/README.md.
+`product` has the kernels of W z and W^-1 z, `factors` those of the factors. Maths, layout and cost:
+kernels/README.md.
 """
 
 from collections.abc import Sequence
@@ -68,7 +69,8 @@ def invertible_conv1x1(z: Tensor, weight: Tensor, log_det: Tensor | None = None)
     """
     _check_weight(weight)
     check_shape("z", z, ("B", len(weight), "T"))
-    check_shape("log_det", log_det, ())
+    if log_det is not None and log_det.dim():
+        raise FastglowError(f"log_det has shape {list(log_det.shape)}, must be one entry, a scalar")
     if z.dtype != weight.dtype and backend.autocast_dtype(z) is None:
         raise FastglowError(
             f"z has dtype {dtype_name(z.dtype)} and weight {dtype_name(weight.dtype)}: cast one, or use autocast"

@@ -215,7 +215,7 @@ def location_attention_fwd(inputs: Inputs, options: Options) -> tuple[Tensor, Te
     launch(
         OP, location_attention_fwd_kernel, (n_blocks, B),
         inputs.query, _batch(inputs), inputs.lengths, rows, weights, context,
-        *_sizes_and_strides(inputs, options, rows), blocks,
+        *_sizes_and_strides(inputs, options), blocks,
         device=memory.device, **launch_options,
     )  # fmt: skip
     return context, weights, rows[:, 0]
@@ -280,10 +280,12 @@ def _batch(inputs: Inputs) -> AttentionItem:
 
 
 def _sizes_and_strides(
-    inputs: Inputs, options: Options, rows: Tensor
+    inputs: Inputs, options: Options, rows: Tensor | None = None
 ) -> tuple[AttentionSizes, AttentionStrides, BatchStrides]:
+    """`rows`: the backward kernel's; in the forward kernel another stride would only compile it again."""
     memory, processed = inputs.memory, inputs.processed_memory
     s_mask, s_mask_t = strides(inputs.mask, 0, 1)
+    (s_rows,) = strides(rows, 0)
     return (
         AttentionSizes(memory.shape[1], len(inputs.location), memory.shape[2], options.sharpening),
         AttentionStrides(
@@ -300,7 +302,7 @@ def _sizes_and_strides(
             processed_memory=processed.stride(0),
             weights_cat=inputs.weights_cat.stride(0),
             mask=s_mask,
-            rows=rows.stride(0),
+            rows=s_rows,
         ),
     )
 

@@ -60,7 +60,8 @@ def pointer_to_either(p_addresses, is_first, first, second):
 def dropout_factor(p_addresses, seed, dropout, t, o_b, o_u):
     """0 or `dropout.scale` for items o_b and units o_u, which broadcast against each other; `seed` is a slot."""
     b_seed = tl.load(pointer(p_addresses, seed))
-    b_noise = uniform_noise(b_seed, dropout.stream, (o_b << 32) + t, o_u)
+    row = (o_b << 32) + t  # the counter's upper and lower row word
+    b_noise = uniform_noise(b_seed, dropout.stream, row, o_u)
     return tl.where(b_noise >= dropout.threshold, dropout.scale, 0.0)
 
 

@@ -46,7 +46,7 @@ class LoopGradients(NamedTuple):
     contexts: Tensor  # [T, B, D]
     queries: Tensor  # [T, B, A]
     processed_memory: Tensor  # [B, T_in, A] float32
-    item_sums: Tensor  # [B, A + A * padded 2k + D] float32: of v, of U and of a frame's context
+    item_sums: Tensor  # [B, A + A * padded 2k + D] float32: gradients of v, of U, of a frame's context: one zeroing
 
 
 def run_backward(

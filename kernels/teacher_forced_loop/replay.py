@@ -38,7 +38,7 @@ class Launch(NamedTuple):
 class Loop(NamedTuple):
     """What a frame launches, and the addresses of each launch's tensors."""
 
-    step: tuple[Launch, ...]
+    frame: tuple[Launch, ...]
     addresses: tuple[tuple[int, ...], ...]
 
 
@@ -80,7 +80,7 @@ class Graph:
 
     def __init__(self, loop: Loop, device: torch.device):
         self.clock, self.table = new_clock(device), new_table(loop, device)
-        self.graph = record_graph(lambda: launch_replay(loop.step, self.clock, self.table), device)
+        self.graph = record_graph(lambda: launch_replay(loop.frame, self.clock, self.table), device)
 
 
 graphs: OrderedDict[tuple, Graph | None] = OrderedDict()
@@ -107,9 +107,9 @@ def new_table(loop: Loop, device: torch.device) -> Tensor:
     return torch.zeros((len(loop.addresses), width), dtype=torch.int64, device=device)
 
 
-def launch_replay(step: Sequence[Launch], clock: Tensor, table: Tensor) -> None:
+def launch_replay(frame: Sequence[Launch], clock: Tensor, table: Tensor) -> None:
     """The launches that a graph records."""
-    _launch_frames(step, clock, table, FRAMES_PER_GRAPH)
+    _launch_frames(frame, clock, table, FRAMES_PER_GRAPH)
     _launch_advance(clock)
 
 
@@ -120,7 +120,7 @@ def run(frame: Sequence[Prepared], T: int, T_in: int, device: torch.device) -> N
     """
     loop = Loop(tuple(x.launch for x in frame), tuple(_addresses(x.tensors) for x in frame))
     stream = stream_to_record_on(device)
-    key = (loop.step, device, stream)
+    key = (loop.frame, device, stream)
     with _graphs_lock:
         if stream is not None and key in graphs:
             graph = graphs[key] or Graph(loop, device)
@@ -133,7 +133,7 @@ def run(frame: Sequence[Prepared], T: int, T_in: int, device: torch.device) -> N
             return
     clock, table = new_clock(device), new_table(loop, device)
     _start(loop, clock, table, T, T_in)
-    _launch_frames(loop.step, clock, table, T)
+    _launch_frames(loop.frame, clock, table, T)
     if stream is None:
         return
     _launch_advance(clock)  # loads the kernel, which is impossible while a graph is recorded
@@ -153,8 +153,8 @@ def _start(loop: Loop, clock: Tensor, table: Tensor, T: int, T_in: int) -> None:
     write_integers(table, [a for row in loop.addresses for a in (*row, *(0,) * (width - len(row)))])
 
 
-def _launch_frames(step: Sequence[Launch], clock: Tensor, table: Tensor, n: int) -> None:
-    ready = [(x, row, _constants(x.slots), _constants(x.blocks)) for x, row in zip(step, table.unbind(), strict=True)]
+def _launch_frames(frame: Sequence[Launch], clock: Tensor, table: Tensor, n: int) -> None:
+    ready = [(x, row, _constants(x.slots), _constants(x.blocks)) for x, row in zip(frame, table.unbind(), strict=True)]
     for offset in range(n):
         for x, row, slots, blocks in ready:
             launch(

@@ -1,6 +1,6 @@
 """A WaveNet layer (WaveGlow's, also VITS' and Glow-TTS'), forward and backward: public function and autograd.
 
-Maths, layout and cost: kernels/README.md.
+`forward` and `backward` have the kernels, `common` what they share. Maths, layout and cost: kernels/README.md.
 """
 
 import torch

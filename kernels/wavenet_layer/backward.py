@@ -134,17 +134,19 @@ def _signal_gradients(
     if gate.numel() == 0:
         return dh, du, acts
     res_skip, d = ResSkip.of(inputs), ChannelsLast.of(dnext)
-    options = partial(launch_options, sizes=Sizes(T, C, 0, dilation), S=res_skip.S, in_weight=in_weight)
+    options = partial(launch_options, S=res_skip.S, in_weight=in_weight)
     chosen = pick("wavenet_gate_bwd", GATE_BACKWARD_CONFIGS[gate.dtype.itemsize], acts)
     launch(
         OP, wavenet_gate_bwd_kernel, (triton.cdiv(T, chosen["BT"]), triton.cdiv(C, chosen["BN"]), B),
-        d, ChannelsLast.of(dskip), res_skip, gate, lengths, du, acts, **options(chosen),
+        d, ChannelsLast.of(dskip), res_skip, gate, lengths, du, acts,
+        **options(chosen, sizes=Sizes(T, C, D=0, dilation=0)),  # not read: other values would compile it again
     )  # fmt: skip
     if dh is not None:
         chosen = pick("wavenet_input_bwd", INPUT_BACKWARD_CONFIGS[gate.dtype.itemsize], acts)
         launch(
             OP, wavenet_input_bwd_kernel, (triton.cdiv(T, chosen["BT"]), triton.cdiv(C, chosen["BN"]), B),
-            du, Weight.of(in_weight), d, res_skip.mask, lengths, dh, **options(chosen),
+            du, Weight.of(in_weight), d, res_skip.mask, lengths, dh,
+            **options(chosen, sizes=Sizes(T, C, D=0, dilation=dilation)),
         )  # fmt: skip
     return dh, du, acts
 

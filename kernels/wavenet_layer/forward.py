@@ -280,6 +280,7 @@ def layer_forward(inputs: LayerInputs, dilation: int, save_gate: bool) -> tuple[
     residual_blocks, skip_blocks = triton.cdiv(R, chosen["BN"]), triton.cdiv(S, chosen["BN"])
     launch(
         OP, wavenet_res_skip_fwd_kernel, (triton.cdiv(T, chosen["BT"]), residual_blocks + skip_blocks, B),
-        acts, gate_inputs.h, res_skip, lengths, next_h, next_skip, residual_blocks, **options(chosen),
+        acts, gate_inputs.h, res_skip, lengths, next_h, next_skip, residual_blocks,
+        **options(chosen, sizes=sizes._replace(D=0, dilation=0)),  # not read: other values would compile it again
     )  # fmt: skip
     return next_h, next_skip, gate

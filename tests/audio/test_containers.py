@@ -61,15 +61,17 @@ def test_a_file_cut_short_is_named(read, format, subtype):
         assert "\n" not in str(caught.value)
 
 
-def test_what_is_claimed_and_what_is_there_is_said(read):
+def test_the_error_has_the_declared_and_the_present_size(read):
     data = encoded("WAV", "PCM_16")
-    with pytest.raises(FastglowError, match=r"claims 32000 bytes of audio, 31999 are there; copy or record it again$"):
+    with pytest.raises(
+        FastglowError, match=r"declares 32000 bytes of audio, the file has 31999; copy or record it again$"
+    ):
         read(data[:-1])
-    with pytest.raises(FastglowError, match="claims 32000 bytes of audio, 0 are there"):
+    with pytest.raises(FastglowError, match="declares 32000 bytes of audio, the file has 0"):
         read(data[: data.index(b"data") + 8])
     stereo = encoded("WAV", "PCM_16", noise(100, 2), "BIG")
     assert stereo.startswith(b"RIFX")
-    with pytest.raises(FastglowError, match="claims 400 bytes of audio, 397 are there"):
+    with pytest.raises(FastglowError, match="declares 400 bytes of audio, the file has 397"):
         read(stereo[:-3])
 
 
@@ -96,7 +98,7 @@ def test_an_rf64_written_to_a_pipe_is_read_to_its_end(read, size):
 @pytest.mark.parametrize("endian", ["BIG", "LITTLE"])
 def test_an_au_file_written_to_a_pipe_is_read_to_its_end(read, endian):
     data = encoded("AU", "PCM_16", endian=endian)
-    with pytest.raises(FastglowError, match="claims 32000 bytes of audio, 31000 are there"):
+    with pytest.raises(FastglowError, match="declares 32000 bytes of audio, the file has 31000"):
         read(data[:-1000])
     np.testing.assert_array_equal(read(data[:8] + b"\xff" * 4 + data[12:]), read(data))
 
@@ -114,7 +116,7 @@ def test_a_flac_written_to_a_pipe_is_read_to_its_end(read, seconds):
 
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("extra", [b"", b"LIST\4\0\0\0abcd", b"junk\3\0\0\0abc\0LIST\2\0\0\0ab", b"id3 \0\0\0\0"])
-def test_chunks_after_the_audio_are_no_audio(read, channels, extra):
+def test_chunks_after_the_audio_are_not_read_as_audio(read, channels, extra):
     data = encoded("WAV", "PCM_16", noise(1000, channels))
     np.testing.assert_array_equal(read(data + extra), read(data))
     with pytest.raises(FastglowError, match="has no audio samples"):
@@ -126,34 +128,34 @@ def test_an_odd_length_needs_no_padding(read, n):
     data = encoded("WAV", "PCM_U8", noise(n))
     end = data.index(b"data") + 8 + n
     assert len(read(data)) == len(read(data[:end])) == n
-    with pytest.raises(FastglowError, match=f"claims {n} bytes of audio, {n - 1} are there"):
+    with pytest.raises(FastglowError, match=f"declares {n} bytes of audio, the file has {n - 1}"):
         read(data[: end - 1])
 
 
-def test_a_claim_beyond_the_last_whole_frame_is_none(read):
+def test_a_partial_frame_in_the_declared_size_is_ignored(read):
     data = bytearray(encoded("WAV", "PCM_16", noise(100, 2)))
     start = data.index(b"data")
     for size in (401, 402, 403):
         data[start + 4 : start + 8] = struct.pack("<I", size)
         assert len(read(data)) == 100
     data[start + 4 : start + 8] = struct.pack("<I", 404)
-    with pytest.raises(FastglowError, match="claims 404 bytes of audio, 400 are there"):
+    with pytest.raises(FastglowError, match="declares 404 bytes of audio, the file has 400"):
         read(data)
 
 
 @pytest.mark.parametrize("tail", [b"TAG" + bytes(125), bytes(100), b"Ogg"[:1] + b"x" * 40])
-def test_what_follows_an_ogg_file_is_no_page_of_it(read, tail):
+def test_data_after_an_ogg_file_is_ignored(read, tail):
     data = encoded("OGG", "VORBIS")
     assert len(read(data + tail)) == RATE
 
 
 @pytest.mark.parametrize("data", [b"RIFF", b"RIFF\0\0\0\0WAVE", b"RIFF\0\0\0\0WAVEfmt \x10\0\0\0\1", b"OggS", b"FORM"])
-def test_headers_cut_short_are_told(read, data):
+def test_truncated_headers_are_refused(read, data):
     with pytest.raises(FastglowError, match="clip: cannot be read as audio"):
         read(data)
 
 
-def test_a_name_that_no_file_can_have_is_told():
+def test_an_impossible_file_name_is_refused():
     with pytest.raises(FastglowError, match="no such audio file"):
         read_audio("a sentence where a path should be " * 20)
 
@@ -174,13 +176,13 @@ def test_an_mp3_cut_short_is_named(read, mode, tag):
     assert len(read(data)) == len(read(data + b"TAG" + bytes(125))) == 3 * RATE
     for length in (len(data) * 9 // 10, len(data) // 2, len(data) // 3):
         with pytest.raises(
-            FastglowError, match=r"^\S+/clip: is cut short: its header claims 48000 samples, \d+ are there"
+            FastglowError, match=r"^\S+/clip: is cut short: its header declares 48000 samples, the file has \d+"
         ):
             read(data[:length])
 
 
 @pytest.mark.parametrize("mode", ["CONSTANT", "AVERAGE", "VARIABLE"])
-def test_an_mp3_that_claims_nothing_may_end_anywhere(read, mode):
+def test_an_mp3_without_a_frame_count_may_end_anywhere(read, mode):
     """Without a frame count, libsndfile's estimate may be far off."""
     data = mp3(mode)
     for name in (b"Xing", b"Info"):

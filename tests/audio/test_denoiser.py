@@ -51,12 +51,12 @@ def test_audio_equals_the_reference(reference):
 
 
 @pytest.mark.parametrize("n", [513, 1000, 5120, 7777])
-def test_strength_zero_gives_back_the_audio(n):
+def test_strength_zero_returns_the_audio(n):
     audio = 0.3 * torch.randn(2, n)
     torch.testing.assert_close(Denoiser(Hum())(audio, strength=0.0), audio, rtol=0, atol=1e-6)
 
 
-def test_takes_out_the_hum_and_leaves_the_rest():
+def test_removes_the_hum_and_keeps_the_rest():
     denoiser = Denoiser(Hum())
     n = torch.arange(9000)
     hum = 0.1 * torch.cos(2 * torch.pi * n / 32)
@@ -75,7 +75,7 @@ def test_batched_equals_alone():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_dtypes_come_back_as_they_are(dtype):
+def test_the_dtype_of_the_audio_is_kept(dtype):
     denoiser = Denoiser(Hum(dtype=dtype))
     audio = (0.3 * torch.randn(1, 3000)).to(dtype)
     cleaned = denoiser(audio)

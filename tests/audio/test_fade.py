@@ -25,7 +25,7 @@ def test_ends_fade_and_the_middle_stays(n, n_in, n_out):
             assert ramp[0] < 1e-3
 
 
-def test_without_fades_it_is_the_same():
+def test_without_fades_the_audio_is_unchanged():
     audio = np.array([0.5, -0.25], np.float32)
     np.testing.assert_array_equal(fade(audio, 0, 0), audio)
     assert fade(np.zeros(0, np.float32), 10, 10).shape == (0,)

@@ -25,7 +25,7 @@ def dbfs(audio):
 @pytest.mark.parametrize("rms", [0.01, 0.02, 0.05, 0.2])
 @pytest.mark.parametrize("seconds", [0.35, 2.3])
 @pytest.mark.parametrize("rate", [8000, 22050, 48000])
-def test_speech_of_any_level_comes_to_one(rms, seconds, rate):
+def test_speech_of_any_level_gets_the_same_level(rms, seconds, rate):
     audio = speech_like(seconds, rms, rate=rate)
     levelled = set_level(audio, rate)
     assert levelled.dtype == np.float32
@@ -56,7 +56,7 @@ def test_near_silence_stays_faint(rms):
 
 
 @pytest.mark.parametrize("n", [0, 1, 5, 440, 10000])
-def test_silence_and_scraps(n):
+def test_silence_and_very_short_audio(n):
     for normalize in (False, True):
         silence = set_level(np.zeros(n, np.float32), RATE, normalize)
         assert silence.shape == (n,)
@@ -89,18 +89,18 @@ def test_a_volume_too_high_gives_full_scale_and_no_clipping(volume, normalize):
     np.testing.assert_allclose(loud, audio / np.abs(audio).max(), atol=1e-6)
 
 
-def test_without_normalizing_what_passes_full_scale_is_scaled_down():
+def test_without_normalizing_audio_above_full_scale_is_scaled_down():
     audio = np.array([0.5, -2.0, 1.0], np.float32)
     np.testing.assert_array_equal(set_level(audio, RATE, normalize=False), [0.25, -1.0, 0.5])
 
 
 @pytest.mark.parametrize("volume", [-0.1, -1, float("nan"), float("inf"), -float("inf"), "loud", None])
-def test_odd_volumes_are_refused(volume):
+def test_invalid_volumes_are_refused(volume):
     with pytest.raises(FastglowError, match="^volume=.* must be a factor of at least 0; 1 keeps the level$"):
         set_level(speech_like(), RATE, volume=volume)
 
 
-def test_the_audio_given_stays_as_it_is():
+def test_the_input_is_not_modified():
     audio = speech_like()
     kept = audio.copy()
     set_level(audio, RATE, volume=2)

@@ -176,7 +176,7 @@ def test_has_no_state_and_survives_copies():
 
 
 @pytest.mark.gpu
-def test_gpu_has_the_cpus_magnitudes():
+def test_magnitudes_on_the_gpu_equal_those_on_the_cpu():
     audio = torch.from_numpy(np.stack([speechlike(9000, 22050, seed) for seed in range(2)]))
     mel = MelSpectrogram().cuda()
     torch.testing.assert_close(mel(audio.cuda()).cpu().exp(), mel(audio).exp(), rtol=1e-5, atol=5e-6)

@@ -1,4 +1,4 @@
-"""Damaged files of every kind give a one-line error or a model, never anything else."""
+"""Damaged files of every kind either load or raise a one-line FastglowError."""
 
 import io
 import os
@@ -49,7 +49,7 @@ def scratch(tmp_path_factory):
     return tmp_path_factory.mktemp("damaged")
 
 
-def opens_or_says_why(folder, data):
+def assert_loads_or_explains(folder, data):
     path = folder / "checkpoint"
     path.write_bytes(data)
     for function in (load_checkpoint, inspect_checkpoint):
@@ -97,7 +97,7 @@ def changed(data, changes):
 @settings(max_examples=15)
 @given(damage=DAMAGES)
 def test_damage_anywhere(files, scratch, kind, damage):
-    opens_or_says_why(scratch, damage(files[kind]))
+    assert_loads_or_explains(scratch, damage(files[kind]))
 
 
 @pytest.mark.parametrize("kind", ["legacy", "pickled legacy", "safetensors"])
@@ -108,7 +108,7 @@ def test_damage_in_the_description(files, scratch, kind, damage):
     content = files[kind]
     n_bytes = content.find(b"}") + 1 if kind == "safetensors" else content.rfind(b"]q\x00(X")
     n_bytes = max(n_bytes, 2000)
-    opens_or_says_why(scratch, damage(content[:n_bytes]) + content[n_bytes:])
+    assert_loads_or_explains(scratch, damage(content[:n_bytes]) + content[n_bytes:])
 
 
 @pytest.mark.parametrize("kind", ["zip", "pickled zip", "coqui"])
@@ -118,7 +118,7 @@ def test_damage_in_the_pickle_under_a_right_checksum(files, scratch, kind, damag
     data = rewritten(
         files[kind], lambda name, content: [(name, damage(content) if name.endswith("/data.pkl") else content, 0)]
     )
-    opens_or_says_why(scratch, data)
+    assert_loads_or_explains(scratch, data)
 
 
 @pytest.mark.parametrize("kind", ["zip", "safetensors"])
@@ -128,12 +128,12 @@ def test_damage_in_the_directory(files, scratch, kind, damage):
     content = files[kind]
     if kind == "zip":
         directory = content.find(b"PK\x01\x02")
-        opens_or_says_why(scratch, content[:directory] + damage(content[directory:]))
+        assert_loads_or_explains(scratch, content[:directory] + damage(content[directory:]))
     else:
-        opens_or_says_why(scratch, damage(content[:12]) + content[12:])
+        assert_loads_or_explains(scratch, damage(content[:12]) + content[12:])
 
 
-def test_what_hypothesis_prints_is_short(files):
+def test_the_repr_that_hypothesis_prints_is_short(files):
     assert max(map(len, files.values())) > 2**16
     assert len(repr(files)) < 500
 
@@ -146,11 +146,11 @@ SOURCE = st.text(st.sampled_from("\\'\"dNux014789{}()\u00e9 \t"), max_size=12).m
     SOURCE,
     st.sampled_from([b"S'%s'\n.", b'S"%s"\n.', b"c%s\nx\n.", b"(i%s\nx\n.", b"cglow\n%s\n.", b"P%s\n.", b"V%s\n."]),
 )
-def test_text_that_is_no_python_source(files, scratch, source, operation):
+def test_strings_that_are_not_python_source(files, scratch, source, operation):
     pickled = operation % source
     data = rewritten(files["zip"], lambda name, content: [(name, pickled if name.endswith("data.pkl") else content, 0)])
-    opens_or_says_why(scratch, data)
-    opens_or_says_why(scratch, b"\x80\x02" + pickled)
+    assert_loads_or_explains(scratch, data)
+    assert_loads_or_explains(scratch, b"\x80\x02" + pickled)
 
 
 @pytest.mark.parametrize("escape", [rb"\d", rb"\q", rb"\477", rb"\x4", rb"\u12", rb"a\N{x}", rb"\8", "\\é".encode()])
@@ -187,18 +187,18 @@ def test_names_have_no_escapes(name):
 @settings(max_examples=30)
 @given(st.binary(max_size=600))
 def test_any_bytes(scratch, data):
-    opens_or_says_why(scratch, data)
+    assert_loads_or_explains(scratch, data)
 
 
 @settings(max_examples=30)
 @given(st.sampled_from([b"\x80\x02", b"\x80\x04", b"PK\x03\x04", b"\x10\0\0\0\0\0\0\0{"]), st.binary(max_size=300))
-def test_any_bytes_behind_a_known_beginning(scratch, start, data):
-    opens_or_says_why(scratch, start + data)
+def test_any_bytes_after_a_known_beginning(scratch, start, data):
+    assert_loads_or_explains(scratch, start + data)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9, 0.999])
-def test_truncated_files_are_called_so(files, tmp_path, kind, fraction):
+def test_truncated_files_are_reported_as_truncated(files, tmp_path, kind, fraction):
     data = files[kind]
     path = tmp_path / "cut.pt"
     path.write_bytes(data[: int(len(data) * fraction)])
@@ -240,7 +240,7 @@ def test_files_without_checksums_are_read(build, same_weights, tmp_path):
         (b"\x80\x04]\x94.", "a pickle, but not from torch.save"),
     ],
 )
-def test_files_that_are_no_checkpoints(tmp_path, content, message):
+def test_files_that_are_not_checkpoints(tmp_path, content, message):
     path = tmp_path / "m.pt"
     path.write_bytes(content)
     with pytest.raises(FastglowError) as caught:
@@ -248,7 +248,7 @@ def test_files_that_are_no_checkpoints(tmp_path, content, message):
     assert str(caught.value).startswith(f"{path}: {message}")
 
 
-def test_paths_that_are_no_files(tmp_path):
+def test_paths_that_are_not_files(tmp_path):
     for path, message in ((tmp_path, "Is a directory"), (tmp_path / "none.pt", "No such file or directory")):
         with pytest.raises(FastglowError) as caught:
             load_checkpoint(path)
@@ -303,7 +303,7 @@ def test_directories_of_more_entries_than_16_bits_count():
 
 
 @pytest.mark.parametrize("field, value", [("offset", 2**40), ("size", 2**63), ("offset", 2**64 - 1)])
-def test_sizes_in_64_bits_that_lie(files, tmp_path, field, value):
+def test_false_64_bit_sizes(files, tmp_path, field, value):
     data = bytearray(files["zip"])
     entry = data.rfind(b"PK\x01\x02")
     where = {"size": 24, "offset": 42}[field]

@@ -45,7 +45,7 @@ def test_our_own_format_keeps_everything(build, same_weights, tmp_path):
         assert info.n_tensors == len(model.state_dict())
 
 
-def test_the_file_is_plain_safetensors_in_nvidia_s_names(build, tmp_path):
+def test_the_file_is_plain_safetensors_with_nvidias_names(build, tmp_path):
     model = build.waveglow()
     save_checkpoint(model, tmp_path / "m.safetensors")
     tensors = load_file(tmp_path / "m.safetensors")
@@ -88,7 +88,7 @@ def test_transposed_and_shared_parameters_are_saved(build, same_weights, tmp_pat
     same_weights(load_checkpoint(tmp_path / "m"), model)
 
 
-def test_training_goes_on_from_a_loaded_model(build, tmp_path):
+def test_training_continues_from_a_loaded_model(build, tmp_path):
     save_checkpoint(build.tacotron2(), tmp_path / "m")
     model = load_checkpoint(tmp_path / "m").train()
     batch = (torch.randint(0, 30, (2, 5)), torch.tensor([5, 4]), torch.randn(2, 10, 6), 5, torch.tensor([6, 6]))
@@ -122,7 +122,7 @@ def test_convert_keeps_weights_and_dtypes(build, same_weights, tmp_path, to):
     assert expected.embedding.weight.dtype == torch.float16
 
 
-def test_convert_there_and_back_is_exact(build, same_weights, tmp_path):
+def test_converting_to_nvidias_layout_and_back_is_exact(build, same_weights, tmp_path):
     waveglow = build.waveglow(upsample_kernel_size=1024, upsample_stride=256)
     for model in (waveglow, build.tacotron2(max_decoder_steps=99)):
         save_checkpoint(model, tmp_path / "a")
@@ -133,7 +133,7 @@ def test_convert_there_and_back_is_exact(build, same_weights, tmp_path):
         assert (tmp_path / "a").read_bytes() == (tmp_path / "c").read_bytes()
 
 
-def test_nvidia_s_layout(build, tmp_path):
+def test_nvidias_layout(build, tmp_path):
     """What DeepLearningExamples and torch.hub read: `Model(**config)`, then `load_state_dict(state_dict)`."""
     tacotron2 = build.tacotron2(max_decoder_steps=99)
     save_nvidia_checkpoint(tacotron2, tmp_path / "t.pt")
@@ -153,7 +153,7 @@ def test_nvidia_s_layout(build, tmp_path):
 
 
 @pytest.mark.parametrize("changes", [{"alternate_halves": True}, {"upsample_stride": 32}])
-def test_what_nvidia_s_class_cannot_express_is_refused(build, tmp_path, changes):
+def test_models_that_nvidias_class_cannot_express_are_refused(build, tmp_path, changes):
     keywords = {"upsample_kernel_size": 1024, "upsample_stride": 256, **changes}
     model = build.waveglow(**keywords)
     (name, value), *_ = changes.items()
@@ -184,7 +184,7 @@ def test_files_are_replaced_in_one_step(build, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("suffix", ["", ".safetensors", ".link"])
-def test_what_is_no_regular_file_is_written_to_and_not_replaced(build, tmp_path, suffix):
+def test_pipes_and_devices_are_written_to_and_not_replaced(build, tmp_path, suffix):
     pipe, path = tmp_path / "pipe", tmp_path / f"pipe{suffix}"
     os.mkfifo(pipe)
     if path != pipe:
@@ -295,7 +295,7 @@ def test_the_report_reads_well(build, tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
-def test_a_device_that_is_not_there(build, tmp_path):
+def test_an_absent_device_is_refused(build, tmp_path):
     save_checkpoint(build.tacotron2(), tmp_path / "m")
     with pytest.raises(FastglowError, match="device cuda: ") as caught:
         load_checkpoint(tmp_path / "m", device="cuda")

@@ -76,7 +76,7 @@ def test_every_waveglow_is_inferred_from_its_shapes(
     assert config == model.config
 
 
-def test_early_outputs_that_never_come_are_taken_from_the_hints(build):
+def test_settings_of_absent_early_outputs_come_from_the_hints(build):
     model = build.waveglow(n_flows=3, n_early_every=5, n_early_size=4)
     hints = {"n_early_every": 5, "n_early_size": 4, "upsample_stride": 16}
     assert infer_config("waveglow", meta(model.state_dict()), hints) == model.config
@@ -153,7 +153,7 @@ def test_one_odd_tensor_of_a_waveglow_is_found(build, key):
     assert str(caught.value) == f"key '{key}' has the wrong shape: expected {shape}, found {found}"
 
 
-def test_left_over_keys_are_refused(build):
+def test_unexpected_keys_are_refused(build):
     state = meta(build.tacotron2().state_dict())
     state["decoder.extra\n.weight"] = torch.empty(3, 4, device="meta")
     with pytest.raises(FastglowError, match=r"extra.*not part of Tacotron 2.*found shape \[3, 4\]") as caught:
@@ -169,7 +169,7 @@ def test_even_kernels_are_refused(build):
         infer_config("tacotron2", state, {})
 
 
-def test_stray_numbers_do_not_make_endless_layouts(build):
+def test_stray_keys_do_not_make_huge_layouts(build):
     state = meta(build.waveglow().state_dict())
     extra = {f"WN.{k}.in_layers.{k}.bias": torch.empty(1, device="meta") for k in range(3000)}
     with pytest.raises(FastglowError, match="WN.0.res_skip_layers.2.bias"):

@@ -43,7 +43,7 @@ def training_checkpoint(path, model, **content):
 
 
 @pytest.mark.parametrize("facts", FACTS)
-def test_a_conversion_of_a_conversion_keeps_it(build, tmp_path, facts):
+def test_repeated_conversions_keep_it(build, tmp_path, facts):
     path = training_checkpoint(tmp_path / "run.pt", build.tacotron2(), trained_with=facts.as_dict())
     assert read_trained_with(path) == facts
     for i, name in enumerate(["a.safetensors", "b.pt", "c.ckpt", "d.safetensors", "e"]):
@@ -107,7 +107,7 @@ def test_older_training_checkpoints_have_it_among_their_options(build, tmp_path,
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("where", ["file", "config.json"])
-def test_coquis_configuration_tells_the_audio(build, tmp_path, audio, expected, where):
+def test_audio_parameters_come_from_coquis_configuration(build, tmp_path, audio, expected, where):
     state = build.coqui_names(build.tacotron2().state_dict(), generator=torch.Generator().manual_seed(1))
     config = {"attention_norm": "softmax", "audio": audio}
     torch.save({"model": state, **({"config": config} if where == "file" else {})}, tmp_path / "m.pth")
@@ -151,7 +151,7 @@ def test_published_checkpoints_without_it(build, tmp_path):
         ("text", None),
     ],
 )
-def test_what_cannot_be_used_is_told_and_left_out(build, tmp_path, caplog, facts, note):
+def test_unusable_values_are_noted_and_left_out(build, tmp_path, caplog, facts, note):
     path = training_checkpoint(tmp_path / "run.pt", build.tacotron2(), trained_with=facts)
     with caplog.at_level(logging.WARNING):
         known = trained_with(load_checkpoint(path))
@@ -163,7 +163,7 @@ def test_what_cannot_be_used_is_told_and_left_out(build, tmp_path, caplog, facts
         assert re.search(note, "\n".join(inspect_checkpoint(path).notes))
 
 
-def test_a_lexicon_that_is_gone_is_found_beside_the_checkpoint(build, tmp_path):
+def test_a_missing_lexicon_is_found_beside_the_checkpoint(build, tmp_path):
     original, folder = tmp_path / "lexicon.txt", tmp_path / "elsewhere"
     folder.mkdir()
     facts = TrainedWith(lexicon=LexiconFile(str(original), "ab"))
@@ -228,9 +228,9 @@ def test_other_suffixes_get_safetensors(build, same_weights, tmp_path, name):
         torch.load(tmp_path / name, weights_only=True)
 
 
-def test_a_dropout_that_nvidias_layout_loses_is_told(build, tmp_path, caplog):
-    for p, told in ((0.0, True), (0.25, True), (0.5, False)):
+def test_a_dropout_that_nvidias_layout_does_not_store_is_logged(build, tmp_path, caplog):
+    for p, logged in ((0.0, True), (0.25, True), (0.5, False)):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             save_nvidia_checkpoint(build.tacotron2(p_prenet_dropout=p), tmp_path / "m.pt")
-        assert (f"p_prenet_dropout={p:g}: it will be read as 0.5" in caplog.text) is told
+        assert (f"p_prenet_dropout={p:g}: it will be read as 0.5" in caplog.text) is logged

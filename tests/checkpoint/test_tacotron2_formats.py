@@ -118,7 +118,7 @@ def test_the_golden_model_gives_the_golden_output(golden, tmp_path):
         torch.testing.assert_close(output, tensors[f"eval/{name}"], rtol=0, atol=1e-5)
 
 
-def test_the_file_s_config_tells_what_the_tensors_do_not(build, tmp_path):
+def test_keywords_that_shapes_do_not_determine_come_from_the_files_config(build, tmp_path):
     path = tmp_path / "dle.pt"
     config = {**DLE_CONFIG, "n_symbols": 999, "p_attention_dropout": "half", "unknown": 1}
     torch.save({"config": config, "state_dict": build.tacotron2().state_dict()}, path)
@@ -214,7 +214,7 @@ def test_symbol_tables_and_wavernn_are_noted(build, tmp_path):
         ("ms_film_h.linear_layer.weight", "SpeechBrain's multi-speaker layers"),
     ],
 )
-def test_relatives_are_described_and_refused(build, tmp_path, extra, reason):
+def test_related_models_are_described_and_refused(build, tmp_path, extra, reason):
     path = tmp_path / "m.pt"
     torch.save({"state_dict": {**build.tacotron2().state_dict(), extra: torch.zeros(3, 3)}}, path)
     with pytest.raises(FastglowError, match="not supported: ") as caught:
@@ -242,7 +242,7 @@ def test_other_models_are_refused(tmp_path, state, message):
             function(tmp_path / "m.pt")
 
 
-def test_the_wrong_one_of_the_two_models_is_refused(build, tmp_path):
+def test_the_model_that_is_not_expected_is_refused(build, tmp_path):
     save_checkpoint(build.waveglow(), tmp_path / "w")
     save_checkpoint(build.tacotron2(), tmp_path / "t")
     with pytest.raises(FastglowError, match="this is a WaveGlow checkpoint, must be a Tacotron 2 checkpoint"):

@@ -241,7 +241,7 @@ def zip_bytes(pickled, records=()):
 
 
 def tensor_pickle(numel, shape, stride, offset=0, names=("embedding.weight",)):
-    """A pickle of {name: tensor of this shape} whose storage "0" claims `numel` floats."""
+    """A pickle of {name: tensor of this shape} whose storage "0" declares `numel` floats."""
     integers = [b"L%dL\n" % n for n in (numel, offset)]
     sizes = [b"(" + b"".join(b"L%dL\n" % n for n in values) + b"t" for values in (shape, stride)]
     entries = b"".join(
@@ -299,7 +299,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("case", BOMBS)
-def test_small_files_that_describe_much_are_refused(tmp_path, case):
+def test_small_files_that_describe_huge_contents_are_refused(tmp_path, case):
     pickled, records = BOMBS[case]
     path = tmp_path / "bomb.pt"
     path.write_bytes(zip_bytes(pickled, records))
@@ -330,7 +330,7 @@ def endless_module():
 
 
 @pytest.mark.parametrize("pickled", [module_bomb(60), endless_module()], ids=["shared", "circular"])
-def test_trees_of_modules_without_end_are_refused(tmp_path, pickled):
+def test_endless_trees_of_modules_are_refused(tmp_path, pickled):
     path = tmp_path / "bomb.pt"
     path.write_bytes(zip_bytes(pickled))
     with pytest.raises(FastglowError, match="a pickled model whose parts have no end"):

@@ -89,19 +89,19 @@ def test_the_golden_model(golden, tmp_path):
     assert loaded.config == WaveGlow(**tensors.config).config
 
 
-def test_the_stride_is_a_quarter_of_the_kernel_unless_told(build, tmp_path):
+def test_the_stride_is_a_quarter_of_the_kernel_by_default(build, tmp_path):
     model = build.waveglow(upsample_stride=32)
     torch.save(model.state_dict(), tmp_path / "w.pt")
     assert load_checkpoint(tmp_path / "w.pt").config.upsample_stride == 16
     assert load_checkpoint(tmp_path / "w.pt", upsample_stride=32).config == model.config
     assert "a quarter of the kernel is assumed" in str(inspect_checkpoint(tmp_path / "w.pt"))
-    with pytest.raises(FastglowError, match="upsample_stride 7 must be a multiple of n_group 8"):
+    with pytest.raises(FastglowError, match="upsample_stride=7 must be a multiple of n_group=8"):
         load_checkpoint(tmp_path / "w.pt", upsample_stride=7)
     build.save_pickled_waveglow(tmp_path / "p.pt", model.state_dict(), stride=32)
     assert load_checkpoint(tmp_path / "p.pt").config == model.config
 
 
-def test_early_outputs_can_be_chosen_only_where_there_are_none(build, tmp_path):
+def test_early_outputs_can_be_overridden_only_if_the_file_has_none(build, tmp_path):
     torch.save(build.waveglow().state_dict(), tmp_path / "w.pt")
     assert load_checkpoint(tmp_path / "w.pt", n_early_every=2).config.n_early_every == 2
     with pytest.raises(FastglowError, match="n_early_every=3 must be 2, as its tensors have it"):
@@ -110,7 +110,7 @@ def test_early_outputs_can_be_chosen_only_where_there_are_none(build, tmp_path):
     assert load_checkpoint(tmp_path / "w.pt", n_early_every=5, n_early_size=4).config.n_early_every == 5
 
 
-def test_alternate_halves_can_be_asked_for(build, tmp_path):
+def test_alternate_halves_can_be_overridden(build, tmp_path):
     torch.save(build.waveglow().state_dict(), tmp_path / "w.pt")
     assert load_checkpoint(tmp_path / "w.pt", alternate_halves=True).config.alternate_halves
     assert not load_checkpoint(tmp_path / "w.pt").config.alternate_halves
@@ -170,7 +170,7 @@ def test_wrong_shapes(build, tmp_path, generation, key, expected):
 
 
 @pytest.mark.parametrize("extra", ["WN.1.mystery.weight", "WN.1.start.weight_scale"])
-def test_left_over_keys(build, tmp_path, extra):
+def test_unexpected_keys(build, tmp_path, extra):
     torch.save({**build.waveglow().state_dict(), extra: torch.zeros(2)}, tmp_path / "w.pt")
     with pytest.raises(FastglowError, match=f"key '{extra}' is not part of WaveGlow"):
         load_checkpoint(tmp_path / "w.pt")

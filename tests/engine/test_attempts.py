@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastglow.engine.attempts import MAX_ATTEMPTS, Task, utter
+from fastglow.engine.attempts import MAX_ATTEMPTS, Task, decode_utterances
 from fastglow.engine.reading import Fault
 from fastglow.engine.seeds import attempt_seed, sentence_seed
 
@@ -23,8 +23,8 @@ def by_attempt(*paths, seed=7):
     return lambda symbols, own: paths[min(order.index(own), len(paths) - 1)]
 
 
-def said(model, *tasks):
-    return utter(model, tasks, FRAME)
+def utterances_of(model, *tasks):
+    return decode_utterances(model, tasks, FRAME)
 
 
 ENDLESS = [*reading(12), None]
@@ -38,7 +38,7 @@ BROKEN_OFF = reading(40)[:30]
 def test_a_correct_utterance_is_used_unchanged(n_symbols):
     path = reading(n_symbols)
     model = ScriptedTacotron2(lambda symbols, seed: path)
-    (utterance,) = said(model, Task([5] * n_symbols, max(1, n_symbols - 1), 7))
+    (utterance,) = utterances_of(model, Task([5] * n_symbols, max(1, n_symbols - 1), 7))
     assert [seeds for seeds, _ in model.calls] == [[7]]
     assert (utterance.stopped, utterance.attempts, utterance.cut) == (True, 1, False)
     assert utterance.fault is Fault.NONE
@@ -50,7 +50,7 @@ def test_a_correct_utterance_is_used_unchanged(n_symbols):
 @pytest.mark.parametrize("attempt", [1, 2, 3])
 def test_another_seed_corrects_it(wrong, attempt):
     model = ScriptedTacotron2(by_attempt(*[wrong] * attempt, reading(12)))
-    (utterance,) = said(model, task(12))
+    (utterance,) = utterances_of(model, task(12))
     assert (utterance.stopped, utterance.attempts, utterance.cut) == (True, attempt + 1, False)
     assert torch.equal(utterance.mel, mel_of(attempt_seed(7, attempt), 3 * len(reading(12))))
 
@@ -58,7 +58,7 @@ def test_another_seed_corrects_it(wrong, attempt):
 @pytest.mark.parametrize("wrong", [LOOPED, SKIPPED, BROKEN_OFF])
 def test_another_seed_corrects_other_faults(wrong):
     model = ScriptedTacotron2(by_attempt(wrong, wrong, reading(40)))
-    (utterance,) = said(model, task(40))
+    (utterance,) = utterances_of(model, task(40))
     assert (utterance.stopped, utterance.attempts, utterance.fault) == (True, 3, Fault.NONE)
 
 
@@ -66,7 +66,7 @@ def test_another_seed_corrects_other_faults(wrong):
 @pytest.mark.parametrize("r", [1, 2, 3])
 def test_an_utterance_that_always_runs_on_is_cut_after_its_end(wrong, r):
     model = ScriptedTacotron2(by_attempt([p for p in wrong for _ in range(3 // r)]), r, max_decoder_steps=1200 // r)
-    (utterance,) = said(model, task(12))
+    (utterance,) = utterances_of(model, task(12))
     assert (utterance.stopped, utterance.attempts, utterance.cut) == (False, MAX_ATTEMPTS, True)
     assert utterance.fault is Fault.RUNS_ON
     steps = len(utterance.alignment)
@@ -80,12 +80,12 @@ def test_the_least_wrong_attempt_is_used():
     paths = [BROKEN_OFF, SKIPPED, [*reading(40), None], LOOPED]
     for order in ([0, 1, 2, 3], [2, 3, 1, 0], [3, 1, 0, 2]):
         model = ScriptedTacotron2(by_attempt(*[paths[i] for i in order]))
-        (utterance,) = said(model, task(40))
+        (utterance,) = utterances_of(model, task(40))
         assert (utterance.fault, utterance.cut, utterance.attempts) == (Fault.RUNS_ON, True, MAX_ATTEMPTS)
         attempt = order.index(2)
         assert torch.equal(utterance.mel, mel_of(attempt_seed(7, attempt), utterance.mel.shape[1]))
     model = ScriptedTacotron2(by_attempt(BROKEN_OFF, SKIPPED, BROKEN_OFF, SKIPPED))
-    (utterance,) = said(model, task(40))
+    (utterance,) = utterances_of(model, task(40))
     assert (utterance.fault, utterance.cut, utterance.stopped) == (Fault.SKIPS, False, True)
     assert utterance.alignment.argmax(1).tolist() == SKIPPED
 
@@ -95,7 +95,7 @@ def test_a_slow_reader_is_never_cut(each):
     """Up to 2 s per symbol, far more than the first limit allows."""
     path = [i for i in range(5) for _ in range(each)] + [5] * 8
     model = ScriptedTacotron2(lambda symbols, seed: path)
-    (utterance,) = said(model, task(6))
+    (utterance,) = utterances_of(model, task(6))
     assert (utterance.stopped, utterance.attempts, utterance.cut) == (True, 1, False)
     assert torch.equal(utterance.mel, mel_of(7, 3 * len(path)))
 
@@ -103,7 +103,7 @@ def test_a_slow_reader_is_never_cut(each):
 def test_the_first_limit_grows_with_the_text_up_to_the_models_limit():
     model = ScriptedTacotron2(lambda symbols, seed: reading(len(symbols)))
     for n_symbols in (1, 10, 40, 180):
-        said(model, task(n_symbols) if n_symbols > 1 else Task([5], 1, 7))
+        utterances_of(model, task(n_symbols) if n_symbols > 1 else Task([5], 1, 7))
     (limits,) = zip(*[limits for _, limits in model.calls], strict=True)
     seconds = [limit * 3 * FRAME for limit in limits]
     assert limits[-1] == 400
@@ -116,7 +116,7 @@ def test_the_first_limit_grows_with_the_text_up_to_the_models_limit():
 def test_a_model_that_cannot_read_has_one_attempt(stopped):
     """Its first result is used."""
     model = ScriptedTacotron2(lambda symbols, seed: [-1] * 50 + ([] if stopped else [None]))
-    (utterance,) = said(model, task(20))
+    (utterance,) = utterances_of(model, task(20))
     assert (utterance.attempts, utterance.cut, utterance.stopped) == (1, False, stopped)
     assert torch.equal(utterance.mel, mel_of(7, 3 * (50 if stopped else 400)))
     assert {seed for seeds, _ in model.calls for seed in seeds} == {7}
@@ -125,16 +125,16 @@ def test_a_model_that_cannot_read_has_one_attempt(stopped):
 def test_an_attempt_with_illegible_attention_is_the_worst():
     lost = [*reading(40)[:20], *[-1] * 60]
     for order in ([ENDLESS, lost], [ENDLESS, lost, ENDLESS, lost]):
-        (utterance,) = said(ScriptedTacotron2(by_attempt(*order)), task(12))
+        (utterance,) = utterances_of(ScriptedTacotron2(by_attempt(*order)), task(12))
         assert (utterance.fault, utterance.attempts) == (Fault.RUNS_ON, MAX_ATTEMPTS)
         assert torch.equal(utterance.mel, mel_of(7, utterance.mel.shape[1]))
-    (utterance,) = said(ScriptedTacotron2(by_attempt(SKIPPED, lost, reading(40))), task(40))
+    (utterance,) = utterances_of(ScriptedTacotron2(by_attempt(SKIPPED, lost, reading(40))), task(40))
     assert (utterance.fault, utterance.attempts) == (Fault.NONE, 3)
 
 
 def test_a_text_too_long_for_the_step_limit_is_not_retried():
     model = ScriptedTacotron2(lambda symbols, seed: reading(len(symbols)), max_decoder_steps=60)
-    (utterance,) = said(model, task(50))
+    (utterance,) = utterances_of(model, task(50))
     assert (utterance.fault, utterance.attempts, utterance.cut) == (Fault.TOO_LONG, 1, False)
     assert not utterance.stopped
     assert len(utterance.alignment) == 60
@@ -142,9 +142,9 @@ def test_a_text_too_long_for_the_step_limit_is_not_retried():
 
 def test_an_empty_utterance_is_retried():
     model = ScriptedTacotron2(by_attempt([], reading(5)))
-    (utterance,) = said(model, task(5))
+    (utterance,) = utterances_of(model, task(5))
     assert (utterance.attempts, len(utterance.alignment)) == (2, len(reading(5)))
-    (utterance,) = said(ScriptedTacotron2(lambda symbols, seed: []), task(5))
+    (utterance,) = utterances_of(ScriptedTacotron2(lambda symbols, seed: []), task(5))
     assert (utterance.attempts, utterance.mel.shape, utterance.cut) == (MAX_ATTEMPTS, (80, 0), False)
 
 
@@ -159,12 +159,14 @@ def test_batched_as_alone():
         return reading(n) if luck < 0.7 else reading(n, at_end=45)
 
     tasks = [task(n, seed) for n, seed in ((5, 1), (30, 2), (12, 3), (5, 4), (50, 5), (8, 6), (9, 12))]
-    together = said(ScriptedTacotron2(script), *tasks)
+    together = utterances_of(ScriptedTacotron2(script), *tasks)
     assert len({utterance.attempts for utterance in together}) > 2
     for order in (list(range(7)), list(range(7))[::-1]):
         for start in (0, 3):
             members = order[start : start + 3]
-            for i, one in zip(members, said(ScriptedTacotron2(script), *[tasks[i] for i in members]), strict=True):
+            for i, one in zip(
+                members, utterances_of(ScriptedTacotron2(script), *[tasks[i] for i in members]), strict=True
+            ):
                 assert (one.attempts, one.cut, one.stopped) == (
                     together[i].attempts,
                     together[i].cut,

@@ -120,8 +120,8 @@ def test_the_report_has_attempts_and_cuts(voice_folder, tmp_path, capsys, monkey
     assert main(["synth", *arguments, "--json"]) == 0
     captured = capsys.readouterr()
     report = json.loads(captured.out)
-    told = [(s["text"], s["attempts"], s["cut"], s["stopped"]) for s in report["sentences"]]
-    assert told == [("Yes.", 1, False, True), ("Well.", 3, False, True), ("Never.", 4, True, False)]
+    outcomes = [(s["text"], s["attempts"], s["cut"], s["stopped"]) for s in report["sentences"]]
+    assert outcomes == [("Yes.", 1, False, True), ("Well.", 3, False, True), ("Never.", 4, True, False)]
     (warning,) = report["warnings"]
     assert warning == "the speech of 'Never.' goes on past its end in each of 4 attempts; it was cut there"
     assert f"fastglow: warning: {warning}\n" in captured.err

@@ -45,12 +45,12 @@ def test_files_of_every_encoding_are_spoken_alike(synth, tmp_path, encoding):
     code, report, error = synth("-i", tmp_path / "text.txt", "-o", tmp_path / "a.wav")
     assert code == 0
     assert [sentence["text"] for sentence in report["sentences"]] == [text]
-    told = [warning for warning in report["warnings"] if "Windows-1252" in warning]
-    assert len(told) == error.count("Windows-1252") == (encoding == "cp1252")
+    warned = [warning for warning in report["warnings"] if "Windows-1252" in warning]
+    assert len(warned) == error.count("Windows-1252") == (encoding == "cp1252")
 
 
 @pytest.mark.parametrize("data", ["Hello.".encode("utf-16-be"), b"\xff\xfeH\x00e", b"\x81\x8d"])
-def test_files_that_are_no_text_are_one_line(synth, tmp_path, data):
+def test_files_that_are_not_text_give_a_one_line_error(synth, tmp_path, data):
     (tmp_path / "text.txt").write_bytes(data)
     code, _, error = synth("-i", tmp_path / "text.txt", "-o", tmp_path / "a.wav")
     assert code == 2
@@ -212,7 +212,7 @@ def test_loudness_has_the_librarys_defaults(synth, tmp_path, monkeypatch, option
     assert seen == [given]
 
 
-def test_volume_that_is_no_number(synth, tmp_path):
+def test_a_volume_that_is_not_a_number(synth, tmp_path):
     for volume in ("loud", "", "50%"):
         code, _, error = synth("Hello.", "-o", tmp_path / "x.wav", "--volume", volume)
         assert code == 2 and "--volume" in error

@@ -25,7 +25,7 @@ LENGTHS = [9, 11, 21]
 
 
 def synthesizer(script=None, level=lambda n_frames: 0.03, most=400):
-    """Its vocoder gives noise with an RMS of `level(frames)`."""
+    """A synthesizer whose vocoder returns noise with an RMS of `level(frames)`."""
     script = script or (lambda symbols, seed: reading(len(symbols)))
     model = ScriptedTacotron2(script, max_decoder_steps=most)
     speaker = Synthesizer(model, "griffin-lim", text_cleaners=CLEANERS, device="cpu")
@@ -203,7 +203,7 @@ def test_a_text_that_expands_to_too_many_symbols_is_spoken_in_parts(text):
 
 
 @pytest.mark.parametrize("text", ["...", "- - -", "!?", "(')"])
-def test_marks_alone_are_nothing_to_speak(text):
+def test_punctuation_alone_is_nothing_to_speak(text):
     speaker = synthesizer()
     with pytest.warns(SilentTextWarning, match="nothing to speak"):
         assert speaker.synthesize(text, seed=1).sentences == []
@@ -212,7 +212,7 @@ def test_marks_alone_are_nothing_to_speak(text):
 
 
 @pytest.mark.parametrize("gain", [0.0, -1.0, 1.5])
-def test_sentences_come_in_one_loudness(gain):
+def test_all_sentences_have_the_same_loudness(gain):
     """For any level of the model: the long sentence differs from the short ones by `gain` nepers."""
     speaker = synthesizer(level=lambda n_frames: 0.03 * np.exp(gain * (n_frames > 100)))
     speech = speaker.synthesize(TEXT, seed=5)

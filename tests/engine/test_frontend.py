@@ -88,7 +88,7 @@ def test_what_was_dropped_is_returned():
 
 @pytest.mark.parametrize("text", ["", " ", "...", "!", "- - -", "()", "''", "_", "?!", ":"])
 @pytest.mark.parametrize("n_symbols", [38, 96, 148])
-def test_marks_alone_give_no_symbols(text, n_symbols):
+def test_punctuation_alone_gives_no_symbols(text, n_symbols):
     for cleaner in ("english_cleaners", "basic_cleaners", "english_speech_cleaners"):
         assert read(text, n_symbols, cleaner) == ""
 

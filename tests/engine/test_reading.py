@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastglow.engine.reading import Fault, cut_behind, judge
+from fastglow.engine.reading import Fault, judge, steps_to_keep
 
 STEP = 0.035  # seconds
 
@@ -77,7 +77,7 @@ def test_running_on_with_attention_that_blurs_after_the_end(n_symbols, stopped):
 
 
 def test_running_on_on_the_last_sound():
-    """The attention never reaches the mark."""
+    """The attention never reaches the final mark."""
     path = steady(7, at_end=60)
     reading = verdict(path, 8, stopped=False)
     assert reading.fault is Fault.RUNS_ON
@@ -136,11 +136,11 @@ def test_the_cut_is_at_the_quietest_step_soon_after_the_end(step, quietest):
     loudness = np.random.default_rng(2).normal(0, 1, 200)
     loudness[5] = loudness[100] = -20  # before the end, and much later
     loudness[quietest] = -10
-    assert cut_behind(10, loudness, step) == quietest
-    flat = cut_behind(10, np.zeros(200), step)
+    assert steps_to_keep(10, loudness, step) == quietest
+    flat = steps_to_keep(10, np.zeros(200), step)
     assert 0.05 <= (flat - 10) * step <= 0.35
 
 
 def test_long_steps_are_cut_too():
-    assert 4 <= cut_behind(3, np.zeros(5), 0.5) <= 5
-    assert cut_behind(3, np.zeros(4), 0.5) == 4
+    assert 4 <= steps_to_keep(3, np.zeros(5), 0.5) <= 5
+    assert steps_to_keep(3, np.zeros(4), 0.5) == 4

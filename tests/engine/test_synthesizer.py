@@ -227,11 +227,11 @@ def test_lexicon_as_file_or_object_or_none(lexicon_file):
     assert read(None) == text_to_sequence("hello, you!", [])
 
 
-def test_letters_alone_take_no_lexicon(lexicon_file):
+def test_a_table_without_phones_takes_no_lexicon(lexicon_file):
     model = make_tacotron2(n_symbols=38)
     Synthesizer(model, "griffin-lim", device="cpu")
     with pytest.raises(
-        FastglowError, match="^a model of 38 symbols reads letters and no ARPAbet: leave the lexicon out$"
+        FastglowError, match="^a model of 38 symbols reads letters, not ARPAbet: leave the lexicon out$"
     ):
         Synthesizer(model, "griffin-lim", lexicon=lexicon_file, device="cpu")
     with pytest.raises(FastglowError, match="cannot read the lexicon absent.txt"):
@@ -243,7 +243,10 @@ def test_letters_alone_take_no_lexicon(lexicon_file):
     [
         ({"vocoder": "wavenet"}, "unknown vocoder 'wavenet'"),
         ({"vocoder": "waveglow"}, "needs a WaveGlow checkpoint"),
-        ({"vocoder": "griffin-lim", "audio": MelConfig(n_mel_channels=40)}, "has 80 mel channels, the voice 40"),
+        (
+            {"vocoder": "griffin-lim", "audio": MelConfig(n_mel_channels=40)},
+            "has n_mel_channels=80, must have 40 as the voice",
+        ),
         ({"vocoder": "griffin-lim", "device": "cuda:77"}, "'cuda:77' is not available"),
         (
             {"vocoder": "waveglow", "waveglow": {"upsample_stride": 200, "upsample_kernel_size": 800}},

@@ -1,4 +1,4 @@
-"""A vocoder gives each item of a batch what it gives the item alone."""
+"""A vocoder gives each item of a batch the same audio as alone."""
 
 import pytest
 import torch

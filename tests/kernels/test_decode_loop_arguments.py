@@ -35,7 +35,7 @@ def test_no_items(name, device):
 def test_unsupported_calls_fall_back_or_are_refused(case, dtype, reason, device, caplog):
     batch = case.batch(dtype, device)
     launches = launch_counter("decode_loop")
-    backend._logged.clear()
+    backend.logged.clear()
     with backend.use_backend("auto"):
         assert_same_bits(
             call(batch, case, folded=lambda dtype: pytest.fail("was folded")), call(batch, case, reference)

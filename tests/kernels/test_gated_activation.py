@@ -308,6 +308,12 @@ class TestKernels:
             else:
                 assert x.grad is None
 
+    def test_b_of_another_layout_without_a_gradient(self, device):
+        a = torch.randn(2, 6, 5, device=device, requires_grad=True)
+        b, dy = torch.randn(2, 5, 6, device=device).transpose(1, 2), torch.randn(2, 3, 5, device=device)
+        gradients = [torch.autograd.grad(function(a, b), a, dy)[0] for function in (gated_activation, reference)]
+        torch.testing.assert_close(*gradients)
+
     def test_leaves_have_separate_gradients(self, device):
         a, b = (torch.randn(1, 4, 5, device=device, requires_grad=True) for _ in range(2))
         gated_activation(a, b).sum().backward()

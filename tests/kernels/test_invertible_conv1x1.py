@@ -144,7 +144,7 @@ def test_half_precision_has_a_float32_determinant_and_inverse(dtype):
         ),
         (
             lambda: invertible_conv1x1(torch.ones(2, 4, 5), torch.ones(4, 4, 1), torch.ones(2)),
-            r"log_det has shape \[2\]",
+            r"log_det has shape \[2\], must be one entry, a scalar",
         ),
         (
             lambda: invertible_conv1x1_inverse(torch.ones(2, 4, 5), torch.ones(4, 4, 1), torch.ones(4, 4, 1)),

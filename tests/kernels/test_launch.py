@@ -22,12 +22,10 @@ def measured(tmp_path, monkeypatch):
     ]
     (tmp_path / "some-gpu.json").write_text(json.dumps({"gpu": "Some GPU", "kernels": {"op_fwd": entries}}))
     monkeypatch.setattr(launch, "CONFIG_FOLDER", tmp_path)
-    monkeypatch.setattr(launch, "_gpu_of", lambda tensor: "some-gpu")
-    for look_up in (launch._measured, launch._nearest):
-        look_up.cache_clear()
+    monkeypatch.setattr(launch, "gpu_of", lambda tensor: "some-gpu")
+    launch.forget_measurements()
     yield
-    for look_up in (launch._measured, launch._nearest):
-        look_up.cache_clear()
+    launch.forget_measurements()
 
 
 def pick(rows: int, dtype: torch.dtype = torch.float16, kernel: str = "op_fwd", **shape: int):
@@ -55,7 +53,7 @@ def test_a_measured_configuration_must_be_a_candidate(measured):
 
 
 def test_no_table_for_this_gpu(measured, monkeypatch):
-    monkeypatch.setattr(launch, "_gpu_of", lambda tensor: "another-gpu")
+    monkeypatch.setattr(launch, "gpu_of", lambda tensor: "another-gpu")
     assert pick(10_000, channels=64) == SMALL
 
 

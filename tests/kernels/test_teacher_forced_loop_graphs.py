@@ -22,7 +22,7 @@ class FakeGraph:
 
     def __init__(self, loop, device):
         self.clock, self.table = replay.new_clock(device), replay.new_table(loop, device)
-        self.graph = SimpleNamespace(replay=lambda: replay.launch_replay(loop.step, self.clock, self.table))
+        self.graph = SimpleNamespace(replay=lambda: replay.launch_replay(loop.frame, self.clock, self.table))
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ def test_forward_shapes(r):
         assert not alignments[item, :, length:].any()
 
 
-def test_frames_that_fill_no_step_are_refused():
+def test_an_incomplete_last_step_is_refused():
     (text, input_lengths, mel, *rest), _ = training_batch()
     with pytest.raises(FastglowError, match="11 mel frames .* n_frames_per_step=2: pad"):
         build(n_frames_per_step=2)((text, input_lengths, mel[:, :, :11], *rest))
@@ -106,7 +106,7 @@ def test_the_order_of_a_training_batch_does_not_matter(r):
         torch.testing.assert_close(output[order], sorted_output, atol=1e-12, rtol=0)
 
 
-def test_training_dropout_is_drawn_anew():
+def test_each_training_step_draws_new_dropout():
     inputs, _ = training_batch()
     model = build().train()
     torch.manual_seed(1)

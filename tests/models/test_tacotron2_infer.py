@@ -18,7 +18,7 @@ from .tiny_tacotron2 import LENGTHS, SEEDS, TEXT, TINY, build, build_stopping
 
 
 def assert_items_as_alone(model, text, input_lengths, seeds, **tolerance):
-    """`infer` gives each item of a batch what it gives it alone; returns each item's number of frames."""
+    """Checks that `infer` gives each item of a batch its result alone; returns each item's number of frames."""
     mel, lengths, alignments = model.infer(text, input_lengths, seed=seeds)
     for item, length in enumerate(input_lengths.tolist()):
         seed = seeds if isinstance(seeds, int) else seeds[item]
@@ -115,7 +115,7 @@ class TestSeeds:
         [[3, -4, 2**63 - 1, -(2**63)], torch.tensor([1, 2, 3, 4]), np.array([1, 2, 3, 4]), np.int64(3), -1],
         ids=["list", "tensor", "array", "NumPy integer", "negative"],
     )
-    def test_kinds_of_seeds(self, seed):
+    def test_types_of_seeds(self, seed):
         seeds = [int(s) for s in np.broadcast_to(np.asarray(seed), 4)]
         model = build(gate_threshold=1.0)
         assert torch.equal(model.infer(TEXT, LENGTHS, seed=seed)[0], model.infer(TEXT, LENGTHS, seed=seeds)[0])
@@ -172,7 +172,7 @@ def test_infer_and_forward_have_the_same_postnet():
 
 
 class TestStepLimit:
-    def test_an_item_without_an_end_is_named_and_the_others_are_complete(self, r):
+    def test_an_item_that_never_stops_is_named_and_the_others_are_complete(self, r):
         model = build_stopping(SEEDS, n_frames_per_step=r)
         expected, lengths, _ = model.infer(TEXT, LENGTHS, seed=SEEDS)
         limit = int(lengths.max()) // r
@@ -245,7 +245,7 @@ class TestStepLimit:
         assert mel.shape == (4, 5, r)
         assert alignments.shape == (4, 1, 7)
 
-    def test_without_early_stopping_it_runs_to_the_limit_and_warns_of_nothing(self, r):
+    def test_without_early_stopping_it_runs_to_the_limit_without_a_warning(self, r):
         model = build_stopping(SEEDS, n_frames_per_step=r)
         expected, lengths, _ = model.infer(TEXT, LENGTHS, seed=SEEDS)
         endless = build(n_frames_per_step=r, decoder_no_early_stopping=True)

@@ -62,7 +62,7 @@ def test_train_forward_loss_and_every_gradient(tiny, device):
     for name, parameter in model.named_parameters():
         expected, gradient = tiny[f"grad/{name}"], parameter.grad.cpu()
         if name.endswith("0.conv.bias"):
-            # Batch normalisation takes the mean out again: the true gradient is 0, both sides are rounding.
+            # Batch normalisation removes the mean: the exact gradient is 0, both sides are rounding.
             assert gradient.abs().max() < 1e-5
         else:
             assert (gradient - expected).norm() <= 1e-3 * expected.norm(), name
@@ -93,10 +93,10 @@ def test_distributed_training_with_a_scaler_gives_the_same_gradients(tiny, devic
 
 
 def train_step(model: Tacotron2, batch: tuple, dtype: torch.dtype) -> tuple[list, dict]:
-    """(outputs, gradients by name) under autocast if dtype is a half."""
-    halves = torch.float16, torch.bfloat16
+    """(outputs, gradients by name), under autocast if dtype is 16 bits wide."""
+    autocast_dtypes = torch.float16, torch.bfloat16
     model.zero_grad()
-    with torch.autocast("cuda", dtype if dtype in halves else torch.float16, enabled=dtype in halves):
+    with torch.autocast("cuda", dtype if dtype in autocast_dtypes else torch.float16, enabled=dtype in autocast_dtypes):
         outputs = model(batch)
     sum(x.to(batch[2].dtype).square().mean() for x in outputs[:3]).backward()
     return [x.detach() for x in outputs[:3]], {name: x.grad.clone() for name, x in model.named_parameters()}
@@ -120,29 +120,29 @@ def test_published_size_is_as_good_as_pytorchs(dtype, monkeypatch):
         assert (actual - truth).norm() <= 2 * max((usual - truth).norm(), 1e-6 * truth.norm())
     for name, truth in exact_gradients.items():
         if name.endswith("0.conv.bias"):
-            continue  # batch normalisation takes the mean out again: all sides are rounding
+            continue  # batch normalisation removes the mean: the exact gradient is 0, all sides are rounding
         error, usual = (our_gradients[name] - truth).norm(), (plain_gradients[name] - truth).norm()
         assert error <= 3 * max(usual, 1e-5 * truth.norm()), name
 
 
 @pytest.fixture(params=["one kernel", "frame by frame"])
 def decoding(request, monkeypatch) -> str:
-    """All frames in one launch, or a few launches a frame (in a CUDA graph where there is a GPU)."""
+    """All frames in one launch, or a few launches per frame (in a CUDA graph on a GPU)."""
     if request.param == "frame by frame":
         # The package's attribute of this name is the operation.
         monkeypatch.setattr(sys.modules["fastglow.kernels.decode_loop"], "PERSISTENT_ITEMS", 0)
     return request.param
 
 
-def speaker(tiny, device: str, **overrides) -> Tacotron2:
+def stopping_model(tiny, device: str, **overrides) -> Tacotron2:
     model = build(tiny, device, **overrides).eval()
     with torch.no_grad():
         model.decoder.gate_layer.linear_layer.bias.fill_(tiny["infer/gate_bias"])
     return model
 
 
-def test_infer_gives_every_item_of_a_batch_its_single_result(tiny, device, decoding):
-    model = speaker(tiny, device)
+def test_batched_infer_equals_single_infer(tiny, device, decoding):
+    model = stopping_model(tiny, device)
     order = [2, 0, 1]
     text, lengths = tiny["input/text"][order].to(device), tiny["input/input_lengths"][order].to(device)
     before = backend.launches["decode_loop"]
@@ -165,7 +165,7 @@ def test_infer_gives_every_item_of_a_batch_its_single_result(tiny, device, decod
 
 
 def test_seeded_dropout_is_the_references_and_weights_are_folded_again_after_a_change(tiny, device, decoding):
-    model = speaker(tiny, device, p_prenet_dropout=0.5)
+    model = stopping_model(tiny, device, p_prenet_dropout=0.5)
     text, lengths = tiny["input/text"][:2].to(device), tiny["input/input_lengths"][:2].to(device)
     model.decoder.max_decoder_steps = 5
     results = {}
@@ -184,8 +184,8 @@ def test_seeded_dropout_is_the_references_and_weights_are_folded_again_after_a_c
     assert not torch.allclose(results["triton"], before, atol=1e-3)
 
 
-def test_an_item_that_never_stops_leaves_the_others_whole(tiny, device, decoding):
-    model = speaker(tiny, device)
+def test_an_item_that_never_stops_does_not_affect_the_others(tiny, device, decoding):
+    model = stopping_model(tiny, device)
     model.decoder.max_decoder_steps = 14
     text, lengths = tiny["input/text"].to(device), tiny["input/input_lengths"].to(device)
     with backend.use_backend("triton"), pytest.warns(DecoderStepLimitWarning, match=r"item\(s\) \[0\] did not fire"):
@@ -196,42 +196,42 @@ def test_an_item_that_never_stops_leaves_the_others_whole(tiny, device, decoding
         torch.testing.assert_close(mel[item, :, : expected.shape[1]].cpu(), expected, atol=1e-4, rtol=0)
 
 
-def spoken(model: Tacotron2, text: torch.Tensor, lengths: torch.Tensor, seed: int) -> list[torch.Tensor]:
-    """Mels by the kernels, by PyTorch's operations with errors that are drawn, and exact; the gate does not fire."""
+def inferred(model: Tacotron2, text: torch.Tensor, lengths: torch.Tensor, seed: int) -> list[torch.Tensor]:
+    """Mels of the kernels, of PyTorch with random rounding errors, and of float64; the gate does not fire."""
 
-    def speak(model: Tacotron2) -> torch.Tensor:
+    def infer_mels(model: Tacotron2) -> torch.Tensor:
         with pytest.warns(DecoderStepLimitWarning):
             return model.infer(text, lengths, seed=seed)[0]
 
     with backend.use_backend("triton"):
-        ours = speak(model)
+        ours = infer_mels(model)
     with backend.use_backend("reference"):
-        return [ours, perturbed(lambda: speak(model), n_runs=4), speak(copy.deepcopy(model).double())]
+        return [ours, perturbed(lambda: infer_mels(model), n_runs=4), infer_mels(copy.deepcopy(model).double())]
 
 
-def test_half_precision_speaks_as_exactly_as_pytorchs(tiny, device, decoding):
-    model = speaker(tiny, device)
+def test_infer_in_half_precision_is_as_accurate_as_pytorchs(tiny, device, decoding):
+    model = stopping_model(tiny, device)
     model.decoder.max_decoder_steps = 6
     text, lengths = tiny["input/text"].to(device), tiny["input/input_lengths"].to(device)
-    ours, references, exact = spoken(model.half(), text, lengths, seed=0)
+    ours, references, exact = inferred(model.half(), text, lengths, seed=0)
     assert_as_exact_as(ours, references, exact, factor=2, cap=2e-2)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("batch_size", [1, 8, 33])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-def test_the_published_size_speaks_as_exactly_as_pytorchs(dtype, batch_size):
+def test_infer_at_published_size_is_as_accurate_as_pytorchs(dtype, batch_size):
     model = Tacotron2(max_decoder_steps=40).eval().cuda()
     lengths = torch.randint(20, 129, (batch_size,), device="cuda")
     text = torch.randint(148, (batch_size, 128), device="cuda")
     lengths[0] = 128
-    ours, references, exact = spoken(model.to(dtype), text, lengths, seed=1)
+    ours, references, exact = inferred(model.to(dtype), text, lengths, seed=1)
     errors = [(x.double() - exact).norm() for x in (ours, *references)]
     assert errors[0] <= 2 * max(errors[1:])
 
 
 @pytest.mark.gpu
-def test_it_speaks_under_autocast():
+def test_infer_under_autocast():
     model = Tacotron2(max_decoder_steps=20).eval().cuda()
     text, lengths = torch.randint(148, (2, 50), device="cuda"), torch.tensor([50, 31], device="cuda")
     before = backend.launches["decode_loop"]

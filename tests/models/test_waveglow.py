@@ -126,7 +126,7 @@ def test_log_determinants_grow_with_the_batch():
         torch.testing.assert_close(three, 3 * one)
 
 
-def test_samples_past_the_last_group_are_left_out():
+def test_samples_past_the_last_group_are_dropped():
     model = build()
     mel, audio = mel_and_audio(model)
     z, _, _ = model((mel, audio[:, :-3]))

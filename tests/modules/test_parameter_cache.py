@@ -48,7 +48,7 @@ def fused_step(module: Doubling) -> None:
     optimizer.step()
 
 
-def step_of_another_maker(module: Doubling) -> None:
+def step_of_a_custom_optimizer(module: Doubling) -> None:
     class Optimizer(torch.optim.Optimizer):
         def step(self):
             for parameter in self.param_groups[0]["params"]:
@@ -65,7 +65,7 @@ def write_to_data(module: Doubling) -> None:
 CHANGES = {
     "training step": step,
     "step of a fused optimizer": fused_step,
-    "step of another maker's optimizer": step_of_another_maker,
+    "step of another maker's optimizer": step_of_a_custom_optimizer,
     "written to as data, and forgotten": write_to_data,
     "load_state_dict": lambda m: m.load_state_dict({k: v + 1 for k, v in m.state_dict().items()}),
     "cast": lambda m: m.double(),

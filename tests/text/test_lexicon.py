@@ -93,7 +93,7 @@ def test_files_of_every_origin_read_alike(lexicon, tmp_path, encoding, newline, 
         assert other(word) == lexicon(word) is not None
 
 
-def test_the_digest_is_that_of_the_pronunciations(tmp_path):
+def test_the_digest_depends_on_the_pronunciations_only(tmp_path):
     def digest(*contents):
         paths = []
         for i, content in enumerate(contents):
@@ -139,7 +139,7 @@ def test_possessives_end_as_the_last_phone_asks_for(lexicon):
     assert lexicon("jacks") is None
 
 
-def test_possessives_are_those_of_cmudict(cmudict, tmp_path):
+def test_derived_possessives_agree_with_cmudict(cmudict, tmp_path):
     """The bundled file has thousands of possessives: without them the rule restores nearly all."""
     lines = [line for line in gzip.decompress(CMUDICT.read_bytes()).decode().splitlines() if line[0] != ";"]
     path = tmp_path / "without.txt"

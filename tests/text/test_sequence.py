@@ -45,7 +45,7 @@ def test_any_text_is_accepted(cleaner, text):
 
 @settings(max_examples=100)
 @given(st.lists(st.integers(0, len(symbols) - 1)))
-def test_text_of_a_sequence_gives_the_sequence_back(sequence):
+def test_sequence_to_text_and_back_is_exact(sequence):
     assert text_to_sequence(sequence_to_text(sequence), []) == sequence
 
 
@@ -101,7 +101,7 @@ def test_a_long_list_of_dropped_characters_is_cut():
 
 
 @pytest.mark.parametrize("silent", ['"', "\ufeff", "\u200d", "\u00ad", "\ufe0f", "\u0301"])
-def test_silent_characters_go_without_a_warning(silent):
+def test_silent_characters_are_dropped_without_a_warning(silent):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert text_to_sequence(f"a{silent}b", ["basic_cleaners"]) == letters("ab")

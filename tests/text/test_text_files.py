@@ -33,9 +33,9 @@ def test_utf_8_needs_no_mark(text):
 
 @pytest.mark.parametrize("text", ["café", "Zoë’s “naïve” plan — 20 €", "é", "¿Qué pasa?", "Straße, Ærø, Çelik", "aþÿ"])
 def test_anything_else_is_windows_1252_and_one_warning_names_it(text):
-    with pytest.warns(TextEncodingWarning, match="^notes.txt is not UTF-8 .* read as Windows-1252") as told:
+    with pytest.warns(TextEncodingWarning, match="^notes.txt is not UTF-8 .* read as Windows-1252") as caught:
         assert decode_text(text.encode("cp1252"), "notes.txt") == text
-    assert len(told) == 1
+    assert len(caught) == 1
     assert decode_text(text.encode("cp1252"), "notes.txt", warn=False) == text
 
 
@@ -63,7 +63,7 @@ def test_utf_8_cut_within_its_last_character_stays_utf_8(text, last):
         (b"\xef\xbb\xbfcaf\xe9", "mark of UTF-8, but byte 3 is not UTF-8"),
     ],
 )
-def test_what_is_no_text_is_refused_by_name(tmp_path, data, message):
+def test_files_that_are_not_text_are_refused_by_name(tmp_path, data, message):
     path = tmp_path / "notes.txt"
     path.write_bytes(data)
     with pytest.raises(FastglowError, match=message) as error:

@@ -61,7 +61,7 @@ def test_tacotron2_loss_of_a_perfect_output_is_zero():
     assert Tacotron2Loss()([mel, mel, 1000 * (2 * gate_target - 1), None], (mel, gate_target)) == 0
 
 
-def test_tacotron2_loss_refuses_frames_that_fill_no_step():
+def test_tacotron2_loss_refuses_an_incomplete_last_step():
     output, (mel, gate_target) = tacotron2_batch(2)
     with pytest.raises(FastglowError, match="5 gate targets for 3 decoder steps: pad") as error:
         Tacotron2Loss()(output, (mel, gate_target[:, :5]))

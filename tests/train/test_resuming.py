@@ -180,7 +180,7 @@ def hold_out_less(items):
 
 @pytest.mark.parametrize("model", ["tacotron2", "waveglow"])
 @pytest.mark.parametrize(
-    ("edit", "told"),
+    ("edit", "logged"),
     [
         (add_two, "2 new"),
         (drop_three, "3 gone"),
@@ -190,9 +190,9 @@ def hold_out_less(items):
         (lambda items: (add_two(items), drop_three(items)), "2 new, 3 gone"),
     ],
 )
-def test_changed_data_is_logged_and_the_epoch_starts_again(resume, prepared, tmp_path, caplog, model, edit, told):
+def test_changed_data_is_logged_and_the_epoch_starts_again(resume, prepared, tmp_path, caplog, model, edit, logged):
     trainer = resume(model, data=edited(prepared, tmp_path / "data", edit))
-    assert f"data: train items: {told}\n" in caplog.text
+    assert f"data: train items: {logged}\n" in caplog.text
     assert "epoch 1 starts again" in caplog.text
     assert (trainer.iteration, trainer.epoch, trainer.batch) == (1, 0, 0)
 
@@ -221,7 +221,7 @@ def test_the_same_data_in_another_folder_is_the_same(resume, prepared, tmp_path,
 
 
 @pytest.mark.parametrize("model", ["tacotron2", "waveglow"])
-def test_data_that_is_not_the_runs_is_refused(resume, prepared, tmp_path, model):
+def test_data_of_another_run_is_refused(resume, prepared, tmp_path, model):
     def rename(items):
         items["train"] = [replace(item, id=f"x{item.id}") for item in items["train"]]
 
@@ -295,17 +295,17 @@ def test_a_repeated_call_loads_the_checkpoint_and_not_init_from(resume, caplog):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "logged"),
     [
         ({"init_mel_bias": True}, "init_mel_bias=True is ignored"),
         ({"uniform_initialize_bn_weight": False}, "uniform_initialize_bn_weight=False is ignored"),
         ({"uniform_initialize_bn_weight": True, "init_mel_bias": False}, ""),
     ],
 )
-def test_options_of_the_start_are_ignored_on_resuming(resume, caplog, options, told):
+def test_options_of_the_start_are_ignored_on_resuming(resume, caplog, options, logged):
     trainer = resume("tacotron2", given=options, **options)
-    assert (told in caplog.text) and ("options that differ" not in caplog.text)
-    assert bool(told) is bool(caplog.text)
+    assert (logged in caplog.text) and ("options that differ" not in caplog.text)
+    assert bool(logged) is bool(caplog.text)
     assert (trainer.config.init_mel_bias, trainer.config.uniform_initialize_bn_weight) == (False, True)
 
 

@@ -1,4 +1,4 @@
-"""Filelists and metadata.csv as other systems and programs write them."""
+"""Filelists and metadata.csv in the variants that other systems and programs write."""
 
 import codecs
 import json
@@ -130,7 +130,7 @@ def test_only_line_feeds_and_carriage_returns_end_a_line(lj, filelist, separator
 
 
 @pytest.mark.parametrize("cleaners", ["english_cleaners", "basic_cleaners", "english_speech_cleaners"])
-def test_such_a_text_survives_the_manifest(tmp_path, filelist, cleaners):
+def test_texts_with_unicode_separators_survive_the_manifest(tmp_path, filelist, cleaners):
     separators = "\x85\u2028\u2029\x0b\x0c\x1c\x1d\x1e"
     lines = [f"clip{i}.wav|before{separator}after\n" for i, separator in enumerate(separators)]
     for i in range(len(separators)):
@@ -201,11 +201,11 @@ def test_a_truncated_clip_is_rejected_by_name(tmp_path):
     report = prepare(tmp_path / "list.txt", tmp_path / "out", n_validation=0, progress=False, workers=1)
     assert [name for name, _ in report.rejected] == names[:3]
     for name, reason in report.rejected:
-        assert f"{name}.wav: is cut short: its header claims 22050 bytes of audio, " in reason
+        assert f"{name}.wav: is cut short: its header declares 22050 bytes of audio, " in reason
     assert {item.id: item.samples for item in report.dataset.items["train"]} == {"whole": 11025, "piped": 11025}
 
 
-def test_a_path_that_no_file_can_have_is_rejected(tmp_path):
+def test_an_impossible_path_is_rejected(tmp_path):
     soundfile.write(tmp_path / "good.wav", tone(), RATE)
     text = "the columns of this line were swapped " * 20
     (tmp_path / "list.txt").write_text(f"good.wav|Words.\n{text}|other.wav\n")

@@ -131,7 +131,7 @@ def test_ignored_layers_keep_their_initial_values_and_no_others(make, layers, pa
 def test_an_unknown_layer_is_refused_with_the_existing_names(layer, tmp_path):
     save_checkpoint(tacotron2(1), tmp_path / "s.safetensors")
     model = tacotron2(2)
-    with pytest.raises(FastglowError, match="is no layer of the model: it has ") as error:
+    with pytest.raises(FastglowError, match="must be a layer of the model: it has ") as error:
         warm_start(model, tmp_path / "s.safetensors", ["embedding", layer])
     nearest = {"decoder.pre": "decoder.prenet", "embedding.weights": "embedding.weight",
                "postnet.convolutions.7": "postnet.convolutions.1"}  # fmt: skip
@@ -175,12 +175,12 @@ def test_waveglow_of_other_halves_is_refused(tmp_path):
 def test_waveglow_of_another_stride_is_logged_and_loaded(tmp_path, caplog):
     source = waveglow(1)
     save_checkpoint(source, tmp_path / "s.safetensors")
-    for stride, told in ((256, False), (200, True), (128, True)):
+    for stride, logged in ((256, False), (200, True), (128, True)):
         model = waveglow(2, upsample_stride=stride)
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             warm_start(model, tmp_path / "s.safetensors")
-        assert (f"makes 256 samples per frame, this run {stride}" in caplog.text) is told
+        assert (f"makes 256 samples per frame, this run {stride}" in caplog.text) is logged
         assert torch.equal(model.upsample.weight, source.upsample.weight)
 
 
@@ -192,11 +192,11 @@ def test_another_model_is_refused(tmp_path):
 
 def test_other_audio_is_logged_and_the_weights_are_loaded(tmp_path, caplog):
     save_checkpoint(described(waveglow(1), audio=MelConfig(16000, mel_fmax=None)), tmp_path / "s.safetensors")
-    for audio, told in ((MelConfig(16000), False), (None, False), (MelConfig(), True)):
+    for audio, logged in ((MelConfig(16000), False), (None, False), (MelConfig(), True)):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             warm_start(waveglow(2), tmp_path / "s.safetensors", (), audio)
-        assert ("sampling_rate 16000 and 22050" in caplog.text) is told
+        assert ("sampling_rate 16000 and 22050" in caplog.text) is logged
 
 
 @pytest.mark.parametrize("n_symbols", [38, 96, 154])

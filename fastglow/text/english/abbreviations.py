@@ -120,7 +120,7 @@ GENERAL = {
     "vs": "versus",
 }
 # After a number these are feet, seconds and pints.
-_UNITS_TOO = frozenset("ft pt sec".split())
+_ALSO_UNITS = frozenset("ft pt sec".split())
 # With inner full stops; the last one may be missing.
 _PHRASES = {
     "e.g": "for example",
@@ -168,7 +168,7 @@ def _dotted(match: re.Match) -> str:
     word, following = match[1], after(match)
     key = word.lower()
     stop = "." if ends_sentence(following) else ""
-    if key in _UNITS_TOO and before(match)[-2:-1].isdigit():
+    if key in _ALSO_UNITS and before(match)[-2:-1].isdigit():
         return match[0]
     is_number = _NUMBER_FOLLOWS.match(following) and not (key == "no" and PRONOUN_I_FOLLOWS.match(following))
     if key in BEFORE_NUMBER and word != "C" and is_number:

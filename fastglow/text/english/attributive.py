@@ -38,7 +38,7 @@ _POSTPOSED = frozenset(
     upstairs upwind warmer weaker wet wide wider worldwide worse young younger
     """.split()
 )
-_NOUNS_TOO = frozenset("flat home light round square".split())
+_ALSO_NOUNS = frozenset("flat home light round square".split())
 # Verbs, not ending in -ed, whose subject is an amount, or that follow one.
 _VERBS = frozenset(
     """
@@ -76,18 +76,18 @@ _DETERMINERS = frozenset(
 _COMPOUND = re.compile(r"-(?!plus\b|odd\b|ish\b)[a-z]")
 _PER = re.compile(r"\A ?/ ?(?:hr|hour|day|night|week|wk|month|mo|year|yr|person|head)\b")
 # "a $20 or $30 ticket", "a 3 hr 20 min flight", "a $50 a night room".
-_GOES_ON = re.compile(r" (?:(?:or|and|to|by) (?:an? )?)?[$£€]?\d| (?:an?|per) [a-z]+ [a-z]")
+_CONTINUES = re.compile(r" (?:(?:or|and|to|by) (?:an? )?)?[$£€]?\d| (?:an?|per) [a-z]+ [a-z]")
 _NEXT = re.compile(r" ([A-Za-z]+)(-[A-Za-z])?(?=['\w-]{0,32}(.?.?))")
 
 
-def is_attributive(preceding: str, following: str, of_stuff: bool = False) -> bool:
+def is_attributive(preceding: str, following: str, of_substance: bool = False) -> bool:
     """Whether the amount between ``preceding`` and ``following`` describes the noun that comes next.
 
     Without a tagger, the word after the amount counts as a noun, or as the beginning of a noun phrase, unless it
     belongs to a closed class or is an adverb, a participle, a comparative, or a verb whose subject is an amount. After
     ``a`` and ``an``, adverbs and adjectives are allowed, too; after these articles or a count (``"two $20 bills"``),
-    also participles and proper names. Amounts ``of_stuff`` (grams, liters) need an article or a count before them, or
-    a container after them, since recipes omit ``of`` (``"200 g flour"``). Known errors: unlisted verbs (``"$20
+    also participles and proper names. Amounts ``of_substance`` (grams, liters) need an article or a count before them,
+    or a container after them, since recipes omit ``of`` (``"200 g flour"``). Known errors: unlisted verbs (``"$20
     talks"``) and substances after money or length (``"$5 million aid"``) count as nouns.
     """
     following = _PER.sub("", following)
@@ -97,7 +97,7 @@ def is_attributive(preceding: str, following: str, of_stuff: bool = False) -> bo
     if not preceding.endswith(" ") or preceding.rstrip()[-1:] in tuple(",;:.!?)"):
         article = ""
     has_article = article in _ARTICLES
-    if has_article and _GOES_ON.match(following):
+    if has_article and _CONTINUES.match(following):
         return True
     upcoming = _NEXT.match(following)
     if not upcoming:
@@ -109,11 +109,11 @@ def is_attributive(preceding: str, following: str, of_stuff: bool = False) -> bo
     if is_can or (word in CLOSED_CLASS and not is_compound):
         return is_can
     is_determined = is_counted or article in _DETERMINERS or article.endswith("'s")
-    goes_on = upcoming[3].startswith(" ") and upcoming[3][1:].isalnum()
+    continues = upcoming[3].startswith(" ") and upcoming[3][1:].isalnum()
     if upcoming[1][0].isupper():
         return is_determined and not _CALENDAR.fullmatch(upcoming[1])
     if word in _POSTPOSED:
-        return has_article and (goes_on or word in _NOUNS_TOO)
+        return has_article and (continues or word in _ALSO_NOUNS)
     if has_article:
         return not word.endswith("ly") or word in _ADVERBIAL_NOUNS | _NOUNS_IN_LY
     if word in _VERBS or (word.endswith("ly") and word not in _NOUNS_IN_LY):
@@ -122,4 +122,4 @@ def is_attributive(preceding: str, following: str, of_stuff: bool = False) -> bo
         return False
     if word.endswith("ing") and not is_determined and len(word) > 5:
         return False
-    return is_counted or word in _CONTAINERS if of_stuff else True
+    return is_counted or word in _CONTAINERS if of_substance else True

@@ -33,7 +33,7 @@ _EUROS = re.compile(rf"{_START}([1-9]\d{{0,2}})\.(\d{{3}})(?= ?(?:€|EUR\b)(?! 
 _VERSION = re.compile(r"(?:version|release|firmware|build|v)\.? \Z", re.IGNORECASE)
 
 
-def settle_decimal_commas(text: str) -> str:
+def convert_decimal_commas(text: str) -> str:
     """``"1.234,56 €"`` -> ``"1,234.56 €"``, ``"3,5 %"`` -> ``"3.5 %"``."""
     text = _WITH_DECIMALS.sub(lambda match: f"{_grouped(match[1])}.{match[2]}", text)
     text = _SWISS.sub(lambda match: _grouped(match[1]) + match[2], text)

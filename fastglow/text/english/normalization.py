@@ -7,7 +7,7 @@ from fastglow.text.english.abbreviations import expand_abbreviations
 from fastglow.text.english.acronyms import is_shouted, read_capitals
 from fastglow.text.english.currency import read_currency
 from fastglow.text.english.dates import read_dates
-from fastglow.text.english.decimal_commas import settle_decimal_commas
+from fastglow.text.english.decimal_commas import convert_decimal_commas
 from fastglow.text.english.designations import read_labels
 from fastglow.text.english.dotted_days import read_dotted_days
 from fastglow.text.english.numerals import read_codes, read_long_numbers, read_minus_signs, read_numbers
@@ -17,27 +17,27 @@ from fastglow.text.english.roman import read_roman_numerals
 from fastglow.text.english.signs import read_signs, read_signs_in_context, tidy
 from fastglow.text.english.stutter import read_stutters
 from fastglow.text.english.times import read_times
-from fastglow.text.english.typography import GROUP, settle_quotes, settle_words, to_signs
+from fastglow.text.english.typography import GROUP, normalize_quotes, normalize_words, to_signs
 from fastglow.text.english.units import read_heights, read_units
 from fastglow.text.english.web import read_addresses
-from fastglow.text.lines import join_torn_words
+from fastglow.text.line_breaks import join_hyphenated_words
 from fastglow.text.markup import without_markup
 
 # Each step reads the digits and signs that the steps before it left; lower-case words are final.
 _STEPS = (
     read_heights,
-    settle_quotes,
+    normalize_quotes,
     read_addresses,
     read_places,
     read_dotted_days,
-    settle_decimal_commas,
+    convert_decimal_commas,
     read_long_numbers,
     read_dates,
     read_times,
     read_plurals,
     read_codes,
     read_labels,
-    settle_words,
+    normalize_words,
     read_stutters,
     read_roman_numerals,
     read_minus_signs,
@@ -59,7 +59,7 @@ def normalize(text: str, dropped: list[str]) -> str:
     to ``dropped``.
     """
     hidden, groups = _hide_groups(without_markup(text), dropped)
-    hidden = to_signs(join_torn_words(hidden), dropped)
+    hidden = to_signs(join_hyphenated_words(hidden), dropped)
     shouted = is_shouted(hidden)
     for step in _STEPS:
         hidden = step(hidden)

@@ -12,7 +12,7 @@ from fastglow.text.numbers import (
     number,
     ordinal,
     quantity,
-    said_slash,
+    slash_word,
     spell_digits,
     year,
 )
@@ -83,7 +83,7 @@ def read_numbers(text: str) -> str:
     text = _RANGE.sub(_range, text)
     text = _ORDINAL.sub(lambda match: ordinal(match[1]), text)
     text = _FRACTION.sub(_fraction, text)
-    text = _OVER.sub(lambda match: f" {said_slash(match[1])} ", text)
+    text = _OVER.sub(lambda match: f" {slash_word(match[1])} ", text)
     text = _BY.sub(lambda match: f"{match[1]} by ", text)
     text = _TIMES.sub(lambda match: f"{number(match[1])} times", text)
     text = _SCALED.sub(_scaled, text)

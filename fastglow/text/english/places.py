@@ -1,6 +1,7 @@
 """Postal addresses: streets with their directions, flats, states, ZIP codes.
 
-They are read before units and titles: ``"350 W 42nd St"`` has no watts, ``"12 Elm Dr"`` no doctor.
+This step comes before units and titles, which would read ``W`` in ``"350 W 42nd St"`` as watts and ``Dr`` in
+``"12 Elm Dr"`` as doctor.
 """
 
 import re
@@ -34,25 +35,25 @@ _SHOUTED = "|".join(name.upper() for name in _TYPES)
 _WRITTEN_OUT = "|".join(f"{name.capitalize()}|{name.upper()}" for name in _IN_FULL.split())
 
 _TYPE = rf"(?P<type>{_ABBREVIATED}|{_SHOUTED}|{_WRITTEN_OUT})(?![\w'-])(?P<stop>\.?)"
-_BEHIND = rf"(?: (?P<behind>{_DIRECTION})(?![\w'&-])(?P<last>\.?))?"
+_SUFFIX = rf"(?: (?P<suffix>{_DIRECTION})(?![\w'&-])(?P<last>\.?))?"
 # House numbers: "12", "221B", "12-14".
 _NUMBERED = re.compile(
-    rf"(?<![\w.,:/$£€-])(?P<house>\d{{1,5}})(?P<letter>[A-Z]?)(?P<to>-\d{{1,5}})? (?:(?P<front>{_DIRECTION})\.? )?"
-    rf"(?P<name>[A-Z]|{_NAME}(?: {_NAME}){{0,3}}?) {_TYPE}{_BEHIND}"
+    rf"(?<![\w.,:/$£€-])(?P<house>\d{{1,5}})(?P<letter>[A-Z]?)(?P<to>-\d{{1,5}})? (?:(?P<prefix>{_DIRECTION})\.? )?"
+    rf"(?P<name>[A-Z]|{_NAME}(?: {_NAME}){{0,3}}?) {_TYPE}{_SUFFIX}"
 )
 _DIRECTED = re.compile(
-    rf"(?<![\w.'&-])(?P<front>{_DIRECTION})\.? (?=(?:{_ORDINAL}\b|{_NAME}(?: {_NAME}){{0,2}}? {_TYPE}))"
+    rf"(?<![\w.'&-])(?P<prefix>{_DIRECTION})\.? (?=(?:{_ORDINAL}\b|{_NAME}(?: {_NAME}){{0,2}}? {_TYPE}))"
 )
 _NAMED = re.compile(
     rf"(?<![\w'.-])(?P<name>{_ORDINAL}|[A-Z][A-Za-z'-]{{1,24}}) "
-    rf"(?P<type>{_ABBREVIATED})(?![\w'-])(?P<stop>\.?){_BEHIND}"
+    rf"(?P<type>{_ABBREVIATED})(?![\w'-])(?P<stop>\.?){_SUFFIX}"
 )
-_IN_FULL_BEHIND = re.compile(
-    rf"(?<= )(?P<type>Street|Avenue|Boulevard|Court|Drive|Lane|Road) (?P<behind>{_DIRECTION})(?![\w'&-])(?P<last>\.?)"
+_IN_FULL_SUFFIX = re.compile(
+    rf"(?<= )(?P<type>Street|Avenue|Boulevard|Court|Drive|Lane|Road) (?P<suffix>{_DIRECTION})(?![\w'&-])(?P<last>\.?)"
 )
 _ROUTE = re.compile(
     r"\b(?P<road>Hwy\.?|Highway|highway|Route|Rte\.?|Interstate) ?(?P<number>\d{1,4})"
-    rf"(?: (?P<behind>{_DIRECTION})(?![\w'&-]))?"
+    rf"(?: (?P<suffix>{_DIRECTION})(?![\w'&-]))?"
 )
 _FLAT = re.compile(r"\b(Apt|APT|Ste|STE|Fl|FL|Rm|RM|Bldg|BLDG)\.? ?#? ?(?=\d|[A-Z]\b)")
 _FLOOR = re.compile(r"(?<=\d)(?P<ending>st|nd|rd|th) Fl(?![\w'-])\.?")
@@ -134,7 +135,7 @@ def read_places(text: str) -> str:
     text = _NUMBERED.sub(_numbered, text)
     text = _DIRECTED.sub(_directed, text)
     text = _NAMED.sub(_named, text)
-    text = _IN_FULL_BEHIND.sub(lambda match: f"{match['type']} {_direction(match['behind'])}{_last(match)}", text)
+    text = _IN_FULL_SUFFIX.sub(lambda match: f"{match['type']} {_direction(match['suffix'])}{_last(match)}", text)
     text = _ROUTE.sub(_route, text)
     text = _BEFORE_ZIP.sub(lambda match: match[1] + " " + _digits(match), text)
     text = _STATE.sub(_state, text)
@@ -147,16 +148,16 @@ def read_places(text: str) -> str:
 def _numbered(match: re.Match) -> str:
     name, kind = match["name"], match["type"].lower()
     following = after(match)
-    saint = kind == "st" and not match["behind"] and _CAPITAL.match(following)
+    saint = kind == "st" and not match["suffix"] and _CAPITAL.match(following)
     if saint and not _FLAT_FOLLOWS.match(following) and name.split()[-1].lower() in _MOUNTS:
         return match[0]
-    if saint and len(name) == 1 and not match["front"] and not _FLAT_FOLLOWS.match(following) and not match["stop"]:
+    if saint and len(name) == 1 and not match["prefix"] and not _FLAT_FOLLOWS.match(following) and not match["stop"]:
         return match[0]  # "2 L St Pauli"
     if match["type"].isupper() and not name.isupper() and name[-2:] not in ("st", "nd", "rd", "th"):
         return match[0]
     parts = [match["house"], spell(match["letter"])] if match["letter"] else [match["house"] + (match["to"] or "")]
-    if match["front"]:
-        parts.append(_direction(match["front"]))
+    if match["prefix"]:
+        parts.append(_direction(match["prefix"]))
     parts.append(spell(name) if len(name) == 1 else name)
     return " ".join(parts) + " " + _street(match)
 
@@ -167,22 +168,22 @@ def _directed(match: re.Match) -> str:
     # "Robert E. Lee Blvd": an initial.
     if last and last[1].lower() not in SENTENCE_STARTERS and not _ANNOUNCES.search(context):
         return match[0]
-    return _direction(match["front"]) + " "
+    return _direction(match["prefix"]) + " "
 
 
 def _named(match: re.Match) -> str:
     name, kind, following = match["name"], match["type"].lower(), after(match)
     known = name.lower() not in SENTENCE_STARTERS and name.lower() not in _GREETINGS
-    if match["stop"] and not match["behind"]:
+    if match["stop"] and not match["suffix"]:
         return match[0]  # another step reads abbreviations with a full stop
-    if match["behind"] and match["stop"] and len(match["behind"]) == 1 and _CAPITAL.match(following):
+    if match["suffix"] and match["stop"] and len(match["suffix"]) == 1 and _CAPITAL.match(following):
         return match[0]
-    if not known or (kind in ("st", "dr", "ter") and not match["behind"] and not _alone(match, name, following)):
+    if not known or (kind in ("st", "dr", "ter") and not match["suffix"] and not _is_street(match, name, following)):
         return match[0]
     return f"{name} {_street(match)}"
 
 
-def _alone(match: re.Match, name: str, following: str) -> bool:
+def _is_street(match: re.Match, name: str, following: str) -> bool:
     """Whether a bare St, Dr or Ter belongs to the name before it and not to the name after it."""
     if not _CAPITAL.match(following) or _FLAT_FOLLOWS.match(following):
         return name.lower() not in _MOUNTS
@@ -192,15 +193,15 @@ def _alone(match: re.Match, name: str, following: str) -> bool:
 def _street(match: re.Match) -> str:
     kind = match["type"]
     spoken = _TYPES.get(kind.lower(), kind.lower())
-    if match["behind"]:
-        return f"{spoken} {_direction(match['behind'])}{_last(match)}"
+    if match["suffix"]:
+        return f"{spoken} {_direction(match['suffix'])}{_last(match)}"
     written_out = kind.lower() not in _TYPES
     return spoken + ("." if match["stop"] and (written_out or ends_sentence(after(match))) else "")
 
 
 def _route(match: re.Match) -> str:
     road = {"hwy": "highway", "rte": "route"}.get(match["road"].lower().rstrip("."), match["road"])
-    return f"{road} {match['number']}" + (f" {_direction(match['behind'])}" if match["behind"] else "")
+    return f"{road} {match['number']}" + (f" {_direction(match['suffix'])}" if match["suffix"] else "")
 
 
 def _last(match: re.Match) -> str:

@@ -24,14 +24,14 @@ _BETWEEN = re.compile(r"(?<=\ds) ?[-–] ?(?='?\d{2,4}'?s\b)")
 _BARE = re.compile(r"(?:(?<=\ds/)|(?<![\w.,:/$£€'–-]))('?)(\d{1,3}(?:,\d{3}){1,3}|\d{1,6})('{0,2})s\b")
 
 # After these the number is a time.
-_LASTING = frozenset(
+_DURATION_WORDS = frozenset(
     """
     every expire expired expires hold holds last lasted lasting lasts pause paused pauses sleep sleeps slept spend
     spends spent take taken takes taking timeout took wait waited waiting waits within
     """.split()
 )
 # Words that may come in between: "took me about 30s".
-_SLACK = frozenset("a about another around exactly him it just least me nearly only over than them to up us".split())
+_FILLERS = frozenset("a about another around exactly him it just least me nearly only over than them to up us".split())
 # After these the number is a time unless it describes what follows: "for 30s.", but "for 80s music".
 _AROUND = frozenset(
     """
@@ -63,7 +63,7 @@ _NAME = re.compile(r"(\S*) ?\b([A-Za-z]+) \Z")
 _FOLLOWS_SECONDS = re.compile(r"(?<![\d.])(?:[1-9]|1\d|[2-9][1-9])s (?:and|or|to) \Z")
 _NEXT = re.compile(r" ([A-Za-z]+)")
 # "30s of video", but "80s of the last century".
-_OF_WHAT_LASTS = re.compile(r" of (?!(?:the|this|that|last|our|my|his|her|their|its|your)\b)[a-z]")
+_OF_TIMED_THING = re.compile(r" of (?!(?:the|this|that|last|our|my|his|her|their|its|your)\b)[a-z]")
 
 
 def read_plurals(text: str) -> str:
@@ -140,13 +140,13 @@ def _are_seconds(digits: str, match: re.Match) -> bool:
     upcoming = _NEXT.match(following)
     next_word = upcoming[1].lower() if upcoming else ""
     previous = last_word(preceding).lower()
-    if next_word in _TIMED or _is_lasting(preceding):
+    if next_word in _TIMED or _follows_duration_word(preceding):
         return True
     if previous in _BEFORE_PLURAL or looks_like_year(digits) or digits in ("0", "00"):
         return False
     if next_word in _AFTER_SECONDS or _FOLLOWS_SECONDS.search(preceding):
         return True
-    if (len(digits) < 3 or digits[-1] == "0") and _OF_WHAT_LASTS.match(following):
+    if (len(digits) < 3 or digits[-1] == "0") and _OF_TIMED_THING.match(following):
         return True
     if previous in _AROUND and _ends_phrase(next_word, following):
         return previous != "of" or last_word(preceding.rstrip()[:-2]).lower() in _TIMED
@@ -155,11 +155,11 @@ def _are_seconds(digits: str, match: re.Match) -> bool:
     return previous not in _NAMING and not _follows_name(preceding)
 
 
-def _is_lasting(preceding: str) -> bool:
+def _follows_duration_word(preceding: str) -> bool:
     words = preceding.lower().split()[-4:]
-    while words and words[-1] in _SLACK:
+    while words and words[-1] in _FILLERS:
         words.pop()
-    return bool(words) and words[-1].strip(":=(") in _LASTING
+    return bool(words) and words[-1].strip(":=(") in _DURATION_WORDS
 
 
 def _ends_phrase(next_word: str, following: str) -> bool:
@@ -169,7 +169,7 @@ def _ends_phrase(next_word: str, following: str) -> bool:
 
 
 def _follows_name(preceding: str) -> bool:
-    """``"Falcon 9s"``, ``"iPhone 6s"``; not a word that is capitalised as the first of its sentence."""
+    """``"Falcon 9s"``, ``"iPhone 6s"``; a word that is capitalised because it begins a sentence is no name."""
     name = _NAME.search(preceding)
     if not name or name[2].islower() or name[2].lower() in SENTENCE_STARTERS:
         return False

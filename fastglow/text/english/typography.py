@@ -106,14 +106,14 @@ _MISSING_SPACE = re.compile(
 )
 
 
-def settle_quotes(text: str) -> str:
+def normalize_quotes(text: str) -> str:
     """Removes double quotation marks, spaces before marks and doubled full stops; double hyphens become dashes."""
     text = _QUOTED_GAP.sub(" ", text).replace('"', "")
     text = re.sub(r"(?<!\.)\.\.(?!\.)", ".", re.sub("-{2,}", "—", text))
     return _SPACE_BEFORE_MARK.sub("", text)
 
 
-def settle_words(text: str) -> str:
+def normalize_words(text: str) -> str:
     """Keeps apostrophes inside words only (``'tis`` sounds the same without), and puts a space after every mark."""
     text = _EDGE_APOSTROPHE.sub(" ", _AND.sub("and", text))
     text = " ".join(_MISSING_SPACE.sub(r"\1 ", text).split())

@@ -140,7 +140,7 @@ _PER = {spelling: name for name, spellings in _DENOMINATORS.items() for spelling
 
 
 # Recipes omit "of" after these.
-_STUFF = frozenset(
+_SUBSTANCES = frozenset(
     "kilogram gram milligram microgram pound ounce liter milliliter microliter centiliter gallon tablespoon teaspoon "
     "pint quart".split()
 )
@@ -210,9 +210,9 @@ def _inches(match: re.Match) -> str:
 
 def _measure(match: re.Match) -> str:
     first, joiner, last, tie, unit, over, _ = match.groups()
-    of_stuff = _UNITS[unit] in _STUFF or unit in _PLURAL_SPELLINGS
+    of_substance = _UNITS[unit] in _SUBSTANCES or unit in _PLURAL_SPELLINGS
     stop = _stop(match, over or unit)
-    adjective = not stop and (tie == "-" or is_attributive(before(match), after(match), of_stuff))
+    adjective = not stop and (tie == "-" or is_attributive(before(match), after(match), of_substance))
     spoken = _with_unit(first, joiner, last, _UNITS[unit], adjective)
     return spoken + (f" per {_PER[over]}" if over else "") + stop
 

@@ -1,11 +1,11 @@
-"""Line breaks: which of them end a sentence, and which split a word."""
+"""Finds line breaks that end a sentence, and joins words that are hyphenated at a line break."""
 
 import re
 
 from fastglow.text.english.abbreviations import GENERAL, STREETS
 
 # A line that ends in one of these continues, even before a capital.
-_GO_ON = frozenset(
+_CONTINUING_WORDS = frozenset(
     """
     a an and are as at but by did do does dr for from had has have her his if in into is its like mr mrs ms my nor not
     of on or our over prof st than that the their these this those to under until very was were when which who whose
@@ -15,7 +15,7 @@ _GO_ON = frozenset(
 _LINE = re.compile(r"[^\n]+")
 _FIRST = re.compile(r"[\s\"'“‘«(\[¿¡*_-]*([^\W_])")
 _LAST_WORD = re.compile(r"([^\W\d_]+)\s*\Z")
-_GOES_ON = re.compile(r"[,;&/+=–—─-]\s*\Z")
+_CONTINUES = re.compile(r"[,;&/+=–—─-]\s*\Z")
 # Whether a mark ends a sentence is decided elsewhere, with the abbreviations.
 _HAS_MARK = re.compile(r"[.!?…。！？｡][\"'”’»)\]]*\s*\Z")
 _NARROW = 40
@@ -65,7 +65,7 @@ _SECOND_HALF = re.compile(r"\w+\s+(?:\w+\s+){0,2}\w+-\w")
 _WINDOW = 60
 
 
-def join_torn_words(text: str) -> str:
+def join_hyphenated_words(text: str) -> str:
     """Removes hyphenation at line ends: ``"trou-\\nble"`` -> ``"trouble"``, but ``"one-sided"``.
 
     Without a dictionary this is a guess. The hyphen stays after words that usually begin a compound (numbers,
@@ -106,7 +106,7 @@ def _is_compound(first: str, second: str) -> bool:
     return second in _COMPOUND_LAST and first not in _PREFIXES and len(first) > 2
 
 
-def line_breaks_that_end(text: str) -> list[int]:
+def sentence_line_breaks(text: str) -> list[int]:
     """Positions after each ``\\n`` that ends a sentence without a mark; blank lines end a paragraph.
 
     See ``split_sentences`` for the rule.
@@ -117,20 +117,20 @@ def line_breaks_that_end(text: str) -> list[int]:
         if line[0].isspace():
             continue
         if paragraph and text.count("\n", paragraph[-1].end(), line.start()) != 1:
-            ends += _ends_in(paragraph)
+            ends += _breaks_in(paragraph)
             paragraph = []
         paragraph.append(line)
-    return ends + _ends_in(paragraph)
+    return ends + _breaks_in(paragraph)
 
 
-def _ends_in(paragraph: list[re.Match]) -> list[int]:
+def _breaks_in(paragraph: list[re.Match]) -> list[int]:
     lines = [line[0].strip() for line in paragraph]
     width = max(map(len, lines), default=0)
     firsts = [_FIRST.match(line) for line in lines]
     items = _items(lines)
-    begins_small = any(first and first[1].islower() for i, first in enumerate(firsts) if i not in items)
+    begins_lower = any(first and first[1].islower() for i, first in enumerate(firsts) if i not in items)
     shouted = all(line.isupper() for line in lines)
-    listed = not begins_small and (width < _NARROW or (len(lines) > 2 and not shouted))
+    listed = not begins_lower and (width < _NARROW or (len(lines) > 2 and not shouted))
     ends = []
     for i in range(1, len(lines)):
         previous, following, first = lines[i - 1], lines[i], firsts[i]
@@ -140,7 +140,7 @@ def _ends_in(paragraph: list[re.Match]) -> list[int]:
         if listed and first and first[1].isupper() and _ends_abbreviated(previous):
             ends.append(paragraph[i].start())
             continue
-        if not first or not (first[1].isupper() or first[1].isnumeric()) or _goes_on(previous):
+        if not first or not (first[1].isupper() or first[1].isnumeric()) or _continues(previous):
             continue
         would_fit = len(previous) + 1 + len(following.split(maxsplit=1)[0]) <= width
         if listed or would_fit:
@@ -161,12 +161,12 @@ def _items(lines: list[str]) -> set[int]:
         items.update(dashed)
     labelled = [(i, match[1]) for i, line in enumerate(lines) if (match := _LABELLED.match(line))]
     for (i, label), (j, following) in zip(labelled, labelled[1:], strict=False):
-        if _counts_on(label, following):
+        if _counts_up(label, following):
             items.update((i, j))
     return items
 
 
-def _counts_on(label: str, following: str) -> bool:
+def _counts_up(label: str, following: str) -> bool:
     if label.isupper() != following.isupper():
         return False
     label, following = label.lower(), following.lower()
@@ -181,10 +181,10 @@ def _ends_abbreviated(line: str) -> bool:
     return key in _MAY_END and (key not in STREETS or any(sign.isdigit() for sign in line))
 
 
-def _goes_on(line: str) -> bool:
+def _continues(line: str) -> bool:
     tail = line[-60:]
-    if _HAS_MARK.search(tail) or _GOES_ON.search(tail):
+    if _HAS_MARK.search(tail) or _CONTINUES.search(tail):
         return True
     last = _LAST_WORD.search(tail)
     word = last[1].lower() if last and line.isupper() else last and last[1]
-    return word in _GO_ON and len(line.split(maxsplit=2)) > 2
+    return word in _CONTINUING_WORDS and len(line.split(maxsplit=2)) > 2

@@ -1,4 +1,4 @@
-"""Dashes between numbers, rules of signs, and other cases that were once read wrong."""
+"""Dashes between numbers, lines of signs such as =====, and other cases that were once read wrong."""
 
 import pytest
 

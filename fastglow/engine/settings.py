@@ -1,4 +1,4 @@
-"""Settings that a synthesis takes from its models' checkpoints, unless others are given."""
+"""Audio parameters, text cleaners and lexicon of a synthesis: given, or from the models' checkpoints."""
 
 import warnings
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ class OtherwiseTrainedWarning(UserWarning):
 
 
 @dataclass(frozen=True)
-class Facts:
-    """Settings with which the models were trained."""
+class Settings:
+    """The settings of a synthesis."""
 
     audio: MelConfig
     text_cleaners: tuple[str, ...]
@@ -30,34 +30,34 @@ class Facts:
     symbols: str | None
 
 
-def settle(
+def resolve_settings(
     tacotron2: Tacotron2,
     waveglow: WaveGlow | None,
     audio: MelConfig | None,
     text_cleaners: Sequence[str] | None,
     lexicon: str | PathLike | Lexicon | AsTrained | None,
-) -> Facts:
+) -> Settings:
     """The given settings, else those that the checkpoints record, else the defaults of the published models.
 
     A given setting that contradicts the training is used, with an `OtherwiseTrainedWarning`.
 
     Args:
         tacotron2: the acoustic model.
-        waveglow: the vocoder, or None if it is another.
+        waveglow: the vocoder, or None if it is Griffin-Lim.
         audio, text_cleaners: None if not given.
-        lexicon: `AS_TRAINED` if not given; None for none.
+        lexicon: `AS_TRAINED` if not given; None for no lexicon.
 
     Raises:
         FastglowError: the lexicon cannot be read; none was given and the training's is missing.
     """
     acoustic = trained_with(tacotron2)
     vocoder = trained_with(waveglow) if waveglow is not None else TrainedWith()
-    settled = audio or acoustic.audio or vocoder.audio or MelConfig()
+    audio_in_use = audio or acoustic.audio or vocoder.audio or MelConfig()
     for known, model in ((acoustic.audio, "Tacotron 2"), (vocoder.audio, "WaveGlow")):
-        if known is not None and known != settled:
+        if known is not None and known != audio_in_use:
             _warn(
                 f"the audio parameters in use differ from those that the {model} was trained with: "
-                f"{audio_differences(settled, known)}"
+                f"{audio_differences(audio_in_use, known)}"
             )
     if text_cleaners is not None and acoustic.text_cleaners not in (None, tuple(text_cleaners)):
         _warn(
@@ -65,24 +65,24 @@ def settle(
             f"with ({', '.join(acoustic.text_cleaners)})"
         )
     cleaners = DEFAULT_CLEANERS if acoustic.text_cleaners is None else acoustic.text_cleaners
-    return Facts(
-        settled,
+    return Settings(
+        audio_in_use,
         cleaners if text_cleaners is None else tuple(text_cleaners),
-        _settle_lexicon(acoustic, lexicon),
+        _resolve_lexicon(acoustic, lexicon),
         acoustic.symbols,
     )
 
 
 def check_mel_channels(model: Tacotron2 | WaveGlow, audio: MelConfig) -> None:
-    """Raises FastglowError unless a model's number of mel channels is that of `audio`."""
+    """Raises FastglowError unless a model and `audio` have the same number of mel channels."""
     if model.config.n_mel_channels != audio.n_mel_channels:
         raise FastglowError(
-            f"the {type(model).__name__} has {model.config.n_mel_channels} mel channels, "
-            f"the voice {audio.n_mel_channels}: use models with the same number"
+            f"the {type(model).__name__} has n_mel_channels={model.config.n_mel_channels}, must have "
+            f"{audio.n_mel_channels} as the voice: use models with the same number"
         )
 
 
-def _settle_lexicon(known: TrainedWith, lexicon: str | PathLike | Lexicon | AsTrained | None) -> Lexicon | None:
+def _resolve_lexicon(known: TrainedWith, lexicon: str | PathLike | Lexicon | AsTrained | None) -> Lexicon | None:
     if isinstance(lexicon, str | PathLike):
         return Lexicon(lexicon)
     if known.lexicon is None:

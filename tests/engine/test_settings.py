@@ -15,7 +15,7 @@ from fastglow.audio import MelConfig
 from fastglow.checkpoint import LexiconFile, TrainedWith, convert_checkpoint
 from fastglow.cli import main
 from fastglow.engine.frontend import AssumedSymbolsWarning
-from fastglow.engine.training_facts import OtherwiseTrainedWarning
+from fastglow.engine.settings import OtherwiseTrainedWarning
 from fastglow.text import Lexicon, text_to_sequence
 from fastglow.train.prepare import prepare
 from fastglow.voices import Voice
@@ -65,7 +65,7 @@ def test_speech_has_the_sampling_rate_of_the_training(tmp_path, audio, capsys):
         assert synthesizer.synthesize("Hello there.", seed=1).sample_rate == audio.sampling_rate
 
 
-def test_without_facts_the_published_parameters_are_used(tmp_path):
+def test_a_checkpoint_without_settings_uses_the_published_parameters(tmp_path):
     synthesizer = Synthesizer.from_voice(Voice(tacotron2(tmp_path / "t.safetensors")), device="cpu")
     assert synthesizer.audio == MelConfig()
     assert synthesizer.frontend.text_cleaners == ("english_cleaners",)
@@ -81,7 +81,7 @@ def test_cleaners_and_lexicon_of_the_training(tmp_path, lexicon_file):
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("asked", "warning"),
     [
         ({"audio": MelConfig()}, "sampling_rate 22050 and 16000, mel_fmax 8000 and 7600"),
         ({"audio": replace(LOW, hop_length=128)}, "hop_length 128 and 256"),
@@ -90,11 +90,11 @@ def test_cleaners_and_lexicon_of_the_training(tmp_path, lexicon_file):
         ({"lexicon": None}, "is used without one"),
     ],
 )
-def test_given_settings_are_used_and_a_contradiction_warns(tmp_path, lexicon_file, asked, told):
+def test_given_settings_are_used_and_a_contradiction_warns(tmp_path, lexicon_file, asked, warning):
     lexicon = LexiconFile(str(lexicon_file))
     facts = {"audio": LOW, "text_cleaners": ("english_speech_cleaners",), "lexicon": lexicon}
     path = tacotron2(tmp_path / "t.safetensors", **facts)
-    with pytest.warns(OtherwiseTrainedWarning, match=told):
+    with pytest.warns(OtherwiseTrainedWarning, match=warning):
         synthesizer = Synthesizer.from_voice(Voice(path, **asked), device="cpu")
     assert synthesizer.audio == asked.get("audio", LOW)
     assert synthesizer.frontend.text_cleaners == asked.get("text_cleaners", facts["text_cleaners"])
@@ -113,7 +113,7 @@ def test_agreement_gives_no_warning(tmp_path, lexicon_file):
 
 @pytest.mark.filterwarnings(UNSTOPPED)
 @pytest.mark.parametrize(
-    ("audio", "told"),
+    ("audio", "warning"),
     [
         (MelConfig(), "sampling_rate 16000 and 22050, mel_fmax 7600 and 8000"),
         (MelConfig(16000, win_length=800, mel_fmax=7600.0), "win_length 1024 and 800"),
@@ -122,14 +122,14 @@ def test_agreement_gives_no_warning(tmp_path, lexicon_file):
         (None, None),
     ],
 )
-def test_a_waveglow_of_other_audio_warns(tmp_path, audio, told, capsys):
+def test_a_waveglow_of_other_audio_warns(tmp_path, audio, warning, capsys):
     acoustic = tacotron2(tmp_path / "t.safetensors", audio=LOW)
     vocoder = waveglow(tmp_path / "w.safetensors", audio=audio)
     rate, _ = synth(tmp_path, "--tacotron2", acoustic, "--waveglow", vocoder)
     assert rate == 16000
     lines = [line for line in capsys.readouterr().err.splitlines() if "WaveGlow was trained with" in line]
-    assert len(lines) == (told is not None)
-    assert told is None or lines[0].endswith(told)
+    assert len(lines) == (warning is not None)
+    assert warning is None or lines[0].endswith(warning)
     # An unused vocoder gives no warning.
     synth(tmp_path, "--tacotron2", acoustic, "--waveglow", vocoder, "--vocoder", "griffin-lim")
     assert "WaveGlow was" not in capsys.readouterr().err
@@ -143,7 +143,7 @@ def test_the_vocoders_audio_is_used_if_the_acoustic_model_has_none(tmp_path, cap
 
 
 @pytest.mark.filterwarnings(UNSTOPPED)
-def test_another_acoustic_model_in_a_voice_brings_its_own_facts(tmp_path, voice_folder, lexicon_file, capsys):
+def test_another_acoustic_model_in_a_voice_brings_its_own_settings(tmp_path, voice_folder, lexicon_file, capsys):
     voice = tmp_path / "voice"
     shutil.copytree(voice_folder, voice)
     shutil.copy(lexicon_file, voice / "own.txt")
