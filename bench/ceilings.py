@@ -1,4 +1,4 @@
-"""The machine's ceilings, measured: data sheets promise more than any program reaches."""
+"""The machine's measured ceilings: no program reaches the peaks of the data sheet."""
 
 import statistics
 import time

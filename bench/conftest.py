@@ -23,7 +23,7 @@ def pytest_addoption(parser):
     group = parser.getgroup("fastglow benchmarks")
     group.addoption("--peer-dle", metavar="PATH", help="Checkout of NVIDIA's DeepLearningExamples to compare with.")
     group.addoption(
-        "--time-limit", type=float, default=float("inf"), metavar="SECONDS", help="Start no benchmark after so long."
+        "--time-limit", type=float, default=float("inf"), metavar="SECONDS", help="Start no benchmark after this time."
     )
 
 
@@ -52,17 +52,17 @@ def pytest_collection_modifyitems(config, items):
     others = [item for item in items if "implementation" not in item.fixturenames]
     files = list(dict.fromkeys(item.path for item in ours))
     ours.sort(key=lambda item: (files.index(item.path), ORDER.index(item.callspec.params["implementation"])))
-    served = [item for item in ours if _serves(**item.callspec.params)]
+    supported = [item for item in ours if _supports(**item.callspec.params)]
     if environment.has_gpu():
-        for item in served:
+        for item in supported:
             item.add_marker(pytest.mark.benchmark(timer=timing.CLOCK))
-            item.add_marker(pytest.mark.filterwarnings("default"))  # compilers emit warnings that are not ours
-    config.hook.pytest_deselected(items=[item for item in ours if item not in served])
-    items[:] = others + served
+            item.add_marker(pytest.mark.filterwarnings("default"))  # warnings from compilers must not fail the run
+    config.hook.pytest_deselected(items=[item for item in ours if item not in supported])
+    items[:] = others + supported
 
 
-def _serves(workload: Workload, implementation: str, **others) -> bool:
-    return workload.serves(implementation)
+def _supports(workload: Workload, implementation: str, **others) -> bool:
+    return workload.supports(implementation)
 
 
 def pytest_runtest_setup(item):

@@ -26,7 +26,7 @@ ALLOWANCE = 0.10
 RERUNS = 2
 
 OK, FASTER, SLOWER, MISSING, NEW = "ok", "faster", "SLOWER", "MISSING", "NEW"
-SHUTTING = (SLOWER, MISSING, NEW)
+FAILING = (SLOWER, MISSING, NEW)
 
 Ratios = Mapping[str, float]
 
@@ -37,43 +37,43 @@ class Verdict:
     Attributes:
         name: of the benchmark.
         baseline, measured: fastglow's time over the eager reference's, or None.
-        word: OK, FASTER (worth a new baseline), SLOWER, MISSING from the run, or NEW (not in the baseline).
+        status: OK, FASTER (worth a new baseline), SLOWER, MISSING from the run, or NEW (not in the baseline).
     """
 
     name: str
     baseline: float | None
     measured: float | None
-    word: str
+    status: str
 
 
 def judge(baseline: Ratios, measured: Ratios) -> list[Verdict]:
-    """One verdict per name in either."""
+    """One verdict per benchmark in either."""
     verdicts = []
     for name in sorted({*baseline, *measured}):
         before, now = baseline.get(name), measured.get(name)
         if now is None:
-            word = MISSING
+            status = MISSING
         elif before is None:
-            word = NEW
+            status = NEW
         elif now > before * (1 + ALLOWANCE):
-            word = SLOWER
+            status = SLOWER
         else:
-            word = FASTER if now < before * (1 - ALLOWANCE) else OK
-        verdicts.append(Verdict(name, before, now, word))
+            status = FASTER if now < before * (1 - ALLOWANCE) else OK
+        verdicts.append(Verdict(name, before, now, status))
     return verdicts
 
 
 def judge_with_reruns(
     baseline: Ratios, measured: Ratios, rerun: Callable[[list[str]], Ratios], reruns: int = RERUNS
 ) -> list[Verdict]:
-    """As `judge`, but what looks slower is run again, and its ratio is the median of all runs.
+    """As `judge`, but benchmarks that look slower are run again, and their ratio is the median of all runs.
 
     Args:
         baseline, measured: ratios by name.
         rerun: measures these names again.
         reruns: how many times.
     """
-    slow = [verdict.name for verdict in judge(baseline, measured) if verdict.word == SLOWER]
+    slow = [verdict.name for verdict in judge(baseline, measured) if verdict.status == SLOWER]
     if not slow:
         return judge(baseline, measured)
     again = [rerun(slow) for _ in range(reruns)]
@@ -111,7 +111,7 @@ def table(verdicts: Sequence[Verdict]) -> str:
         before, now = verdict.baseline, verdict.measured
         change = "" if before is None or now is None else f"{100 * (now / before - 1):+.1f} %"
         columns = ["-" if ratio is None else f"{ratio:.4f}" for ratio in (before, now)]
-        lines.append(f"{verdict.name:<{width}}  {columns[0]:>8}  {columns[1]:>8}  {change:>7}  {verdict.word}")
+        lines.append(f"{verdict.name:<{width}}  {columns[0]:>8}  {columns[1]:>8}  {change:>7}  {verdict.status}")
     return "\n".join(lines)
 
 
@@ -156,9 +156,9 @@ def run_gate(files: Sequence[Path], baseline: Path | None, write: bool) -> int:
     else:
         verdicts = judge(known, ratios)  # another machine's run cannot be rerun here
     print(table(verdicts))
-    shut = [verdict for verdict in verdicts if verdict.word in SHUTTING]
-    print(f"gate: shut by {len(shut)} of {len(verdicts)} benchmarks" if shut else "gate: open")
-    return 1 if shut else 0
+    failing = [verdict for verdict in verdicts if verdict.status in FAILING]
+    print(f"gate: failed: {len(failing)} of {len(verdicts)} benchmarks" if failing else "gate: passed")
+    return 1 if failing else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

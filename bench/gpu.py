@@ -30,8 +30,8 @@ SHARES = {
     "test_bench_teacher_forced_loop": 6.0,
     "test_bench_waveglow": 9.0,
 }
-"""Relative time per step. torch.compile takes longest, most of all for a whole model; decoder loops follow, where
-the peers launch every operation of every frame."""
+"""Relative time per step. torch.compile takes longest, especially for a whole model; then the decoder loops, in which
+the other implementations launch every operation of every frame."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Step:
     Attributes:
         name: also names its log.
         command: seconds allowed -> command line.
-        share: weight among the steps still to run; time that a step leaves goes to the later ones.
+        share: weight among the steps still to run; later steps get the time that a step does not use.
     """
 
     name: str

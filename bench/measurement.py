@@ -27,7 +27,7 @@ class Measurement:
                 how = self._time(workload, direction, implementation)
                 rates = self._rates(self.ceilings, workload, direction)
         except BaseException:
-            self.benchmark.has_error = True  # also on an interrupt: half a measurement must not be saved
+            self.benchmark.has_error = True  # also on an interrupt: a partial measurement must not be saved
             raise
         self.benchmark.extra_info.update(
             environment.describe(),

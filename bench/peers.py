@@ -18,11 +18,11 @@ from fastglow.errors import FastglowError
 
 TACOTRON2_FOLDER = Path("PyTorch/SpeechSynthesis/Tacotron2")
 
-OURS_ALONE = ("p_prenet_dropout", "p_encoder_dropout", "p_postnet_dropout")
+OURS_ONLY = ("p_prenet_dropout", "p_encoder_dropout", "p_postnet_dropout")
 """Keywords of Tacotron2Config that are constants in NVIDIA's code."""
 
-SPECTROGRAMS = ("librosa", "librosa.filters", "librosa.util", "scipy", "scipy.signal", "scipy.io", "scipy.io.wavfile")
-"""Imports of its tacotron2_common that its models do not use."""
+UNUSED_IMPORTS = ("librosa", "librosa.filters", "librosa.util", "scipy", "scipy.signal", "scipy.io", "scipy.io.wavfile")
+"""Imports of its tacotron2_common that its models do not need."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class DLE:
     def tacotron2(self, model: Tacotron2) -> nn.Module:
         """Its Tacotron2 with our weights, device, dtype and mode."""
         parameter = next(model.parameters())
-        keywords = {name: value for name, value in asdict(model.config).items() if name not in OURS_ALONE}
+        keywords = {name: value for name, value in asdict(model.config).items() if name not in OURS_ONLY}
         twin = self.tacotron2_model.Tacotron2(**keywords).to(parameter.device, parameter.dtype)
         twin.load_state_dict(model.state_dict())
         return twin.train(model.training)
@@ -96,7 +96,7 @@ def _load(file: Path) -> ModuleType:
 @contextmanager
 def tolerate_old_code() -> Iterator[None]:
     """NVIDIA's files warn on new PyTorch, change sys.path, and import packages that may be missing."""
-    absent = {name: _Stub(name) for name in SPECTROGRAMS if not _is_installed(name)}
+    absent = {name: _Stub(name) for name in UNUSED_IMPORTS if not _is_installed(name)}
     for name, module in absent.items():
         parent, _, own = name.rpartition(".")
         if parent in absent:

@@ -14,6 +14,7 @@ from fastglow import kernels
 from fastglow.kernels.decoder_weights import AttentionWeights, LSTMWeights, OutputWeights, RecurrentWeights
 
 NOISE_BLOCK = 64  # frames
+PARTS = ("weight", "bias")
 
 
 class State(NamedTuple):
@@ -62,9 +63,6 @@ def weights_of(decoder: nn.Module) -> tuple[RecurrentWeights, OutputWeights, Ten
     prenet = tuple(tensor for name, tensor in named.items() if name.startswith("prenet."))
     layers = (named[f"{layer}.linear_layer.{part}"] for layer in ("linear_projection", "gate_layer") for part in PARTS)
     return recurrent, OutputWeights(prenet, *layers), named["attention_layer.memory_layer.linear_layer.weight"]
-
-
-PARTS = ("weight", "bias")
 
 
 def cast(weights: Any, dtype: torch.dtype) -> Any:

@@ -35,7 +35,7 @@ MISSED, MET = "MISSED", "met"
 
 
 def judged(rows: Mapping[str, Row]) -> list[tuple[str, str]]:
-    """(target, 'met (value)' or 'MISSED (value)') of fastglow's row; being as fast as torch.compile is a target too."""
+    """(target, 'met (value)' or 'MISSED (value)') of fastglow's row; matching torch.compile is a target too."""
     ours = rows.get(FASTGLOW)
     if ours is None:
         return []

@@ -1,6 +1,6 @@
 """Tacotron 2's free-running decoder: the latency of a frame, at the published sizes with random weights.
 
-A call makes a fixed number of frames, because the gate threshold of 1 never fires, and ends with a host sync, as
+A call decodes a fixed number of frames, because with a threshold of 1 no gate fires, and ends with a host sync, as
 inference does. fastglow's methods `graph` and `persistent` are separate cases, each with the eager reference. Only
 `graph` has NVIDIA's code and torch.compile of a plain PyTorch frame too; torch.compile has fewer sizes, because it
 compiles for each.
@@ -97,7 +97,7 @@ class Decoding(Workload):
     def model(self) -> Tacotron2:
         return new_model(self.small, self.n_frames, self.dtype)
 
-    def serves(self, implementation: str) -> bool:
+    def supports(self, implementation: str) -> bool:
         if implementation == COMPILE:
             return self.method == GRAPH and self.dtype == torch.float16 and (self.batch == 1 or self.text == 128)
         return implementation != PEER or self.method == GRAPH
@@ -106,7 +106,7 @@ class Decoding(Workload):
         return {"memory": list(self._memory().shape)}
 
     def cost(self, direction: str) -> Cost:
-        """Every frame reads the weights and what it attends to; no on-chip memory is assumed to keep them."""
+        """Every frame reads the weights and the memory it attends to; none of it is assumed to stay on chip."""
         recurrent, output, _ = plain_tacotron2.weights_of(self.model.decoder)
         weights = sum(tensor.numel() for tensor in plain_tacotron2.tensors_of((recurrent, output)))
         A, _, taps = len(recurrent.attention.query), *recurrent.attention.location_conv.shape[1:]
@@ -137,7 +137,7 @@ class Decoding(Workload):
         with launching(implementation):
             actual = self._run(implementation, memory, seeds)()
         frames = actual[0].shape[1]
-        assert frames == self.n_frames, f"{frames} frames were made, not {self.n_frames}"
+        assert frames == self.n_frames, f"got {frames} frames, not {self.n_frames}"
         checked = min(CHECKED_FRAMES, frames)
         usual = self._plain(self.model, memory, seeds, checked)
         exact = self._plain(copy.deepcopy(self.model).double(), memory.double(), seeds, checked)
@@ -163,7 +163,7 @@ class Decoding(Workload):
     ) -> Callable[[], Sequence[Tensor]]:
         """Returns frames [B, frames, n_frame], and alignments except with NVIDIA's code.
 
-        Without seeds each draws as in use: ours from seeds, the others from PyTorch's generator.
+        Without given seeds, fastglow draws its own and the others use PyTorch's generator, as in normal use.
         """
         model, lengths = self.model, self._lengths()
         if implementation.name == COMPILE:

@@ -1,7 +1,7 @@
 """prenet: two layers with dropout; memory-bound in training, latency-bound for one step.
 
-Results are verified with given seeds. Timed calls draw their noise as in use: fastglow from seeds in a step and from a
-seed of PyTorch's generator in training, the others from PyTorch's generator.
+Results are verified with given seeds. Timed calls draw their noise as in normal use: fastglow from given seeds in a
+step and from one seed of PyTorch's generator in training, the others from PyTorch's generator.
 """
 
 from collections.abc import Callable

@@ -34,7 +34,7 @@ from .workload import (
 )
 
 CHECKED_FRAMES = 24
-COMPILED_BATCH = 128  # the only one for torch.compile, which compiles anew for each batch size
+COMPILED_BATCH = 128  # the only one for torch.compile, which recompiles for each batch size
 TARGET = 1e6  # mel frames per second, at the largest batch
 
 SMALL = {
@@ -88,7 +88,7 @@ class Training(Workload):
     def model(self) -> Tacotron2:
         return new_model(self.small)
 
-    def serves(self, implementation: str) -> bool:
+    def supports(self, implementation: str) -> bool:
         return implementation != COMPILE or self.batch == COMPILED_BATCH
 
     def shapes(self) -> dict[str, list[int]]:

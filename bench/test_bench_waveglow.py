@@ -89,7 +89,7 @@ class WaveGlowWorkload(Workload):
     def exact_model(self) -> WaveGlow:
         return copy.deepcopy(self.model).to(EXACT)
 
-    def serves(self, implementation: str) -> bool:
+    def supports(self, implementation: str) -> bool:
         return True
 
     def samples(self, direction: str) -> int:
@@ -282,7 +282,7 @@ class Speaking(WaveGlowWorkload):
     def _speaker(
         self, implementation: Implementation, mel: Tensor, noise: Tensor, own_noise: bool = False
     ) -> Callable[[], Tensor]:
-        """`own_noise`: NVIDIA's code draws its noise, as in use, instead of taking `noise`."""
+        """`own_noise`: NVIDIA's code draws its own noise, as in normal use, instead of taking `noise`."""
         model = self._in_dtype()
         if implementation.name == COMPILE:
             speaker = plain_waveglow.Speaker.of(model)

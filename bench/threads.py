@@ -1,7 +1,8 @@
-"""Times speech and training on a loaded CPU, by how PyTorch's threads wait: `python -m bench.threads`.
+"""Times speech and training on a loaded CPU for different waiting modes of PyTorch's threads.
 
 Each computation runs in its own process, with and without busy processes, under fastglow's thread settings and under
-settings a user could make. The settings alternate, so that other load on the machine affects all of them alike.
+settings a user could choose. The settings alternate, so that other load affects all of them equally. Run
+`python -m bench.threads`.
 """
 
 import argparse
@@ -25,7 +26,7 @@ SETTINGS: dict[str, dict[str, str]] = {
 }
 TARGET = 2.0  # fastglow's time over the best setting's
 
-# Ends with its parent, however that ends.
+# Ends when its parent ends, even if that crashes.
 BUSY = """
 import os
 parent = os.getppid()

@@ -17,9 +17,9 @@ ROUND_SECONDS = 2e-3  # at least: events resolve half a microsecond
 TIMED_SECONDS = 0.3  # all rounds together
 WARM_SECONDS = 0.1  # before them: an idle GPU clocks down
 FEWEST_ROUNDS, MOST_ROUNDS = 7, 50
-MOST_CALLS_IN_A_ROUND = 400
-CACHE_TIMES = 3  # size of all sets together, in L2 caches
-MOST_SETS = 128
+MAX_CALLS_PER_ROUND = 400
+CACHE_TIMES = 3  # total size of all sets, in multiples of the L2 cache
+MAX_SETS = 128
 
 Call = Callable[[], object]
 
@@ -38,8 +38,8 @@ CLOCK = GpuClock()
 
 
 def sets_needed(bytes_per_call: int, cache_bytes: int) -> int:
-    """How many sets of inputs and outputs to rotate over, so that each is cold when used."""
-    return min(MOST_SETS, max(1, math.ceil(CACHE_TIMES * cache_bytes / max(1, bytes_per_call))))
+    """How many sets of inputs and outputs to rotate over, so that none is in the cache when used."""
+    return min(MAX_SETS, max(1, math.ceil(CACHE_TIMES * cache_bytes / max(1, bytes_per_call))))
 
 
 def cache_bytes() -> int:
@@ -91,16 +91,16 @@ def prepare_round(calls: Sequence[Call], capturable: bool = True) -> Round:
     """A round that rotates over the calls, which compute the same on different tensors.
 
     Args:
-        calls: run on the current stream, which must not be the default stream; whatever they depend on, such as the
+        calls: run on the current stream, which must not be the default stream; work they depend on, such as the
             forward pass before a backward, must have run on it too.
         capturable: False for calls known to sync with the host.
     """
-    for call in calls:  # compiles, and fills every cache
+    for call in calls:  # compiles, and fills all caches of tables and graphs
         call()
     torch.cuda.synchronize()
     rotation = Rotation(calls)
     seconds = event_seconds(lambda: rotation.run(len(calls))) / len(calls)
-    repeats = min(math.ceil(ROUND_SECONDS / (seconds * len(calls))), MOST_CALLS_IN_A_ROUND // len(calls))
+    repeats = min(math.ceil(ROUND_SECONDS / (seconds * len(calls))), MAX_CALLS_PER_ROUND // len(calls))
     n = len(calls) * max(1, repeats)
     method = "graph"
     launch: Call | None = None
@@ -137,7 +137,7 @@ def median_seconds(calls: Sequence[Call], capturable: bool = True) -> float:
 
 
 class Rotation:
-    """Runs calls in turn and keeps the last result of each, so that each has its own memory."""
+    """Runs calls in turn and holds the last result of each, so that each has its own memory."""
 
     def __init__(self, calls: Sequence[Call]):
         self.calls = calls
@@ -170,7 +170,7 @@ def capture(rotation: Rotation, n: int) -> Call:
     with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
         rotation.run(n)
 
-    def replay(_outputs: Rotation = rotation) -> None:  # outputs live in the graph's memory: keep them alive with it
+    def replay(_outputs: Rotation = rotation) -> None:  # holds the outputs, which are in the graph's memory
         graph.replay()
 
     return replay

@@ -49,7 +49,7 @@ class Implementation:
 
     @property
     def nvidia(self) -> DLE:
-        """NVIDIA's code, for the peer alone."""
+        """NVIDIA's code; only for the peer."""
         if self.dle is None:
             raise RuntimeError("the peer runs with --peer-dle PATH only")
         return self.dle
@@ -91,7 +91,7 @@ class Workload(ABC):
         return dtype_name(self.dtype)
 
     @abstractmethod
-    def serves(self, implementation: str) -> bool:
+    def supports(self, implementation: str) -> bool:
         """Whether the implementation provides this computation."""
 
     @abstractmethod
@@ -130,7 +130,7 @@ class Workload(ABC):
         return None
 
     def targets(self, direction: str) -> dict[str, float]:
-        """design.md's targets, by the metric in `report.TARGETS`."""
+        """Targets by metric, a key of `report.TARGETS`; bench/README.md lists them."""
         return {}
 
 
@@ -164,7 +164,7 @@ class Operation(Workload):
     def directions(self) -> tuple[str, ...]:
         return tuple(self.costs)
 
-    def serves(self, implementation: str) -> bool:
+    def supports(self, implementation: str) -> bool:
         return implementation != PEER or self.peer is not None
 
     def shapes(self) -> dict[str, list[int]]:

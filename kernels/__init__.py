@@ -1,6 +1,6 @@
 """The operations in which Tacotron 2 and WaveGlow spend their time, one function each.
 
-Every function takes and returns plain tensors, and is differentiable unless it serves inference only. `backend` chooses
+Every function takes and returns plain tensors, and is differentiable unless it is for inference only. `backend` chooses
 between Triton kernels and PyTorch references (`fastglow.kernels.reference`), which define the results.
 """
 

@@ -1,4 +1,4 @@
-"""Affine coupling both ways, and the inverse of a whole step of flow, each in one pass over memory.
+"""Affine coupling, its inverse, and the inverse of a whole flow step, each in one pass over memory.
 
 Maths, layout and cost: kernels/README.md.
 """
@@ -24,20 +24,20 @@ CONFIGS = (
     {"TILE": 2048, "num_warps": 8, "num_stages": 1},
 )
 
-# TILE counts the channels that leave, rounded up to a power of 2.
+# TILE = BC BT, where BC is the flow's number of channels c rounded up to a power of 2.
 FLOW_STEP_CONFIGS = (
     {"TILE": 1024, "num_warps": 1, "num_stages": 1},
     {"TILE": 4096, "num_warps": 4, "num_stages": 1},
 )
 
 MAX_CHANNELS = 16
-"""Largest step of flow: a program keeps all channels of a position, and the matrix, in registers."""
+"""Most channels of a flow step: a program keeps all channels of a position, and the matrix, in registers."""
 
 MANY_ELEMENTS = 1 << 20
 """Enough elements to fill a large GPU with the larger tiles."""
 
 MAX_TILE_CHANNELS = 16
-"""Channels-last, 16 channels of 2 bytes fill a sector of memory."""
+"""Channels-last, 16 channels of 2 bytes fill a memory sector of 32 bytes."""
 
 
 class Halves(NamedTuple):
@@ -64,6 +64,7 @@ def _tile(n, T, BC: tl.constexpr, BT: tl.constexpr):
 
 @triton.jit
 def _offsets(x, i_b, o_c, o_t):
+    """Of channels o_c and positions o_t of item i_b; x: Signal or Halves."""
     return i_b * x.s_b + o_c * x.s_c + o_t * x.s_t
 
 
@@ -187,7 +188,7 @@ def _plan(kernel: str, x: Tensor) -> tuple[tuple[int], dict[str, int]]:
 
 
 def _forward(x: Tensor, b_log_s: Tensor, inverse: bool, dtype: torch.dtype, sums: bool) -> tuple[Tensor, Tensor | None]:
-    """(y, sum of log s), or x of y with `inverse`."""
+    """(y, sum of log s); with `inverse`, x from y in place of y from x."""
     y = empty_in_order_of(x, (x.shape[0], x.shape[1], x.shape[2]), dtype)
     if y.numel() == 0:
         return y, x.new_zeros((), dtype=torch.float32) if sums else None
@@ -233,7 +234,7 @@ class _Inputs(NamedTuple):
 
 
 class _AffineCoupling(Function):
-    """(y, log s, its sum if asked for), or (x, ...) of y with `inverse`."""
+    """(y, log s, sum of log s if asked for); with `inverse`, x from y in place of y from x."""
 
     @staticmethod
     def forward(ctx, x, b_log_s, inverse, dtype, sums):
@@ -273,7 +274,7 @@ def affine_coupling(x: Tensor, b_log_s: Tensor, *, return_log_s_sum: bool = Fals
         return_log_s_sum: also return the sum of log s, the log-determinant of the coupling.
 
     Returns:
-        (transformed half [B, n, T], in memory as `x`; log s [B, n, T], a view of `b_log_s`), and with
+        (transformed half [B, n, T], in the memory order of `x`; log s [B, n, T], a view of `b_log_s`), and with
         return_log_s_sum the sum of log s over all elements: a scalar, float32 (float64 for float64).
 
     Raises:
@@ -305,9 +306,9 @@ def flow_step_inverse(
     *,
     swap: bool = False,
 ) -> Tensor:
-    """The inverse of a step of flow without its coupling network: coupling, 1x1 convolution, early channels.
+    """The inverse of a flow step, given its coupling network's output: coupling, 1x1 convolution, early channels.
 
-    The kernel has no backward pass: the PyTorch reference serves if a gradient is needed or c is above 16.
+    The kernel has no backward pass: the PyTorch reference runs if a gradient is needed or c is above 16.
 
     Args:
         kept: the half that conditioned the coupling, [B, c/2, T]; any strides, as all arguments.
@@ -318,7 +319,7 @@ def flow_step_inverse(
         swap: the changed half is the first of the c channels, not the second.
 
     Returns:
-        [B, e + c, T], the entering channels first; dtype and order in memory of `changed`.
+        [B, e + c, T], the entering channels first; dtype and memory order of `changed`.
 
     Raises:
         FastglowError: shapes that do not fit.

@@ -119,7 +119,7 @@ def check_integers(name: str, x: Tensor) -> None:
 
 
 def mixed_dtypes(*tensors: Tensor | None) -> str | None:
-    """Why a kernel that takes one dtype cannot serve, for `backend.picks_triton`, or None; absent tensors are None."""
+    """`unsupported` of `backend.picks_triton` for kernels that take one dtype; absent tensors are None."""
     dtypes = sorted({dtype_name(x.dtype) for x in tensors if x is not None})
     return f"its tensors have the dtypes {', '.join(dtypes)}" if len(dtypes) > 1 else None
 
@@ -132,7 +132,7 @@ def strides(x: Tensor | None, *dims: int) -> tuple[int, ...]:
 
 
 def contiguous_rows(x: Tensor) -> Tensor:
-    """A matrix whose rows are contiguous, with any distance between them: x itself or a copy."""
+    """x, or a copy if the elements of its rows are not contiguous; rows may be any distance apart."""
     return x if x.stride(1) == 1 else x.contiguous()
 
 

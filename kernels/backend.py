@@ -1,6 +1,6 @@
 """Choice of the implementation of an operation: its Triton kernels or its PyTorch reference.
 
-By default the kernels serve CUDA tensors and the references everything else. ``FASTGLOW_BACKEND=triton|reference``,
+By default CUDA tensors use the kernels, and all others the references. ``FASTGLOW_BACKEND=triton|reference``,
 or `use_backend` in code, forces one. Only this file and fastglow/threads.py read environment variables.
 """
 
@@ -29,7 +29,8 @@ launches: Counter[str] = Counter()
 
 _logger = logging.getLogger("fastglow")
 _forced: ContextVar[str | None] = ContextVar("fastglow_backend", default=None)
-_said: set[tuple[str, str]] = set()
+logged: set[tuple[str, str]] = set()
+"""(op, reason) of the warnings given so far: each is given once."""
 
 
 def backend_name() -> str:
@@ -64,15 +65,15 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def picks_triton(op: str, *tensors: Tensor | None, unsupported: str | None = None) -> bool:
-    """Whether the Triton kernels of `op` serve a call.
+    """Whether a call of `op` runs on its Triton kernels.
 
     Args:
         op: the operation's name.
         tensors: every tensor argument; None for an absent one.
-        unsupported: why the kernels cannot serve this call, apart from devices and dtypes; or None.
+        unsupported: why the kernels do not support this call, apart from devices and dtypes; or None.
 
     Raises:
-        FastglowError: the Triton backend is forced and cannot serve the call.
+        FastglowError: the Triton backend is forced and does not support the call.
     """
     name = backend_name()
     if name == REFERENCE:
@@ -85,9 +86,9 @@ def picks_triton(op: str, *tensors: Tensor | None, unsupported: str | None = Non
     if reason is None:
         return True
     if name == TRITON:
-        raise FastglowError(f"{op}: the Triton backend cannot serve this call: {reason} (unset {VARIABLE}?)")
-    if (op, reason) not in _said:
-        _said.add((op, reason))
+        raise FastglowError(f"{op}: the Triton backend does not support this call: {reason} (unset {VARIABLE}?)")
+    if (op, reason) not in logged:
+        logged.add((op, reason))
         _logger.warning("%s runs on the PyTorch reference: %s", op, reason)
     return False
 

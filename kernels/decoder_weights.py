@@ -43,7 +43,7 @@ def recurrent_shapes(weights: RecurrentWeights, P: int, D: int) -> dict[str, tup
     A, N, n = len(attention.query), attention_rnn.weight_hh.shape[1], decoder_rnn.weight_hh.shape[1]
     filters, _, taps = attention.location_conv.shape
     if taps % 2 == 0:
-        raise FastglowError(f"location_conv has {taps} taps: use an odd number")
+        raise FastglowError(f"location_conv has {taps} taps: use an odd number, to keep the length")
     return {
         "attention_rnn.weight_ih": (attention_rnn.weight_ih, (4 * N, P + D)),
         "attention_rnn.weight_hh": (attention_rnn.weight_hh, (4 * N, N)),

@@ -33,10 +33,10 @@ _STREAM = tl.constexpr(DROPOUT_STREAM)
 
 
 class Halves(NamedTuple):
-    p: Any  # [B, 2C, T]; of bias [2C]
-    s_b: Any  # None of bias
+    p: Any  # [B, 2C, T]; for bias [2C]
+    s_b: Any  # None for bias
     s_c: Any
-    s_t: Any  # None of bias, and of b broadcast over time
+    s_t: Any  # None for bias, and for b broadcast over time
     s_half: Any  # from the first to the second half of the channels
 
 
@@ -51,14 +51,14 @@ class Inputs(NamedTuple):
 class Gradients(NamedTuple):
     a: Any  # Halves or None
     b: Any  # Halves or None
-    a_sums: Any  # [B, tiles of T, 2C] float32, summed over a tile's times; or None
+    a_sums: Any  # [B, tiles of T, 2C] float32, summed over the time steps of a tile; or None
     b_sums: Any  # likewise
 
 
 class Blocks(NamedTuple):
     ROWS: Any
     COLUMNS: Any
-    CHANNELS_INNER: Any  # columns are channels, not times
+    CHANNELS_INNER: Any  # columns are channels, not time steps
     FILTER: Any  # 0 or 1: half of the channels under the tanh
     GATE: Any  # the other half
     DROPOUT: Any  # 'before', 'after' or None
@@ -71,7 +71,7 @@ class Dropout(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """The elements of y that a program computes: channels o_c and times o_t of item i_b."""
+    """The elements of y that a program computes: channels o_c and time steps o_t of item i_b."""
 
     C: Any  # channels of y
     T: Any
@@ -154,6 +154,7 @@ def _gate(inputs, tile, dropout, blocks):
 
 @triton.jit
 def _store_halves(x, b_df, b_dg, tile, blocks):
+    """Stores df and dg, both [BC, BT], in their halves of x."""
     p_x = _pointers(x, tile)
     tl.store(p_x + x.s_half * blocks.FILTER, b_df, mask=tile.m)
     tl.store(p_x + x.s_half * blocks.GATE, b_dg, mask=tile.m)
@@ -161,7 +162,7 @@ def _store_halves(x, b_df, b_dg, tile, blocks):
 
 @triton.jit
 def _store_sums(p_sums, b_df, b_dg, tile, blocks):
-    """Sums over the times of a tile."""
+    """Sums over the time steps of a tile, [BC], for both halves."""
     p_sums += tile.i_sums * 2 * tile.C + tile.o_c  # [BC]
     tl.store(p_sums + tile.C * blocks.FILTER, tl.sum(b_df, axis=1), mask=tile.m_c)
     tl.store(p_sums + tile.C * blocks.GATE, tl.sum(b_dg, axis=1), mask=tile.m_c)
@@ -169,6 +170,7 @@ def _store_sums(p_sums, b_df, b_dg, tile, blocks):
 
 @triton.jit(do_not_specialize=["seed", "n_dropped"])
 def gated_activation_fwd_kernel(inputs, y, seed, n_dropped, scale, C, T, blocks):
+    """Grid (tiles of y,). y: Signal [B, C, T]; seed: int64, or a pointer to one."""
     tile = _tile(C, T, blocks)
     dropout = _dropout(seed, n_dropped, scale)
     b_tanh, b_sigmoid, _, _ = _gate(inputs, tile, dropout, blocks)
@@ -180,6 +182,7 @@ def gated_activation_fwd_kernel(inputs, y, seed, n_dropped, scale, C, T, blocks)
 
 @triton.jit(do_not_specialize=["seed", "n_dropped"])
 def gated_activation_bwd_kernel(dy, inputs, gradients, seed, n_dropped, scale, C, T, blocks):
+    """Grid (tiles of y,). dy: Signal [B, C, T]; gradients: Gradients; else as forward."""
     tile = _tile(C, T, blocks)
     dropout = _dropout(seed, n_dropped, scale)
     b_tanh, b_sigmoid, b_factor_f, b_factor_g = _gate(inputs, tile, dropout, blocks)
@@ -281,9 +284,9 @@ def _forward(a: Tensor, b: Tensor | None, bias: Tensor | None, seed: int | Tenso
 def _backward(
     dy: Tensor, a: Tensor, b: Tensor | None, bias: Tensor | None, seed: int | Tensor, options: Options, needs: Inputs
 ) -> Inputs:
-    """The gradients that `needs`, three booleans, asks for; None in place of others."""
+    """The gradients; None where `needs`, three booleans, is False."""
     inputs, over_time, drops_before = _inputs(a, b, bias), _is_over_time(b, a), options.dropout == "before"
-    has_channel_terms = bias is not None or over_time
+    has_channel_terms, b_read = bias is not None or over_time, b
     b, bias = b if needs.b else None, bias if needs.bias else None
     if a.numel() == 0:
         return Inputs(*(None if x is None else torch.zeros_like(x) for x in (a if needs.a else None, b, bias)))
@@ -294,7 +297,7 @@ def _backward(
         # Without dropout before b is added, a and b have the same gradient.
         same = da is not None and not drops_before and a.dtype == b.dtype
         db = da if same else empty_in_order_of(a, (B, channels, T), b.dtype)
-    plan = _plan("gated_activation_bwd", a, has_channel_terms, dy, b, da, db)
+    plan = _plan("gated_activation_bwd", a, has_channel_terms, dy, b_read, da, db)
     scratch = (B, triton.cdiv(plan.T, plan.tile()[1]), channels)
     db_sums = a.new_empty(scratch, dtype=torch.float32) if b is not None and over_time else None
     sums_da = bias is not None and (drops_before or db_sums is None)

@@ -8,21 +8,21 @@ import torch
 from torch import Tensor
 
 FRAMES_PER_GRAPH = 16
-"""Frames of a decoder loop that one graph holds: a replay costs as much as a launch, so it should do much."""
+"""Frames of a decoder loop per graph: many, because a replay costs as much as a launch."""
 
 
 def record_graph(run: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGraph:
-    """A CUDA graph of what `run` launches; all of it must have been launched once, which compiles and loads it.
+    """A CUDA graph of what `run` launches; its kernels must have run once, so that they are compiled and loaded.
 
-    Other threads may go on, even record graphs: torch.cuda.graph would record on the one stream that it has for all
-    threads and devices, and empty the memory cache first, which fails while another thread records.
+    Other threads may launch work and record graphs meanwhile. torch.cuda.graph does not allow that: it records on one
+    stream for all threads and devices, and empties the memory cache first, which fails while another thread records.
     """
     graph = torch.cuda.CUDAGraph()
     collects_garbage = gc.isenabled()
     with torch.cuda.device(device):
         current, side = torch.cuda.current_stream(), torch.cuda.Stream()
         side.wait_stream(current)
-        gc.disable()  # a kernel in the garbage would be unloaded, which ends the recording
+        gc.disable()  # collecting a kernel unloads it, which would abort the recording
         try:
             with torch.cuda.stream(side):
                 graph.capture_begin(capture_error_mode="thread_local")
@@ -38,9 +38,9 @@ def record_graph(run: Callable[[], None], device: torch.device) -> torch.cuda.CU
 
 
 def pointer_table(tensors: Sequence[Tensor]) -> Tensor:
-    """The addresses of tensors on one device, [n] int64 on that device, for kernels that serve many in one launch.
+    """The addresses of tensors on one device, [n] int64 on that device, for kernels that process many in one launch.
 
-    Kept as `integer_table` keeps them.
+    Cached as by `integer_table`.
     """
     return integer_table(tuple(tensor.data_ptr() for tensor in tensors), tensors[0].device)
 
@@ -62,7 +62,7 @@ def write_integers(tensor: Tensor, values: Sequence[int]) -> None:
 def integer_table(values: tuple, device: torch.device) -> Tensor:
     """An int64 tensor of a tuple of integers, or of tuples of them, on a device.
 
-    Every table is kept for good: making one copies from the host, which a CUDA graph cannot record, and a recorded
-    graph reads the address of the table it was given.
+    Tables are cached forever: making one copies from the host, which a CUDA graph cannot record, and a recorded graph
+    keeps reading at the address of its table.
     """
     return torch.tensor(values, dtype=torch.int64, device=device)

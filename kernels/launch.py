@@ -26,7 +26,6 @@ CONFIG_FOLDER = Path(__file__).parent / "configs"
 Config = Mapping[str, int]
 """Block sizes by the kernel's parameter names, with num_warps and num_stages."""
 
-
 Blocks = TypeVar("Blocks", bound=tuple)
 
 
@@ -91,7 +90,7 @@ def pick_config(
         _choices.append(choice)
     if _config_for_all is not None and _config_for_all[0] == kernel:
         return _config_for_all[1]
-    measured = _nearest(_gpu_of(tensor), kernel, choice.dtype, choice.shape)
+    measured = _nearest(gpu_of(tensor), kernel, choice.dtype, choice.shape)
     return measured if measured in candidates else heuristic(tensor.dtype, **shape)
 
 
@@ -135,7 +134,7 @@ def use_config(kernel: str, config: Config) -> Iterator[None]:
 
 @contextmanager
 def record_choices() -> Iterator[list[Choice]]:
-    """Yields a list that gets every choice of a configuration inside: what there is to tune."""
+    """Yields a list of every `pick_config` call inside: what to tune."""
     global _choices
     before, _choices = _choices, []
     try:
@@ -150,7 +149,7 @@ def gpu_slug(name: str) -> str:
 
 
 def product_precision(dtype: torch.dtype, convolution: bool = False) -> str:
-    """`input_precision` of a kernel's products: as PyTorch's own products, or convolutions, use TF32 for float32."""
+    """`input_precision` of a kernel's products: TF32 for float32 where PyTorch's matmuls, or convolutions, use it."""
     older = torch.backends.cudnn if convolution else torch.backends.cuda.matmul
     newer = getattr(older, "conv", None) if convolution else older
     # Since PyTorch 2.9 either may be set, and reading allow_tf32 fails once fp32_precision was set.
@@ -158,8 +157,15 @@ def product_precision(dtype: torch.dtype, convolution: bool = False) -> str:
     return "tf32" if dtype == torch.float32 and precision == "tf32" else "ieee"
 
 
-def _gpu_of(tensor: Tensor) -> str | None:
+def gpu_of(tensor: Tensor) -> str | None:
+    """The slug of the tensor's GPU; None on a CPU."""
     return gpu_slug(_device_name(tensor.device.index or 0)) if tensor.is_cuda else None
+
+
+def forget_measurements() -> None:
+    """Makes `pick_config` read the JSON files again."""
+    _measured.cache_clear()
+    _nearest.cache_clear()
 
 
 @cache
@@ -181,7 +187,7 @@ def _nearest(gpu: str | None, kernel: str, dtype: str, shape: tuple[tuple[str, i
 
     entries = [entry for entry in _measured(gpu).get(kernel, ()) if entry["shape"].keys() == dict(shape).keys()]
     # fp16 and bf16 share tuned configurations.
-    for alike in (dtype, {"bfloat16": "float16", "float16": "bfloat16"}.get(dtype)):
-        if of_dtype := [entry for entry in entries if entry["dtype"] == alike]:
+    for measured_dtype in (dtype, {"bfloat16": "float16", "float16": "bfloat16"}.get(dtype)):
+        if of_dtype := [entry for entry in entries if entry["dtype"] == measured_dtype]:
             return min(of_dtype, key=distance)["config"]
     return None

@@ -40,8 +40,8 @@ def _config(br: int, bn: int, bk: int, num_warps: int, num_stages: int) -> Confi
     return {"BR": br, "BN": bn, "BK": bk, "num_warps": num_warps, "num_stages": num_stages}
 
 
-# By the element size, the most rows first: tiles of BR rows and BN units, sums in blocks of BK. Fewer rows mean fewer
-# programs to share the L2 cache's bandwidth for weights, and want more units at a time.
+# By element size, the most rows first: tiles of BR rows and BN units, sums in blocks of BK. With few rows, few programs
+# share the L2 cache's bandwidth for weights, so each takes more units at a time.
 FORWARD_CONFIGS = {
     2: (_config(128, 64, 64, 8, 3), _config(64, 64, 64, 4, 3), _config(16, 256, 64, 8, 3)),
     4: (_config(64, 64, 32, 8, 3), _config(16, 128, 32, 8, 3)),
@@ -100,7 +100,7 @@ def _kept(b_seed, stream, b_position, o_block, p_dropout):
 
 @triton.jit
 def _layer(x, n_in, layer, i_layer, stream, rows, dropout, blocks):
-    """Writes the layer's output for `x`, a Matrix [N, n_in]; `i_layer`: of the noise, `stream`: of the seeds."""
+    """Writes a layer's output for `x`, a Matrix [N, n_in]; `i_layer`: index in the noise, `stream`: of the seeds."""
     BR: tl.constexpr = blocks.BR
     BN: tl.constexpr = blocks.BN
     BK: tl.constexpr = blocks.BK
@@ -122,7 +122,7 @@ def _layer(x, n_in, layer, i_layer, stream, rows, dropout, blocks):
                 b_x = tl.load(p_columns + k * x.s_column, mask=rows.m[:, None] & m_k, other=0.0)
                 b_w = tl.load(p_rows + k, mask=m_n[:, None] & m_k, other=0.0)
             b_h = tl.dot(b_x, tl.trans(b_w), b_h, input_precision=blocks.PRECISION)
-        b_h = tl.where(b_h < 0.0, 0.0, b_h)  # unlike a maximum it lets NaN through
+        b_h = tl.where(b_h < 0.0, 0.0, b_h)  # NaN stays NaN, unlike with tl.maximum
         m = rows.m[:, None] & m_n[None, :]
         if dropout.p_noise is not None:
             p_noise = dropout.p_noise + i_layer * dropout.s_layer + rows.first * dropout.s_row
@@ -137,7 +137,13 @@ def _layer(x, n_in, layer, i_layer, stream, rows, dropout, blocks):
 
 @triton.jit(do_not_specialize=["start", "stream"])
 def prenet_fwd_kernel(x, n_in, layer1, layer2, dropout, N, start, stream, blocks):
-    """Outputs of layers `stream` and `stream` + 1, of which the second may be None; grid (blocks of rows)."""
+    """Outputs of one or two layers for `x`, a Matrix [N, n_in]; grid (blocks of rows,).
+
+    Args:
+        layer1, layer2: Layer; layer2 may be None.
+        start: decoder step of the first row of an item.
+        stream: of layer1's noise; layer2 has the next one.
+    """
     BR: tl.constexpr = blocks.BR
     o_r = tl.arange(0, BR)
     first = tl.program_id(0).to(tl.int64) * BR
@@ -155,13 +161,13 @@ def prenet_fwd_kernel(x, n_in, layer1, layer2, dropout, N, start, stream, blocks
 
 @triton.jit
 def _masked_gradient(b_dh, p_h, m, scale):
-    """d of dh, float32; p_h points at the same elements of h."""
+    """d from dh: dh scale, or 0 where the unit's output is 0; float32. p_h points at the same elements of h."""
     return tl.where(tl.load(p_h, mask=m, other=0.0) <= 0.0, 0.0, b_dh.to(tl.float32) * scale)
 
 
 @triton.jit
 def _input_gradient(layer, p_out, n_in, p_h_below, rows, scale, blocks):
-    """Writes d W [rows, n_in]; d of the layer below if its output is given."""
+    """Writes d W [rows, n_in], or from it the d of the layer below if its output `p_h_below` is given."""
     BR: tl.constexpr = blocks.BR
     BN: tl.constexpr = blocks.BN
     BK: tl.constexpr = blocks.BK
@@ -193,7 +199,7 @@ def _input_gradient(layer, p_out, n_in, p_h_below, rows, scale, blocks):
 def prenet_bwd_kernel(dh, layer1, layer2, p_dx, n_in, N, scale, blocks):
     """d of layer 2 and, unless it is None, of layer 1; dx [N, n_in] of the lower one unless it is None.
 
-    `dh`: a Matrix, gradient of the output of layer 2; grid (blocks of rows).
+    `dh`: a Matrix, gradient of the output of layer 2; grid (blocks of rows,).
     """
     BR: tl.constexpr = blocks.BR
     BK: tl.constexpr = blocks.BK

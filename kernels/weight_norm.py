@@ -67,7 +67,7 @@ N_FIELDS = tl.constexpr(len(TableEntry._fields))
 
 @triton.jit
 def _normalise(v, p_g, s_g, w, shape, BR: tl.constexpr, BN: tl.constexpr):
-    """Block `program_id(0)` of the rows of w."""
+    """Writes block `program_id(0)` of the rows of w = g v / |v|. v, w: Weight; p_g: [rows], s_g apart."""
     o_r = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
     o_n = tl.arange(0, BN).to(tl.int64)[None, :]
     m_r = o_r < shape.rows
@@ -94,6 +94,7 @@ def _normalise(v, p_g, s_g, w, shape, BR: tl.constexpr, BN: tl.constexpr):
 
 @triton.jit
 def weight_norm_fwd_kernel(v, p_g, s_g, w, shape, BR: tl.constexpr, BN: tl.constexpr):
+    """Grid (blocks of rows,)."""
     _normalise(v, p_g, s_g, w, shape, BR, BN)
 
 
@@ -118,7 +119,7 @@ def weight_norm_packed_fwd_kernel(p_pointers, p_table, p_typed, p_out, n, BR: tl
 
 @triton.jit
 def _normalise_backward(d, v, p_g, s_g, dv, p_dg, shape, BR: tl.constexpr, BN: tl.constexpr):
-    """Block `program_id(0)` of the rows of dv and of dg, contiguous; either may be None."""
+    """Writes block `program_id(0)` of the rows of dv, a Weight, and of dg, [rows] contiguous; either may be None."""
     o_r = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
     o_n = tl.arange(0, BN).to(tl.int64)[None, :]
     m_r = o_r < shape.rows
@@ -160,6 +161,7 @@ def _normalise_backward(d, v, p_g, s_g, dv, p_dg, shape, BR: tl.constexpr, BN: t
 
 @triton.jit
 def weight_norm_bwd_kernel(d, v, p_g, s_g, dv, p_dg, shape, BR: tl.constexpr, BN: tl.constexpr):
+    """Grid (blocks of rows,)."""
     _normalise_backward(d, v, p_g, s_g, dv, p_dg, shape, BR, BN)
 
 
@@ -351,7 +353,7 @@ def weight_norm(v: Tensor, g: Tensor) -> Tensor:
 def weight_norm_packed(
     groups: Sequence[Sequence[tuple[Tensor, Tensor]]], dtype: torch.dtype | None = None
 ) -> list[Tensor]:
-    """Normalised weights, the weights of a group side by side in one matrix: what a convolution as a GEMM reads.
+    """Normalised weights, those of a group side by side in one matrix, as a convolution by GEMM reads them.
 
     Column `offset_i + tap * in_i + channel` of a group's matrix is [:, channel, tap] of weight i, where `offset_i` is
     the sum of in * k over the weights before it. One launch for all, and one for the backward pass.

@@ -1,6 +1,7 @@
 """Seeds of the random numbers that the models draw for each item."""
 
 from collections.abc import Iterable, Sequence
+from operator import index
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ def item_seeds(seed: int | Sequence[int] | None, batch_size: int, device: torch.
     """
     if seed is None:
         return torch.randint(2**62, (batch_size,)).to(device)
-    seeds = [int(s) for s in seed] if isinstance(seed, Iterable) else [int(seed)] * batch_size
+    seeds = [int(s) for s in seed] if isinstance(seed, Iterable) else [index(seed)] * batch_size
     if len(seeds) != batch_size:
         raise FastglowError(f"{len(seeds)} seeds for {batch_size} items: pass one seed, or one per item")
     if not all(-(2**63) <= s < 2**63 for s in seeds):

@@ -1,6 +1,6 @@
-"""Tacotron 2's free-running decoder: all frames on the device, for a batch whose items end one by one.
+"""Tacotron 2's free-running decoder: all frames on the device, for a batch whose items end at different frames.
 
-Read on in `kernels` (what a frame is made of), `tiles` (the work of one program), `decoding` (buffers and launches),
+Read on in `kernels` (the phases of a frame), `tiles` (the work of one program), `decoding` (buffers and launches),
 `weights` and `structs`. Maths, layout and cost: kernels/README.md.
 """
 
@@ -35,7 +35,7 @@ __all__ = ["DecodeResult", "FoldedDecoder", "decode_loop", "fold_decoder"]
 METHODS = ("steps", "graph", "persistent")
 
 PERSISTENT_ITEMS = 8
-"""Largest batch of the persistent kernel. In larger ones launches should matter less; not measured yet."""
+"""Largest batch of the persistent kernel. In larger ones launch overhead should matter less; not measured yet."""
 
 
 def decode_loop(
@@ -55,8 +55,8 @@ def decode_loop(
 ) -> DecodeResult:
     """Tacotron 2's decoder in inference: frames until every item's gate has fired.
 
-    Shen et al. 2018; Decoder.infer in NVIDIA's tacotron2/model.py. No gradient on Triton. A host sync at the end: how
-    long a batch is, is known only then.
+    Shen et al. 2018; Decoder.infer in NVIDIA's tacotron2/model.py. No gradient on Triton. Ends with
+    a host sync, which reads the number of frames.
 
     Args:
         memory: encoder outputs, [B, T, D].
@@ -71,17 +71,17 @@ def decode_loop(
         early_stopping: False: the result has max_steps steps, with zeros after an item's end.
         method: how the kernels run: 'steps' launches every frame, 'graph' replays recorded frames (only on a GPU),
             'persistent' runs all frames in one launch (at most PERSISTENT_ITEMS items). All give the same bits.
-            None: persistent where it can serve, else graph.
-        folded: a kept `fold_decoder(recurrent, output, dtype)`, or a function that returns it for a dtype, called only
-            where the kernels serve. Graphs are kept with it; without it every call records one.
+            None: persistent where it is supported, else graph.
+        folded: a reused `fold_decoder(recurrent, output, dtype)`, or a function that returns it for a dtype, called
+            only if the kernels run. Graphs are cached in it; without it every call records one.
 
     Returns:
         frames [B, steps, n_frame] and alignments [B, steps, T], zeros after the step on which an item's gate fired;
-        steps [B] int64, the number before that step, or max_steps where the gate did not fire.
+        steps [B] int64, how many steps came before that one, or max_steps where the gate did not fire.
 
     Raises:
-        FastglowError: shapes, dtypes, probability, max_steps or method do not fit the above; a method that cannot
-            serve this batch; a lost program of the persistent kernel.
+        FastglowError: shapes, dtypes, probability, max_steps or method do not fit the above; a method that does
+            not support this batch; a program of the persistent kernel that did not arrive at a barrier.
     """
     _check(memory, processed_memory, lengths, seeds, recurrent, output, p_prenet_dropout, max_steps, method)
     dtype = backend.autocast_dtype(memory) or memory.dtype
@@ -99,7 +99,7 @@ def decode_loop(
         )
     B, T = memory.shape[:2]
     method = _pick_method(method, B, memory.device)
-    # The kept buffers must not be inference tensors: later calls write to them, perhaps outside of inference mode.
+    # The cached buffers must not be inference tensors: later calls write to them, perhaps outside inference mode.
     with (
         torch.inference_mode(False),
         torch.no_grad(),
@@ -127,7 +127,7 @@ def decode_loop(
 
 
 def _unsupported(n_prenet_layers: int, dtype: torch.dtype, A: int) -> str | None:
-    """Why the kernels cannot serve, or None."""
+    """Why the kernels do not support this call, or None."""
     if n_prenet_layers != 2:
         return f"the prenet has {n_prenet_layers} layers, must have 2"
     if dtype not in backend.KERNEL_DTYPES:
@@ -135,8 +135,8 @@ def _unsupported(n_prenet_layers: int, dtype: torch.dtype, A: int) -> str | None
     return attention_too_wide(A, dtype)
 
 
-def _against_persistent(B: int, device: torch.device) -> str | None:
-    """Why the persistent kernel cannot serve, or None."""
+def _persistent_unsupported(B: int, device: torch.device) -> str | None:
+    """Why the persistent kernel does not support this call, or None."""
     if B > PERSISTENT_ITEMS:
         return f"{B} items are more than {PERSISTENT_ITEMS}"
     if device.type == "cuda" and not HAS_CONDITION:
@@ -145,13 +145,13 @@ def _against_persistent(B: int, device: torch.device) -> str | None:
 
 
 def _pick_method(method: str | None, B: int, device: torch.device) -> str:
-    reason = _against_persistent(B, device) if method in (None, "persistent") else None
+    reason = _persistent_unsupported(B, device) if method in (None, "persistent") else None
     if method is None:
         return "persistent" if reason is None else "graph" if device.type == "cuda" else "steps"
     if method == "graph" and device.type != "cuda":
         reason = f"{device.type} has no CUDA graphs"
     if reason is not None:
-        raise FastglowError(f"decode_loop: method {method!r} cannot serve this call: {reason}")
+        raise FastglowError(f"decode_loop: method={method!r} does not support this call: {reason}")
     return method
 
 

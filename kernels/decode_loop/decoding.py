@@ -21,8 +21,8 @@ from .weights import FoldedDecoder
 
 OP = "decode_loop"
 
-DECODINGS_KEPT = 8
-"""With one model's weights."""
+MAX_DECODINGS = 8
+"""Largest number of `Decoding`s cached per `FoldedDecoder`."""
 
 BB = 16
 """Items of a tile: the fewest columns of a tensor core's product."""
@@ -45,9 +45,9 @@ CONFIGS = {
 
 
 class Decoding:
-    """Decodes one batch at a time, of sizes that `padded` rounds to the same: hold `in_use` from `begin` to `result`.
+    """Decodes one batch at a time, of any sizes that `padded` rounds to these; hold `in_use` from `begin` to `result`.
 
-    The buffers stay where they are, so that a recorded graph may keep their addresses.
+    The buffers are never reallocated, because a recorded graph holds their addresses.
     """
 
     def __init__(self, weights: FoldedDecoder, B: int, T: int, max_steps: int, p_dropout: float, gate_threshold: float):
@@ -58,7 +58,7 @@ class Decoding:
         P, P1 = weights.prenet.shape
         candidates = CONFIGS[weights.dtype.itemsize]
         config = pick_config("decode_loop", candidates, lambda dtype, **shape: candidates[0], weights.output, N=N, n=n)
-        a_tiles, d_tiles = triton.cdiv(N, config["BU"]), triton.cdiv(n, config["BU"])  # of the LSTMs' units
+        a_blocks, d_blocks = triton.cdiv(N, config["BU"]), triton.cdiv(n, config["BU"])  # of the LSTMs' units
 
         self.in_use = Lock()
         self.max_steps = max_steps
@@ -77,7 +77,7 @@ class Decoding:
         self.alignments[:, 0].zero_()
         a_h, d_h, context, x2 = self._zeroed(weights.dtype, (B, N), (B, n), (B, D), (B, P))
         a_c, d_c, cumulative, a_gates = self._zeroed(
-            torch.float32, (B, N), (B, n), (B, T), (a_tiles * 4 * config["BU"], B)
+            torch.float32, (B, N), (B, n), (B, T), (a_blocks * 4 * config["BU"], B)
         )
         self.steps, self.t, self.barrier, self.n_running, fired, self.running_items = self._zeroed(
             torch.int32, (B + 1,), (1,), (1,), (2,), (B,), (2, B)
@@ -93,7 +93,7 @@ class Decoding:
                 query_weight=weights.query,
                 location=weights.location,
                 v=weights.v,
-                query=empty(B, a_tiles, A, dtype=torch.float32),
+                query=empty(B, a_blocks, A, dtype=torch.float32),
                 energies=empty(B, T, dtype=torch.float32),
                 cumulative=cumulative,
                 alignments=self.alignments,
@@ -103,7 +103,7 @@ class Decoding:
                 weights.decoder_ih,
                 weights.decoder_hh,
                 weights.decoder_bias,
-                gates=empty(d_tiles * 4 * config["BU"], B, dtype=torch.float32),
+                gates=empty(d_blocks * 4 * config["BU"], B, dtype=torch.float32),
                 h=d_h,
                 c=d_c,
                 n=n,
@@ -139,7 +139,7 @@ class Decoding:
         self._begin_arguments = self.lengths, running, B
 
         n_blocks = triton.cdiv(B, BB)
-        a_tiles, d_tiles = a_tiles * n_blocks, d_tiles * n_blocks
+        a_tiles, d_tiles = a_blocks * n_blocks, d_blocks * n_blocks
         self._tiles_by_phase = (
             a_tiles,
             triton.cdiv(T, config["BT"]) * B + d_tiles,
@@ -151,7 +151,7 @@ class Decoding:
 
     @contextmanager
     def in_order(self) -> Iterator[None]:
-        """What is queued inside runs after what was queued inside the last time, on whatever streams."""
+        """Work queued inside runs after the work queued inside the last time, even on another stream."""
         if self.device.type != "cuda":
             yield
             return
@@ -178,7 +178,7 @@ class Decoding:
         )  # fmt: skip
 
     def run_frames(self, n: int) -> None:
-        """The next n frames, six launches each; those after the last frame do nothing."""
+        """The next n frames, six launches each; frames past the last one do nothing."""
         for offset in range(n):
             for phase, tiles in enumerate(self._tiles_by_phase):
                 launch(
@@ -188,14 +188,15 @@ class Decoding:
         self.t += n
 
     def run_steps(self) -> None:
-        """All frames, launch by launch, until no item is left."""
+        """All frames, launch by launch, until no item runs."""
         for _ in range(0, self.max_steps, FRAMES_PER_GRAPH):
             self.run_frames(FRAMES_PER_GRAPH)
             if self.n_running[0].item() == 0:
                 return
 
     def graph(self) -> torch.cuda.CUDAGraph:
-        """FRAMES_PER_GRAPH frames, recorded at the first call, which loses a batch that was begun."""
+        """A graph of FRAMES_PER_GRAPH frames, recorded by the first call; call it before `begin`, as recording clears
+        the buffers."""
         if self._graph is None:
             for x in self._zeros:
                 x.zero_()
@@ -204,9 +205,9 @@ class Decoding:
         return self._graph
 
     def run_graph(self, graph: torch.cuda.CUDAGraph) -> None:
-        """All frames, by replays of a graph of FRAMES_PER_GRAPH, until no item is left.
+        """All frames, by replays of a graph of FRAMES_PER_GRAPH, until no item runs.
 
-        The host reads the number of items left one replay late, while the next replay already runs.
+        The host reads the number of running items one replay late, while the next replay already runs.
         """
         n_left = [torch.empty(1, dtype=torch.int32, device="cpu", pin_memory=True) for _ in range(2)]
         copied = [torch.cuda.Event() for _ in range(2)]
@@ -230,15 +231,15 @@ class Decoding:
         """Waits for the device.
 
         Raises:
-            FastglowError: a program of `run_loop` was lost.
+            FastglowError: a program of `run_loop` did not arrive at a barrier.
         """
-        *last_frames, lost = self.steps.tolist()
+        *n_steps, lost = self.steps.tolist()
         if lost:
             raise FastglowError(
                 "decode_loop: a program of the persistent kernel did not arrive at a barrier, so its results are "
                 "lost: pass method='graph'"
             )
-        n = min(max(last_frames) + 1, self.max_steps) if early_stopping else self.max_steps
+        n = min(max(n_steps) + 1, self.max_steps) if early_stopping else self.max_steps
         steps = self.steps[:B].long()
         over = torch.arange(n, device=self.device) > steps.unsqueeze(1)  # [B, n]
         over |= self.lengths[:B].unsqueeze(1) < 1
@@ -251,7 +252,7 @@ class Decoding:
     def _zeroed(self, dtype: torch.dtype, *shapes: tuple[int, ...]) -> list[Tensor]:
         """Tensors that `begin` fills with zeros, in one allocation."""
         sizes = [math.prod(shape) for shape in shapes]
-        # Each starts at a multiple of 16 elements, so that its loads are as wide as in an allocation of its own.
+        # Each starts at a multiple of 16 elements, so that loads are as wide as from a separate allocation.
         padded_sizes = [triton.cdiv(size, 16) * 16 for size in sizes]
         whole = torch.empty(sum(padded_sizes), dtype=dtype, device=self.device)
         self._zeros.append(whole)
@@ -260,17 +261,17 @@ class Decoding:
 
 
 def padded(B: int, T: int) -> tuple[int, int]:
-    """Sizes rounded up, so that few kernels and graphs serve all; padding has no length and is not computed."""
+    """Sizes rounded up, so that few kernels and graphs are needed; padding has length 0 and is not computed."""
     return triton.next_power_of_2(B), triton.cdiv(T, 64) * 64
 
 
 def decoding_of(
     weights: FoldedDecoder, B: int, T: int, max_steps: int, p_dropout: float, gate_threshold: float
 ) -> Decoding:
-    """A `Decoding` kept with the weights: recording a graph takes longer than a sentence."""
+    """A `Decoding`, cached with the weights: recording a graph takes longer than decoding a sentence."""
     key = (padded(B, T), max_steps, p_dropout, gate_threshold, product_precision(weights.dtype))
-    decoding = weights.kept.pop(key, None) or Decoding(weights, B, T, max_steps, p_dropout, gate_threshold)
-    weights.kept[key] = decoding
-    while len(weights.kept) > DECODINGS_KEPT:
-        weights.kept.popitem(last=False)
+    decoding = weights.decodings.pop(key, None) or Decoding(weights, B, T, max_steps, p_dropout, gate_threshold)
+    weights.decodings[key] = decoding
+    while len(weights.decodings) > MAX_DECODINGS:
+        weights.decodings.popitem(last=False)
     return decoding

@@ -47,17 +47,17 @@ def _phase(PHASE: tl.constexpr, i_program, frame, decoder, blocks):
     sizes = decoder.sizes
     N, n, D, P = lstm_a.n, lstm_d.n, sizes.D, sizes.P
     n_blocks = tl.cdiv(frame.n_items, blocks.BB)
-    n_a, n_d = tl.cdiv(N, blocks.BU) * n_blocks, tl.cdiv(n, blocks.BU) * n_blocks  # tiles of either LSTM
-    # Product(...) stands inside the calls: assigning it to a name would make a tensor of its constant EVEN_K.
+    a_tiles, d_tiles = tl.cdiv(N, blocks.BU) * n_blocks, tl.cdiv(n, blocks.BU) * n_blocks  # tiles of either LSTM
+    # Product(...) is built inside the calls: assigned to a name, its constant EVEN_K would become a tensor.
     if PHASE == ATTENTION_RNN:
-        for i in range(i_program, n_a, n_programs):
+        for i in range(i_program, a_tiles, n_programs):
             b_h, i_u, o_b, m_b = lstm_tile(
                 i, frame, lstm_a, Product(lstm_a.weight_ih, P + D, output.x2, P, blocks.EVEN_P), blocks
             )
             partial_query(b_h, i_u, o_b, m_b, attention, N, sizes.A, blocks.BU)
     elif PHASE == ENERGIES:
         n_energies = tl.cdiv(sizes.T, blocks.BT) * frame.n_items
-        for i in range(i_program, n_energies + n_d, n_programs):
+        for i in range(i_program, n_energies + d_tiles, n_programs):
             if i < n_energies:
                 item, i_t = tl.load(frame.p_items + i % frame.n_items).to(tl.int64), i // frame.n_items
                 length = tl.load(attention.lengths + item)
@@ -74,11 +74,11 @@ def _phase(PHASE: tl.constexpr, i_program, frame, decoder, blocks):
                 )
     elif PHASE == CONTEXT:
         n_contexts = tl.cdiv(D, blocks.BD) * frame.n_items
-        for i in range(i_program, n_contexts + n_d + n_a, n_programs):
+        for i in range(i_program, n_contexts + d_tiles + a_tiles, n_programs):
             if i < n_contexts:
                 item, i_d = tl.load(frame.p_items + i % frame.n_items).to(tl.int64), i // frame.n_items
                 context_tile(item, i_d, tl.load(attention.lengths + item), frame.t, attention, sizes, blocks)
-            elif i < n_contexts + n_d:
+            elif i < n_contexts + d_tiles:
                 partial_gates_tile(
                     i - n_contexts,
                     frame,
@@ -89,7 +89,7 @@ def _phase(PHASE: tl.constexpr, i_program, frame, decoder, blocks):
                 )
             else:
                 partial_gates_tile(
-                    i - n_contexts - n_d,
+                    i - n_contexts - d_tiles,
                     frame,
                     lstm_a,
                     Product(lstm_a.weight_hh, N, lstm_a.h, N, blocks.EVEN_NA),
@@ -97,7 +97,7 @@ def _phase(PHASE: tl.constexpr, i_program, frame, decoder, blocks):
                     FIRST=True,
                 )
     elif PHASE == DECODER_RNN:
-        for i in range(i_program, n_d, n_programs):
+        for i in range(i_program, d_tiles, n_programs):
             lstm_tile(
                 i, frame, lstm_d, Product(lstm_d.weight_ih + N, N + D, attention.context, D, blocks.EVEN_D), blocks
             )
@@ -106,9 +106,9 @@ def _phase(PHASE: tl.constexpr, i_program, frame, decoder, blocks):
             output_tile(i, frame, output, lstm_d.h, n, attention.context, sizes, blocks)
     else:
         n_units = tl.cdiv(P, blocks.BR) * n_blocks
-        for i in range(i_program, 1 + n_units + n_a, n_programs):
+        for i in range(i_program, 1 + n_units + a_tiles, n_programs):
             if i == 0:
-                # Also when no item is left: the list of the frame before must not come back.
+                # Also when no item runs: the next frame's buffer still holds the list of frame t - 1.
                 next_items_tile(frame, decoder.running, output.fired, sizes.max_steps, blocks.BATCH)
             elif i <= n_units:
                 prenet_tile(i - 1, frame, output, sizes, blocks)
@@ -133,7 +133,7 @@ def decode_begin_kernel(p_lengths, running, B, BATCH: tl.constexpr):
 
 @triton.jit(do_not_specialize=["B", "offset"])
 def decode_phase_kernel(decoder, B, blocks, p_t, offset, PHASE: tl.constexpr):
-    """One phase of frame *p_t + offset, whose number is in device memory so that one graph serves any frame."""
+    """One phase of frame *p_t + offset: the frame index is in device memory, so that one graph works for all frames."""
     t = tl.load(p_t) + offset
     frame = load_frame(t, tl.load(decoder.running.n + t % 2), decoder.running, B, blocks)
     _phase(PHASE, tl.program_id(0), frame, decoder, blocks)
@@ -161,7 +161,8 @@ def decode_loop_kernel(decoder, B, blocks, p_barrier, p_lost, max_polls):
     n_items = tl.load(decoder.running.n)
     # LICM is off: hoisting every phase's addresses would exceed the register file.
     while _condition(n_items * alive > 0, disable_licm=True):
-        i_program = tl.program_id(0) + tl.load(p_lost)  # + 0, which the compiler cannot know
+        # Adds 0 (1 only when the results are lost anyway), which keeps addresses from being computed before the loop.
+        i_program = tl.program_id(0) + tl.load(p_lost)
         frame = load_frame(t, n_items, decoder.running, B, blocks)
         for phase in tl.static_range(N_PHASES):
             _phase(phase, i_program, frame, decoder, blocks)

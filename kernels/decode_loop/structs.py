@@ -1,4 +1,4 @@
-"""What the kernels take, by name: pointers, sizes and compile-time constants.
+"""Struct arguments of the kernels: pointers, sizes and compile-time constants.
 
 B is the batch size; the other dimensions are fields of `Sizes`. Layout: kernels/README.md.
 """
@@ -99,7 +99,7 @@ class Blocks(NamedTuple):
     PRECISION: Any  # `input_precision` of the products
 
 
-# What follows is made inside the kernels.
+# The structs below are built inside the kernels.
 
 
 class Product(NamedTuple):
@@ -113,7 +113,7 @@ class Product(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """The number of a frame and the items that run in it."""
+    """A frame's index, and the items that run in it."""
 
     t: Any
     p_items: Any  # their list

@@ -1,4 +1,4 @@
-"""The tiles that a frame is made of, one device function each.
+"""The tiles of a frame, one device function per kind.
 
 A tile reads what earlier phases wrote, and nothing that another tile of its phase writes. Products have BB items as
 columns. Maths, layout and cost: kernels/README.md.
@@ -19,7 +19,7 @@ from ..lstm_cell.cell import GateTile, add_product, lstm_activate, lstm_gates, l
 from ..philox import uniform_noise
 from .structs import Frame
 
-QUERY_BLOCK = tl.constexpr(128)  # partial sums of the query that are added at a time
+QUERY_BLOCK = tl.constexpr(128)  # partial sums of the query added at a time
 _WINDOW = tl.constexpr(WINDOW)
 
 
@@ -41,7 +41,7 @@ def load_frame(t, n_items, running, B, blocks):
 
 @triton.jit
 def _items_of_tile(i, n_tiles, frame, blocks):
-    """Tile i of n_tiles per block of items: its number within its block, and the block's items."""
+    """Tile i of n_tiles per block of items: its index within its block, and the block's items."""
     if blocks.ONE_BLOCK:
         return i, frame.o_first.to(tl.int64), frame.m_first
     else:
@@ -53,7 +53,7 @@ def _items_of_tile(i, n_tiles, frame, blocks):
 def _add_gates(i, frame, lstm, product, blocks, FIRST: tl.constexpr):
     """The partial sums of a tile's gates, or zeros if FIRST, plus the product, [4 BU, BB].
 
-    Returns the gates, their address, the tile's number, and its items.
+    Returns the gates, their address, the tile's index, and its items.
     """
     BU: tl.constexpr = blocks.BU
     i_u, o_b, m_b = _items_of_tile(i, tl.cdiv(lstm.n, BU), frame, blocks)
@@ -80,9 +80,9 @@ def partial_gates_tile(i, frame, lstm, product, blocks, FIRST: tl.constexpr):
 
 @triton.jit
 def lstm_tile(i, frame, lstm, product, blocks):
-    """Adds the last product to the gates; writes c' over c and h' over h.
+    """Adds the last product to the gates; overwrites c and h with the new c and h.
 
-    Returns h' [BU, BB] as it was rounded, the tile's number, and its items.
+    Returns the new h, [BU, BB], rounded to the dtype of h, the tile's index, and its items.
     """
     BU: tl.constexpr = blocks.BU
     b_gates, _, i_u, o_b, m_b = _add_gates(i, frame, lstm, product, blocks, FIRST=False)
@@ -98,7 +98,7 @@ def lstm_tile(i, frame, lstm, product, blocks):
     o_state = (o_b * n)[None, :] + o_u[:, None]
     m_state = m_u[:, None] & m_b[None, :]
     b_h, b_c = lstm_update(b_i, b_f, b_g, b_o, tl.load(lstm.c + o_state, mask=m_state, other=0.0))
-    # A tile of fewer elements than threads is loaded more than once: all must have it before one overwrites it.
+    # With fewer elements than threads, several threads load the same one: all must have loaded before any stores.
     tl.debug_barrier()
     tl.store(lstm.c + o_state, b_c, mask=m_state)
     b_h = b_h.to(lstm.h.dtype.element_ty)
@@ -108,7 +108,7 @@ def lstm_tile(i, frame, lstm, product, blocks):
 
 @triton.jit
 def partial_query(b_h, i_u, o_b, m_b, attention, N, A, BU: tl.constexpr):
-    """Writes the partial sums of the query W_q h' over the BU units in b_h [BU, BB]."""
+    """Writes the partial sums of the query W_q h over the BU units in b_h [BU, BB]."""
     o_u = i_u * BU + tl.arange(0, BU)
     b_h = tl.trans(tl.where((o_u < N)[:, None], b_h.to(tl.float32), 0.0))  # [BB, BU]
     for a in range(0, A, 16):
@@ -116,7 +116,7 @@ def partial_query(b_h, i_u, o_b, m_b, attention, N, A, BU: tl.constexpr):
         m_w = (o_a < A)[:, None] & (o_u < N)[None, :]
         p_w = attention.query_weight + o_a[:, None] * N + o_u[None, :]
         b_w = tl.load(p_w, mask=m_w, other=0.0).to(tl.float32)  # [16, BU]
-        # With the axes in this order Triton does not make a dot of it, which would round to TF32.
+        # With the axes in this order Triton does not turn the sum into a dot, which would round to TF32.
         b_sum = tl.sum(b_w[:, None, :] * b_h[None, :, :], axis=2)  # [16, BB]
         p_sum = attention.query + ((o_b * tl.cdiv(N, BU) + i_u) * A)[None, :] + o_a[:, None]
         tl.store(p_sum, b_sum, mask=(o_a < A)[:, None] & m_b[None, :])
@@ -133,7 +133,7 @@ def energies_tile(item, i_t, length, t, attention, n_sums, sizes, blocks):
         m = (o_sum < n_sums)[:, None] & (o_a < A)[None, :]
         p_sums = attention.query + item * n_sums * A + o_sum[:, None] * A + o_a[None, :]
         b_query += tl.sum(tl.load(p_sums, mask=m, other=0.0), axis=0)
-    # The structs stand inside the call: assigning them to names would make tensors of their constants.
+    # The structs are built inside the call: assigned to names, their constants would become tensors.
     b_h = attend_hidden(
         b_query,
         AttentionItem(
@@ -260,9 +260,9 @@ def write_items(b_item, m_keep, p_items, p_n):
 @triton.jit
 def next_items_tile(frame, running, p_fired, max_steps, BATCH: tl.constexpr):
     """Writes the next frame's list: this frame's items, in order, whose gate did not fire; none after the last."""
-    then, is_last = (frame.t + 1) % 2, (frame.t + 1 >= max_steps).to(tl.int32)
+    i_next, is_last = (frame.t + 1) % 2, (frame.t + 1 >= max_steps).to(tl.int32)
     o_i = tl.arange(0, BATCH)
     m_i = o_i < frame.n_items
     b_item = tl.load(frame.p_items + o_i, mask=m_i, other=0)
     b_fired = tl.load(p_fired + b_item, mask=m_i, other=1)
-    write_items(b_item, m_i & (b_fired == 0) & (is_last == 0), running.items + then * frame.B, running.n + then)
+    write_items(b_item, m_i & (b_fired == 0) & (is_last == 0), running.items + i_next * frame.B, running.n + i_next)

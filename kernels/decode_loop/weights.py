@@ -26,13 +26,13 @@ class FoldedDecoder:
     decoder_ih: Tensor  # [4n, N + D]
     decoder_hh: Tensor  # [4n, n]
     decoder_bias: Tensor  # [4n]
-    output: Tensor  # [n_frame + 1 + P1, n + D]: projection, gate, and the prenet's first layer of the projection
+    output: Tensor  # [n_frame + 1 + P1, n + D]: projection, gate, and the prenet's first layer times the projection
     output_bias: Tensor  # [n_frame + 1 + P1]
     prenet: Tensor  # [P, P1]: the second layer
     n_frame: int
     taps: int  # k
-    kept: OrderedDict = field(default_factory=OrderedDict, compare=False, repr=False)
-    """Buffers and graphs for these weights, by sizes and options, the last used at the end."""
+    decodings: OrderedDict = field(default_factory=OrderedDict, compare=False, repr=False)
+    """Cache of `Decoding`s with these weights, by sizes and options, the most recently used last."""
 
     @property
     def dtype(self) -> torch.dtype:

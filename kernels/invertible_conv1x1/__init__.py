@@ -1,6 +1,7 @@
-"""Invertible 1x1 convolution of c <= 16 channels: the products with W and W^-1, and log|det W| and W^-1 themselves.
+"""Invertible 1x1 convolution of c <= 16 channels: products with W and W^-1, and the factors log|det W| and W^-1.
 
-Maths, layout and cost: kernels/README.md.
+`product` has the kernels of W z and W^-1 z, `factors` those of the factors. Maths, layout and cost:
+kernels/README.md.
 """
 
 from collections.abc import Sequence
@@ -16,17 +17,17 @@ from .factors import OP, Factors
 from .product import Product
 
 MAX_CHANNELS = 16
-"""A thread holds whole columns of a signal: longer ones do not fit its registers."""
+"""A thread holds whole columns of a signal: longer ones do not fit in its registers."""
 
 
 def invertible_conv1x1_factors(weights: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
     """W^-1 and log|det W| of several flows, in one launch.
 
-    A singular W has log|det| = -inf, as torch.linalg.slogdet says, and an "inverse" that is finite but meaningless:
-    of W with the pivots that are 0 replaced by 1. The kernel takes pivots below 2^-126 for 0. Autocast has no effect.
+    A singular W has log|det| = -inf, as in torch.linalg.slogdet, and a finite but meaningless "inverse", computed with
+    zero pivots replaced by 1. The kernel treats pivots below 2^-126 as 0. Autocast has no effect.
 
     Args:
-        weights: at least one, [c, c, 1] each, with any c each.
+        weights: at least one, [c, c, 1] each; c may differ between them.
 
     Returns:
         (inverses, [c, c] each; log|det W| per group of channels, [len(weights)]), float32 (float64 for float64);
@@ -68,7 +69,8 @@ def invertible_conv1x1(z: Tensor, weight: Tensor, log_det: Tensor | None = None)
     """
     _check_weight(weight)
     check_shape("z", z, ("B", len(weight), "T"))
-    check_shape("log_det", log_det, ())
+    if log_det is not None and log_det.dim():
+        raise FastglowError(f"log_det has shape {list(log_det.shape)}, must be one entry, a scalar")
     if z.dtype != weight.dtype and backend.autocast_dtype(z) is None:
         raise FastglowError(
             f"z has dtype {dtype_name(z.dtype)} and weight {dtype_name(weight.dtype)}: cast one, or use autocast"

@@ -16,12 +16,11 @@ from ..graphs import integer_table, pointer_table
 from ..launch import Config, launch
 
 OP = "invertible_conv1x1"
-ELEMENTS = 512  # of all matrices of a program
+ELEMENTS = 512  # per program, over all its matrices
 ELEMENTS_PER_WARP = 64
-SMALLEST_SIZE = (
-    4  # of a matrix: the compiler unrolls everything for a single 2x2 one, and spills (sm_100, Triton 3.7.1)
-)
-SMALLEST_NORMAL = tl.constexpr(2.0**-126)  # has a finite reciprocal; tl.log takes smaller values for 0
+# Of a padded matrix: for a single 2x2 matrix the compiler unrolls everything and spills (sm_100, Triton 3.7.1).
+SMALLEST_SIZE = 4
+SMALLEST_NORMAL = tl.constexpr(2.0**-126)  # has a finite reciprocal; tl.log treats smaller values as 0
 
 
 @triton.jit
@@ -81,13 +80,13 @@ def invertible_conv1x1_factors_fwd_kernel(
 
     b_x = tl.where(m_w, b_w, (o_i == o_j).to(tl.float32))
     b_x_lo = tl.zeros((BN, BC, BC), tl.float32)
-    b_step = tl.full((BN, BC), -1, tl.int32)  # per row, the column that it was the pivot row of
+    b_step = tl.full((BN, BC), -1, tl.int32)  # per row, the step in which it was the pivot row
     b_source = tl.zeros((BN, BC), tl.int32)  # per column, its pivot row
     b_log_det = tl.zeros((BN,), tl.float32)
     for k in range(BC):
         b_column = tl.sum(tl.where(o_j == k, b_x, 0.0), axis=2)  # [BN, BC]
         b_column_lo = tl.sum(tl.where(o_j == k, b_x_lo, 0.0), axis=2)
-        # NaN is chosen before any other value, so that the determinant shows it.
+        # NaN is picked as the pivot before any number, so that it reaches the determinant.
         b_size = tl.where(b_column == b_column, tl.abs(b_column), float("inf"))
         i_pivot = tl.argmax(tl.where(b_step < 0, b_size, -1.0), axis=1)[:, None]  # [BN, 1]
         is_pivot = o_c[None, :] == i_pivot  # [BN, BC]
@@ -123,7 +122,13 @@ def invertible_conv1x1_factors_fwd_kernel(
 def invertible_conv1x1_factors_bwd_kernel(
     p_layout, p_inverses, p_d_inverses, p_d_log_dets, p_dw, s_d_log_det, n, BN: tl.constexpr, BC: tl.constexpr
 ):
-    """`p_d_inverses` (laid out as `p_inverses`) and `p_d_log_dets` may be None."""
+    """Gradients of the weights.
+
+    Args:
+        p_layout: [n, 4] int64, see `_layout`.
+        p_inverses, p_d_inverses, p_dw: matrices one after the other, at the offsets of the layout.
+        p_d_log_dets: [n], s_d_log_det apart. It or `p_d_inverses` may be None.
+    """
     o_n = tl.program_id(0) * BN + tl.arange(0, BN)
     m_n = o_n < n
     b_c = tl.load(p_layout + 4 * o_n, mask=m_n, other=0)[:, None]  # [BN, 1]

@@ -16,7 +16,8 @@ from ..launch import Config, launch, pick_config
 
 OP = "invertible_conv1x1"
 
-# By the most channels, from few positions to many. A thread holds 2 to 8 columns: as many as fit its registers.
+# By the largest number of channels; from few positions to many. A thread holds 2 to 8 columns, as many as its
+# registers allow.
 FWD_CONFIGS: dict[int, tuple[Config, ...]] = {
     8: (
         {"BT": 256, "num_warps": 2, "num_stages": 1},
@@ -47,7 +48,7 @@ def invertible_conv1x1_fwd_kernel(
     o_t = i_t * BT + tl.arange(0, BT)[None, :]  # [1, BT]
     o_i = tl.arange(0, BC)[:, None].to(tl.int64)  # [BC, 1]
     m_t, m_i = o_t < T, o_i < C
-    element = out.p.dtype.element_ty  # what autocast rounds the factors to
+    element = out.p.dtype.element_ty  # the dtype that autocast rounds both operands to
     p_row = z.p + i_b * z.s_b + o_t * z.s_t
     p_column = matrix.p + o_i * matrix.s_row
     b_out = tl.zeros((BC, BT), tl.float32)

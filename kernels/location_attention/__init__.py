@@ -18,10 +18,10 @@ from .. import backend
 from ..arguments import check_choice, check_integers, check_shape, dtype_name, mixed_dtypes
 from ..reference.location_attention import NORMALIZATIONS
 from ..reference.location_attention import location_attention as reference_location_attention
-from .attend import MOST_ATTENTION, WINDOW, attention_too_wide, fold_location
+from .attend import MAX_ATTENTION, WINDOW, attention_too_wide, fold_location
 from .kernels import OP, Gradients, Inputs, Options, location_attention_bwd, location_attention_fwd
 
-__all__ = ["MOST_ATTENTION", "attention_too_wide", "fold_location", "location_attention"]
+__all__ = ["MAX_ATTENTION", "attention_too_wide", "fold_location", "location_attention"]
 
 
 class LocationAttention(Function):

@@ -17,11 +17,11 @@ from .. import backend
 WINDOW = 64
 """The columns of the folded location weight are padded to a multiple of this."""
 
-MOST_ATTENTION = {2: 512, 4: 256}
+MAX_ATTENTION = {2: 512, 4: 256}
 """Largest attention dimension A by element size in bytes: a tile holds all of A, and a larger one spills."""
 
-MOST_ATTENTION_SUMMED = 256
-"""Largest A of `attend_bwd` with ADD, in any dtype."""
+MAX_ATTENTION_ADD = 256
+"""Largest A for `attend_bwd` with ADD, in any dtype."""
 
 
 class AttentionItem(NamedTuple):
@@ -69,20 +69,20 @@ class AttentionBlocks(NamedTuple):
     PRECISION: Any  # `input_precision` of the products
     BT: Any  # positions of a tile of energies
     BA: Any  # attention dimensions of a tile: all
-    BK: Any  # elements of a window that one product takes
+    BK: Any  # elements of a window per product
     BR: Any  # positions of a tile of the memory
     BD: Any  # columns of a tile of the memory
 
 
 def attention_too_wide(A: int, dtype: torch.dtype, sums: bool = False) -> str | None:
-    """Why the kernels cannot serve this attention dimension, for `backend.picks_triton`, or None.
+    """`unsupported` of `backend.picks_triton` for this attention dimension.
 
     Args:
         A: the attention dimension.
         dtype: of the products.
         sums: whether `attend_bwd` runs with ADD.
     """
-    most = MOST_ATTENTION_SUMMED if sums else MOST_ATTENTION.get(dtype.itemsize, A)
+    most = MAX_ATTENTION_ADD if sums else MAX_ATTENTION.get(dtype.itemsize, A)
     return f"attention dimension {A} is above {most}" if A > most else None
 
 
@@ -103,7 +103,7 @@ def fold_location(location_conv_weight: Tensor, location_dense_weight: Tensor, d
     return F.pad(product.to(dtype), (0, -product.shape[1] % WINDOW))
 
 
-# Offsets inside a tile have 32 bits. What may exceed 2^31, the offset of a tile's first row, is a 64-bit scalar.
+# Offsets inside a tile have 32 bits. Only the offset of a tile's first row may exceed 2^31: it is a 64-bit scalar.
 
 
 @triton.jit
@@ -166,7 +166,7 @@ def attend_weights(b_query, item, p_weights, p_next_cumulative, length, sizes, s
     # One maximum and sum per row of the tile: reducing to a scalar inside the loop crashes Triton 3.7 on sm_100.
     b_max = tl.full((BT,), float("-inf"), tl.float32)
     b_sum = tl.zeros((BT,), tl.float32)
-    # The row of the weights holds the energies, or their sigmoids, until they are normalised.
+    # p_weights holds the energies, or their sigmoids, until they are normalised.
     for t0 in range(0, length, BT):
         m_t = t0 + o_r < length
         b_h = attend_hidden(b_query, item, t0, length, sizes, strides, blocks)
@@ -201,7 +201,7 @@ def attend_weights(b_query, item, p_weights, p_next_cumulative, length, sizes, s
             b_w = tl.load(p_weights + o_t, mask=o_t < length, other=0.0) * b_scale
         if p_next_cumulative is not None:
             b_sums = tl.load(item.cumulative + o_t, mask=o_t < T, other=0.0).to(tl.float32)
-        # With more threads than positions, several threads load one: all must have loaded before one stores.
+        # With more threads than positions, several threads load the same one: all must have loaded before any stores.
         tl.debug_barrier()
         tl.store(p_weights + o_t, b_w, mask=o_t < T)
         if p_next_cumulative is not None:
@@ -227,7 +227,7 @@ def attend_context(p_memory, p_weights, d0, length, D, strides, blocks):
 def attend(b_query, item, outputs, length, sizes, strides, blocks):
     """One attention step of one item, by one program.
 
-    Barriers are the caller's: before the call if other programs or threads wrote the inputs, and after it
+    The caller provides barriers: before the call if other programs or threads wrote the inputs, and after it
     (tl.debug_barrier, or a barrier of the grid) before other threads read the outputs.
 
     Args:

@@ -39,7 +39,7 @@ class AttentionScratch(NamedTuple):
 
 @triton.jit
 def _store(p, b_x, m, ADD: tl.constexpr):
-    """Stores float32 values, or adds them to what is there."""
+    """Stores float32 values, or adds them to the stored ones."""
     if ADD:
         b_x += tl.load(p, mask=m, other=0.0).to(tl.float32)
     tl.store(p, b_x, mask=m)
@@ -99,7 +99,7 @@ def _location_gradient(p_dz, item, p_dlocation, length, sizes, s_l, blocks, BN: 
                 else:
                     b_part = tl.dot(tl.trans(b_f), b_dz, input_precision=blocks.PRECISION)  # [BK, BN]
                     p_part = p_dlocation + a0 * s_l + k0 + ((o_n * s_l)[None, :] + o_k[:, None])
-                    # Without ADD, nothing is there at the first positions. (The cast is for Triton 3.3's interpreter.)
+                    # Without ADD the first tile overwrites. (The cast is for Triton 3.3's interpreter.)
                     b_part += tl.load(p_part, mask=m_a[None, :] & (ADD or tl.cast(t0, tl.int32) > 0), other=0.0)
                     tl.store(p_part, b_part, mask=m_a[None, :])
         if not ONE_BLOCK:
@@ -132,7 +132,7 @@ def _windows_gradient(p_dz, item, p_windows, length, A, s_l, blocks, BN: tl.cons
 
 @triton.jit
 def _fold_windows(p_windows, gradients, length, T, s_l, blocks, ADD: tl.constexpr):
-    """Sums the gradients of the windows into those of the weights that the windows cover."""
+    """Writes the gradients of the weights: each sums the gradients of the window elements that hold the weight."""
     TAPS: tl.constexpr = blocks.TAPS
     BT: tl.constexpr = blocks.BT
     o_r, o_k = tl.arange(0, BT), tl.arange(0, blocks.BK)
@@ -148,9 +148,9 @@ def _fold_windows(p_windows, gradients, length, T, s_l, blocks, ADD: tl.constexp
             m = (o_row >= 0) & (o_row < length) & (o_column < 2 * TAPS)[None, :]
             o_tile = (o_r[:, None] + o_shift[None, :]) * s_l + o_column[None, :]
             b_d = tl.load(p_windows + tl.cast(t0, tl.int64) * s_l + o_tile, mask=m, other=0.0)
-            b_of_cumulative = tl.where(is_cumulative[None, :], b_d, 0.0)
-            b_cumulative += tl.sum(b_of_cumulative, axis=1)
-            b_previous += tl.sum(b_d - b_of_cumulative, axis=1)
+            b_dcumulative = tl.where(is_cumulative[None, :], b_d, 0.0)
+            b_cumulative += tl.sum(b_dcumulative, axis=1)
+            b_previous += tl.sum(b_d - b_dcumulative, axis=1)
         m_t = t0 + o_r < T
         tl.store(gradients.previous + t0 + o_r, b_previous, mask=m_t)
         _store(gradients.cumulative + t0 + o_r, b_cumulative, m_t, ADD)
@@ -162,7 +162,7 @@ def attend_bwd(
 ):  # fmt: skip
     """The backward of `attend` for one item and one step, by one program; returns dq, [BA] float32.
 
-    The gradient of the memory, weights x d_context, is left to the caller. Barriers are as for `attend`. There are no
+    The caller computes the gradient of the memory, weights x d_context. Barriers as for `attend`. There are no
     float atomics: the result has the same bits every time.
 
     Args:
@@ -170,14 +170,14 @@ def attend_bwd(
             positions have weight 0.
         p_weights: the forward step's weights, [T] float32.
         upstream: AttentionUpstream.
-        gradients: AttentionGradients. All are stored; with ADD, all except `previous` are added to what is there.
+        gradients: AttentionGradients. All are overwritten; with ADD, all except `previous` are accumulated.
         scratch: AttentionScratch.
     """
     BT: tl.constexpr = blocks.BT
     BA: tl.constexpr = blocks.BA
     # Without tensor cores a thread holds whole rows and columns of its operands in registers.
-    MOST: tl.constexpr = 32 if item.location.dtype.element_ty == tl.float32 else 128
-    BN: tl.constexpr = BA if BA < MOST else MOST
+    MAX_BN: tl.constexpr = 32 if item.location.dtype.element_ty == tl.float32 else 128
+    BN: tl.constexpr = BA if BA < MAX_BN else MAX_BN
     T, A, s_l = sizes.T, sizes.A, strides.location
     o_r, o_a = tl.arange(0, BT), tl.arange(0, BA)
     m_a = o_a < A
@@ -189,7 +189,7 @@ def attend_bwd(
     for t0 in range(0, length if ADD else T, BT):
         m_t = t0 + o_r < length
         b_h = attend_hidden(b_query, item, t0, length, sizes, strides, blocks)
-        b_v, b_bias = load_v(item, A, BA)  # in each iteration, as it would take registers across them
+        b_v, b_bias = load_v(item, A, BA)  # loaded again in each iteration, which saves registers
         b_w = tl.load(p_weights + t0 + o_r, mask=m_t, other=0.0)
         b_g = tl.load(scratch.d_weights + t0 + o_r, mask=m_t, other=0.0)
         b_de = sizes.sharpening * b_w * (b_g - b_total)  # [BT]
@@ -213,7 +213,7 @@ def attend_bwd(
             b_total += tl.load(gradients.v_bias)
         tl.store(gradients.v_bias, b_total)
     tl.debug_barrier()
-    # dz comes from memory: a product that takes another's result as its operand has all its warps along the rows.
+    # dz is read back from memory: as the result of another product it would put all warps along the rows.
     p_dz = scratch.dz if ADD else gradients.processed_memory
     _location_gradient(p_dz, item, gradients.location, length, sizes, s_l, blocks, BN, ADD)
     if gradients.previous is not None:

@@ -17,7 +17,7 @@ from .attend_bwd import AttentionGradients, AttentionScratch, AttentionUpstream,
 
 OP = "location_attention"
 WIDE_ATTENTION = 128
-PROGRAMS = 128  # that fill a GPU
+PROGRAMS = 128  # enough to fill a GPU
 
 
 def _config(bt: int, bk: int, br: int, bd: int, num_warps: int) -> Config:
@@ -40,8 +40,8 @@ BACKWARD_CONFIGS = {
 }
 
 
-# Structs with an absent pointer or a constant are built in the call that takes them: Triton makes tensors of what is
-# assigned or returned, which Triton 3.3 cannot do with None.
+# Structs that hold None or a constant are built inside the call that takes them: Triton turns values that are assigned
+# or returned into tensors, which Triton 3.3 cannot do with None.
 
 
 class BatchStrides(NamedTuple):
@@ -70,7 +70,7 @@ def location_attention_fwd_kernel(
 
     Args:
         batch: AttentionItem of item 0.
-        p_rows: [B, blocks of D, T] float32: the weights as each program computes them.
+        p_rows: [B, blocks of D, T] float32: each program's copy of the weights.
         p_weights: [B, T], any float dtype.
         p_context: [B, D].
         s_batch: BatchStrides.
@@ -116,8 +116,8 @@ def location_attention_bwd_kernel(
     """Grid (B,).
 
     Args:
-        batch, upstream, gradients, scratch: those of item 0. The gradients of the previous and the cumulative weights
-            are [B, 2, T], everything else is contiguous.
+        batch, upstream, gradients, scratch: pointers to item 0. The gradients of the previous and the cumulative
+            weights are [B, 2, T], everything else is contiguous.
         p_rows: the weights, float32, rows s_batch.rows apart.
         p_dquery: [B, A].
         s_batch: BatchStrides.
@@ -196,7 +196,7 @@ class Options(NamedTuple):
 
 
 def location_attention_fwd(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor, Tensor]:
-    """(context [B, D], weights [B, T], the weights in float32 with rows any distance apart)."""
+    """(context [B, D], weights [B, T], the weights in float32 with any row stride)."""
     memory, location = inputs.memory, inputs.location
     B, T, D = memory.shape
     configs = FORWARD_CONFIGS[location.dtype.itemsize, len(location) > WIDE_ATTENTION]
@@ -215,7 +215,7 @@ def location_attention_fwd(inputs: Inputs, options: Options) -> tuple[Tensor, Te
     launch(
         OP, location_attention_fwd_kernel, (n_blocks, B),
         inputs.query, _batch(inputs), inputs.lengths, rows, weights, context,
-        *_sizes_and_strides(inputs, options, rows), blocks,
+        *_sizes_and_strides(inputs, options), blocks,
         device=memory.device, **launch_options,
     )  # fmt: skip
     return context, weights, rows[:, 0]
@@ -280,10 +280,12 @@ def _batch(inputs: Inputs) -> AttentionItem:
 
 
 def _sizes_and_strides(
-    inputs: Inputs, options: Options, rows: Tensor
+    inputs: Inputs, options: Options, rows: Tensor | None = None
 ) -> tuple[AttentionSizes, AttentionStrides, BatchStrides]:
+    """`rows`: the backward kernel's; in the forward kernel another stride would only compile it again."""
     memory, processed = inputs.memory, inputs.processed_memory
     s_mask, s_mask_t = strides(inputs.mask, 0, 1)
+    (s_rows,) = strides(rows, 0)
     return (
         AttentionSizes(memory.shape[1], len(inputs.location), memory.shape[2], options.sharpening),
         AttentionStrides(
@@ -300,7 +302,7 @@ def _sizes_and_strides(
             processed_memory=processed.stride(0),
             weights_cat=inputs.weights_cat.stride(0),
             mask=s_mask,
-            rows=rows.stride(0),
+            rows=s_rows,
         ),
     )
 

@@ -17,7 +17,7 @@ from ..reference.philox import dropped_words
 from .cell import GateTile, lstm_activate, lstm_gates, lstm_split, lstm_update
 
 OP = "lstm_cell"
-PROGRAMS = 128  # that keep a GPU's memory busy
+PROGRAMS = 128  # enough to saturate a GPU's memory
 STREAM = tl.constexpr(MASK_STREAM)
 
 
@@ -25,8 +25,8 @@ def _config(bu: int, bb: int, bk: int, num_warps: int, num_stages: int) -> Confi
     return {"BU": bu, "BB": bb, "BK": bk, "num_warps": num_warps, "num_stages": num_stages}
 
 
-# By element size, the largest tiles first: BU units, BB items, depth BK. Tiles for few items are flat and deep, to keep
-# many bytes of the weights in flight. The last one is for a single item, without tensor cores.
+# By element size, the largest tiles first: BU units, BB items, depth BK. Tiles for few items have few rows and a large
+# depth, to keep many bytes of weights in flight. The last one is for a single item, without tensor cores.
 FORWARD_CONFIGS = {
     2: (
         _config(32, 64, 64, 8, 3),
@@ -48,7 +48,7 @@ BACKWARD_CONFIGS = ({"BU": 1024, "num_warps": 4, "num_stages": 1}, {"BU": 256, "
 
 
 class Inputs(NamedTuple):
-    """What an LSTM step reads and differentiates; rows are contiguous except those of c."""
+    """Inputs of an LSTM step, or their gradients; rows are contiguous, except in c."""
 
     x: Any  # [B, n_in]
     h: Any  # [B, n]
@@ -83,7 +83,7 @@ class Gradients(NamedTuple):
 
 
 class Mixing(NamedTuple):
-    """Dropout and zoneout as the kernels read them: floats, as Triton would compile anew for some integers."""
+    """Dropout and zoneout as the kernels read them: floats, because Triton would recompile for some integers."""
 
     dropout_h: Any  # how many of the 2^24 random values drop the unit
     dropout_c: Any
@@ -154,12 +154,13 @@ def _gates_of_one(p_x, p_weight, o_u, n, K, s_w, EVEN_K: tl.constexpr, blocks):
 
 @triton.jit
 def _is_below(word, n):
+    """Whether the upper 24 bits of a random word are below n."""
     return (word.to(tl.uint32, bitcast=True) >> 8).to(tl.int32) < tl.cast(n, tl.int32)
 
 
 @triton.jit
 def _mix(o_element, seed, mixing, blocks):
-    """(a_h, b_h, a_c, b_c) of int64 element indices: h' = a_h H + b_h h, c' = a_c C + b_c c."""
+    """(a_h, b_h, a_c, b_c) at int64 element indices: h' = a_h H + b_h h, c' = a_c C + b_c c."""
     if blocks.MIXING == "expected":
         b_new_h, b_old_h = 1.0 - mixing.p_zoneout_h, mixing.p_zoneout_h
         b_new_c, b_old_c = 1.0 - mixing.p_zoneout_c, mixing.p_zoneout_c
@@ -292,7 +293,7 @@ class Options(NamedTuple):
 
 
 def largest_that_fills(dtype: torch.dtype, items: int, units: int, inputs: int) -> Config:
-    """The forward configuration where nothing was measured: the largest tiles that give PROGRAMS programs."""
+    """The forward configuration without measurements: the largest tiles that give PROGRAMS programs."""
 
     def programs(config: Config) -> int:
         return triton.cdiv(units, config["BU"]) * triton.cdiv(items, config["BB"])

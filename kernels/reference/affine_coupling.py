@@ -30,7 +30,7 @@ def flow_step_inverse(
     swap: bool = False,
 ) -> Tensor:
     """Arguments as `kernels.flow_step_inverse`."""
-    undone = affine_coupling_inverse(changed, b_log_s)
-    z = torch.cat((undone, kept) if swap else (kept, undone), dim=1)
+    inverted = affine_coupling_inverse(changed, b_log_s)
+    z = torch.cat((inverted, kept) if swap else (kept, inverted), dim=1)
     z = F.conv1d(z, inverse.unsqueeze(2).to(z.dtype)).to(changed.dtype)
     return z if entering is None else torch.cat((entering.to(z.dtype), z), dim=1)

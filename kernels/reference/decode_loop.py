@@ -13,14 +13,14 @@ from .lstm_cell import lstm_cell
 from .prenet import prenet, prenet_noise
 
 NOISE_BLOCK = 64
-"""Steps whose prenet noise is drawn at once: drawing it for one step costs as much as the step."""
+"""Steps whose prenet noise is drawn together: drawing it step by step would double the cost of a step."""
 
 
 class DecodeResult(NamedTuple):
     """
     Attributes:
         frames: [B, steps, n_frame]; zeros after the step on which an item's gate fired.
-        steps: [B] int64, the number before that step; max_steps where the gate did not fire.
+        steps: [B] int64, how many steps came before that one; max_steps where the gate did not fire.
         alignments: attention weights, [B, steps, T]; zeros after the same step.
     """
 
@@ -45,9 +45,8 @@ def decode_loop(
     """Steps until every item's gate has fired. Arguments as `kernels.decode_loop`."""
     B, T, D = memory.shape
     n_attention, n_decoder = recurrent.attention_rnn.weight_hh.shape[1], recurrent.decoder_rnn.weight_hh.shape[1]
-    mask = torch.arange(T, device=memory.device) >= lengths.view(-1, 1).clamp(
-        min=1
-    )  # an empty item attends to position 0, not to nothing
+    # An item of length 0 attends to position 0, as if its length were 1.
+    mask = torch.arange(T, device=memory.device) >= lengths.view(-1, 1).clamp(min=1)
     attention_h, attention_c = (memory.new_zeros(B, n_attention) for _ in range(2))
     decoder_h, decoder_c = (memory.new_zeros(B, n_decoder) for _ in range(2))
     weights, cumulative = (memory.new_zeros(B, T) for _ in range(2))

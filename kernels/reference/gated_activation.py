@@ -6,7 +6,7 @@ from torch import Tensor
 from .philox import dropped_words, philox4x32, random_seed
 
 DROPOUT_STREAM = 0x67617465
-"""Fourth word of the dropout masks' Philox counters; nothing else that is drawn from a seed has it."""
+"""Fourth word of the dropout masks' Philox counters, unique to this operation."""
 
 
 def gated_activation(

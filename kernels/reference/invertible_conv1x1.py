@@ -10,7 +10,7 @@ from torch import Tensor
 def invertible_conv1x1_factors(weights: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
     """Arguments as `kernels.invertible_conv1x1_factors`.
 
-    NVIDIA's code takes the logarithm of the determinant itself, which is NaN for a negative one.
+    NVIDIA's code computes log(det W), which is NaN for a negative determinant.
     """
     matrices = [_matrix(weight) for weight in weights]
     log_dets = torch.stack([torch.linalg.slogdet(matrix).logabsdet for matrix in matrices])

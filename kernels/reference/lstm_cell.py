@@ -6,7 +6,7 @@ from torch import Tensor
 from .philox import dropped_words, philox4x32, random_seed
 
 MASK_STREAM = 0x6C73746D
-"""Fourth word of the masks' Philox counters, which no other random values of a seed have."""
+"""Fourth word of the masks' Philox counters, unique to this operation."""
 
 
 def lstm_cell(

@@ -1,7 +1,7 @@
 """Tacotron 2's decoder under teacher forcing (Shen et al. 2018; Decoder.forward in NVIDIA's tacotron2/model.py).
 
-`teacher_forced_loop` is the definition, a plain loop. `deferred_teacher_forced_loop` serves on a CPU: its backward
-pass is written out as the Triton kernels have it. Maths: kernels/README.md.
+`teacher_forced_loop` is the definition, a plain loop. `deferred_teacher_forced_loop` runs on CPUs: its backward pass is
+written by hand, in the same steps as the Triton kernels. Maths: kernels/README.md.
 """
 
 from typing import Any, NamedTuple
@@ -103,7 +103,7 @@ def deferred_teacher_forced_loop(
     p_decoder_dropout: float = 0.0,
     seed: int | Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`teacher_forced_loop` with everything that does not recur outside the loop, in products over all frames
+    """`teacher_forced_loop` with everything without a recurrence outside the loop, in products over all frames
     (Appleyard et al. 2016, "Optimizing performance of recurrent neural networks on GPUs", section 3.3).
 
     Once differentiable. Arguments as `kernels.teacher_forced_loop`.
@@ -153,7 +153,7 @@ def _drop(h: Tensor, p_dropout: float, seed: int | Tensor | None, stream: int, f
 
 
 def _dropout_factors(shape_a, shape_d, p_dropout, seed, like: Tensor) -> list[Tensor | None]:
-    """Of each LSTM [T, B, n], 0 or 1 / (1 - p); None without dropout."""
+    """Per LSTM [T, B, n], 0 or 1 / (1 - p); None without dropout."""
     factors = [None if p == 0 else like.new_ones(shape) for shape, p in zip((shape_a, shape_d), p_dropout, strict=True)]
     for frame in range(shape_a[0]):  # the plain loop's order, as the generator is stateful
         for factor, p, stream in zip(factors, p_dropout, (ATTENTION_STREAM, DECODER_STREAM), strict=True):
@@ -163,7 +163,7 @@ def _dropout_factors(shape_a, shape_d, p_dropout, seed, like: Tensor) -> list[Te
 
 
 class _Kept(NamedTuple):
-    """What the forward pass keeps beside its arguments."""
+    """Saved for the backward pass, besides the arguments."""
 
     factors_a: Tensor | None  # [T, B, n_a]
     factors_d: Tensor | None  # [T, B, n_d]
@@ -181,7 +181,7 @@ class _Kept(NamedTuple):
 
 
 class _DeferredLoop(Function):
-    """Buffers are frame by frame; those with T + 1 frames hold in slot t what step t reads of the step before."""
+    """Buffers are indexed by frame. In those of T + 1 frames, slot t holds what step t reads from step t - 1."""
 
     @staticmethod
     def forward(ctx, mask, factors_a, factors_d, *tensors):
@@ -201,8 +201,8 @@ class _DeferredLoop(Function):
         weight_d = torch.cat((cell.weight_ih, cell.weight_hh), dim=1)
         location = _folded_location(weights.attention)  # [A, 2k]
 
-        inputs_a = memory.new_zeros(T + 1, B, D + n_a)  # the step before's context and attention LSTM state
-        inputs_d = memory.new_zeros(T + 1, B, n_a + D + n_d)  # the step's; the step before's decoder LSTM state
+        inputs_a = memory.new_zeros(T + 1, B, D + n_a)  # context and attention LSTM state of step t - 1
+        inputs_d = memory.new_zeros(T + 1, B, n_a + D + n_d)  # both of step t, and the decoder LSTM state of step t - 1
         cells_a, cells_d = memory.new_zeros(T + 1, B, n_a), memory.new_zeros(T + 1, B, n_d)
         # Previous and cumulative weights, padded with zeros; sums over all frames exceed 16-bit floats.
         wide = torch.promote_types(memory.dtype, torch.float32)
@@ -261,7 +261,7 @@ class _DeferredLoop(Function):
         d_energies = memory.new_empty(T, B, T_in)
         d_processed_memory, d_location = memory.new_zeros(B, T_in, len(query)), torch.zeros_like(location)
         d_cell_a, d_cell_d = torch.zeros_like(cells_a[0]), torch.zeros_like(cells_d[0])
-        # Gradients from the step after: of its inputs and the weights it read; cumulative ones from all steps after.
+        # Gradients from step t + 1, of its inputs and the weights it read; of cumulative weights, from all later steps.
         d_input_a, d_state_d = torch.zeros_like(inputs_a[0]), torch.zeros_like(cells_d[0])
         d_previous, d_cumulative = alignments.new_zeros(B, T_in), alignments.new_zeros(B, T_in)
         for t in reversed(range(T)):

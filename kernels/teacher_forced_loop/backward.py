@@ -34,13 +34,13 @@ ATTEND_BACKWARD_CONFIGS = {
 
 
 class LSTMBackwardTensors(NamedTuple):
-    """Of an LSTM whose h goes into the next frame. LSTM_d's h is an output besides; LSTM_a's makes the query and is
-    an input of LSTM_d."""
+    """Of one LSTM. Its h is an input of the next frame; LSTM_d's is also an output, and LSTM_a's is also the input of
+    the query and of LSTM_d."""
 
     gates: Any  # [T, B, 4n], activated
-    dgates: Any  # [T, B, 4n]: gets their gradients before the activation
+    dgates: Any  # [T, B, 4n]: gets the gradients of the gates before activation
     c: Any  # [T + 1, B, n] float32
-    dc: Any  # [B, n] float32: of the frame after; gets the frame's
+    dc: Any  # [B, n] float32: gradient of c from the next frame; overwritten with this frame's
     next_parts: Any  # [SPLITS, B, n] float32, rows s_next apart: h's gradient from the next frame
     upstream: Any  # [B, T, n], rows s_upstream apart; LSTM_d only
     decoder_parts: Any  # [SPLITS, B, n] float32, rows s_decoder apart: h's gradient from LSTM_d; LSTM_a only
@@ -80,7 +80,7 @@ class ProductSizes(NamedTuple):
     n_2: Any
     s_1: Any
     n_blocks_1: Any  # blocks of n_1
-    depth: Any  # gates of a part, a multiple of BK
+    depth: Any  # gates per split, a multiple of BK
 
 
 class ProductBlocks(NamedTuple):
@@ -109,7 +109,7 @@ class AttendBackwardTensors(NamedTuple):
     dqueries: Any  # [T, B, A]: gets the queries' gradients
     item_sums: Any  # [B, A + A S_LOCATION + D] float32: gradients of v, of U, of the frame's context
     dweights: Any  # [B, 3, T_in] float32: gradients of previous and cumulative weights, scratch
-    dprocessed: Any  # [B, T_in, A] float32: gradient of the processed memory, added up
+    dprocessed: Any  # [B, T_in, A] float32: accumulated gradient of the processed memory
     dwindows: Any  # [B, T_in, S_LOCATION] float32, scratch
     dz: Any  # [B, T_in, A], scratch
 
@@ -141,7 +141,7 @@ class AttendBackwardBlocks(NamedTuple):
 
 @triton.jit
 def _sum_of_parts(p_parts, o_row, o_column, m, s_part, s_row, SPLITS: tl.constexpr):
-    """A tile of a product that `teacher_forced_product_bwd_kernel` left in parts."""
+    """A tile of the product whose SPLITS partial sums `teacher_forced_product_bwd_kernel` wrote."""
     p_tile = p_parts + o_row * s_row + o_column
     b_sum = tl.load(p_tile, mask=m, other=0.0)
     for _ in tl.static_range(SPLITS - 1):
@@ -156,7 +156,7 @@ def teacher_forced_lstm_bwd_kernel(
 ):  # fmt: skip
     """The gates' gradients from h's; grid (blocks of units, blocks of items).
 
-    QUERY_ROWS: of the product with W_q, BB; None: LSTM_d, which has none.
+    QUERY_ROWS: BB, the rows of the product with W_q; None for LSTM_d, which has no such product.
     """
     BB: tl.constexpr = blocks.BB
     BU: tl.constexpr = blocks.BU
@@ -219,7 +219,10 @@ def teacher_forced_lstm_bwd_kernel(
 
 @triton.jit(do_not_specialize=["offset"])
 def teacher_forced_product_bwd_kernel(p_clock, p_addresses, offset, slots, sizes, blocks):
-    """dgates [weight_ih, weight_hh] in SPLITS parts of the depth; grid (blocks of n_1 then n_2, of items, SPLITS)."""
+    """dgates [weight_ih, weight_hh], split along the depth into SPLITS partial sums.
+
+    Grid (blocks of n_1 then n_2, blocks of items, SPLITS).
+    """
     BB: tl.constexpr = blocks.BB
     BN: tl.constexpr = blocks.BN
     BK: tl.constexpr = blocks.BK
@@ -309,7 +312,7 @@ def teacher_forced_attend_bwd_kernel(p_clock, p_addresses, offset, slots, sizes,
     tl.debug_barrier()
     o_a = tl.arange(0, BA)
     b_query = tl.load(p_query + row * A + o_a, mask=o_a < A, other=0.0)
-    # Triton 3.3 makes tensors of the constants in a struct that is assigned to a variable.
+    # The structs are built inside the call: assigned to names, their constants would become tensors (Triton 3.3).
     b_dquery = attend_bwd(
         b_query,
         AttentionItem(
@@ -328,7 +331,7 @@ def teacher_forced_attend_bwd_kernel(p_clock, p_addresses, offset, slots, sizes,
         ),
         length, AttentionSizes(T_in, A, D, 1.0), AttentionStrides(D, 1, A, 1, S_LOCATION, None), blocks, True,
     )  # fmt: skip
-    # Computed again rather than kept: registers are scarce here.
+    # Recomputed: registers are scarce here.
     row = (tl.load(p_clock + 1) - 1 - tl.load(p_clock) - offset) * B + tl.program_id(0)
     p_dqueries = pointer(p_addresses, slots.dqueries)
     tl.store(p_dqueries + row * A + o_a, b_dquery.to(p_dqueries.dtype.element_ty), mask=o_a < A)

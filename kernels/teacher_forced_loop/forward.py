@@ -46,7 +46,7 @@ ATTEND_CONFIGS = {
 
 
 class LSTMTensors(NamedTuple):
-    first: Any  # what is known of the gates before the frame: [T, B, 4n], or [4n] with s_first = 0
+    first: Any  # gate terms computed before the frame: [T, B, 4n], or [4n] with s_first = 0
     gates: Any  # [T, B, 4n]: gets the activated gates; may be `first`
     x1: Any  # [T, B, n_1]
     x2: Any  # [T, B, n_2]
@@ -166,7 +166,7 @@ def teacher_forced_lstm_fwd_kernel(p_clock, p_addresses, offset, slots, sizes, d
         b_i + b_first_i.to(tl.float32), b_f + b_first_f.to(tl.float32),
         b_g + b_first_g.to(tl.float32), b_o + b_first_o.to(tl.float32),
     )  # fmt: skip
-    # `gates` may be `first`, which other threads have read.
+    # `gates` may be `first`: all threads must have loaded it.
     tl.debug_barrier()
     p_tile = p_gates + (row + o_item) * (4 * n) + o_unit
     tl.store(p_tile, b_i.to(dtype), mask=m)
@@ -222,7 +222,7 @@ def teacher_forced_attend_fwd_kernel(p_clock, p_addresses, offset, slots, B, A, 
     length = tl.minimum(tl.load(p_lengths + item).to(tl.int32), T_in)
     o_a = tl.arange(0, blocks.BA)
     b_query = tl.load(p_query + row * A + o_a, mask=o_a < A, other=0.0)
-    # Triton 3.3 makes tensors of the constants in a struct that is assigned to a variable.
+    # The structs are built inside the call: assigned to names, their constants would become tensors (Triton 3.3).
     attend(
         b_query,
         AttentionItem(

@@ -1,4 +1,4 @@
-"""What the kernels of a frame share: sizes, the address table, dropout masks, the advance of the clock.
+"""What the kernels of a frame share: sizes, the address table, dropout masks, the clock.
 
 Maths, layout and cost: kernels/README.md.
 """
@@ -17,11 +17,11 @@ from ..reference.philox import dropped_words
 from ..reference.teacher_forced_loop import ATTENTION_STREAM, DECODER_STREAM, dropout_scale
 
 OP = "teacher_forced_loop"
-WIDE_ATTENTION = 128  # more attention channels than this have their own configurations
+WIDE_ATTENTION = 128  # a larger attention dimension has its own configurations
 
 
 class Slot(NamedTuple):
-    """Where a kernel finds a tensor; constants of its compilation."""
+    """Where a kernel finds a tensor; compile-time constants."""
 
     index: Any  # in the launch's row of the address table
     dtype: Any  # of the elements
@@ -52,7 +52,7 @@ def pointer(p_addresses, slot):
 
 @triton.jit
 def pointer_to_either(p_addresses, is_first, first, second):
-    """Of two tensors of one dtype."""
+    """`pointer` of the first or the second slot, which have the same dtype."""
     return _pointer_at(p_addresses + tl.where(is_first, first.index, second.index), first)
 
 
@@ -60,12 +60,14 @@ def pointer_to_either(p_addresses, is_first, first, second):
 def dropout_factor(p_addresses, seed, dropout, t, o_b, o_u):
     """0 or `dropout.scale` for items o_b and units o_u, which broadcast against each other; `seed` is a slot."""
     b_seed = tl.load(pointer(p_addresses, seed))
-    b_noise = uniform_noise(b_seed, dropout.stream, (o_b << 32) + t, o_u)
+    row = (o_b << 32) + t  # the counter's upper and lower row word
+    b_noise = uniform_noise(b_seed, dropout.stream, row, o_u)
     return tl.where(b_noise >= dropout.threshold, dropout.scale, 0.0)
 
 
 @triton.jit
 def teacher_forced_advance_kernel(p_clock, n_frames):
+    """Grid (1,). p_clock: [3] int64, see `replay.new_clock`."""
     tl.store(p_clock, tl.load(p_clock) + n_frames)
 
 

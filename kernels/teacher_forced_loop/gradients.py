@@ -34,19 +34,19 @@ from .forward import Histories
 from .frame import WIDE_ATTENTION, Dropout, Plan, pick
 from .replay import prepare, run, tile_sizes
 
-MOST_SPLITS, SMALLEST_DEPTH = 4, 1024
-"""The products' depth is split into at most so many parts, of at least so many gates each."""
+MAX_SPLITS, SMALLEST_DEPTH = 4, 1024
+"""Products over the gates are split into at most MAX_SPLITS parts of at least SMALLEST_DEPTH gates each."""
 
 
 class LoopGradients(NamedTuple):
-    """What the backward frames leave for the products after them."""
+    """Results of the backward frames, inputs of the products after the loop."""
 
     gates_a: Tensor  # [T, B, 4 n_a]
     gates_d: Tensor  # [T, B, 4 n_d]
     contexts: Tensor  # [T, B, D]
     queries: Tensor  # [T, B, A]
     processed_memory: Tensor  # [B, T_in, A] float32
-    item_sums: Tensor  # [B, A + A * padded 2k + D] float32: of v, of U and of a frame's context
+    item_sums: Tensor  # [B, A + A * padded 2k + D] float32: gradients of v, of U, of a frame's context: one zeroing
 
 
 def run_backward(
@@ -72,8 +72,8 @@ def run_backward(
     )
     if not T or not B:
         return gradients
-    splits = max(1, min(MOST_SPLITS, 4 * max(n_a, n_d) // SMALLEST_DEPTH))
-    # Zeros: frame T - 1 gets nothing from a next frame.
+    splits = max(1, min(MAX_SPLITS, 4 * max(n_a, n_d) // SMALLEST_DEPTH))
+    # Zeros, because frame T - 1 has no next frame.
     parts_d = memory.new_zeros(splits, B, n_a + D + n_d, dtype=torch.float32)
     parts_a = memory.new_zeros(splits, B, D + n_a, dtype=torch.float32)
 

@@ -1,6 +1,6 @@
 """Runs the frames of a loop: launches that read an address table and a clock, replayed as a CUDA graph.
 
-Why one graph serves any call with the same sizes: kernels/README.md.
+Why one graph works for every call with the same sizes: kernels/README.md.
 """
 
 import threading
@@ -18,27 +18,27 @@ from ..graphs import FRAMES_PER_GRAPH, record_graph, write_integers
 from ..launch import Config, launch
 from .frame import OP, Slot, teacher_forced_advance_kernel
 
-GRAPHS_KEPT = 32
+MAX_GRAPHS = 32
 
 _DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.int64: tl.int64}
 
 
 class Launch(NamedTuple):
-    """A kernel of a frame: everything that a CUDA graph of it fixes. A key of `graphs`, so its constants are plain
-    values: tl.constexpr has no hash in Triton 3.3."""
+    """One launch of a frame: everything that a CUDA graph fixes. Part of a key of `graphs`, so its constants are plain
+    values: tl.constexpr is not hashable in Triton 3.3."""
 
     kernel: Any
     grid: tuple[int, ...]
     slots: NamedTuple  # of Slot or None
     arguments: tuple[Any, ...]
-    blocks: NamedTuple  # constants of the compilation
+    blocks: NamedTuple  # compile-time constants
     options: tuple[tuple[str, int | None], ...]
 
 
 class Loop(NamedTuple):
     """What a frame launches, and the addresses of each launch's tensors."""
 
-    step: tuple[Launch, ...]
+    frame: tuple[Launch, ...]
     addresses: tuple[tuple[int, ...], ...]
 
 
@@ -58,12 +58,12 @@ def prepare(
     config: Config,
     **constants: int | None,
 ) -> Prepared:
-    """A kernel of a frame, called as kernel(p_clock, p_addresses, offset, slots, *arguments, blocks, **constants).
+    """A launch of a frame: kernel(p_clock, p_addresses, offset, slots, *arguments, blocks, **constants).
 
     Args:
         tensors: `slots` is a struct of the same type. An absent tensor is None, and so is its slot.
-        blocks: constants of the compilation.
-        constants: more of them, which may be None.
+        blocks: compile-time constants.
+        constants: further compile-time constants, which may be None.
     """
     aligned = all(address % 16 == 0 for address in _addresses(tensors))
     slots = [None if x is None else Slot(i, _DTYPES[x.dtype], aligned) for i, x in enumerate(tensors)]
@@ -80,7 +80,7 @@ class Graph:
 
     def __init__(self, loop: Loop, device: torch.device):
         self.clock, self.table = new_clock(device), new_table(loop, device)
-        self.graph = record_graph(lambda: launch_replay(loop.step, self.clock, self.table), device)
+        self.graph = record_graph(lambda: launch_replay(loop.frame, self.clock, self.table), device)
 
 
 graphs: OrderedDict[tuple, Graph | None] = OrderedDict()
@@ -107,9 +107,9 @@ def new_table(loop: Loop, device: torch.device) -> Tensor:
     return torch.zeros((len(loop.addresses), width), dtype=torch.int64, device=device)
 
 
-def launch_replay(step: Sequence[Launch], clock: Tensor, table: Tensor) -> None:
-    """What a graph consists of."""
-    _launch_frames(step, clock, table, FRAMES_PER_GRAPH)
+def launch_replay(frame: Sequence[Launch], clock: Tensor, table: Tensor) -> None:
+    """The launches that a graph records."""
+    _launch_frames(frame, clock, table, FRAMES_PER_GRAPH)
     _launch_advance(clock)
 
 
@@ -120,7 +120,7 @@ def run(frame: Sequence[Prepared], T: int, T_in: int, device: torch.device) -> N
     """
     loop = Loop(tuple(x.launch for x in frame), tuple(_addresses(x.tensors) for x in frame))
     stream = stream_to_record_on(device)
-    key = (loop.step, device, stream)
+    key = (loop.frame, device, stream)
     with _graphs_lock:
         if stream is not None and key in graphs:
             graph = graphs[key] or Graph(loop, device)
@@ -133,13 +133,13 @@ def run(frame: Sequence[Prepared], T: int, T_in: int, device: torch.device) -> N
             return
     clock, table = new_clock(device), new_table(loop, device)
     _start(loop, clock, table, T, T_in)
-    _launch_frames(loop.step, clock, table, T)
+    _launch_frames(loop.frame, clock, table, T)
     if stream is None:
         return
-    _launch_advance(clock)  # loads it: no kernel can be loaded while a graph is recorded
+    _launch_advance(clock)  # loads the kernel, which is impossible while a graph is recorded
     with _graphs_lock:
         graphs.setdefault(key, None)
-        if len(graphs) > GRAPHS_KEPT:
+        if len(graphs) > MAX_GRAPHS:
             graphs.popitem(last=False)
 
 
@@ -153,8 +153,8 @@ def _start(loop: Loop, clock: Tensor, table: Tensor, T: int, T_in: int) -> None:
     write_integers(table, [a for row in loop.addresses for a in (*row, *(0,) * (width - len(row)))])
 
 
-def _launch_frames(step: Sequence[Launch], clock: Tensor, table: Tensor, n: int) -> None:
-    ready = [(x, row, _constants(x.slots), _constants(x.blocks)) for x, row in zip(step, table.unbind(), strict=True)]
+def _launch_frames(frame: Sequence[Launch], clock: Tensor, table: Tensor, n: int) -> None:
+    ready = [(x, row, _constants(x.slots), _constants(x.blocks)) for x, row in zip(frame, table.unbind(), strict=True)]
     for offset in range(n):
         for x, row, slots, blocks in ready:
             launch(
@@ -168,7 +168,7 @@ def _launch_advance(clock: Tensor) -> None:
 
 
 def _constants(values: NamedTuple) -> NamedTuple:
-    """As constants of a kernel's compilation; None stays an absent field."""
+    """The values as compile-time constants; None stays None, an absent field."""
 
     def constant(value: Any) -> Any:
         return value if value is None else _constants(value) if isinstance(value, Slot) else tl.constexpr(value)

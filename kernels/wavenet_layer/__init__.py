@@ -1,6 +1,6 @@
 """A WaveNet layer (WaveGlow's, also VITS' and Glow-TTS'), forward and backward: public function and autograd.
 
-Maths, layout and cost: kernels/README.md.
+`forward` and `backward` have the kernels, `common` what they share. Maths, layout and cost: kernels/README.md.
 """
 
 import torch
@@ -60,7 +60,7 @@ def _with_contiguous_rows(x: Tensor) -> Tensor:
 
 
 def _contiguous_in_channels(weight: Tensor | None) -> Tensor | None:
-    """[out, in, k], unchanged in shape."""
+    """The same [out, in, k], copied if its input channels are not contiguous in memory."""
     if weight is None or weight.stride(1) == 1:
         return weight
     return weight.transpose(1, 2).contiguous().transpose(1, 2)
@@ -131,7 +131,7 @@ def wavenet_layer(
             padding of an item zero, as beyond the ends of an unpadded signal.
         lengths: [B] integers. Positions at or beyond an item's length are not read, and zero in the results. Read
             on the device; blocks past the end cost nothing.
-        skip: [B, S, T], sum of the skips of the layers before.
+        skip: [B, S, T], sum of the skips of earlier layers.
 
     Returns:
         (h of the next layer [B, C, T], or None from a last layer; skip [B, S, T], added to the given one and of

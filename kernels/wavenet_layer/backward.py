@@ -25,7 +25,7 @@ from .common import (
     store_tile,
 )
 
-GATE_BACKWARD_CONFIGS = {  # beside the accumulator, tanh and sigmoid
+GATE_BACKWARD_CONFIGS = {  # registers hold the accumulator, tanh and sigmoid
     2: (config(128, 64, 64, 8, 3), config(64, 64, 64, 4, 3), config(32, 32, 32, 4, 2)),
     4: (config(64, 64, 32, 8, 3), config(32, 32, 32, 4, 2)),
 }
@@ -134,24 +134,26 @@ def _signal_gradients(
     if gate.numel() == 0:
         return dh, du, acts
     res_skip, d = ResSkip.of(inputs), ChannelsLast.of(dnext)
-    options = partial(launch_options, sizes=Sizes(T, C, 0, dilation), S=res_skip.S, in_weight=in_weight)
+    options = partial(launch_options, S=res_skip.S, in_weight=in_weight)
     chosen = pick("wavenet_gate_bwd", GATE_BACKWARD_CONFIGS[gate.dtype.itemsize], acts)
     launch(
         OP, wavenet_gate_bwd_kernel, (triton.cdiv(T, chosen["BT"]), triton.cdiv(C, chosen["BN"]), B),
-        d, ChannelsLast.of(dskip), res_skip, gate, lengths, du, acts, **options(chosen),
+        d, ChannelsLast.of(dskip), res_skip, gate, lengths, du, acts,
+        **options(chosen, sizes=Sizes(T, C, D=0, dilation=0)),  # not read: other values would compile it again
     )  # fmt: skip
     if dh is not None:
         chosen = pick("wavenet_input_bwd", INPUT_BACKWARD_CONFIGS[gate.dtype.itemsize], acts)
         launch(
             OP, wavenet_input_bwd_kernel, (triton.cdiv(T, chosen["BT"]), triton.cdiv(C, chosen["BN"]), B),
-            du, Weight.of(in_weight), d, res_skip.mask, lengths, dh, **options(chosen),
+            du, Weight.of(in_weight), d, res_skip.mask, lengths, dh,
+            **options(chosen, sizes=Sizes(T, C, D=0, dilation=dilation)),
         )  # fmt: skip
     return dh, du, acts
 
 
 def _weight_gradient(d: Tensor, x: Tensor) -> Tensor:
     """[out, in] from [B, n, out] and [B, n, in]."""
-    # Items side by side, because the few tiles of [out, in] would not fill the GPU.
+    # One product per item, then their sum: the few tiles of a single [out, in] product would not fill the GPU.
     products = torch.bmm(d.transpose(1, 2), x)
     return products[0] if len(products) == 1 else products.sum(0)
 
@@ -185,7 +187,7 @@ def layer_backward(
     added_shape: torch.Size | None,
     needs: LayerInputs,
 ) -> LayerInputs:
-    """Gradients of the inputs that `needs` names; None in place of others.
+    """Gradients of the inputs; None where `needs` is False.
 
     Args:
         dnext, dskip: gradients of the next h [B, T, C] and skip [B, T, S], or None.

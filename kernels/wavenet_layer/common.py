@@ -23,7 +23,7 @@ def config(bt: int, bn: int, bk: int, num_warps: int, num_stages: int) -> Config
 
 
 class LayerInputs(NamedTuple):
-    """Of the autograd function, channels-last, absent ones None; or their gradients, or whether they need one."""
+    """Inputs of the autograd function, channels-last; or their gradients, or whether they need one. None: absent."""
 
     h: Any  # [B, T, C]
     conditioning: Any  # [B, T, D]
@@ -121,6 +121,7 @@ class Rows(NamedTuple):
 
 @triton.jit
 def rows_of(i_t, i_b, p_lengths, sizes, blocks):
+    """Block i_t of the positions of item i_b; p_lengths: [B] integers, or None."""
     length = item_length(p_lengths, i_b, sizes.T, p_lengths is not None)
     start = i_t * blocks.BT
     o_r = tl.arange(0, blocks.BT)
@@ -160,6 +161,7 @@ def store_tile(p, b_x, rows, o_n, n, n_channels, T):
 
 @triton.jit
 def multiply_mask(b_x, mask, rows):
+    """[BT, channels] times the mask [BT]."""
     p_rows = first_row(mask, rows) + rows.o_r * mask.s_t
     return b_x * tl.load(p_rows, mask=rows.m_t, other=0.0).to(b_x.dtype)[:, None]
 

@@ -29,7 +29,7 @@ from .common import (
 )
 
 FUSED_CHANNELS = 256
-"""Up to this many channels one kernel does both GEMMs; the gate of more would exceed the register file."""
+"""Most channels for which one kernel does both GEMMs: the gate of more would exceed the register file."""
 
 # By element size, the largest first. tests/kernels/test_compile.py proves that all fit from sm_80 on.
 GATE_CONFIGS = {  # two accumulators of [BT, BN]
@@ -40,7 +40,7 @@ RES_SKIP_CONFIGS = {
     2: (config(128, 128, 64, 8, 3), config(64, 64, 64, 4, 3), config(32, 32, 32, 4, 2)),
     4: (config(128, 64, 32, 8, 3), config(64, 64, 32, 4, 3), config(32, 32, 32, 4, 2)),
 }
-# Of the fused kernel, by element size and whether C > 64. BN: width of a block of residual or skip rows.
+# For the fused kernel, by element size and whether C > 64. BN: residual or skip rows per block.
 FUSED_CONFIGS = {
     (2, True): (config(64, 64, 32, 8, 3), config(32, 32, 32, 8, 2)),
     (2, False): (config(128, 32, 32, 8, 3), config(32, 32, 32, 4, 2)),
@@ -63,6 +63,7 @@ class GateInputs(NamedTuple):
 
 @triton.jit
 def _add_bias(b_x, p_bias, o_n, n):
+    """[BT, channels] plus the bias [n] at channels o_n."""
     return b_x + tl.load(p_bias + o_n, mask=o_n < n, other=0.0).to(tl.float32)[None, :]
 
 
@@ -112,12 +113,13 @@ def _gate(inputs, rows, o_n, BN: tl.constexpr, sizes, blocks):
         m_tile = rows.m_t[:, None] & m_n[None, :]
         b_tanh += tl.load(p_added, mask=m_tile, other=0.0).to(tl.float32)
         b_sigmoid += tl.load(p_added + C * inputs.added.s_c, mask=m_tile, other=0.0).to(tl.float32)
-    # tanh by the sigmoid overflows nowhere.
+    # tanh in a form that does not overflow.
     return 2.0 * tl.sigmoid(2.0 * b_tanh) - 1.0, tl.sigmoid(b_sigmoid)
 
 
 @triton.jit
 def _store_gate(p_gate, b_tanh, b_sigmoid, rows, o_n, sizes):
+    """Stores tanh and sigmoid [BT, channels] in p_gate [B, T, 2C]."""
     store_tile(p_gate, b_tanh, rows, o_n, sizes.C, 2 * sizes.C, sizes.T)
     store_tile(p_gate + sizes.C, b_sigmoid, rows, o_n, sizes.C, 2 * sizes.C, sizes.T)
 
@@ -278,6 +280,7 @@ def layer_forward(inputs: LayerInputs, dilation: int, save_gate: bool) -> tuple[
     residual_blocks, skip_blocks = triton.cdiv(R, chosen["BN"]), triton.cdiv(S, chosen["BN"])
     launch(
         OP, wavenet_res_skip_fwd_kernel, (triton.cdiv(T, chosen["BT"]), residual_blocks + skip_blocks, B),
-        acts, gate_inputs.h, res_skip, lengths, next_h, next_skip, residual_blocks, **options(chosen),
+        acts, gate_inputs.h, res_skip, lengths, next_h, next_skip, residual_blocks,
+        **options(chosen, sizes=sizes._replace(D=0, dilation=0)),  # not read: other values would compile it again
     )  # fmt: skip
     return next_h, next_skip, gate

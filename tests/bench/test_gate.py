@@ -20,21 +20,21 @@ def baseline(tmp_path):
     return path
 
 
-def words(verdicts):
-    return {verdict.name: verdict.word for verdict in verdicts}
+def statuses(verdicts):
+    return {verdict.name: verdict.status for verdict in verdicts}
 
 
 @pytest.mark.parametrize(
-    "ratio, word",
+    "ratio, status",
     [(0.5, OK), (0.5 * 1.0999, OK), (0.5 * 1.1001, SLOWER), (0.5 * 0.9001, OK), (0.5 * 0.8999, FASTER), (5.0, SLOWER)],
 )
-def test_changes_within_ten_percent_are_ok(ratio, word):
-    assert words(judge({A: 0.5}, {A: ratio})) == {A: word}
+def test_changes_within_ten_percent_are_ok(ratio, status):
+    assert statuses(judge({A: 0.5}, {A: ratio})) == {A: status}
 
 
 def test_names_in_one_run_only():
     verdicts = judge({A: 0.5}, {B: 0.5})
-    assert words(verdicts) == {A: MISSING, B: NEW}
+    assert statuses(verdicts) == {A: MISSING, B: NEW}
     assert [verdict.measured for verdict in verdicts if verdict.name == A] == [None]
     assert [verdict.baseline for verdict in verdicts if verdict.name == B] == [None]
 
@@ -47,14 +47,14 @@ def test_only_slower_benchmarks_are_run_again():
         return {A: 0.5}
 
     verdicts = judge_with_reruns({A: 0.5, B: 0.8}, {A: 0.7, B: 0.8}, rerun)
-    assert words(verdicts) == {A: OK, B: OK}
+    assert statuses(verdicts) == {A: OK, B: OK}
     assert asked == [[A], [A]]
     assert judge_with_reruns({A: 0.5}, {A: 0.5}, rerun) == judge({A: 0.5}, {A: 0.5})
     assert len(asked) == 2
 
 
 @pytest.mark.parametrize(
-    "again, word",
+    "again, status",
     [
         ([0.5, 0.5], OK),
         ([0.7, 0.5], SLOWER),  # two of three
@@ -64,14 +64,14 @@ def test_only_slower_benchmarks_are_run_again():
         ([None, None], SLOWER),
     ],
 )
-def test_the_median_of_all_runs_decides(again, word):
+def test_the_median_of_all_runs_decides(again, status):
     runs = iter(again)
 
     def rerun(names):
         ratio = next(runs)
         return {} if ratio is None else dict.fromkeys(names, ratio)
 
-    assert words(judge_with_reruns({A: 0.5}, {A: 0.7}, rerun)) == {A: word}
+    assert statuses(judge_with_reruns({A: 0.5}, {A: 0.7}, rerun)) == {A: status}
 
 
 def test_ratios_not_times_are_compared(write_run):
@@ -85,28 +85,28 @@ def test_without_an_eager_time_there_is_no_ratio(write_run, baseline, capsys):
     assert "MISSING" in capsys.readouterr().out
 
 
-def test_open(run_with_ratios, baseline, capsys):
+def test_passed(run_with_ratios, baseline, capsys):
     parts = [run_with_ratios({A: 0.52}), run_with_ratios({B: 0.6})]
     assert gate.main([*map(str, parts), "--baseline", str(baseline)]) == 0
     out = capsys.readouterr().out
-    assert "gate: open" in out
+    assert "gate: passed" in out
     assert "+4.0 %" in out
     assert "-25.0 %  faster" in out
 
 
 @pytest.mark.parametrize(
-    "ratios, word",
+    "ratios, status",
     [
         ({A: 0.6, B: 0.8}, "SLOWER"),
         ({A: 0.5}, "MISSING"),
         ({A: 0.5, B: 0.8, "weight_norm/wn-512-float16/forward": 0.1}, "NEW"),
     ],
 )
-def test_shut(run_with_ratios, baseline, capsys, ratios, word):
+def test_failed(run_with_ratios, baseline, capsys, ratios, status):
     assert gate.main([str(run_with_ratios(ratios)), "--baseline", str(baseline)]) == 1
     out = capsys.readouterr().out
-    assert word in out
-    assert "shut by 1 of" in out
+    assert status in out
+    assert "failed: 1 of" in out
 
 
 def test_slow_benchmarks_are_run_again_on_the_same_gpu(run_with_ratios, baseline, monkeypatch):
@@ -128,7 +128,7 @@ def test_a_rerun_runs_ours_and_eager_only(run_with_ratios, monkeypatch):
     ]
 
 
-def test_without_a_run_the_suite_is_run(run_with_ratios, baseline, monkeypatch, capsys):
+def test_without_result_files_the_suite_is_run(run_with_ratios, baseline, monkeypatch, capsys):
     asked = []
     run = results.load([run_with_ratios({A: 0.5, B: 0.8})])
     monkeypatch.setattr(environment, "describe", lambda: {"gpu": GPU})

@@ -42,7 +42,7 @@ def checkout(tmp_path, monkeypatch) -> Path:
     (folder / "waveglow" / "model.py").write_text("import warnings\nwarnings.warn('old')\n")
     (folder / "tacotron2" / "model.py").write_text(TACOTRON2)
     (folder / "made_up_common.py").write_text(COMMON)
-    monkeypatch.setattr(peers, "SPECTROGRAMS", ("absent_package", "absent_package.filters", "absent_package.util"))
+    monkeypatch.setattr(peers, "UNUSED_IMPORTS", ("absent_package", "absent_package.filters", "absent_package.util"))
     monkeypatch.delitem(sys.modules, "made_up_common", raising=False)
     return tmp_path
 
@@ -77,7 +77,7 @@ def test_a_checkout_loads_without_packages_that_its_models_do_not_use(checkout, 
 
 
 def test_installed_packages_are_not_replaced(monkeypatch):
-    monkeypatch.setattr(peers, "SPECTROGRAMS", ("json", "json.decoder"))
+    monkeypatch.setattr(peers, "UNUSED_IMPORTS", ("json", "json.decoder"))
     decoder = sys.modules["json.decoder"]
     with peers.tolerate_old_code():
         assert sys.modules["json.decoder"] is decoder

@@ -1,4 +1,4 @@
-"""The report of made-up results."""
+"""The report on synthetic results."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""bench.threads on given times."""
+"""bench.threads with fake times."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from bench import threads
 
 
 @pytest.fixture
-def told(monkeypatch):
+def timings(monkeypatch):
     """Replaces the processes by a table of seconds by setting; returns the settings run, in order."""
     turns = []
 
@@ -29,16 +29,16 @@ def told(monkeypatch):
     "ours, others, code, ratio",
     [([1, 9, 2], [4, 2, 3], 0, "1.00"), ([4, 4, 4], [2, 1.9, 3], 0, "2.00"), ([5, 5, 5], [2, 2, 2], 1, "2.50")],
 )
-def test_the_medians_are_compared_with_the_best_setting(told, capsys, ours, others, code, ratio):
-    turns = told({"fastglow": ours, "asleep": others, "one thread": [7, 7, 7]})
+def test_the_medians_are_compared_with_the_best_setting(timings, capsys, ours, others, code, ratio):
+    turns = timings({"fastglow": ours, "asleep": others, "one thread": [7, 7, 7]})
     arguments = ["--rounds", "3", "--busy", "0", "--work", "library", "--settings", "asleep", "one thread"]
     assert threads.main(arguments) == code
     assert turns == ["fastglow", "asleep", "one thread"] * 3
     assert capsys.readouterr().out.splitlines()[-1].endswith(f"| {ratio} |")
 
 
-def test_a_timeout_is_not_repeated(told):
-    turns = told({"fastglow": [1, 1, 1], "spinning": [60]})
+def test_a_timeout_is_not_repeated(timings):
+    turns = timings({"fastglow": [1, 1, 1], "spinning": [60]})
     assert threads.measure("", ["fastglow", "spinning"], 3, 60) == {"fastglow": 1, "spinning": 60}
     assert turns.count("spinning") == 1
 

@@ -1,4 +1,4 @@
-"""How rounds are built, with a fake GPU; which results count as right."""
+"""How rounds are built, with a fake GPU; which errors of results are accepted."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def gpu(monkeypatch):
 @pytest.mark.parametrize(
     "bytes_per_call, sets", [(500 * MILLION, 1), (150 * MILLION, 1), (149 * MILLION, 2), (50 * MILLION, 3), (8, 128)]
 )
-def test_sets_together_are_three_times_the_cache(bytes_per_call, sets):
+def test_all_sets_are_three_times_the_cache(bytes_per_call, sets):
     assert timing.sets_needed(bytes_per_call, 50 * MILLION) == sets
 
 
@@ -104,7 +104,7 @@ def test_the_clock_shows_seconds_per_call(gpu):
     assert benchmark.times == pytest.approx([gpu.seconds] * timing.MOST_ROUNDS)
 
 
-def test_the_ceiling_that_bounds():
+def test_the_bound_is_the_slower_ceiling():
     ceilings = Ceilings(1e12, {"float16": 1e14})
     assert ceilings.floor(Cost(10**9, 10**9), "float16") == (pytest.approx(1e-3), "memory")
     assert ceilings.floor(Cost(10**9, 10**12), "float16") == (pytest.approx(1e-2), "arithmetic")

@@ -74,11 +74,10 @@ def test_the_fastest_configuration_is_found_for_each_shape():
     assert timed == [*CANDIDATES, *CANDIDATES]
 
 
-def test_what_is_written_is_what_the_library_reads(tmp_path, monkeypatch):
+def test_the_library_reads_the_written_file(tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "CONFIG_FOLDER", tmp_path)
-    monkeypatch.setattr(launch, "_gpu_of", lambda tensor: "made-up-gpu")
-    for cache in (launch._measured, launch._nearest):
-        cache.cache_clear()
+    monkeypatch.setattr(launch, "gpu_of", lambda tensor: "made-up-gpu")
+    launch.forget_measurements()
     tune.write(
         tmp_path / "made-up-gpu.json",
         {
@@ -91,8 +90,7 @@ def test_what_is_written_is_what_the_library_reads(tmp_path, monkeypatch):
     for rows, expected in ((8, 1), (20, 1), (500, 2), (4000, 2)):
         kernel(torch.zeros(rows))
         assert launched[-1] == CANDIDATES[expected]
-    for cache in (launch._measured, launch._nearest):
-        cache.cache_clear()
+    launch.forget_measurements()
 
 
 def test_every_operation_of_the_suite_can_be_tuned():

@@ -86,7 +86,7 @@ def test_a_lexicon_replaces_or_precedes_the_voices(voice_with_lexicon, lexicon_f
         ({"name": ...}, "lacks 'name'"),
         ({"sigma": "loud"}, "cannot be read as a voice description"),
         ({"sigma": 10**400}, "cannot be read as a voice description"),
-        ({"audio": {"hop_length": 10**400}}, "hop_length must be below 2\\^31, the value has [0-9]+ bits"),
+        ({"audio": {"hop_length": 10**400}}, "hop_length must be below 2\\^31, the value has 1329 bits"),
         ({"text_cleaners": "english_cleaners"}, "must be a list"),
     ],
 )

@@ -1,6 +1,6 @@
-"""Compiles the kernels for GPUs that this machine lacks, and finds faults in the result.
+"""Compiles the kernels for GPUs that this machine lacks, and checks the binaries.
 
-The suite's own process cannot compile: without a GPU it sets TRITON_INTERPRET. `compile_for` runs
+The test process cannot compile: without a GPU it sets TRITON_INTERPRET. `compile_for` runs
 `ahead_of_time_worker` in another process.
 """
 
@@ -54,8 +54,8 @@ class Case:
         name: the operation and its options.
         run: calls the public function on meta tensors of a dtype, and its backward.
         precisions: keys of PRECISIONS to run it in, by architecture.
-        swept: precisions in which every launch configuration is compiled, by architecture; in the others, only the one
-            that is picked.
+        swept: precisions in which every launch configuration is compiled, by architecture; in the others, only the
+            configuration that is picked.
         tensor_cores: kernels that must use tensor cores, except in float32, and the constexpr parameter or field that
             holds the rows of their products.
     """
@@ -81,7 +81,7 @@ class Compiled:
     shared: int  # bytes per block
     tensor_memory: int  # columns
     products: list[str]  # the distinct tensor core instructions
-    rows: int | None  # of the products that must use tensor cores; None: none must
+    rows: int | None  # of the products that must use tensor cores; None: no product must
     float64: bool
 
     def __str__(self) -> str:
@@ -96,7 +96,7 @@ class Report:
     arch: int
     compiled: list[Compiled]
     errors: list[str]
-    offered: list[tuple[str, str, dict]]  # (kernel, precision, configuration) that may be picked
+    offered: list[tuple[str, str, dict]]  # (kernel, precision, configuration): candidates of `pick_config`
     listed: list[tuple[str, dict]]  # (name, configuration) in the modules' CONFIGS
 
     def spilled(self) -> list[str]:
@@ -110,15 +110,19 @@ class Report:
             if x.tensor_memory > TENSOR_MEMORY
         ]
 
-    def multiplying_elsewhere(self) -> list[str]:
-        """Kernels whose products use tensor cores and should not, or should and do not, or use another type."""
-        return [f"{x} multiplies by {x.products or 'no tensor core'}" for x in self.compiled if not self._as_meant(x)]
+    def wrong_instructions(self) -> list[str]:
+        """Kernels whose products wrongly use tensor cores, do not use them, or use the wrong operand type."""
+        return [
+            f"{x} multiplies by {x.products or 'no tensor core'}"
+            for x in self.compiled
+            if not self._uses_expected_instruction(x)
+        ]
 
     def in_float64(self) -> list[str]:
         return [f"{x} computes in float64" for x in self.compiled if x.float64]
 
     def unused_configurations(self) -> list[str]:
-        """Configurations that may be picked but were not compiled, or are listed but never offered."""
+        """Candidates that were not compiled, and listed configurations that are never candidates."""
         used: dict[tuple[str, str], list[dict]] = {}
         for x in self.compiled:
             used.setdefault((x.kernel, x.precision), []).append(x.options)
@@ -132,13 +136,13 @@ class Report:
             if config not in [offered for _, _, offered in self.offered]
         ]
 
-    def _as_meant(self, x: Compiled) -> bool:
+    def _uses_expected_instruction(self, x: Compiled) -> bool:
         operand = PRECISIONS[x.precision]
         if x.rows is None or operand is None:
             return not x.products
         chip = ARCHITECTURES[self.arch]
         instruction = chip.instruction if x.rows >= chip.rows else "mma.sync"
-        if instruction == "tcgen05.mma":  # says f16 for bfloat16 too
+        if instruction == "tcgen05.mma":  # written with f16 for bfloat16 too
             operand = operand.replace("bf16", "f16")
         return bool(x.products) and all(
             product.startswith(instruction) and re.search(rf"[.:]{operand}\b", product) for product in x.products
@@ -158,7 +162,7 @@ def defined_kernels(files: Iterable[Path]) -> set[str]:
 
 
 def compile_for(arch: int, folder: Path) -> dict[str, Report]:
-    """The reports of CASES and FAULTS, read from `folder` if nothing has changed since they were written.
+    """The reports of CASES and FAULTS, from the cache in `folder` if nothing has changed.
 
     Raises:
         RuntimeError: the worker failed.

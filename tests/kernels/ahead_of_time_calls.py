@@ -1,7 +1,7 @@
 """Building blocks of the cases of all operations: meta tensors, precisions and calls.
 
-Each kernel is compiled with every launch configuration for the options of the published models on every architecture,
-and with the configuration that is picked for a large problem for other options, in few precisions and architectures.
+With the options of the published models, each kernel is compiled with every launch configuration on every architecture;
+with other options, with the configuration picked for a large problem, in few precisions and architectures.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,15 +15,15 @@ FLOAT32 = dict.fromkeys(ARCHITECTURES, ("float32",))
 TF32 = dict.fromkeys(ARCHITECTURES, ("tf32",))
 BFLOAT16 = dict.fromkeys(ARCHITECTURES, ("bfloat16",))
 DTYPES = dict.fromkeys(ARCHITECTURES, ("float32", "float16", "bfloat16"))
-# To save minutes, architectures take turns with precisions whose code hardly differs: float16 and bfloat16 differ in
-# the names of instructions, and products without tensor cores are the same on all architectures.
-TURNS = {80: ("float32", "float16"), 90: ("float32", "bfloat16"), 100: ("float32", "float16")}
-TURNS_OF_PRODUCTS = {80: ("float32", "tf32", "float16"), 90: ("tf32", "bfloat16"), 100: ("tf32", "float16")}
-ONCE = {90: ("bfloat16",)}
+# To save minutes, precisions with nearly the same code alternate between architectures: float16 and bfloat16 differ in
+# instruction names only, and products without tensor cores are the same on all architectures.
+ALTERNATING = {80: ("float32", "float16"), 90: ("float32", "bfloat16"), 100: ("float32", "float16")}
+ALTERNATING_PRODUCTS = {80: ("float32", "tf32", "float16"), 90: ("tf32", "bfloat16"), 100: ("tf32", "float16")}
+ONE = {90: ("bfloat16",)}
 
-SWEPT = {"precisions": DTYPES, "swept": TURNS}
+SWEPT = {"precisions": DTYPES, "swept": ALTERNATING}
 SWEPT_FLOAT32 = {"precisions": FLOAT32, "swept": FLOAT32}
-SWEPT_PRODUCTS = {"precisions": TURNS_OF_PRODUCTS, "swept": TURNS_OF_PRODUCTS}
+SWEPT_PRODUCTS = {"precisions": ALTERNATING_PRODUCTS, "swept": ALTERNATING_PRODUCTS}
 
 
 def meta_constant(dtype: torch.dtype, *shape: int) -> Tensor:
@@ -50,7 +50,7 @@ def make_case(
     call: Callable[..., None],
     name: str,
     *arguments,
-    precisions: Mapping[int, tuple[str, ...]] = ONCE,
+    precisions: Mapping[int, tuple[str, ...]] = ONE,
     swept: Mapping[int, tuple[str, ...]] | None = None,
     **options,
 ) -> Case:

@@ -20,7 +20,7 @@ N_PROGRAMS = 132
 def _decode_loop(
     dtype: torch.dtype, B: int, n_frame: int, P: int, D: int, N: int, n: int, A: int, F: int, k: int
 ) -> None:
-    """The launches alone: the host side of `decode_loop` reads results, which meta tensors do not have."""
+    """The launches only: the host side of `decode_loop` reads results, which meta tensors do not have."""
     x = partial(meta_constant, dtype)
     recurrent = RecurrentWeights(
         LSTMWeights(x(4 * N, P + D), x(4 * N, N), x(4 * N), x(4 * N)),

@@ -1,4 +1,4 @@
-"""Made-up kernels with one fault each, which the checks of test_compile must find."""
+"""Test kernels with one fault each, which the checks of test_compile must find."""
 
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ class ProductBlocks(NamedTuple):
 
 @triton.jit
 def squares_kernel(x, y, BLOCK: tl.constexpr):
-    """All elements are needed again after their sum: a thread holds BLOCK / 32 / num_warps of them."""
+    """All elements are used again after their sum: a thread holds BLOCK / 32 / num_warps of them."""
     o = tl.arange(0, BLOCK)
     b_x = tl.load(x + o)
     tl.store(y + o, b_x * b_x - tl.sum(b_x))

@@ -7,10 +7,10 @@ import torch
 from fastglow.kernels import location_attention
 
 from .ahead_of_time_calls import (
+    ALTERNATING_PRODUCTS,
     BFLOAT16,
-    ONCE,
+    ONE,
     SWEPT_PRODUCTS,
-    TURNS_OF_PRODUCTS,
     make_case,
     meta_constant,
     meta_leaf,
@@ -39,7 +39,7 @@ def _location_attention(
     """
     Args:
         frozen_weights: the previous and the cumulative weights need no gradient.
-        weights_reached: a gradient reaches the weights.
+        weights_reached: the output weights get a gradient.
         wide_inputs: the previous and the cumulative weights are float32, as in loops.
     """
     with torch.set_grad_enabled(trains):
@@ -78,8 +78,8 @@ CASES = (
         v_bias=True,
         normalization="sigmoid",
         wide_inputs=True,
-        precisions=TURNS_OF_PRODUCTS,
+        precisions=ALTERNATING_PRODUCTS,
     ),
     _case(_location_attention, "first step", frozen_weights=True, weights_reached=False, lengths=False),
-    _case(_location_attention, "odd sizes", A=77, D=333, T=99, filters=5, taps=101, trains=False, precisions=ONCE),
+    _case(_location_attention, "odd sizes", A=77, D=333, T=99, filters=5, taps=101, trains=False, precisions=ONE),
 )

@@ -8,7 +8,7 @@ from fastglow.kernels import lstm_cell
 
 from .ahead_of_time_calls import (
     BFLOAT16,
-    ONCE,
+    ONE,
     SWEPT_PRODUCTS,
     TF32,
     make_case,
@@ -32,7 +32,7 @@ def _lstm_cell(
     seed_in_memory: bool = False,
     **options,
 ) -> None:
-    """`outputs`: those that a gradient reaches."""
+    """`outputs`: which of them get a gradient."""
     with torch.set_grad_enabled(trains):
         leaf = partial(meta_leaf, dtype)
         next_h, next_c = lstm_cell(
@@ -55,10 +55,10 @@ CASES = (
     _case(_lstm_cell, "the decoder's, 128 items", 128, 1536, 1024, **SWEPT_PRODUCTS),
     _case(_lstm_cell, "the decoder's, one item, inference", 1, 768, 1024, trains=False, precisions=BFLOAT16),
     _case(_lstm_cell, "odd sizes, bare, gradient of h alone", 37, 83, 129, bias=False, outputs="h", precisions=TF32),
-    _case(_lstm_cell, "dropout and zoneout", 128, 1536, 1024, precisions=ONCE, **RANDOM),
+    _case(_lstm_cell, "dropout and zoneout", 128, 1536, 1024, precisions=ONE, **RANDOM),
     _case(
         _lstm_cell, "dropout, gradient of c alone", 16, 83, 129, outputs="c", p_dropout_c=0.1, seed_in_memory=True,
-        precisions=ONCE,
+        precisions=ONE,
     ),
-    _case(_lstm_cell, "zoneout without training", 128, 1536, 1024, precisions=ONCE, **EXPECTED),
+    _case(_lstm_cell, "zoneout without training", 128, 1536, 1024, precisions=ONE, **EXPECTED),
 )  # fmt: skip

@@ -9,15 +9,15 @@ from fastglow.kernels.decoder_weights import AttentionWeights, LSTMWeights, Recu
 from fastglow.kernels.teacher_forced_loop.replay import launch_replay
 
 from .ahead_of_time_calls import (
+    ALTERNATING_PRODUCTS,
     BFLOAT16,
-    TURNS_OF_PRODUCTS,
     make_case,
     meta_constant,
     meta_leaf,
     run_backward,
 )
 
-B, T, T_IN = 64, 1, 160  # every frame launches the same
+B, T, T_IN = 64, 1, 160  # every frame has the same launches
 
 
 def _teacher_forced_loop(
@@ -68,10 +68,10 @@ _case = partial(
 )
 
 # Wide attention has other tile sizes.
-WIDE = {arch: tuple(x for x in precisions if x != "float32") for arch, precisions in TURNS_OF_PRODUCTS.items()}
+WIDE = {arch: tuple(x for x in precisions if x != "float32") for arch, precisions in ALTERNATING_PRODUCTS.items()}
 
 CASES = (
-    _case(_teacher_forced_loop, "published", precisions=TURNS_OF_PRODUCTS, swept=TURNS_OF_PRODUCTS),
+    _case(_teacher_forced_loop, "published", precisions=ALTERNATING_PRODUCTS, swept=ALTERNATING_PRODUCTS),
     _case(_teacher_forced_loop, "wide attention", A=256, precisions=WIDE, swept=WIDE),
     _case(_teacher_forced_loop, "odd sizes, one item", n=330, D=250, A=40, P=130, batch=1, p_dropout=0.0, guided=False),
     _case(_advance, "frames", precisions=BFLOAT16),

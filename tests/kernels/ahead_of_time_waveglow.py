@@ -69,7 +69,7 @@ def _affine_coupling(
     T: int = T,
     channels_last: bool = False,
 ) -> None:
-    """`log_s`, `log_s_sum`: whether a gradient reaches them."""
+    """`log_s`, `log_s_sum`: whether they get a gradient."""
     x, b_log_s = meta_leaf(dtype, B, n, T), meta_leaf(dtype, B, 2 * n, T)
     if channels_last:
         x, b_log_s = in_channels_last(x), in_channels_last(b_log_s)

@@ -59,14 +59,14 @@ class _Compiler:
         with use_backend("triton"), launch.compile_only() as compiled, forcing:
             try:
                 case.run(dtype)
-            # Any failure of the compiler is a finding; the other cases go on.
+            # Any failure of the compiler is reported; the other cases go on.
             except Exception:
                 self.errors.append(f"{what}: {traceback.format_exc()}")
             else:
                 if not compiled:
                     self.errors.append(f"{what}: no kernel was launched")
         for _, kernel, binary in compiled:
-            # While one kernel's configurations are swept, the other kernels come again unchanged.
+            # While one kernel's configurations are swept, the other kernels are compiled again unchanged.
             identity = (kernel, precision, binary.hash)
             if identity not in self.compiled:
                 self.compiled[identity] = _examine(case, precision, kernel, binary)
@@ -86,9 +86,9 @@ def _examine(case: Case, precision: str, kernel: str, binary: Any) -> Compiled:
         precision=precision,
         options=options,
         registers=usage["REG"],
-        # The kernel calls nothing and has no arrays, so its stack holds spilled registers alone.
+        # The kernel has no calls and no arrays, so its stack holds only spilled registers.
         local=usage["STACK"] + usage["LOCAL"],
-        # The cubin has the system's reserve only; Triton's shared memory is set at launch.
+        # The cubin counts only the system's reserve; Triton sets shared memory at launch.
         shared=binary.metadata.shared,
         tensor_memory=getattr(binary.metadata, "tmem_size", None) or 0,
         products=sorted(set(re.findall(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b[\w.:]*", ptx))),
@@ -139,14 +139,14 @@ def _tf32(allowed: bool) -> Iterator[None]:
 def constants_of(source: Any) -> dict[str, Any]:
     """The constants of a compiled function's source, by name.
 
-    They are the values of constexpr parameters, and the constexpr fields of struct arguments, which count under the
-    field's name alone. Where two structs have different values for one name, each has its path instead:
+    These are constexpr parameters, and constexpr fields of struct arguments, which go by the field's name alone. Where
+    two structs have different values for one name, each goes by its path instead:
     "forward.BK" and "backward.BK".
     """
     paths: dict[str, dict[str, Any]] = {}
     for (i, *fields), value in source.constants.items():
         parameter = source.fn.params[i]
-        # Triton makes a constant of any integer 1, too.
+        # Triton also makes a constant of every integer argument that is 1.
         if not (isinstance(value, triton.language.constexpr) if fields else parameter.is_constexpr):
             continue
         names, struct = [parameter.name], source.signature[parameter.name]

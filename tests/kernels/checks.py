@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from fastglow.errors import FastglowError
 from fastglow.kernels import backend
 
-from .rounding import drawn
+from .rounding import perturbed
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -26,7 +26,7 @@ Caps = Mapping[torch.dtype, tuple[float, float]]
 
 
 class Results(NamedTuple):
-    """What `differentiate` found."""
+    """Result of `differentiate`."""
 
     outputs: list[Tensor]
     gradients: dict[str, Tensor | None]  # by the argument's name; None: no gradient reached it
@@ -79,7 +79,7 @@ def assert_kernels_refuse(message: str, function: Callable[..., Any], /, *args: 
 
 
 def launch_counter(op: str | None = None) -> Callable[[], int]:
-    """A function that gives the kernel launches since now, of one operation or of all."""
+    """A function that returns the kernel launches since this call, of one operation or of all."""
 
     def total() -> int:
         return backend.launches.total() if op is None else backend.launches[op]
@@ -92,12 +92,12 @@ def launch_counter(op: str | None = None) -> Callable[[], int]:
 
 
 def assert_same_bits(actual: Any, expected: Any) -> None:
-    """Equal values and dtypes in the same structure of sequences and mappings; NaN equals nothing."""
+    """Equal values and dtypes in the same structure of sequences and mappings; no NaN."""
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
 def assert_seeded_by_pytorch(call: Callable[[], Any]) -> Any:
-    """Two calls draw different numbers, and the same ones again after `torch.manual_seed`; returns the first result."""
+    """Two calls draw different values, and the same ones again after `torch.manual_seed`; returns the first result."""
     torch.manual_seed(1)
     first, second = call(), call()
     torch.manual_seed(1)
@@ -106,32 +106,32 @@ def assert_seeded_by_pytorch(call: Callable[[], Any]) -> Any:
     return first
 
 
-def assert_share(found: Tensor, p: float, deviations: float = 4) -> None:
-    """The share of True in `found` is within so many standard deviations of p."""
+def assert_fraction(found: Tensor, p: float, deviations: float = 4) -> None:
+    """The fraction of True in `found` is within this many standard deviations of p."""
     assert abs(found.double().mean().item() - p) < deviations * (p * (1 - p) / found.numel()) ** 0.5
 
 
 def assert_as_exact_as(actual: Tensor, references: Tensor, exact: Tensor, factor: float, cap: float) -> None:
-    """The largest error of `actual` is at most `factor` times the largest of PyTorch's own operations, and capped.
+    """The largest error of `actual` is at most `factor` times that of PyTorch's own operations, and within a cap.
 
-    The bound does not depend on how PyTorch's sums come out on this processor: see `rounding.py`.
+    The bound does not depend on the order of PyTorch's sums on this processor: see `rounding.py`.
 
     Args:
         actual: the kernel's result.
-        references: of PyTorch's own operations in the same dtype, as `rounding.drawn` gives them: [runs, *shape].
+        references: of PyTorch's own operations in the same dtype, as `rounding.perturbed` gives them: [runs, *shape].
         exact: of the reference in float64.
         factor: 2 for outputs, 3 for gradients.
-        cap: in units of the largest absolute value of `exact`, or of what cancels in it where that is more.
+        cap: in units of the largest absolute value of `exact`, or of the terms that cancel in it if they are larger.
     """
     assert actual.shape == exact.shape == references.shape[1:]
     assert actual.dtype == references.dtype
-    assert bool(actual.isfinite().all()), "not finite: unwritten or overflown"
+    assert bool(actual.isfinite().all()), "not finite: unwritten or overflowed"
     if not exact.numel():
         return
     error = _largest(actual.to(exact) - exact)
     expected = max(_largest(reference.to(exact) - exact) for reference in references)
     assert error <= factor * expected, f"error {error:.3g}, PyTorch's {expected:.3g}"
-    # A few roundings of the size of the result make an error of a few units of roundoff; more is cancellation.
+    # Without cancellation the error is a few units of roundoff of the result; a larger one comes from larger terms.
     cancelling = expected / (4 * torch.finfo(actual.dtype).eps / 2)
     scale = max(_largest(exact), cancelling)
     assert error <= cap * scale, f"error {error:.3g} of {scale:.3g}"
@@ -165,7 +165,7 @@ def assert_results_as_exact_as(actual: Results, references: Results, exact: Resu
 
     Args:
         actual: of the kernels.
-        references: of PyTorch's own operations, as `rounding.drawn` gives them.
+        references: of PyTorch's own operations, as `rounding.perturbed` gives them.
         exact: of the reference in float64.
     """
     for x, pytorchs, truth in zip(actual.outputs, references.outputs, exact.outputs, strict=True):
@@ -198,7 +198,7 @@ def check_against_fp64(
         arguments: tensors that require gradients are differentiated.
         caps: see `Caps`.
         reached: whether a gradient reaches each output; default: all.
-        layout: gives the upstream gradients another layout in memory.
+        layout: changes the memory layout of the upstream gradients.
     """
     with backend.use_backend("reference"):
         with torch.no_grad():
@@ -208,7 +208,7 @@ def check_against_fp64(
             layout(torch.randn_like(x)) if x is not None and r else None for x, r in zip(outputs, reached, strict=True)
         ]
         exact = differentiate(reference, cast(arguments, torch.float64), upstream)
-        references = drawn(lambda: differentiate(reference, arguments, upstream))
+        references = perturbed(lambda: differentiate(reference, arguments, upstream))
     assert_results_as_exact_as(differentiate(function, arguments, upstream), references, exact, caps)
 
 
@@ -230,7 +230,7 @@ def check_positional_against_fp64(
 
 
 def recorded(step: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
-    """A CUDA graph of `step`, which has run once before, and the tensors that its replays write."""
+    """A CUDA graph of `step`, recorded after one run, and the tensors that its replays write."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

@@ -1,4 +1,4 @@
-"""Fixtures of the operations' tests: inputs, and a forced and proven Triton path."""
+"""Fixtures of the operations' tests: inputs, and a Triton backend that must launch kernels."""
 
 from collections.abc import Callable, Iterator
 
@@ -32,7 +32,7 @@ def device() -> str:
 
 @pytest.fixture
 def poison(monkeypatch) -> None:
-    """Whatever a kernel leaves unwritten is NaN."""
+    """Memory that a kernel does not write is NaN."""
     for name in ("empty", "empty_like"):
         monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
     monkeypatch.setattr(Tensor, "new_empty", _poisoned(Tensor.new_empty))

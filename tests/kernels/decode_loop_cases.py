@@ -1,4 +1,4 @@
-"""What the tests of `decode_loop` share: calls drawn at random, a frame by PyTorch's modules, and comparisons."""
+"""Shared by the tests of `decode_loop`: random calls, one item decoded by PyTorch's modules, and comparisons."""
 
 import math
 from dataclasses import dataclass, fields, replace
@@ -16,14 +16,14 @@ from fastglow.kernels.reference.decode_loop import decode_loop as reference
 from fastglow.kernels.reference.philox import uniform_noise
 
 from .checks import assert_as_exact_as, assert_same_bits, changed_fields
-from .rounding import drawn
+from .rounding import perturbed
 
 CAPS = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What `decode_loop` takes, except its options."""
+    """The arguments of `decode_loop`, except its options."""
 
     memory: Tensor
     processed_memory: Tensor
@@ -71,7 +71,7 @@ class Case:
     stops: str = "apart"  # at different steps; or "at once", or "never"
     strided: bool = False
     lengths_dtype: torch.dtype = torch.int64
-    margin: float = 0.1  # between logits below and above the level where gates fire
+    margin: float = 0.1  # between the logits below and above the gate threshold
 
     __str__ = changed_fields
 
@@ -80,7 +80,7 @@ class Case:
         return {name: getattr(self, name) for name in names}
 
     def batch(self, dtype: torch.dtype, device: str = "cpu") -> Batch:
-        """Drawn on the CPU, so that gates fire at the same steps on every device.
+        """Random values drawn on the CPU, so that gates fire at the same steps on every device.
 
         Activations stay near 1, and errors do not grow from step to step.
         """
@@ -121,15 +121,15 @@ class Case:
             ),
         )
         if self.stops == "apart":
-            # No step reads a gate, so the bias shifts its logits and changes nothing else.
+            # No step reads the gate's output, so the bias shifts its logits and changes nothing else.
             logits = [decode_one(self, batch, item)[1] for item, length in enumerate(self.lengths) if length]
             odds = math.log(self.gate_threshold / (1 - self.gate_threshold))
-            batch.output.gate_bias.fill_(odds - level_that_parts(logits, self.margin))
+            batch.output.gate_bias.fill_(odds - splitting_threshold(logits, self.margin))
         return batch
 
 
-def level_that_parts(logits: list[Tensor], margin: float) -> float:
-    """The level that items first exceed at the most different steps, in the middle of a gap between logits."""
+def splitting_threshold(logits: list[Tensor], margin: float) -> float:
+    """A logit that the items first exceed at as many different steps as possible, in the middle of a gap."""
     values = torch.cat(logits).sort().values.tolist()
     best = (0, 0.0, 0.0)
     for low, high in zip(values, values[1:], strict=False):
@@ -181,7 +181,7 @@ def call(batch: Batch, case: Case, function=decode_loop, **options) -> DecodeRes
 
 
 def new_decoding(case: Case, batch: Batch, dtype: torch.dtype | None = None) -> Decoding:
-    """With the batch begun."""
+    """After `begin` with the batch."""
     folded = fold_decoder(batch.recurrent, batch.output, dtype)
     sizes = *batch.memory.shape[:2], case.max_steps, case.p_prenet_dropout, case.gate_threshold
     decoding = Decoding(folded, *sizes)
@@ -195,14 +195,14 @@ def begin(decoding: Decoding, batch: Batch) -> None:
 
 @pytest.fixture
 def short_graphs(monkeypatch) -> None:
-    """Frames launched after the last one compute nothing: with fewer of them the tests are faster."""
+    """Shorter graphs launch fewer frames past the last one, which makes the tests faster."""
     monkeypatch.setattr(decoding_module, "FRAMES_PER_GRAPH", 2)
 
 
 def check(case: Case, dtype: torch.dtype, device: str, *methods: str) -> DecodeResult:
-    """The result, which is the same by all methods, is as exact as PyTorch's."""
+    """All methods give the same result, as exact as PyTorch's."""
     batch = case.batch(dtype, device)
-    exact, plain = call(batch.to(torch.float64), case, reference), drawn(lambda: call(batch, case, reference))
+    exact, plain = call(batch.to(torch.float64), case, reference), perturbed(lambda: call(batch, case, reference))
     actual, *others = (call(batch, case, method=method) for method in methods)
     for other in others:
         assert_same_bits(other, actual)

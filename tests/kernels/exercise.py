@@ -35,7 +35,7 @@ def main(device: str) -> None:
         outputs = model((text, lengths, mels, 9, mel_lengths))
         sum(output.square().sum() for output in outputs).backward()
         model.eval()
-        # A batch for the persistent kernel, and a larger one than it takes.
+        # One batch for the persistent kernel, and one that is too large for it.
         for batch in ((text, lengths), (text.repeat(4, 1), lengths.repeat(4))):
             mel, _, _ = model.infer(*batch, seed=1)
             assert mel.isfinite().all()

@@ -1,9 +1,9 @@
 """The rounding errors of PyTorch's operations on any processor, as a bound for those of the kernels.
 
 The error of a single PyTorch result depends on luck (a short sum may be exact) and on the processor (its instruction
-set fixes the order of sums). So the operations run several times with random errors: each is computed in float64 and
-then moved up or down by what rounding to its dtype may do. The error of a sum scales with the sum of the absolute
-values of its terms, not with the result.
+set determines the order of sums). So the operations run several times with random errors: each is computed in float64
+and then moved up or down by the possible error of rounding to its dtype. The error of a sum scales with the sum of the
+absolute values of its terms, not with the result.
 """
 
 import math
@@ -21,7 +21,7 @@ _SUMS = set(
     "add sub rsub sum mean cumsum mm addmm bmm baddbmm mv addmv dot linear matmul convolution convolution_backward "
     "col2im unfold_backward index_add scatter_add embedding_dense_backward".split()
 )
-"""Sums of operands or of their products: called on absolute values, they give the sum of the absolute terms."""
+"""Sums of operands or of products: on absolute values, they give the sum of the absolute terms."""
 
 _EXACT = set(
     "_pack_padded_sequence _unsafe_view "
@@ -31,21 +31,21 @@ _EXACT = set(
     "ones_like rand rand_like randn randn_like relu repeat roll scatter select_backward select_scatter sign "
     "slice_backward slice_scatter stack threshold_backward tril triu unsafe_split where zero zeros zeros_like".split()
 )
-"""They move values, or choose among them."""
+"""These move or select values, without arithmetic."""
 
 _ROUNDED = set("_to_copy div mul reciprocal sqrt".split())
-"""Correctly rounded everywhere."""
+"""Correctly rounded on every processor."""
 
-# All others are functions (exp, tanh) of an operand that is rounded again, accurate to two units in the last place.
-_UNITS_OF_FUNCTIONS = 4
+# All others are functions (exp, tanh) with a rounded operand, accurate to two units in the last place (ulps).
+_FUNCTION_ULPS = 4
 
 
-def drawn(call: Callable[[], Any], n_runs: int = RUNS) -> Any:
-    """What `call()` returns, from several runs with random rounding errors, stacked in a new first dimension.
+def perturbed(call: Callable[[], Any], n_runs: int = RUNS) -> Any:
+    """The results of `call()` from several runs with random rounding errors, stacked in a new first dimension.
 
     Args:
         call: runs PyTorch's operations and their gradients; deterministic except for rounding.
-        n_runs: fewer suffice where the maximum is over many elements.
+        n_runs: fewer are enough where the maximum is over many elements.
     """
     runs = []
     for seed in range(n_runs):
@@ -59,7 +59,7 @@ def drawn(call: Callable[[], Any], n_runs: int = RUNS) -> Any:
 
 
 class _Rounding(TorchDispatchMode):
-    """Operations below float64, also in backward passes, get errors drawn from a seed."""
+    """Adds random errors from a seed to operations below float64, also in backward passes."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -90,13 +90,13 @@ class _Rounding(TorchDispatchMode):
             if truth is None:  # a gradient that is not needed
                 continue
             if _is_rounded(result):
-                # One half of the last rounding is random, copying adds the other.
+                # Half of the last rounding error is random; copying into the result adds the other half.
                 truth = truth + error * self.signs(truth) + _unit(result.dtype) / 2 * truth.abs() * self.signs(truth)
             result.copy_(truth)
         return results
 
     def operand(self, name: str, x: Any) -> Any:
-        """The operand with the error with which an operation may read it."""
+        """The operand, with the error that the operation may make when it reads it."""
         if not isinstance(x, Tensor) or not x.is_floating_point() or not x.numel():
             return x
         if name.startswith(("linalg_", "_linalg_")):  # backward stable for the matrix, not per element
@@ -107,16 +107,16 @@ class _Rounding(TorchDispatchMode):
         return x + unit * x * self.signs(x) if unit else x
 
     def signs(self, x: Tensor) -> Tensor:
-        """-1 or 1, drawn."""
+        """Random -1 or 1."""
         if x.device not in self.generators:
             self.generators[x.device] = torch.Generator(x.device).manual_seed(self.seed)
-        drawn = torch.randint(0, 2, x.shape, generator=self.generators[x.device], device=x.device)
-        return 2.0 * drawn.to(x.dtype) - 1.0
+        bits = torch.randint(0, 2, x.shape, generator=self.generators[x.device], device=x.device)
+        return 2.0 * bits.to(x.dtype) - 1.0
 
 
 def _inner_errors(name: str, exact: list, args: Any, kwargs: Any, exactly: Callable) -> list:
-    """Bounds of the errors inside an operation, a tensor per result; sums are in float32."""
-    unit = 0.0 if name in _ROUNDED else _UNITS_OF_FUNCTIONS * _unit(torch.float32)
+    """Bounds of the errors inside an operation, one tensor per result; sums are in float32."""
+    unit = 0.0 if name in _ROUNDED else _FUNCTION_ULPS * _unit(torch.float32)
     if name in _SUMS:
         sum_of = torch.ops.aten.add if name in ("sub", "rsub") else exactly
         args, kwargs = tree_map(lambda x: x.abs() if isinstance(x, Tensor) else x, (args, kwargs))
@@ -140,7 +140,7 @@ def _widened(x: Any) -> Any:
 
 
 def _is_exact_factor(name: str, args: tuple) -> bool:
-    """Whether it multiplies by a power of two, as uniform noise is made."""
+    """Whether the operation multiplies by a power of two, as uniform noise does: no rounding."""
     if name != "mul" or isinstance(args[1], Tensor) and args[1].dim():
         return False
     factor = float(args[1])

@@ -71,7 +71,7 @@ class Case:
         )
 
     def arguments(self, dtype: torch.dtype, device: str = "cpu", seed: int | None = 77) -> dict[str, Any]:
-        """Of `LOOP` and `DEFINITION`; texts have from all symbols down to one."""
+        """Arguments of `LOOP` and `DEFINITION`; text lengths go from all symbols down to one."""
         return {
             **self.tensors(dtype, device),
             "memory_lengths": torch.linspace(self.symbols, 1, self.batch, device=device).long(),

@@ -28,7 +28,7 @@ from .checks import (
     recorded,
     zeros_for_shapes,
 )
-from .rounding import drawn
+from .rounding import perturbed
 
 CAPS = {torch.float32: (1e-5, 1e-5), torch.float16: (2e-3, 2e-3), torch.bfloat16: (2e-2, 2e-2)}
 KINDS = ["contiguous", "halves", "channels-last"]
@@ -84,7 +84,7 @@ def test_dtype_is_kept(dtype):
 
 
 @pytest.mark.parametrize("swap", [False, True])
-def test_a_flow_step_backwards_undoes_one_forwards(leaf, swap):
+def test_flow_step_inverse_undoes_a_flow_step(leaf, swap):
     z, entering = leaf(2, 6, 5), leaf(2, 2, 5)
     weight, b_log_s = leaf(6, 6), leaf(2, 6, 5)
     first, second = torch.einsum("ij,bjt->bit", weight, z).chunk(2, dim=1)
@@ -98,7 +98,7 @@ def test_a_flow_step_backwards_undoes_one_forwards(leaf, swap):
 
 
 @pytest.mark.parametrize("swap", [False, True])
-def test_gradients_of_a_flow_step_backwards(leaf, swap):
+def test_gradients_of_flow_step_inverse(leaf, swap):
     inputs = (leaf(2, 2, 3), leaf(2, 2, 3), leaf(2, 4, 3), leaf(4, 4), leaf(2, 1, 3))
     assert gradcheck(lambda *inputs: flow_step_inverse(*inputs, swap=swap), inputs)
 
@@ -136,7 +136,7 @@ def tensor(kind, dtype, device, *shape):
 
 
 def check_sum(actual, exact):
-    """The sum of log s may be small by cancellation: it is rounded as its summands are."""
+    """The sum of log s may be small by cancellation: its error scales with its summands."""
     *_, log_s, log_s_sum = exact
     assert actual[2].dtype == torch.float32
     assert abs(actual[2].item() - log_s_sum.item()) <= 1e-6 * log_s.abs().sum().item()
@@ -155,7 +155,7 @@ def check_coupling(name, n_outputs, kind, dtype, device, shape, b_kind=None, use
         arguments["return_log_s_sum"] = True
 
     actual = differentiate(function, arguments, upstream)
-    rounded = drawn(lambda: differentiate(plain, arguments, upstream))
+    rounded = perturbed(lambda: differentiate(plain, arguments, upstream))
     exact = differentiate(plain, cast(arguments, torch.float64), upstream)
     assert len(actual.outputs) == n_outputs
     if n_outputs == 3:
@@ -218,7 +218,7 @@ class TestKernels:
     def test_without_the_sum(self, device):
         check_coupling("affine_coupling", 2, "halves", torch.float32, device, (2, 4, 300))
 
-    def test_two_orders_in_memory(self, device):
+    def test_two_memory_orders(self, device):
         check_coupling("affine_coupling", 3, "halves", torch.float32, device, (2, 4, 33), b_kind="channels-last")
         check_coupling("affine_coupling", 3, "channels-last", torch.float32, device, (2, 4, 33), b_kind="halves")
 
@@ -236,7 +236,7 @@ class TestKernels:
         for inputs in ((x.half(), b_log_s), (x, b_log_s.half())):
             inputs = [tensor.requires_grad_() for tensor in inputs]
             results = affine_coupling(*inputs, return_log_s_sum=True)
-            plain = drawn(lambda: reference.affine_coupling(*inputs, return_log_s_sum=True))  # noqa: B023
+            plain = perturbed(lambda: reference.affine_coupling(*inputs, return_log_s_sum=True))  # noqa: B023
             exact = reference.affine_coupling(*(x.double() for x in inputs), return_log_s_sum=True)
             for tensors in zip(results[:2], plain[:2], exact[:2], strict=True):
                 assert_as_exact_as(*tensors, 2, CAPS[torch.float16][0])
@@ -288,12 +288,12 @@ class TestKernels:
             assert y.requires_grad == (x_needs or b_needs)
             assert log_s.requires_grad == log_s_sum.requires_grad == b_needs
 
-    def test_log_s_is_no_copy(self, device):
+    def test_log_s_is_a_view(self, device):
         b_log_s = torch.randn(1, 4, 5, device=device, requires_grad=True)
         _, log_s = affine_coupling(torch.randn(1, 2, 5, device=device), b_log_s)
         assert log_s.data_ptr() == b_log_s[:, 2:].data_ptr()
 
-    def test_inputs_stay_as_they_are(self, device):
+    def test_inputs_are_not_changed(self, device):
         inputs = [torch.randn(1, 2, 5, device=device), torch.randn(1, 4, 5, device=device)]
         before = [x.clone() for x in inputs]
         affine_coupling(*inputs, return_log_s_sum=True)
@@ -321,7 +321,7 @@ class TestKernels:
         scale = exact.abs().max().item()
         torch.testing.assert_close(flow_step_inverse(**step).double(), exact, rtol=2e-3, atol=2e-3 * scale)
 
-    def test_the_result_has_the_order_in_memory_of_the_changed_half(self, device):
+    def test_the_result_has_the_memory_order_of_the_changed_half(self, device):
         for kind in KINDS:
             step = Step(8, e=2, kind=kind).arguments(torch.float32, device)
             out = flow_step_inverse(**step)
@@ -352,7 +352,7 @@ class TestWithoutKernels:
         step.check(torch.float32, device)
 
     @pytest.mark.parametrize("shape", [(0, 2, 5), (2, 2, 0), (2, 0, 5)], ids=str)
-    def test_nothing_to_do(self, shape, device, poison):
+    def test_empty_inputs(self, shape, device, poison):
         items, n, length = shape
         x = torch.randn(shape, device=device, requires_grad=True)
         b_log_s = torch.randn(items, 2 * n, length, device=device, requires_grad=True)
@@ -409,7 +409,7 @@ class TestOnGPU:
         graph.replay()
         assert_same_bits(results, step())
 
-    def test_more_elements_than_32_bits_count(self):
+    def test_element_indices_beyond_32_bits(self):
         x = torch.zeros(1, 4, 2**29 + 17, dtype=torch.float16, device="cuda")
         b_log_s = torch.zeros(1, 8, 2**29 + 17, dtype=torch.float16, device="cuda")
         end = slice(-9, None)

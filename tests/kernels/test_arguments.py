@@ -1,4 +1,4 @@
-"""Checks of arguments: what passes, and the messages of what does not."""
+"""Checks of arguments: valid ones pass, and the messages for invalid ones."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_a_probability_may_be_one_where_allowed():
     assert_refused("p=1.5 must be between 0 and 1", arguments.check_probability, "p", 1.5, allow_one=True)
 
 
-def test_what_passes():
+def test_valid_arguments_pass():
     arguments.check_shape("x", None, (1,))
     arguments.check_shape("x", torch.zeros(2, 0), (2, "T"))
     arguments.check_choice("mode", None, ("a", None))

@@ -54,7 +54,7 @@ def test_shared_memory_is_within_the_chips_limit(report):
 
 
 def test_products_run_on_tensor_cores_where_meant(report):
-    _assert_none(report.multiplying_elsewhere())
+    _assert_none(report.wrong_instructions())
 
 
 def test_no_kernel_computes_in_float64(report):
@@ -67,14 +67,14 @@ def test_every_configuration_is_compiled(report):
 
 def test_every_kernel_is_compiled(report):
     kernels = defined_kernels(KERNELS.rglob("*.py"))
-    unserved = set() if HAS_CONDITION else {"decode_loop_kernel"}  # Triton 3.3 and 3.4
-    assert kernels - {compiled.kernel for compiled in report.compiled} == unserved
+    not_compiled = set() if HAS_CONDITION else {"decode_loop_kernel"}  # Triton 3.3 and 3.4
+    assert kernels - {compiled.kernel for compiled in report.compiled} == not_compiled
 
 
-def test_sound_kernels_are_found_without_fault(faults):
+def test_sound_kernels_have_no_faults(faults):
     sound = {str(x) for x in faults.compiled if x.case.startswith("sound")}
     assert len(sound) == 5
-    found = faults.spilled() + faults.oversized() + faults.multiplying_elsewhere() + faults.in_float64()
+    found = faults.spilled() + faults.oversized() + faults.wrong_instructions() + faults.in_float64()
     assert [line for line in found for name in sound if line.startswith(name)] == []
 
 
@@ -89,7 +89,7 @@ def test_too_much_shared_memory_is_found(faults):
 
 
 def test_lack_of_tensor_cores_is_found(faults):
-    lacking, unasked = faults.multiplying_elsewhere()
+    lacking, unasked = faults.wrong_instructions()
     assert lacking.startswith("product_kernel[tf32, no tensor cores: ")
     assert lacking.endswith("multiplies by no tensor core")
     assert unasked.startswith("product_kernel[float32, tensor cores unasked: ")
@@ -101,7 +101,7 @@ def test_float64_is_found(faults):
     assert line.startswith("double_kernel[float32, ")
 
 
-def test_configurations_without_effect_or_use_are_found(faults):
+def test_ignored_and_unused_configurations_are_found(faults):
     ignored, unused = faults.unused_configurations()
     assert ignored.startswith("double_kernel[float32] was not compiled with {'BLOCK': 512, ")
     assert unused.endswith("ahead_of_time_faults.UNUSED_CONFIGS")

@@ -21,7 +21,7 @@ from .decode_loop_cases import (
     reference,
     short_graphs,  # noqa: F401
 )
-from .rounding import drawn
+from .rounding import perturbed
 
 REFERENCE_CASES = [
     Case(),
@@ -38,7 +38,7 @@ REFERENCE_CASES = [
 
 
 @pytest.mark.parametrize("case", REFERENCE_CASES, ids=str)
-def test_reference_gives_every_item_what_it_gets_alone(case):
+def test_reference_results_in_a_batch_equal_those_alone(case):
     batch = case.batch(torch.float64)
     frames, steps, alignments = call(batch, case, reference)
     B, T = batch.memory.shape[:2]
@@ -79,7 +79,7 @@ class TestKernels:
         assert torch.equal(together.alignments[some, :n], few.alignments)
 
     @pytest.mark.skipif(DEVICE == "cuda", reason="compiled kernels keep the constant; GPU tests have larger sizes")
-    def test_query_of_more_partial_sums_than_are_added_at_a_time(self, device, monkeypatch):
+    def test_query_with_several_blocks_of_partial_sums(self, device, monkeypatch):
         monkeypatch.setattr(tiles, "QUERY_BLOCK", tl.constexpr(2))
         check(replace(CASES[3], max_steps=1, stops="never"), torch.float32, device, "persistent")
 
@@ -87,7 +87,7 @@ class TestKernels:
     def test_as_exact_as_pytorch_in_float16(self, case, device):
         check(case, torch.float16, device, "persistent")
 
-    def test_an_item_gets_the_bits_it_gets_alone(self, device):
+    def test_same_bits_in_a_batch_as_alone(self, device):
         case = Case((4, 0, 6, 1))
         batch = case.batch(torch.float32, device)
         order = [3, 0, 2, 1]
@@ -101,7 +101,7 @@ class TestKernels:
             for x in (together.frames[row, n:], together.alignments[row, n:], together.alignments[row, :, T:]):
                 assert not x.any()
 
-    def test_a_broken_item_leaves_the_others_alone(self, device):
+    def test_nan_in_one_item_does_not_affect_the_others(self, device):
         batch = Case().batch(torch.float32, device)
         expected = call(batch, Case())
         batch.memory[1, 0] = float("nan")
@@ -130,12 +130,12 @@ class TestKernels:
             assert_same_bits(call(batch, Case()), expected)
             # Weights folded for another dtype are not used.
             assert_same_bits(call(batch, Case(), folded=fold_decoder(batch.recurrent, batch.output)), expected)
-        plain = drawn(lambda: call(batch.to(torch.half), Case(), reference))
+        plain = perturbed(lambda: call(batch.to(torch.half), Case(), reference))
         exact = call(batch.to(torch.double), Case(), reference)
         assert expected.steps.tolist() == exact.steps.tolist()
         assert_as_exact_as(expected.frames, plain.frames, exact.frames, 2, CAPS[torch.float16])
 
-    def test_no_gradient_and_no_inference_tensors_are_kept(self, device):
+    def test_cached_buffers_hold_no_gradients_and_no_inference_tensors(self, device):
         batch = Case(max_steps=1, stops="never").batch(torch.float32, device)
         for x in (*batch.output.prenet, batch.output.projection, *batch.recurrent.attention):
             x.requires_grad_()

@@ -1,4 +1,4 @@
-"""What `decode_loop` refuses, and where the reference serves in place of the kernels."""
+"""Wrong arguments of `decode_loop`, and calls that fall back to the reference."""
 
 from dataclasses import replace
 
@@ -32,10 +32,10 @@ def test_no_items(name, device):
     ],
     ids=lambda x: x if isinstance(x, str) else None,
 )
-def test_what_the_kernels_do_not_serve_falls_back_or_is_refused(case, dtype, reason, device, caplog):
+def test_unsupported_calls_fall_back_or_are_refused(case, dtype, reason, device, caplog):
     batch = case.batch(dtype, device)
     launches = launch_counter("decode_loop")
-    backend._said.clear()
+    backend.logged.clear()
     with backend.use_backend("auto"):
         assert_same_bits(
             call(batch, case, folded=lambda dtype: pytest.fail("was folded")), call(batch, case, reference)
@@ -52,9 +52,9 @@ def test_fold_decoder_refuses_a_prenet_of_three_layers():
 
 def test_graphs_are_refused_on_a_cpu():
     if DEVICE == "cuda":
-        pytest.skip("the kernels serve no CPU where there is a GPU")
+        pytest.skip("with a GPU, the kernels do not run on the CPU")
     batch = Case().batch(torch.float32)
-    assert_kernels_refuse("'graph' cannot serve .* cpu has no CUDA", call, batch, Case(), method="graph")
+    assert_kernels_refuse("'graph' does not support .* cpu has no CUDA", call, batch, Case(), method="graph")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The decode loop on a GPU: full sizes, and what only a GPU has."""
+"""The decode loop on a GPU: full sizes, streams, threads, CUDA graphs and grid barriers."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from fastglow.kernels.decode_loop import decoding as decoding_module
 
 from .checks import assert_as_exact_as, assert_same_bits
 from .decode_loop_cases import CAPS, CASES, MANY, Case, call, check, new_decoding, reference
-from .rounding import drawn
+from .rounding import perturbed
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("triton_backend")]
 
@@ -27,13 +27,13 @@ CAPS_TF32 = 1e-2
 
 
 def published(batch_size: int, **changed) -> Case:
-    """Texts of 93 symbols down to 1."""
+    """Texts of 93 symbols and fewer, down to 1."""
     return replace(PUBLISHED, lengths=tuple(torch.linspace(93, 1, batch_size).int().tolist()), **changed)
 
 
 @pytest.fixture
 def allow_tf32() -> Iterator[Callable[[], None]]:
-    """`allow_tf32()`: from now on, and until the test's end."""
+    """`allow_tf32()`: allows it until the end of the test."""
     before = torch.backends.cuda.matmul.allow_tf32
     yield lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True)
     torch.backends.cuda.matmul.allow_tf32 = before
@@ -43,7 +43,7 @@ def allow_tf32() -> Iterator[Callable[[], None]]:
 @pytest.mark.parametrize("case", [*CASES, MANY], ids=str)
 def test_as_exact_as_pytorch(dtype, case):
     if case.stops == "apart" and dtype == torch.bfloat16:
-        case = replace(case, stops="never")  # no margin is wide enough for bfloat16
+        case = replace(case, stops="never")  # bfloat16 errors exceed any margin between logits
     check(case, dtype, "cuda", *METHODS[: 2 if case is MANY else 3])
 
 
@@ -63,17 +63,17 @@ def test_published_sizes_in_tf32(allow_tf32):
     for method in METHODS:
         assert_same_bits(call(batch, case, method=method), actual)
     assert not torch.equal(actual.frames, exactly.frames)  # not the graph recorded before
-    exact, plain = call(batch.to(torch.float64), case, reference), drawn(lambda: call(batch, case, reference))
+    exact, plain = call(batch.to(torch.float64), case, reference), perturbed(lambda: call(batch, case, reference))
     assert_as_exact_as(actual.frames, plain.frames, exact.frames, 2, CAPS_TF32)
 
 
-def test_query_of_more_partial_sums_than_are_added_at_a_time():
+def test_query_with_several_blocks_of_partial_sums():
     check(published(2, n_attention_rnn=1040, stops="never"), torch.float16, "cuda", *METHODS)
 
 
 @pytest.mark.parametrize("dtype", CAPS, ids=str)
 @pytest.mark.parametrize("batch_size", [5, 8, 40])
-def test_items_that_end_one_by_one_get_the_bits_they_get_alone(dtype, batch_size):
+def test_items_of_different_lengths_get_the_same_bits_as_alone(dtype, batch_size):
     case = published(batch_size, max_steps=60)
     batch = case.batch(dtype, "cuda")
     folded = fold_decoder(batch.recurrent, batch.output)
@@ -112,10 +112,10 @@ def test_sentences_one_after_another(method):
     folded = fold_decoder(*weights)
     for i in (0, 1, 0, 1):
         assert_same_bits(call(batches[i], first, method=method, folded=folded), expected[i])
-    assert len(folded.kept) == 1
+    assert len(folded.decodings) == 1
 
 
-def test_changed_weights_are_folded_and_recorded_anew():
+def test_changed_weights_are_folded_and_recorded_again():
     case = published(3, stops="never")
     batch = case.batch(torch.float16, "cuda")
     old = fold_decoder(batch.recurrent, batch.output)
@@ -133,7 +133,7 @@ def test_a_lost_program_is_an_error_and_not_a_hang(monkeypatch):
     case = published(2)
     batch = case.batch(torch.float16, "cuda")
     decoding = new_decoding(case, batch)
-    decoding.barrier.fill_(-1)  # one arrival is never counted
+    decoding.barrier.fill_(-1)  # so one arrival is missing
     monkeypatch.setattr(decoding_module, "MAX_POLLS", 1 << 12)
     n_programs = torch.cuda.get_device_properties("cuda").multi_processor_count
     decoding.run_loop(n_programs, launch_cooperative_grid=True)
@@ -143,7 +143,7 @@ def test_a_lost_program_is_an_error_and_not_a_hang(monkeypatch):
 
 
 @pytest.mark.parametrize("method", ["graph", "persistent"])
-def test_threads_on_streams_of_their_own_share_weights(method):
+def test_threads_with_separate_streams_share_weights(method):
     """Some share a graph, some record theirs at the same time."""
     cases = [published(n, stops="never") for n in (3, 4, 3, 7)]
     batches = [case.batch(torch.float16, "cuda") for case in cases]
@@ -168,7 +168,7 @@ def test_threads_on_streams_of_their_own_share_weights(method):
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize("method", METHODS)
-def test_another_gpu_than_the_current_one(method):
+def test_gpu_other_than_the_current_one(method):
     case = published(2)
     results = []
     for gpu in ("cuda:0", "cuda:1"):

@@ -1,4 +1,4 @@
-"""How the decode loop runs: lists of running items, kept buffers, replays, barriers and the choice of a method."""
+"""How the decode loop runs: lists of running items, cached buffers, replays, barriers and the choice of a method."""
 
 import sys
 from types import SimpleNamespace
@@ -16,8 +16,8 @@ from .decode_loop_cases import Batch, Case, begin, call, new_decoding, reference
 pytestmark = pytest.mark.usefixtures("triton_backend", "short_graphs")
 
 
-def test_finished_items_cost_nothing(device):
-    """The list loses each item after its last frame; what was not computed is still poison."""
+def test_finished_items_are_not_computed(device):
+    """Each item leaves the list after its last frame; values that were not computed are still NaN."""
     case = Case((5, 0, 4), early_stopping=False)
     batch = case.batch(torch.float32, device)
     steps = call(batch, case, reference).steps.tolist()
@@ -36,7 +36,7 @@ def test_finished_items_cost_nothing(device):
 
 
 @pytest.mark.parametrize("run, max_steps", [("run_loop", 2), ("run_steps", 1)])
-def test_nothing_of_the_last_batch_is_left(run, max_steps, device):
+def test_no_state_of_the_previous_batch_remains(run, max_steps, device):
     case = Case((7, 3, 5), max_steps=max_steps, stops="never")
     batch = case.batch(torch.float32, device)
     decoding = new_decoding(case, batch)
@@ -54,8 +54,8 @@ def test_nothing_of_the_last_batch_is_left(run, max_steps, device):
     assert_same_bits(first, call(batch, case))
 
 
-def test_kept_buffers_serve_sizes_that_round_to_theirs(device, monkeypatch):
-    monkeypatch.setattr(decoding_module, "DECODINGS_KEPT", 2)
+def test_buffers_are_reused_for_sizes_that_round_to_the_same(device, monkeypatch):
+    monkeypatch.setattr(decoding_module, "MAX_DECODINGS", 2)
     case = Case((3, 2, 4), max_steps=1, stops="never")
     batch = case.batch(torch.float32, device)
     folded = fold_decoder(batch.recurrent, batch.output)
@@ -67,19 +67,19 @@ def test_kept_buffers_serve_sizes_that_round_to_theirs(device, monkeypatch):
 
     expected = call(batch, case)
     assert_same_bits(call(batch, case, folded=ask), expected)
-    (kept,) = folded.kept.values()
+    (kept,) = folded.decodings.values()
     four = batch.items([0, 1, 2, 0])
     assert_same_bits(call(four, case, folded=folded), call(four, case))
-    assert list(folded.kept.values()) == [kept]
+    assert list(folded.decodings.values()) == [kept]
     for other in ({"max_steps": 2}, {"p_prenet_dropout": 0.25}):
         assert_same_bits(call(batch, case, folded=folded, **other), call(batch, case, **other))
-    assert len(folded.kept) == 2
-    assert kept not in folded.kept.values()
+    assert len(folded.decodings) == 2
+    assert kept not in folded.decodings.values()
     assert asked == [torch.float32]
 
 
 @pytest.mark.parametrize("stops, max_steps, expected", [("at once", 12, [0, 2]), ("never", 5, [0, 2, 4])])
-def test_replays_end_one_replay_after_the_list_is_empty(stops, max_steps, expected, device, monkeypatch):
+def test_the_last_replay_follows_the_one_that_empties_the_list(stops, max_steps, expected, device, monkeypatch):
     """Launches stand in for the replays of a CUDA graph of two frames."""
     case = Case(stops=stops, max_steps=max_steps)
     batch = case.batch(torch.float32, device)
@@ -100,7 +100,7 @@ def test_replays_end_one_replay_after_the_list_is_empty(stops, max_steps, expect
 
 @pytest.mark.parametrize("programs, arrived", [(2, 0), (1, -1)], ids=["one program late", "one missing"])
 def test_a_lost_program_is_an_error_and_not_a_hang(programs, arrived, device, monkeypatch):
-    """The interpreter runs one program after another, so the first waits in vain for the second."""
+    """The interpreter runs one program after another, so the first gives up waiting for the second."""
     if programs > 1 and device == "cuda":
         pytest.skip("on a GPU both programs run at once")
     monkeypatch.setattr(decoding_module, "MAX_POLLS", 16)
@@ -127,5 +127,5 @@ def test_default_method(device, monkeypatch):
         counts.append(launches())
     assert counts[0] == 2  # decode_begin_kernel and decode_loop_kernel
     assert counts[1] > 2
-    with pytest.raises(FastglowError, match="'persistent' cannot serve this call: 3 items are more than 2"):
+    with pytest.raises(FastglowError, match="'persistent' does not support this call: 3 items are more than 2"):
         call(batch, case, method="persistent")

@@ -15,7 +15,7 @@ from fastglow.kernels.reference.gated_activation import DROPOUT_STREAM
 from fastglow.kernels.reference.gated_activation import gated_activation as reference
 
 from . import checks
-from .rounding import drawn
+from .rounding import perturbed
 from .test_philox import philox_in_python
 
 # Shapes of b for an a of [2, 6, 5].
@@ -104,7 +104,7 @@ def test_elements_are_dropped_with_the_given_probability():
     a = torch.ones(4, 100, 500)
     for p_dropout in (0.05, 0.5, 0.9):
         output = gated_activation(a, dropout="after", p_dropout=p_dropout, seed=3)
-        checks.assert_share(output == 0, p_dropout)
+        checks.assert_fraction(output == 0, p_dropout)
         assert torch.equal(output, gated_activation(a, dropout="after", p_dropout=p_dropout, seed=3))
         assert not torch.equal(output, gated_activation(a, dropout="after", p_dropout=p_dropout, seed=4))
 
@@ -195,7 +195,7 @@ class Case:
         items, channels, length = self.shape
         dy = self.tensor((items, channels // 2, length), dtype, device)
         actual, actual_gradients = self.run(gated_activation, inputs, dy)
-        plain, plain_gradients = drawn(lambda: self.run(reference, inputs, dy))
+        plain, plain_gradients = perturbed(lambda: self.run(reference, inputs, dy))
         exact, exact_gradients = self.run(reference, [x if x is None else x.double() for x in inputs], dy)
         checks.assert_as_exact_as(actual, plain, exact, 2, CAPS[dtype])
         for gradients in zip(actual_gradients, plain_gradients, exact_gradients, strict=True):
@@ -271,7 +271,7 @@ class TestKernels:
                 torch.testing.assert_close(gradient, y, rtol=1e-2, atol=5e-3)
 
     @pytest.mark.parametrize("dropout", ["before", "after"])
-    def test_masks_are_the_references(self, dropout, device):
+    def test_masks_match_the_references(self, dropout, device):
         # The gate is open and does not overflow: an element is zero only where it was dropped.
         a = torch.full((2, 6, 9), 3.0, device=device)
         for seed in (torch.tensor(1, device=device), 2**62 + 1):
@@ -307,6 +307,12 @@ class TestKernels:
                 torch.testing.assert_close(x.grad, gradient)
             else:
                 assert x.grad is None
+
+    def test_b_of_another_layout_without_a_gradient(self, device):
+        a = torch.randn(2, 6, 5, device=device, requires_grad=True)
+        b, dy = torch.randn(2, 5, 6, device=device).transpose(1, 2), torch.randn(2, 3, 5, device=device)
+        gradients = [torch.autograd.grad(function(a, b), a, dy)[0] for function in (gated_activation, reference)]
+        torch.testing.assert_close(*gradients)
 
     def test_leaves_have_separate_gradients(self, device):
         a, b = (torch.randn(1, 4, 5, device=device, requires_grad=True) for _ in range(2))
@@ -349,7 +355,7 @@ class TestKernels:
 
 @pytest.mark.parametrize("shape", [(0, 6, 5), (2, 6, 0), (2, 0, 5)])
 @pytest.mark.parametrize("b_time", [False, True])
-def test_nothing_to_do(shape, b_time, device, poison):
+def test_empty_inputs(shape, b_time, device, poison):
     a = torch.randn(shape, device=device, requires_grad=True)
     b = torch.randn(*shape[:2], 1 if b_time else shape[2], device=device, requires_grad=True)
     bias = torch.randn(shape[1], device=device, requires_grad=True)
@@ -399,7 +405,7 @@ class TestOnGPU:
             assert torch.equal(outputs[0], expected)
             assert torch.equal(outputs[1], torch.autograd.grad(expected, a, dy)[0])
 
-    def test_more_elements_than_32_bits_count(self):
+    def test_element_indices_beyond_32_bits(self):
         a = torch.zeros(1, 4, 2**29 + 17, dtype=torch.float16, device="cuda")
         a[:, :, -9:] = torch.randn(4, 9, device="cuda").half()
         options = {"dropout": "after", "p_dropout": 0.5, "seed": 1}

@@ -26,7 +26,7 @@ from .checks import (
     recorded,
     strided,
 )
-from .rounding import drawn
+from .rounding import perturbed
 
 CAPS = {torch.float32: (1e-5, 1e-5), torch.float16: (2e-3, 2e-3), torch.bfloat16: (2e-2, 2e-2)}
 
@@ -144,7 +144,7 @@ def test_half_precision_has_a_float32_determinant_and_inverse(dtype):
         ),
         (
             lambda: invertible_conv1x1(torch.ones(2, 4, 5), torch.ones(4, 4, 1), torch.ones(2)),
-            r"log_det has shape \[2\]",
+            r"log_det has shape \[2\], must be one entry, a scalar",
         ),
         (
             lambda: invertible_conv1x1_inverse(torch.ones(2, 4, 5), torch.ones(4, 4, 1), torch.ones(4, 4, 1)),
@@ -194,7 +194,7 @@ def test_products_and_factors_against_fp64(triton_backend, device, c, dtype):
     check(invertible_conv1x1_inverse, reference.invertible_conv1x1_inverse, (z, weight))
 
 
-def test_known_factors_cost_no_launch(triton_backend, device):
+def test_given_factors_need_no_launch(triton_backend, device):
     z, weight = torch.randn(2, 6, 33, device=device), well_conditioned(6, torch.float32, device)
     log_det, inverse = torch.randn((), device=device), torch.randn(6, 6, device=device)
     launches = launch_counter()
@@ -214,7 +214,7 @@ def test_products_of_strided_tensors(triton_backend, device, dtype):
 
 
 @pytest.mark.parametrize("needed", [(True, False), (False, True)], ids=["z only", "weight only"])
-def test_one_gradient_of_two(triton_backend, device, needed):
+def test_only_one_of_two_gradients(triton_backend, device, needed):
     tensors = torch.randn(2, 4, 33, device=device), well_conditioned(4, torch.float32, device)
     check(product(kernels), product(reference), tensors, needed=needed)
 
@@ -222,7 +222,7 @@ def test_one_gradient_of_two(triton_backend, device, needed):
 @pytest.mark.parametrize("channels", FWD_CONFIGS)
 def test_every_configuration(triton_backend, device, channels):
     z, weight = torch.randn(1, channels, 530, device=device), well_conditioned(channels, torch.float32, device)
-    plain = drawn(lambda: product(reference)(z, weight)), product(reference)(z.double(), weight.double())
+    plain = perturbed(lambda: product(reference)(z, weight)), product(reference)(z.double(), weight.double())
     for config in FWD_CONFIGS[channels]:
         with use_config("invertible_conv1x1_fwd", config):
             assert_as_exact_as(product(kernels)(z, weight), *plain, 2, CAPS[torch.float32][0])
@@ -289,11 +289,11 @@ def test_factors_are_as_exact_as_linalgs(triton_backend, device, c, condition):
     exact_inverses, exact_log_dets = reference.invertible_conv1x1_factors([weight.double() for weight in weights])
     inverses, log_dets = invertible_conv1x1_factors(weights)
     scale = torch.stack(exact_inverses).abs().amax(dim=(1, 2), keepdim=True)
-    plain = drawn(lambda: torch.linalg.inv(torch.stack(weights).squeeze(3)))
+    plain = perturbed(lambda: torch.linalg.inv(torch.stack(weights).squeeze(3)))
     assert_as_exact_as(
         torch.stack(inverses) / scale.float(), plain / scale.float(), torch.stack(exact_inverses) / scale, 2, 1e-6
     )
-    plain = drawn(lambda: torch.linalg.slogdet(torch.stack(weights).squeeze(3)).logabsdet)
+    plain = perturbed(lambda: torch.linalg.slogdet(torch.stack(weights).squeeze(3)).logabsdet)
     assert_as_exact_as(log_dets, plain, exact_log_dets, 2, 1e-6)
 
 
@@ -364,7 +364,7 @@ def test_singular_matrices(triton_backend, device):
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
-def test_matrices_at_the_edge(triton_backend, device):
+def test_matrices_with_extreme_values(triton_backend, device):
     rotation = torch.linalg.qr(torch.randn(6, 6))[0]
     almost = torch.ones(3, 3) + 1e-6 * torch.randn(3, 3)
     matrices = [
@@ -392,7 +392,7 @@ def test_nan_is_not_hidden(triton_backend, device):
     torch.testing.assert_close(inverses[2].cpu(), torch.eye(3), atol=0, rtol=0)
 
 
-def test_what_the_kernels_do_not_serve(device):
+def test_unsupported_calls_fall_back_or_are_refused(device):
     wide = torch.eye(17, device=device).unsqueeze(2)
     mixed = [torch.eye(2, device=device).unsqueeze(2), torch.eye(2, device=device).unsqueeze(2).half()]
     assert_kernels_refuse("17 channels are more than 16", invertible_conv1x1, torch.ones(1, 17, 3, device=device), wide)

@@ -14,7 +14,7 @@ CANDIDATES = (LARGE, SMALL)
 
 @pytest.fixture
 def measured(tmp_path, monkeypatch):
-    """A GPU with a table: small tiles at 100 rows, large ones at 10,000, and at 10^6 what is no candidate."""
+    """A GPU with a table: small tiles at 100 rows, large ones at 10,000, and at 10^6 tiles that are not a candidate."""
     other = {"BT": 64, "num_warps": 1, "num_stages": 1}
     entries = [
         {"dtype": "float16", "shape": {"rows": rows, "channels": 64}, "config": config}
@@ -22,12 +22,10 @@ def measured(tmp_path, monkeypatch):
     ]
     (tmp_path / "some-gpu.json").write_text(json.dumps({"gpu": "Some GPU", "kernels": {"op_fwd": entries}}))
     monkeypatch.setattr(launch, "CONFIG_FOLDER", tmp_path)
-    monkeypatch.setattr(launch, "_gpu_of", lambda tensor: "some-gpu")
-    for look_up in (launch._measured, launch._nearest):
-        look_up.cache_clear()
+    monkeypatch.setattr(launch, "gpu_of", lambda tensor: "some-gpu")
+    launch.forget_measurements()
     yield
-    for look_up in (launch._measured, launch._nearest):
-        look_up.cache_clear()
+    launch.forget_measurements()
 
 
 def pick(rows: int, dtype: torch.dtype = torch.float16, kernel: str = "op_fwd", **shape: int):
@@ -36,7 +34,7 @@ def pick(rows: int, dtype: torch.dtype = torch.float16, kernel: str = "op_fwd", 
 
 
 @pytest.mark.parametrize("rows, expected", [(1, SMALL), (120, SMALL), (900, SMALL), (1100, LARGE), (20_000, LARGE)])
-def test_the_nearest_measured_shape(measured, rows, expected):
+def test_the_nearest_measured_shape_is_used(measured, rows, expected):
     assert pick(rows, channels=64) == expected
 
 
@@ -46,16 +44,16 @@ def test_the_heuristic_without_measurements(measured):
     assert pick(10_000, columns=64) == SMALL  # the table is by other sizes, from an older version
 
 
-def test_bfloat16_uses_what_was_measured_in_float16(measured):
+def test_bfloat16_uses_float16_measurements(measured):
     assert pick(10_000, channels=64, dtype=torch.bfloat16) == LARGE
 
 
-def test_a_measured_configuration_that_is_no_candidate_is_not_used(measured):
+def test_a_measured_configuration_must_be_a_candidate(measured):
     assert pick(1_000_000, channels=64) == SMALL
 
 
 def test_no_table_for_this_gpu(measured, monkeypatch):
-    monkeypatch.setattr(launch, "_gpu_of", lambda tensor: "another-gpu")
+    monkeypatch.setattr(launch, "gpu_of", lambda tensor: "another-gpu")
     assert pick(10_000, channels=64) == SMALL
 
 

@@ -158,7 +158,7 @@ def test_large_energies_do_not_overflow(inputs):
     torch.testing.assert_close(weights.sum(dim=1), torch.ones(BATCH, dtype=torch.float64))
 
 
-def test_folded_weights_are_those_of_the_convolution(inputs):
+def test_folded_weights_equal_convolution_and_dense_layer(inputs):
     conv, dense = inputs[5:7]
     folded = fold_location(conv, dense, torch.float64)
     taps = conv.shape[2]

@@ -23,7 +23,7 @@ from .checks import (
     recorded,
     strided,
 )
-from .rounding import drawn
+from .rounding import perturbed
 
 SHAPES = {
     "query": lambda c: (c.items, 6),
@@ -135,7 +135,7 @@ class TestKernels:
                     with launch.use_config(kernel, config):
                         check(case.arguments(dtype, device))
 
-    def test_what_lies_beyond_a_length_is_not_read(self, device):
+    def test_positions_beyond_a_length_are_not_read(self, device):
         arguments = Case(lengths=(18,), mask=True).arguments(torch.float32, device)
         upstream = [torch.randn(2, 20, device=device), torch.randn(2, 21, device=device)]
         clean = differentiate(location_attention, arguments, upstream)
@@ -187,7 +187,7 @@ class TestKernels:
             return inside
 
         exact, exact_gradients = differentiate(reference, cast(arguments, torch.float64), upstream)
-        plain, plain_gradients = drawn(lambda: differentiate(autocast(reference), arguments, upstream))
+        plain, plain_gradients = perturbed(lambda: differentiate(autocast(reference), arguments, upstream))
         ours, our_gradients = differentiate(autocast(location_attention), arguments, upstream)
         assert [x.dtype for x in ours] == [torch.float16, torch.float32]
         for actual, other, truth in zip(ours, plain, exact, strict=True):
@@ -205,7 +205,7 @@ class TestKernels:
             assert_same_bits(other, first)
 
     @pytest.mark.parametrize("sizes", [{"time": 18, "columns": 20}, {"time": 18, "columns": 70}], ids=str)
-    def test_batched_is_alone(self, sizes, device):
+    def test_results_in_a_batch_equal_those_alone(self, sizes, device):
         arguments = Case(items=3, lengths=(7, 15), **sizes).arguments(torch.float32, device)
         with torch.no_grad():
             for item, length in ((0, 7), (1, 15)):
@@ -223,7 +223,7 @@ class TestKernels:
 
 
 @pytest.mark.parametrize("empty", ["items", "time"])
-def test_nothing_to_do(empty, device, poison):
+def test_empty_inputs(empty, device, poison):
     arguments = Case(**{empty: 0}, options={"v_bias": True}).arguments(torch.float32, device)
     with backend.use_backend("triton"):
         context, weights = location_attention(**arguments)

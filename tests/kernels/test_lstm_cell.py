@@ -9,7 +9,7 @@ from torch.autograd import gradcheck
 from fastglow.kernels import lstm_cell
 from fastglow.kernels.reference.lstm_cell import MASK_STREAM
 
-from .checks import assert_refused, assert_same_bits, assert_seeded_by_pytorch, assert_share, zeros_for_shapes
+from .checks import assert_fraction, assert_refused, assert_same_bits, assert_seeded_by_pytorch, zeros_for_shapes
 from .test_philox import philox_in_python
 
 BATCH, N_IN, N = 3, 5, 7
@@ -68,7 +68,7 @@ def test_masks_one_element_at_a_time(inputs, options):
             assert actual == pytest.approx(0.0 if dropped else expected / (1 - p_dropout), rel=1e-13)
 
 
-def test_without_training_zoneout_is_its_expectation_and_nothing_is_dropped(inputs):
+def test_without_training_zoneout_is_an_expectation_and_nothing_is_dropped(inputs):
     _, h, c, *_ = inputs
     next_h, next_c = lstm_cell(*inputs)
     actual = lstm_cell(*inputs, **OPTIONS["everything, not training"])
@@ -89,7 +89,7 @@ def test_takes_the_parameters_of_nn_lstmcell():
 
 
 @pytest.mark.parametrize("p", [0.05, 0.5, 0.9])
-def test_a_probability_has_its_share(p):
+def test_masks_have_the_given_probability(p):
     B, n = 200, 500
     state = torch.zeros(B, 1), torch.full((B, n), 2.0), torch.full((B, n), 3.0)
     weights = torch.zeros(4 * n, 1), torch.zeros(4 * n, n)
@@ -97,9 +97,9 @@ def test_a_probability_has_its_share(p):
     kept = lstm_cell(*state, *weights, p_zoneout_h=p, p_zoneout_c=p, seed=3)
     masks = [dropped[0] == 0, dropped[1] == 0, kept[0] == 2, kept[1] == 3]
     for k, mask in enumerate(masks):
-        assert_share(mask, p)
+        assert_fraction(mask, p)
         for other in masks[:k]:  # independent of each other
-            assert_share(mask & other, p * p, deviations=3)
+            assert_fraction(mask & other, p * p, deviations=3)
 
 
 def draw_inputs(device="cpu"):
@@ -116,7 +116,7 @@ def test_without_a_seed_the_masks_come_from_pytorchs_generator():
     check_seeded_by_pytorch("cpu")
 
 
-def test_what_draws_nothing_leaves_pytorchs_generator_alone():
+def test_calls_without_random_masks_do_not_advance_pytorchs_generator():
     inputs = draw_inputs()
     before = torch.get_rng_state()
     lstm_cell(*inputs)

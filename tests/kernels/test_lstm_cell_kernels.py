@@ -125,7 +125,7 @@ def test_every_configuration_backward(config, device, triton_backend):
 
 
 @FLOAT32_AND_FLOAT16
-def test_the_configuration_suits_the_batch(dtype):
+def test_the_configuration_depends_on_the_batch(dtype):
     *tiles, of_one = FORWARD_CONFIGS[dtype.itemsize]
 
     def programs(config, items):
@@ -140,7 +140,7 @@ def test_the_configuration_suits_the_batch(dtype):
     assert of_one["BB"] == 1
 
 
-def test_masks_are_the_references(device, triton_backend):
+def test_masks_match_the_references(device, triton_backend):
     """With gates of one half and a state that is not zero, an element is zero only where it was dropped."""
     B, n = 4, 33
     state = torch.ones(B, 2, device=device), torch.full((B, n), 2.0, device=device), torch.ones(B, n, device=device)
@@ -220,7 +220,7 @@ def test_saturates_without_nan(device, triton_backend):
 
 
 @pytest.mark.parametrize("sizes", [(0, 3, 5), (2, 0, 5), (2, 3, 0)], ids=["items", "inputs", "units"])
-def test_nothing_of_something(sizes, device, poison):
+def test_sizes_of_zero(sizes, device, poison):
     batch, n_in, n = sizes
     shapes = (batch, n_in), (batch, n), (batch, n), (4 * n, n_in), (4 * n, n), (4 * n,), (4 * n,)
     inputs = [torch.randn(shape, device=device, requires_grad=True) for shape in shapes]
@@ -265,7 +265,7 @@ def test_unsupported_calls_fall_back_or_are_refused(device):
     assert_kernels_refuse("the dtypes float32, float64", lstm_cell, **arguments)
 
 
-# The decoder's two LSTMs, an encoder's, and what fits no tile.
+# The decoder's two LSTMs, an encoder's, and sizes that fit no tile.
 FULL_SIZE = [
     Case(batch=1, n_in=768, n=1024),
     Case(batch=16, n_in=1536, n=1024),

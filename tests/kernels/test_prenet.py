@@ -15,11 +15,11 @@ from fastglow.kernels.reference.prenet import prenet as reference
 from .checks import (
     EVERY_DTYPE,
     FLOAT32_AND_FLOAT16,
+    assert_fraction,
     assert_kernels_refuse,
     assert_refused,
     assert_same_bits,
     assert_seeded_by_pytorch,
-    assert_share,
     check_against_fp64,
     differentiate,
     recorded,
@@ -65,7 +65,7 @@ def test_gradients_without_dropout(leaf):
     assert gradcheck(function, (leaf(3, 4), leaf(5, 4), leaf(7, 5)))
 
 
-def test_a_unit_is_kept_from_p_dropout_on():
+def test_a_unit_is_kept_if_its_noise_is_at_least_p_dropout():
     noise = torch.tensor([[0.0, 0.4999999, 0.5, 0.9999999]])
     assert prenet(torch.ones(4), [torch.eye(4)], 0.5, noise).tolist() == [0, 0, 2, 2]
 
@@ -89,11 +89,11 @@ def test_without_noise_it_takes_pytorchs_random_numbers_layer_by_layer():
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["given noise", "own noise"])
-def test_the_share_of_dropped_units(given):
+def test_units_are_dropped_with_the_given_probability(given):
     n = 40_000
     output = prenet(torch.ones(n, 1), [torch.ones(1, 1)], 0.2, torch.rand(1, n, 1) if given else None)
     assert set(output.unique().tolist()) == {0.0, 1.25}
-    assert_share(output == 0, 0.2, deviations=5)
+    assert_fraction(output == 0, 0.2, deviations=5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -113,7 +113,7 @@ def test_seeds_draw_noise_for_every_item_layer_step_and_unit(steps):
     assert torch.equal(prenet(x, weights, 0.3, seeds=seeds, start=start), expected)
 
 
-def test_an_items_steps_do_not_depend_on_how_they_are_cut_and_batched():
+def test_an_items_steps_do_not_depend_on_chunks_and_batches():
     x, weights = torch.ones(2, 6, 3), [torch.rand(40, 3), torch.rand(40, 40)]
     seeds = torch.tensor([8, 9])
     whole = prenet(x, weights, 0.5, seeds=seeds, start=10)
@@ -258,7 +258,7 @@ class TestKernels:
             with launch.use_config("prenet_fwd", configs[0]), launch.use_config("prenet_bwd", configs[1]):
                 Case((2, 9), widths=(20, 136)).check(dtype, device)
 
-    def test_masks_are_the_references(self, device):
+    def test_masks_match_the_references(self, device):
         # Nothing but dropout makes a unit zero.
         x, weights = (
             torch.ones(2, 5, 3, device=device),
@@ -272,7 +272,7 @@ class TestKernels:
             one = prenet(x[:, 0].contiguous(), weights, **options)
             assert torch.equal(one != 0, kept[:, 0])
 
-    def test_a_unit_is_kept_from_p_dropout_on(self, device):
+    def test_a_unit_is_kept_if_its_noise_is_at_least_p_dropout(self, device):
         noise = torch.tensor([[0.0, 0.4999999, 0.5, 0.9999999]], device=device)
         assert prenet(torch.ones(4, device=device), [torch.eye(4, device=device)], 0.5, noise).tolist() == [0, 0, 2, 2]
 
@@ -280,14 +280,14 @@ class TestKernels:
         x, weights = torch.ones(30, 4, device=device), [torch.ones(9, 4, device=device)]
         output = assert_seeded_by_pytorch(lambda: prenet(x, weights, 0.75))
         assert set(output.unique().tolist()) == {0, 16}
-        assert_share(output == 0, 0.75)
+        assert_fraction(output == 0, 0.75)
 
     def test_no_dropout_takes_no_random_numbers(self, device):
         before = torch.random.get_rng_state()
         prenet(torch.ones(3, 4, device=device), [torch.ones(9, 4, device=device)], 0.0)
         assert torch.equal(torch.random.get_rng_state(), before)
 
-    def test_backward_has_the_mask_of_forward(self, device):
+    def test_backward_uses_the_mask_of_forward(self, device):
         x = torch.ones(20, 4, device=device, requires_grad=True)
         y = prenet(x, [torch.ones(9, 4, device=device)], 0.5)
         y.sum().backward()
@@ -328,7 +328,7 @@ class TestKernels:
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (0, 3, 4), (2, 0, 4)])
-def test_nothing_to_do(shape, device, poison):
+def test_empty_inputs(shape, device, poison):
     x = torch.randn(shape, device=device, requires_grad=True)
     weights = [torch.randn(5, 4, device=device, requires_grad=True), torch.randn(6, 5, device=device)]
     with backend.use_backend("triton"):
@@ -338,7 +338,7 @@ def test_nothing_to_do(shape, device, poison):
     assert not weights[0].grad.any()
 
 
-def test_what_the_kernels_do_not_serve_falls_back_or_is_refused(device):
+def test_unsupported_calls_fall_back_or_are_refused(device):
     arguments = Case(dropout="noise").arguments(torch.float64, device)
     call = by_name(prenet)
     assert_kernels_refuse("prenet: .* float64 is not among", call, **arguments)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from .checks import assert_as_exact_as
-from .rounding import RUNS, drawn
+from .rounding import RUNS, perturbed
 
 UNIT = torch.finfo(torch.float32).eps / 2
 NO_CAP = 1e9
@@ -42,7 +42,7 @@ def in_order(terms: Tensor) -> Tensor:
 def test_any_order_of_a_cancelling_sum_passes(n, seed):
     torch.manual_seed(seed)
     x = cancelling(n)
-    references, exact = drawn(lambda: x.sum()), x.double().sum()
+    references, exact = perturbed(lambda: x.sum()), x.double().sum()
     for order in (torch.arange(n), torch.arange(n).flip(0), torch.randperm(n), x.abs().argsort()):
         assert passes(in_order(x[order]), references, exact)
 
@@ -53,13 +53,13 @@ def test_an_error_of_a_few_units_of_the_terms_fails(n, units):
     x = cancelling(n)
     exact = x.double().sum()
     wrong = (exact + units * UNIT * x.double().abs().sum()).float()
-    assert not passes(wrong, drawn(lambda: x.sum()), exact)
+    assert not passes(wrong, perturbed(lambda: x.sum()), exact)
 
 
-def test_a_reference_that_is_exact_by_luck_does_not_tighten_the_bound():
+def test_a_reference_that_happens_to_be_exact_does_not_tighten_the_bound():
     x = torch.tensor([1.0, 2.0**-23, -1.0, 2.0**-24])  # PyTorch may sum them exactly
     exact = x.double().sum()
-    references = drawn(lambda: x.sum())
+    references = perturbed(lambda: x.sum())
     assert passes(in_order(x), references, exact)
     assert passes((exact + UNIT * x.abs().sum()).float(), references, exact)
     assert not passes((exact + 8 * UNIT * x.abs().sum()).float(), references, exact)
@@ -69,7 +69,7 @@ def test_the_bound_does_not_depend_on_the_order_of_summation():
     x, bounds = cancelling(512), []
     for _ in range(9):
         shuffled = x[torch.randperm(512)]
-        bounds.append((drawn(shuffled.sum) - x.double().sum()).abs().max().item())
+        bounds.append((perturbed(shuffled.sum) - x.double().sum()).abs().max().item())
     assert max(bounds) <= 1.01 * min(bounds)
     assert max(bounds) == pytest.approx(UNIT * x.abs().sum().item(), rel=0.01)
 
@@ -85,7 +85,7 @@ def product(dtype: torch.dtype, inner: int = 256) -> tuple[Tensor, Tensor, Tenso
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_a_product_accumulated_in_float32_passes(dtype):
     a, b, exact = product(dtype)
-    references = drawn(lambda: a @ b)
+    references = perturbed(lambda: a @ b)
     assert references.dtype == dtype
     assert references.shape == (RUNS, 6, 5)
     one_by_one = in_order(a.float().T.unsqueeze(2) * b.float().unsqueeze(1))
@@ -98,13 +98,13 @@ def test_a_product_accumulated_in_float32_passes(dtype):
 def test_a_product_accumulated_in_16_bits_fails(dtype, inner):
     a, b, exact = product(dtype, inner)
     actual = in_order(a.T.unsqueeze(2) * b.unsqueeze(1))
-    assert not passes(actual, drawn(lambda: a @ b), exact)
+    assert not passes(actual, perturbed(lambda: a @ b), exact)
 
 
 @pytest.mark.parametrize("rounded", [torch.float16, torch.bfloat16], ids=str)
 def test_operands_rounded_to_16_bits_fail_in_float32(rounded):
     a, b, exact = product(torch.float32)
-    references = drawn(lambda: a @ b)
+    references = perturbed(lambda: a @ b)
     assert not passes(a.to(rounded).float() @ b, references, exact)
     assert not passes((a @ b).to(rounded).float(), references, exact)
 
@@ -112,7 +112,7 @@ def test_operands_rounded_to_16_bits_fail_in_float32(rounded):
 def test_a_missing_term_fails():
     a, b, exact = product(torch.float32)
     a[:, -1] = 1e-3
-    assert not passes(a[:, :-1] @ b[:-1], drawn(lambda: a @ b), a.double() @ b.double())
+    assert not passes(a[:, :-1] @ b[:-1], perturbed(lambda: a @ b), a.double() @ b.double())
 
 
 # Functions, gradients, chains.
@@ -122,7 +122,7 @@ def test_a_missing_term_fails():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_functions_are_accurate_to_a_few_units(function, dtype):
     x = torch.randn(300).to(dtype)
-    references, exact = drawn(lambda: function(x)), function(x.double())
+    references, exact = perturbed(lambda: function(x)), function(x.double())
     unit = torch.finfo(dtype).eps / 2
     assert passes(exact.to(dtype), references, exact)
     assert passes(function(x), references, exact)
@@ -137,7 +137,7 @@ def test_gradients_get_random_errors_too():
         y = torch.tanh(x @ weight).sum()
         return {"x": torch.autograd.grad(y, x)[0], "none": None}
 
-    references = drawn(lambda: gradient(x, weight))
+    references = perturbed(lambda: gradient(x, weight))
     exact = gradient(x.detach().double().requires_grad_(), weight.double())["x"]
     assert references["none"] is None
     assert len({tuple(run.flatten().tolist()) for run in references["x"]}) == RUNS
@@ -145,9 +145,9 @@ def test_gradients_get_random_errors_too():
     assert not passes(gradient(x, weight)["x"] * (1 + 200 * UNIT), references["x"], exact, factor=3)
 
 
-def test_moving_values_has_no_error():
+def test_moving_values_adds_no_error():
     x = torch.randn(6, 8)
-    references = drawn(lambda: torch.cat((x.T.contiguous().relu(), -x.T), dim=1)[1:].flatten() * 0.25)
+    references = perturbed(lambda: torch.cat((x.T.contiguous().relu(), -x.T), dim=1)[1:].flatten() * 0.25)
     exact = torch.cat((x.T.relu(), -x.T), dim=1)[1:].flatten() * 0.25
     assert all(torch.equal(run, exact) for run in references)
     assert not passes(exact * (1 + 2 * UNIT), references, exact.double())
@@ -155,7 +155,7 @@ def test_moving_values_has_no_error():
 
 def test_errors_of_inverses_scale_with_the_condition_number():
     exact_matrix = torch.diag(torch.tensor([1.0, 1e-3, 1.0, 1e-3])) + 0.3 * torch.ones(4, 4)
-    references, exact = drawn(lambda: torch.linalg.inv(exact_matrix)), torch.linalg.inv(exact_matrix.double())
+    references, exact = perturbed(lambda: torch.linalg.inv(exact_matrix)), torch.linalg.inv(exact_matrix.double())
     assert passes(torch.linalg.inv(exact_matrix), references, exact)
     condition = torch.linalg.cond(exact_matrix.double()).item()
     assert not passes((exact * (1 + 100 * condition * UNIT)).float(), references, exact)
@@ -170,7 +170,7 @@ def test_written_tensors_and_wider_intermediates_keep_their_dtypes():
         torch.addmm(out, x.float(), x.float().T, out=out)
         return wide, wide.half(), out.add_(1)
 
-    wide, narrow, out = drawn(step)
+    wide, narrow, out = perturbed(step)
     assert [y.dtype for y in (wide, narrow, out)] == [torch.float32, torch.float16, torch.float32]
     exact = x.double().sum(dim=1)
     assert passes(x.float().sum(dim=1), wide, exact)
@@ -184,11 +184,11 @@ def test_written_tensors_and_wider_intermediates_keep_their_dtypes():
 
 def test_the_cap_allows_for_cancellation():
     x = torch.rand(40) + 1
-    references, exact = drawn(lambda: x.sum()), x.double().sum()
+    references, exact = perturbed(lambda: x.sum()), x.double().sum()
     assert passes(x.sum(), references, exact, cap=1e-6)
     assert not passes((exact * (1 + UNIT)).float(), references, exact, cap=UNIT / 8)
     x = cancelling(400)
-    assert passes(in_order(x), drawn(lambda: x.sum()), x.double().sum(), cap=1e-5)
+    assert passes(in_order(x), perturbed(lambda: x.sum()), x.double().sum(), cap=1e-5)
 
 
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
@@ -196,12 +196,12 @@ def test_a_result_that_is_not_finite_fails(wrong):
     x = torch.randn(4, 4)
     actual = x @ x
     actual[1, 2] = wrong
-    assert not passes(actual, drawn(lambda: x @ x), x.double() @ x.double())
+    assert not passes(actual, perturbed(lambda: x @ x), x.double() @ x.double())
 
 
 def test_another_dtype_or_shape_fails():
     x = torch.randn(4, 4)
-    references, exact = drawn(lambda: x @ x), x.double() @ x.double()
+    references, exact = perturbed(lambda: x @ x), x.double() @ x.double()
     assert not passes((x @ x).double(), references, exact)
     assert not passes((x @ x)[:2], references, exact)
     assert passes((x @ x)[:0], references[:, :0], exact[:0])

@@ -1,4 +1,4 @@
-"""One stem per operation, everywhere."""
+"""Every operation has the same file name in all folders."""
 
 from pathlib import Path
 

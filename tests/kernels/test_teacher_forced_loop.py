@@ -38,7 +38,7 @@ def test_gradients_of_the_definition():
     assert gradcheck(function, tuple(arguments[name] for name in Arguments._fields), fast_mode=True)
 
 
-def test_an_item_gets_what_it_gets_alone():
+def test_results_in_a_batch_equal_those_alone():
     arguments = Case().arguments(torch.float64)
     together = LOOP(**arguments)
     for item, length in enumerate(arguments["memory_lengths"].tolist()):
@@ -57,7 +57,7 @@ def test_an_item_gets_what_it_gets_alone():
 
 @pytest.mark.parametrize("stream, units", [(reference.ATTENTION_STREAM, 6), (reference.DECODER_STREAM, 7)])
 def test_masks_of_a_seed(stream, units):
-    """They depend on seed, stream, frame, item and unit only, and drop as many units as they are to."""
+    """They depend only on seed, stream, frame, item and unit, and drop units with the given probability."""
 
     def kept(seed=5, frame=3, items=4, units=units, p=0.25):
         return reference.kept_at_frame((items, units), p, seed, stream, frame, torch.device("cpu"))
@@ -71,12 +71,12 @@ def test_masks_of_a_seed(stream, units):
     assert not kept(p=1.0).any()
 
 
-# The hand-written backward in PyTorch, which serves on a CPU.
+# The hand-written backward in PyTorch, for CPUs.
 
 
 @pytest.mark.parametrize("reached", [(True, True), (True, False), (False, True)], ids=["both", "hidden", "alignments"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_backward_by_hand(case, reached):
+def test_hand_written_backward(case, reached):
     arguments = case.arguments(torch.float64)
     upstream = [d if r else None for d, r in zip(case.upstream(torch.float64), reached, strict=True)]
     expected = differentiate(DEFINITION, arguments, upstream)
@@ -95,7 +95,7 @@ def test_an_item_without_symbols_gets_zeros_for_context():
     torch.testing.assert_close(differentiate(LOOP, arguments, upstream), expected, atol=1e-12, rtol=0)
 
 
-def test_pytorchs_random_numbers_are_those_of_the_plain_loop():
+def test_masks_from_pytorchs_generator_match_the_plain_loop():
     arguments, upstream = DROPOUT.arguments(torch.float64, seed=None), DROPOUT.upstream(torch.float64)
     results, states = [], []
     for function in (LOOP, DEFINITION):
@@ -124,7 +124,7 @@ def test_gradients_of_one_output_alone(reached, device, triton_backend):
     check_against_fp64(LOOP, DEFINITION, DROPOUT.arguments(torch.float32, device), CAPS, reached=reached)
 
 
-def test_kernels_and_an_item_without_symbols(device, triton_backend):
+def test_kernels_with_an_item_without_symbols(device, triton_backend):
     arguments = Case(frames=2).arguments(torch.float32, device)
     arguments["memory_lengths"] = torch.tensor([7, 0, 3], device=device)
     check_against_fp64(LOOP, DEFINITION, arguments, CAPS)
@@ -154,12 +154,12 @@ def test_other_launch_configurations(kernel, candidates, device, triton_backend)
             check_against_fp64(LOOP, DEFINITION, case.arguments(torch.float32, device), CAPS)
 
 
-def test_products_in_parts(device, triton_backend, monkeypatch):
+def test_split_products(device, triton_backend, monkeypatch):
     monkeypatch.setattr(gradients, "SMALLEST_DEPTH", 32)
     check_against_fp64(LOOP, DEFINITION, Case(frames=2, batch=2).arguments(torch.float32, device), CAPS)
 
 
-def test_kernels_drop_what_the_seed_says(device, triton_backend):
+def test_kernel_masks_match_the_references(device, triton_backend):
     arguments = DROPOUT.arguments(torch.float32, device)
     hidden_contexts, _ = LOOP(**arguments)
     p, seed = arguments["p_decoder_dropout"], arguments["seed"]

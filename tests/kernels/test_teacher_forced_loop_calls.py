@@ -24,7 +24,7 @@ def test_seeds_are_drawn_from_pytorchs_generator(device, triton_backend):
     assert_seeded_by_pytorch(lambda: LOOP(**arguments)[0])
 
 
-def test_two_calls_before_their_backward_passes_and_one_of_them_twice(device, triton_backend):
+def test_backward_passes_of_two_interleaved_calls(device, triton_backend):
     """Calls share nothing that a backward pass needs."""
     cases = Case(frames=2, p_decoder_dropout=0.2), Case(frames=3, symbols=4, p_decoder_dropout=0.2)
     arguments = [case.arguments(torch.float32, device) for case in cases]
@@ -94,7 +94,7 @@ def test_in_compiled_code(device, triton_backend):
 
 @pytest.mark.parametrize("case", [Case(frames=0), Case(batch=0)], ids=str)
 @pytest.mark.parametrize("backend_name", ["triton", "reference"])
-def test_nothing_to_do(case, backend_name, device):
+def test_empty_inputs(case, backend_name, device):
     arguments, upstream = case.arguments(torch.float32, device), case.upstream(torch.float32, device)
     with backend.use_backend(backend_name):
         outputs, gradients = differentiate(LOOP, arguments, upstream)
@@ -103,7 +103,7 @@ def test_nothing_to_do(case, backend_name, device):
     assert not any(x.any() for x in gradients.values())
 
 
-def test_what_the_kernels_do_not_serve_falls_back_or_is_refused(device):
+def test_unsupported_calls_fall_back_or_are_refused(device):
     arguments = Case(frames=1).arguments(torch.float64, device)
     assert LOOP(**arguments)[0].dtype == torch.float64
     assert_kernels_refuse("teacher_forced_loop: .* float64 is not among", LOOP, **arguments)

@@ -1,4 +1,4 @@
-"""CUDA graphs of the teacher-forced loop: what is recorded, and that replays give the bits of launches."""
+"""CUDA graphs of the teacher-forced loop: what is recorded, and that replays give the same bits as launches."""
 
 from collections import OrderedDict
 from types import SimpleNamespace
@@ -17,26 +17,26 @@ from .checks import Results, assert_same_bits, differentiate
 from .teacher_forced_cases import LOOP, PUBLISHED, Case
 
 
-class Recorded:
-    """Launches at each replay what a CUDA graph would replay."""
+class FakeGraph:
+    """Stands in for `Graph`: each replay launches the kernels."""
 
     def __init__(self, loop, device):
         self.clock, self.table = replay.new_clock(device), replay.new_table(loop, device)
-        self.graph = SimpleNamespace(replay=lambda: replay.launch_replay(loop.step, self.clock, self.table))
+        self.graph = SimpleNamespace(replay=lambda: replay.launch_replay(loop.frame, self.clock, self.table))
 
 
 @pytest.fixture
 def graphs(monkeypatch) -> OrderedDict:
-    """The recorded graphs, of two frames, kept on a CPU too."""
+    """The cache of recorded graphs, of two frames each, on a CPU too."""
     monkeypatch.setattr(replay, "FRAMES_PER_GRAPH", 2)
-    monkeypatch.setattr(replay, "Graph", Recorded)
+    monkeypatch.setattr(replay, "Graph", FakeGraph)
     monkeypatch.setattr(replay, "stream_to_record_on", lambda device: 0)
     monkeypatch.setattr(replay, "graphs", OrderedDict())
     return replay.graphs
 
 
 def launched_frame_by_frame(arguments: dict[str, Any], upstream: list[Tensor]) -> Results:
-    """The results without the graphs that there are, which are kept."""
+    """The results without recorded graphs; leaves the cache of graphs unchanged."""
     kept = dict(replay.graphs)
     replay.graphs.clear()
     results = differentiate(LOOP, arguments, upstream)
@@ -45,7 +45,7 @@ def launched_frame_by_frame(arguments: dict[str, Any], upstream: list[Tensor]) -
     return results
 
 
-def test_graphs_of_frames_serve_any_length(device, triton_backend, graphs):
+def test_one_graph_works_for_any_length(device, triton_backend, graphs):
     """The first call launches, the second records what later ones replay."""
     for i, (frames, symbols) in enumerate(((1, 7), (3, 7), (2, 4))):
         case = Case(frames=frames, symbols=symbols, p_attention_dropout=0.2)
@@ -62,7 +62,7 @@ def test_no_kernel_is_loaded_while_a_graph_is_recorded(device, triton_backend, g
     def note(op, kernel, grid, *arguments, **options):
         constants = [x for x in arguments if not isinstance(x, Tensor)]
         if kernel is not teacher_forced_advance_kernel:
-            constants = constants[1:]  # one binary serves every frame offset
+            constants = constants[1:]  # one binary for all frame offsets
         loaded.add((kernel, repr(constants), repr({**options, "device": None})))
         launch.launch(op, kernel, grid, *arguments, **options)
 
@@ -76,7 +76,7 @@ def test_no_kernel_is_loaded_while_a_graph_is_recorded(device, triton_backend, g
     assert loaded == loaded_before
 
 
-def test_a_call_that_fails_leads_to_no_graph(device, poison, graphs, monkeypatch):
+def test_a_failed_call_records_no_graph(device, poison, graphs, monkeypatch):
     def fail(*arguments, **options):
         raise RuntimeError("out of memory")
 
@@ -86,7 +86,7 @@ def test_a_call_that_fails_leads_to_no_graph(device, poison, graphs, monkeypatch
     assert not graphs
 
 
-def test_tables_are_written_whatever_the_default_device(device):
+def test_tables_are_written_under_another_default_device(device):
     table = torch.zeros(3, dtype=torch.int64, device=device)
     with torch.device("meta"):
         write_integers(table, (1, 2, 2**62))
@@ -94,7 +94,7 @@ def test_tables_are_written_whatever_the_default_device(device):
 
 
 @pytest.mark.gpu
-def test_replays_give_the_bits_of_launches_at_any_length(triton_backend):
+def test_replays_give_the_same_bits_as_launches_at_any_length(triton_backend):
     """The first call launches, the second records, later ones of any length and text replay."""
     replay.graphs.clear()
     for frames, symbols in ((40, 93), (40, 93), (1, 20), (33, 64), (16, 93)):
@@ -107,7 +107,7 @@ def test_replays_give_the_bits_of_launches_at_any_length(triton_backend):
 
 
 @pytest.mark.gpu
-def test_streams_have_graphs_of_their_own(triton_backend):
+def test_each_stream_has_its_own_graphs(triton_backend):
     """Streams do not wait for each other, so each needs its own clock and table."""
     replay.graphs.clear()
     case = Case(**{**vars(PUBLISHED), "frames": 20})

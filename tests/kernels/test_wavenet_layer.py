@@ -80,7 +80,7 @@ def test_gradients(leaf, layer, mask):
     assert gradcheck(function, (leaf(BATCH, CHANNELS, TIME), *arguments), fast_mode=True)
 
 
-def test_with_a_mask_a_batch_item_gets_the_result_it_has_alone(leaf, layer, last):
+def test_masked_results_in_a_batch_equal_those_alone(leaf, layer, last):
     (conditioning, *parameters), dilation = layer
     h = leaf(BATCH, CHANNELS, TIME).detach() * MASK
     h_next, skip = wavenet_layer(h, conditioning, *parameters, dilation, MASK)
@@ -360,7 +360,7 @@ def mirrored_backward(arguments: dict, dnext: torch.Tensor, dskip: torch.Tensor)
 
 
 @pytest.mark.parametrize("case", [Case(), Case(kernel_size=5, dilation=3, time=11)], ids=str)
-def test_backward_by_hand_matches_autograd_and_the_kernels(case, device, triton_backend):
+def test_hand_written_backward_matches_autograd_and_the_kernels(case, device, triton_backend):
     arguments = case.arguments(torch.float32, device)
     exact = checks.cast({k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}, torch.float64)
     upstream = [torch.randn(exact["h"].shape, dtype=torch.float64) for _ in range(2)]

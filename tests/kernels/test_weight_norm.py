@@ -62,7 +62,7 @@ def test_gradients(inputs):
     assert gradcheck(weight_norm, inputs)
 
 
-def test_the_length_of_v_does_not_matter(inputs):
+def test_the_norm_of_v_does_not_matter(inputs):
     v, g = inputs
     torch.testing.assert_close(weight_norm(1000 * v, g), weight_norm(v, g), atol=1e-14, rtol=0)
 
@@ -180,7 +180,7 @@ def test_kernels_on_strided_tensors(triton_backend, device, dtype):
 
 
 @pytest.mark.parametrize("needed", [(True, False), (False, True)], ids=["v only", "g only"])
-def test_one_gradient_of_two(triton_backend, device, needed):
+def test_only_one_of_two_gradients(triton_backend, device, needed):
     tensors = weights([[(7, 5, 3)]], torch.float32, device)
     check(alone(weight_norm), alone(reference.weight_norm), tensors, needed=needed)
 
@@ -268,7 +268,7 @@ def test_no_rows(triton_backend, device):
     assert weight_norm_packed([[tuple(empty)]])[0].shape == (0, 15)
 
 
-def test_what_the_kernels_do_not_serve(device):
+def test_unsupported_calls_fall_back_or_are_refused(device):
     single, half = (weights([[(2, 3, 1)]], dtype, device) for dtype in (torch.float32, torch.float16))
     assert_kernels_refuse("the dtypes float16, float32", weight_norm_packed, [[single, half]])
     assert_kernels_refuse("the result is float64", weight_norm_packed, [[single]], torch.float64)

@@ -12,7 +12,7 @@ from fastglow.kernels import backend
 from fastglow.models.tacotron2 import DecoderStepLimitWarning
 
 from ..kernels.checks import assert_as_exact_as
-from ..kernels.rounding import drawn
+from ..kernels.rounding import perturbed
 
 IN_INTERPRETER = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is off where there is a GPU")
 NO_DROPOUT = dict.fromkeys(
@@ -206,7 +206,7 @@ def inferred(model: Tacotron2, text: torch.Tensor, lengths: torch.Tensor, seed: 
     with backend.use_backend("triton"):
         ours = infer_mels(model)
     with backend.use_backend("reference"):
-        return [ours, drawn(lambda: infer_mels(model), n_runs=4), infer_mels(copy.deepcopy(model).double())]
+        return [ours, perturbed(lambda: infer_mels(model), n_runs=4), infer_mels(copy.deepcopy(model).double())]
 
 
 def test_infer_in_half_precision_is_as_accurate_as_pytorchs(tiny, device, decoding):

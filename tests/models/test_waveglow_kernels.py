@@ -9,7 +9,7 @@ from fastglow import WaveGlow, WaveGlowLoss
 from fastglow.kernels import backend
 
 from ..kernels.checks import assert_as_exact_as
-from ..kernels.rounding import drawn
+from ..kernels.rounding import perturbed
 
 IN_INTERPRETER = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is off where there is a GPU")
 OPERATIONS = {"affine_coupling", "invertible_conv1x1", "wavenet_layer", "weight_norm"}
@@ -87,7 +87,7 @@ def test_half_precision_is_as_good_as_pytorchs(golden, device):
     with backend.use_backend("reference"):
         expected = build(data, "cpu").double().infer(mel.double(), noise=noise.double())
         model = build(data, device).half()
-        plain = drawn(lambda: model.infer(mel.half().to(device), noise=noise.half().to(device)), n_runs=4)
+        plain = perturbed(lambda: model.infer(mel.half().to(device), noise=noise.half().to(device)), n_runs=4)
     ours = build(data, device).half().infer(mel.half().to(device), noise=noise.half().to(device))
     assert ours.dtype == torch.float16
     assert_as_exact_as(ours, plain, expected, factor=2, cap=2e-2)
@@ -104,6 +104,6 @@ def test_published_size_is_as_good_as_pytorchs(n_channels, dtype):
     mel, noise = torch.randn(1, 80, 63, device="cuda"), torch.randn(1, 8, 63 * 32, device="cuda")
     ours = copy.deepcopy(model).to(dtype).infer(mel.to(dtype), noise=noise.to(dtype))
     with backend.use_backend("reference"):
-        plain = drawn(lambda: copy.deepcopy(model).to(dtype).infer(mel.to(dtype), noise=noise.to(dtype)), n_runs=4)
+        plain = perturbed(lambda: copy.deepcopy(model).to(dtype).infer(mel.to(dtype), noise=noise.to(dtype)), n_runs=4)
         expected = model.to(dtype).double().infer(mel.to(dtype).double(), noise=noise.to(dtype).double())
     assert (ours - expected).abs().max() <= 2 * (plain - expected).abs().max()
