@@ -40,12 +40,16 @@ class Halves(NamedTuple):
     s_half: Any  # from the first to the second half of the channels
 
 
+NO_HALVES = Halves(None, None, None, None, None)
+"""An absent tensor. Triton 3.6 cannot compare a struct that holds a None with None, so kernels test its pointer."""
+
+
 class Inputs(NamedTuple):
     """In kernels as commented; on the host the tensors, their gradients, or whether they need one."""
 
     a: Any  # Halves
-    b: Any  # Halves or None
-    bias: Any  # Halves or None
+    b: Any  # Halves, NO_HALVES if absent
+    bias: Any  # likewise
 
 
 class Gradients(NamedTuple):
@@ -132,14 +136,14 @@ def _dropout_factor(dropout, tile, i_row, o_first):
 def _half(inputs, HALF: tl.constexpr, tile, dropout, blocks):
     """One half of u, and the dropout factor before b is added, both [BC, BT]."""
     b_u = _load_half(inputs.a, HALF, tile)
-    if inputs.bias is not None:
+    if inputs.bias.p is not None:
         b_u += _load_half(inputs.bias, HALF, tile)
     b_factor = 1.0
     if blocks.DROPOUT == "before":
         o_half = tile.C * tl.cast(tile.T, tl.int64) * HALF
         b_factor = _dropout_factor(dropout, tile, 2 * tile.i_b * tile.C, o_half)
         b_u *= b_factor
-    if inputs.b is not None:
+    if inputs.b.p is not None:
         b_u += _load_half(inputs.b, HALF, tile)
     return b_u, b_factor
 
@@ -261,7 +265,7 @@ def _halves(x: Tensor | None) -> Halves | None:
 
 
 def _inputs(a: Tensor, b: Tensor | None, bias: Tensor | None) -> Inputs:
-    inputs = Inputs(_halves(a), _halves(None if b is None else b.expand(a.shape)), None)
+    inputs = Inputs(_halves(a), NO_HALVES if b is None else _halves(b.expand(a.shape)), NO_HALVES)
     if _is_over_time(b, a):
         inputs = inputs._replace(b=inputs.b._replace(s_t=None))
     if bias is not None:

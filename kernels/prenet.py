@@ -62,6 +62,10 @@ class Layer(NamedTuple):
     EVEN: Any  # whether the sums, over n_in and in the backward pass over n, are multiples of BK
 
 
+NO_LAYER = Layer(None, None, None, None, None, None)
+"""An absent layer. Triton 3.6 cannot compare a struct that holds a None with None, so kernels test a field."""
+
+
 class Dropout(NamedTuple):
     p_noise: Any  # [layers, N, n] float32, or None
     s_layer: Any
@@ -140,7 +144,7 @@ def prenet_fwd_kernel(x, n_in, layer1, layer2, dropout, N, start, stream, blocks
     """Outputs of one or two layers for `x`, a Matrix [N, n_in]; grid (blocks of rows,).
 
     Args:
-        layer1, layer2: Layer; layer2 may be None.
+        layer1, layer2: Layer; layer2 may be NO_LAYER.
         start: decoder step of the first row of an item.
         stream: of layer1's noise; layer2 has the next one.
     """
@@ -154,7 +158,7 @@ def prenet_fwd_kernel(x, n_in, layer1, layer2, dropout, N, start, stream, blocks
         b_position = start.to(tl.int64) + (first + o_r) % dropout.steps
     rows = Rows(first, o_r, m_r, b_seed, b_position)
     _layer(x, n_in, layer1, 0, stream, rows, dropout, blocks)
-    if layer2 is not None:
+    if layer2.p_h is not None:
         tl.debug_barrier()  # other threads wrote part of h1
         _layer(Matrix(layer1.p_h, layer1.n, 1), layer1.n, layer2, 1, stream + 1, rows, dropout, blocks)
 
@@ -197,7 +201,7 @@ def _input_gradient(layer, p_out, n_in, p_h_below, rows, scale, blocks):
 
 @triton.jit
 def prenet_bwd_kernel(dh, layer1, layer2, p_dx, n_in, N, scale, blocks):
-    """d of layer 2 and, unless it is None, of layer 1; dx [N, n_in] of the lower one unless it is None.
+    """d of layer 2 and, unless it is NO_LAYER, of layer 1; dx [N, n_in] of the lower one unless it is None.
 
     `dh`: a Matrix, gradient of the output of layer 2; grid (blocks of rows,).
     """
@@ -215,12 +219,12 @@ def prenet_bwd_kernel(dh, layer1, layer2, p_dx, n_in, N, scale, blocks):
         b_d = _masked_gradient(tl.load(p_dh, mask=m, other=0.0), layer2.p_h + first * n + o_tile, m, scale)
         tl.store(layer2.p_d + first * n + o_tile, b_d.to(layer2.p_d.dtype.element_ty), mask=m)
     rows = Rows(first, o_r, m_r, o_r, o_r)  # no noise; Triton 3.3 takes no None here
-    if layer1 is not None:
+    if layer1.p_h is not None:
         tl.debug_barrier()  # other threads wrote part of d2
         _input_gradient(layer2, layer1.p_d, layer1.n, layer1.p_h, rows, scale, blocks)
     if p_dx is not None:
         tl.debug_barrier()
-        if layer1 is not None:
+        if layer1.p_h is not None:
             _input_gradient(layer1, p_dx, n_in, None, rows, scale, blocks)
         else:
             _input_gradient(layer2, p_dx, n_in, None, rows, scale, blocks)
@@ -245,7 +249,7 @@ def _forward(x: Tensor, weights: Sequence[Tensor], dropout: Dropout, start: int,
         Layer(weight, weight.stride(0), h, None, len(weight), tl.constexpr(weight.shape[1] % config["BK"] == 0))
         for weight, h in zip(weights, outputs, strict=True)
     ]
-    layer1, layer2 = layers if len(layers) == LAYERS_PER_LAUNCH else (layers[0], None)
+    layer1, layer2 = layers if len(layers) == LAYERS_PER_LAUNCH else (layers[0], NO_LAYER)
     launch(
         OP, prenet_fwd_kernel, (triton.cdiv(N, config["BR"]),),
         Matrix.of(x), n_in, layer1, layer2, dropout, N, start, layer, blocks, device=x.device, **options,
@@ -270,7 +274,7 @@ def _backward(
             Layer(weight, weight.stride(0), h, d, len(weight), tl.constexpr(len(weight) % config["BK"] == 0))
             for weight, h, d in zip(reversed(weights), reversed(outputs), reversed(ds), strict=False)
         ]
-        layer2, layer1 = layers if len(layers) == LAYERS_PER_LAUNCH else (layers[0], None)
+        layer2, layer1 = layers if len(layers) == LAYERS_PER_LAUNCH else (layers[0], NO_LAYER)
         launch(
             OP, prenet_bwd_kernel, (triton.cdiv(N, config["BR"]),),
             Matrix.of(dh), layer1, layer2, dx, n_in, N, scale, blocks, device=dh.device, **options,

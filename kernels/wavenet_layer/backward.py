@@ -40,6 +40,7 @@ def wavenet_gate_bwd_kernel(
     dnext,  # ChannelsLast [B, T, C] or None
     dskip,  # ChannelsLast [B, T, S] or None
     res_skip,
+    mask,  # ChannelsLast [B, T, 1], or None
     p_gate,  # [B, T, 2C]: tanh and sigmoid
     p_lengths,
     p_du,  # [B, T, 2C]
@@ -61,8 +62,8 @@ def wavenet_gate_bwd_kernel(
             p_block = first_row(dnext, rows)
             for r in range(0, R, BK):
                 b_d = load_tile(p_block + r, rows.o_r, rows.m_t, dnext.s_t, o_k, R - r, blocks.EVEN_C)  # [BT, BK]
-                if res_skip.mask is not None:
-                    b_d = multiply_mask(b_d, res_skip.mask, rows)
+                if mask is not None:
+                    b_d = multiply_mask(b_d, mask, rows)
                 p_w = weight.p + r * weight.s_out
                 b_w = load_tile(p_w, o_k, o_k < R - r, weight.s_out, o_n, C, False)  # [BK, BN]
                 b_da = tl.dot(b_d, b_w, b_da, input_precision=blocks.PRECISION)
@@ -133,19 +134,19 @@ def _signal_gradients(
     dh = empty((B, T, C)) if needs_h else None
     if gate.numel() == 0:
         return dh, du, acts
-    res_skip, d = ResSkip.of(inputs), ChannelsLast.of(dnext)
+    res_skip, d, mask = ResSkip.of(inputs), ChannelsLast.of(dnext), ChannelsLast.of(inputs.mask)
     options = partial(launch_options, S=res_skip.S, in_weight=in_weight)
     chosen = pick("wavenet_gate_bwd", GATE_BACKWARD_CONFIGS[gate.dtype.itemsize], acts)
     launch(
         OP, wavenet_gate_bwd_kernel, (triton.cdiv(T, chosen["BT"]), triton.cdiv(C, chosen["BN"]), B),
-        d, ChannelsLast.of(dskip), res_skip, gate, lengths, du, acts,
+        d, ChannelsLast.of(dskip), res_skip, mask, gate, lengths, du, acts,
         **options(chosen, sizes=Sizes(T, C, D=0, dilation=0)),  # not read: other values would compile it again
     )  # fmt: skip
     if dh is not None:
         chosen = pick("wavenet_input_bwd", INPUT_BACKWARD_CONFIGS[gate.dtype.itemsize], acts)
         launch(
             OP, wavenet_input_bwd_kernel, (triton.cdiv(T, chosen["BT"]), triton.cdiv(C, chosen["BN"]), B),
-            du, Weight.of(in_weight), d, res_skip.mask, lengths, dh,
+            du, Weight.of(in_weight), d, mask, lengths, dh,
             **options(chosen, sizes=Sizes(T, C, D=0, dilation=dilation)),
         )  # fmt: skip
     return dh, du, acts

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..arguments import SMALLEST_DOT, Signal, item_length
+from ..arguments import SMALLEST_DOT, item_length
 from ..launch import Config, pick_config, product_precision
 
 OP = "wavenet_layer"
@@ -64,12 +64,10 @@ class Weight(NamedTuple):
 
 
 class ResSkip(NamedTuple):
-    """The second GEMM and what its epilogue adds; absent tensors are None."""
+    """The second GEMM."""
 
     weight: Any  # Weight [R + S, C, 1]
-    bias: Any  # [R + S]
-    skip: Any  # Signal [B, S, T]
-    mask: Any  # ChannelsLast [B, T, 1]
+    bias: Any  # [R + S], or None
     R: Any  # residual rows: C, or 0 in a last layer
     S: Any  # skip rows
 
@@ -77,9 +75,7 @@ class ResSkip(NamedTuple):
     def of(cls, inputs: LayerInputs) -> "ResSkip":
         C, n_rows = inputs.h.shape[2], inputs.res_skip_weight.shape[0]
         R = C if n_rows > C else 0
-        skip = Signal.of(None if inputs.skip is None else inputs.skip.transpose(1, 2))
-        mask = ChannelsLast.of(inputs.mask)
-        return cls(Weight.of(inputs.res_skip_weight), inputs.res_skip_bias, skip, mask, R, n_rows - R)
+        return cls(Weight.of(inputs.res_skip_weight), inputs.res_skip_bias, R, n_rows - R)
 
 
 class Sizes(NamedTuple):
@@ -114,6 +110,9 @@ class Rows(NamedTuple):
     m_t: Any  # [BT], inside the length
     m_inside: Any  # [BT], inside T
 
+
+# Signals that may have a stride of 1 are arguments of their own: in a loop, Triton 3.6 forgets constants, which strides
+# of 1 are, inside a struct of a struct.
 
 # Offsets inside a tile are 32 bits wide and the same in every iteration. Only the offset of a tile's first row may
 # exceed 2^31: it is a 64-bit scalar added to the pointer.

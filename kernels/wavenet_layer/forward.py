@@ -54,7 +54,6 @@ class GateInputs(NamedTuple):
 
     h: Any  # ChannelsLast [B, T, C]
     conditioning: Any  # ChannelsLast [B, T, D]
-    added: Any  # Signal [B, 2C, T]
     in_weight: Any  # Weight [2C, C, taps]
     in_bias: Any  # [2C]
     cond_weight: Any  # Weight [2C, D, 1]
@@ -68,7 +67,7 @@ def _add_bias(b_x, p_bias, o_n, n):
 
 
 @triton.jit
-def _gate(inputs, rows, o_n, BN: tl.constexpr, sizes, blocks):
+def _gate(inputs, added, rows, o_n, BN: tl.constexpr, sizes, blocks):
     """tanh and sigmoid at channels o_n, both [BT, BN] float32."""
     BK: tl.constexpr = blocks.BK
     C, D = sizes.C, sizes.D
@@ -108,11 +107,11 @@ def _gate(inputs, rows, o_n, BN: tl.constexpr, sizes, blocks):
     if inputs.cond_bias is not None:
         b_tanh = _add_bias(b_tanh, inputs.cond_bias, o_n, C)
         b_sigmoid = _add_bias(b_sigmoid, inputs.cond_bias + C, o_n, C)
-    if inputs.added is not None:
-        p_added = signal_pointers(inputs.added, rows, o_n)
+    if added is not None:
+        p_added = signal_pointers(added, rows, o_n)
         m_tile = rows.m_t[:, None] & m_n[None, :]
         b_tanh += tl.load(p_added, mask=m_tile, other=0.0).to(tl.float32)
-        b_sigmoid += tl.load(p_added + C * inputs.added.s_c, mask=m_tile, other=0.0).to(tl.float32)
+        b_sigmoid += tl.load(p_added + C * added.s_c, mask=m_tile, other=0.0).to(tl.float32)
     # tanh in a form that does not overflow.
     return 2.0 * tl.sigmoid(2.0 * b_tanh) - 1.0, tl.sigmoid(b_sigmoid)
 
@@ -125,32 +124,33 @@ def _store_gate(p_gate, b_tanh, b_sigmoid, rows, o_n, sizes):
 
 
 @triton.jit
-def _store_residual(b_x, p_next_h, res_skip, h, rows, o_n, sizes):
+def _store_residual(b_x, p_next_h, p_bias, mask, h, rows, o_n, sizes):
     """(x + bias + h) mask, zeros beyond the length."""
     C = sizes.C
-    if res_skip.bias is not None:
-        b_x = _add_bias(b_x, res_skip.bias, o_n, C)
+    if p_bias is not None:
+        b_x = _add_bias(b_x, p_bias, o_n, C)
     b_x += load_tile(first_row(h, rows), rows.o_r, rows.m_t, h.s_t, o_n, C, False).to(tl.float32)
-    if res_skip.mask is not None:
-        b_x = multiply_mask(b_x, res_skip.mask, rows)
+    if mask is not None:
+        b_x = multiply_mask(b_x, mask, rows)
     store_tile(p_next_h, tl.where(rows.m_t[:, None], b_x, 0.0), rows, o_n, C, C, sizes.T)
 
 
 @triton.jit
-def _store_skip(b_x, p_next_skip, res_skip, rows, o_n, sizes):
+def _store_skip(b_x, p_next_skip, res_skip, skip, rows, o_n, sizes):
     """skip + x + bias, zeros beyond the length."""
     S = res_skip.S
     if res_skip.bias is not None:
         b_x = _add_bias(b_x, res_skip.bias + res_skip.R, o_n, S)
-    if res_skip.skip is not None:
+    if skip is not None:
         m_tile = rows.m_t[:, None] & (o_n < S)[None, :]
-        b_x += tl.load(signal_pointers(res_skip.skip, rows, o_n), mask=m_tile, other=0.0).to(tl.float32)
+        b_x += tl.load(signal_pointers(skip, rows, o_n), mask=m_tile, other=0.0).to(tl.float32)
     store_tile(p_next_skip, tl.where(rows.m_t[:, None], b_x, 0.0), rows, o_n, S, S, sizes.T)
 
 
 @triton.jit
 def wavenet_gate_fwd_kernel(
     inputs,
+    added,  # Signal [B, 2C, T], or None
     p_lengths,
     p_acts,  # [B, T, C]
     p_gate,  # [B, T, 2C]: tanh and sigmoid, or None
@@ -164,7 +164,7 @@ def wavenet_gate_fwd_kernel(
     b_tanh = tl.zeros((blocks.BT, BN), tl.float32)
     b_sigmoid = tl.zeros((blocks.BT, BN), tl.float32)
     if rows.has_any:
-        b_tanh, b_sigmoid = _gate(inputs, rows, o_n, BN, sizes, blocks)
+        b_tanh, b_sigmoid = _gate(inputs, added, rows, o_n, BN, sizes, blocks)
         b_tanh = tl.where(rows.m_t[:, None], b_tanh, 0.0)
         b_sigmoid = tl.where(rows.m_t[:, None], b_sigmoid, 0.0)
     if p_gate is not None:
@@ -177,6 +177,8 @@ def wavenet_res_skip_fwd_kernel(
     p_acts,  # [B, T, C]
     h,
     res_skip,
+    skip,  # Signal [B, S, T], or None
+    mask,  # ChannelsLast [B, T, 1], or None
     p_lengths,
     p_next_h,  # [B, T, C], or None in a last layer
     p_next_skip,  # [B, T, S]
@@ -204,13 +206,15 @@ def wavenet_res_skip_fwd_kernel(
             b_x = tl.dot(b_acts, tl.trans(b_w), b_x, input_precision=blocks.PRECISION)
     if p_next_h is not None:
         if is_residual:
-            _store_residual(b_x, p_next_h, res_skip, h, rows, o_n, sizes)
+            _store_residual(b_x, p_next_h, res_skip.bias, mask, h, rows, o_n, sizes)
     if i_n >= n_residual_blocks:
-        _store_skip(b_x, p_next_skip, res_skip, rows, o_n, sizes)
+        _store_skip(b_x, p_next_skip, res_skip, skip, rows, o_n, sizes)
 
 
 @triton.jit
-def wavenet_layer_fwd_kernel(inputs, res_skip, p_lengths, p_gate, p_next_h, p_next_skip, sizes, blocks):
+def wavenet_layer_fwd_kernel(
+    inputs, added, res_skip, skip, mask, p_lengths, p_gate, p_next_h, p_next_skip, sizes, blocks
+):
     """Both of the above for all channels of BT positions; grid (blocks of T, B)."""
     BC: tl.constexpr = blocks.BC
     BN: tl.constexpr = blocks.BN
@@ -221,7 +225,7 @@ def wavenet_layer_fwd_kernel(inputs, res_skip, p_lengths, p_gate, p_next_h, p_ne
     b_tanh = tl.zeros((blocks.BT, BC), tl.float32)
     b_sigmoid = tl.zeros((blocks.BT, BC), tl.float32)
     if rows.has_any:
-        b_tanh, b_sigmoid = _gate(inputs, rows, o_c, BC, sizes, blocks)
+        b_tanh, b_sigmoid = _gate(inputs, added, rows, o_c, BC, sizes, blocks)
     if p_gate is not None:
         b_tanh = tl.where(rows.m_t[:, None], b_tanh, 0.0)
         b_sigmoid = tl.where(rows.m_t[:, None], b_sigmoid, 0.0)
@@ -231,30 +235,31 @@ def wavenet_layer_fwd_kernel(inputs, res_skip, p_lengths, p_gate, p_next_h, p_ne
         for r in range(0, R, BN):
             b_w = load_tile(res_skip.weight.p + r * s_out, o_n, o_n < R - r, s_out, o_c, C, False)  # [BN, BC]
             b_x = tl.dot(b_acts, tl.trans(b_w), input_precision=blocks.PRECISION)
-            _store_residual(b_x, p_next_h, res_skip, inputs.h, rows, r + o_n, sizes)
+            _store_residual(b_x, p_next_h, res_skip.bias, mask, inputs.h, rows, r + o_n, sizes)
     for s in range(0, S, BN):
         b_w = load_tile(res_skip.weight.p + (R + s) * s_out, o_n, o_n < S - s, s_out, o_c, C, False)
         b_x = tl.dot(b_acts, tl.trans(b_w), input_precision=blocks.PRECISION)
-        _store_skip(b_x, p_next_skip, res_skip, rows, s + o_n, sizes)
+        _store_skip(b_x, p_next_skip, res_skip, skip, rows, s + o_n, sizes)
 
 
 def layer_forward(inputs: LayerInputs, dilation: int, save_gate: bool) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """(next h [B, T, C], next skip [B, T, S], tanh and sigmoid [B, T, 2C] if wanted)."""
-    h, skip, lengths = inputs.h, inputs.skip, inputs.lengths
+    h, lengths = inputs.h, inputs.lengths
     B, T, C = h.shape
     res_skip = ResSkip.of(inputs)
     R, S = res_skip.R, res_skip.S
     empty = partial(torch.empty, device=h.device)
     next_h = empty((B, T, C), dtype=h.dtype) if R else None
-    next_skip = empty((B, T, S), dtype=h.dtype if skip is None else skip.dtype)
+    next_skip = empty((B, T, S), dtype=h.dtype if inputs.skip is None else inputs.skip.dtype)
     gate = empty((B, T, 2 * C), dtype=h.dtype) if save_gate else None
     if next_skip.numel() == 0:
         return next_h, next_skip, gate
-    added = None if inputs.added is None else inputs.added.expand(B, T, 2 * C).transpose(1, 2)
+    added = Signal.of(None if inputs.added is None else inputs.added.expand(B, T, 2 * C).transpose(1, 2))
+    skip = Signal.of(None if inputs.skip is None else inputs.skip.transpose(1, 2))
+    mask = ChannelsLast.of(inputs.mask)
     gate_inputs = GateInputs(
         ChannelsLast.of(h),
         ChannelsLast.of(inputs.conditioning),
-        Signal.of(added),
         Weight.of(inputs.in_weight),
         inputs.in_bias,
         Weight.of(inputs.cond_weight),
@@ -267,20 +272,20 @@ def layer_forward(inputs: LayerInputs, dilation: int, save_gate: bool) -> tuple[
         chosen = pick("wavenet_layer_fwd", FUSED_CONFIGS[width, C > 64], h)
         launch(
             OP, wavenet_layer_fwd_kernel, (triton.cdiv(T, chosen["BT"]), B),
-            gate_inputs, res_skip, lengths, gate, next_h, next_skip, **options(chosen),
+            gate_inputs, added, res_skip, skip, mask, lengths, gate, next_h, next_skip, **options(chosen),
         )  # fmt: skip
         return next_h, next_skip, gate
     acts = empty((B, T, C), dtype=h.dtype)
     chosen = pick("wavenet_gate_fwd", GATE_CONFIGS[width], h)
     launch(
         OP, wavenet_gate_fwd_kernel, (triton.cdiv(T, chosen["BT"]), triton.cdiv(C, chosen["BN"]), B),
-        gate_inputs, lengths, acts, gate, **options(chosen),
+        gate_inputs, added, lengths, acts, gate, **options(chosen),
     )  # fmt: skip
     chosen = pick("wavenet_res_skip_fwd", RES_SKIP_CONFIGS[width], h)
     residual_blocks, skip_blocks = triton.cdiv(R, chosen["BN"]), triton.cdiv(S, chosen["BN"])
     launch(
         OP, wavenet_res_skip_fwd_kernel, (triton.cdiv(T, chosen["BT"]), residual_blocks + skip_blocks, B),
-        acts, gate_inputs.h, res_skip, lengths, next_h, next_skip, residual_blocks,
+        acts, gate_inputs.h, res_skip, skip, mask, lengths, next_h, next_skip, residual_blocks,
         **options(chosen, sizes=sizes._replace(D=0, dilation=0)),  # not read: other values would compile it again
     )  # fmt: skip
     return next_h, next_skip, gate
