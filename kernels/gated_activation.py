@@ -18,7 +18,6 @@ from .arguments import Signal, check_choice, check_probability, check_seed, chec
 from .backend import picks_triton
 from .launch import Config, launch, pick_config, split_config
 from .reference import gated_activation as reference
-from .reference.gated_activation import DROPOUT_STREAM
 from .reference.philox import dropped_words, random_seed
 
 OP = "gated_activation"
@@ -29,10 +28,12 @@ CONFIGS = (  # a tile of y; columns are contiguous in memory
     {"ROWS": 32, "COLUMNS": 64, "num_warps": 8, "num_stages": 1},
 )
 
-_STREAM = tl.constexpr(DROPOUT_STREAM)
+_STREAM = tl.constexpr(reference.DROPOUT_STREAM)
 
 
 class Halves(NamedTuple):
+    """All None for an absent tensor: Triton 3.6 cannot compare a struct that holds a None with None."""
+
     p: Any  # [B, 2C, T]; for bias [2C]
     s_b: Any  # None for bias
     s_c: Any
@@ -40,21 +41,17 @@ class Halves(NamedTuple):
     s_half: Any  # from the first to the second half of the channels
 
 
-NO_HALVES = Halves(None, None, None, None, None)
-"""An absent tensor. Triton 3.6 cannot compare a struct that holds a None with None, so kernels test its pointer."""
-
-
 class Inputs(NamedTuple):
     """In kernels as commented; on the host the tensors, their gradients, or whether they need one."""
 
     a: Any  # Halves
-    b: Any  # Halves, NO_HALVES if absent
-    bias: Any  # likewise
+    b: Any  # Halves
+    bias: Any  # Halves
 
 
 class Gradients(NamedTuple):
-    a: Any  # Halves or None
-    b: Any  # Halves or None
+    a: Any  # Halves
+    b: Any  # Halves
     a_sums: Any  # [B, tiles of T, 2C] float32, summed over the time steps of a tile; or None
     b_sums: Any  # likewise
 
@@ -119,11 +116,6 @@ def _load_half(x, HALF: tl.constexpr, tile):
 
 
 @triton.jit
-def _dropout(seed, n_dropped, scale):
-    return Dropout(tl.load(seed) if seed.dtype.is_ptr() else seed.to(tl.int64), n_dropped, scale)
-
-
-@triton.jit
 def _dropout_factor(dropout, tile, i_row, o_first):
     """0 or `scale`, [BC, BT]. Channel 0 is row i_row of T elements, counted from element o_first."""
     o_element = (i_row + tile.o_c)[:, None] * tile.T + tile.o_t[None, :] + o_first
@@ -176,7 +168,7 @@ def _store_sums(p_sums, b_df, b_dg, tile, blocks):
 def gated_activation_fwd_kernel(inputs, y, seed, n_dropped, scale, C, T, blocks):
     """Grid (tiles of y,). y: Signal [B, C, T]; seed: int64, or a pointer to one."""
     tile = _tile(C, T, blocks)
-    dropout = _dropout(seed, n_dropped, scale)
+    dropout = Dropout(tl.load(seed) if seed.dtype.is_ptr() else seed.to(tl.int64), n_dropped, scale)
     b_tanh, b_sigmoid, _, _ = _gate(inputs, tile, dropout, blocks)
     b_y = b_tanh * b_sigmoid
     if blocks.DROPOUT == "after":
@@ -188,20 +180,20 @@ def gated_activation_fwd_kernel(inputs, y, seed, n_dropped, scale, C, T, blocks)
 def gated_activation_bwd_kernel(dy, inputs, gradients, seed, n_dropped, scale, C, T, blocks):
     """Grid (tiles of y,). dy: Signal [B, C, T]; gradients: Gradients; else as forward."""
     tile = _tile(C, T, blocks)
-    dropout = _dropout(seed, n_dropped, scale)
+    dropout = Dropout(tl.load(seed) if seed.dtype.is_ptr() else seed.to(tl.int64), n_dropped, scale)
     b_tanh, b_sigmoid, b_factor_f, b_factor_g = _gate(inputs, tile, dropout, blocks)
     b_dy = tl.load(_pointers(dy, tile), mask=tile.m, other=0.0).to(tl.float32)
     if blocks.DROPOUT == "after":
         b_dy *= _dropout_factor(dropout, tile, tile.i_b * tile.C, 0)
     b_df = b_dy * b_sigmoid * (1.0 - b_tanh * b_tanh)
     b_dg = b_dy * b_tanh * b_sigmoid * (1.0 - b_sigmoid)
-    if gradients.b is not None:
+    if gradients.b.p is not None:
         _store_halves(gradients.b, b_df, b_dg, tile, blocks)
     if gradients.b_sums is not None:
         _store_sums(gradients.b_sums, b_df, b_dg, tile, blocks)
     b_df *= b_factor_f
     b_dg *= b_factor_g
-    if gradients.a is not None:
+    if gradients.a.p is not None:
         _store_halves(gradients.a, b_df, b_dg, tile, blocks)
     if gradients.a_sums is not None:
         _store_sums(gradients.a_sums, b_df, b_dg, tile, blocks)
@@ -260,12 +252,14 @@ def _is_over_time(b: Tensor | None, a: Tensor) -> bool:
     return b is not None and b.shape[2] == 1 < a.shape[2]
 
 
-def _halves(x: Tensor | None) -> Halves | None:
-    return None if x is None else Halves(x, x.stride(0), x.stride(1), x.stride(2), x.shape[1] // 2 * x.stride(1))
+def _halves(x: Tensor | None) -> Halves:
+    if x is None:
+        return Halves(None, None, None, None, None)
+    return Halves(x, x.stride(0), x.stride(1), x.stride(2), x.shape[1] // 2 * x.stride(1))
 
 
 def _inputs(a: Tensor, b: Tensor | None, bias: Tensor | None) -> Inputs:
-    inputs = Inputs(_halves(a), NO_HALVES if b is None else _halves(b.expand(a.shape)), NO_HALVES)
+    inputs = Inputs(_halves(a), _halves(None if b is None else b.expand(a.shape)), _halves(None))
     if _is_over_time(b, a):
         inputs = inputs._replace(b=inputs.b._replace(s_t=None))
     if bias is not None:
@@ -275,8 +269,8 @@ def _inputs(a: Tensor, b: Tensor | None, bias: Tensor | None) -> Inputs:
 
 def _forward(a: Tensor, b: Tensor | None, bias: Tensor | None, seed: int | Tensor, options: Options) -> Tensor:
     dtype = a.dtype
-    for x in (b, bias):
-        dtype = dtype if x is None else torch.promote_types(dtype, x.dtype)
+    for x in (x for x in (b, bias) if x is not None):
+        dtype = torch.promote_types(dtype, x.dtype)
     y = empty_in_order_of(a, (a.shape[0], a.shape[1] // 2, a.shape[2]), dtype)
     if y.numel() == 0:
         return y
@@ -332,16 +326,15 @@ class _GatedActivation(Function):
         gradients = Inputs(None, None, None)
         if dy is not None:
             a, b, bias, seed = ctx.saved_tensors
-            seed = ctx.seed if seed is None else seed
-            gradients = _backward(dy, a, b, bias, seed, ctx.options, Inputs(*ctx.needs_input_grad[:3]))
+            needs = Inputs(*ctx.needs_input_grad[:3])
+            gradients = _backward(dy, a, b, bias, ctx.seed if seed is None else seed, ctx.options, needs)
         return *gradients, None, None
 
 
 def _check(a: Tensor, b: Tensor | None, bias: Tensor | None, channels_last: bool, dropout: str | None) -> None:
     check_shape("a", a, ("B", "T", "2C") if channels_last else ("B", "2C", "T"))
     channel, time = (2, 1) if channels_last else (1, 2)
-    channels = a.shape[channel]
-    if channels % 2:
+    if (channels := a.shape[channel]) % 2:
         raise FastglowError(f"a has {channels} channels, must be an even number")
     if b is not None:
         fits = b.dim() == 3 and all(b.shape[dim] in (1, a.shape[dim]) for dim in (0, time))

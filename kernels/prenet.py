@@ -62,8 +62,8 @@ class Layer(NamedTuple):
     EVEN: Any  # whether the sums, over n_in and in the backward pass over n, are multiples of BK
 
 
+# Kernels test a field of it: Triton 3.6 cannot compare a struct that holds a None with None.
 NO_LAYER = Layer(None, None, None, None, None, None)
-"""An absent layer. Triton 3.6 cannot compare a struct that holds a None with None, so kernels test a field."""
 
 
 class Dropout(NamedTuple):
@@ -283,8 +283,6 @@ def _backward(
 
 
 class _Layers(Function):
-    """The output of one or two layers."""
-
     @staticmethod
     def forward(ctx, x, dropout, start, layer, *weights):
         outputs = _forward(x, weights, dropout, start, layer)
