@@ -59,11 +59,12 @@ class Flow(NamedTuple):
 
 def run_layers(h: Tensor, spect: Tensor, layers: Sequence[Layer]) -> Tensor:
     """The layers of one WN on h [B, C, T] and spect [B, D, T] -> the sum of their skips [B, C, T]."""
-    skips = h.new_zeros(())
+    skips = None
     for i, (dilated, conditioning, res_skip) in enumerate(layers):
         next_h, skip = wavenet_layer(h, spect, *dilated, *conditioning, *res_skip, dilation=2**i)
-        skips = skips + skip
+        skips = skip if skips is None else skips + skip
         h = h if next_h is None else next_h
+    assert skips is not None
     return skips
 
 

@@ -52,12 +52,15 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def check_shape(name: str, x: Tensor | None, expected: tuple[int | str, ...]) -> None:
+def check_shape(
+    name: str, x: Tensor | None, expected: tuple[int | str, ...], *, beside: tuple[str, Tensor] | None = None
+) -> None:
     """
     Args:
         name: of the argument.
         x: None, an absent argument, passes.
         expected: integers must match; a string names a dimension of any size.
+        beside: name and value of the argument that fixes the sizes.
 
     Raises:
         FastglowError: another shape.
@@ -69,7 +72,8 @@ def check_shape(name: str, x: Tensor | None, expected: tuple[int | str, ...]) ->
         isinstance(size, str) or size == actual for size, actual in zip(expected, shape, strict=True)
     )
     if not fits:
-        raise FastglowError(f"{name} has shape {list(shape)}, must be [{', '.join(map(str, expected))}]")
+        because = "" if beside is None else f" beside {beside[0]} {list(beside[1].shape)}"
+        raise FastglowError(f"{name} has shape {list(shape)}, must be [{', '.join(map(str, expected))}]{because}")
 
 
 def check_at_least(name: str, value: int, smallest: int) -> None:
@@ -98,7 +102,7 @@ def check_seed(seed: int | Tensor | None, device: torch.device) -> None:
     if isinstance(seed, Tensor):
         if seed.dim() or seed.dtype != torch.int64 or seed.device != device:
             raise FastglowError(
-                f"seed is a {dtype_name(seed.dtype)} tensor of shape {list(seed.shape)} on {seed.device}: pass an "
+                f"seed has dtype {dtype_name(seed.dtype)}, shape {list(seed.shape)}, device {seed.device}: pass an "
                 f"integer, or a 0-d int64 tensor on {device}"
             )
     elif seed is not None and not -(2**63) <= seed < 2**63:

@@ -183,7 +183,7 @@ def _check(
         "gate_bias": (output.gate_bias, (1,)),
     }
     for name, (x, shape) in shapes.items():
-        check_shape(name, x, shape)
+        check_shape(name, x, shape, beside=("memory", memory))
     check_integers("lengths", lengths)
     check_seeds(seeds, B)
     check_probability("p_prenet_dropout", p_prenet_dropout)

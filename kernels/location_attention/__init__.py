@@ -164,15 +164,16 @@ def _check(
     B, T, _ = memory.shape
     A, n_query = query_weight.shape
     n_filters, _, taps = conv_weight.shape
-    check_shape("query", query, (B, n_query))
-    check_shape("processed_memory", processed_memory, (B, T, A))
-    check_shape("attention_weights_cat", cat, (B, 2, T))
-    check_shape("location_dense_weight", dense_weight, (A, n_filters))
-    check_shape("v_weight", v_weight, (1, A))
-    check_shape("mask", mask, (B, T))
-    check_shape("lengths", lengths, (B,))
+    check_shape("query", query, (B, n_query), beside=("memory", memory))
+    check_shape("processed_memory", processed_memory, (B, T, A), beside=("memory", memory))
+    check_shape("attention_weights_cat", cat, (B, 2, T), beside=("memory", memory))
+    check_shape("location_dense_weight", dense_weight, (A, n_filters), beside=("query_weight", query_weight))
+    check_shape("v_weight", v_weight, (1, A), beside=("query_weight", query_weight))
+    check_shape("mask", mask, (B, T), beside=("memory", memory))
+    check_shape("lengths", lengths, (B,), beside=("memory", memory))
     check_shape("v_bias", v_bias, (1,))
-    check_shape("location_weight", location_weight, (A, triton.cdiv(2 * taps, WINDOW) * WINDOW))
+    columns = triton.cdiv(2 * taps, WINDOW) * WINDOW
+    check_shape("location_weight", location_weight, (A, columns), beside=("location_conv_weight", conv_weight))
     if mask is not None and mask.dtype != torch.bool:
         raise FastglowError(f"mask has dtype {dtype_name(mask.dtype)}, must be bool, True in padding")
     if lengths is not None:

@@ -162,13 +162,13 @@ def _check(
 ) -> None:
     check_shape("x", x, ("B", "n_in"))
     B, n_in = x.shape
-    check_shape("h", h, (B, "n"))
+    check_shape("h", h, (B, "n"), beside=("x", x))
     n = h.shape[1]
-    check_shape("c", c, (B, n))
-    check_shape("weight_ih", weight_ih, (4 * n, n_in))
-    check_shape("weight_hh", weight_hh, (4 * n, n))
-    check_shape("bias_ih", bias_ih, (4 * n,))
-    check_shape("bias_hh", bias_hh, (4 * n,))
+    check_shape("c", c, (B, n), beside=("h", h))
+    check_shape("weight_ih", weight_ih, (4 * n, n_in), beside=("x", x))
+    check_shape("weight_hh", weight_hh, (4 * n, n), beside=("h", h))
+    check_shape("bias_ih", bias_ih, (4 * n,), beside=("h", h))
+    check_shape("bias_hh", bias_hh, (4 * n,), beside=("h", h))
     if (bias_ih is None) != (bias_hh is None):
         raise FastglowError("only one of bias_ih and bias_hh is given: pass both or neither")
     check_seed(seed, x.device)

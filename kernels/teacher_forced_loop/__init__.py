@@ -151,8 +151,10 @@ def _check(
 ) -> None:
     check_shape("memory", memory, ("B", "T_in", "D"))
     B, T_in, D = memory.shape
-    check_shape("decoder_inputs", decoder_inputs, ("T", B, "P"))
-    check_shape("processed_memory", processed_memory, (B, T_in, len(weights.attention.query)))
-    check_shape("memory_lengths", memory_lengths, (B,))
+    check_shape("decoder_inputs", decoder_inputs, ("T", B, "P"), beside=("memory", memory))
+    check_shape(
+        "processed_memory", processed_memory, (B, T_in, len(weights.attention.query)), beside=("memory", memory)
+    )
+    check_shape("memory_lengths", memory_lengths, (B,), beside=("memory", memory))
     for name, (x, shape) in recurrent_shapes(weights, decoder_inputs.shape[2], D).items():
-        check_shape(name, x, shape)
+        check_shape(name, x, shape, beside=("memory", memory))

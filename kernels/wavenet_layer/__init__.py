@@ -76,17 +76,18 @@ def _check(
 ) -> None:
     check_shape("h", h, ("B", "C", "T"))
     B, C, T = h.shape
-    check_shape("in_weight", in_weight, (2 * C, C, "k"))
+    check_shape("in_weight", in_weight, (2 * C, C, "k"), beside=("h", h))
     if in_weight.shape[2] % 2 == 0:
         raise FastglowError(f"in_weight has {in_weight.shape[2]} taps, must be an odd number")
-    check_shape("res_skip_weight", res_skip_weight, ("C + S or S", C, 1))
+    check_shape("res_skip_weight", res_skip_weight, ("C + S or S", C, 1), beside=("h", h))
     n_rows = res_skip_weight.shape[0]
     if not 0 < n_rows <= 2 * C:
         raise FastglowError(f"res_skip_weight has {n_rows} rows, must be S or {C} + S with 0 < S <= {C}")
     check_at_least("dilation", dilation, 1)
     if cond_weight is not None:
-        check_shape("conditioning", conditioning, (B, "D", T))
-        check_shape("cond_weight", cond_weight, (2 * C, 0 if conditioning is None else conditioning.shape[1], 1))
+        check_shape("conditioning", conditioning, (B, "D", T), beside=("h", h))
+        D = 0 if conditioning is None else conditioning.shape[1]
+        check_shape("cond_weight", cond_weight, (2 * C, D, 1), beside=("h", h))
     elif conditioning is not None:
         broadcastable = conditioning.dim() == 3 and conditioning.shape[0] in (1, B) and conditioning.shape[2] in (1, T)
         if not broadcastable or conditioning.shape[1] != 2 * C:
@@ -143,9 +144,9 @@ def wavenet_layer(
     _check(h, conditioning, in_weight, cond_weight, res_skip_weight, dilation)
     B, C, T = h.shape
     n_rows = res_skip_weight.shape[0]
-    check_shape("mask", mask, (B, 1, T))
-    check_shape("lengths", lengths, (B,))
-    check_shape("skip", skip, (B, n_rows - C if n_rows > C else n_rows, T))
+    check_shape("mask", mask, (B, 1, T), beside=("h", h))
+    check_shape("lengths", lengths, (B,), beside=("h", h))
+    check_shape("skip", skip, (B, n_rows - C if n_rows > C else n_rows, T), beside=("h", h))
     dtype = backend.autocast_dtype(h)
     if dtype is not None:
         h, in_weight, res_skip_weight = h.to(dtype), in_weight.to(dtype), res_skip_weight.to(dtype)

@@ -17,8 +17,8 @@ WRONG = {
     "p=-0.5 must be at least 0 and below 1": (arguments.check_probability, "p", -0.5),
     "p=nan must be at least 0 and below 1": (arguments.check_probability, "p", float("nan")),
     "seed=9223372036854775808 does not fit in 64 bits": (arguments.check_seed, 2**63, CPU),
-    r"seed is a int64 tensor of shape \[1\]": (arguments.check_seed, torch.zeros(1, dtype=torch.int64), CPU),
-    r"seed is a float32 tensor of shape \[\] on cpu": (arguments.check_seed, torch.zeros(()), CPU),
+    r"seed has dtype int64, shape \[1\]": (arguments.check_seed, torch.zeros(1, dtype=torch.int64), CPU),
+    r"seed has dtype float32, shape \[\], device cpu": (arguments.check_seed, torch.zeros(()), CPU),
     "seeds have dtype int32, must be int64": (arguments.check_seeds, torch.zeros(2, dtype=torch.int32), 2),
     r"seeds has shape \[3\], must be \[2\]": (arguments.check_seeds, torch.zeros(3, dtype=torch.int64), 2),
     "lengths has dtype bool, must be an integer dtype": (arguments.check_integers, "lengths", torch.ones(2) > 0),
@@ -29,6 +29,12 @@ WRONG = {
 def test_messages(message):
     check, *values = WRONG[message]
     assert_refused(message, check, *values)
+
+
+def test_the_argument_that_fixes_the_sizes_is_named():
+    message = r"x has shape \[2, 3\], must be \[2, 4\] beside memory \[2, 4, 5\]$"
+    memory = torch.zeros(2, 4, 5)
+    assert_refused(message, arguments.check_shape, "x", torch.zeros(2, 3), (2, 4), beside=("memory", memory))
 
 
 def test_a_probability_may_be_one_where_allowed():

@@ -147,8 +147,8 @@ WRONG = {
     "p_dropout=1.0 must be at least 0 and below 1": {"dropout": "after", "p_dropout": 1.0},
     "p_dropout=-0.1 must be": {"p_dropout": -0.1},
     "seed=9223372036854775808 does not fit": {"seed": 2**63},
-    r"seed is a int64 tensor of shape \[1\] on cpu": {"seed": torch.zeros(1, dtype=torch.int64)},
-    r"seed is a float32 tensor of shape \[\] on cpu": {"seed": torch.zeros(())},
+    r"seed has dtype int64, shape \[1\], device cpu": {"seed": torch.zeros(1, dtype=torch.int64)},
+    r"seed has dtype float32, shape \[\], device cpu": {"seed": torch.zeros(())},
 }
 
 

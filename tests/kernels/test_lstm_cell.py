@@ -145,8 +145,8 @@ WRONG = {
     "p_dropout_h=1.0 must be at least 0 and below 1": {"p_dropout_h": 1.0},
     "p_zoneout_c=-0.1 must be at least 0 and below 1": {"p_zoneout_c": -0.1},
     "seed=9223372036854775808 does not fit in 64 bits": {"seed": 2**63},
-    r"seed is a int64 tensor of shape \[1\]": {"seed": torch.zeros(1, dtype=torch.int64)},
-    r"seed is a float32 tensor of shape \[\] on cpu": {"seed": torch.zeros(())},
+    r"seed has dtype int64, shape \[1\]": {"seed": torch.zeros(1, dtype=torch.int64)},
+    r"seed has dtype float32, shape \[\], device cpu": {"seed": torch.zeros(())},
 }
 
 

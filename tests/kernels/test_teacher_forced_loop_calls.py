@@ -136,7 +136,7 @@ def test_wrong_shapes(name, shape, message):
     [
         ({"p_attention_dropout": 1.5}, "p_attention_dropout=1.5 must be between 0 and 1"),
         ({"p_decoder_dropout": -0.1}, "p_decoder_dropout=-0.1 must be between 0 and 1"),
-        ({"seed": torch.zeros(2)}, r"seed is a float32 tensor of shape \[2\] on cpu: pass an integer, or"),
+        ({"seed": torch.zeros(2)}, r"seed has dtype float32, shape \[2\], device cpu: pass an integer, or"),
         ({"seed": 2**63}, f"seed={2**63} does not fit in 64 bits"),
     ],
 )
