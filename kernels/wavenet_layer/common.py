@@ -111,7 +111,7 @@ class Rows(NamedTuple):
     m_inside: Any  # [BT], inside T
 
 
-# Signals that may have a stride of 1 are arguments of their own: in a loop, Triton 3.6 forgets constants, which strides
+# Tensors that may have a stride of 1 are arguments of their own: in a loop, Triton 3.6 forgets constants, which strides
 # of 1 are, inside a struct of a struct.
 
 # Offsets inside a tile are 32 bits wide and the same in every iteration. Only the offset of a tile's first row may

@@ -16,7 +16,6 @@ from .common import (
     LayerInputs,
     ResSkip,
     Sizes,
-    Weight,
     config,
     first_row,
     launch_options,
@@ -49,15 +48,31 @@ FUSED_CONFIGS = {
 }
 
 
-class GateInputs(NamedTuple):
-    """Absent tensors are None."""
+class Convolution(NamedTuple):
+    """The dilated convolution."""
 
-    h: Any  # ChannelsLast [B, T, C]
-    conditioning: Any  # ChannelsLast [B, T, D]
-    in_weight: Any  # Weight [2C, C, taps]
-    in_bias: Any  # [2C]
-    cond_weight: Any  # Weight [2C, D, 1]
-    cond_bias: Any  # [2C]
+    p_weight: Any  # [2C, C, taps], contiguous input channels
+    s_out: Any
+    s_tap: Any
+    p_bias: Any  # [2C], or None
+
+
+class Conditioning(NamedTuple):
+    """The conditioning and its projection; all None if there is none."""
+
+    p: Any  # [B, T, D], contiguous channels
+    s_b: Any
+    s_t: Any
+    p_weight: Any  # [2C, D], contiguous rows
+    s_out: Any
+    p_bias: Any  # [2C], or None
+
+    @classmethod
+    def of(cls, inputs: LayerInputs) -> "Conditioning":
+        x, weight = inputs.conditioning, inputs.cond_weight
+        if x is None:
+            return cls(None, None, None, None, None, None)
+        return cls(x, x.stride(0), x.stride(1), weight, weight.stride(0), inputs.cond_bias)
 
 
 @triton.jit
@@ -67,11 +82,10 @@ def _add_bias(b_x, p_bias, o_n, n):
 
 
 @triton.jit
-def _gate(inputs, added, rows, o_n, BN: tl.constexpr, sizes, blocks):
+def _gate(h, convolution, conditioning, added, rows, o_n, BN: tl.constexpr, sizes, blocks):
     """tanh and sigmoid at channels o_n, both [BT, BN] float32."""
     BK: tl.constexpr = blocks.BK
-    C, D = sizes.C, sizes.D
-    h, in_weight = inputs.h, inputs.in_weight
+    C, D, s_out = sizes.C, sizes.D, convolution.s_out
     o_k = tl.arange(0, BK)
     m_n = o_n < C
     b_tanh = tl.zeros((blocks.BT, BN), tl.float32)
@@ -87,26 +101,26 @@ def _gate(inputs, added, rows, o_n, BN: tl.constexpr, sizes, blocks):
         m_source = (o_source >= 0) & (o_source < rows.length)
         p_source = p_block + shift.to(tl.int64) * h.s_t + c
         b_h = load_tile(p_source, rows.o_r, m_source, h.s_t, o_k, C - c, blocks.EVEN_C)  # [BT, BK]
-        p_tap = in_weight.p + tap * in_weight.s_tap + c
-        b_w = load_tile(p_tap, o_n, m_n, in_weight.s_out, o_k, C - c, blocks.EVEN_C)  # [BN, BK]
+        p_tap = convolution.p_weight + tap * convolution.s_tap + c
+        b_w = load_tile(p_tap, o_n, m_n, s_out, o_k, C - c, blocks.EVEN_C)  # [BN, BK]
         b_tanh = tl.dot(b_h, tl.trans(b_w), b_tanh, input_precision=blocks.PRECISION)
-        b_w = load_tile(p_tap + C * in_weight.s_out, o_n, m_n, in_weight.s_out, o_k, C - c, blocks.EVEN_C)
+        b_w = load_tile(p_tap + C * s_out, o_n, m_n, s_out, o_k, C - c, blocks.EVEN_C)
         b_sigmoid = tl.dot(b_h, tl.trans(b_w), b_sigmoid, input_precision=blocks.PRECISION)
-    if inputs.conditioning is not None:
-        p_block = first_row(inputs.conditioning, rows)
-        p_w, s_out = inputs.cond_weight.p, inputs.cond_weight.s_out
+    if conditioning.p is not None:
+        p_block = first_row(conditioning, rows)
+        p_w, s_cond = conditioning.p_weight, conditioning.s_out
         for d in range(0, D, BK):
-            b_c = load_tile(p_block + d, rows.o_r, rows.m_t, inputs.conditioning.s_t, o_k, D - d, blocks.EVEN_D)
-            b_w = load_tile(p_w + d, o_n, m_n, s_out, o_k, D - d, blocks.EVEN_D)  # [BN, BK]
+            b_c = load_tile(p_block + d, rows.o_r, rows.m_t, conditioning.s_t, o_k, D - d, blocks.EVEN_D)
+            b_w = load_tile(p_w + d, o_n, m_n, s_cond, o_k, D - d, blocks.EVEN_D)  # [BN, BK]
             b_tanh = tl.dot(b_c, tl.trans(b_w), b_tanh, input_precision=blocks.PRECISION)
-            b_w = load_tile(p_w + C * s_out + d, o_n, m_n, s_out, o_k, D - d, blocks.EVEN_D)
+            b_w = load_tile(p_w + C * s_cond + d, o_n, m_n, s_cond, o_k, D - d, blocks.EVEN_D)
             b_sigmoid = tl.dot(b_c, tl.trans(b_w), b_sigmoid, input_precision=blocks.PRECISION)
-    if inputs.in_bias is not None:
-        b_tanh = _add_bias(b_tanh, inputs.in_bias, o_n, C)
-        b_sigmoid = _add_bias(b_sigmoid, inputs.in_bias + C, o_n, C)
-    if inputs.cond_bias is not None:
-        b_tanh = _add_bias(b_tanh, inputs.cond_bias, o_n, C)
-        b_sigmoid = _add_bias(b_sigmoid, inputs.cond_bias + C, o_n, C)
+    if convolution.p_bias is not None:
+        b_tanh = _add_bias(b_tanh, convolution.p_bias, o_n, C)
+        b_sigmoid = _add_bias(b_sigmoid, convolution.p_bias + C, o_n, C)
+    if conditioning.p_bias is not None:
+        b_tanh = _add_bias(b_tanh, conditioning.p_bias, o_n, C)
+        b_sigmoid = _add_bias(b_sigmoid, conditioning.p_bias + C, o_n, C)
     if added is not None:
         p_added = signal_pointers(added, rows, o_n)
         m_tile = rows.m_t[:, None] & m_n[None, :]
@@ -149,7 +163,9 @@ def _store_skip(b_x, p_next_skip, res_skip, skip, rows, o_n, sizes):
 
 @triton.jit
 def wavenet_gate_fwd_kernel(
-    inputs,
+    h,  # ChannelsLast [B, T, C]
+    convolution,
+    conditioning,
     added,  # Signal [B, 2C, T], or None
     p_lengths,
     p_acts,  # [B, T, C]
@@ -164,7 +180,7 @@ def wavenet_gate_fwd_kernel(
     b_tanh = tl.zeros((blocks.BT, BN), tl.float32)
     b_sigmoid = tl.zeros((blocks.BT, BN), tl.float32)
     if rows.has_any:
-        b_tanh, b_sigmoid = _gate(inputs, added, rows, o_n, BN, sizes, blocks)
+        b_tanh, b_sigmoid = _gate(h, convolution, conditioning, added, rows, o_n, BN, sizes, blocks)
         b_tanh = tl.where(rows.m_t[:, None], b_tanh, 0.0)
         b_sigmoid = tl.where(rows.m_t[:, None], b_sigmoid, 0.0)
     if p_gate is not None:
@@ -213,7 +229,7 @@ def wavenet_res_skip_fwd_kernel(
 
 @triton.jit
 def wavenet_layer_fwd_kernel(
-    inputs, added, res_skip, skip, mask, p_lengths, p_gate, p_next_h, p_next_skip, sizes, blocks
+    h, convolution, conditioning, added, res_skip, skip, mask, p_lengths, p_gate, p_next_h, p_next_skip, sizes, blocks
 ):
     """Both of the above for all channels of BT positions; grid (blocks of T, B)."""
     BC: tl.constexpr = blocks.BC
@@ -225,17 +241,17 @@ def wavenet_layer_fwd_kernel(
     b_tanh = tl.zeros((blocks.BT, BC), tl.float32)
     b_sigmoid = tl.zeros((blocks.BT, BC), tl.float32)
     if rows.has_any:
-        b_tanh, b_sigmoid = _gate(inputs, added, rows, o_c, BC, sizes, blocks)
+        b_tanh, b_sigmoid = _gate(h, convolution, conditioning, added, rows, o_c, BC, sizes, blocks)
     if p_gate is not None:
         b_tanh = tl.where(rows.m_t[:, None], b_tanh, 0.0)
         b_sigmoid = tl.where(rows.m_t[:, None], b_sigmoid, 0.0)
         _store_gate(p_gate, b_tanh, b_sigmoid, rows, o_c, sizes)
-    b_acts = (b_tanh * b_sigmoid).to(inputs.h.p.dtype.element_ty)  # [BT, BC]
+    b_acts = (b_tanh * b_sigmoid).to(h.p.dtype.element_ty)  # [BT, BC]
     if p_next_h is not None:
         for r in range(0, R, BN):
             b_w = load_tile(res_skip.weight.p + r * s_out, o_n, o_n < R - r, s_out, o_c, C, False)  # [BN, BC]
             b_x = tl.dot(b_acts, tl.trans(b_w), input_precision=blocks.PRECISION)
-            _store_residual(b_x, p_next_h, res_skip.bias, mask, inputs.h, rows, r + o_n, sizes)
+            _store_residual(b_x, p_next_h, res_skip.bias, mask, h, rows, r + o_n, sizes)
     for s in range(0, S, BN):
         b_w = load_tile(res_skip.weight.p + (R + s) * s_out, o_n, o_n < S - s, s_out, o_c, C, False)
         b_x = tl.dot(b_acts, tl.trans(b_w), input_precision=blocks.PRECISION)
@@ -257,35 +273,30 @@ def layer_forward(inputs: LayerInputs, dilation: int, save_gate: bool) -> tuple[
     added = Signal.of(None if inputs.added is None else inputs.added.expand(B, T, 2 * C).transpose(1, 2))
     skip = Signal.of(None if inputs.skip is None else inputs.skip.transpose(1, 2))
     mask = ChannelsLast.of(inputs.mask)
-    gate_inputs = GateInputs(
-        ChannelsLast.of(h),
-        ChannelsLast.of(inputs.conditioning),
-        Weight.of(inputs.in_weight),
-        inputs.in_bias,
-        Weight.of(inputs.cond_weight),
-        inputs.cond_bias,
-    )
+    weight = inputs.in_weight
+    convolution = Convolution(weight, weight.stride(0), weight.stride(2), inputs.in_bias)
+    gate_inputs = ChannelsLast.of(h), convolution, Conditioning.of(inputs), added
     sizes = Sizes(T, C, 0 if inputs.conditioning is None else inputs.conditioning.shape[2], dilation)
-    options = partial(launch_options, sizes=sizes, S=S, in_weight=inputs.in_weight)
+    options = partial(launch_options, sizes=sizes, S=S, in_weight=weight)
     width = h.dtype.itemsize
     if C <= FUSED_CHANNELS:
         chosen = pick("wavenet_layer_fwd", FUSED_CONFIGS[width, C > 64], h)
         launch(
             OP, wavenet_layer_fwd_kernel, (triton.cdiv(T, chosen["BT"]), B),
-            gate_inputs, added, res_skip, skip, mask, lengths, gate, next_h, next_skip, **options(chosen),
+            *gate_inputs, res_skip, skip, mask, lengths, gate, next_h, next_skip, **options(chosen),
         )  # fmt: skip
         return next_h, next_skip, gate
     acts = empty((B, T, C), dtype=h.dtype)
     chosen = pick("wavenet_gate_fwd", GATE_CONFIGS[width], h)
     launch(
         OP, wavenet_gate_fwd_kernel, (triton.cdiv(T, chosen["BT"]), triton.cdiv(C, chosen["BN"]), B),
-        gate_inputs, added, lengths, acts, gate, **options(chosen),
+        *gate_inputs, lengths, acts, gate, **options(chosen),
     )  # fmt: skip
     chosen = pick("wavenet_res_skip_fwd", RES_SKIP_CONFIGS[width], h)
     residual_blocks, skip_blocks = triton.cdiv(R, chosen["BN"]), triton.cdiv(S, chosen["BN"])
     launch(
         OP, wavenet_res_skip_fwd_kernel, (triton.cdiv(T, chosen["BT"]), residual_blocks + skip_blocks, B),
-        acts, gate_inputs.h, res_skip, skip, mask, lengths, next_h, next_skip, residual_blocks,
+        acts, ChannelsLast.of(h), res_skip, skip, mask, lengths, next_h, next_skip, residual_blocks,
         **options(chosen, sizes=sizes._replace(D=0, dilation=0)),  # not read: other values would compile it again
     )  # fmt: skip
     return next_h, next_skip, gate

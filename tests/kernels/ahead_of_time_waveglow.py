@@ -228,6 +228,8 @@ WEIGHT_NORM = (
 )
 
 BARE = {"conditioning": None, "bias": False, "skip": False}
+# Strides of 1 are constants, which Triton 3.6 forgets in loops if they are in a struct of a struct.
+STRIDES_OF_1 = {"T": 1, "conditioning": 1, "mask": True, "lengths": True, "trains": False, "precisions": BFLOAT16}
 ALL_OPTIONS = {"T": ODD_T, "conditioning": 80, "mask": True, "lengths": True}
 INFERENCE = {"trains": False, "lengths": True, "skip_channels": 8, "precisions": BFLOAT16}
 
@@ -242,6 +244,8 @@ WAVENET_LAYER = (
     _case(_wavenet_layer, "512 channels, last, bare", 512, last=True, **BARE),
     _case(_wavenet_layer, "256 channels, last, bare", 256, last=True, **BARE),
     _case(_wavenet_layer, "VITS", 192, conditioning="added", mask=True, taps=5),
+    _case(_wavenet_layer, "336 channels, one position", 336, **STRIDES_OF_1),
+    _case(_wavenet_layer, "192 channels, one position", 192, **STRIDES_OF_1),
 )
 
 CASES = (*GATED_ACTIVATION, *AFFINE_COUPLING, *INVERTIBLE_CONV1X1, *WEIGHT_NORM, *WAVENET_LAYER)
