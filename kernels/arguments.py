@@ -14,6 +14,11 @@ SMALLEST_DOT = 16
 """Smallest size of a `tl.dot`, in each dimension."""
 
 
+def dot_size(n: int) -> int:
+    """Size of a `tl.dot` that covers n elements in one tile: a power of 2."""
+    return max(SMALLEST_DOT, triton.next_power_of_2(n))
+
+
 class Signal(NamedTuple):
     """A [B, C, T] tensor for a kernel."""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastglow.errors import FastglowError
 
-from ..arguments import SMALLEST_DOT
+from ..arguments import dot_size
 from ..graphs import FRAMES_PER_GRAPH, record_graph
 from ..launch import Config, launch, pick_config, product_precision, split_config
 from ..reference.decode_loop import DecodeResult
@@ -128,7 +128,7 @@ class Decoding:
             Blocks,
             config,
             BB=BB,
-            BA=max(SMALLEST_DOT, triton.next_power_of_2(A)),
+            BA=dot_size(A),
             BATCH=self._batch_block,
             TAPS=weights.taps,
             ONE_BLOCK=B <= BB,

@@ -23,6 +23,9 @@ MAX_ATTENTION = {2: 512, 4: 256}
 MAX_ATTENTION_ADD = 256
 """Largest A for `attend_bwd` with ADD, in any dtype."""
 
+WIDE_ATTENTION = 128
+"""A larger A has its own configurations."""
+
 
 class AttentionItem(NamedTuple):
     """Pointers to what one item attends to, in any float dtypes."""

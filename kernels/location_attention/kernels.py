@@ -10,13 +10,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..arguments import SMALLEST_DOT, item_length, strides
+from ..arguments import dot_size, item_length, strides
 from ..launch import Config, launch, pick_config, product_precision, split_config
-from .attend import AttentionBlocks, AttentionItem, AttentionSizes, AttentionStrides, attend_context, attend_weights
+from .attend import (
+    WIDE_ATTENTION,
+    AttentionBlocks,
+    AttentionItem,
+    AttentionSizes,
+    AttentionStrides,
+    attend_context,
+    attend_weights,
+)
 from .attend_bwd import AttentionGradients, AttentionScratch, AttentionUpstream, attend_bwd
 
 OP = "location_attention"
-WIDE_ATTENTION = 128
 PROGRAMS = 128  # enough to fill a GPU
 
 
@@ -314,5 +321,5 @@ def _blocks(inputs: Inputs, options: Options, config: Config) -> tuple[Attention
         TAPS=options.taps,
         NORMALIZATION=options.normalization,
         PRECISION=product_precision(inputs.location.dtype),
-        BA=max(SMALLEST_DOT, triton.next_power_of_2(len(inputs.location))),
+        BA=dot_size(len(inputs.location)),
     )

@@ -8,28 +8,22 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from ..launch import Config
 from ..location_attention.attend import AttentionItem, AttentionSizes, AttentionStrides
 from ..location_attention.attend_bwd import AttentionGradients, AttentionScratch, AttentionUpstream, attend_bwd
-from .frame import dropout_factor, pointer, pointer_to_either
-
-
-def _config(num_warps: int, num_stages: int, **blocks: int) -> Config:
-    return {**blocks, "num_warps": num_warps, "num_stages": num_stages}
-
+from .frame import dropout_factor, pointer, pointer_to_either, tile_config
 
 # By element size, for large batches first. BU units or BN columns of a product; BB items.
-LSTM_BACKWARD_CONFIGS = {2: (_config(4, 2, BB=16, BU=64, BK=64),), 4: (_config(4, 2, BB=16, BU=64, BK=32),)}
+LSTM_BACKWARD_CONFIGS = {2: (tile_config(4, 2, BB=16, BU=64, BK=64),), 4: (tile_config(4, 2, BB=16, BU=64, BK=32),)}
 PRODUCT_CONFIGS = {
-    2: (_config(4, 4, BB=64, BN=64, BK=64), _config(4, 4, BB=16, BN=64, BK=64)),
-    4: (_config(4, 3, BB=32, BN=64, BK=32), _config(4, 3, BB=16, BN=64, BK=32)),
+    2: (tile_config(4, 4, BB=64, BN=64, BK=64), tile_config(4, 4, BB=16, BN=64, BK=64)),
+    4: (tile_config(4, 3, BB=32, BN=64, BK=32), tile_config(4, 3, BB=16, BN=64, BK=32)),
 }
 # By element size and whether the attention is wide.
 ATTEND_BACKWARD_CONFIGS = {
-    (2, False): (_config(8, 2, BT=32, BK=32, BR=16, BD=256),),
-    (2, True): (_config(8, 2, BT=16, BK=16, BR=16, BD=256),),
-    (4, False): (_config(8, 2, BT=32, BK=16, BR=16, BD=256),),
-    (4, True): (_config(8, 2, BT=16, BK=16, BR=16, BD=256),),
+    (2, False): (tile_config(8, 2, BT=32, BK=32, BR=16, BD=256),),
+    (2, True): (tile_config(8, 2, BT=16, BK=16, BR=16, BD=256),),
+    (4, False): (tile_config(8, 2, BT=32, BK=16, BR=16, BD=256),),
+    (4, True): (tile_config(8, 2, BT=16, BK=16, BR=16, BD=256),),
 }
 
 

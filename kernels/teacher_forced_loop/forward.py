@@ -11,8 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import Config, product_precision
+from ..launch import product_precision
 from ..location_attention.attend import (
+    WIDE_ATTENTION,
     AttentionItem,
     AttentionOutputs,
     AttentionSizes,
@@ -22,26 +23,21 @@ from ..location_attention.attend import (
 )
 from ..lstm_cell.cell import GateTile, add_product, lstm_activate, lstm_gates, lstm_split, lstm_update
 from ..reference.teacher_forced_loop import Arguments
-from .frame import WIDE_ATTENTION, Dropout, Plan, dropout_factor, pick, pointer
+from .frame import Dropout, Plan, dropout_factor, pick, pointer, tile_config
 from .replay import prepare, run, tile_sizes
-
-
-def _config(num_warps: int, num_stages: int, **blocks: int) -> Config:
-    return {**blocks, "num_warps": num_warps, "num_stages": num_stages}
-
 
 # By element size, for large batches first. BU units are 4 BU rows of the gates' product; BB items.
 LSTM_CONFIGS = {
-    2: (_config(4, 4, BU=16, BB=64, BK=64), _config(4, 4, BU=16, BB=16, BK=64)),
-    4: (_config(4, 3, BU=16, BB=32, BK=32), _config(4, 3, BU=16, BB=16, BK=32)),
+    2: (tile_config(4, 4, BU=16, BB=64, BK=64), tile_config(4, 4, BU=16, BB=16, BK=64)),
+    4: (tile_config(4, 3, BU=16, BB=32, BK=32), tile_config(4, 3, BU=16, BB=16, BK=32)),
 }
-QUERY_CONFIGS = {2: (_config(4, 4, BM=16, BB=16, BK=128),), 4: (_config(4, 3, BM=16, BB=16, BK=64),)}
+QUERY_CONFIGS = {2: (tile_config(4, 4, BM=16, BB=16, BK=128),), 4: (tile_config(4, 3, BM=16, BB=16, BK=64),)}
 # By element size and whether the attention is wide.
 ATTEND_CONFIGS = {
-    (2, False): (_config(8, 2, BT=64, BK=64, BR=16, BD=512),),
-    (2, True): (_config(8, 2, BT=16, BK=64, BR=16, BD=256),),
-    (4, False): (_config(8, 2, BT=32, BK=16, BR=16, BD=512),),
-    (4, True): (_config(8, 2, BT=16, BK=16, BR=16, BD=512),),
+    (2, False): (tile_config(8, 2, BT=64, BK=64, BR=16, BD=512),),
+    (2, True): (tile_config(8, 2, BT=16, BK=64, BR=16, BD=256),),
+    (4, False): (tile_config(8, 2, BT=32, BK=16, BR=16, BD=512),),
+    (4, True): (tile_config(8, 2, BT=16, BK=16, BR=16, BD=512),),
 }
 
 

@@ -10,14 +10,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..arguments import SMALLEST_DOT
+from ..arguments import dot_size
 from ..launch import Config, pick_config, product_precision
 from ..philox import uniform_noise
 from ..reference.philox import dropped_words
 from ..reference.teacher_forced_loop import ATTENTION_STREAM, DECODER_STREAM, dropout_scale
 
 OP = "teacher_forced_loop"
-WIDE_ATTENTION = 128  # a larger attention dimension has its own configurations
+
+
+def tile_config(num_warps: int, num_stages: int, **blocks: int) -> Config:
+    return {**blocks, "num_warps": num_warps, "num_stages": num_stages}
 
 
 class Slot(NamedTuple):
@@ -97,7 +100,7 @@ class Plan(NamedTuple):
         return {
             "TAPS": self.taps,
             "NORMALIZATION": "softmax",
-            "BA": max(SMALLEST_DOT, triton.next_power_of_2(self.A)),
+            "BA": dot_size(self.A),
             "S_LOCATION": location.shape[1],
             "PRECISION": product_precision(location.dtype),
         }

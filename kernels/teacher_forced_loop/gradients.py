@@ -9,9 +9,10 @@ import torch
 import triton
 from torch import Tensor
 
-from ..arguments import SMALLEST_DOT
+from ..arguments import dot_size
 from ..launch import product_precision
 from ..location_attention import fold_location
+from ..location_attention.attend import WIDE_ATTENTION
 from ..reference.teacher_forced_loop import Arguments
 from .backward import (
     ATTEND_BACKWARD_CONFIGS,
@@ -31,7 +32,7 @@ from .backward import (
     teacher_forced_product_bwd_kernel,
 )
 from .forward import Histories
-from .frame import WIDE_ATTENTION, Dropout, Plan, pick
+from .frame import Dropout, Plan, pick
 from .replay import prepare, run, tile_sizes
 
 MAX_SPLITS, SMALLEST_DEPTH = 4, 1024
@@ -123,7 +124,7 @@ def run_backward(
             dz=memory.new_empty(B, T_in, A),
         )
         sizes = AttendBackwardSizes(B, A, D, s_upstream=n_d + D, s_decoder=parts_d.stride(1), s_next=parts_a.stride(1))
-        full = max(SMALLEST_DOT, triton.next_power_of_2(A)) == A
+        full = dot_size(A) == A
         blocks = AttendBackwardBlocks(
             **tile_sizes(config), **plan.attention_blocks(location), FULL_A=full, SPLITS=splits
         )

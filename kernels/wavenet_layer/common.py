@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..arguments import SMALLEST_DOT, item_length
+from ..arguments import dot_size, item_length
 from ..launch import Config, pick_config, product_precision
 
 OP = "wavenet_layer"
@@ -178,7 +178,7 @@ def pick(kernel: str, configs: tuple[Config, ...], x: Tensor) -> Config:
 def _blocks(tile: tuple[int, int, int], C: int, D: int, S: int, TAPS: int, PRECISION: str) -> Blocks:
     BT, BN, BK = tile
     even = {f"EVEN_{name}": size % BK == 0 for name, size in (("C", C), ("2C", 2 * C), ("D", D), ("S", S))}
-    BC = max(SMALLEST_DOT, triton.next_power_of_2(C))
+    BC = dot_size(C)
     blocks = Blocks(BT=BT, BN=BN, BK=BK, BC=BC, TAPS=TAPS, PRECISION=PRECISION, **even)
     return Blocks(*map(tl.constexpr, blocks))
 

@@ -275,7 +275,8 @@ def layer_forward(inputs: LayerInputs, dilation: int, save_gate: bool) -> tuple[
     mask = ChannelsLast.of(inputs.mask)
     weight = inputs.in_weight
     convolution = Convolution(weight, weight.stride(0), weight.stride(2), inputs.in_bias)
-    gate_inputs = ChannelsLast.of(h), convolution, Conditioning.of(inputs), added
+    p_h = ChannelsLast.of(h)
+    gate_inputs = p_h, convolution, Conditioning.of(inputs), added
     sizes = Sizes(T, C, 0 if inputs.conditioning is None else inputs.conditioning.shape[2], dilation)
     options = partial(launch_options, sizes=sizes, S=S, in_weight=weight)
     width = h.dtype.itemsize
@@ -296,7 +297,7 @@ def layer_forward(inputs: LayerInputs, dilation: int, save_gate: bool) -> tuple[
     residual_blocks, skip_blocks = triton.cdiv(R, chosen["BN"]), triton.cdiv(S, chosen["BN"])
     launch(
         OP, wavenet_res_skip_fwd_kernel, (triton.cdiv(T, chosen["BT"]), residual_blocks + skip_blocks, B),
-        acts, ChannelsLast.of(h), res_skip, skip, mask, lengths, next_h, next_skip, residual_blocks,
+        acts, p_h, res_skip, skip, mask, lengths, next_h, next_skip, residual_blocks,
         **options(chosen, sizes=sizes._replace(D=0, dilation=0)),  # not read: other values would compile it again
     )  # fmt: skip
     return next_h, next_skip, gate
