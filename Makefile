@@ -23,9 +23,9 @@ test: $(VENV)/.installed-test
 	$(if $(ARGS),,$(VENV)/bin/python -m pytest bench --benchmark-disable -q)
 
 # Tests of numerics under the instruction sets of other processors. `make test` runs the rest, such as ahead-of-time
-# compilation.
+# compilation and the order of programs.
 CAPABILITIES := default avx2
-NUMERIC := tests/kernels tests/modules tests/models tests/audio tests/engine tests/train --ignore=tests/kernels/test_compile.py
+NUMERIC := tests/kernels tests/modules tests/models tests/audio tests/engine tests/train
 
 test-capabilities: $(VENV)/.installed-test
 	@for capability in $(CAPABILITIES); do \

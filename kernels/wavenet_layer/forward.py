@@ -30,7 +30,7 @@ from .common import (
 FUSED_CHANNELS = 256
 """Most channels for which one kernel does both GEMMs: the gate of more would exceed the register file."""
 
-# By element size, the largest first. tests/kernels/test_compile.py proves that all fit from sm_80 on.
+# By element size, the largest first. tests/ahead_of_time/test_compile.py proves that all fit from sm_80 on.
 GATE_CONFIGS = {  # two accumulators of [BT, BN]
     2: (config(128, 64, 64, 8, 3), config(64, 64, 64, 4, 3), config(32, 32, 32, 4, 2)),
     4: (config(64, 32, 32, 4, 3), config(32, 32, 32, 4, 2)),

@@ -6,6 +6,7 @@ case, Triton or PyTorch changes.
 
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,8 +14,8 @@ from triton.language import constexpr
 
 from fastglow.kernels.decode_loop.kernels import HAS_CONDITION
 
-from .ahead_of_time import ARCHITECTURES, CASES, FAULTS, KERNELS, Report, compile_for, defined_kernels
-from .ahead_of_time_worker import constants_of
+from .reports import ARCHITECTURES, CASES, FAULTS, KERNELS, Report, compile_for, defined_kernels
+from .worker import constants_of
 
 WORKERS = 2
 
@@ -104,7 +105,7 @@ def test_float64_is_found(faults):
 def test_ignored_and_unused_configurations_are_found(faults):
     ignored, unused = faults.unused_configurations()
     assert ignored.startswith("double_kernel[float32] was not compiled with {'BLOCK': 512, ")
-    assert unused.endswith("ahead_of_time_faults.UNUSED_CONFIGS")
+    assert unused.endswith("faults.UNUSED_CONFIGS")
 
 
 def test_a_case_that_fails_is_found(faults):
@@ -114,7 +115,7 @@ def test_a_case_that_fails_is_found(faults):
 
 
 def test_a_kernel_without_a_case_is_found(faults):
-    kernels = defined_kernels([KERNELS.parent / "tests" / "kernels" / "ahead_of_time_faults.py"])
+    kernels = defined_kernels([Path(__file__).with_name("faults.py")])
     assert kernels - {compiled.kernel for compiled in faults.compiled} == {"forgotten_kernel"}
 
 

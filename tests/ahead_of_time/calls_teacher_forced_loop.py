@@ -8,7 +8,7 @@ from fastglow.kernels import teacher_forced_loop
 from fastglow.kernels.decoder_weights import AttentionWeights, LSTMWeights, RecurrentWeights
 from fastglow.kernels.teacher_forced_loop.replay import launch_replay
 
-from .ahead_of_time_calls import (
+from .building import (
     ALTERNATING_PRODUCTS,
     BFLOAT16,
     make_case,

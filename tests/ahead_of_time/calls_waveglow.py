@@ -18,7 +18,7 @@ from fastglow.kernels import (
     weight_norm_packed,
 )
 
-from .ahead_of_time_calls import (
+from .building import (
     BFLOAT16,
     DTYPES,
     SWEPT,

@@ -6,7 +6,7 @@ import torch
 
 from fastglow.kernels import lstm_cell
 
-from .ahead_of_time_calls import (
+from .building import (
     BFLOAT16,
     ONE,
     SWEPT_PRODUCTS,

@@ -8,7 +8,7 @@ import triton.language as tl
 
 from fastglow.kernels.launch import launch, pick_config
 
-from .ahead_of_time import ARCHITECTURES, Case
+from .reports import ARCHITECTURES, Case
 
 UNUSED_CONFIGS = ({"BLOCK": 64, "num_warps": 2, "num_stages": 1},)
 SOUND_CONFIGS = ({"BLOCK": 1024, "num_warps": 4, "num_stages": 1}, {"BLOCK": 512, "num_warps": 4, "num_stages": 1})

@@ -6,7 +6,7 @@ import torch
 
 from fastglow.kernels import location_attention
 
-from .ahead_of_time_calls import (
+from .building import (
     ALTERNATING_PRODUCTS,
     BFLOAT16,
     ONE,

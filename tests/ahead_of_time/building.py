@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from .ahead_of_time import ARCHITECTURES, Case
+from .reports import ARCHITECTURES, Case
 
 FLOAT32 = dict.fromkeys(ARCHITECTURES, ("float32",))
 TF32 = dict.fromkeys(ARCHITECTURES, ("tf32",))

@@ -9,7 +9,7 @@ from fastglow.kernels.decode_loop.decoding import Decoding
 from fastglow.kernels.decode_loop.kernels import HAS_CONDITION
 from fastglow.kernels.decoder_weights import AttentionWeights, LSTMWeights, OutputWeights, RecurrentWeights
 
-from .ahead_of_time_calls import BFLOAT16, SWEPT_PRODUCTS, make_case, meta_constant
+from .building import BFLOAT16, SWEPT_PRODUCTS, make_case, meta_constant
 
 PUBLISHED = {"n_frame": 80, "P": 256, "D": 512, "N": 1024, "n": 1024, "A": 128, "F": 32, "k": 31}
 ODD = {"n_frame": 15, "P": 40, "D": 51, "N": 100, "n": 129, "A": 33, "F": 5, "k": 7}

@@ -27,7 +27,7 @@ from fastglow import kernels
 from fastglow.kernels import launch
 from fastglow.kernels.backend import use_backend
 
-from .ahead_of_time import ARCHITECTURES, Case, Compiled, Report
+from .reports import ARCHITECTURES, Case, Compiled, Report
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"  # in the wheel of every version
 

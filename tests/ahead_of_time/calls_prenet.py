@@ -6,7 +6,7 @@ import torch
 
 from fastglow.kernels import prenet
 
-from .ahead_of_time_calls import BFLOAT16, SWEPT_PRODUCTS, TF32, make_case, meta_constant, meta_leaf, run_backward
+from .building import BFLOAT16, SWEPT_PRODUCTS, TF32, make_case, meta_constant, meta_leaf, run_backward
 
 B, STEPS = 64, 800
 

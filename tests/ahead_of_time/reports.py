@@ -1,7 +1,7 @@
 """Compiles the kernels for GPUs that this machine lacks, and checks the binaries.
 
 The test process cannot compile: without a GPU it sets TRITON_INTERPRET. `compile_for` runs
-`ahead_of_time_worker` in another process.
+`worker` in another process.
 """
 
 import ast
@@ -19,9 +19,9 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 KERNELS = ROOT / "kernels"
-WORKER = "tests.kernels.ahead_of_time_worker"
-CASES = "tests.kernels.ahead_of_time_cases"
-FAULTS = "tests.kernels.ahead_of_time_faults"
+WORKER = "tests.ahead_of_time.worker"
+CASES = "tests.ahead_of_time.cases"
+FAULTS = "tests.ahead_of_time.faults"
 
 KIB = 1024
 
@@ -195,7 +195,7 @@ def read_reports(path: Path, key: str) -> dict[str, Report] | None:
 
 def _key() -> str:
     """A hash of everything that affects compilation."""
-    files = [*sorted(KERNELS.rglob("*.py")), *sorted(Path(__file__).parent.glob("ahead_of_time*.py"))]
+    files = [*sorted(KERNELS.rglob("*.py")), *sorted(Path(__file__).parent.glob("*.py"))]
     digest = hashlib.sha256(" ".join(metadata.version(name) for name in ("triton", "torch")).encode())
     for file in files:
         digest.update(hashlib.sha256(file.read_bytes()).digest())

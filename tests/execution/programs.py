@@ -1,0 +1,129 @@
+"""Runs the programs of a launch in Triton's interpreter one by one, in any order, and watches what they do.
+
+The interpreter itself runs all programs of a grid in ascending order, which hides whatever depends on that order.
+"""
+
+import inspect
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from triton.runtime import interpreter
+
+Grid = tuple[int, int, int]
+Program = tuple[int, int, int]
+
+Choose = Callable[[str, Grid], Sequence[Program]]
+"""(kernel's name, grid) -> the programs to run, in order."""
+
+
+def every_program(kernel: str, grid: Grid) -> list[Program]:
+    """All programs of a launch, in the interpreter's order."""
+    return list(itertools.product(*map(range, grid)))
+
+
+class Observer:
+    """Gets what programs do; a method that is not overridden ignores it.
+
+    Addresses are integers per element, shaped as the access; masked elements are left out and the rest is flat.
+    """
+
+    def launched(self, kernel: str, grid: Grid) -> None:
+        """Before the programs of a launch."""
+
+    def started(self, program: Program) -> None:
+        """Before a program's first instruction."""
+
+    def ended(self, program: Program) -> None:
+        """After a program's last instruction."""
+
+    def loaded(self, addresses: np.ndarray, itemsize: int) -> None:
+        """Before a load."""
+
+    def stored(self, addresses: np.ndarray, itemsize: int) -> None:
+        """Before a store."""
+
+    def exchanged(self, addresses: np.ndarray, itemsize: int, sem: str) -> None:
+        """Before an atomic operation; `sem` is 'relaxed', 'acquire', 'release' or 'acq_rel'."""
+
+    def multiplied(self, m: int, n: int, k: int, itemsize: int) -> None:
+        """Before a `tl.dot` of [m, k] and [k, n] operands."""
+
+
+@contextmanager
+def run_programs(choose: Choose = every_program, *observers: Observer) -> Iterator[None]:
+    """Inside, each launch runs the programs that `choose` gives, in that order, under the eyes of the observers."""
+    builder = interpreter.interpreter_builder
+
+    def call(executor: Any, *args_dev: Any, **kwargs: Any) -> None:
+        names = inspect.getfullargspec(executor.fn).args
+        kwargs = {name: value for name, value in kwargs.items() if name in names}
+        args_hst, kwargs_hst = executor._init_args_hst(args_dev, kwargs)
+        scope = interpreter._patch_lang(executor.fn)
+        try:
+            args = inspect.getcallargs(executor.fn, *args_hst, **kwargs_hst)
+            args = {
+                name: value if name in executor.constexprs else interpreter._implicit_cvt(value)
+                for name, value in args.items()
+            }
+            grid = executor.grid(args) if callable(executor.grid) else executor.grid
+            grid = tuple(grid) + (1,) * (3 - len(grid))
+            builder.set_grid_dim(*grid)
+            kernel = executor.fn.__name__
+            for observer in observers:
+                observer.launched(kernel, grid)
+            for program in choose(kernel, grid):
+                builder.set_grid_idx(*program)
+                for observer in observers:
+                    observer.started(program)
+                executor.fn(**args)
+                for observer in observers:
+                    observer.ended(program)
+        finally:
+            scope.restore()
+        executor._restore_args_dev(args_dev, args_hst, kwargs, kwargs_hst)
+
+    def masked_load(ptrs: Any, mask: Any, *rest: Any) -> Any:
+        _tell("loaded", ptrs, mask)
+        return before["create_masked_load"](ptrs, mask, *rest)
+
+    def masked_store(ptrs: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        _tell("stored", ptrs, mask)
+        return before["create_masked_store"](ptrs, value, mask, *rest)
+
+    def atomic_rmw(op: Any, ptr: Any, value: Any, mask: Any, sem: Any, scope: Any) -> Any:
+        _tell("exchanged", ptr, mask, sem.name.lower().replace("acquire_release", "acq_rel"))
+        return before["create_atomic_rmw"](op, ptr, value, mask, sem, scope)
+
+    def dot(a: Any, b: Any, *rest: Any) -> Any:
+        (m, k), n = a.data.shape[-2:], b.data.shape[-1]
+        for observer in observers:
+            observer.multiplied(m, n, k, a.data.itemsize)
+        return before["create_dot"](a, b, *rest)
+
+    def _tell(event: str, ptrs: Any, mask: Any, *rest: Any) -> None:
+        addresses = np.broadcast_to(ptrs.data, mask.data.shape)[mask.data]
+        itemsize = max(1, ptrs.get_element_ty().primitive_bitwidth // 8)
+        for observer in observers:
+            getattr(observer, event)(addresses, itemsize, *rest)
+
+    replaced: dict[str, Callable] = {}
+    if observers:
+        replaced = {
+            "create_masked_load": masked_load,
+            "create_masked_store": masked_store,
+            "create_atomic_rmw": atomic_rmw,
+            "create_dot": dot,
+        }
+    before = {name: getattr(builder, name) for name in replaced}
+    original = interpreter.GridExecutor.__call__
+    interpreter.GridExecutor.__call__ = call
+    vars(builder).update(replaced)
+    try:
+        yield
+    finally:
+        interpreter.GridExecutor.__call__ = original
+        for name in replaced:
+            delattr(builder, name)
