@@ -48,6 +48,12 @@ class Observer:
     def exchanged(self, addresses: np.ndarray, itemsize: int, sem: str) -> None:
         """Before an atomic operation; `sem` is 'relaxed', 'acquire', 'release' or 'acq_rel'."""
 
+    def returned(self, op: str, before: np.ndarray, operands: np.ndarray, scope: str) -> None:
+        """After that operation: its name, as 'add'; the values it found; its scope, as 'gpu' or 'cta'."""
+
+    def synchronized(self) -> None:
+        """Before a `tl.debug_barrier`, which orders a program's threads."""
+
     def multiplied(self, m: int, n: int, k: int, itemsize: int) -> None:
         """Before a `tl.dot` of [m, k] and [k, n] operands."""
 
@@ -95,7 +101,16 @@ def run_programs(choose: Choose = every_program, *observers: Observer) -> Iterat
 
     def atomic_rmw(op: Any, ptr: Any, value: Any, mask: Any, sem: Any, scope: Any) -> Any:
         _tell("exchanged", ptr, mask, sem.name.lower().replace("acquire_release", "acq_rel"))
-        return before["create_atomic_rmw"](op, ptr, value, mask, sem, scope)
+        result = before["create_atomic_rmw"](op, ptr, value, mask, sem, scope)
+        found, operands = (np.broadcast_to(x.data, mask.data.shape)[mask.data] for x in (result, value))
+        for observer in observers:
+            observer.returned(op.name.lower(), found, operands, scope.name.lower())
+        return result
+
+    def barrier() -> None:
+        for observer in observers:
+            observer.synchronized()
+        before["create_barrier"]()
 
     def dot(a: Any, b: Any, *rest: Any) -> Any:
         (m, k), n = a.data.shape[-2:], b.data.shape[-1]
@@ -115,6 +130,7 @@ def run_programs(choose: Choose = every_program, *observers: Observer) -> Iterat
             "create_masked_load": masked_load,
             "create_masked_store": masked_store,
             "create_atomic_rmw": atomic_rmw,
+            "create_barrier": barrier,
             "create_dot": dot,
         }
     before = {name: getattr(builder, name) for name in replaced}
