@@ -122,6 +122,11 @@ def missing_packages() -> dict[str, str]:
     return {name: what for name, what in PACKAGES.items() if importlib.util.find_spec(name) is None}
 
 
+def report_of(out: Path) -> Step:
+    command = [sys.executable, "-m", "bench.report", str(out / "journal.jsonl"), "--out", str(out)]
+    return Step("report", lambda limit: command, 1.0)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, help="folder, default: the unfinished one of this commit and GPU")
@@ -146,8 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     (out / "identity.json").write_text(json.dumps(identity()) + "\n", encoding="utf-8")
     deadline = time.monotonic() + seconds
     codes = run_all(todo, out, deadline)
-    report = [sys.executable, "-m", "bench.report", str(out / "journal.jsonl"), "--out", str(out)]
-    codes |= run_all([Step("report", lambda limit: report, 1.0)], out, time.monotonic() + REPORT_LIMIT + GRACE)
+    codes |= run_all([report_of(out)], out, time.monotonic() + REPORT_LIMIT + GRACE)
     failed = [name for name, code in codes.items() if code]
     print(f"gpu: {out}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0

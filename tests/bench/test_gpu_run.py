@@ -138,9 +138,10 @@ def test_the_files_of_a_run_and_what_a_second_one_repeats(tmp_path, monkeypatch,
     good, bad = Step("good", python("print('good')"), 1.0), Step("bad", python("raise SystemExit(1)"), 1.0)
     nothing = Step("nothing", python("raise SystemExit(5)"), 1.0)
     monkeypatch.setattr(gpu, "steps", lambda out, peer, parts: [good, bad, nothing])
+    monkeypatch.setattr(gpu, "report_of", lambda out: Step("report", python("raise SystemExit(2)"), 1.0))
     assert gpu.main(["--out", str(tmp_path)]) == 1
     codes = {record["step"]: record["code"] for record in journal.read(tmp_path / "journal.jsonl")}
-    assert codes.pop("report") != 0  # nothing to report
+    assert codes.pop("report") == 2
     assert codes == {"good": 0, "bad": 1, "nothing": 0}
     logs = {f"{name}.log" for name in ("good", "bad", "nothing", "report")}
     assert {path.name for path in tmp_path.iterdir()} == logs | {"journal.jsonl", "identity.json"}
@@ -162,6 +163,30 @@ def test_a_run_goes_on_in_the_folder_of_the_same_machine_and_commit(tmp_path, mo
     (tmp_path / "5" / "identity.json").write_text("")  # killed
     assert gpu.folder_for(tmp_path, fresh=False) == tmp_path / "2"
     assert not gpu.folder_for(tmp_path, fresh=True).exists()
+
+
+def test_a_step_dies_with_a_killed_run(tmp_path):
+    """Else it would measure beside the next run."""
+    code = f"""
+import sys, time
+from pathlib import Path
+from bench.gpu import run_all
+from bench.steps import Step
+step = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+run_all([Step("slow", lambda limit: [sys.executable, "-S", "-c", step], 1.0)], Path({str(tmp_path)!r}),
+        time.monotonic() + 900)
+"""
+    runner = subprocess.Popen([sys.executable, "-c", code], cwd=environment.ROOT)
+    log = tmp_path / "slow.log"
+    while not (log.exists() and log.read_text().endswith("\n")):
+        assert runner.poll() is None
+        time.sleep(0.02)
+    status = Path("/proc", log.read_text().strip(), "stat")
+    assert status.exists()
+    runner.kill()
+    runner.wait()
+    while status.exists() and status.read_text().split()[2] != "Z":
+        time.sleep(0.02)
 
 
 def test_missing_packages_are_named(monkeypatch, tmp_path):

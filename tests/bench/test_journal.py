@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from bench import environment, journal
+from bench import environment, journal, report, results
 
 TESTS = """
 import os, signal, pytest
@@ -44,7 +44,7 @@ def run(tmp_path):
     return pytest_with
 
 
-@pytest.mark.parametrize("killed_at", [0, 2, 4])
+@pytest.mark.parametrize("killed_at", [0, 3])
 def test_a_killed_run_loses_only_the_test_it_was_at(run, tmp_path, killed_at):
     assert run(KILLED_AT=killed_at) == (-signal.SIGKILL, "01234"[:killed_at])
     assert len(journal.outcomes(journal.read(tmp_path / "journal.jsonl"))) == killed_at
@@ -72,6 +72,18 @@ def test_every_cut_of_the_file_is_read_and_continued(tmp_path):
         assert journal.read(path) == whole
         journal.append(path, {"test": "new"})
         assert journal.read(path) == [*whole, {"test": "new"}]
+
+
+def test_a_timed_benchmark_is_in_the_journal_and_in_the_report(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    options = ["-p", "bench.journal", f"--journal={path}", "-q", "-p", "no:cacheprovider", "--benchmark-max-time=0.01"]
+    command = [sys.executable, "-m", "pytest", "bench/test_bench_prenet.py", *options]
+    subprocess.run(command, cwd=environment.ROOT, check=True, stdout=subprocess.DEVNULL)
+    run = results.load([path])
+    assert run.machine["ceilings"]["bytes_per_second"] > 0
+    assert {implementation for rows in run.by_name().values() for implementation in rows} == {"fastglow", "eager"}
+    assert all(row.seconds > 0 and row.info["op"] == "prenet" for row in run.rows)
+    assert all(f"| {name} |" in report.markdown(run) for name in run.by_name())
 
 
 def test_no_file_is_no_record(tmp_path):
