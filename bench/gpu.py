@@ -15,7 +15,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 from . import environment, journal
@@ -23,6 +25,8 @@ from .steps import GRACE, PACKAGES, PARTS, Step, steps
 
 LIMIT = 580.0  # seconds, in total
 REPORT_LIMIT = 30.0
+WORKERS = max(1, min(6, (os.cpu_count() or 1) // 2))
+"""Test files at a time: compiling their kernels one by one takes minutes. Benchmarks run alone."""
 SHORTEST = 60.0  # for a step, while time is left
 NOTHING_LEFT = 5  # pytest's exit code if no test was selected
 PR_SET_PDEATHSIG = 1
@@ -61,26 +65,41 @@ def run(step: Step, out: Path, limit: float) -> int:
             return 1
 
 
-def time_for(step: Step, todo: Sequence[Step], left: float) -> float:
-    """Its share of the time left, but enough to import PyTorch and compile."""
-    return min(left, max(SHORTEST, left * step.share / sum(other.share for other in todo)))
+def time_for(group: Sequence[Step], todo: Sequence[Step], left: float) -> float:
+    """The share of `group` in the time left, but enough to import PyTorch and compile."""
+    shares = [sum(step.share for step in some) for some in (group, todo)]
+    return min(left, max(SHORTEST, left * shares[0] / shares[1]))
 
 
 def run_all(todo: Sequence[Step], out: Path, deadline: float) -> dict[str, int]:
     """Exit codes by step, also in the journal; `deadline` in `time.monotonic()` seconds."""
-    codes = {}
-    for i, step in enumerate(todo):
-        limit = time_for(step, todo[i:], deadline - time.monotonic())
-        if limit < 2 * GRACE:
-            codes[step.name] = 1
-            print(f"{step.name}: no time left, run again", flush=True)
-            continue
-        start = time.monotonic()
-        codes[step.name] = run(step, out, limit)
-        took, verdict = time.monotonic() - start, "ok" if codes[step.name] == 0 else f"exit {codes[step.name]}"
-        journal.append(out / "journal.jsonl", {"step": step.name, "code": codes[step.name], "seconds": round(took, 1)})
-        print(f"{step.name}: {verdict}, {took:.0f} of {limit:.0f} s", flush=True)
+    codes: dict[str, int] = {}
+    i = 0
+    while i < len(todo):
+        n = next((n for n, step in enumerate(todo[i:]) if not step.together), len(todo) - i) or 1
+        group = todo[i : i + n]
+        end = time.monotonic() + time_for(group, todo[i:], deadline - time.monotonic())
+        if n == 1:
+            codes[group[0].name] = _run_until(group[0], out, end)
+        else:
+            with ThreadPoolExecutor(WORKERS) as pool:
+                found = pool.map(partial(_run_until, out=out, end=end), group)
+                codes |= zip([step.name for step in group], found, strict=True)
+        i += n
     return codes
+
+
+def _run_until(step: Step, out: Path, end: float) -> int:
+    start = time.monotonic()
+    limit = end - start
+    if limit < 2 * GRACE:
+        print(f"{step.name}: no time left, run again", flush=True)
+        return 1
+    code = run(step, out, limit)
+    took, verdict = time.monotonic() - start, "ok" if code == 0 else f"exit {code}"
+    journal.append(out / "journal.jsonl", {"step": step.name, "code": code, "seconds": round(took, 1)})
+    print(f"{step.name}: {verdict}, {took:.0f} of {limit:.0f} s", flush=True)
+    return code
 
 
 def unfinished(out: Path, todo: Sequence[Step]) -> list[Step]:
@@ -112,8 +131,11 @@ def plan(todo: Sequence[Step], every: Sequence[Step], out: Path, seconds: float)
     lines = [f"folder: {out}", f"finished before: {known.count('passed')} passed, {known.count('failed')} failed"]
     waiting = {step.name for step in todo}
     for step in every:
-        time_given = f"{time_for(step, todo, seconds):.0f} s" if step.name in waiting else "done"
+        group = [other for other in todo if other.together] if step.together else [step]
+        time_given = f"{time_for(group, todo, seconds):.0f} s" if step.name in waiting else "done"
         lines.append(f"{step.part:<9} {step.name:<48} {time_given:>6}")
+    if any(step.together for step in todo):
+        lines.append(f"tests run {WORKERS} files at a time, within their time together")
     lines += [f"missing: {name}, for {what}" for name, what in missing_packages().items()]
     return "\n".join([*lines, f"in all {seconds:.0f} s, and {REPORT_LIMIT:.0f} s for the report"])
 

@@ -54,12 +54,14 @@ class Step:
         command: seconds allowed -> command line.
         share: weight among the steps still to run; later steps get the time that a step does not use.
         part: one of PARTS.
+        together: runs at the same time as its neighbours that say so too.
     """
 
     name: str
     command: Callable[[float], list[str]]
     share: float
     part: str = TESTS
+    together: bool = False
 
 
 def steps(out: Path, peer_dle: str | None, parts: Sequence[str] = PARTS) -> list[Step]:
@@ -70,7 +72,8 @@ def steps(out: Path, peer_dle: str | None, parts: Sequence[str] = PARTS) -> list
     def test(file: Path) -> Step:
         command = [*pytest, "-m", "gpu", "--durations=5", str(file.relative_to(environment.ROOT))]
         share = SHARES.get(file.stem, TESTS_SHARE)
-        return Step("-".join(file.relative_to(environment.ROOT).with_suffix("").parts), lambda limit: command, share)
+        name = "-".join(file.relative_to(environment.ROOT).with_suffix("").parts)
+        return Step(name, lambda limit: command, share, together=True)
 
     def benchmark(stem: str, word: str, part: str) -> Step:
         name = f"{stem}-{word}" if word else stem

@@ -125,8 +125,8 @@ def test_parts(tmp_path):
 
 def test_a_step_gets_time_to_start_and_none_starts_without(tmp_path, clock, capsys):
     todo = [Step("a", python(""), 1.0), Step("b", python(""), 99.0)]
-    assert time_for(todo[0], todo, 500) == SHORTEST
-    assert time_for(todo[0], todo, 40) == 40
+    assert time_for(todo[:1], todo, 500) == SHORTEST
+    assert time_for(todo[:1], todo, 40) == 40
     assert run_all(todo, tmp_path, clock.now + 19) == {"a": 1, "b": 1}
     assert not list(tmp_path.iterdir())
     assert "a: no time left" in capsys.readouterr().out
@@ -187,6 +187,34 @@ run_all([Step("slow", lambda limit: [sys.executable, "-S", "-c", step], 1.0)], P
     runner.wait()
     while status.exists() and status.read_text().split()[2] != "Z":
         time.sleep(0.02)
+
+
+def test_test_files_run_together_and_benchmarks_alone(tmp_path, monkeypatch):
+    """The first two wait for each other, the last for both."""
+    meet = """
+import sys, time
+from pathlib import Path
+folder, mine, others = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+(folder / mine).touch()
+while not (folder / others).exists():
+    time.sleep(0.01)
+"""
+
+    monkeypatch.setattr(gpu, "WORKERS", 2)
+
+    def meeting(mine: str, others: str) -> Step:
+        command = [sys.executable, "-S", "-c", meet, str(tmp_path), mine, others]
+        return Step(mine, lambda limit: command, 1.0, together=True)
+
+    alone = "import sys; from pathlib import Path; Path(sys.argv[1], 'alone').touch()"
+    last = Step("last", lambda limit: [sys.executable, "-S", "-c", alone, str(tmp_path)], 1.0)
+    todo = [meeting("a", "b"), meeting("b", "a"), last]
+    assert run_all(todo, tmp_path, time.monotonic() + 900) == {"a": 0, "b": 0, "last": 0}
+    ended = [record["step"] for record in journal.read(tmp_path / "journal.jsonl")]
+    assert sorted(ended[:2]) == ["a", "b"] and ended[2] == "last"
+    every = steps(tmp_path, None)
+    assert {step.part for step in every if step.together} == {"tests"}
+    assert all(step.together for step in every if step.part == "tests")
 
 
 def test_missing_packages_are_named(monkeypatch, tmp_path):
