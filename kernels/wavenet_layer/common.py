@@ -232,11 +232,13 @@ def architecture(device: torch.device) -> int:
     return triton.runtime.driver.active.get_current_target().arch if device.type == "meta" else 90
 
 
+@cache
 def _shared_memory(device: torch.device) -> int:
     """Bytes that a block may have; without a GPU, those of the first one with bfloat16."""
     if device.type != "cuda":
         return 163 * 1024
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"]
 
 
 def skip_tile(BN: int, S: int) -> int:
