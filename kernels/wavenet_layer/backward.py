@@ -10,7 +10,6 @@ from torch import Tensor
 from ..launch import launch
 from .common import (
     OP,
-    WARPGROUP_ARCHITECTURES,
     ChannelsLast,
     LayerInputs,
     ResSkip,
@@ -38,9 +37,9 @@ INPUT_BACKWARD_CONFIGS = {
     2: (config(128, 128, 64, 8, 3), config(64, 64, 64, 4, 3), config(32, 32, 32, 4, 2)),
     4: (config(128, 64, 32, 8, 3), config(64, 64, 32, 4, 3), config(32, 32, 32, 4, 2)),
 }
-# Before those for 2 bytes, on WARPGROUP_ARCHITECTURES.
-WIDE_GATE_BACKWARDS = (config(128, 128, 64, 8, 3),)
-WIDE_INPUT_BACKWARDS = (config(128, 256, 64, 8, 3),)
+# Before those for 2 bytes, by architecture.
+WIDE_GATE_BACKWARDS = dict.fromkeys((90, 100), (config(128, 128, 64, 8, 3),))
+WIDE_INPUT_BACKWARDS = {90: (config(128, 256, 64, 8, 3),)}
 
 
 @triton.jit
@@ -105,18 +104,6 @@ def wavenet_gate_bwd_kernel(
 
 
 @triton.jit
-def _store_dh(b_dh, p_dh, dnext, mask, rows, o_n, sizes):
-    """dh plus the gradient that passes by the convolution, zeros beyond the length."""
-    C = sizes.C
-    if dnext is not None:
-        b_d = load_tile(first_row(dnext, rows), rows.o_r, rows.m_t, dnext.s_t, o_n, C, False).to(tl.float32)
-        if mask is not None:
-            b_d = multiply_mask(b_d, mask, rows)
-        b_dh += b_d
-    store_tile(p_dh, tl.where(rows.m_t[:, None], b_dh, 0.0), rows, o_n, C, C, sizes.T)
-
-
-@triton.jit
 def wavenet_input_bwd_kernel(
     p_du,  # [B, T, 2C]
     in_weight,
@@ -150,13 +137,12 @@ def wavenet_input_bwd_kernel(
             b_w = load_tile(p_tap, o_k, o_k < 2 * C - u, in_weight.s_out, o_n, C, False)  # [BK, BN]
             b_dh = tl.dot(b_du, b_w, b_dh, input_precision=blocks.PRECISION)
             tap, u = next_block(tap, u, 2 * C, BK)
-    if BN > 128:
-        b_low, b_high = halves(b_dh)
-        o_low = i_n * BN + tl.arange(0, BN // 2)
-        _store_dh(b_low, p_dh, dnext, mask, rows, o_low, sizes)
-        _store_dh(b_high, p_dh, dnext, mask, rows, o_low + BN // 2, sizes)
-    else:
-        _store_dh(b_dh, p_dh, dnext, mask, rows, o_n, sizes)
+    if dnext is not None:
+        b_d = load_tile(first_row(dnext, rows), rows.o_r, rows.m_t, dnext.s_t, o_n, C, False).to(tl.float32)
+        if mask is not None:
+            b_d = multiply_mask(b_d, mask, rows)
+        b_dh += b_d
+    store_tile(p_dh, tl.where(rows.m_t[:, None], b_dh, 0.0), rows, o_n, C, C, T)
 
 
 def _signal_gradients(
@@ -173,8 +159,8 @@ def _signal_gradients(
     res_skip, d, mask = ResSkip.of(inputs), ChannelsLast.of(dnext), ChannelsLast.of(inputs.mask)
     options = partial(launch_options, S=res_skip.S, in_weight=in_weight)
     width = gate.dtype.itemsize
-    wide = width == 2 and architecture(gate.device) in WARPGROUP_ARCHITECTURES
-    configs = (WIDE_GATE_BACKWARDS if wide else ()) + GATE_BACKWARD_CONFIGS[width]
+    arch = architecture(gate.device)
+    configs = (WIDE_GATE_BACKWARDS.get(arch, ()) if width == 2 else ()) + GATE_BACKWARD_CONFIGS[width]
     chosen = pick("wavenet_gate_bwd", configs, acts, columns=C)
     launch(
         OP, wavenet_gate_bwd_kernel, (triton.cdiv(T, chosen["BT"]) * triton.cdiv(C, chosen["BN"]), B),
@@ -182,7 +168,7 @@ def _signal_gradients(
         **options(chosen, sizes=Sizes(T, C, D=0, dilation=0)),  # not read: other values would compile it again
     )  # fmt: skip
     if dh is not None:
-        configs = (WIDE_INPUT_BACKWARDS if wide else ()) + INPUT_BACKWARD_CONFIGS[width]
+        configs = (WIDE_INPUT_BACKWARDS.get(arch, ()) if width == 2 else ()) + INPUT_BACKWARD_CONFIGS[width]
         chosen = pick("wavenet_input_bwd", configs, acts, columns=C)
         launch(
             OP, wavenet_input_bwd_kernel, (triton.cdiv(T, chosen["BT"]) * triton.cdiv(C, chosen["BN"]), B),

@@ -17,9 +17,6 @@ from ..launch import Config, pick_config, product_precision
 
 OP = "wavenet_layer"
 
-WARPGROUP_ARCHITECTURES = (90, 100)
-"""Their products read shared memory. Those of others read registers too, which the widest tiles would spill."""
-
 PROGRAMS = 128
 """Fewest programs that fill a GPU: about the multiprocessors of an H100."""
 

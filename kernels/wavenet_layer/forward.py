@@ -12,7 +12,6 @@ from ..arguments import Signal, dot_size
 from ..launch import Config, launch, pick_config
 from .common import (
     OP,
-    WARPGROUP_ARCHITECTURES,
     ChannelsLast,
     LayerInputs,
     ResSkip,
@@ -20,7 +19,6 @@ from .common import (
     architecture,
     config,
     first_row,
-    halves,
     launch_options,
     load_tile,
     multiply_mask,
@@ -56,9 +54,18 @@ FUSED_CONFIGS = {
     (4, True): (config(32, 32, 16, 8, 2), config(16, 16, 16, 4, 2)),
     (4, False): (config(64, 32, 16, 8, 2), config(32, 32, 32, 4, 2)),
 }
-# Before those for 2 bytes, by whether the architecture is among WARPGROUP_ARCHITECTURES.
-WIDE_GATES = {True: (config(128, 128, 64, 8, 3), config(256, 64, 64, 8, 3)), False: (config(128, 128, 32, 8, 4),)}
-WIDE_RES_SKIPS = {True: (config(128, 256, 64, 8, 3), config(128, 128, 64, 8, 3)), False: (config(128, 128, 32, 8, 4),)}
+# Before those for 2 bytes, by architecture; others have sm_80's. Products of sm_90 and sm_100 read shared memory, those
+# of other architectures registers too, which wider tiles would spill.
+WIDE_GATES = {
+    80: (config(128, 128, 32, 8, 4),),
+    90: (config(128, 128, 64, 8, 3), config(256, 64, 64, 8, 3)),
+    100: (config(128, 128, 64, 8, 3), config(256, 64, 64, 8, 3)),
+}
+WIDE_RES_SKIPS = {
+    80: (config(128, 128, 32, 8, 4),),
+    90: (config(128, 256, 64, 8, 3), config(128, 128, 64, 8, 3)),
+    100: (config(128, 128, 64, 8, 3),),
+}
 # For C > 64, up to sm_90: from tensor memory, all values of a tile at once would spill registers.
 WIDE_FUSED = (config(64, 64, 32, 8, 3),)
 
@@ -250,23 +257,11 @@ def wavenet_res_skip_fwd_kernel(
         if i_n < n_residual_blocks:
             o_n = i_n * BN + tl.arange(0, BN)
             b_x = _res_skip(p_acts, res_skip, 0, R, rows, o_n, BN, sizes, blocks)
-            if BN > 128:
-                b_low, b_high = halves(b_x)
-                o_low = i_n * BN + tl.arange(0, BN // 2)
-                _store_residual(b_low, p_next_h, res_skip.bias, mask, h, rows, o_low, sizes)
-                _store_residual(b_high, p_next_h, res_skip.bias, mask, h, rows, o_low + BN // 2, sizes)
-            else:
-                _store_residual(b_x, p_next_h, res_skip.bias, mask, h, rows, o_n, sizes)
+            _store_residual(b_x, p_next_h, res_skip.bias, mask, h, rows, o_n, sizes)
     if i_n >= n_residual_blocks:
         o_n = (i_n - n_residual_blocks) * BS + tl.arange(0, BS)
         b_x = _res_skip(p_acts, res_skip, R, S, rows, o_n, BS, sizes, blocks)
-        if BS > 128:
-            b_low, b_high = halves(b_x)
-            o_low = (i_n - n_residual_blocks) * BS + tl.arange(0, BS // 2)
-            _store_skip(b_low, p_next_skip, res_skip, skip, rows, o_low, sizes)
-            _store_skip(b_high, p_next_skip, res_skip, skip, rows, o_low + BS // 2, sizes)
-        else:
-            _store_skip(b_x, p_next_skip, res_skip, skip, rows, o_n, sizes)
+        _store_skip(b_x, p_next_skip, res_skip, skip, rows, o_n, sizes)
 
 
 @triton.jit
@@ -350,14 +345,14 @@ def layer_forward(inputs: LayerInputs, dilation: int, save_gate: bool) -> tuple[
         )  # fmt: skip
         return next_h, next_skip, gate
     acts = empty((B, T, C), dtype=h.dtype)
-    warpgroups = architecture(h.device) in WARPGROUP_ARCHITECTURES
-    configs = (WIDE_GATES[warpgroups] if width == 2 else ()) + GATE_CONFIGS[width]
+    arch = architecture(h.device)
+    configs = (WIDE_GATES.get(arch, WIDE_GATES[80]) if width == 2 else ()) + GATE_CONFIGS[width]
     chosen = pick("wavenet_gate_fwd", configs, h, columns=C, elements=partial(tile_elements, accumulators=2))
     launch(
         OP, wavenet_gate_fwd_kernel, (triton.cdiv(T, chosen["BT"]) * triton.cdiv(C, chosen["BN"]), B),
         *gate_inputs, lengths, acts, gate, **options(chosen),
     )  # fmt: skip
-    configs = (WIDE_RES_SKIPS[warpgroups] if width == 2 else ()) + RES_SKIP_CONFIGS[width]
+    configs = (WIDE_RES_SKIPS.get(arch, WIDE_RES_SKIPS[80]) if width == 2 else ()) + RES_SKIP_CONFIGS[width]
     chosen = pick("wavenet_res_skip_fwd", configs, h, columns=R + S)
     column_blocks = triton.cdiv(R, chosen["BN"]) + triton.cdiv(S, skip_tile(chosen["BN"], S))
     launch(

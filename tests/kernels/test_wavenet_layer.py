@@ -254,12 +254,12 @@ def test_every_configuration_of_the_backward_kernels(kernel, config, device, tri
 
 
 WIDE = {"num_warps": 8, "num_stages": 3, "BT": 16, "BK": 64}
-"""With 128 or 256 columns, whose epilogue takes them in two halves."""
+"""With 128 or 256 columns; the gate's backward kernel takes its 128 in two halves."""
 
 
 @pytest.mark.parametrize("n_skip, dtype", [(136, torch.float16), (8, torch.float32)], ids=str)
 def test_wide_tiles(n_skip, dtype, device, triton_backend, two_kernels):
-    """The second halves of the 256 columns end after 8; few skip rows have narrow tiles of their own."""
+    """Columns end inside a half; few skip rows have narrow tiles of their own."""
     case = Case(channels=136, n_skip=n_skip, n_conditioning=8, time=20, mask=True, lengths=True, skip=True)
     columns = {"gate_fwd": 128, "res_skip_fwd": 256, "gate_bwd": 128, "input_bwd": 256}
     with ExitStack() as forced:
