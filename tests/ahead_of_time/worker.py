@@ -48,8 +48,9 @@ class _Compiler:
             if precision not in case.swept.get(self._arch, ()):
                 return
             for kernel, candidates in {choice.kernel: choice.candidates for choice in choices}.items():
-                self.offered += [(f"{kernel}_kernel", precision, dict(config)) for config in candidates]
                 for config in candidates:
+                    if "num_warps" in config:  # else a choice between kernels
+                        self.offered.append((f"{kernel}_kernel", precision, dict(config)))
                     self._run(case, precision, (kernel, config))
 
     def _run(self, case: Case, precision: str, forced: tuple[str, launch.Config] | None = None) -> None:
