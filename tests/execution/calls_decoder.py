@@ -138,11 +138,14 @@ _training = partial(
 )
 _decoding = partial(
     Case,
-    configs={"decode_loop": config(BU=4, BR=8, BK=8, STAGES=1, BT=16, BL=16, BD=16, BS=16)},
+    configs={"decode_phase": config(BU=4, BR=8, BK=8, STAGES=1, BT=16, BL=16, BD=16, BS=16)},
     constants=((decoding, "FRAMES_PER_GRAPH", 1),),
 )
 _decoding_many = partial(
-    _decoding, configs={"decode_loop": config(BU=8, BR=16, BK=8, STAGES=1, BT=64, BL=16, BD=32, BS=64)}
+    _decoding, configs={"decode_phase": config(BU=8, BR=16, BK=8, STAGES=1, BT=64, BL=16, BD=32, BS=64)}
+)
+_prefetching = partial(
+    _decoding, configs=_decoding.keywords["configs"] | {"decode_loop": {"PREFETCH": 1, "num_warps": 4}}
 )
 
 CASES = (
@@ -165,4 +168,5 @@ CASES = (
         dtypes=FLOAT,
     ),
     _decoding("decode_loop, persistent", lambda inputs: _decode_loop(inputs, "persistent", 19, 0, 7)),
+    _prefetching("decode_loop, persistent, prefetching", lambda inputs: _decode_loop(inputs, "persistent", 19, 0, 7)),
 )

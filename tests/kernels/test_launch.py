@@ -57,15 +57,6 @@ def test_no_table_for_this_gpu(measured, monkeypatch):
     assert pick(10_000, channels=64) == SMALL
 
 
-def test_forced_configurations_of_several_kernels():
-    with launch.use_config("op_fwd", LARGE), launch.use_config("op_bwd", LARGE):
-        assert pick(1) == pick(1, kernel="op_bwd") == LARGE
-        with launch.use_config("op_fwd", SMALL):
-            assert (pick(1), pick(1, kernel="op_bwd")) == (SMALL, LARGE)
-        assert pick(1) == LARGE
-    assert pick(1) == pick(1, kernel="op_bwd") == SMALL
-
-
 def test_a_forced_configuration_and_the_record_of_choices():
     with launch.record_choices() as choices, launch.use_config("op_fwd", LARGE):
         assert pick(1) == LARGE
