@@ -123,4 +123,4 @@ def run(call: Call, memory: Memory, order: Order, *observers: Observer) -> Resul
 
 
 def _bits(x: Tensor) -> bytes:
-    return x.detach().contiguous().view(torch.uint8 if x.dim() else x.dtype).numpy().tobytes()
+    return x.detach().contiguous().numpy().tobytes()
