@@ -63,7 +63,7 @@ WIDE_GATES = {
 }
 WIDE_RES_SKIPS = {
     80: (config(128, 128, 32, 8, 4),),
-    90: (config(128, 256, 64, 8, 3), config(128, 128, 64, 8, 3)),
+    90: (config(128, 128, 64, 8, 3),),
     100: (config(128, 128, 64, 8, 3),),
 }
 # For C > 64, up to sm_90: from tensor memory, all values of a tile at once would spill registers.

@@ -31,8 +31,8 @@ def picked(monkeypatch, dtype: torch.dtype, B: int, C: int, T: int, arch: int = 
 def test_large_problems_get_wide_tiles(monkeypatch):
     chosen = picked(monkeypatch, torch.float16, 1, 512, 27520)
     assert chosen["wavenet_gate_fwd"] == common.config(128, 128, 64, 8, 3)
-    assert chosen["wavenet_res_skip_fwd"] == common.config(128, 256, 64, 8, 3)
-    assert chosen["grids"] == [(215 * 4, 1), (215 * 4, 1)]
+    assert chosen["wavenet_res_skip_fwd"] == common.config(128, 128, 64, 8, 3)
+    assert chosen["grids"] == [(215 * 4, 1), (215 * 8, 1)]
 
 
 def test_tiles_shrink_until_they_fill_the_gpu(monkeypatch):
