@@ -5,7 +5,7 @@ The interpreter itself runs all programs of a grid in ascending order, which hid
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,13 +15,14 @@ from triton.runtime import interpreter
 Grid = tuple[int, int, int]
 Program = tuple[int, int, int]
 
-Choose = Callable[[str, Grid], Sequence[Program]]
-"""(kernel's name, grid) -> the programs to run, in order."""
+Choose = Callable[[str, Grid], Iterable[Program]]
+"""(kernel's name, grid) -> the programs to run, in order; a generator may choose by what earlier ones did."""
 
 
 def every_program(kernel: str, grid: Grid) -> list[Program]:
     """All programs of a launch, in the interpreter's order."""
-    return list(itertools.product(*map(range, grid)))
+    x, y, z = map(range, grid)
+    return list(itertools.product(x, y, z))
 
 
 class Observer:
