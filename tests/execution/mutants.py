@@ -7,22 +7,28 @@ from types import ModuleType
 
 from fastglow.kernels.decode_loop import kernels, tiles
 
-_WAIT = """            target += tl.num_programs(0)
-            alive = _wait_for_all(p_barrier, target, max_polls, alive)
-"""
+Replacement = tuple[str, str, int]
+"""Text of the source, what replaces it, and how often the text must be there."""
 
 
-def without_barrier(phase: int) -> tuple[str, str]:
+def without_barrier(phase: int) -> list[Replacement]:
     """The loop without the barrier after a phase."""
-    return _WAIT, f"            if phase != {phase}:\n" + "".join(f"    {line}\n" for line in _WAIT.splitlines())
+    statements = (
+        "target += n_programs",
+        "_arrive(p_barrier)",
+        "alive = _wait(p_barrier, target, max_polls, alive)",
+        "alive = _wait_for_all(p_barrier, target, max_polls, alive)",
+    )
+    return [(f" {one}\n", f" if phase != {phase}: {one}\n".replace(": ", ":\n" + " " * 20), 1) for one in statements]
 
 
-def mutated_kernels(folder: Path, *replacements: tuple[str, str]) -> ModuleType:
-    """A copy of `kernels`, which uses a copy of `tiles`. Each text must be there, in one of them, exactly once."""
+def mutated_kernels(folder: Path, *replacements: Replacement) -> ModuleType:
+    """A copy of `kernels`, which uses a copy of `tiles`. Each text must be in one of them."""
     sources = {module.__name__: Path(str(module.__file__)).read_text() for module in (tiles, kernels)}
-    for old, new in replacements:
-        (name,) = (name for name, source in sources.items() if old in source)
-        assert sources[name].count(old) == 1, f"{old!r} is in {name} {sources[name].count(old)} times, must be once"
+    for old, new, n in replacements:
+        counts = {name: source.count(old) for name, source in sources.items() if old in source}
+        assert list(counts.values()) == [n], f"{old!r} is there {counts} times, must be in one file {n} times"
+        (name,) = counts
         sources[name] = sources[name].replace(old, new)
     names = {name: f"{name}_{folder.name}" for name in sources}
     sources[kernels.__name__] = sources[kernels.__name__].replace(

@@ -1,6 +1,7 @@
 """The decode loop's programs at the same time, in processes: equal bits, no races, and an end when a program stops."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,17 +13,19 @@ from fastglow.errors import FastglowError
 from fastglow.kernels import backend
 from fastglow.kernels.decode_loop import decoding as decoding_module
 from fastglow.kernels.decode_loop.kernels import N_PHASES
+from fastglow.kernels.launch import use_config
 from tests.kernels.checks import assert_same_bits
 from tests.kernels.decode_loop_cases import CASES, Case, begin, new_decoding
 
-from .mutants import mutated_kernels, without_barrier
+from .mutants import Replacement, mutated_kernels, without_barrier
 from .processes import Stop, fork_each, one_program_each, run_concurrently, shared_empty, shared_memory
 from .programs import run_programs
 from .races import Exchange, Launch, Recorder, find_races
 
 PHASES = int(N_PHASES)
 SPREAD = CASES[3]  # several tiles in every phase
-MANY = Case((2, 3, 1) * 6, n_memory=5, n_attention=4, max_steps=2)  # two blocks of items
+ONE_FRAME = replace(SPREAD, max_steps=1, stops="never")
+MANY = Case((2, 3, 1) * 6, n_memory=5, n_attention=4, max_steps=2, stops="never")  # two blocks of items
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +35,13 @@ def _few_polls(monkeypatch):
     monkeypatch.setattr(decoding_module, "FRAMES_PER_GRAPH", 2)
     with backend.use_backend("triton"):
         yield
+
+
+@pytest.fixture(params=[0, 1])
+def prefetch(request):
+    """Blocks of weights that a program loads between its arrival at a barrier and the wait."""
+    with use_config("decode_loop", {"PREFETCH": request.param, "num_warps": 8}):
+        yield request.param
 
 
 @triton.jit
@@ -67,7 +77,7 @@ def decode(case: Case, dtype: torch.dtype = torch.float32):
     (CASES[1], torch.float32, 3),  # an item of length 0
     (SPREAD, torch.float16, 3),
 ], ids=str)  # fmt: skip
-def test_programs_at_the_same_time(case, dtype, programs):
+def test_programs_at_the_same_time(case, dtype, programs, prefetch):
     batch, decoding = decode(case, dtype)
     sizes = *batch.memory.shape[:2], case.early_stopping
     decoding.run_loop(1)
@@ -75,14 +85,13 @@ def test_programs_at_the_same_time(case, dtype, programs):
     begin(decoding, batch)
     decoding.run_steps()
     assert_same_bits(decoding.result(*sizes), expected)
-    for seed in range(2):
-        begin(decoding, batch)
-        with run_concurrently(one_program_each, seed) as launches:
-            decoding.run_loop(programs)
-        assert_same_bits(decoding.result(*sizes), expected)
-        (loop,) = launches
-        assert len(loop.launch.programs) == programs
-        assert find_races(loop.launch, loop.names) == []
+    begin(decoding, batch)
+    with run_concurrently(one_program_each, seed=prefetch) as launches:
+        decoding.run_loop(programs)
+    assert_same_bits(decoding.result(*sizes), expected)
+    (loop,) = launches
+    assert len(loop.launch.programs) == programs
+    assert find_races(loop.launch, loop.names) == []
 
 
 def arrivals(launch: Launch) -> dict[int, int]:
@@ -112,7 +121,8 @@ def arrivals_after(stop: Stop, replacements, tmp_path, monkeypatch) -> dict[int,
         )
     case = Case((5, 3), max_steps=4, stops="never")
     _, decoding = decode(case)
-    with run_concurrently(one_program_each, stop=stop) as launches:
+    # What is computed after giving up may be NaN.
+    with np.errstate(all="ignore"), run_concurrently(one_program_each, stop=stop) as launches:
         decoding.run_loop(3)
     with pytest.raises(FastglowError, match="did not arrive at a barrier"):
         decoding.result(2, 5, True)
@@ -135,43 +145,75 @@ def test_a_stopped_program_makes_the_others_give_up(stop, tmp_path, monkeypatch)
 
 
 def test_giving_up_is_planted(tmp_path, monkeypatch):
-    ignores_alive = ("n_items * alive > 0", "n_items > 0")
+    ignores_alive = ("n_items * alive > 0", "(n_items > 0) & (t < decoder.sizes.max_steps)", 1)
     assert min(arrivals_after(Stop(2, "arrival", 1), [ignores_alive], tmp_path, monkeypatch).values()) > PHASES
 
 
-ARRIVAL = 'tl.atomic_add(p_barrier, 1, sem="acq_rel")'
-POLL = 'tl.atomic_add(p_barrier, 0, sem="acquire")'
-ITEMS = [("p_items = running.items + t % 2 * B", "p_items = running.items"), ("i_next * frame.B", "0 * frame.B")]
+ITEMS: list[Replacement] = [
+    ("p_items = running.items + t % 2 * B", "p_items = running.items", 1),
+    ("i_next * frame.B", "0 * frame.B", 1),
+]
 
-FAULTS = {
-    **{f"no barrier after phase {i}": [without_barrier(i)] for i in range(PHASES)},
-    "arrival relaxed": [(ARRIVAL, ARRIVAL.replace("acq_rel", "relaxed"))],
-    "arrival acquires only": [(ARRIVAL, ARRIVAL.replace("acq_rel", "acquire"))],
-    "arrival releases only": [(ARRIVAL, ARRIVAL.replace("acq_rel", "release"))],
-    "poll relaxed": [(POLL, POLL.replace("acquire", "relaxed"))],
-    "arrival of the block's scope": [(ARRIVAL, ARRIVAL.replace('"acq_rel"', '"acq_rel", scope="cta"'))],
-    "threads not joined before the arrival": [("    tl.debug_barrier()  # every thread's writes", "    #")],
-    "threads not joined after the wait": [("    tl.debug_barrier()\n    return alive", "    return alive")],
-    "one arrival too few": [("    target = 0\n", "    target = -1\n")],
+
+def every_arrival(arguments: str) -> list[Replacement]:
+    """The arrival that also begins the wait, and the one of a program that loads weights in between."""
+    add = "tl.atomic_add(p_barrier, 1, "
+    return [(f'{add}sem="{sem}")', f"{add}{arguments})", 1) for sem in ("acq_rel", "release")]
+
+
+FAULTS: dict[str, list[Replacement]] = {
+    **{f"no barrier after phase {i}": without_barrier(i) for i in range(PHASES)},
+    "arrival relaxed": every_arrival('sem="relaxed"'),
+    "arrival acquires only": every_arrival('sem="acquire"'),
+    "arrival of the block's scope": every_arrival('sem="acq_rel", scope="cta"'),
+    "poll relaxed": [('(p_barrier, 0, sem="acquire")', '(p_barrier, 0, sem="relaxed")', 2)],
+    "poll releases only": [('(p_barrier, 0, sem="acquire")', '(p_barrier, 0, sem="release")', 2)],
+    "threads not joined before the arrival": [
+        ("    tl.debug_barrier()  # every thread's writes", "    #", 1),
+        ("    tl.debug_barrier()\n    tl.atomic_add", "    tl.atomic_add", 1),
+    ],
+    "threads not joined after the wait": [("    tl.debug_barrier()\n    return alive", "    return alive", 2)],
+    "one arrival too few": [("    target = 0\n", "    target = -1\n", 1)],
     "reads what its phase writes": [
         (
             "Product(lstm_d.weight_hh, n, lstm_d.h, n, blocks.EVEN_ND)",
             "Product(lstm_d.weight_ih + N, N + D, attention.context, D, blocks.EVEN_D)",
+            1,
         )
     ],
-    "one list of items": ITEMS,
-}  # fmt: skip
+}
+# A program that does not load weights in between also acquires with its arrival, which may be the last one.
+FAULTS_OF_ONE_FORM = {
+    "arrival releases only": (0, every_arrival('sem="release"')[:1]),
+    "one list of items": (0, ITEMS),  # with several blocks of items, for which no weights are loaded early
+}
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_planted_faults_are_races(fault, tmp_path, monkeypatch):
-    mutant = mutated_kernels(tmp_path, *FAULTS[fault])
+def races_of_a_copy(replacements: list[Replacement], case: Case, tmp_path, monkeypatch) -> list:
+    mutant = mutated_kernels(tmp_path, *replacements)
     monkeypatch.setattr(decoding_module, "decode_loop_kernel", mutant.decode_loop_kernel)
-    _, decoding = decode(MANY if fault == "one list of items" else SPREAD)
+    _, decoding = decode(case)
     # A faulty kernel may compute with NaN.
     with np.errstate(all="ignore"), run_concurrently(one_program_each) as launches:
         decoding.run_loop(3)
-    assert find_races(launches[0].launch, launches[0].names)
+    return find_races(launches[0].launch, launches[0].names)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_faults_are_races(fault, prefetch, tmp_path, monkeypatch):
+    assert races_of_a_copy(FAULTS[fault], ONE_FRAME, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("fault", FAULTS_OF_ONE_FORM)
+def test_planted_faults_of_one_form_are_races(fault, tmp_path, monkeypatch):
+    n, replacements = FAULTS_OF_ONE_FORM[fault]
+    with use_config("decode_loop", {"PREFETCH": n, "num_warps": 8}):
+        assert races_of_a_copy(replacements, MANY if replacements is ITEMS else ONE_FRAME, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("case", [ONE_FRAME, MANY], ids=str)
+def test_a_copy_without_a_fault_has_no_races(case, prefetch, tmp_path, monkeypatch):
+    assert races_of_a_copy([], case, tmp_path, monkeypatch) == []
 
 
 def shuffled_share(kernel, grid):
@@ -209,13 +251,15 @@ def test_launches_of_a_phase_at_the_same_time():
     assert all(find_races(loop.launch) == [] for loop in launches)
 
 
-MERGED = "    _phase(PHASE, tl.program_id(0), frame, decoder, blocks)\n"
+MERGED = """    if tl.program_id(0) < _n_tiles(PHASE, frame.n_items, decoder, blocks):
+        _tile(PHASE, tl.program_id(0), frame, decoder, (), blocks)
+"""
 
 
 @pytest.mark.parametrize("phase", range(PHASES - 1))
 def test_two_phases_in_one_launch_are_a_race(phase, tmp_path, monkeypatch):
-    both = f"{MERGED}    if PHASE == {phase}:\n    {MERGED.replace('PHASE,', 'PHASE + 1,')}"
-    mutant = mutated_kernels(tmp_path, (MERGED, both))
+    following = "".join(f"    {line}\n" for line in MERGED.replace("(PHASE,", "(PHASE + 1,").splitlines())
+    mutant = mutated_kernels(tmp_path, (MERGED, f"{MERGED}    if PHASE == {phase}:\n{following}", 1))
     monkeypatch.setattr(decoding_module, "decode_phase_kernel", mutant.decode_phase_kernel)
     _, decoding = decode(SPREAD)
     recorder = Recorder()
