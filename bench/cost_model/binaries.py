@@ -31,6 +31,8 @@ class Binary:
         stages: of the loops' load pipelines.
         product: instruction of the matrix products: 'wgmma', 'mma', either with ' tf32', or '' without tensor cores.
         narrow: share of the global loads and stores in the code that move less than four bytes per thread.
+        bytes_of_code: of a block, if it executed each of its global loads and stores once and masked none.
+        flops_of_code: of a block, if it executed each of its tensor core instructions once.
     """
 
     registers: int
@@ -39,6 +41,8 @@ class Binary:
     stages: int
     product: str
     narrow: float
+    bytes_of_code: int
+    flops_of_code: int
 
 
 def identity(source: bytes) -> str:
@@ -60,11 +64,26 @@ def compile_launch(source: bytes) -> tuple[Binary, str]:
         product += " tf32"
     stages = max([compiled.metadata.num_stages or 1, *map(int, re.findall(r"cp\.async\.wait_group\s+(\d+)", ptx))])
     widths = list(map(_width, re.findall(r"\b(?:ld|st)\.global[\w.:]*", ptx)))
+    copied = map(int, re.findall(r"cp\.async\.c[ag]\.shared\.global[^;]*?,\s*0x([0-9a-f]+)", ptx))
+    warps = compiled.metadata.num_warps
     narrow = sum(width < 4 for width in widths) / max(1, len(widths))
     binary = Binary(
-        usage["REG"], compiled.metadata.shared, compiled.metadata.num_warps, stages, product, round(narrow, 2)
+        usage["REG"],
+        compiled.metadata.shared,
+        warps,
+        stages,
+        product,
+        round(narrow, 2),
+        bytes_of_code=32 * warps * (sum(widths) + sum(copied)),
+        flops_of_code=warps * _flops(ptx),
     )
     return binary, ptx
+
+
+def _flops(ptx: str) -> int:
+    """Of a warp, which executes a quarter of a wgmma."""
+    shapes = re.findall(r"\b(wgmma|mma)\.[\w.:]*?\.m(\d+)n(\d+)k(\d+)\.", ptx)
+    return sum(2 * int(m) * int(n) * int(k) // (4 if name == "wgmma" else 1) for name, m, n, k in shapes)
 
 
 def _width(instruction: str) -> int:

@@ -11,16 +11,28 @@ from bench.cost_model.chips import CHIPS, launch_times, occupancy, predict
 from bench.cost_model.counting import counting
 from bench.cost_model.prediction import COMMAND, ROOT, committed, compare, predict_all
 from fastglow.kernels.launch import launch
+from tests.ahead_of_time.reports import KERNELS, defined_kernels
 
 # One or two sizes of every kernel, to save minutes; the command counts all.
 CHECKED = (
-    ("decode_loop persistent-1x128-float16",),
+    ("decode_loop graph-1x128-float16", "teacher_forced_loop 64"),
     (
-        "affine_coupling large", "affine_coupling flow-step", "gated_activation train-512-float16",
-        "invertible_conv1x1 factors", "location_attention tacotron2-16x128", "lstm_cell decoder-rnn-16",
-        "prenet train-64x800-float16",
+        "affine_coupling large", "affine_coupling inverse", "affine_coupling flow-step",
+        "gated_activation train-512-float16", "gated_activation vits", "invertible_conv1x1 factors",
+        "invertible_conv1x1 train", "location_attention tacotron2-16x128", "lstm_cell decoder-rnn-16",
+        "prenet train-64x800-float16", "wavenet_layer train-512-float16", "wavenet_layer inference-256",
+        "weight_norm wn-256",
     ),
 )  # fmt: skip
+
+NOT_COUNTED = {
+    "decode_loop_kernel": "waits for its other programs; decode_phase_kernel runs the same tiles",
+    "teacher_forced_advance_kernel": "only a graph launches it: one program adds to a clock",
+    "weight_norm_fwd_kernel": "models use weight_norm_packed",
+    "weight_norm_bwd_kernel": "models use weight_norm_packed",
+    "wavenet_layer_fwd_kernel": "for at most 128 channels; no published model has so few",
+    "decode_begin_kernel": "one program writes a list, once per utterance",
+}
 
 
 @triton.jit
@@ -67,6 +79,35 @@ def test_published_work_is_as_committed():
     assert len(calls) >= sum(map(len, CHECKED))
     found = compare(calls)
     assert not found, "\n".join(found)
+
+
+def checked_calls() -> list[dict]:
+    return [call for call in committed() if any(part in call["name"] for part in sum(CHECKED, ()))]
+
+
+def test_every_kernel_is_checked():
+    counted = {x["kernel"] for call in checked_calls() for x in call["launches"] if x["work"]}
+    assert defined_kernels(KERNELS.rglob("*.py")) - NOT_COUNTED.keys() <= counted
+
+
+def test_bytes_are_those_of_the_machine_code():
+    """Of kernels without loops, whose tiles are full: one execution of each load and store in the PTX."""
+    names = ("gated_activation train-512", "affine_coupling large", "affine_coupling inverse-large")
+    launches = [x for call in committed() if call["name"].startswith(names) for x in call["launches"]]
+    assert len(launches) == 7
+    for x in launches:
+        assert x["work"]["requested"] == x["work"]["programs"] * x["binary"]["bytes_of_code"]
+
+
+def test_products_are_those_of_the_machine_code():
+    """A product's tensor core instructions multiply its tile, at each place in the code where it stands."""
+    found = [x for call in checked_calls() for x in call["launches"] if x["work"] and x["work"]["products"]]
+    with_wgmma = [x for x in found if x["binary"]["product"] == "wgmma"]
+    assert with_wgmma
+    for x in with_wgmma:
+        of_one = x["work"]["largest"][1] / x["work"]["products"]
+        assert x["binary"]["flops_of_code"] >= of_one
+        assert x["binary"]["flops_of_code"] % of_one == 0
 
 
 def test_every_launch_has_a_binary():
