@@ -20,7 +20,7 @@ from tests.kernels.decode_loop_cases import CASES, Case, begin, new_decoding
 from .mutants import Replacement, mutated_kernels, without_barrier
 from .processes import Stop, fork_each, one_program_each, run_concurrently, shared_empty, shared_memory
 from .programs import run_programs
-from .races import Exchange, Launch, Recorder, find_races
+from .races import Exchange, Launch, Recorder, find_races, find_thread_races
 
 PHASES = int(N_PHASES)
 SPREAD = CASES[3]  # several tiles in every phase
@@ -92,6 +92,7 @@ def test_programs_at_the_same_time(case, dtype, programs, prefetch):
     (loop,) = launches
     assert len(loop.launch.programs) == programs
     assert find_races(loop.launch, loop.names) == []
+    assert find_thread_races(loop.launch, loop.names) == []
 
 
 def arrivals(launch: Launch) -> dict[int, int]:
