@@ -30,7 +30,7 @@ UNCOUNTED = {"offset", "seed", "start"}
 Sampling = Generator[Program, None, np.ndarray]
 """Yields programs to run, and returns counts."""
 
-ALL, SAMPLED, FEW, LONG = 512, 128, 8, 500
+ALL, SAMPLED, FEW, LONG = 512, 64, 16, 64
 """Programs along an axis on which they differ: of up to ALL all are run, of more SAMPLED; FEW if one has more than LONG
 accesses."""
 
