@@ -180,7 +180,7 @@ class Recorder:
                 return n * (yield from at(n // 2))
         longest = max((counts[FIELDS.index("accesses")] for counts, _ in self._results.values()), default=0)
         if n <= ALL and longest <= LONG:
-            sampled = range(n)
+            sampled = list(range(n))
         else:
             # Steps of the golden ratio hit every kind of program in its proportion, whatever the period of a flat grid.
             sampled = [int(n * (i * GOLDEN_RATIO % 1)) for i in range(SAMPLED if longest <= LONG else FEW)]
