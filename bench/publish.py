@@ -10,13 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastglow.errors import FastglowError
-from fastglow.files import replacing
 from fastglow.kernels.launch import gpu_slug
 
 from . import environment, gate, report, results
+from .readme import README, write_between
 from .results import Run
-
-README = environment.ROOT / "bench" / "README.md"
 
 
 def markers(gpu: str) -> tuple[str, str]:
@@ -25,8 +23,7 @@ def markers(gpu: str) -> tuple[str, str]:
 
 
 def section(run: Run) -> str:
-    """The targets of one GPU, between its markers."""
-    start, end = markers(run.machine["gpu"])
+    """The targets of one GPU."""
     rows = [
         f"| {name} | {target} | {found} |"
         for name, of_name in run.by_name().items()
@@ -34,16 +31,7 @@ def section(run: Run) -> str:
     ]
     versions = f"torch {run.machine['torch']}, triton {run.machine['triton']}, commit {run.machine['commit']}."
     head = [f"### {run.machine['gpu']}", "", versions, "", "| benchmark | target | measured |", "|---|---|---|"]
-    return "\n".join([start, *head, *rows, end])
-
-
-def placed(text: str, gpu: str, table: str) -> str:
-    """The text with the GPU's table in place of its old one, else at the end."""
-    start, end = markers(gpu)
-    if start in text and end in text:
-        before, _, rest = text.partition(start)
-        return before + table + rest.partition(end)[2]
-    return f"{text.rstrip()}\n\n{table}\n"
+    return "\n".join([*head, *rows])
 
 
 def publish(journals: Sequence[Path], baselines: Path, readme: Path) -> Path:
@@ -58,8 +46,7 @@ def publish(journals: Sequence[Path], baselines: Path, readme: Path) -> Path:
         raise FastglowError("this run had no GPU, and baselines are per GPU: run `make gpu` on a GPU")
     path = results.baseline_path(baselines, gpu)
     gate.write_baseline(path, run)
-    with replacing(readme) as temporary:
-        temporary.write_text(placed(readme.read_text(encoding="utf-8"), gpu, section(run)), encoding="utf-8")
+    write_between(readme, *markers(gpu), section(run))
     return path
 
 

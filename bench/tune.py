@@ -20,7 +20,7 @@ from fastglow.kernels import launch
 from fastglow.kernels.launch import Choice, Config
 
 from . import environment, timing
-from .workload import FASTGLOW, TRAIN_STEP, Implementation, Workload
+from .workload import FASTGLOW, TRAIN_STEP, Implementation, Workload, all_workloads
 
 Found = dict[tuple[str, str, tuple[tuple[str, int], ...]], Config]
 """The fastest configuration by (kernel, dtype, shape)."""
@@ -108,15 +108,6 @@ def read(path: Path) -> Found:
         for kernel, entries in content["kernels"].items()
         for entry in entries
     }
-
-
-def all_workloads() -> list[Workload]:
-    """The suite's workloads, single operations before the whole model."""
-    import importlib
-
-    names = sorted(path.stem for path in Path(__file__).parent.glob("test_bench_*.py"))
-    names.sort(key=lambda name: name == "test_bench_waveglow")
-    return [workload for name in names for workload in importlib.import_module(f"bench.{name}").WORKLOADS]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,9 +1,11 @@
 """What a benchmark computes, and the check of its result that must pass before it is timed."""
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -219,6 +221,13 @@ class Operation(Workload):
 def on_this_machine(gpu: list[Workload], cpu: list[Workload]) -> list[Workload]:
     """Published sizes on a GPU, small ones on a CPU."""
     return gpu if has_gpu() else cpu
+
+
+def all_workloads() -> list[Workload]:
+    """The suite's workloads, single operations before the whole model."""
+    names = sorted(path.stem for path in Path(__file__).parent.glob("test_bench_*.py"))
+    names.sort(key=lambda name: name == "test_bench_waveglow")
+    return [workload for name in names for workload in importlib.import_module(f"bench.{name}").WORKLOADS]
 
 
 def cases(workloads: Sequence[Workload]) -> list:

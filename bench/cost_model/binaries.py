@@ -8,16 +8,15 @@ import importlib
 import json
 import pickle
 import re
-import subprocess
 import sys
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import triton
+from triton.backends.compiler import GPUTarget
 
-CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+from tests.ahead_of_time.worker import Driver, resource_usage
+
 ARCHITECTURE = 90
 LAUNCH_OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "launch_cooperative_grid")
 
@@ -58,7 +57,7 @@ def compile_launch(source: bytes) -> tuple[Binary, str]:
     given = [arguments[key] for key in kernel.arg_names]
     compiled = kernel.warmup(*given, grid=grid, **options)
     ptx = re.sub(r"//.*", "", compiled.asm["ptx"])
-    usage = _resource_usage(compiled.asm["cubin"])
+    usage = resource_usage(compiled.asm["cubin"])
     product = "wgmma" if "wgmma.mma_async" in ptx else "mma" if "mma.sync" in ptx else ""
     if product and ".tf32" in ptx:
         product += " tf32"
@@ -93,33 +92,9 @@ def _width(instruction: str) -> int:
     return (int(vector.group(1)) if vector else 1) * (int(element.group(1)) // 8 if element else 4)
 
 
-def _resource_usage(cubin: bytes) -> dict[str, int]:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [str(CUOBJDUMP), "--dump-resource-usage", file.name]
-        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return {name: int(value) for name, value in re.findall(r"\b([A-Z]+):(\d+)", printed)}
-
-
-class _Driver:
-    """The part of a Triton driver that compiling needs."""
-
-    def get_current_target(self) -> Any:
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget("cuda", ARCHITECTURE, 32)
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-
 def pretend_gpu() -> None:
     """Makes Triton compile for the architecture in this process."""
-    triton.runtime.driver.set_active(_Driver())
+    triton.runtime.driver.set_active(Driver(GPUTarget("cuda", ARCHITECTURE, 32)))
 
 
 def main(source: Path, target: Path) -> None:

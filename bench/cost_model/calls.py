@@ -1,6 +1,7 @@
 """The published sizes of the benchmarks, as calls to be counted."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -40,56 +41,25 @@ def _facts(workload, direction: str) -> dict[str, Any]:
 def published() -> Iterator[Published]:
     """Of all benchmarks, in a process that has not imported them yet."""
     environment.assume_gpu()
-    from .. import (
-        test_bench_affine_coupling,
-        test_bench_decode_loop,
-        test_bench_gated_activation,
-        test_bench_invertible_conv1x1,
-        test_bench_location_attention,
-        test_bench_lstm_cell,
-        test_bench_prenet,
-        test_bench_teacher_forced_loop,
-        test_bench_waveglow,
-        test_bench_wavenet_layer,
-        test_bench_weight_norm,
-    )
-    from ..workload import FASTGLOW, INFERENCE, TRAIN_STEP, Implementation
+    from ..test_bench_decode_loop import PERSISTENT, Decoding
+    from ..workload import FASTGLOW, INFERENCE, TRAIN_STEP, Implementation, all_workloads
 
-    for module in (
-        test_bench_affine_coupling,
-        test_bench_gated_activation,
-        test_bench_invertible_conv1x1,
-        test_bench_location_attention,
-        test_bench_lstm_cell,
-        test_bench_prenet,
-        test_bench_teacher_forced_loop,
-        test_bench_waveglow,
-        test_bench_wavenet_layer,
-        test_bench_weight_norm,
-    ):
-        for workload in module.WORKLOADS:
-            for direction in workload.directions:
-                if direction == TRAIN_STEP:  # forward, backward and PyTorch's optimizer, which has no kernel of ours
-                    continue
-
-                def prepare(workload=workload, direction=direction):
-                    return workload.call(Implementation(FASTGLOW), direction)
-
-                yield Published(
-                    f"{workload.op} {workload.name} {direction}",
-                    prepare,
-                    1,
-                    _facts(workload, direction),
-                    direction == INFERENCE,
-                )
-    for workload in test_bench_decode_loop.WORKLOADS:
-        assert isinstance(workload, test_bench_decode_loop.Decoding)
-        persistent = workload.method == test_bench_decode_loop.PERSISTENT
-
-        def prepare(workload=workload, persistent=persistent):
-            return _frame(workload, persistent)
-
-        yield Published(f"{workload.op} {workload.name} frame", prepare, workload.n_frames, _facts(workload, INFERENCE))
+    for workload in all_workloads():
+        if isinstance(workload, Decoding):
+            persistent = workload.method == PERSISTENT
+            name, facts = f"{workload.op} {workload.name} frame", _facts(workload, INFERENCE)
+            yield Published(name, partial(_frame, workload, persistent), workload.n_frames, facts)
+            continue
+        for direction in workload.directions:
+            if direction == TRAIN_STEP:  # forward, backward and PyTorch's optimizer, which has no kernel of ours
+                continue
+            yield Published(
+                f"{workload.op} {workload.name} {direction}",
+                partial(workload.call, Implementation(FASTGLOW), direction),
+                1,
+                _facts(workload, direction),
+                direction == INFERENCE,
+            )
 
 
 def _frame(workload, persistent: bool) -> Callable[[], object]:

@@ -30,6 +30,18 @@ UNCOUNTED = {"offset", "seed", "start"}
 Sampling = Generator[Program, None, np.ndarray]
 """Yields programs to run, and returns counts."""
 
+Piece = tuple[int, int, np.ndarray]
+"""(first, last, counts of each) of a run of equal programs."""
+
+MOST_PIECES = 24
+"""Runs of equal programs along an axis, at most; more is a pattern, such as the rows of a flat grid."""
+
+CHECKED, SAMPLED, LONG = 8, 48, 500
+"""Programs that check the runs; programs that are run instead where those are wrong, or CHECKED of them if one has more
+accesses than LONG."""
+
+GOLDEN_RATIO = 0.6180339887498949
+
 PERSISTENT = "decode_loop_kernel"  # waits for its other programs, so it is not sampled: it runs the phases' tiles
 
 FIELDS = ("bytes", "requested", "unique", "flops", "scalar", "accesses", "products")
@@ -136,7 +148,7 @@ class Recorder:
         self._interprets = False
 
     def choose(self, kernel: str, grid: Grid) -> Iterator[Program]:
-        """The programs that are run: enough to know all others, along one axis after the other."""
+        """The programs that are run, along one axis after the other: one if all are alike."""
         self._results = {}
         total = yield from self._axis(grid, (), list(range(3)))
         busiest = np.max([counts for counts, _ in self._results.values()], axis=0)
@@ -164,33 +176,41 @@ class Recorder:
         def at(i: int) -> Sampling:
             return (yield from self._axis(grid, (i, *fixed), free[:-1]))
 
-        if n > 2:
-            # Uniform along this axis, as far as the middle of the others shows.
-            middle = tuple(grid[a] // 2 for a in free[:-1])
-            probes: list[np.ndarray] = []
-            for i in (0, n // 2, n - 1):
-                probes.append((yield from self._run((*middle, i, *fixed))))
-            if all((probe == probes[0]).all() for probe in probes):
-                return n * (yield from at(n // 2))
-        return (yield from self._between(at, 0, n - 1, max(1, n // 4)))
+        # Steps of the golden ratio hit every kind of program in its proportion, whatever the period of a flat grid.
+        sampled = [int(n * (i * GOLDEN_RATIO % 1)) for i in range(SAMPLED)]
+        # Uniform along this axis, as far as the middle of the others shows.
+        middle = tuple(grid[a] // 2 for a in free[:-1])
+        probes: list[np.ndarray] = []
+        for i in (n // 2, n - 1, *sampled[:CHECKED]):
+            probes.append((yield from self._run((*middle, i, *fixed))))
+        if all((probe == probes[0]).all() for probe in probes):
+            return n * (yield from at(n // 2))
+        pieces = yield from self._pieces(at, n)
+        found: list[np.ndarray] = []
+        for i in sampled[:CHECKED]:
+            found.append((yield from at(i)))
+        if pieces and all((_at(pieces, i) == counts).all() for i, counts in zip(sampled, found, strict=False)):
+            return np.sum([(high - low + 1) * counts for low, high, counts in pieces], axis=0)
+        if max(counts[FIELDS.index("accesses")] for counts, _ in self._results.values()) <= LONG:
+            for i in sampled[CHECKED:]:
+                found.append((yield from at(i)))
+        return n * np.sum(found, axis=0) // len(found)
 
-    def _between(self, at: Callable[[int], Sampling], low: int, high: int, width: int) -> Sampling:
-        """The sum over [low, high]: halves the interval where its ends and middle differ, down to a trapezoid."""
-        a, b = (yield from at(low)), (yield from at(high))
-        if low == high:
-            return a
-        n = high - low + 1
-        if n == 2:
-            return a + b
-        middle = (low + high) // 2
-        c = yield from at(middle)
-        if (a == b).all() and (a == c).all():
-            return n * a
-        if n <= width:
-            return n * (a + b) // 2
-        left = yield from self._between(at, low, middle, width)
-        right = yield from self._between(at, middle, high, width)
-        return left + right - c
+    def _pieces(self, at: Callable[[int], Sampling], n: int) -> Generator[Program, None, list[Piece]]:
+        """Runs of programs whose ends and middle are equal, found by halving; none if there are too many of them."""
+        pieces: list[Piece] = []
+        todo = [(0, n - 1)]
+        while todo:
+            if len(pieces) + len(todo) > MOST_PIECES:
+                return []
+            low, high = todo.pop()
+            middle = (low + high) // 2
+            a, b, c = (yield from at(low)), (yield from at(middle)), (yield from at(high))
+            if (a == b).all() and (a == c).all():
+                pieces.append((low, high, a))
+            else:
+                todo += [(middle + 1, high), (low, middle)]
+        return pieces
 
     def operator(self, operator: Operator) -> None:
         if self.call is not None and not self._interprets:
@@ -291,6 +311,10 @@ def _patches(builder: Any, counter: _Counter) -> dict[str, Callable]:
         "unary_op": unary_op,
         "create_umulhi": umulhi,
     }
+
+
+def _at(pieces: list[Piece], i: int) -> np.ndarray:
+    return next(counts for low, high, counts in pieces if low <= i <= high)
 
 
 def _extent(programs: list[list[tuple[int, int]]]) -> int:

@@ -11,12 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from fastglow.files import replacing
+
 from ..environment import ROOT
+from ..readme import README, write_between
 from .binaries import identity
+from .chips import occupancy
 from .tables import MARKERS, tables
 
 PREDICTED = Path(__file__).with_name("predicted.json")
-README = ROOT / "bench" / "README.md"
 COMMAND = "python -m bench.cost_model"
 TOLERANCE = 0.02
 """Relative change of a count that needs no new file, such as from a mask."""
@@ -102,8 +105,6 @@ def compare(calls: Sequence[dict[str, Any]], before: Sequence[dict[str, Any]] | 
 
 
 def _totals(call: dict[str, Any]) -> dict[str, dict[str, int]]:
-    from .chips import occupancy
-
     totals: dict[str, dict[str, int]] = {}
     for x in call["launches"]:
         kernel = totals.setdefault(x["kernel"], {"launches": 0})
@@ -122,7 +123,6 @@ def _totals(call: dict[str, Any]) -> dict[str, dict[str, int]]:
 def write(calls: Sequence[dict[str, Any]]) -> None:
     """predicted.json and, between the markers, the tables of the README."""
     lines = ",\n".join(json.dumps(call) for call in calls)
-    PREDICTED.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-    before, _, rest = README.read_text(encoding="utf-8").partition(MARKERS[0])
-    _, _, after = rest.partition(MARKERS[1])
-    README.write_text(f"{before}{MARKERS[0]}\n\n{tables(calls)}\n\n{MARKERS[1]}{after}", encoding="utf-8")
+    with replacing(PREDICTED) as temporary:
+        temporary.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    write_between(README, *MARKERS, tables(calls))

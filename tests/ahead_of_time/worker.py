@@ -80,7 +80,7 @@ def _examine(case: Case, precision: str, kernel: str, binary: Any) -> Compiled:
         "num_warps": binary.metadata.num_warps,
         "num_stages": binary.metadata.num_stages,
     }
-    usage = _resource_usage(binary.asm["cubin"])
+    usage = resource_usage(binary.asm["cubin"])
     sass = _dump(binary.asm["cubin"], "-sass") if options.get("PREFETCH") else ""
     return Compiled(
         module=binary.src.fn.__module__,
@@ -102,7 +102,7 @@ def _examine(case: Case, precision: str, kernel: str, binary: Any) -> Compiled:
     )
 
 
-def _resource_usage(cubin: bytes) -> dict[str, int]:
+def resource_usage(cubin: bytes) -> dict[str, int]:
     """REG, STACK, LOCAL, ... of the only kernel in a binary."""
     printed = _dump(cubin, "--dump-resource-usage")
     return {name: int(value) for name, value in re.findall(r"\b([A-Z]+):(\d+)", printed)}
@@ -115,7 +115,7 @@ def _dump(cubin: bytes, option: str) -> str:
         return subprocess.run([str(CUOBJDUMP), option, file.name], check=True, capture_output=True, text=True).stdout
 
 
-class _Driver:
+class Driver:
     """The part of a Triton driver that compiling needs."""
 
     def __init__(self, target: Any) -> None:
@@ -133,7 +133,7 @@ class _Driver:
 
 @contextmanager
 def _tf32(allowed: bool) -> Iterator[None]:
-    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [switch.allow_tf32 for switch in switches]
     for switch in switches:
         switch.allow_tf32 = allowed
@@ -217,7 +217,7 @@ def _main() -> None:
     parser.add_argument("file", type=Path, help="for the reports")
     parser.add_argument("cases", nargs="+", help="modules with CASES")
     arguments = parser.parse_args()
-    triton.runtime.driver.set_active(_Driver(GPUTarget("cuda", arguments.arch, 32)))
+    triton.runtime.driver.set_active(Driver(GPUTarget("cuda", arguments.arch, 32)))
     reports = {cases: asdict(_report(arguments.arch, cases)) for cases in arguments.cases}
     unfinished = arguments.file.with_suffix(".tmp")
     unfinished.write_text(json.dumps({"key": arguments.key, "reports": reports}), encoding="utf-8")

@@ -48,6 +48,15 @@ def twice_kernel(p_x, p_y, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def rows_kernel(p_x, n_columns, BLOCK: tl.constexpr):
+    """A flat grid of blocks of rows; the last block of a row is not full."""
+    n_blocks = tl.cdiv(n_columns, BLOCK)
+    i_row, i_block = tl.program_id(0) // n_blocks, tl.program_id(0) % n_blocks
+    o = i_block * BLOCK + tl.arange(0, BLOCK)
+    tl.store(p_x + i_row * n_columns + o, 1.0, mask=o < n_columns)
+
+
+@triton.jit
 def product_kernel(p_x, p_y, p_z, K, BLOCK: tl.constexpr):
     """[BLOCK programs, K] times [K, BLOCK]."""
     o, o_k = tl.arange(0, BLOCK), tl.arange(0, 32)
@@ -119,6 +128,20 @@ def test_bytes_of_a_copy():
     work = count(once_kernel, 10, x, y).work
     assert (work.programs, work.bytes, work.requested, work.unique) == (10, 5120, 5120, 5120)
     assert work.largest[0] == 512
+
+
+def test_bytes_of_runs_of_equal_programs():
+    """Exact: only the last of the 1000 programs differs."""
+    x = torch.empty(64 * 1000 - 8)
+    assert count(rows_kernel, 1000, x, len(x)).work.requested == x.nbytes
+
+
+@pytest.mark.parametrize("n_columns", [72, 800, 1000, 6408])
+def test_bytes_of_a_flat_grid(n_columns):
+    """Programs that differ periodically are sampled in their proportion."""
+    x = torch.empty(640, n_columns)
+    found = count(rows_kernel, 640 * triton.cdiv(n_columns, 64), x, n_columns)
+    assert found.work.requested == pytest.approx(x.nbytes, rel=0.05)
 
 
 def test_work_of_a_product():
