@@ -16,6 +16,9 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Assertions of shared checks print their values too; before any test imports them.
+pytest.register_assert_rewrite("tests.kernels.checks")
+
 GOLDEN = Path(__file__).parent / "data" / "golden"
 
 # No deadline: an example's time depends on the machine's load.

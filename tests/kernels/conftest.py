@@ -8,9 +8,7 @@ from torch import Tensor
 
 from fastglow.kernels import backend
 
-pytest.register_assert_rewrite("tests.kernels.checks")
-
-from .checks import DEVICE, launch_counter, strided  # noqa: E402 (registered above for readable assertions)
+from .checks import DEVICE, launch_counter, strided
 
 
 @pytest.fixture(params=["contiguous", "strided"])
