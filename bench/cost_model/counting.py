@@ -30,8 +30,9 @@ UNCOUNTED = {"offset", "seed", "start"}
 Sampling = Generator[Program, None, np.ndarray]
 """Yields programs to run, and returns counts."""
 
-ALL, SAMPLED = 512, 128
-"""Programs along an axis on which they differ: all are run of this many, else a sample."""
+ALL, SAMPLED, FEW, LONG = 512, 128, 8, 500
+"""Programs along an axis on which they differ: of up to ALL all are run, of more SAMPLED; FEW if one has more than LONG
+accesses."""
 
 GOLDEN_RATIO = 0.6180339887498949
 
@@ -177,11 +178,12 @@ class Recorder:
                 probes.append((yield from self._run((*middle, i, *fixed))))
             if all((probe == probes[0]).all() for probe in probes):
                 return n * (yield from at(n // 2))
-        if n <= ALL:
+        longest = max((counts[FIELDS.index("accesses")] for counts, _ in self._results.values()), default=0)
+        if n <= ALL and longest <= LONG:
             sampled = range(n)
         else:
             # Steps of the golden ratio hit every kind of program in its proportion, whatever the period of a flat grid.
-            sampled = [int(n * (i * GOLDEN_RATIO % 1)) for i in range(SAMPLED)]
+            sampled = [int(n * (i * GOLDEN_RATIO % 1)) for i in range(SAMPLED if longest <= LONG else FEW)]
         total = np.zeros(len(FIELDS), dtype=np.int64)
         for i in sampled:
             total += yield from at(i)
