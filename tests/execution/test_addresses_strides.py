@@ -8,7 +8,14 @@ import triton
 import triton.language as tl
 from triton.runtime import interpreter
 
-from fastglow.kernels import affine_coupling, arguments, backend, gated_activation, location_attention
+from fastglow.kernels import (
+    affine_coupling,
+    arguments,
+    backend,
+    gated_activation,
+    invertible_conv1x1_inverse,
+    location_attention,
+)
 from tests.kernels.checks import assert_refused
 
 from .address_calls import CALLS, results
@@ -84,13 +91,17 @@ def test_elementwise_results_beyond_2_31_elements():
     B, n, T, near = 2, 3, 2**28 + 2**27 + 37, 30  # b and log s have 2^31.2 elements
     x, b_log_s = sparse(B * n * T, torch.float16).view(B, n, T), sparse(B * 2 * n * T, torch.float16).view(B, 2 * n, T)
     x[-1, :, -near:], b_log_s[-1, :, -near:] = torch.randn(n, near), torch.randn(2 * n, near) / 2
+    inverse = torch.randn(2 * n, 2 * n)
     with run_programs(last_program):
         y, _ = affine_coupling(x, b_log_s)
         z = gated_activation(b_log_s)
+        w = invertible_conv1x1_inverse(b_log_s, torch.empty(2 * n, 2 * n, 1), inverse)
     exact = [t[-1:, :, -near:].double() for t in (x, b_log_s)]
     with backend.use_backend("reference"):
         expected = [affine_coupling(*exact)[0], gated_activation(exact[1])]
     torch.testing.assert_close(y[-1:, :, -near:].double(), expected[0], rtol=2e-3, atol=2e-3)
+    product = torch.einsum("ij,jt->it", inverse.half().double(), exact[1][0])
+    torch.testing.assert_close(w[-1, :, -near:].double(), product, rtol=2e-3, atol=2e-3)
     # Without terms per channel, an item is one row: the last program has the end of the last channel.
     torch.testing.assert_close(z[-1:, -1:, -near:].double(), expected[1][:, -1:], rtol=2e-3, atol=2e-3)
 
