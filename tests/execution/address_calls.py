@@ -200,6 +200,7 @@ CALLS = (
             "res_skip_bias": (7,),
             "conditioning": (3, 8, 1),
         },
+        differentiable=False,  # its backward kernels are those of the calls above
     ),
     Call(
         "location_attention", _attention,
