@@ -53,7 +53,7 @@ class Halves(NamedTuple):
 @triton.jit
 def _tile(n, T, BC: tl.constexpr, BT: tl.constexpr):
     """Item, channels [BC, 1] and positions [1, BT] of this program, and a mask."""
-    n_t, n_c = (T + BT - 1) // BT, (n + BC - 1) // BC
+    n_t, n_c = (T - 1) // BT + 1, (n - 1) // BC + 1  # T + BT may exceed 2^31
     i_t = (tl.program_id(0) % n_t).to(tl.int64)
     i_c = (tl.program_id(0) // n_t % n_c).to(tl.int64)
     i_b = (tl.program_id(0) // n_t // n_c).to(tl.int64)
@@ -131,7 +131,7 @@ def flow_step_inverse_kernel(
     BT: tl.constexpr = TILE // BC
     KEPT: tl.constexpr = N if SWAP else 0
     CHANGED: tl.constexpr = N - KEPT
-    n_t = (T + BT - 1) // BT
+    n_t = (T - 1) // BT + 1
     i_b = (tl.program_id(0) // n_t).to(tl.int64)
     o_t = (tl.program_id(0) % n_t).to(tl.int64) * BT + tl.arange(0, BT)
     o_c = tl.arange(0, BC).to(tl.int64)
@@ -140,8 +140,8 @@ def flow_step_inverse_kernel(
     p_changed = changed.p + _offsets(changed, i_b, 0, o_t)
     p_b = halves.p_b + _offsets(halves, i_b, 0, o_t)
     p_log_s = halves.p_log_s + _offsets(halves, i_b, 0, o_t)
-    p_w_kept = inverse.p + o_c * inverse.s_row + KEPT * inverse.s_column
-    p_w_changed = inverse.p + o_c * inverse.s_row + CHANGED * inverse.s_column
+    p_w_kept = inverse.p + o_c * inverse.s_row + KEPT * tl.cast(inverse.s_column, tl.int64)
+    p_w_changed = inverse.p + o_c * inverse.s_row + CHANGED * tl.cast(inverse.s_column, tl.int64)
     p_out = out.p + _offsets(out, i_b, 0, o_t[None, :])  # [1, BT]
     b_out = tl.full([BC, BT], 0.0, dtype=tl.float32)
     for _ in tl.static_range(N):

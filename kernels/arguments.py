@@ -13,6 +13,9 @@ from fastglow.errors import FastglowError
 SMALLEST_DOT = 16
 """Smallest size of a `tl.dot`, in each dimension."""
 
+LARGEST_TILE = 1024
+"""Most rows of a tile."""
+
 
 def dot_size(n: int) -> int:
     """Size of a `tl.dot` that covers n elements in one tile: a power of 2."""
@@ -143,6 +146,17 @@ def strides(x: Tensor | None, *dims: int) -> tuple[int, ...]:
 def contiguous_rows(x: Tensor) -> Tensor:
     """x, or a copy if the elements of its rows are not contiguous; rows may be any distance apart."""
     return x if x.stride(1) == 1 else x.contiguous()
+
+
+def too_many_elements(what: str, elements: int) -> str | None:
+    """`unsupported` of `backend.picks_triton` for a buffer in which a kernel's offsets have 32 bits."""
+    return f"{what} have {elements} elements, must be below 2^31: split the batch" if elements >= 2**31 else None
+
+
+def with_near_rows(x: Tensor) -> Tensor:
+    """x, or a copy if the rows of a tile, in the last two dimensions, are so far apart that offsets exceed 32 bits."""
+    offset = min(x.shape[-2], LARGEST_TILE) * x.stride(-2) + x.shape[-1] * x.stride(-1)
+    return x if offset < 2**31 else x.contiguous()
 
 
 def empty_in_order_of(x: Tensor, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:

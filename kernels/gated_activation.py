@@ -88,7 +88,7 @@ class Tile(NamedTuple):
 def _tile(C, T, blocks):
     BC: tl.constexpr = blocks.COLUMNS if blocks.CHANNELS_INNER else blocks.ROWS
     BT: tl.constexpr = blocks.ROWS if blocks.CHANNELS_INNER else blocks.COLUMNS
-    n_t, n_c = (T + BT - 1) // BT, (C + BC - 1) // BC
+    n_t, n_c = (T - 1) // BT + 1, (C - 1) // BC + 1  # T + BT may exceed 2^31
     i_t = (tl.program_id(0) % n_t).to(tl.int64)
     i_c = (tl.program_id(0) // n_t % n_c).to(tl.int64)
     i_b = (tl.program_id(0) // n_t // n_c).to(tl.int64)

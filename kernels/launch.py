@@ -18,10 +18,15 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from fastglow.errors import FastglowError
+
 from .arguments import dtype_name
 from .backend import launches
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
+
+MOST_PROGRAMS = (2**31 - 1, 65_535, 65_535)
+"""Per dimension of a grid; CUDA refuses more with "invalid argument"."""
 
 Config = Mapping[str, int]
 """Block sizes by the kernel's parameter names, with num_warps and num_stages."""
@@ -59,7 +64,17 @@ def uncompiled(function: Callable) -> Callable:
 
 @uncompiled
 def launch(op: str, kernel: Any, grid: tuple[int, ...], *args: Any, device: torch.device, **options: Any) -> None:
-    """Launches a jitted kernel on `device` and counts it under the operation's name."""
+    """Launches a jitted kernel on `device` and counts it under the operation's name.
+
+    Raises:
+        FastglowError: a dimension of the grid is larger than a GPU allows.
+    """
+    for axis, n, most in zip("xyz", grid, MOST_PROGRAMS, strict=False):
+        if n > most:
+            raise FastglowError(
+                f"{op}: {kernel.__name__} would need {n} programs in dimension {axis} of its grid, must be at most "
+                f"{most}: split the batch"
+            )
     compiled = _compile_only.get()
     if compiled is not None:
         compiled.append((op, kernel.__name__, kernel.warmup(*args, grid=grid, **options)))

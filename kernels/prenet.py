@@ -26,6 +26,7 @@ from .arguments import (
     dtype_name,
     mixed_dtypes,
     strides,
+    with_near_rows,
 )
 from .launch import Config, launch, pick_config, product_precision, split_config
 from .philox import random_words, uniform_number
@@ -184,13 +185,14 @@ def _input_gradient(layer, p_out, n_in, p_h_below, rows, scale, blocks):
         p_columns = p_d + rows.o[:, None] * layer.n + o_k[None, :]
         b_dh = tl.zeros((BR, BN), tl.float32)
         for k in range(0, layer.n, BK):
+            p_w = p_rows + tl.cast(k, tl.int64) * layer.s_weight
             if layer.EVEN:
                 b_d = tl.load(p_columns + k, mask=rows.m[:, None], other=0.0)  # [BR, BK]
-                b_w = tl.load(p_rows + k * layer.s_weight, mask=m_n[None, :], other=0.0)  # [BK, BN]
+                b_w = tl.load(p_w, mask=m_n[None, :], other=0.0)  # [BK, BN]
             else:
                 m_k = o_k < layer.n - k
                 b_d = tl.load(p_columns + k, mask=rows.m[:, None] & m_k[None, :], other=0.0)
-                b_w = tl.load(p_rows + k * layer.s_weight, mask=m_k[:, None] & m_n[None, :], other=0.0)
+                b_w = tl.load(p_w, mask=m_k[:, None] & m_n[None, :], other=0.0)
             b_dh = tl.dot(b_d, b_w, b_dh, input_precision=blocks.PRECISION)
         m = rows.m[:, None] & m_n[None, :]
         o_tile = rows.o[:, None] * n_in + o_n[None, :]
@@ -205,10 +207,9 @@ def prenet_bwd_kernel(dh, layer1, layer2, p_dx, n_in, N, scale, blocks):
 
     `dh`: a Matrix, gradient of the output of layer 2; grid (blocks of rows,).
     """
-    BR: tl.constexpr = blocks.BR
     BK: tl.constexpr = blocks.BK
-    o_r = tl.arange(0, BR)
-    first = tl.program_id(0).to(tl.int64) * BR
+    o_r = tl.arange(0, blocks.BR)
+    first = tl.program_id(0).to(tl.int64) * blocks.BR
     m_r = first + o_r < N
     n = layer2.n
     for first_n in range(0, n, BK):
@@ -299,10 +300,9 @@ class _Layers(Function):
             return None, None, None, None, *(None for _ in needs_weights)
         x, *others = ctx.saved_tensors
         weights, outputs = others[: len(needs_weights)], others[len(needs_weights) :]
-        ds, dx = _backward(dh, weights, outputs, ctx.scale, needs_weights[0], needs_x)
-        inputs = [x, *outputs[:-1]]
+        ds, dx = _backward(with_near_rows(dh), weights, outputs, ctx.scale, needs_weights[0], needs_x)
         with backend.without_autocast(x):  # forward may have been called where it was off
-            gradients = zip(ds, inputs, needs_weights, strict=True)
+            gradients = zip(ds, (x, *outputs[:-1]), needs_weights, strict=True)
             dws = [d.T @ h if need and d is not None else None for d, h, need in gradients]
         return dx, None, None, None, *dws
 
@@ -346,12 +346,12 @@ def prenet(
         x, weights = x.to(dtype), [weight.to(dtype) for weight in weights]
     if not backend.picks_triton(OP, x, *weights, noise, seeds, unsupported=_unsupported(x, weights, noise)):
         return reference_prenet(x, weights, p_dropout, noise, seeds=seeds, start=start)
-    h = x.reshape(-1, x.shape[-1])
+    h = with_near_rows(x.reshape(-1, x.shape[-1]))
     if p_dropout == 0:
         noise = seeds = None
     elif noise is not None:
-        noise = noise.reshape(len(weights), len(h), -1)
-        noise = noise if noise.stride(2) == 1 else noise.contiguous()
+        noise = noise.reshape(len(weights), len(h), noise.shape[-1])
+        noise = with_near_rows(noise) if noise.stride(2) == 1 else noise.contiguous()
     else:
         seeds = random_seed(x.device).view(1) if seeds is None else seeds.contiguous()
     steps = len(h) // max(1, len(seeds)) if seeds is not None else 1

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from fastglow.errors import FastglowError
 from fastglow.modules import ConvNorm
 from fastglow.modules.convolution import Gain, length_mask
 from fastglow.modules.parameter_cache import Refreshable
@@ -59,7 +60,15 @@ class Encoder(nn.Module):
 
         Returns:
             [B, T, dim].
+
+        Raises:
+            FastglowError: no text, or an empty one.
         """
+        lengths = input_lengths.cpu()
+        if not len(lengths) or int(lengths.min()) < 1:
+            raise FastglowError(
+                f"input_lengths={lengths.tolist()} must have at least one text, each of at least 1 symbol"
+            )
         if mask is not None:
             x = x * mask
         for conv in self.convolutions:
@@ -68,7 +77,7 @@ class Encoder(nn.Module):
                 x = x * mask
         packed = pack_padded_sequence(
             x.transpose(1, 2),
-            input_lengths.cpu(),
+            lengths,
             batch_first=True,
             enforce_sorted=False,
         )
@@ -136,9 +145,11 @@ class Tacotron2(Refreshable):
             past output_lengths are 0 and their gate is 1000.
 
         Raises:
-            FastglowError: T is not a multiple of n_frames_per_step.
+            FastglowError: no text, an empty one, no frames, or a T that is not a multiple of n_frames_per_step.
         """
         text, input_lengths, mels, _, output_lengths = inputs
+        if mels.shape[2] == 0:
+            raise FastglowError(f"mels have shape {list(mels.shape)}, must have at least 1 frame")
         memory = self.encoder(self.embedding(text).transpose(1, 2), input_lengths)
         mel, gate, alignments = self.decoder(memory, mels, input_lengths)
         mel_postnet = mel + self.postnet(mel)

@@ -106,9 +106,13 @@ class WaveGlow(Refreshable):
             of every flow times B * N / n_group, each a scalar).
 
         Raises:
-            FastglowError: the mel is too short for the audio.
+            FastglowError: the mel is too short for the audio, or the audio for one group.
         """
         mel, audio = forward_input
+        if not len(audio) or audio.shape[1] < self.config.n_group:
+            raise FastglowError(
+                f"audio has shape {list(audio.shape)}, must be [B, N] with B > 0, N >= {self.config.n_group}"
+            )
         spect = self.upsample(mel)
         if spect.shape[2] < audio.shape[1]:
             raise FastglowError(

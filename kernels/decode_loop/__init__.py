@@ -21,12 +21,13 @@ from ..arguments import (
     check_seeds,
     check_shape,
     dtype_name,
+    too_many_elements,
 )
 from ..decoder_weights import OutputWeights, RecurrentWeights, recurrent_shapes
 from ..location_attention import attention_too_wide
 from ..reference.decode_loop import DecodeResult
 from ..reference.decode_loop import decode_loop as reference_decode_loop
-from .decoding import OP, decoding_of
+from .decoding import OP, decoding_of, gate_elements
 from .kernels import HAS_CONDITION
 from .weights import FoldedDecoder, fold_decoder
 
@@ -86,7 +87,8 @@ def decode_loop(
     _check(memory, processed_memory, lengths, seeds, recurrent, output, p_prenet_dropout, max_steps, method)
     dtype = backend.autocast_dtype(memory) or memory.dtype
     inputs = (memory, processed_memory, lengths, seeds)
-    unsupported = _unsupported(len(output.prenet), dtype, A=processed_memory.shape[2])
+    units = max(len(cell.weight_hh) // 4 for cell in (recurrent.attention_rnn, recurrent.decoder_rnn))
+    unsupported = _unsupported(len(output.prenet), dtype, processed_memory.shape[2], len(memory), units)
     if len(memory) == 0 or not backend.picks_triton(OP, *inputs, output.projection, unsupported=unsupported):
         return reference_decode_loop(
             *inputs,
@@ -126,13 +128,13 @@ def decode_loop(
             return decoding.result(B, T, early_stopping)
 
 
-def _unsupported(n_prenet_layers: int, dtype: torch.dtype, A: int) -> str | None:
-    """Why the kernels do not support this call, or None."""
+def _unsupported(n_prenet_layers: int, dtype: torch.dtype, A: int, B: int, units: int) -> str | None:
+    """Why the kernels do not support this call, or None; `units`: of the larger LSTM."""
     if n_prenet_layers != 2:
         return f"the prenet has {n_prenet_layers} layers, must have 2"
     if dtype not in backend.KERNEL_DTYPES:
         return f"{dtype_name(dtype)} is not among float32, float16 and bfloat16"
-    return attention_too_wide(A, dtype)
+    return attention_too_wide(A, dtype) or too_many_elements("gates", gate_elements(B, units))
 
 
 def _persistent_unsupported(B: int, device: torch.device) -> str | None:

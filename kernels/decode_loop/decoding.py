@@ -25,6 +25,9 @@ OP = "decode_loop"
 MAX_DECODINGS = 8
 """Largest number of `Decoding`s cached per `FoldedDecoder`."""
 
+LARGEST_UNIT_TILE = 8
+"""Units of a tile, at most: BU of the configurations."""
+
 BB = 16
 """Items of a tile: the fewest columns of a tensor core's product."""
 
@@ -279,6 +282,11 @@ class Decoding:
 def padded(B: int, T: int) -> tuple[int, int]:
     """Sizes rounded up, so that few kernels and graphs are needed; padding has length 0 and is not computed."""
     return triton.next_power_of_2(B), triton.cdiv(T, 64) * 64
+
+
+def gate_elements(B: int, units: int) -> int:
+    """At most so many partial sums of gates are kept for B items of an LSTM."""
+    return 4 * (units + LARGEST_UNIT_TILE) * triton.next_power_of_2(max(1, B))
 
 
 def decoding_of(

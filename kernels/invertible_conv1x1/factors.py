@@ -149,7 +149,7 @@ def invertible_conv1x1_factors_bwd_kernel(
             b_x = tl.load(p_inverses + b_offset + o_c * b_c + k, mask=m_c & (k < b_c), other=0.0)
             b_dw -= b_column[:, :, None] * b_x[:, None, :]
     if p_d_log_dets is not None:
-        b_d = tl.load(p_d_log_dets + o_n * s_d_log_det, mask=m_n, other=0.0)[:, None, None]
+        b_d = tl.load(p_d_log_dets + o_n.to(tl.int64) * s_d_log_det, mask=m_n, other=0.0)[:, None, None]
         o_transposed = b_offset[:, :, None] + o_c[:, None, :] * b_c[:, :, None] + o_c[:, :, None]
         b_dw += b_d * tl.load(p_inverses + o_transposed, mask=m_tile, other=0.0)
     o_element = b_offset[:, :, None] + o_c[:, :, None] * b_c[:, :, None] + o_c[:, None, :]

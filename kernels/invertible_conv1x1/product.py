@@ -42,7 +42,7 @@ def invertible_conv1x1_fwd_kernel(
     z, matrix, out,  # Signal [B, C, T], Matrix [C, C], Signal
     T, C: tl.constexpr, BC: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    n_tiles = tl.cdiv(T, BT)
+    n_tiles = (T - 1) // BT + 1  # T + BT may exceed 2^31
     i_b = (tl.program_id(0) // n_tiles).to(tl.int64)
     i_t = (tl.program_id(0) % n_tiles).to(tl.int64)
     o_t = i_t * BT + tl.arange(0, BT)[None, :]  # [1, BT]
@@ -68,7 +68,7 @@ def invertible_conv1x1_bwd_kernel(
     p_dw,  # [programs, C, C] float32, partial sums, or None
     T, C: tl.constexpr, BC: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    n_tiles = tl.cdiv(T, BT)
+    n_tiles = (T - 1) // BT + 1  # T + BT may exceed 2^31
     i_b = (tl.program_id(0) // n_tiles).to(tl.int64)
     i_t = (tl.program_id(0) % n_tiles).to(tl.int64)
     o_t = i_t * BT + tl.arange(0, BT)[None, :]  # [1, BT]

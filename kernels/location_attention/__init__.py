@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from fastglow.errors import FastglowError
 
 from .. import backend
-from ..arguments import check_choice, check_integers, check_shape, dtype_name, mixed_dtypes
+from ..arguments import check_choice, check_integers, check_shape, dtype_name, mixed_dtypes, with_near_rows
 from ..reference.location_attention import NORMALIZATIONS
 from ..reference.location_attention import location_attention as reference_location_attention
 from .attend import MAX_ATTENTION, WINDOW, attention_too_wide, fold_location
@@ -139,8 +139,8 @@ def location_attention(
     cat = attention_weights_cat
     inputs = Inputs(
         query=F.linear(query, query_weight),
-        memory=memory,
-        processed_memory=processed_memory,
+        memory=with_near_rows(memory),
+        processed_memory=with_near_rows(processed_memory),
         weights_cat=cat if cat.stride(2) == 1 else cat.contiguous(),
         location=location_weight.to(dtype).contiguous(),
         v=v_weight.reshape(-1).contiguous(),

@@ -210,7 +210,7 @@ def lstm_cell_fwd_kernel(inputs, outputs, seed, mixing, B, n, n_in, strides, blo
     m = (o_u < n)[:, None] & m_b[None, :]
     o_b = o_b.to(tl.int64)[None, :]
     o_u = o_u[:, None]
-    b_c = tl.load(inputs.c + (o_b * strides.c_b + o_u * strides.c_u), mask=m, other=0.0).to(tl.float32)
+    b_c = tl.load(inputs.c + (o_b * strides.c_b + o_u.to(tl.int64) * strides.c_u), mask=m, other=0.0).to(tl.float32)
     b_next_h, b_next_c = lstm_update(b_i, b_f, b_g, b_o, b_c)
     if blocks.MIXING != "none":
         b_new_h, b_old_h, b_new_c, b_old_c = _mix(o_b * n + o_u, seed, mixing, blocks)
@@ -237,9 +237,13 @@ def lstm_cell_bwd_kernel(p_gates, p_c, upstream, gradients, seed, mixing, n, str
     b_dh = tl.zeros((BU,), dtype=tl.float32)
     b_dc = tl.zeros((BU,), dtype=tl.float32)
     if upstream.h is not None:
-        b_dh += tl.load(upstream.h + i_b * strides.dh_b + o_u * strides.dh_u, mask=m_u, other=0.0).to(tl.float32)
+        b_dh += tl.load(upstream.h + i_b * strides.dh_b + o_u.to(tl.int64) * strides.dh_u, mask=m_u, other=0.0).to(
+            tl.float32
+        )
     if upstream.c is not None:
-        b_dc += tl.load(upstream.c + i_b * strides.dc_b + o_u * strides.dc_u, mask=m_u, other=0.0).to(tl.float32)
+        b_dc += tl.load(upstream.c + i_b * strides.dc_b + o_u.to(tl.int64) * strides.dc_u, mask=m_u, other=0.0).to(
+            tl.float32
+        )
     b_kept_dc = tl.zeros((BU,), dtype=tl.float32)
     if blocks.MIXING != "none":
         b_new_h, b_old_h, b_new_c, b_old_c = _mix(i_b * n + o_u, seed, mixing, blocks)
@@ -253,7 +257,7 @@ def lstm_cell_bwd_kernel(p_gates, p_c, upstream, gradients, seed, mixing, n, str
     b_f = tl.load(p_gates + n, mask=m_u, other=0.0).to(tl.float32)
     b_g = tl.load(p_gates + 2 * n, mask=m_u, other=0.0).to(tl.float32)
     b_o = tl.load(p_gates + 3 * n, mask=m_u, other=0.0).to(tl.float32)
-    b_c = tl.load(p_c + i_b * strides.c_b + o_u * strides.c_u, mask=m_u, other=0.0).to(tl.float32)
+    b_c = tl.load(p_c + i_b * strides.c_b + o_u.to(tl.int64) * strides.c_u, mask=m_u, other=0.0).to(tl.float32)
     b_tanh = 2.0 * tl.sigmoid(2.0 * (b_f * b_c + b_i * b_g)) - 1.0
     b_dc += b_dh * b_o * (1.0 - b_tanh * b_tanh)
     p_dgates = gradients.gates + i_b * 4 * n + o_u

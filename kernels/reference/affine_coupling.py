@@ -1,8 +1,9 @@
 """Affine coupling (Dinh et al. 2016, RealNVP), with b before log s as in WaveGlow (Prenger et al. 2018)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from .convolution import conv1d
 
 
 def affine_coupling(x: Tensor, b_log_s: Tensor, *, return_log_s_sum: bool = False) -> tuple[Tensor, ...]:
@@ -32,5 +33,5 @@ def flow_step_inverse(
     """Arguments as `kernels.flow_step_inverse`."""
     inverted = affine_coupling_inverse(changed, b_log_s)
     z = torch.cat((inverted, kept) if swap else (kept, inverted), dim=1)
-    z = F.conv1d(z, inverse.unsqueeze(2).to(z.dtype)).to(changed.dtype)
+    z = conv1d(z, inverse.unsqueeze(2).to(z.dtype)).to(changed.dtype)
     return z if entering is None else torch.cat((entering.to(z.dtype), z), dim=1)

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from .convolution import conv1d
 
 
 def invertible_conv1x1_factors(weights: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
@@ -21,14 +22,14 @@ def invertible_conv1x1(z: Tensor, weight: Tensor, log_det: Tensor | None = None)
     """Arguments as `kernels.invertible_conv1x1`."""
     if log_det is None:
         log_det = torch.linalg.slogdet(_matrix(weight)).logabsdet
-    return F.conv1d(z, weight), log_det
+    return conv1d(z, weight), log_det
 
 
 def invertible_conv1x1_inverse(z: Tensor, weight: Tensor, inverse: Tensor | None = None) -> Tensor:
     """Arguments as `kernels.invertible_conv1x1_inverse`."""
     if inverse is None:
         inverse = _inverse(_matrix(weight))
-    return F.conv1d(z, inverse.unsqueeze(2).to(z.dtype))
+    return conv1d(z, inverse.unsqueeze(2).to(z.dtype))
 
 
 def _matrix(weight: Tensor) -> Tensor:

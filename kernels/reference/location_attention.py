@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .convolution import windows
+
 NORMALIZATIONS = ("softmax", "sigmoid")
 
 
@@ -27,8 +29,8 @@ def location_attention(
     kernel_size = location_conv_weight.shape[2]
     attention_weights_cat = attention_weights_cat.to(location_conv_weight.dtype)
     # The convolution as a product with its windows: convolution routines are slow with two input channels.
-    windows = F.pad(attention_weights_cat, [(kernel_size - 1) // 2] * 2).unfold(2, kernel_size, 1)  # [B, 2, T, k]
-    location = F.linear(windows.transpose(1, 2).flatten(2), location_conv_weight.flatten(1))  # [B, T, F]
+    around = windows(attention_weights_cat, kernel_size)  # [B, 2, T, k]
+    location = F.linear(around.transpose(1, 2).flatten(2), location_conv_weight.flatten(1))  # [B, T, F]
     location = F.linear(location, location_dense_weight)  # [B, T, A]
     energies = F.linear(query, query_weight).unsqueeze(1) + location + processed_memory
     energies = F.linear(torch.tanh(energies), v_weight, v_bias).squeeze(2)  # [B, T]

@@ -20,7 +20,7 @@ def prenet(
     """Arguments as `kernels.prenet`; `noise` may be a list of a tensor per layer."""
     if seeds is not None:
         noise = prenet_noise(seeds, [len(weight) for weight in weights], start, x.shape[1] if x.dim() == 3 else 1)
-        noise = [values.view(*x.shape[:-1], -1) for values in noise]
+        noise = [values.view(*x.shape[:-1], values.shape[-1]) for values in noise]
     for i, weight in enumerate(weights):
         x = F.relu(F.linear(x, weight))
         if noise is None:

@@ -321,12 +321,16 @@ def _folded_location(weights: AttentionWeights) -> Tensor:
 
 def _windows(x: Tensor, k: int) -> Tensor:
     """[B, 2, T + k - 1] -> [B, T, 2k]."""
+    if x.shape[2] < k:  # unfold refuses T = 0
+        return x.new_empty(len(x), 0, 2 * k)
     return x.unfold(2, k, 1).transpose(1, 2).flatten(2)
 
 
 def _sum_of_windows(windows: Tensor, k: int) -> Tensor:
     """Adjoint of `_windows`, without the padding: [B, 2k, T] -> [B, 2, T]."""
     T = windows.shape[2]
+    if not T:
+        return windows.new_empty(len(windows), 2, 0)
     return F.fold(windows, (1, T + k - 1), (1, k))[:, :, 0, k // 2 : k // 2 + T]
 
 

@@ -1,9 +1,9 @@
 """One layer of WaveGlow's WaveNet."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from .convolution import conv1d
 from .gated_activation import gated_activation
 
 
@@ -31,10 +31,10 @@ def wavenet_layer(
         h = h.masked_fill(~valid, 0.0)
     added = conditioning
     if conditioning is not None and cond_weight is not None:
-        added = F.conv1d(conditioning, cond_weight, cond_bias)
+        added = conv1d(conditioning, cond_weight, cond_bias)
     padding = dilation * (in_weight.shape[2] - 1) // 2
-    acts = gated_activation(F.conv1d(h, in_weight, in_bias, padding=padding, dilation=dilation), added)
-    res_skip = F.conv1d(acts, res_skip_weight, res_skip_bias)
+    acts = gated_activation(conv1d(h, in_weight, in_bias, padding=padding, dilation=dilation), added)
+    res_skip = conv1d(acts, res_skip_weight, res_skip_bias)
     if res_skip.shape[1] <= channels:
         next_h, new_skip = None, res_skip
     else:

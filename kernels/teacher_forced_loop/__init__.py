@@ -10,7 +10,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from .. import backend
-from ..arguments import check_probability, check_seed, check_shape, mixed_dtypes
+from ..arguments import check_probability, check_seed, check_shape, mixed_dtypes, too_many_elements
 from ..decoder_weights import RecurrentWeights, recurrent_shapes
 from ..launch import uncompiled
 from ..location_attention import attention_too_wide
@@ -142,8 +142,13 @@ def _seed_tensor(seed: int | Tensor | None, plan: Plan, device: torch.device) ->
 
 
 def _unsupported(arguments: Arguments) -> str | None:
-    processed = arguments.processed_memory
-    return mixed_dtypes(*arguments) or attention_too_wide(processed.shape[2], processed.dtype, sums=True)
+    B, _, A = arguments.processed_memory.shape
+    n_a, n_d = arguments.attention_weight_hh.shape[1], arguments.decoder_weight_hh.shape[1]
+    return (
+        mixed_dtypes(*arguments)
+        or attention_too_wide(A, arguments.processed_memory.dtype, sums=True)
+        or too_many_elements("partial sums", B * (n_a + arguments.memory.shape[2] + n_d))
+    )
 
 
 def _check(

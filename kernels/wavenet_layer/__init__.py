@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from fastglow.errors import FastglowError
 
 from .. import backend
-from ..arguments import check_at_least, check_shape, mixed_dtypes
+from ..arguments import check_at_least, check_shape, mixed_dtypes, with_near_rows
 from ..reference.wavenet_layer import wavenet_layer as reference_wavenet_layer
 from .backward import layer_backward
 from .common import OP, LayerInputs
@@ -56,12 +56,15 @@ def _channels_last(x: Tensor | None) -> Tensor | None:
 
 
 def _with_contiguous_rows(x: Tensor) -> Tensor:
-    return x if x.stride(2) == 1 else x.contiguous()
+    return with_near_rows(x if x.stride(2) == 1 else x.contiguous())
 
 
 def _contiguous_in_channels(weight: Tensor | None) -> Tensor | None:
-    """The same [out, in, k], copied if its input channels are not contiguous in memory."""
-    if weight is None or weight.stride(1) == 1:
+    """The same [out, in, k], copied if input channels are not contiguous or rows too far apart for 32 bits."""
+    if weight is None:
+        return None
+    rows, _, taps = weight.shape
+    if weight.stride(1) == 1 and rows * weight.stride(0) + taps * weight.stride(2) < 2**31:
         return weight
     return weight.transpose(1, 2).contiguous().transpose(1, 2)
 
@@ -162,7 +165,7 @@ def wavenet_layer(
         conditioning=_channels_last(conditioning) if projected else None,
         added=None if projected else _transposed(conditioning),
         skip=_transposed(skip),
-        mask=None if mask is None else _transposed(mask.to(h.dtype)),
+        mask=None if mask is None else with_near_rows(mask.to(h.dtype).transpose(1, 2)),
         lengths=_contiguous(lengths),
         in_weight=_contiguous_in_channels(in_weight),
         in_bias=_contiguous(in_bias),

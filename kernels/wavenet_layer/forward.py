@@ -151,7 +151,7 @@ def _gate(h, convolution, conditioning, added, rows, first_channel, BN: tl.const
         p_added = signal_pointers(added, rows, o_n)
         m_tile = rows.m_t[:, None] & m_n[None, :]
         b_tanh += tl.load(p_added, mask=m_tile, other=0.0).to(tl.float32)
-        b_sigmoid += tl.load(p_added + C * added.s_c, mask=m_tile, other=0.0).to(tl.float32)
+        b_sigmoid += tl.load(p_added + tl.cast(C, tl.int64) * added.s_c, mask=m_tile, other=0.0).to(tl.float32)
     # tanh in a form that does not overflow.
     return 2.0 * tl.sigmoid(2.0 * b_tanh) - 1.0, tl.sigmoid(b_sigmoid)
 

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from fastglow.errors import FastglowError
 from fastglow.kernels import graphs, launch
 
 SMALL = {"BT": 16, "num_warps": 4, "num_stages": 2}
@@ -140,3 +141,25 @@ def test_compiled_code_calls_uncompiled_functions():
     compiled = torch.compile(lambda x: double(x) + 1, backend="eager")
     assert compiled(torch.ones(1)).item() == double(torch.ones(1)).item() + 1 == 3
     assert traced == [False, False]
+
+
+def test_a_grid_that_cuda_would_refuse_is_an_error_with_the_remedy():
+    def never(*arguments, **options):
+        raise AssertionError("launched")
+
+    class Kernel:
+        warmup = run = never
+
+        def __getitem__(self, grid):
+            return never
+
+    Kernel.__name__ = "some_kernel"
+    for grid in ((2**31,), (1, 65_536), (1, 1, 65_536)):
+        with pytest.raises(FastglowError, match=r"op: some_kernel would need \d+ programs in dimension [xyz]"):
+            launch.launch("op", Kernel, grid, device=torch.device("cpu"))
+    counted = []
+    Kernel.__getitem__ = lambda self, grid: lambda: counted.append(grid)
+    Kernel.__name__ = "some_kernel"
+    largest = (2**31 - 1, 65_535, 65_535)
+    launch.launch("op", Kernel(), largest, device=torch.device("cpu"))
+    assert counted == [largest]

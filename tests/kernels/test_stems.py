@@ -6,8 +6,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-SHARED = {"arguments", "backend", "decoder_weights", "graphs", "launch", "philox"}
-"""Modules of `kernels/` that the operations share."""
+SHARED = {"arguments", "backend", "convolution", "decoder_weights", "graphs", "launch", "philox"}
+"""Modules of `kernels/` and `kernels/reference/` that the operations share."""
 
 
 def sources(folder: Path) -> dict[str, str]:
