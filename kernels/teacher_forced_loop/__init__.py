@@ -51,7 +51,9 @@ class _TeacherForcedLoop(Function):
         d_alignments = None if d_alignments is None else d_alignments.contiguous()
         with backend.without_autocast(arguments.memory):
             loop = run_backward(d_hidden_contexts, d_alignments, arguments, lengths, seed, kept, plan)
-            gradients = after_the_loop(arguments, kept, loop, plan, wanted=Arguments(*ctx.needs_input_grad[3:]))
+            gradients = after_the_loop(
+                arguments, lengths, kept, loop, plan, wanted=Arguments(*ctx.needs_input_grad[3:])
+            )
         return (None, None, None, *gradients)
 
 
@@ -143,7 +145,7 @@ def _seed_tensor(seed: int | Tensor | None, plan: Plan, device: torch.device) ->
 
 def _unsupported(arguments: Arguments) -> str | None:
     processed = arguments.processed_memory
-    return mixed_dtypes(*arguments) or attention_too_wide(processed.shape[2], processed.dtype, sums=True)
+    return mixed_dtypes(*arguments) or attention_too_wide(processed.shape[2], processed.dtype, in_loop=True)
 
 
 def _check(

@@ -8,7 +8,7 @@ from torch.autograd import gradcheck
 from fastglow.kernels import launch
 from fastglow.kernels.reference import teacher_forced_loop as reference
 from fastglow.kernels.reference.teacher_forced_loop import Arguments
-from fastglow.kernels.teacher_forced_loop import backward, forward, gradients
+from fastglow.kernels.teacher_forced_loop import attention, attention_backward, backward, forward, gradients
 
 from .checks import EVERY_DTYPE, check_against_fp64, differentiate
 from .teacher_forced_cases import CAPS, DEFINITION, DROPOUT, LOOP, PUBLISHED, Case
@@ -143,8 +143,11 @@ def test_one_gradient_alone(wanted, device, triton_backend):
     [
         ("teacher_forced_lstm_fwd", forward.LSTM_CONFIGS[4]),
         ("teacher_forced_product_bwd", backward.PRODUCT_CONFIGS[4]),
-        ("teacher_forced_attend_fwd", forward.ATTEND_CONFIGS[4, True]),
-        ("teacher_forced_attend_bwd", backward.ATTEND_BACKWARD_CONFIGS[4, True]),
+        ("teacher_forced_energies_fwd", attention.ENERGIES_CONFIGS[4, True]),
+        ("teacher_forced_context_fwd", attention.CONTEXT_CONFIGS[4]),
+        ("teacher_forced_lstm_bwd", backward.LSTM_BACKWARD_CONFIGS[4]),
+        ("teacher_forced_energies_bwd", attention_backward.ENERGIES_BACKWARD_CONFIGS[4, True]),
+        ("teacher_forced_attention_sums_bwd", attention_backward.ATTENTION_SUMS_CONFIGS[4, True]),
     ],
 )
 def test_other_launch_configurations(kernel, candidates, device, triton_backend):
