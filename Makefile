@@ -43,7 +43,7 @@ bench: $(VENV)/.installed-test
 
 # Installs nothing: uses the machine's Python, whose torch fits its GPU.
 gpu:
-	$(PYTHON) -m bench.gpu $(PEER)
+	$(PYTHON) -m bench.gpu $(PEER) $(ARGS)
 
 gate:
 	$(PYTHON) -m bench.gate $(ARGS)

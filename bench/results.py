@@ -9,6 +9,7 @@ from typing import Any
 from fastglow.errors import FastglowError
 from fastglow.kernels.launch import gpu_slug
 
+from . import journal
 from .workload import EAGER, FASTGLOW
 
 
@@ -59,27 +60,41 @@ class Run:
 
 
 def load(paths: Sequence[Path]) -> Run:
-    """One run from its JSON files.
+    """One run from pytest-benchmark's JSON files or journals; a benchmark's last result counts.
 
     Raises:
         FastglowError: a file the suite did not write, or files from different machines or versions.
     """
     machines: list[dict[str, Any]] = []
     rows: list[Row] = []
+    sources: list[Path] = []
     for path in paths:
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            machines.append(content["machine_info"]["fastglow"])
-            rows += [_row(benchmark) for benchmark in content["benchmarks"]]
+            found, benchmarks = _journal(path) if path.suffix == ".jsonl" else _json(path)
+            machines += found
+            sources += [path] * len(found)
+            rows += [_row(benchmark) for benchmark in benchmarks]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise FastglowError(f"{path} is not a benchmark result ({error!r}): make one with `make bench`") from error
     if not machines:
         raise FastglowError("no results given: make them with `make bench`")
-    for path, machine in zip(paths, machines, strict=True):
+    for path, machine in zip(sources, machines, strict=True):
         for key in ("gpu", "torch", "triton", "commit"):
             if machine[key] != machines[0][key]:
-                raise FastglowError(f"{path} is from {key} {machine[key]}, {paths[0]} from {machines[0][key]}")
+                raise FastglowError(f"{path} is from {key} {machine[key]}, {sources[0]} from {machines[0][key]}")
     return Run(machines[0], rows)
+
+
+def _json(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(machines, benchmarks) of pytest-benchmark's file."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return [content["machine_info"]["fastglow"]], content["benchmarks"]
+
+
+def _journal(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The same of a journal."""
+    last = {record["test"]: record["benchmark"] for record in journal.read(path) if "benchmark" in record}
+    return [benchmark["machine"] for benchmark in last.values()], list(last.values())
 
 
 def baseline_path(folder: Path, gpu: str) -> Path:

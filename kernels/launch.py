@@ -41,7 +41,7 @@ class Choice(NamedTuple):
 _compile_only: ContextVar[list | None] = ContextVar("fastglow_compile_only", default=None)
 
 # Global and not a ContextVar: autograd runs backward passes on a GPU in its own threads.
-_config_for_all: tuple[str, Config] | None = None
+_configs_for_all: Mapping[str, Config] = {}
 _choices: list[Choice] | None = None
 
 
@@ -88,8 +88,8 @@ def pick_config(
     choice = Choice(kernel, candidates, dtype_name(tensor.dtype), tuple(shape.items()))
     if _choices is not None:
         _choices.append(choice)
-    if _config_for_all is not None and _config_for_all[0] == kernel:
-        return _config_for_all[1]
+    if kernel in _configs_for_all:
+        return _configs_for_all[kernel]
     measured = _nearest(gpu_of(tensor), kernel, choice.dtype, choice.shape)
     return measured if measured in candidates else heuristic(tensor.dtype, **shape)
 
@@ -123,13 +123,13 @@ def compile_only() -> Iterator[list[tuple[str, str, Any]]]:
 
 @contextmanager
 def use_config(kernel: str, config: Config) -> Iterator[None]:
-    """Inside, one kernel runs with this configuration for any shape: for tuning and for tests."""
-    global _config_for_all
-    before, _config_for_all = _config_for_all, (kernel, config)
+    """Inside, a kernel runs with this configuration for any shape: for tuning and for tests. Calls may be nested."""
+    global _configs_for_all
+    before, _configs_for_all = _configs_for_all, {**_configs_for_all, kernel: config}
     try:
         yield
     finally:
-        _config_for_all = before
+        _configs_for_all = before
 
 
 @contextmanager

@@ -211,10 +211,10 @@ class WaveGlow(Refreshable):
     def _group(self, x: Tensor) -> Tensor:
         """[B, C, N] -> [B, C * n_group, N // n_group], with the samples of a group adjacent.
 
-        Channels-last on a GPU, as the WaveNet layers' kernels read it.
+        Channels-last where the WaveNet layers' kernels run, which read it so.
         """
         x = x.unfold(2, self.config.n_group, self.config.n_group)  # [B, C, N // n_group, n_group]
-        if x.is_cuda:
+        if kernels.backend.picks_triton("wavenet_layer", x):
             return x.transpose(1, 2).flatten(2).transpose(1, 2)
         return x.transpose(2, 3).flatten(1, 2)
 

@@ -7,6 +7,7 @@ from threading import Lock
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from fastglow.errors import FastglowError
@@ -43,6 +44,12 @@ CONFIGS = {
     4: (_config(8, 16, 32, 6, 16, 16, 64, 8),),
 }
 
+# Of the persistent kernel, in addition, by element size in bytes; the results do not depend on it.
+LOOP_CONFIGS = {
+    2: tuple({"PREFETCH": n, "num_warps": 8} for n in (0, 4)),
+    4: ({"PREFETCH": 0, "num_warps": 8},),
+}
+
 
 class Decoding:
     """Decodes one batch at a time, of any sizes that `padded` rounds to these; hold `in_use` from `begin` to `result`.
@@ -57,7 +64,7 @@ class Decoding:
         n = weights.decoder_hh.shape[1]
         P, P1 = weights.prenet.shape
         candidates = CONFIGS[weights.dtype.itemsize]
-        config = pick_config("decode_loop", candidates, lambda dtype, **shape: candidates[0], weights.output, N=N, n=n)
+        config = pick_config("decode_phase", candidates, lambda dtype, **shape: candidates[0], weights.output, N=N, n=n)
         a_blocks, d_blocks = triton.cdiv(N, config["BU"]), triton.cdiv(n, config["BU"])  # of the LSTMs' units
 
         self.in_use = Lock()
@@ -133,9 +140,13 @@ class Decoding:
             TAPS=weights.taps,
             ONE_BLOCK=B <= BB,
             PRECISION=product_precision(weights.dtype),
+            PREFETCH=0,
             **{f"EVEN_{name}": size % config["BK"] == 0 for name, size in even.items()},
         )
         self._arguments = decoder, B, blocks
+        # No product has fewer blocks. With several blocks of items, tiles share their weights.
+        self._most_prefetched = min(triton.cdiv(K, config["BK"]) for K in (P, D, N, n)) if B <= BB else 0
+        self._shape = {"N": N, "n": n}
         self._begin_arguments = self.lengths, running, B
 
         n_blocks = triton.cdiv(B, BB)
@@ -222,9 +233,14 @@ class Decoding:
 
     def run_loop(self, n_programs: int, **options) -> None:
         """All frames in one launch; all its programs must be on the device at once."""
+        decoder, B, blocks = self._arguments
+        candidates = LOOP_CONFIGS[self.frames.dtype.itemsize]
+        config = pick_config(OP, candidates, lambda dtype, **shape: candidates[0], self.frames, **self._shape)
+        blocks = blocks._replace(PREFETCH=tl.constexpr(min(config["PREFETCH"], self._most_prefetched)))
+        options |= self._options | {"num_warps": config["num_warps"]}
         launch(
-            OP, decode_loop_kernel, (n_programs,), *self._arguments, self.barrier, self._lost, MAX_POLLS,
-            device=self.device, **self._options, **options,
+            OP, decode_loop_kernel, (n_programs,), decoder, B, blocks, self.barrier, self._lost, MAX_POLLS,
+            device=self.device, **options,
         )  # fmt: skip
 
     def result(self, B: int, T: int, early_stopping: bool) -> DecodeResult:

@@ -97,6 +97,7 @@ class Blocks(NamedTuple):
     EVEN_NA: Any  # of the attention LSTM's units
     EVEN_ND: Any  # of the decoder LSTM's units
     PRECISION: Any  # `input_precision` of the products
+    PREFETCH: Any  # blocks of weights that a program loads before it waits at a barrier
 
 
 # The structs below are built inside the kernels.

@@ -19,8 +19,9 @@ from ..location_attention.attend import (
     softmax_scale,
     write_weights,
 )
-from ..lstm_cell.cell import GateTile, add_product, lstm_activate, lstm_gates, lstm_split, lstm_update
+from ..lstm_cell.cell import add_product, gate_rows, lstm_activate, lstm_split, lstm_update
 from ..philox import uniform_noise
+from .prefetch import add_product_of_held
 from .structs import Frame
 
 QUERY_BLOCK = tl.constexpr(128)  # partial sums of the query added at a time
@@ -54,8 +55,10 @@ def _items_of_tile(i, n_tiles, frame, blocks):
 
 
 @triton.jit
-def _add_gates(i, frame, lstm, product, blocks, FIRST: tl.constexpr):
+def _add_gates(i, frame, lstm, product, held, blocks, FIRST: tl.constexpr):
     """The partial sums of a tile's gates, or zeros if FIRST, plus the product, [4 BU, BB].
+
+    held: the last blocks of the tile's weights, as in `prefetch`.
 
     Returns the gates, their address, the tile's index, and its items.
     """
@@ -67,29 +70,28 @@ def _add_gates(i, frame, lstm, product, blocks, FIRST: tl.constexpr):
     if not FIRST:
         b_gates = tl.load(p_gates, mask=m_b[None, :], other=0.0)
     o_u = i_u * BU + tl.arange(0, 4 * BU) // 4
-    b_gates = lstm_gates(
-        b_gates, GateTile(o_u, lstm.n, o_b, m_b), product.p_x, product.p_w, product.K, product.K, product.s_w,
-        product.EVEN_K, blocks,
-    )  # fmt: skip
+    p_w = gate_rows(product.p_w, o_u, lstm.n, product.s_w, BU)
+    p_x = product.p_x + o_b * product.K
+    b_gates = add_product_of_held(b_gates, p_w, p_x, o_u < lstm.n, m_b, product.K, product.EVEN_K, held, blocks)
     return b_gates, p_gates, i_u, o_b, m_b
 
 
 @triton.jit
-def partial_gates_tile(i, frame, lstm, product, blocks, FIRST: tl.constexpr):
+def partial_gates_tile(i, frame, lstm, product, held, blocks, FIRST: tl.constexpr):
     """Adds a product to the partial sums of an LSTM's gates; FIRST: it is the first one."""
-    b_gates, p_gates, _, _, m_b = _add_gates(i, frame, lstm, product, blocks, FIRST)
+    b_gates, p_gates, _, _, m_b = _add_gates(i, frame, lstm, product, held, blocks, FIRST)
     tl.debug_barrier()  # as in lstm_tile
     tl.store(p_gates, b_gates, mask=m_b[None, :])
 
 
 @triton.jit
-def lstm_tile(i, frame, lstm, product, blocks):
+def lstm_tile(i, frame, lstm, product, held, blocks):
     """Adds the last product to the gates; overwrites c and h with the new c and h.
 
     Returns the new h, [BU, BB], rounded to the dtype of h, the tile's index, and its items.
     """
     BU: tl.constexpr = blocks.BU
-    b_gates, _, i_u, o_b, m_b = _add_gates(i, frame, lstm, product, blocks, FIRST=False)
+    b_gates, _, i_u, o_b, m_b = _add_gates(i, frame, lstm, product, held, blocks, FIRST=False)
     b_i, b_f, b_g, b_o = lstm_split(b_gates, BU, blocks.BB)
     n = lstm.n
     o_u = i_u * BU + tl.arange(0, BU)
@@ -191,7 +193,7 @@ def _relu_dropout(b_x, p_seeds, o_b, m_b, stream, position, o_unit, sizes):
 
 
 @triton.jit
-def output_tile(i, frame, output, p_h, n, p_context, sizes, blocks):
+def output_tile(i, frame, output, p_h, n, p_context, sizes, held, blocks):
     """Writes BR rows of [frame, gate, first prenet layer of the next frame]."""
     BR: tl.constexpr = blocks.BR
     D, n_frame = sizes.D, sizes.n_frame
@@ -202,7 +204,7 @@ def output_tile(i, frame, output, p_h, n, p_context, sizes, blocks):
     b_y = tl.zeros((BR, blocks.BB), tl.float32)
     p_w = output.weight + o_row * (n + D)
     b_y = add_product(b_y, p_w, p_h + o_b * n, m_row, m_b, n, blocks.EVEN_ND, blocks)
-    b_y = add_product(b_y, p_w + n, p_context + o_b * D, m_row, m_b, D, blocks.EVEN_D, blocks)
+    b_y = add_product_of_held(b_y, p_w + n, p_context + o_b * D, m_row, m_b, D, blocks.EVEN_D, held, blocks)
     b_y += tl.load(output.bias + o_row, mask=m_row, other=0.0)[:, None]
     p_frame = output.frames + ((o_b * sizes.max_steps + frame.t) * n_frame)[None, :] + o_row[:, None]
     m_frame = (o_row < n_frame)[:, None] & m_b[None, :]

@@ -53,6 +53,13 @@ def add_product(b_y, p_w, p_x, m_row, m_b, K, EVEN_K: tl.constexpr, blocks):
 
 
 @triton.jit
+def gate_rows(p_weight, o_u, n, s_w, BU: tl.constexpr):
+    """Pointers to a tile's rows of W [4n, K], s_w apart, for the units o_u of a `GateTile`."""
+    o_row = (tl.arange(0, 4 * BU) % 4) * n + o_u
+    return p_weight + o_row.to(tl.int64) * s_w
+
+
+@triton.jit
 def lstm_gates(b_gates, tile, p_x, p_weight, K, s_x, s_w, EVEN_K: tl.constexpr, blocks):
     """gates + W x^T, [4 BU, BB] float32.
 
@@ -63,8 +70,7 @@ def lstm_gates(b_gates, tile, p_x, p_weight, K, s_x, s_w, EVEN_K: tl.constexpr, 
         p_weight: [4n, K], rows s_w apart.
         EVEN_K: whether K is a multiple of BK.
     """
-    o_row = (tl.arange(0, 4 * blocks.BU) % 4) * tile.n + tile.o_u
-    p_w = p_weight + o_row.to(tl.int64) * s_w
+    p_w = gate_rows(p_weight, tile.o_u, tile.n, s_w, blocks.BU)
     p_rows = p_x + tile.o_b.to(tl.int64) * s_x
     return add_product(b_gates, p_w, p_rows, tile.o_u < tile.n, tile.m_b, K, EVEN_K, blocks)
 

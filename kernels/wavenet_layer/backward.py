@@ -15,14 +15,18 @@ from .common import (
     ResSkip,
     Sizes,
     Weight,
+    architecture,
     config,
     first_row,
+    halves,
     launch_options,
     load_tile,
     multiply_mask,
+    next_block,
     pick,
     rows_of,
     store_tile,
+    tile_of,
 )
 
 GATE_BACKWARD_CONFIGS = {  # registers hold the accumulator, tanh and sigmoid
@@ -33,6 +37,21 @@ INPUT_BACKWARD_CONFIGS = {
     2: (config(128, 128, 64, 8, 3), config(64, 64, 64, 4, 3), config(32, 32, 32, 4, 2)),
     4: (config(128, 64, 32, 8, 3), config(64, 64, 32, 4, 3), config(32, 32, 32, 4, 2)),
 }
+# Before those for 2 bytes, by architecture.
+WIDE_GATE_BACKWARDS = dict.fromkeys((90, 100), (config(128, 128, 64, 8, 3),))
+WIDE_INPUT_BACKWARDS = {90: (config(128, 256, 64, 8, 3),)}
+
+
+@triton.jit
+def _store_gate_gradients(b_da, p_gate, p_du, p_acts, rows, o_n, sizes):
+    """du and a at channels o_n from da [BT, channels] float32."""
+    T, C = sizes.T, sizes.C
+    p_block = p_gate + (rows.i_b * T + rows.t0) * (2 * C)
+    b_tanh = load_tile(p_block, rows.o_r, rows.m_t, 2 * C, o_n, C, False).to(tl.float32)
+    b_sigmoid = load_tile(p_block + C, rows.o_r, rows.m_t, 2 * C, o_n, C, False).to(tl.float32)
+    store_tile(p_acts, b_tanh * b_sigmoid, rows, o_n, C, C, T)
+    store_tile(p_du, b_da * b_sigmoid * (1.0 - b_tanh * b_tanh), rows, o_n, C, 2 * C, T)
+    store_tile(p_du + C, b_da * b_tanh * b_sigmoid * (1.0 - b_sigmoid), rows, o_n, C, 2 * C, T)
 
 
 @triton.jit
@@ -48,13 +67,14 @@ def wavenet_gate_bwd_kernel(
     sizes,
     blocks,
 ):
-    """Grid (blocks of T, blocks of C, B)."""
+    """Grid (blocks of T times blocks of C, B)."""
     BN: tl.constexpr = blocks.BN
     BK: tl.constexpr = blocks.BK
-    T, C, R, S = sizes.T, sizes.C, res_skip.R, res_skip.S
+    C, R, S = sizes.C, res_skip.R, res_skip.S
     weight = res_skip.weight
-    rows = rows_of(tl.program_id(0), tl.program_id(2), p_lengths, sizes, blocks)
-    o_n = tl.program_id(1) * BN + tl.arange(0, BN)
+    i_t, i_n = tile_of(tl.cdiv(C, BN))
+    rows = rows_of(i_t, tl.program_id(1), p_lengths, sizes, blocks)
+    o_n = i_n * BN + tl.arange(0, BN)
     o_k = tl.arange(0, BK)
     b_da = tl.zeros((blocks.BT, BN), tl.float32)
     if rows.has_any:
@@ -74,12 +94,13 @@ def wavenet_gate_bwd_kernel(
                 p_w = weight.p + (R + s) * weight.s_out
                 b_w = load_tile(p_w, o_k, o_k < S - s, weight.s_out, o_n, C, False)
                 b_da = tl.dot(b_d, b_w, b_da, input_precision=blocks.PRECISION)
-    p_block = p_gate + (rows.i_b * T + rows.t0) * (2 * C)
-    b_tanh = load_tile(p_block, rows.o_r, rows.m_t, 2 * C, o_n, C, False).to(tl.float32)
-    b_sigmoid = load_tile(p_block + C, rows.o_r, rows.m_t, 2 * C, o_n, C, False).to(tl.float32)
-    store_tile(p_acts, b_tanh * b_sigmoid, rows, o_n, C, C, T)
-    store_tile(p_du, b_da * b_sigmoid * (1.0 - b_tanh * b_tanh), rows, o_n, C, 2 * C, T)
-    store_tile(p_du + C, b_da * b_tanh * b_sigmoid * (1.0 - b_sigmoid), rows, o_n, C, 2 * C, T)
+    if BN > 64:
+        b_low, b_high = halves(b_da)
+        o_low = i_n * BN + tl.arange(0, BN // 2)
+        _store_gate_gradients(b_low, p_gate, p_du, p_acts, rows, o_low, sizes)
+        _store_gate_gradients(b_high, p_gate, p_du, p_acts, rows, o_low + BN // 2, sizes)
+    else:
+        _store_gate_gradients(b_da, p_gate, p_du, p_acts, rows, o_n, sizes)
 
 
 @triton.jit
@@ -93,20 +114,20 @@ def wavenet_input_bwd_kernel(
     sizes,
     blocks,
 ):
-    """Grid (blocks of T, blocks of C, B)."""
+    """Grid (blocks of T times blocks of C, B)."""
     BN: tl.constexpr = blocks.BN
     BK: tl.constexpr = blocks.BK
     T, C = sizes.T, sizes.C
-    rows = rows_of(tl.program_id(0), tl.program_id(2), p_lengths, sizes, blocks)
-    o_n = tl.program_id(1) * BN + tl.arange(0, BN)
+    i_t, i_n = tile_of(tl.cdiv(C, BN))
+    rows = rows_of(i_t, tl.program_id(1), p_lengths, sizes, blocks)
+    o_n = i_n * BN + tl.arange(0, BN)
     o_k = tl.arange(0, BK)
     b_dh = tl.zeros((blocks.BT, BN), tl.float32)
     if rows.has_any:
         p_block = p_du + (rows.i_b * T + rows.t0) * (2 * C)
-        n_blocks = tl.cdiv(2 * C, BK)
-        for i in range(0, n_blocks * blocks.TAPS):
-            tap = i // n_blocks
-            u = (i - tap * n_blocks) * BK
+        tap = tl.full((), 0, tl.int32)
+        u = tl.full((), 0, tl.int32)
+        for _ in range(0, tl.cdiv(2 * C, BK) * blocks.TAPS):
             shift = (blocks.TAPS // 2 - tap) * sizes.dilation
             o_source = rows.o_t + shift
             m_source = (o_source >= 0) & (o_source < rows.length)
@@ -115,6 +136,7 @@ def wavenet_input_bwd_kernel(
             p_tap = in_weight.p + tap * in_weight.s_tap + u * in_weight.s_out
             b_w = load_tile(p_tap, o_k, o_k < 2 * C - u, in_weight.s_out, o_n, C, False)  # [BK, BN]
             b_dh = tl.dot(b_du, b_w, b_dh, input_precision=blocks.PRECISION)
+            tap, u = next_block(tap, u, 2 * C, BK)
     if dnext is not None:
         b_d = load_tile(first_row(dnext, rows), rows.o_r, rows.m_t, dnext.s_t, o_n, C, False).to(tl.float32)
         if mask is not None:
@@ -136,16 +158,20 @@ def _signal_gradients(
         return dh, du, acts
     res_skip, d, mask = ResSkip.of(inputs), ChannelsLast.of(dnext), ChannelsLast.of(inputs.mask)
     options = partial(launch_options, S=res_skip.S, in_weight=in_weight)
-    chosen = pick("wavenet_gate_bwd", GATE_BACKWARD_CONFIGS[gate.dtype.itemsize], acts)
+    width = gate.dtype.itemsize
+    arch = architecture(gate.device)
+    configs = (WIDE_GATE_BACKWARDS.get(arch, ()) if width == 2 else ()) + GATE_BACKWARD_CONFIGS[width]
+    chosen = pick("wavenet_gate_bwd", configs, acts, columns=C)
     launch(
-        OP, wavenet_gate_bwd_kernel, (triton.cdiv(T, chosen["BT"]), triton.cdiv(C, chosen["BN"]), B),
+        OP, wavenet_gate_bwd_kernel, (triton.cdiv(T, chosen["BT"]) * triton.cdiv(C, chosen["BN"]), B),
         d, ChannelsLast.of(dskip), res_skip, mask, gate, lengths, du, acts,
         **options(chosen, sizes=Sizes(T, C, D=0, dilation=0)),  # not read: other values would compile it again
     )  # fmt: skip
     if dh is not None:
-        chosen = pick("wavenet_input_bwd", INPUT_BACKWARD_CONFIGS[gate.dtype.itemsize], acts)
+        configs = (WIDE_INPUT_BACKWARDS.get(arch, ()) if width == 2 else ()) + INPUT_BACKWARD_CONFIGS[width]
+        chosen = pick("wavenet_input_bwd", configs, acts, columns=C)
         launch(
-            OP, wavenet_input_bwd_kernel, (triton.cdiv(T, chosen["BT"]), triton.cdiv(C, chosen["BN"]), B),
+            OP, wavenet_input_bwd_kernel, (triton.cdiv(T, chosen["BT"]) * triton.cdiv(C, chosen["BN"]), B),
             du, Weight.of(in_weight), d, mask, lengths, dh,
             **options(chosen, sizes=Sizes(T, C, D=0, dilation=dilation)),
         )  # fmt: skip

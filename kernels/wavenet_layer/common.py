@@ -3,6 +3,7 @@
 Maths, layout and cost: kernels/README.md.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -15,6 +16,9 @@ from ..arguments import dot_size, item_length
 from ..launch import Config, pick_config, product_precision
 
 OP = "wavenet_layer"
+
+PROGRAMS = 128
+"""Fewest programs that fill a GPU: about the multiprocessors of an H100."""
 
 
 def config(bt: int, bn: int, bk: int, num_warps: int, num_stages: int) -> Config:
@@ -89,7 +93,8 @@ class Blocks(NamedTuple):
     BT: Any  # tile sizes, see `config`
     BN: Any
     BK: Any
-    BC: Any  # C padded: the gate's tiles in the fused kernel are [BT, BC]
+    BS: Any  # skip rows per block of the second of two kernels
+    BC: Any  # C padded: channels of the gate in the fused kernel
     TAPS: Any
     EVEN_C: Any  # BK divides C
     EVEN_2C: Any
@@ -119,6 +124,13 @@ class Rows(NamedTuple):
 
 
 @triton.jit
+def tile_of(n_blocks):
+    """(block of T, block of columns) of a program. Side by side, those of one block of T share it in L2."""
+    i_t = tl.program_id(0) // n_blocks
+    return i_t, tl.program_id(0) - i_t * n_blocks
+
+
+@triton.jit
 def rows_of(i_t, i_b, p_lengths, sizes, blocks):
     """Block i_t of the positions of item i_b; p_lengths: [B] integers, or None."""
     length = item_length(p_lengths, i_b, sizes.T, p_lengths is not None)
@@ -127,6 +139,14 @@ def rows_of(i_t, i_b, p_lengths, sizes, blocks):
     o_t = start + o_r
     t0 = i_t.to(tl.int64) * blocks.BT
     return Rows(i_b.to(tl.int64), t0, o_r, o_t, length, start < length, o_t < length, o_t < sizes.T)
+
+
+@triton.jit
+def next_block(tap, k, K, BK):
+    """(tap, k) of the block of a convolution's products that follows the one at (tap, k); a tap has depth K."""
+    k += BK
+    ended = k >= K
+    return tap + ended.to(tl.int32), tl.where(ended, 0, k)
 
 
 @triton.jit
@@ -165,31 +185,80 @@ def multiply_mask(b_x, mask, rows):
     return b_x * tl.load(p_rows, mask=rows.m_t, other=0.0).to(b_x.dtype)[:, None]
 
 
-def pick(kernel: str, configs: tuple[Config, ...], x: Tensor) -> Config:
-    """The configuration for a signal [B, T, C]."""
+@triton.jit
+def halves(b_x):
+    """Columns [:BN / 2] and [BN / 2:] of [BT, BN]: an epilogue with all values of a wide tile would spill registers."""
+    BH: tl.constexpr = b_x.shape[1] // 2
+    return tl.split(tl.permute(tl.reshape(b_x, (b_x.shape[0], 2, BH)), (0, 2, 1)))
 
-    def largest_that_fills(dtype: torch.dtype, rows: int, channels: int) -> Config:
-        return next((c for c in configs if rows >= 4 * c["BT"]), configs[-1])
 
-    return pick_config(kernel, configs, largest_that_fills, x, rows=x.shape[0] * x.shape[1], channels=x.shape[2])
+def tile_elements(config: Config, accumulators: int = 1) -> int:
+    """Elements that a kernel's pipeline of [BT, BK] and [BN, BK] tiles keeps in shared memory."""
+    return config["num_stages"] * (config["BT"] + accumulators * config["BN"]) * config["BK"]
+
+
+def pick(
+    kernel: str, configs: tuple[Config, ...], x: Tensor, columns: int, elements: Callable[[Config], int] = tile_elements
+) -> Config:
+    """The configuration for a signal [B, T, C]: the first that fits the GPU and fills it, else the last.
+
+    Args:
+        kernel: as for `pick_config`.
+        configs: from the largest tiles to the smallest.
+        x: the signal.
+        columns: of the product, BN per block.
+        elements: in shared memory, with a configuration.
+    """
+    B, T, C = x.shape
+    limit = _shared_memory(x.device) // x.dtype.itemsize
+
+    def fits_and_fills(config: Config) -> bool:
+        programs = B * triton.cdiv(T, config["BT"]) * triton.cdiv(columns, config["BN"])
+        return elements(config) <= limit and programs >= PROGRAMS
+
+    def first(dtype: torch.dtype, rows: int, channels: int) -> Config:
+        return next(filter(fits_and_fills, configs), configs[-1])
+
+    return pick_config(kernel, configs, first, x, rows=B * T, channels=C)
+
+
+def architecture(device: torch.device) -> int:
+    """Of the GPU, as in sm_90; of the one that is compiled for with meta tensors; an H100's in the interpreter."""
+    if device.type == "cuda":
+        return 10 * torch.cuda.get_device_capability(device)[0]
+    return triton.runtime.driver.active.get_current_target().arch if device.type == "meta" else 90
 
 
 @cache
-def _blocks(tile: tuple[int, int, int], C: int, D: int, S: int, TAPS: int, PRECISION: str) -> Blocks:
+def _shared_memory(device: torch.device) -> int:
+    """Bytes that a block may have; without a GPU, those of the first one with bfloat16."""
+    if device.type != "cuda":
+        return 163 * 1024
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"]
+
+
+def skip_tile(BN: int, S: int) -> int:
+    """BS: with `end` folded into the skips, S is far smaller than BN."""
+    return min(BN, dot_size(S))
+
+
+@cache
+def _blocks(tile: tuple[int, int, int], C: int, D: int, S: int, TAPS: int, PRECISION: str, fused: bool) -> Blocks:
     BT, BN, BK = tile
     even = {f"EVEN_{name}": size % BK == 0 for name, size in (("C", C), ("2C", 2 * C), ("D", D), ("S", S))}
-    BC = dot_size(C)
-    blocks = Blocks(BT=BT, BN=BN, BK=BK, BC=BC, TAPS=TAPS, PRECISION=PRECISION, **even)
+    BC = dot_size(C) if fused else 0  # not read: other values would compile a kernel again
+    blocks = Blocks(BT=BT, BN=BN, BK=BK, BS=skip_tile(BN, S), BC=BC, TAPS=TAPS, PRECISION=PRECISION, **even)
     return Blocks(*map(tl.constexpr, blocks))
 
 
-def launch_options(config: Config, sizes: Sizes, S: int, in_weight: Tensor) -> dict[str, Any]:
+def launch_options(config: Config, sizes: Sizes, S: int, in_weight: Tensor, fused: bool = False) -> dict[str, Any]:
     """The kernels' `sizes` and `blocks`, with the device, num_warps and num_stages."""
     tile = config["BT"], config["BN"], config["BK"]
     precision = product_precision(in_weight.dtype, convolution=True)
     return {
         "sizes": sizes,
-        "blocks": _blocks(tile, sizes.C, sizes.D, S, in_weight.shape[2], precision),
+        "blocks": _blocks(tile, sizes.C, sizes.D, S, in_weight.shape[2], precision, fused),
         "device": in_weight.device,
         "num_warps": config["num_warps"],
         "num_stages": config["num_stages"],

@@ -8,44 +8,66 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..arguments import Signal
-from ..launch import launch
+from ..arguments import Signal, dot_size
+from ..launch import Config, launch, pick_config
 from .common import (
     OP,
     ChannelsLast,
     LayerInputs,
     ResSkip,
     Sizes,
+    architecture,
     config,
     first_row,
     launch_options,
     load_tile,
     multiply_mask,
+    next_block,
     pick,
     rows_of,
     signal_pointers,
+    skip_tile,
     store_tile,
+    tile_elements,
+    tile_of,
 )
 
 FUSED_CHANNELS = 256
-"""Most channels for which one kernel does both GEMMs: the gate of more would exceed the register file."""
+"""Most channels for which one kernel can do both GEMMs: the gate of more would exceed the register file."""
+
+FUSED, TWO_KERNELS = FORMS = ({"FUSED": 1}, {"FUSED": 0})
+"""For up to FUSED_CHANNELS channels, `wavenet_layer_form` picks one of them."""
 
 # By element size, the largest first. tests/ahead_of_time/test_compile.py proves that all fit from sm_80 on.
-GATE_CONFIGS = {  # two accumulators of [BT, BN]
+GATE_CONFIGS = {  # BN channels are 2 BN columns
     2: (config(128, 64, 64, 8, 3), config(64, 64, 64, 4, 3), config(32, 32, 32, 4, 2)),
     4: (config(64, 32, 32, 4, 3), config(32, 32, 32, 4, 2)),
 }
 RES_SKIP_CONFIGS = {
-    2: (config(128, 128, 64, 8, 3), config(64, 64, 64, 4, 3), config(32, 32, 32, 4, 2)),
+    2: (config(64, 64, 32, 4, 4), config(32, 32, 32, 4, 2)),
     4: (config(128, 64, 32, 8, 3), config(64, 64, 32, 4, 3), config(32, 32, 32, 4, 2)),
 }
 # For the fused kernel, by element size and whether C > 64. BN: residual or skip rows per block.
 FUSED_CONFIGS = {
-    (2, True): (config(64, 64, 32, 8, 3), config(32, 32, 32, 8, 2)),
-    (2, False): (config(128, 32, 32, 8, 3), config(32, 32, 32, 4, 2)),
-    (4, True): (config(32, 32, 16, 8, 2), config(16, 16, 16, 8, 2)),
+    (2, True): (config(32, 32, 32, 8, 2),),
+    (2, False): (config(64, 32, 32, 4, 3), config(32, 32, 32, 4, 2)),
+    (4, True): (config(32, 32, 16, 8, 2), config(16, 16, 16, 4, 2)),
     (4, False): (config(64, 32, 16, 8, 2), config(32, 32, 32, 4, 2)),
 }
+# Before those for 2 bytes, by architecture; others have sm_80's. Products of sm_90 and sm_100 read shared memory, those
+# of other architectures registers too, which wider tiles would spill.
+WIDE_GATES = {
+    80: (config(128, 128, 32, 8, 4),),
+    90: (config(128, 128, 64, 8, 3), config(256, 64, 64, 8, 3)),
+    100: (config(128, 128, 64, 8, 3), config(256, 64, 64, 8, 3)),
+}
+WIDE_RES_SKIPS = {
+    80: (config(128, 128, 32, 8, 4),),
+    90: (config(128, 128, 64, 8, 3),),
+    100: (config(128, 128, 64, 8, 3),),
+}
+# For C > 64, up to sm_90: from tensor memory, all values of a tile at once would spill registers.
+WIDE_FUSED = (config(64, 64, 32, 8, 3),)
 
 
 class Convolution(NamedTuple):
@@ -82,39 +104,43 @@ def _add_bias(b_x, p_bias, o_n, n):
 
 
 @triton.jit
-def _gate(h, convolution, conditioning, added, rows, o_n, BN: tl.constexpr, sizes, blocks):
-    """tanh and sigmoid at channels o_n, both [BT, BN] float32."""
+def _gate(h, convolution, conditioning, added, rows, first_channel, BN: tl.constexpr, sizes, blocks):
+    """tanh and sigmoid of BN channels from first_channel on, both [BT, BN] float32."""
     BK: tl.constexpr = blocks.BK
+    BU: tl.constexpr = 2 * BN
     C, D, s_out = sizes.C, sizes.D, convolution.s_out
     o_k = tl.arange(0, BK)
+    o_n = first_channel + tl.arange(0, BN)
     m_n = o_n < C
-    b_tanh = tl.zeros((blocks.BT, BN), tl.float32)
-    b_sigmoid = tl.zeros((blocks.BT, BN), tl.float32)
+    # One product with wide instructions computes both halves. Their columns alternate, so that a channel's tanh and
+    # sigmoid are in the same thread.
+    o_u = tl.arange(0, BU)
+    channel = first_channel + o_u // 2
+    o_u = channel + (o_u % 2) * C
+    m_u = channel < C
+    b_u = tl.zeros((blocks.BT, BU), tl.float32)
     p_block = first_row(h, rows)
     # One loop over taps and channels keeps the pipeline of loads full from end to end.
-    n_blocks = tl.cdiv(C, BK)
-    for i in range(0, n_blocks * blocks.TAPS):
-        tap = i // n_blocks
-        c = (i - tap * n_blocks) * BK
+    tap = tl.full((), 0, tl.int32)
+    c = tl.full((), 0, tl.int32)
+    for _ in range(0, tl.cdiv(C, BK) * blocks.TAPS):
         shift = (tap - blocks.TAPS // 2) * sizes.dilation
         o_source = rows.o_t + shift
         m_source = (o_source >= 0) & (o_source < rows.length)
         p_source = p_block + shift.to(tl.int64) * h.s_t + c
         b_h = load_tile(p_source, rows.o_r, m_source, h.s_t, o_k, C - c, blocks.EVEN_C)  # [BT, BK]
         p_tap = convolution.p_weight + tap * convolution.s_tap + c
-        b_w = load_tile(p_tap, o_n, m_n, s_out, o_k, C - c, blocks.EVEN_C)  # [BN, BK]
-        b_tanh = tl.dot(b_h, tl.trans(b_w), b_tanh, input_precision=blocks.PRECISION)
-        b_w = load_tile(p_tap + C * s_out, o_n, m_n, s_out, o_k, C - c, blocks.EVEN_C)
-        b_sigmoid = tl.dot(b_h, tl.trans(b_w), b_sigmoid, input_precision=blocks.PRECISION)
+        b_w = load_tile(p_tap, o_u, m_u, s_out, o_k, C - c, blocks.EVEN_C)  # [BU, BK]
+        b_u = tl.dot(b_h, tl.trans(b_w), b_u, input_precision=blocks.PRECISION)
+        tap, c = next_block(tap, c, C, BK)
     if conditioning.p is not None:
         p_block = first_row(conditioning, rows)
-        p_w, s_cond = conditioning.p_weight, conditioning.s_out
         for d in range(0, D, BK):
             b_c = load_tile(p_block + d, rows.o_r, rows.m_t, conditioning.s_t, o_k, D - d, blocks.EVEN_D)
-            b_w = load_tile(p_w + d, o_n, m_n, s_cond, o_k, D - d, blocks.EVEN_D)  # [BN, BK]
-            b_tanh = tl.dot(b_c, tl.trans(b_w), b_tanh, input_precision=blocks.PRECISION)
-            b_w = load_tile(p_w + C * s_cond + d, o_n, m_n, s_cond, o_k, D - d, blocks.EVEN_D)
-            b_sigmoid = tl.dot(b_c, tl.trans(b_w), b_sigmoid, input_precision=blocks.PRECISION)
+            p_w = conditioning.p_weight + d
+            b_w = load_tile(p_w, o_u, m_u, conditioning.s_out, o_k, D - d, blocks.EVEN_D)  # [BU, BK]
+            b_u = tl.dot(b_c, tl.trans(b_w), b_u, input_precision=blocks.PRECISION)
+    b_tanh, b_sigmoid = tl.split(tl.reshape(b_u, (blocks.BT, BN, 2)))
     if convolution.p_bias is not None:
         b_tanh = _add_bias(b_tanh, convolution.p_bias, o_n, C)
         b_sigmoid = _add_bias(b_sigmoid, convolution.p_bias + C, o_n, C)
@@ -173,19 +199,38 @@ def wavenet_gate_fwd_kernel(
     sizes,
     blocks,
 ):
-    """Grid (blocks of T, blocks of C, B)."""
+    """Grid (blocks of T times blocks of C, B)."""
     BN: tl.constexpr = blocks.BN
-    rows = rows_of(tl.program_id(0), tl.program_id(2), p_lengths, sizes, blocks)
-    o_n = tl.program_id(1) * BN + tl.arange(0, BN)
+    i_t, i_n = tile_of(tl.cdiv(sizes.C, BN))
+    rows = rows_of(i_t, tl.program_id(1), p_lengths, sizes, blocks)
+    o_n = i_n * BN + tl.arange(0, BN)
     b_tanh = tl.zeros((blocks.BT, BN), tl.float32)
     b_sigmoid = tl.zeros((blocks.BT, BN), tl.float32)
     if rows.has_any:
-        b_tanh, b_sigmoid = _gate(h, convolution, conditioning, added, rows, o_n, BN, sizes, blocks)
+        b_tanh, b_sigmoid = _gate(h, convolution, conditioning, added, rows, i_n * BN, BN, sizes, blocks)
         b_tanh = tl.where(rows.m_t[:, None], b_tanh, 0.0)
         b_sigmoid = tl.where(rows.m_t[:, None], b_sigmoid, 0.0)
     if p_gate is not None:
         _store_gate(p_gate, b_tanh, b_sigmoid, rows, o_n, sizes)
     store_tile(p_acts, b_tanh * b_sigmoid, rows, o_n, sizes.C, sizes.C, sizes.T)
+
+
+@triton.jit
+def _res_skip(p_acts, res_skip, first_row_of_weight, n, rows, o_n, BN: tl.constexpr, sizes, blocks):
+    """Rows o_n < n of the second GEMM, counted from first_row_of_weight, [BT, BN] float32; acts: [B, T, C]."""
+    BK: tl.constexpr = blocks.BK
+    C, s_out = sizes.C, res_skip.weight.s_out
+    o_k = tl.arange(0, BK)
+    m_n = o_n < n
+    b_x = tl.zeros((blocks.BT, BN), tl.float32)
+    if rows.has_any:
+        p_block = p_acts + (rows.i_b * sizes.T + rows.t0) * C
+        p_rows = res_skip.weight.p + first_row_of_weight * s_out
+        for c in range(0, C, BK):
+            b_acts = load_tile(p_block + c, rows.o_r, rows.m_t, C, o_k, C - c, blocks.EVEN_C)  # [BT, BK]
+            b_w = load_tile(p_rows + c, o_n, m_n, s_out, o_k, C - c, blocks.EVEN_C)  # [BN, BK]
+            b_x = tl.dot(b_acts, tl.trans(b_w), b_x, input_precision=blocks.PRECISION)
+    return b_x
 
 
 @triton.jit
@@ -198,32 +243,24 @@ def wavenet_res_skip_fwd_kernel(
     p_lengths,
     p_next_h,  # [B, T, C], or None in a last layer
     p_next_skip,  # [B, T, S]
-    n_residual_blocks,
     sizes,
     blocks,
 ):
-    """Grid (blocks of T, blocks of residual rows then of skip rows, B)."""
+    """Grid (blocks of T times blocks of residual rows, then of skip rows, B)."""
     BN: tl.constexpr = blocks.BN
-    BK: tl.constexpr = blocks.BK
-    C, R, s_out = sizes.C, res_skip.R, res_skip.weight.s_out
-    i_n = tl.program_id(1)
-    is_residual = i_n < n_residual_blocks
-    rows = rows_of(tl.program_id(0), tl.program_id(2), p_lengths, sizes, blocks)
-    o_k = tl.arange(0, BK)
-    o_n = (i_n - tl.where(is_residual, 0, n_residual_blocks)) * BN + tl.arange(0, BN)
-    m_n = o_n < tl.where(is_residual, R, res_skip.S)
-    b_x = tl.zeros((blocks.BT, BN), tl.float32)
-    if rows.has_any:
-        p_block = p_acts + (rows.i_b * sizes.T + rows.t0) * C
-        p_rows = res_skip.weight.p + tl.where(is_residual, 0, R) * s_out
-        for c in range(0, C, BK):
-            b_acts = load_tile(p_block + c, rows.o_r, rows.m_t, C, o_k, C - c, blocks.EVEN_C)  # [BT, BK]
-            b_w = load_tile(p_rows + c, o_n, m_n, s_out, o_k, C - c, blocks.EVEN_C)  # [BN, BK]
-            b_x = tl.dot(b_acts, tl.trans(b_w), b_x, input_precision=blocks.PRECISION)
+    BS: tl.constexpr = blocks.BS
+    R, S = res_skip.R, res_skip.S
+    n_residual_blocks = tl.cdiv(R, BN)
+    i_t, i_n = tile_of(n_residual_blocks + tl.cdiv(S, BS))
+    rows = rows_of(i_t, tl.program_id(1), p_lengths, sizes, blocks)
     if p_next_h is not None:
-        if is_residual:
+        if i_n < n_residual_blocks:
+            o_n = i_n * BN + tl.arange(0, BN)
+            b_x = _res_skip(p_acts, res_skip, 0, R, rows, o_n, BN, sizes, blocks)
             _store_residual(b_x, p_next_h, res_skip.bias, mask, h, rows, o_n, sizes)
     if i_n >= n_residual_blocks:
+        o_n = (i_n - n_residual_blocks) * BS + tl.arange(0, BS)
+        b_x = _res_skip(p_acts, res_skip, R, S, rows, o_n, BS, sizes, blocks)
         _store_skip(b_x, p_next_skip, res_skip, skip, rows, o_n, sizes)
 
 
@@ -241,7 +278,7 @@ def wavenet_layer_fwd_kernel(
     b_tanh = tl.zeros((blocks.BT, BC), tl.float32)
     b_sigmoid = tl.zeros((blocks.BT, BC), tl.float32)
     if rows.has_any:
-        b_tanh, b_sigmoid = _gate(h, convolution, conditioning, added, rows, o_c, BC, sizes, blocks)
+        b_tanh, b_sigmoid = _gate(h, convolution, conditioning, added, rows, 0, BC, sizes, blocks)
     if p_gate is not None:
         b_tanh = tl.where(rows.m_t[:, None], b_tanh, 0.0)
         b_sigmoid = tl.where(rows.m_t[:, None], b_sigmoid, 0.0)
@@ -256,6 +293,24 @@ def wavenet_layer_fwd_kernel(
         b_w = load_tile(res_skip.weight.p + (R + s) * s_out, o_n, o_n < S - s, s_out, o_c, C, False)
         b_x = tl.dot(b_acts, tl.trans(b_w), input_precision=blocks.PRECISION)
         _store_skip(b_x, p_next_skip, res_skip, skip, rows, s + o_n, sizes)
+
+
+def _fused_elements(BC: int, config: Config) -> int:
+    """Elements that the fused kernel keeps in shared memory: the pipeline of one of its GEMMs, and a."""
+    BT, BN, BK = config["BT"], config["BN"], config["BK"]
+    return config["num_stages"] * max((BT + 2 * BC) * BK, BN * BC) + BT * BC
+
+
+def pick_form(h: Tensor) -> Config:
+    """FUSED or TWO_KERNELS for a signal [B, T, C] of at most FUSED_CHANNELS channels."""
+
+    def fuse_few_channels(dtype: torch.dtype, rows: int, channels: int) -> Config:
+        # With more, the fused kernel's registers hold 64 positions, too few for the weights that they read.
+        return FUSED if channels <= FUSED_CHANNELS // 2 else TWO_KERNELS
+
+    return pick_config(
+        "wavenet_layer_form", FORMS, fuse_few_channels, h, rows=h.shape[0] * h.shape[1], channels=h.shape[2]
+    )
 
 
 def layer_forward(inputs: LayerInputs, dilation: int, save_gate: bool) -> tuple[Tensor | None, Tensor, Tensor | None]:
@@ -280,24 +335,29 @@ def layer_forward(inputs: LayerInputs, dilation: int, save_gate: bool) -> tuple[
     sizes = Sizes(T, C, 0 if inputs.conditioning is None else inputs.conditioning.shape[2], dilation)
     options = partial(launch_options, sizes=sizes, S=S, in_weight=weight)
     width = h.dtype.itemsize
-    if C <= FUSED_CHANNELS:
-        chosen = pick("wavenet_layer_fwd", FUSED_CONFIGS[width, C > 64], h)
+    if C <= FUSED_CHANNELS and pick_form(h)["FUSED"]:
+        wide = width == 2 and C > 64 and architecture(h.device) <= 90
+        configs = (WIDE_FUSED if wide else ()) + FUSED_CONFIGS[width, C > 64]
+        chosen = pick("wavenet_layer_fwd", configs, h, columns=1, elements=partial(_fused_elements, dot_size(C)))
         launch(
             OP, wavenet_layer_fwd_kernel, (triton.cdiv(T, chosen["BT"]), B),
-            *gate_inputs, res_skip, skip, mask, lengths, gate, next_h, next_skip, **options(chosen),
+            *gate_inputs, res_skip, skip, mask, lengths, gate, next_h, next_skip, **options(chosen, fused=True),
         )  # fmt: skip
         return next_h, next_skip, gate
     acts = empty((B, T, C), dtype=h.dtype)
-    chosen = pick("wavenet_gate_fwd", GATE_CONFIGS[width], h)
+    arch = architecture(h.device)
+    configs = (WIDE_GATES.get(arch, WIDE_GATES[80]) if width == 2 else ()) + GATE_CONFIGS[width]
+    chosen = pick("wavenet_gate_fwd", configs, h, columns=C, elements=partial(tile_elements, accumulators=2))
     launch(
-        OP, wavenet_gate_fwd_kernel, (triton.cdiv(T, chosen["BT"]), triton.cdiv(C, chosen["BN"]), B),
+        OP, wavenet_gate_fwd_kernel, (triton.cdiv(T, chosen["BT"]) * triton.cdiv(C, chosen["BN"]), B),
         *gate_inputs, lengths, acts, gate, **options(chosen),
     )  # fmt: skip
-    chosen = pick("wavenet_res_skip_fwd", RES_SKIP_CONFIGS[width], h)
-    residual_blocks, skip_blocks = triton.cdiv(R, chosen["BN"]), triton.cdiv(S, chosen["BN"])
+    configs = (WIDE_RES_SKIPS.get(arch, WIDE_RES_SKIPS[80]) if width == 2 else ()) + RES_SKIP_CONFIGS[width]
+    chosen = pick("wavenet_res_skip_fwd", configs, h, columns=R + S)
+    column_blocks = triton.cdiv(R, chosen["BN"]) + triton.cdiv(S, skip_tile(chosen["BN"], S))
     launch(
-        OP, wavenet_res_skip_fwd_kernel, (triton.cdiv(T, chosen["BT"]), residual_blocks + skip_blocks, B),
-        acts, p_h, res_skip, skip, mask, lengths, next_h, next_skip, residual_blocks,
+        OP, wavenet_res_skip_fwd_kernel, (triton.cdiv(T, chosen["BT"]) * column_blocks, B),
+        acts, p_h, res_skip, skip, mask, lengths, next_h, next_skip,
         **options(chosen, sizes=sizes._replace(D=0, dilation=0)),  # not read: other values would compile it again
     )  # fmt: skip
     return next_h, next_skip, gate

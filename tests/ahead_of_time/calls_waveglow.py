@@ -1,6 +1,7 @@
 """Calls of WaveGlow's operations, to be compiled ahead of time."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -17,6 +18,8 @@ from fastglow.kernels import (
     weight_norm,
     weight_norm_packed,
 )
+from fastglow.kernels.launch import Config, use_config
+from fastglow.kernels.wavenet_layer.forward import FUSED
 
 from .building import (
     BFLOAT16,
@@ -35,6 +38,7 @@ from .building import (
 # Two training segments of 16000 samples in groups of 8. Triton specialises kernels for sizes divisible by 16.
 B, T = 2, 2000
 ODD_T = 1997
+LONG = 27520  # fills the GPU with the largest tiles
 
 
 def _gated_activation(
@@ -130,7 +134,7 @@ def _weight_norm_packed(
 def _wavenet_layer(
     dtype: torch.dtype,
     channels: int,
-    T: int = T,
+    T: int = LONG,
     conditioning: int | str | None = 640,
     last: bool = False,
     skip_channels: int | None = None,
@@ -140,12 +144,14 @@ def _wavenet_layer(
     skip: bool = True,
     taps: int = 3,
     trains: bool = True,
+    form: Config | None = None,
 ) -> None:
-    """`conditioning`: its channels, or 'added': not projected."""
+    """`conditioning`: its channels, or 'added': not projected. `form`: the choice between one and two kernels."""
     skips = skip_channels or channels
     rows = skips if last else channels + skips
     projected = isinstance(conditioning, int)
-    with torch.set_grad_enabled(trains):
+    forming = nullcontext() if form is None else use_config("wavenet_layer_form", form)
+    with torch.set_grad_enabled(trains), forming:
         leaf = partial(meta_leaf, dtype)
         outputs = wavenet_layer(
             leaf(B, channels, T),
@@ -230,22 +236,23 @@ WEIGHT_NORM = (
 BARE = {"conditioning": None, "bias": False, "skip": False}
 # Strides of 1 are constants, which Triton 3.6 forgets in loops if they are in a struct of a struct.
 STRIDES_OF_1 = {"T": 1, "conditioning": 1, "mask": True, "lengths": True, "trains": False, "precisions": BFLOAT16}
-ALL_OPTIONS = {"T": ODD_T, "conditioning": 80, "mask": True, "lengths": True}
+ALL_OPTIONS = {"T": LONG + 1, "conditioning": 80, "mask": True, "lengths": True}
 INFERENCE = {"trains": False, "lengths": True, "skip_channels": 8, "precisions": BFLOAT16}
 
 WAVENET_LAYER = (
     _case(_wavenet_layer, "512 channels", 512, **SWEPT_PRODUCTS),
-    _case(_wavenet_layer, "256 channels", 256, **SWEPT_PRODUCTS),
+    _case(_wavenet_layer, "256 channels", 256, precisions=BFLOAT16),
+    _case(_wavenet_layer, "256 channels, one kernel", 256, form=FUSED, **SWEPT_PRODUCTS),
     _case(_wavenet_layer, "64 channels", 64, **SWEPT_PRODUCTS),
     _case(_wavenet_layer, "512 channels, inference", 512, **INFERENCE),
     _case(_wavenet_layer, "256 channels, inference", 256, **INFERENCE),
     _case(_wavenet_layer, "336 channels, all options", 336, precisions=BFLOAT16, **ALL_OPTIONS),
-    _case(_wavenet_layer, "240 channels, all options", 240, precisions=TF32, **ALL_OPTIONS),
+    _case(_wavenet_layer, "240 channels, all options", 240, form=FUSED, precisions=TF32, **ALL_OPTIONS),
     _case(_wavenet_layer, "512 channels, last, bare", 512, last=True, **BARE),
-    _case(_wavenet_layer, "256 channels, last, bare", 256, last=True, **BARE),
+    _case(_wavenet_layer, "256 channels, last, bare", 256, last=True, form=FUSED, **BARE),
     _case(_wavenet_layer, "VITS", 192, conditioning="added", mask=True, taps=5),
     _case(_wavenet_layer, "336 channels, one position", 336, **STRIDES_OF_1),
-    _case(_wavenet_layer, "192 channels, one position", 192, **STRIDES_OF_1),
+    _case(_wavenet_layer, "192 channels, one position", 192, form=FUSED, **STRIDES_OF_1),
 )
 
 CASES = (*GATED_ACTIVATION, *AFFINE_COUPLING, *INVERTIBLE_CONV1X1, *WEIGHT_NORM, *WAVENET_LAYER)

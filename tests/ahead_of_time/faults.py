@@ -50,6 +50,25 @@ def double_kernel(x, y, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def waiting_kernel(x, y, p_barrier, n, BLOCK: tl.constexpr, PREFETCH: tl.constexpr, FAULT: tl.constexpr):
+    """Loads before it waits, and uses the values after; with a fault it loads or uses at the wrong time."""
+    o = tl.arange(0, BLOCK)
+    tl.debug_barrier()
+    tl.atomic_add(p_barrier, 1, sem="release")
+    if FAULT != "loads late":
+        b_x = tl.load(x + o)
+    if FAULT == "uses early":
+        tl.store(y + o, b_x)
+    arrived = 0
+    while arrived < n:
+        arrived = tl.atomic_add(p_barrier, 0, sem="acquire")
+    tl.debug_barrier()
+    if FAULT == "loads late":
+        b_x = tl.load(x + o)
+    tl.store(y + o, b_x + 1.0)
+
+
+@triton.jit
 def forgotten_kernel(x):
     tl.store(x, 0.0)
 
@@ -90,6 +109,17 @@ def _product(precision: str, rows: int = 64, depth: int = 32, num_stages: int = 
     return run
 
 
+def _waits(fault: str):
+    def run(dtype: torch.dtype) -> None:
+        x, barrier = _empty(dtype), torch.empty(1, dtype=torch.int32, device="meta")
+        launch(
+            "made_up", waiting_kernel, (1,), x, x, barrier, 132, device=x.device,
+            BLOCK=512, PREFETCH=1, FAULT=fault, num_warps=4,
+        )  # fmt: skip
+
+    return run
+
+
 def _fails(dtype: torch.dtype) -> None:
     raise ArithmeticError("a kernel that cannot be compiled")
 
@@ -104,6 +134,9 @@ def _case(name: str, run, *precisions: str, sweeps: bool = False, **others) -> C
 
 CASES = (
     _case("sound", _swept, "float32", sweeps=True),
+    _case("sound wait", _waits("none"), "float32"),
+    _case("loads late", _waits("loads late"), "float32"),
+    _case("uses early", _waits("uses early"), "float32"),
     _case("too many registers", _squares(16384, 1), "float32"),
     _case("sound product", _product("ieee"), "float16", "bfloat16", tensor_cores=_TENSOR_CORES),
     _case("sound product", _product("tf32"), "tf32", tensor_cores=_TENSOR_CORES),

@@ -83,6 +83,8 @@ class Compiled:
     products: list[str]  # the distinct tensor core instructions
     rows: int | None  # of the products that must use tensor cores; None: no product must
     float64: bool
+    prefetched: list[int]  # by barrier, in PTX and then in machine code: loads between arrival and wait
+    used_early: list[str]  # instructions that use them before the wait
 
     def __str__(self) -> str:
         options = ", ".join(f"{name}={value}" for name, value in self.options.items())
@@ -120,6 +122,15 @@ class Report:
 
     def in_float64(self) -> list[str]:
         return [f"{x} computes in float64" for x in self.compiled if x.float64]
+
+    def late_loads(self) -> list[str]:
+        """Kernels that should load PREFETCH blocks before every wait, and use them after it, but do not."""
+        return [
+            f"{x} loads {x.prefetched} before its waits and uses them in {x.used_early}"
+            for x in self.compiled
+            if x.options.get("PREFETCH")
+            and (not x.prefetched or min(x.prefetched) < x.options["PREFETCH"] or x.used_early)
+        ]
 
     def unused_configurations(self) -> list[str]:
         """Candidates that were not compiled, and listed configurations that are never candidates."""

@@ -62,6 +62,11 @@ def test_no_kernel_computes_in_float64(report):
     _assert_none(report.in_float64())
 
 
+def test_prefetched_weights_are_loaded_before_the_wait_and_used_after_it(report):
+    assert any(compiled.prefetched for compiled in report.compiled) or not HAS_CONDITION
+    _assert_none(report.late_loads())
+
+
 def test_every_configuration_is_compiled(report):
     _assert_none(report.unused_configurations())
 
@@ -74,8 +79,10 @@ def test_every_kernel_is_compiled(report):
 
 def test_sound_kernels_have_no_faults(faults):
     sound = {str(x) for x in faults.compiled if x.case.startswith("sound")}
-    assert len(sound) == 5
-    found = faults.spilled() + faults.oversized() + faults.wrong_instructions() + faults.in_float64()
+    assert len(sound) == 6
+    found = (
+        faults.spilled() + faults.oversized() + faults.wrong_instructions() + faults.in_float64() + faults.late_loads()
+    )
     assert [line for line in found for name in sound if line.startswith(name)] == []
 
 
@@ -95,6 +102,13 @@ def test_lack_of_tensor_cores_is_found(faults):
     assert lacking.endswith("multiplies by no tensor core")
     assert unasked.startswith("product_kernel[float32, tensor cores unasked: ")
     assert "tf32" in unasked.rpartition(" multiplies by ")[2]
+
+
+def test_loads_after_the_wait_and_uses_before_it_are_found(faults):
+    late, early = faults.late_loads()
+    assert late.startswith("waiting_kernel[float32, loads late: ")
+    assert early.startswith("waiting_kernel[float32, uses early: ")
+    assert " uses them in ['" in early
 
 
 def test_float64_is_found(faults):

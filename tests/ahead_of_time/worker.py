@@ -27,6 +27,7 @@ from fastglow import kernels
 from fastglow.kernels import launch
 from fastglow.kernels.backend import use_backend
 
+from .prefetching import PTX, SASS, used_before_the_poll, waits_with_loads
 from .reports import ARCHITECTURES, Case, Compiled, Report
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"  # in the wheel of every version
@@ -48,8 +49,9 @@ class _Compiler:
             if precision not in case.swept.get(self._arch, ()):
                 return
             for kernel, candidates in {choice.kernel: choice.candidates for choice in choices}.items():
-                self.offered += [(f"{kernel}_kernel", precision, dict(config)) for config in candidates]
                 for config in candidates:
+                    if "num_warps" in config:  # else a choice between kernels
+                        self.offered.append((f"{kernel}_kernel", precision, dict(config)))
                     self._run(case, precision, (kernel, config))
 
     def _run(self, case: Case, precision: str, forced: tuple[str, launch.Config] | None = None) -> None:
@@ -79,6 +81,7 @@ def _examine(case: Case, precision: str, kernel: str, binary: Any) -> Compiled:
         "num_stages": binary.metadata.num_stages,
     }
     usage = _resource_usage(binary.asm["cubin"])
+    sass = _dump(binary.asm["cubin"], "-sass") if options.get("PREFETCH") else ""
     return Compiled(
         module=binary.src.fn.__module__,
         kernel=kernel,
@@ -94,17 +97,22 @@ def _examine(case: Case, precision: str, kernel: str, binary: Any) -> Compiled:
         products=sorted(set(re.findall(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b[\w.:]*", ptx))),
         rows=options[case.tensor_cores[kernel]] if kernel in case.tensor_cores else None,
         float64=re.search(r"\.f64\b", ptx) is not None,
+        prefetched=[*waits_with_loads(ptx, PTX), *waits_with_loads(sass, SASS)] if sass else [],
+        used_early=used_before_the_poll(sass),
     )
 
 
 def _resource_usage(cubin: bytes) -> dict[str, int]:
     """REG, STACK, LOCAL, ... of the only kernel in a binary."""
+    printed = _dump(cubin, "--dump-resource-usage")
+    return {name: int(value) for name, value in re.findall(r"\b([A-Z]+):(\d+)", printed)}
+
+
+def _dump(cubin: bytes, option: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(CUOBJDUMP), "--dump-resource-usage", file.name]
-        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return {name: int(value) for name, value in re.findall(r"\b([A-Z]+):(\d+)", printed)}
+        return subprocess.run([str(CUOBJDUMP), option, file.name], check=True, capture_output=True, text=True).stdout
 
 
 class _Driver:

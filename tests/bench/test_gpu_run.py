@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import environment, gpu
-from bench.gpu import Step, run_all, steps
+from bench import environment, gpu, journal
+from bench.gpu import SHORTEST, run_all, time_for
+from bench.steps import PARTS, Step, steps
 
 
 def python(code: str):
@@ -76,7 +77,7 @@ except KeyboardInterrupt:
 def test_a_step_that_does_not_stop_is_killed(tmp_path, monkeypatch, clock):
     times_up(monkeypatch, tmp_path / "deaf.log", 2)
     code = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN)\nprint('started', flush=True)\n"
-    assert run_all([Step("deaf", python(code + "time.sleep(600)\nprint('done')"), 1.0)], tmp_path, clock.now) == {
+    assert run_all([Step("deaf", python(code + "time.sleep(600)\nprint('done')"), 1.0)], tmp_path, clock.now + 30) == {
         "deaf": 1
     }
     assert "done" not in (tmp_path / "deaf.log").read_text()
@@ -95,26 +96,131 @@ def test_unused_time_goes_to_later_steps(tmp_path, clock):
 
 
 def test_every_gpu_test_and_benchmark_is_run(tmp_path):
-    commands = {step.name: step.command(100) for step in steps(tmp_path, "dle")}
-    assert "tests/models/test_gpu.py" in commands["tests"]
-    files = {path.stem for path in (environment.ROOT / "bench").glob("test_bench_*.py")}
-    assert commands.keys() == files | {"tests"}
-    assert commands["test_bench_waveglow"][-3:] == [
-        f"--benchmark-json={tmp_path / 'test_bench_waveglow.json'}",
+    todo = {step.name: step for step in steps(tmp_path, "dle")}
+    assert "tests/models/test_gpu.py" in todo["tests-models-test_gpu"].command(100)
+    words = {name: word for name, word in PARTS_OF_WAVEGLOW.items() if name in todo}
+    assert words == PARTS_OF_WAVEGLOW
+    files = {path.stem for path in (environment.ROOT / "bench").glob("test_bench_*.py")} - {"test_bench_waveglow"}
+    assert {name for name in todo if name.startswith("test_bench")} == files | PARTS_OF_WAVEGLOW.keys()
+    assert todo["test_bench_waveglow-train"].command(100)[-5:] == [
+        "bench/test_bench_waveglow.py",
+        "-k",
+        "train",
         "--time-limit=80",
         f"--peer-dle={Path('dle').resolve()}",
     ]
 
 
-def test_the_files_of_a_run(tmp_path, monkeypatch, capsys):
+PARTS_OF_WAVEGLOW = {"test_bench_waveglow-inference": "inference", "test_bench_waveglow-train": "train"}
+
+
+def test_parts(tmp_path):
+    by_part = {part: {step.name for step in steps(tmp_path, None, [part])} for part in PARTS}
+    assert sum(map(len, by_part.values())) == len({step.name for step in steps(tmp_path, None)})
+    assert by_part["pipeline"] == {"test_bench_decode_loop", "test_bench_waveglow-inference"}
+    assert by_part["training"] == {"test_bench_teacher_forced_loop", "test_bench_waveglow-train"}
+    assert "tune" in by_part["kernels"]
+    assert [step.part for step in steps(tmp_path, None)][:20] == ["tests"] * 20
+
+
+def test_a_step_gets_time_to_start_and_none_starts_without(tmp_path, clock, capsys):
+    todo = [Step("a", python(""), 1.0), Step("b", python(""), 99.0)]
+    assert time_for(todo[:1], todo, 500) == SHORTEST
+    assert time_for(todo[:1], todo, 40) == 40
+    assert run_all(todo, tmp_path, clock.now + 19) == {"a": 1, "b": 1}
+    assert not list(tmp_path.iterdir())
+    assert "a: no time left" in capsys.readouterr().out
+
+
+def test_the_files_of_a_run_and_what_a_second_one_repeats(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(environment, "has_gpu", lambda: True)
-    monkeypatch.setattr(gpu, "steps", lambda out, peer: [Step("tests", python("raise SystemExit(1)"), 1.0)])
+    monkeypatch.setattr(gpu, "identity", lambda: {"gpu": "NVIDIA H200"})
+    good, bad = Step("good", python("print('good')"), 1.0), Step("bad", python("raise SystemExit(1)"), 1.0)
+    nothing = Step("nothing", python("raise SystemExit(5)"), 1.0)
+    monkeypatch.setattr(gpu, "steps", lambda out, peer, parts: [good, bad, nothing])
+    monkeypatch.setattr(gpu, "report_of", lambda out: Step("report", python("raise SystemExit(2)"), 1.0))
     assert gpu.main(["--out", str(tmp_path)]) == 1
-    codes = json.loads((tmp_path / "steps.json").read_text())
-    assert codes["tests"] == 1
-    assert codes["report"] != 0  # nothing to report
-    assert {path.name for path in tmp_path.iterdir()} == {"tests.log", "report.log", "steps.json"}
-    assert "failed: tests, report" in capsys.readouterr().out
+    codes = {record["step"]: record["code"] for record in journal.read(tmp_path / "journal.jsonl")}
+    assert codes.pop("report") == 2
+    assert codes == {"good": 0, "bad": 1, "nothing": 0}
+    logs = {f"{name}.log" for name in ("good", "bad", "nothing", "report")}
+    assert {path.name for path in tmp_path.iterdir()} == logs | {"journal.jsonl", "identity.json"}
+    assert "failed: bad, report" in capsys.readouterr().out
+    assert gpu.main(["--out", str(tmp_path), "--plan"]) == 0
+    printed = capsys.readouterr().out
+    assert [line.split()[-1] for line in printed.splitlines() if line.startswith("tests ")] == ["done", "s", "done"]
+    gpu.main(["--out", str(tmp_path)])
+    assert capsys.readouterr().out.partition("bad:")[0].count("good") == 0
+
+
+def test_a_run_goes_on_in_the_folder_of_the_same_machine_and_commit(tmp_path, monkeypatch):
+    here = {"gpu": "NVIDIA H100 80GB HBM3", "commit": "1"}
+    monkeypatch.setattr(gpu, "identity", lambda: here)
+    for name, found in (("1", here), ("2", here), ("3", here | {"commit": "2"}), ("4", here | {"gpu": "NVIDIA H200"})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "identity.json").write_text(json.dumps(found))
+    (tmp_path / "5").mkdir()
+    (tmp_path / "5" / "identity.json").write_text("")  # killed
+    assert gpu.folder_for(tmp_path, fresh=False) == tmp_path / "2"
+    assert not gpu.folder_for(tmp_path, fresh=True).exists()
+
+
+def test_a_step_dies_with_a_killed_run(tmp_path):
+    """Else it would measure beside the next run."""
+    code = f"""
+import sys, time
+from pathlib import Path
+from bench.gpu import run_all
+from bench.steps import Step
+step = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+run_all([Step("slow", lambda limit: [sys.executable, "-S", "-c", step], 1.0)], Path({str(tmp_path)!r}),
+        time.monotonic() + 900)
+"""
+    runner = subprocess.Popen([sys.executable, "-c", code], cwd=environment.ROOT)
+    log = tmp_path / "slow.log"
+    while not (log.exists() and log.read_text().endswith("\n")):
+        assert runner.poll() is None
+        time.sleep(0.02)
+    status = Path("/proc", log.read_text().strip(), "stat")
+    assert status.exists()
+    runner.kill()
+    runner.wait()
+    while status.exists() and status.read_text().split()[2] != "Z":
+        time.sleep(0.02)
+
+
+def test_test_files_run_together_and_benchmarks_alone(tmp_path, monkeypatch):
+    """The first two wait for each other, the last for both."""
+    meet = """
+import sys, time
+from pathlib import Path
+folder, mine, others = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+(folder / mine).touch()
+while not (folder / others).exists():
+    time.sleep(0.01)
+"""
+
+    monkeypatch.setattr(gpu, "WORKERS", 2)
+
+    def meeting(mine: str, others: str) -> Step:
+        command = [sys.executable, "-S", "-c", meet, str(tmp_path), mine, others]
+        return Step(mine, lambda limit: command, 1.0, together=True)
+
+    alone = "import sys; from pathlib import Path; Path(sys.argv[1], 'alone').touch()"
+    last = Step("last", lambda limit: [sys.executable, "-S", "-c", alone, str(tmp_path)], 1.0)
+    todo = [meeting("a", "b"), meeting("b", "a"), last]
+    assert run_all(todo, tmp_path, time.monotonic() + 900) == {"a": 0, "b": 0, "last": 0}
+    ended = [record["step"] for record in journal.read(tmp_path / "journal.jsonl")]
+    assert sorted(ended[:2]) == ["a", "b"] and ended[2] == "last"
+    every = steps(tmp_path, None)
+    assert {step.part for step in every if step.together} == {"tests"}
+    assert all(step.together for step in every if step.part == "tests")
+
+
+def test_missing_packages_are_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu, "PACKAGES", {"no_such_package": "singing", "json": "everything"})
+    assert gpu.missing_packages() == {"no_such_package": "singing"}
+    assert "missing: no_such_package, for singing" in gpu.plan([], [], tmp_path, 10)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")

@@ -48,6 +48,22 @@ def test_targets(write_run):
     assert "2 of 4 targets met." in report.markdown(run)
 
 
+def test_absolute_targets_follow_the_ceilings():
+    """They are stated for an H200: 4.3 TB/s and 790 TFLOP/s."""
+    h200 = {"bytes_per_second": 4.3e12, "flops_per_second": {"bfloat16": 790e12}}
+    half = {"bytes_per_second": 2.15e12, "flops_per_second": {"bfloat16": 1580e12}}
+    assert report.scaled("us_per_frame", 12, "memory", h200) == 12
+    assert report.scaled("us_per_frame", 12, "memory", half) == 24
+    assert report.scaled("samples_per_second", 1.5e6, "arithmetic", half) == 3e6
+    assert report.scaled("frames_per_second", 1e6, "memory", half) == 0.5e6
+    assert report.scaled("percent_of_ceiling", 85, "memory", half) == 85
+    assert report.scaled("us_per_frame", 12, "memory", None) == 12
+    info = {"targets": {"us_per_frame": 12}, "us_per_frame": 20.0, "bound": "memory"}
+    rows = {"fastglow": results.Row("a/b/c", "fastglow", 1.0, "", info)}
+    assert report.judged(rows, half) == [("<= 24.0 us/frame", "met (20.0 us/frame)")]
+    assert report.judged(rows, h200) == [("<= 12.0 us/frame", "MISSED (20.0 us/frame)")]
+
+
 def test_frames(write_run):
     decoding, training = "decode_loop/graph-1x128-float16/inference", "teacher_forced_loop/128/forward_backward"
     rows = [

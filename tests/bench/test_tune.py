@@ -1,5 +1,6 @@
 """The tuner with a fake kernel and clock, and the choices recorded by `kernels/launch.py`."""
 
+import dataclasses
 import json
 import threading
 
@@ -7,8 +8,9 @@ import pytest
 import torch
 from triton.runtime.errors import OutOfResources
 
-from bench import tune
+from bench import environment, tune
 from bench.workload import FORWARD, Cost, Operation
+from fastglow.errors import FastglowError
 from fastglow.kernels import launch
 
 CANDIDATES = ({"BT": 16, "num_warps": 4}, {"BT": 32, "num_warps": 8}, {"BT": 64, "num_warps": 8})
@@ -72,6 +74,35 @@ def test_the_fastest_configuration_is_found_for_each_shape():
         ("made_up_fwd", "float32", (("rows", 100),)): CANDIDATES[1],
     }
     assert timed == [*CANDIDATES, *CANDIDATES]
+
+
+def test_a_configuration_with_a_wrong_result_is_not_chosen(capsys):
+    def wrong_with_the_fastest(x):
+        return kernel(x) + (launched[-1]["BT"] == 16)
+
+    def seconds(workload, direction):
+        workload.function(torch.zeros(8))
+        return float(launched[-1]["BT"])
+
+    wrong = dataclasses.replace(workload(8), function=wrong_with_the_fastest)
+    found = {}
+    tune.tune(wrong, FORWARD, found, seconds)
+    assert list(found.values()) == [CANDIDATES[1]]
+    assert "relative error" in capsys.readouterr().out
+    always = dataclasses.replace(workload(8), function=lambda x: kernel(x) + 1)
+    with pytest.raises(FastglowError, match="no configuration passes"):
+        tune.tune(always, FORWARD, {}, lambda workload, direction: 1.0)
+
+
+def test_an_interrupted_tuning_goes_on(tmp_path, monkeypatch):
+    path = tmp_path / "gpu.json"
+    found = {("made_up_fwd", "float32", (("rows", 8),)): CANDIDATES[1]}
+    tune.write(path, found)
+    assert tune.read(path) == found
+    assert tune.read(tmp_path / "none.json") == {}
+    other = environment.describe() | {"triton": "9"}
+    monkeypatch.setattr(environment, "describe", lambda: other)
+    assert tune.read(path) == {}
 
 
 def test_the_library_reads_the_written_file(tmp_path, monkeypatch):

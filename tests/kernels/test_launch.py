@@ -68,6 +68,13 @@ def test_a_forced_configuration_and_the_record_of_choices():
     ]
 
 
+def test_forced_configurations_of_several_kernels():
+    with launch.use_config("op_fwd", LARGE):
+        with launch.use_config("op_bwd", LARGE), launch.use_config("op_fwd", SMALL):
+            assert (pick(1), pick(1, kernel="op_bwd")) == (SMALL, LARGE)
+        assert (pick(1), pick(1, kernel="op_bwd")) == (LARGE, SMALL)
+
+
 @pytest.mark.parametrize(
     "name, slug",
     [("NVIDIA H200", "nvidia-h200"), ("NVIDIA A100-SXM4-80GB", "nvidia-a100-sxm4-80gb"), ("Tesla (T4)", "tesla-t4")],

@@ -1,5 +1,7 @@
 """One WaveNet layer: the reference against a loop in NumPy, the kernels against the reference in float64."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -182,9 +184,10 @@ def check_against_fp64(arguments: dict, caps=CAPS, reached=None) -> None:
 
 
 @pytest.fixture
-def two_kernels(monkeypatch) -> None:
+def two_kernels() -> Iterator[None]:
     """The forward pass never fuses its two GEMMs."""
-    monkeypatch.setattr(forward, "FUSED_CHANNELS", 0)
+    with launch.use_config("wavenet_layer_form", forward.TWO_KERNELS):
+        yield
 
 
 @pytest.mark.parametrize("fused", [True, False], ids=["one kernel", "two kernels"])
@@ -214,7 +217,11 @@ def test_each_gradient_alone(wanted, device, triton_backend):
     check_against_fp64(arguments)
 
 
-@pytest.mark.parametrize("config", (*forward.FUSED_CONFIGS[4, True], *forward.FUSED_CONFIGS[4, False]), ids=str)
+@pytest.mark.parametrize(
+    "config",
+    [config for (width, _), configs in forward.FUSED_CONFIGS.items() if width == 4 for config in configs],
+    ids=str,
+)
 def test_every_configuration_of_the_fused_kernel(config, device, triton_backend):
     with torch.no_grad(), launch.use_config("wavenet_layer_fwd", config):
         check_outputs(Case().arguments(torch.float32, device))
@@ -244,6 +251,21 @@ def test_every_configuration_of_the_two_kernels(kernel, config, device, triton_b
 def test_every_configuration_of_the_backward_kernels(kernel, config, device, triton_backend):
     with launch.use_config(kernel, config):
         check_against_fp64(Case().arguments(torch.float32, device))
+
+
+WIDE = {"num_warps": 8, "num_stages": 3, "BT": 16, "BK": 64}
+"""With 128 or 256 columns; the gate's backward kernel takes its 128 in two halves."""
+
+
+@pytest.mark.parametrize("n_skip, dtype", [(136, torch.float16), (8, torch.float32)], ids=str)
+def test_wide_tiles(n_skip, dtype, device, triton_backend, two_kernels):
+    """Columns end inside a half; few skip rows have narrow tiles of their own."""
+    case = Case(channels=136, n_skip=n_skip, n_conditioning=8, time=20, mask=True, lengths=True, skip=True)
+    columns = {"gate_fwd": 128, "res_skip_fwd": 256, "gate_bwd": 128, "input_bwd": 256}
+    with ExitStack() as forced:
+        for kernel, BN in columns.items():
+            forced.enter_context(launch.use_config(f"wavenet_{kernel}", WIDE | {"BN": BN}))
+        check_against_fp64(case.arguments(dtype, device))
 
 
 def check_outputs(arguments: dict) -> None:

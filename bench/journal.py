@@ -1,0 +1,93 @@
+"""A run's journal: each test and benchmark is on disk as soon as it has finished.
+
+One JSON object a line, appended in one write and synced, so that a process killed at any moment loses only the item it
+was at. `pytest -p bench.journal --journal FILE` writes it, and leaves out the items that passed before.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
+
+
+def append(path: Path, record: dict[str, Any]) -> None:
+    """Starts a new line after one that a killed process left unfinished."""
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        size = os.fstat(descriptor).st_size
+        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        os.write(descriptor, b"\n" * torn + json.dumps(record).encode() + b"\n")
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The whole lines, in order; none if there is no file."""
+    if not path.exists():
+        return []
+    return list(_whole(path.read_bytes().split(b"\n")))
+
+
+def _whole(lines: list[bytes]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue  # unfinished
+        if isinstance(record, dict):
+            yield record
+
+
+def outcomes(records: list[dict[str, Any]]) -> dict[str, str]:
+    """Each test's last outcome."""
+    return {record["test"]: record["outcome"] for record in records if "test" in record}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--journal", type=Path, metavar="FILE", help="Append each finished item; leave out what passed.")
+
+
+def pytest_collection_modifyitems(config, items):
+    if path := config.getoption("journal"):
+        known = outcomes(read(path))
+        done = [item for item in items if known.get(item.nodeid) == PASSED]
+        config.hook.pytest_deselected(items=done)
+        items[:] = [item for item in items if known.get(item.nodeid) != PASSED]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    path = item.config.getoption("journal")
+    finished = report.when == "call" or (report.when == "setup" and not report.passed)
+    late = report.when == "teardown" and report.failed
+    if path and (finished or late):
+        record = {"test": item.nodeid, "outcome": report.outcome, "seconds": round(call.duration, 3)}
+        if report.failed:
+            record["message"] = report.longreprtext[-4000:]
+        elif report.passed and (benchmark := _measured(item)):
+            record["benchmark"] = benchmark
+        append(path, record)
+    return report
+
+
+def _measured(item: pytest.Item) -> dict[str, Any] | None:
+    """A timed benchmark as pytest-benchmark writes it, with the machine."""
+    benchmark, measure = (getattr(item, "funcargs", {}).get(name) for name in ("benchmark", "measure"))
+    if measure is None or benchmark is None or benchmark.stats is None or measure.ceilings is None:
+        return None
+    info = dict(benchmark.extra_info)
+    machine = {key: info[key] for key in ("gpu", "torch", "triton", "commit")}
+    return {
+        "fullname": benchmark.fullname,
+        "stats": {"median": benchmark.stats.stats.median},
+        "extra_info": info,
+        "machine": {**machine, "ceilings": asdict(measure.ceilings)},
+    }
