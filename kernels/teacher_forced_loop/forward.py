@@ -233,7 +233,6 @@ def run_forward(arguments: Arguments, lengths: Tensor, seed: Tensor | None, plan
         )  # fmt: skip
 
     def attention(query_parts: Tensor):
-        energies = memory.new_empty(B, plan.T_in, dtype=torch.float32)
         candidates = ENERGIES_CONFIGS[memory.itemsize, A > WIDE_ATTENTION]
         config = pick("teacher_forced_energies_fwd", candidates, memory, lambda c: (B, c["CHUNKS"]), B, A)
         tensors = EnergiesTensors(
@@ -241,7 +240,7 @@ def run_forward(arguments: Arguments, lengths: Tensor, seed: Tensor | None, plan
             query=kept.queries,
             weights=kept.weights,
             cumulative=kept.cumulative,
-            energies=energies,
+            energies=memory.new_empty(B, plan.T_in, dtype=torch.float32),
             processed_memory=arguments.processed_memory,
             location=location,
             v=weights.attention.v,
@@ -250,14 +249,16 @@ def run_forward(arguments: Arguments, lengths: Tensor, seed: Tensor | None, plan
         blocks = EnergiesBlocks(**tile_sizes(config), **plan.attention_blocks(location), SPLITS=len(query_parts))
         grid = B, config["CHUNKS"]
         yield prepare(teacher_forced_energies_fwd_kernel, grid, tensors, (B, A), blocks, config)
+        yield context(tensors.energies)
 
-        def columns(config: Config) -> tuple[int, int]:
+    def context(energies: Tensor):
+        def grid(config: Config) -> tuple[int, int]:
             return B, triton.cdiv(D, config["BD"])
 
-        config = pick("teacher_forced_context_fwd", CONTEXT_CONFIGS[memory.itemsize], memory, columns, B, D)
+        config = pick("teacher_forced_context_fwd", CONTEXT_CONFIGS[memory.itemsize], memory, grid, B, D)
         tensors = ContextTensors(energies, kept.weights, kept.cumulative, contexts[1:], memory, lengths)
         blocks = ContextBlocks(**tile_sizes(config), BS=SOFTMAX_BLOCK)
-        yield prepare(teacher_forced_context_fwd_kernel, columns(config), tensors, (B, D, n_d + D), blocks, config)
+        return prepare(teacher_forced_context_fwd_kernel, grid(config), tensors, (B, D, n_d + D), blocks, config)
 
     cell_a, cell_d = weights.attention_rnn, weights.decoder_rnn
     tensors_a = LSTMTensors(

@@ -269,12 +269,12 @@ def run_backward(
 def _attention_sums(
     arguments: Arguments, lengths: Tensor, kept: Histories, gradients: LoopGradients, plan: Plan
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Float32 gradients of the processed memory, of U [A, 2k] and of v [A]."""
+    """The gradients of the processed memory, of U [A, 2k] in float32, and of v [1, A]."""
     memory, attention = arguments.memory, arguments.weights.attention
     T, B, T_in, A = plan.T, plan.B, plan.T_in, plan.A
     location = fold_location(attention.location_conv, attention.location_dense, memory.dtype)
     if not T or not B or not T_in:
-        return memory.new_zeros(B, T_in, A), memory.new_zeros(A, 2 * plan.taps), memory.new_zeros(A)
+        return memory.new_zeros(B, T_in, A), memory.new_zeros(A, 2 * plan.taps), memory.new_zeros(1, A)
     candidates = ATTENTION_SUMS_CONFIGS[memory.itemsize, A > WIDE_ATTENTION]
     config = pick("teacher_forced_attention_sums_bwd", candidates, memory, lambda c: (B, T_in), B, A)
     n_columns = triton.cdiv(2 * plan.taps, config["BK"])
@@ -299,7 +299,8 @@ def _attention_sums(
         device=memory.device, **options,
     )  # fmt: skip
     d_location = sums.location.sum(dim=(0, 1, 2))[:, : 2 * plan.taps]
-    return sums.processed_memory.sum(dim=0), d_location, sums.v.sum(dim=(0, 1, 2))
+    d_processed, d_v = sums.processed_memory.sum(dim=0), sums.v.sum(dim=(0, 1, 2)).unsqueeze(0)
+    return d_processed.to(memory.dtype), d_location, d_v.to(memory.dtype)
 
 
 def after_the_loop(
@@ -310,8 +311,9 @@ def after_the_loop(
     conv, dense = weights.attention.location_conv, weights.attention.location_dense
     d_a, d_d = gradients.gates_a.flatten(0, 1), gradients.gates_d.flatten(0, 1)  # [T B, 4n]
     states, hidden, contexts = kept.states, kept.outputs[:, :, :n_d], kept.outputs[:, :, n_d:]
-    d_processed, d_location, d_v = _attention_sums(arguments, lengths, kept, gradients, plan)
-    d_inputs = d_memory = d_conv = d_dense = None
+    d_inputs = d_memory = d_processed = d_conv = d_dense = d_v = None
+    if wanted.processed_memory or wanted.location_conv or wanted.location_dense or wanted.v:
+        d_processed, d_location, d_v = _attention_sums(arguments, lengths, kept, gradients, plan)
     if wanted.decoder_inputs:
         d_inputs = gradients.gates_a @ weights.attention_rnn.weight_ih[:, : plan.P]
     if wanted.memory:
@@ -336,7 +338,7 @@ def after_the_loop(
     return Arguments(
         decoder_inputs=d_inputs,
         memory=d_memory,
-        processed_memory=d_processed.to(dtype) if wanted.processed_memory else None,
+        processed_memory=d_processed,
         attention_weight_ih=product(wanted.attention_weight_ih, d_a, arguments.decoder_inputs, contexts[:-1]),
         attention_weight_hh=product(wanted.attention_weight_hh, d_a, states[:-1]),
         attention_bias_ih=d_bias_a,
@@ -344,7 +346,7 @@ def after_the_loop(
         query=product(wanted.query, gradients.queries.flatten(0, 1), states[1:]),
         location_conv=d_conv,
         location_dense=d_dense,
-        v=d_v.unsqueeze(0).to(dtype) if wanted.v else None,
+        v=d_v,
         decoder_weight_ih=product(wanted.decoder_weight_ih, d_d, states[1:], contexts[1:]),
         decoder_weight_hh=product(wanted.decoder_weight_hh, d_d, hidden[:-1]),
         decoder_bias_ih=d_bias_d,
