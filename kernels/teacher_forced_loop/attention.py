@@ -31,7 +31,7 @@ ENERGIES_CONFIGS = {
 }
 # By element size.
 CONTEXT_CONFIGS = {
-    2: (tile_config(4, 2, BR=32, BD=256), tile_config(4, 2, BR=32, BD=128), tile_config(4, 2, BR=64, BD=64)),
+    2: (tile_config(8, 2, BR=32, BD=256), tile_config(4, 2, BR=32, BD=128), tile_config(4, 2, BR=64, BD=64)),
     4: (tile_config(4, 2, BR=16, BD=256), tile_config(4, 2, BR=16, BD=128), tile_config(4, 2, BR=32, BD=64)),
 }
 
