@@ -64,7 +64,7 @@ _case = partial(
         "teacher_forced_lstm_bwd_kernel": "QUERY_ROWS",
         "teacher_forced_product_bwd_kernel": "BB",
         "teacher_forced_energies_bwd_kernel": "BT",
-        "teacher_forced_attention_sums_bwd_kernel": "BT",
+        "teacher_forced_attention_sums_bwd_kernel": "BT BK",
     },
 )
 
