@@ -30,12 +30,6 @@ UNCOUNTED = {"offset", "seed", "start"}
 Sampling = Generator[Program, None, np.ndarray]
 """Yields programs to run, and returns counts."""
 
-ALL, SAMPLED, FEW, LONG = 512, 64, 16, 64
-"""Programs along an axis on which they differ: of up to ALL all are run, of more SAMPLED; FEW if one has more than LONG
-accesses."""
-
-GOLDEN_RATIO = 0.6180339887498949
-
 PERSISTENT = "decode_loop_kernel"  # waits for its other programs, so it is not sampled: it runs the phases' tiles
 
 FIELDS = ("bytes", "requested", "unique", "flops", "scalar", "accesses", "products")
@@ -142,7 +136,7 @@ class Recorder:
         self._interprets = False
 
     def choose(self, kernel: str, grid: Grid) -> Iterator[Program]:
-        """The programs that are run, along one axis after the other: one if all are alike."""
+        """The programs that are run: enough to know all others, along one axis after the other."""
         self._results = {}
         total = yield from self._axis(grid, (), list(range(3)))
         busiest = np.max([counts for counts, _ in self._results.values()], axis=0)
@@ -178,16 +172,25 @@ class Recorder:
                 probes.append((yield from self._run((*middle, i, *fixed))))
             if all((probe == probes[0]).all() for probe in probes):
                 return n * (yield from at(n // 2))
-        longest = max((counts[FIELDS.index("accesses")] for counts, _ in self._results.values()), default=0)
-        if n <= ALL and longest <= LONG:
-            sampled = list(range(n))
-        else:
-            # Steps of the golden ratio hit every kind of program in its proportion, whatever the period of a flat grid.
-            sampled = [int(n * (i * GOLDEN_RATIO % 1)) for i in range(SAMPLED if longest <= LONG else FEW)]
-        total = np.zeros(len(FIELDS), dtype=np.int64)
-        for i in sampled:
-            total += yield from at(i)
-        return n * total // len(sampled)
+        return (yield from self._between(at, 0, n - 1, max(1, n // 4)))
+
+    def _between(self, at: Callable[[int], Sampling], low: int, high: int, width: int) -> Sampling:
+        """The sum over [low, high]: halves the interval where its ends and middle differ, down to a trapezoid."""
+        a, b = (yield from at(low)), (yield from at(high))
+        if low == high:
+            return a
+        n = high - low + 1
+        if n == 2:
+            return a + b
+        middle = (low + high) // 2
+        c = yield from at(middle)
+        if (a == b).all() and (a == c).all():
+            return n * a
+        if n <= width:
+            return n * (a + b) // 2
+        left = yield from self._between(at, low, middle, width)
+        right = yield from self._between(at, middle, high, width)
+        return left + right - c
 
     def operator(self, operator: Operator) -> None:
         if self.call is not None and not self._interprets:
