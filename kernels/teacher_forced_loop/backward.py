@@ -17,7 +17,10 @@ LSTM_BACKWARD_CONFIGS = {
 }
 # The products are split until the GPU is full, so the batch alone decides.
 PRODUCT_CONFIGS = {
-    2: tuple(tile_config(4, 4, BB=items, BN=64, BK=64) for items in (64, 32, 16)),
+    2: (
+        tile_config(4, 4, BB=128, BN=64, BK=64),
+        *(tile_config(4, 4, BB=items, BN=64, BK=64) for items in (64, 32, 16)),
+    ),
     4: tuple(tile_config(4, 3, BB=items, BN=64, BK=32) for items in (32, 16)),
 }
 

@@ -32,10 +32,10 @@ from .replay import prepare, run, tile_sizes
 # By element size, for large batches first. BU units are 4 BU rows of the gates' product; BB items.
 LSTM_CONFIGS = {
     2: (
-        tile_config(8, 3, BU=16, BB=128, BK=64),
-        tile_config(4, 4, BU=16, BB=64, BK=64),
-        tile_config(4, 4, BU=16, BB=32, BK=64),
-        tile_config(4, 4, BU=16, BB=16, BK=64),
+        tile_config(8, 4, BU=16, BB=128, BK=64),
+        tile_config(4, 6, BU=16, BB=64, BK=64),
+        tile_config(4, 6, BU=16, BB=32, BK=64),
+        tile_config(4, 6, BU=16, BB=16, BK=64),
         tile_config(4, 4, BU=8, BB=16, BK=128),
     ),
     4: (
@@ -46,6 +46,9 @@ LSTM_CONFIGS = {
 }
 QUERY_CONFIGS = {2: (tile_config(4, 4, BM=16, BB=16, BK=128),), 4: (tile_config(4, 3, BM=16, BB=16, BK=64),)}
 MAX_QUERY_SPLITS = 4
+
+LSTM_PROGRAMS = 64
+"""Enough to draw weights and inputs from the L2 cache at its full rate; smaller tiles would read more of them."""
 
 
 class LSTMTensors(NamedTuple):
@@ -211,7 +214,7 @@ def run_forward(arguments: Arguments, lengths: Tensor, seed: Tensor | None, plan
         def grid(config: Config) -> tuple[int, int]:
             return triton.cdiv(sizes.n, config["BU"]), triton.cdiv(B, config["BB"])
 
-        config = pick("teacher_forced_lstm_fwd", LSTM_CONFIGS[memory.itemsize], memory, grid, B, sizes.n)
+        config = pick("teacher_forced_lstm_fwd", LSTM_CONFIGS[memory.itemsize], memory, grid, B, sizes.n, LSTM_PROGRAMS)
         even = all(k % config["BK"] == 0 for k in (sizes.n, sizes.n_1, sizes.n_2))
         blocks = LSTMBlocks(**tile_sizes(config), ROWS=4 * config["BU"], STAGES=None, EVEN_K=even, PRECISION=precision)
         return prepare(teacher_forced_lstm_fwd_kernel, grid(config), tensors, (sizes, dropout), blocks, config)

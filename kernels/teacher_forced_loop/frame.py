@@ -131,16 +131,18 @@ def pick(
     grid: Callable[[Config], tuple[int, ...]],
     batch: int,
     units: int,
+    programs: int = PROGRAMS,
 ) -> Config:
-    """The measured configuration, else the first, so the one with the largest tiles, that gives PROGRAMS programs.
+    """The measured configuration, else the first, so the one with the largest tiles, that gives enough programs.
 
     Args:
         grid: the grid with a configuration. Tiles of more items than the batch has are left out.
+        programs: how many are enough.
     """
 
     def largest_that_fills(dtype: torch.dtype, batch: int, units: int) -> Config:
         fitting = [c for c in configs if c.get("BB", 0) <= dot_size(batch)]
-        return next((c for c in fitting if math.prod(grid(c)) >= PROGRAMS), configs[-1])
+        return next((c for c in fitting if math.prod(grid(c)) >= programs), configs[-1])
 
     return pick_config(kernel, configs, largest_that_fills, x, batch=batch, units=units)
 
