@@ -203,7 +203,9 @@ def test_every_launch_of_a_frame_fills_a_gpu(batch, monkeypatch, triton_backend)
     outputs = LOOP(**case.arguments(torch.float16, "meta"))
     torch.autograd.backward(outputs, [torch.empty_like(x) for x in outputs])
     del programs["teacher_forced_query_fwd_kernel"]  # a small product, not worth more parts
-    assert len(programs) == 8
+    # Smaller tiles of a large product would read more from the L2 cache.
+    assert programs.pop("teacher_forced_lstm_fwd_kernel") >= 64
+    assert len(programs) == 7
     assert min(programs.values()) >= 128
 
 
