@@ -24,7 +24,7 @@ from .frame import pointer, sum_of_parts, tile_config
 
 # By element size, for large batches first.
 CONTEXT_BACKWARD_CONFIGS = {
-    2: (tile_config(8, 2, BT=32, BK=32, BD=256, CHUNKS=4), tile_config(4, 2, BT=16, BK=32, BD=256, CHUNKS=8)),
+    2: (tile_config(8, 2, BT=32, BK=32, BD=256, CHUNKS=4), tile_config(4, 2, BT=16, BK=32, BD=128, CHUNKS=8)),
     4: (tile_config(8, 2, BT=32, BK=32, BD=128, CHUNKS=4),),
 }
 # By element size and whether the attention is wide.
