@@ -11,9 +11,13 @@ from ..location_attention.attend import (
     WINDOW,
     AttentionBlocks,
     AttentionItem,
+    AttentionOutputs,
     AttentionSizes,
     AttentionStrides,
-    attend_hidden,
+    block_context,
+    block_energies,
+    softmax_scale,
+    write_weights,
 )
 from ..lstm_cell.cell import add_product, gate_rows, lstm_activate, lstm_split, lstm_update
 from ..philox import uniform_noise
@@ -136,7 +140,7 @@ def energies_tile(item, i_t, length, t, attention, n_sums, sizes, blocks):
         p_sums = attention.query + item * n_sums * A + o_sum[:, None] * A + o_a[None, :]
         b_query += tl.sum(tl.load(p_sums, mask=m, other=0.0), axis=0)
     # The structs are built inside the call: assigned to names, their constants would become tensors.
-    b_h = attend_hidden(
+    b_e = block_energies(
         b_query,
         AttentionItem(
             memory=None,
@@ -144,7 +148,7 @@ def energies_tile(item, i_t, length, t, attention, n_sums, sizes, blocks):
             previous=attention.alignments + (item * (sizes.max_steps + 1) + t) * T,
             cumulative=attention.cumulative + item * T,
             location=attention.location,
-            v=None,
+            v=attention.v,
             v_bias=None,
             mask=None,
         ),
@@ -154,47 +158,29 @@ def energies_tile(item, i_t, length, t, attention, n_sums, sizes, blocks):
         AttentionStrides(None, None, A, 1, location=tl.cdiv(2 * blocks.TAPS, _WINDOW) * _WINDOW, mask=None),
         AttentionBlocks(blocks.TAPS, None, blocks.PRECISION, blocks.BT, blocks.BA, BK=blocks.BL, BR=None, BD=None),
     )
-    b_v = tl.load(attention.v + o_a, mask=o_a < A, other=0.0).to(tl.float32)
     o_t = i_t * blocks.BT + tl.arange(0, blocks.BT)
-    tl.store(attention.energies + item * T + o_t, tl.sum(b_h * b_v[None, :], axis=1), mask=o_t < length)
+    tl.store(attention.energies + item * T + o_t, b_e, mask=o_t < length)
 
 
 @triton.jit
 def context_tile(item, i_d, length, t, attention, sizes, blocks):
     """Writes block i_d of one item's context; block 0 also writes its weights and adds them to the cumulative ones."""
     T, D = sizes.T, sizes.D
-    o_s = tl.arange(0, blocks.BS)
     p_energies = attention.energies + item * T
-    b_max = tl.full((blocks.BS,), float("-inf"), tl.float32)
-    for t0 in range(0, length, blocks.BS):
-        b_max = tl.maximum(b_max, tl.load(p_energies + t0 + o_s, mask=t0 + o_s < length, other=float("-inf")))
-    b_max = tl.max(b_max, axis=0)
-    b_sum = tl.zeros((blocks.BS,), tl.float32)
-    for t0 in range(0, length, blocks.BS):
-        b_e = tl.load(p_energies + t0 + o_s, mask=t0 + o_s < length, other=float("-inf"))
-        b_sum += tl.exp(b_e - b_max)
-    b_scale = 1.0 / tl.sum(b_sum, axis=0)
+    b_max, b_scale = softmax_scale(p_energies, length, blocks.BS)
     if i_d == 0:
         p_weights = attention.alignments + (item * (sizes.max_steps + 1) + t + 1) * T
         p_cumulative = attention.cumulative + item * T
-        for t0 in range(0, T, blocks.BS):
-            b_e = tl.load(p_energies + t0 + o_s, mask=t0 + o_s < length, other=float("-inf"))
-            b_w = tl.exp(b_e - b_max) * b_scale
-            m_t = t0 + o_s < T
-            tl.store(p_weights + t0 + o_s, b_w, mask=m_t)
-            b_w += tl.load(p_cumulative + t0 + o_s, mask=m_t, other=0.0)
-            tl.debug_barrier()  # as in lstm_tile
-            tl.store(p_cumulative + t0 + o_s, b_w, mask=m_t)
-    o_r, o_d = tl.arange(0, blocks.BT), i_d * blocks.BD + tl.arange(0, blocks.BD)
-    p_tile = attention.memory + item * T * D + o_r[:, None] * D + o_d[None, :]
-    b_context = tl.zeros((blocks.BT, blocks.BD), tl.float32)
-    for t0 in range(0, length, blocks.BT):
-        m_t = t0 + o_r < length
-        b_e = tl.load(p_energies + t0 + o_r, mask=m_t, other=float("-inf"))
-        b_m = tl.load(p_tile + tl.cast(t0, tl.int64) * D, mask=m_t[:, None] & (o_d < D)[None, :], other=0.0)
-        b_context += (tl.exp(b_e - b_max) * b_scale)[:, None] * b_m.to(tl.float32)
-    b_context = tl.sum(b_context, axis=0).to(attention.context.dtype.element_ty)
-    tl.store(attention.context + item * D + o_d, b_context, mask=o_d < D)
+        write_weights(
+            p_energies, b_max, b_scale, AttentionOutputs(p_weights, None, p_cumulative), p_cumulative, length, T,
+            blocks.BS,
+        )  # fmt: skip
+    d0 = i_d * blocks.BD
+    b_context = block_context(
+        attention.memory + item * T * D, p_energies, b_max, b_scale, d0, length, D, blocks.BT, blocks.BD
+    )
+    o_d = d0 + tl.arange(0, blocks.BD)
+    tl.store(attention.context + item * D + o_d, b_context.to(attention.context.dtype.element_ty), mask=o_d < D)
 
 
 @triton.jit

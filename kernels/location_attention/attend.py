@@ -1,5 +1,8 @@
 """One attention step of one batch item, forward, as device functions that any kernel can call.
 
+`attend` is the whole step, by one program. `block_energies`, `softmax_scale`, `write_weights` and `block_context` are
+its parts, for several programs: with a softmax, no bias and no mask.
+
 The structs hold pointers to the data of one item; `fold_location` and `attention_too_wide` are for callers on the
 host. Maths, layout and cost: kernels/README.md.
 """
@@ -20,8 +23,8 @@ WINDOW = 64
 MAX_ATTENTION = {2: 512, 4: 256}
 """Largest attention dimension A by element size in bytes: a tile holds all of A, and a larger one spills."""
 
-MAX_ATTENTION_ADD = 256
-"""Largest A for `attend_bwd` with ADD, in any dtype."""
+MAX_ATTENTION_IN_LOOP = 256
+"""Largest A of `teacher_forced_loop`, in any dtype: its kernels sum over frames in registers."""
 
 WIDE_ATTENTION = 128
 """A larger A has its own configurations."""
@@ -77,15 +80,15 @@ class AttentionBlocks(NamedTuple):
     BD: Any  # columns of a tile of the memory
 
 
-def attention_too_wide(A: int, dtype: torch.dtype, sums: bool = False) -> str | None:
+def attention_too_wide(A: int, dtype: torch.dtype, in_loop: bool = False) -> str | None:
     """`unsupported` of `backend.picks_triton` for this attention dimension.
 
     Args:
         A: the attention dimension.
         dtype: of the products.
-        sums: whether `attend_bwd` runs with ADD.
+        in_loop: whether for `teacher_forced_loop`.
     """
-    most = MAX_ATTENTION_ADD if sums else MAX_ATTENTION.get(dtype.itemsize, A)
+    most = MAX_ATTENTION_IN_LOOP if in_loop else MAX_ATTENTION.get(dtype.itemsize, A)
     return f"attention dimension {A} is above {most}" if A > most else None
 
 
@@ -249,3 +252,57 @@ def attend(b_query, item, outputs, length, sizes, strides, blocks):
         b_context = attend_context(item.memory, outputs.weights, d0, length, D, strides, blocks)
         o_d = d0 + tl.arange(0, blocks.BD)
         tl.store(outputs.context + o_d, b_context.to(outputs.context.dtype.element_ty), mask=o_d < D)
+
+
+@triton.jit
+def block_energies(b_query, item, t0, length, sizes, strides, blocks):
+    """v . tanh(q + m_t + U f_t) at positions t0 ..., [BT] float32; arguments as `attend`."""
+    o_a = tl.arange(0, blocks.BA)
+    b_h = attend_hidden(b_query, item, t0, length, sizes, strides, blocks)
+    b_v = tl.load(item.v + o_a, mask=o_a < sizes.A, other=0.0).to(tl.float32)
+    return tl.sum(b_h * b_v[None, :], axis=1)
+
+
+@triton.jit
+def softmax_scale(p_energies, length, BS: tl.constexpr):
+    """(m, z) for weights exp(e - m) z, from the energies of all positions, BS at a time; without positions (0, 0)."""
+    o_s = tl.arange(0, BS)
+    b_max = tl.full((BS,), float("-inf"), tl.float32)
+    for t0 in range(0, length, BS):
+        b_max = tl.maximum(b_max, tl.load(p_energies + t0 + o_s, mask=t0 + o_s < length, other=float("-inf")))
+    b_max = tl.max(b_max, axis=0)
+    b_max = tl.where(length > 0, b_max, 0.0)
+    b_sum = tl.zeros((BS,), tl.float32)
+    for t0 in range(0, length, BS):
+        b_sum += tl.exp(tl.load(p_energies + t0 + o_s, mask=t0 + o_s < length, other=float("-inf")) - b_max)
+    b_sum = tl.sum(b_sum, axis=0)
+    return b_max, tl.where(length > 0, 1.0 / tl.where(length > 0, b_sum, 1.0), 0.0)
+
+
+@triton.jit
+def write_weights(p_energies, b_max, b_scale, outputs, p_cumulative, length, T, BS: tl.constexpr):
+    """Writes the weights and the next cumulative weights of `AttentionOutputs`, BS positions at a time."""
+    o_s = tl.arange(0, BS)
+    for t0 in range(0, T, BS):
+        b_e = tl.load(p_energies + t0 + o_s, mask=t0 + o_s < length, other=float("-inf"))
+        b_w = tl.exp(b_e - b_max) * b_scale
+        m_t = t0 + o_s < T
+        tl.store(outputs.weights + t0 + o_s, b_w, mask=m_t)
+        b_w += tl.load(p_cumulative + t0 + o_s, mask=m_t, other=0.0)
+        # With fewer positions than threads, several threads load the same one: all must have loaded before any stores.
+        tl.debug_barrier()
+        tl.store(outputs.next_cumulative + t0 + o_s, b_w, mask=m_t)
+
+
+@triton.jit
+def block_context(p_memory, p_energies, b_max, b_scale, d0, length, D, BR: tl.constexpr, BD: tl.constexpr):
+    """Columns d0 ... of the context, [BD] float32, BR positions of the memory [T, D] at a time."""
+    o_r, o_d = tl.arange(0, BR), d0 + tl.arange(0, BD)
+    p_tile = p_memory + o_r[:, None] * D + o_d[None, :]
+    b_context = tl.zeros((BR, BD), tl.float32)
+    for t0 in range(0, length, BR):
+        m_t = t0 + o_r < length
+        b_e = tl.load(p_energies + t0 + o_r, mask=m_t, other=float("-inf"))
+        b_m = tl.load(p_tile + tl.cast(t0, tl.int64) * D, mask=m_t[:, None] & (o_d < D)[None, :], other=0.0)
+        b_context += (tl.exp(b_e - b_max) * b_scale)[:, None] * b_m.to(tl.float32)
+    return tl.sum(b_context, axis=0)

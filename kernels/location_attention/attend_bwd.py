@@ -1,4 +1,6 @@
-"""The backward of one attention step of one batch item, as a device function that any kernel can call.
+"""The backward of one attention step of one batch item, as device functions that any kernel can call.
+
+`attend_bwd` is the whole step, by one program; `fold_windows` is a part of it, for one block of positions.
 
 Maths, layout and cost: kernels/README.md.
 """
@@ -21,7 +23,7 @@ class AttentionUpstream(NamedTuple):
 class AttentionGradients(NamedTuple):
     """Pointers to what `attend_bwd` writes for one item, contiguous."""
 
-    processed_memory: Any  # [T, A], any float dtype; float32 with ADD
+    processed_memory: Any  # [T, A], any float dtype
     location: Any  # [A, strides.location] float32
     v: Any  # [A] float32
     v_bias: Any  # [1] float32, used if there is a bias
@@ -33,16 +35,7 @@ class AttentionScratch(NamedTuple):
     """Pointers to memory that one program uses alone."""
 
     d_weights: Any  # [T] float32
-    dz: Any  # [T, A] in the dtype of the products, used with ADD
     windows: Any  # [T, strides.location] float32, used if the gradient of `previous` is wanted
-
-
-@triton.jit
-def _store(p, b_x, m, ADD: tl.constexpr):
-    """Stores float32 values, or adds them to the stored ones."""
-    if ADD:
-        b_x += tl.load(p, mask=m, other=0.0).to(tl.float32)
-    tl.store(p, b_x, mask=m)
 
 
 @triton.jit
@@ -71,7 +64,7 @@ def _weights_gradient(item, p_weights, upstream, p_g, length, D, strides, blocks
 
 
 @triton.jit
-def _location_gradient(p_dz, item, p_dlocation, length, sizes, s_l, blocks, BN: tl.constexpr, ADD: tl.constexpr):
+def _location_gradient(p_dz, item, p_dlocation, length, sizes, s_l, blocks, BN: tl.constexpr):
     """dU = sum_t dz_t f_t^T, BN attention dimensions at a time.
 
     With BK >= 2 TAPS and BN = BA the sums stay in registers, else they are added up in memory tile by tile.
@@ -86,7 +79,7 @@ def _location_gradient(p_dz, item, p_dlocation, length, sizes, s_l, blocks, BN: 
     o_dz = (o_r * A)[:, None] + o_n[None, :]
     b_dlocation = tl.zeros((BK, BN), tl.float32)
     # An item without positions stores zeros.
-    for t0 in range(0, length if ADD else tl.maximum(length, 1), BT):
+    for t0 in range(0, tl.maximum(length, 1), BT):
         m_t = t0 + o_r < length
         p_block = p_dz + tl.cast(t0, tl.int64) * A
         for k0 in range(0, 2 * TAPS, BK):
@@ -99,13 +92,13 @@ def _location_gradient(p_dz, item, p_dlocation, length, sizes, s_l, blocks, BN: 
                 else:
                     b_part = tl.dot(tl.trans(b_f), b_dz, input_precision=blocks.PRECISION)  # [BK, BN]
                     p_part = p_dlocation + a0 * s_l + k0 + ((o_n * s_l)[None, :] + o_k[:, None])
-                    # Without ADD the first tile overwrites. (The cast is for Triton 3.3's interpreter.)
-                    b_part += tl.load(p_part, mask=m_a[None, :] & (ADD or tl.cast(t0, tl.int32) > 0), other=0.0)
+                    # The first tile overwrites. (The cast is for Triton 3.3's interpreter.)
+                    b_part += tl.load(p_part, mask=m_a[None, :] & (tl.cast(t0, tl.int32) > 0), other=0.0)
                     tl.store(p_part, b_part, mask=m_a[None, :])
         if not ONE_BLOCK:
             tl.debug_barrier()
     if ONE_BLOCK:
-        _store(p_dlocation + ((o_n * s_l)[None, :] + o_k[:, None]), b_dlocation, (o_n < A)[None, :], ADD)
+        tl.store(p_dlocation + ((o_n * s_l)[None, :] + o_k[:, None]), b_dlocation, mask=(o_n < A)[None, :])
 
 
 @triton.jit
@@ -131,35 +124,30 @@ def _windows_gradient(p_dz, item, p_windows, length, A, s_l, blocks, BN: tl.cons
 
 
 @triton.jit
-def _fold_windows(p_windows, gradients, length, T, s_l, blocks, ADD: tl.constexpr):
-    """Writes the gradients of the weights: each sums the gradients of the window elements that hold the weight."""
+def fold_windows(p_windows, t0, length, s_l, blocks):
+    """The gradients of the previous and the cumulative weights at positions t0 ..., both [BT] float32: each is the sum
+    of the gradients of the window elements that hold the weight."""
     TAPS: tl.constexpr = blocks.TAPS
-    BT: tl.constexpr = blocks.BT
-    o_r, o_k = tl.arange(0, BT), tl.arange(0, blocks.BK)
-    for t0 in range(0, T, BT):
-        b_previous = tl.zeros((BT,), tl.float32)
-        b_cumulative = tl.zeros((BT,), tl.float32)
-        for k0 in range(0, 2 * TAPS, blocks.BK):
-            o_column = k0 + o_k
-            is_cumulative = o_column >= TAPS
-            o_tap = o_column - tl.where(is_cumulative, TAPS, 0)
-            o_shift = -o_tap + TAPS // 2  # from the element's position to the window's
-            o_row = (t0 + o_r)[:, None] + o_shift[None, :]
-            m = (o_row >= 0) & (o_row < length) & (o_column < 2 * TAPS)[None, :]
-            o_tile = (o_r[:, None] + o_shift[None, :]) * s_l + o_column[None, :]
-            b_d = tl.load(p_windows + tl.cast(t0, tl.int64) * s_l + o_tile, mask=m, other=0.0)
-            b_dcumulative = tl.where(is_cumulative[None, :], b_d, 0.0)
-            b_cumulative += tl.sum(b_dcumulative, axis=1)
-            b_previous += tl.sum(b_d - b_dcumulative, axis=1)
-        m_t = t0 + o_r < T
-        tl.store(gradients.previous + t0 + o_r, b_previous, mask=m_t)
-        _store(gradients.cumulative + t0 + o_r, b_cumulative, m_t, ADD)
+    o_r, o_k = tl.arange(0, blocks.BT), tl.arange(0, blocks.BK)
+    b_previous = tl.zeros((blocks.BT,), tl.float32)
+    b_cumulative = tl.zeros((blocks.BT,), tl.float32)
+    for k0 in range(0, 2 * TAPS, blocks.BK):
+        o_column = k0 + o_k
+        is_cumulative = o_column >= TAPS
+        o_tap = o_column - tl.where(is_cumulative, TAPS, 0)
+        o_shift = -o_tap + TAPS // 2  # from the element's position to the window's
+        o_row = (t0 + o_r)[:, None] + o_shift[None, :]
+        m = (o_row >= 0) & (o_row < length) & (o_column < 2 * TAPS)[None, :]
+        o_tile = (o_r[:, None] + o_shift[None, :]) * s_l + o_column[None, :]
+        b_d = tl.load(p_windows + tl.cast(t0, tl.int64) * s_l + o_tile, mask=m, other=0.0)
+        b_dcumulative = tl.where(is_cumulative[None, :], b_d, 0.0)
+        b_cumulative += tl.sum(b_dcumulative, axis=1)
+        b_previous += tl.sum(b_d - b_dcumulative, axis=1)
+    return b_previous, b_cumulative
 
 
 @triton.jit
-def attend_bwd(
-    b_query, item, p_weights, upstream, gradients, scratch, length, sizes, strides, blocks, ADD: tl.constexpr
-):  # fmt: skip
+def attend_bwd(b_query, item, p_weights, upstream, gradients, scratch, length, sizes, strides, blocks):
     """The backward of `attend` for one item and one step, by one program; returns dq, [BA] float32.
 
     The caller computes the gradient of the memory, weights x d_context. Barriers as for `attend`. There are no
@@ -170,7 +158,7 @@ def attend_bwd(
             positions have weight 0.
         p_weights: the forward step's weights, [T] float32.
         upstream: AttentionUpstream.
-        gradients: AttentionGradients. All are overwritten; with ADD, all except `previous` are accumulated.
+        gradients: AttentionGradients.
         scratch: AttentionScratch.
     """
     BT: tl.constexpr = blocks.BT
@@ -186,7 +174,7 @@ def attend_bwd(
     b_dquery = tl.zeros((BA,), tl.float32)
     b_dv = tl.zeros((BA,), tl.float32)
     b_dbias = tl.zeros((BT,), tl.float32)
-    for t0 in range(0, length if ADD else T, BT):
+    for t0 in range(0, T, BT):
         m_t = t0 + o_r < length
         b_h = attend_hidden(b_query, item, t0, length, sizes, strides, blocks)
         b_v, b_bias = load_v(item, A, BA)  # loaded again in each iteration, which saves registers
@@ -203,21 +191,20 @@ def attend_bwd(
         o_block = tl.cast(t0, tl.int64) * A
         o_tile = (o_r * A)[:, None] + o_a[None, :]
         m_tile = (t0 + o_r < T)[:, None] & m_a[None, :]
-        _store(gradients.processed_memory + o_block + o_tile, b_dz, m_tile, ADD)
-        if ADD:
-            tl.store(scratch.dz + o_block + o_tile, b_dz.to(scratch.dz.dtype.element_ty), mask=m_tile)
-    _store(gradients.v + o_a, b_dv, m_a, ADD)
+        tl.store(gradients.processed_memory + o_block + o_tile, b_dz, mask=m_tile)
+    tl.store(gradients.v + o_a, b_dv, mask=m_a)
     if item.v_bias is not None:
-        b_total = tl.sum(b_dbias, axis=0)
-        if ADD:
-            b_total += tl.load(gradients.v_bias)
-        tl.store(gradients.v_bias, b_total)
+        tl.store(gradients.v_bias, tl.sum(b_dbias, axis=0))
     tl.debug_barrier()
     # dz is read back from memory: as the result of another product it would put all warps along the rows.
-    p_dz = scratch.dz if ADD else gradients.processed_memory
-    _location_gradient(p_dz, item, gradients.location, length, sizes, s_l, blocks, BN, ADD)
+    p_dz = gradients.processed_memory
+    _location_gradient(p_dz, item, gradients.location, length, sizes, s_l, blocks, BN)
     if gradients.previous is not None:
         _windows_gradient(p_dz, item, scratch.windows, length, A, s_l, blocks, BN)
         tl.debug_barrier()
-        _fold_windows(scratch.windows, gradients, length, T, s_l, blocks, ADD)
+        for t0 in range(0, T, BT):
+            b_previous, b_cumulative = fold_windows(scratch.windows, t0, length, s_l, blocks)
+            m_t = t0 + o_r < T
+            tl.store(gradients.previous + t0 + o_r, b_previous, mask=m_t)
+            tl.store(gradients.cumulative + t0 + o_r, b_cumulative, mask=m_t)
     return b_dquery

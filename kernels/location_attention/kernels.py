@@ -155,13 +155,12 @@ def location_attention_bwd_kernel(
             None if gradients.cumulative is None else gradients.cumulative + i_b * 2 * T,
         ),
         AttentionScratch(
-            scratch.d_weights + i_b * T, None, None if scratch.windows is None else scratch.windows + i_b * T * s_l
+            scratch.d_weights + i_b * T, None if scratch.windows is None else scratch.windows + i_b * T * s_l
         ),
         length,
         sizes,
         strides,
         blocks,
-        False,
     )
     o_a = tl.arange(0, blocks.BA)
     tl.store(p_dquery + i_b * A + o_a, b_dquery, mask=o_a < A)
@@ -265,7 +264,7 @@ def location_attention_bwd(
         AttentionGradients(
             dprocessed, dlocation, dv, dv_bias, dcat, None if dcat is None else dcat[:, 1]
         ),
-        AttentionScratch(empty(B, T), None, empty(B, T, columns) if wants_weights_cat else None),
+        AttentionScratch(empty(B, T), empty(B, T, columns) if wants_weights_cat else None),
         *_sizes_and_strides(inputs, options, rows), blocks,
         device=memory.device, **launch_options,
     )  # fmt: skip

@@ -51,7 +51,9 @@ class _TeacherForcedLoop(Function):
         d_alignments = None if d_alignments is None else d_alignments.contiguous()
         with backend.without_autocast(arguments.memory):
             loop = run_backward(d_hidden_contexts, d_alignments, arguments, lengths, seed, kept, plan)
-            gradients = after_the_loop(arguments, kept, loop, plan, wanted=Arguments(*ctx.needs_input_grad[3:]))
+            gradients = after_the_loop(
+                arguments, lengths, kept, loop, plan, wanted=Arguments(*ctx.needs_input_grad[3:])
+            )
         return (None, None, None, *gradients)
 
 
@@ -146,8 +148,8 @@ def _unsupported(arguments: Arguments) -> str | None:
     n_a, n_d = arguments.attention_weight_hh.shape[1], arguments.decoder_weight_hh.shape[1]
     return (
         mixed_dtypes(*arguments)
-        or attention_too_wide(A, arguments.processed_memory.dtype, sums=True)
-        or too_many_elements("partial sums", B * (n_a + arguments.memory.shape[2] + n_d))
+        or attention_too_wide(A, arguments.processed_memory.dtype, in_loop=True)
+        or too_many_elements("partial sums", B * max(A, n_a + arguments.memory.shape[2] + n_d))
     )
 
 

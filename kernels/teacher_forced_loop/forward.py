@@ -3,6 +3,7 @@
 Maths, layout and cost: kernels/README.md.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -11,34 +12,43 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import product_precision
-from ..location_attention.attend import (
-    WIDE_ATTENTION,
-    AttentionItem,
-    AttentionOutputs,
-    AttentionSizes,
-    AttentionStrides,
-    attend,
-    fold_location,
-)
+from ..launch import Config, product_precision
+from ..location_attention.attend import WIDE_ATTENTION, fold_location
 from ..lstm_cell.cell import GateTile, add_product, lstm_activate, lstm_gates, lstm_split, lstm_update
 from ..reference.teacher_forced_loop import Arguments
-from .frame import Dropout, Plan, dropout_factor, pick, pointer, tile_config
+from .attention import (
+    CONTEXT_CONFIGS,
+    ENERGIES_CONFIGS,
+    ContextBlocks,
+    ContextTensors,
+    EnergiesBlocks,
+    EnergiesTensors,
+    teacher_forced_context_fwd_kernel,
+    teacher_forced_energies_fwd_kernel,
+)
+from .frame import SOFTMAX_BLOCK, Dropout, Plan, dropout_factor, parts_of, pick, pointer, tile_config
 from .replay import prepare, run, tile_sizes
 
 # By element size, for large batches first. BU units are 4 BU rows of the gates' product; BB items.
 LSTM_CONFIGS = {
-    2: (tile_config(4, 4, BU=16, BB=64, BK=64), tile_config(4, 4, BU=16, BB=16, BK=64)),
-    4: (tile_config(4, 3, BU=16, BB=32, BK=32), tile_config(4, 3, BU=16, BB=16, BK=32)),
+    2: (
+        tile_config(8, 4, BU=16, BB=128, BK=64),
+        tile_config(4, 6, BU=16, BB=64, BK=64),
+        tile_config(4, 6, BU=16, BB=32, BK=64),
+        tile_config(4, 6, BU=16, BB=16, BK=64),
+        tile_config(4, 4, BU=8, BB=16, BK=128),
+    ),
+    4: (
+        tile_config(4, 3, BU=16, BB=32, BK=32),
+        tile_config(4, 3, BU=16, BB=16, BK=32),
+        tile_config(4, 3, BU=8, BB=16, BK=64),
+    ),
 }
 QUERY_CONFIGS = {2: (tile_config(4, 4, BM=16, BB=16, BK=128),), 4: (tile_config(4, 3, BM=16, BB=16, BK=64),)}
-# By element size and whether the attention is wide.
-ATTEND_CONFIGS = {
-    (2, False): (tile_config(8, 2, BT=64, BK=64, BR=16, BD=512),),
-    (2, True): (tile_config(8, 2, BT=16, BK=64, BR=16, BD=256),),
-    (4, False): (tile_config(8, 2, BT=32, BK=16, BR=16, BD=512),),
-    (4, True): (tile_config(8, 2, BT=16, BK=16, BR=16, BD=512),),
-}
+MAX_QUERY_SPLITS = 4
+
+LSTM_PROGRAMS = 64
+"""Enough to draw weights and inputs from the L2 cache at its full rate; smaller tiles would read more of them."""
 
 
 class LSTMTensors(NamedTuple):
@@ -80,7 +90,7 @@ class LSTMBlocks(NamedTuple):
 class QueryTensors(NamedTuple):
     h: Any  # [T, B, n]
     weight: Any  # [A, n]
-    query: Any  # [T, B, A] float32
+    parts: Any  # [SPLITS, B, A] float32
 
 
 class QueryBlocks(NamedTuple):
@@ -90,32 +100,6 @@ class QueryBlocks(NamedTuple):
     STAGES: Any
     EVEN_K: Any
     PRECISION: Any
-
-
-class AttendTensors(NamedTuple):
-    query: Any  # [T, B, A] float32
-    weights: Any  # [T + 1, B, T_in] float32
-    cumulative: Any  # [T + 1, B, T_in] float32
-    context: Any  # [T, B, D], rows s_context apart
-    memory: Any  # [B, T_in, D]
-    processed_memory: Any  # [B, T_in, A]
-    location: Any  # [A, S_LOCATION]
-    v: Any  # [A]
-    lengths: Any  # [B] int64
-
-
-class AttendBlocks(NamedTuple):
-    """`AttentionBlocks`, and the columns of the location weight."""
-
-    TAPS: Any
-    NORMALIZATION: Any
-    PRECISION: Any
-    BT: Any
-    BA: Any
-    BK: Any
-    BR: Any
-    BD: Any
-    S_LOCATION: Any
 
 
 @triton.jit(do_not_specialize=["offset"])
@@ -178,58 +162,28 @@ def teacher_forced_lstm_fwd_kernel(p_clock, p_addresses, offset, slots, sizes, d
 
 
 @triton.jit(do_not_specialize=["offset"])
-def teacher_forced_query_fwd_kernel(p_clock, p_addresses, offset, slots, B, n, A, blocks):
-    """q = W_q h; grid (blocks of A, blocks of items)."""
+def teacher_forced_query_fwd_kernel(p_clock, p_addresses, offset, slots, B, n, A, depth, blocks):
+    """q = W_q h, split along the depth into partial sums; grid (blocks of A, blocks of items, splits).
+
+    depth: units per split, a multiple of BK.
+    """
     t = tl.load(p_clock) + offset
     if t >= tl.load(p_clock + 1):
         return
     p_h = pointer(p_addresses, slots.h)
     p_weight = pointer(p_addresses, slots.weight)
-    p_query = pointer(p_addresses, slots.query)
-    row = t * B
+    p_parts = pointer(p_addresses, slots.parts)
+    i_s = tl.program_id(2)
+    first = i_s * depth
     o_m = tl.program_id(0) * blocks.BM + tl.arange(0, blocks.BM)
     o_b = tl.program_id(1) * blocks.BB + tl.arange(0, blocks.BB)
     m_m, m_b = o_m < A, o_b < B
     b_q = tl.zeros((blocks.BM, blocks.BB), tl.float32)
-    p_columns = p_h + row * n + o_b.to(tl.int64) * n
-    b_q = add_product(b_q, p_weight + o_m * n, p_columns, m_m, m_b, n, blocks.EVEN_K, blocks)
-    p_tile = p_query + (row + o_b)[None, :] * A + o_m[:, None]
+    p_columns = p_h + (t * B * n + first) + o_b.to(tl.int64) * n
+    K = tl.minimum(depth, n - first)
+    b_q = add_product(b_q, p_weight + first + o_m * n, p_columns, m_m, m_b, K, blocks.EVEN_K, blocks)
+    p_tile = p_parts + (i_s * B + o_b).to(tl.int64)[None, :] * A + o_m[:, None]
     tl.store(p_tile, b_q, mask=m_m[:, None] & m_b[None, :])
-
-
-@triton.jit(do_not_specialize=["offset"])
-def teacher_forced_attend_fwd_kernel(p_clock, p_addresses, offset, slots, B, A, D, s_context, blocks):
-    """The attention of an item; grid (B,)."""
-    t = tl.load(p_clock) + offset
-    if t >= tl.load(p_clock + 1):
-        return
-    T_in = tl.load(p_clock + 2).to(tl.int32)
-    p_query = pointer(p_addresses, slots.query)
-    p_weights = pointer(p_addresses, slots.weights)
-    p_cumulative = pointer(p_addresses, slots.cumulative)
-    p_context = pointer(p_addresses, slots.context)
-    p_memory = pointer(p_addresses, slots.memory)
-    p_processed = pointer(p_addresses, slots.processed_memory)
-    p_location = pointer(p_addresses, slots.location)
-    p_v = pointer(p_addresses, slots.v)
-    p_lengths = pointer(p_addresses, slots.lengths)
-    item = tl.program_id(0).to(tl.int64)
-    row = t * B + item
-    length = tl.minimum(tl.load(p_lengths + item).to(tl.int32), T_in)
-    o_a = tl.arange(0, blocks.BA)
-    b_query = tl.load(p_query + row * A + o_a, mask=o_a < A, other=0.0)
-    # The structs are built inside the call: assigned to names, their constants would become tensors (Triton 3.3).
-    attend(
-        b_query,
-        AttentionItem(
-            p_memory + item * T_in * D, p_processed + item * T_in * A, p_weights + row * T_in,
-            p_cumulative + row * T_in, p_location, p_v, None, None,
-        ),
-        AttentionOutputs(
-            p_weights + (row + B) * T_in, p_context + row * s_context, p_cumulative + (row + B) * T_in
-        ),
-        length, AttentionSizes(T_in, A, D, 1.0), AttentionStrides(D, 1, A, 1, blocks.S_LOCATION, None), blocks,
-    )  # fmt: skip
 
 
 class Histories(NamedTuple):
@@ -257,35 +211,57 @@ def run_forward(arguments: Arguments, lengths: Tensor, seed: Tensor | None, plan
     contexts = kept.outputs[:, :, n_d:]
 
     def lstm(tensors: LSTMTensors, sizes: LSTMSizes, dropout: Dropout | None):
-        config = pick("teacher_forced_lstm_fwd", LSTM_CONFIGS[memory.itemsize], memory, B, sizes.n)
+        def grid(config: Config) -> tuple[int, int]:
+            return triton.cdiv(sizes.n, config["BU"]), triton.cdiv(B, config["BB"])
+
+        config = pick("teacher_forced_lstm_fwd", LSTM_CONFIGS[memory.itemsize], memory, grid, B, sizes.n, LSTM_PROGRAMS)
         even = all(k % config["BK"] == 0 for k in (sizes.n, sizes.n_1, sizes.n_2))
         blocks = LSTMBlocks(**tile_sizes(config), ROWS=4 * config["BU"], STAGES=None, EVEN_K=even, PRECISION=precision)
-        grid = triton.cdiv(sizes.n, config["BU"]), triton.cdiv(B, config["BB"])
-        return prepare(teacher_forced_lstm_fwd_kernel, grid, tensors, (sizes, dropout), blocks, config)
+        return prepare(teacher_forced_lstm_fwd_kernel, grid(config), tensors, (sizes, dropout), blocks, config)
 
-    def query():
-        config = pick("teacher_forced_query_fwd", QUERY_CONFIGS[memory.itemsize], memory, B, n_a)
-        tensors = QueryTensors(kept.states[1:], weights.attention.query, kept.queries)
+    def query_and_attention():
+        def tiles(config: Config) -> tuple[int, int]:
+            return triton.cdiv(A, config["BM"]), triton.cdiv(B, config["BB"])
+
+        config = pick("teacher_forced_query_fwd", QUERY_CONFIGS[memory.itemsize], memory, tiles, B, n_a)
+        splits, depth = parts_of(n_a, config["BK"], math.prod(tiles(config)), MAX_QUERY_SPLITS, config["BK"])
+        parts = kept.queries.new_empty(splits, B, A)
         blocks = QueryBlocks(**tile_sizes(config), STAGES=None, EVEN_K=n_a % config["BK"] == 0, PRECISION=precision)
-        grid = triton.cdiv(A, config["BM"]), triton.cdiv(B, config["BB"])
-        return prepare(teacher_forced_query_fwd_kernel, grid, tensors, (B, n_a, A), blocks, config)
+        return (
+            prepare(
+                teacher_forced_query_fwd_kernel, (*tiles(config), splits),
+                QueryTensors(kept.states[1:], weights.attention.query, parts), (B, n_a, A, depth), blocks, config,
+            ),
+            *attention(parts),
+        )  # fmt: skip
 
-    def attention():
-        candidates = ATTEND_CONFIGS[memory.itemsize, A > WIDE_ATTENTION]
-        config = pick("teacher_forced_attend_fwd", candidates, memory, B, A)
-        tensors = AttendTensors(
+    def attention(query_parts: Tensor):
+        candidates = ENERGIES_CONFIGS[memory.itemsize, A > WIDE_ATTENTION]
+        config = pick("teacher_forced_energies_fwd", candidates, memory, lambda c: (B, c["CHUNKS"]), B, A)
+        tensors = EnergiesTensors(
+            query_parts=query_parts,
             query=kept.queries,
             weights=kept.weights,
             cumulative=kept.cumulative,
-            context=contexts[1:],
-            memory=memory,
+            energies=memory.new_empty(B, plan.T_in, dtype=torch.float32),
             processed_memory=arguments.processed_memory,
             location=location,
             v=weights.attention.v,
             lengths=lengths,
         )
-        blocks = AttendBlocks(**tile_sizes(config), **plan.attention_blocks(location))
-        return prepare(teacher_forced_attend_fwd_kernel, (B,), tensors, (B, A, D, n_d + D), blocks, config)
+        blocks = EnergiesBlocks(**tile_sizes(config), **plan.attention_blocks(location), SPLITS=len(query_parts))
+        grid = B, config["CHUNKS"]
+        yield prepare(teacher_forced_energies_fwd_kernel, grid, tensors, (B, A), blocks, config)
+        yield context(tensors.energies)
+
+    def context(energies: Tensor):
+        def grid(config: Config) -> tuple[int, int]:
+            return B, triton.cdiv(D, config["BD"])
+
+        config = pick("teacher_forced_context_fwd", CONTEXT_CONFIGS[memory.itemsize], memory, grid, B, D)
+        tensors = ContextTensors(energies, kept.weights, kept.cumulative, contexts[1:], memory, lengths)
+        blocks = ContextBlocks(**tile_sizes(config), BS=SOFTMAX_BLOCK)
+        return prepare(teacher_forced_context_fwd_kernel, grid(config), tensors, (B, D, n_d + D), blocks, config)
 
     cell_a, cell_d = weights.attention_rnn, weights.decoder_rnn
     tensors_a = LSTMTensors(
@@ -315,8 +291,7 @@ def run_forward(arguments: Arguments, lengths: Tensor, seed: Tensor | None, plan
     run(
         [
             lstm(tensors_a, sizes_a, plan.attention_dropout()),
-            query(),
-            attention(),
+            *query_and_attention(),
             lstm(tensors_d, sizes_d, plan.decoder_dropout()),
         ],
         T,

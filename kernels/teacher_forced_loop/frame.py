@@ -3,6 +3,8 @@
 Maths, layout and cost: kernels/README.md.
 """
 
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +19,8 @@ from ..reference.philox import dropped_words
 from ..reference.teacher_forced_loop import ATTENTION_STREAM, DECODER_STREAM, dropout_scale
 
 OP = "teacher_forced_loop"
+PROGRAMS = 128  # enough to fill a GPU
+SOFTMAX_BLOCK = 256  # positions of a sum over all
 
 
 def tile_config(num_warps: int, num_stages: int, **blocks: int) -> Config:
@@ -60,6 +64,17 @@ def pointer_to_either(p_addresses, is_first, first, second):
 
 
 @triton.jit
+def sum_of_parts(p_parts, o_row, o_column, m, s_part, s_row, SPLITS: tl.constexpr):
+    """A tile of a product of which other programs wrote SPLITS partial sums; always in the same order."""
+    p_tile = p_parts + o_row * s_row + o_column
+    b_sum = tl.load(p_tile, mask=m, other=0.0)
+    for _ in tl.static_range(SPLITS - 1):
+        p_tile += s_part
+        b_sum += tl.load(p_tile, mask=m, other=0.0)
+    return b_sum
+
+
+@triton.jit
 def dropout_factor(p_addresses, seed, dropout, t, o_b, o_u):
     """0 or `dropout.scale` for items o_b and units o_u, which broadcast against each other; `seed` is a slot."""
     b_seed = tl.load(pointer(p_addresses, seed))
@@ -96,10 +111,9 @@ class Plan(NamedTuple):
         return _dropout(self.p_decoder_dropout, DECODER_STREAM)
 
     def attention_blocks(self, location: Tensor) -> dict[str, Any]:
-        """Constants of both directions' attention kernels."""
+        """Constants of the attention kernels of both directions."""
         return {
             "TAPS": self.taps,
-            "NORMALIZATION": "softmax",
             "BA": dot_size(self.A),
             "S_LOCATION": location.shape[1],
             "PRECISION": product_precision(location.dtype),
@@ -110,10 +124,38 @@ def _dropout(p: float, stream: int) -> Dropout | None:
     return Dropout(stream, dropped_words(p) / 2**24, dropout_scale(p)) if p > 0 else None
 
 
-def pick(kernel: str, configs: tuple[Config, ...], x: Tensor, batch: int, units: int) -> Config:
-    """The measured configuration, else the first whose BB items the batch fills."""
+def pick(
+    kernel: str,
+    configs: tuple[Config, ...],
+    x: Tensor,
+    grid: Callable[[Config], tuple[int, ...]],
+    batch: int,
+    units: int,
+    programs: int = PROGRAMS,
+) -> Config:
+    """The measured configuration, else the first, so the one with the largest tiles, that gives enough programs.
+
+    Args:
+        grid: the grid with a configuration. Tiles of more items than the batch has are left out.
+        programs: how many are enough.
+    """
 
     def largest_that_fills(dtype: torch.dtype, batch: int, units: int) -> Config:
-        return next((c for c in configs if batch >= c.get("BB", 0)), configs[-1])
+        fitting = [c for c in configs if c.get("BB", 0) <= dot_size(batch)]
+        return next((c for c in fitting if math.prod(grid(c)) >= programs), configs[-1])
 
     return pick_config(kernel, configs, largest_that_fills, x, batch=batch, units=units)
+
+
+def parts_of(K: int, BK: int, tiles: int, most: int, smallest: int) -> tuple[int, int]:
+    """(splits of a product along its depth K, depth of a split), as many splits as PROGRAMS programs need.
+
+    Args:
+        BK: the depth of a split is a multiple of it.
+        tiles: programs without splits.
+        most: splits.
+        smallest: depth of a split.
+    """
+    wanted = min(triton.cdiv(PROGRAMS, tiles), most, K // smallest)
+    depth = triton.cdiv(triton.cdiv(K, BK), max(1, wanted)) * BK
+    return triton.cdiv(K, depth), depth

@@ -3,51 +3,174 @@
 Maths, layout and cost: kernels/README.md.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
-from ..arguments import dot_size
-from ..launch import product_precision
+from ..launch import Config, launch, product_precision, split_config
 from ..location_attention import fold_location
 from ..location_attention.attend import WIDE_ATTENTION
 from ..reference.teacher_forced_loop import Arguments
+from .attention_backward import (
+    ATTENTION_SUMS_CONFIGS,
+    CONTEXT_BACKWARD_CONFIGS,
+    ENERGIES_BACKWARD_CONFIGS,
+    ContextBackwardBlocks,
+    ContextBackwardSizes,
+    ContextBackwardTensors,
+    EnergiesBackwardBlocks,
+    EnergiesBackwardTensors,
+    SumsBlocks,
+    SumsInputs,
+    SumsOutputs,
+    teacher_forced_attention_sums_bwd_kernel,
+    teacher_forced_context_bwd_kernel,
+    teacher_forced_energies_bwd_kernel,
+)
 from .backward import (
-    ATTEND_BACKWARD_CONFIGS,
     LSTM_BACKWARD_CONFIGS,
     PRODUCT_CONFIGS,
-    AttendBackwardBlocks,
-    AttendBackwardSizes,
-    AttendBackwardTensors,
     LSTMBackwardBlocks,
     LSTMBackwardSizes,
     LSTMBackwardTensors,
     ProductBlocks,
     ProductSizes,
     ProductTensors,
-    teacher_forced_attend_bwd_kernel,
     teacher_forced_lstm_bwd_kernel,
     teacher_forced_product_bwd_kernel,
 )
 from .forward import Histories
-from .frame import Dropout, Plan, pick
-from .replay import prepare, run, tile_sizes
+from .frame import OP, SOFTMAX_BLOCK, Dropout, Plan, parts_of, pick
+from .replay import Prepared, prepare, run, tile_sizes
 
-MAX_SPLITS, SMALLEST_DEPTH = 4, 1024
+MAX_SPLITS, SMALLEST_DEPTH = 8, 512
 """Products over the gates are split into at most MAX_SPLITS parts of at least SMALLEST_DEPTH gates each."""
+
+SUMS_PROGRAMS, SMALLEST_SEGMENT = 512, 16
+"""The sums after the loop are split until there are SUMS_PROGRAMS programs, of at least SMALLEST_SEGMENT frames."""
 
 
 class LoopGradients(NamedTuple):
-    """Results of the backward frames, inputs of the products after the loop."""
+    """Results of the backward frames, inputs of the sums after the loop."""
 
     gates_a: Tensor  # [T, B, 4 n_a]
     gates_d: Tensor  # [T, B, 4 n_d]
     contexts: Tensor  # [T, B, D]
     queries: Tensor  # [T, B, A]
-    processed_memory: Tensor  # [B, T_in, A] float32
-    item_sums: Tensor  # [B, A + A * padded 2k + D] float32: gradients of v, of U, of a frame's context: one zeroing
+    energies: Tensor  # [T, B, T_in] float32, up to each item's length
+
+
+class _Product(NamedTuple):
+    """`teacher_forced_product_bwd_kernel` for one LSTM."""
+
+    weight_ih: Tensor
+    weight_hh: Tensor
+    config: Config
+    sizes: ProductSizes
+    grid: tuple[int, int, int]  # blocks of columns, blocks of items, splits
+
+    @classmethod
+    def of(cls, weight_ih: Tensor, weight_hh: Tensor, memory: Tensor, plan: Plan) -> "_Product":
+        K, n_1, n_2 = *weight_ih.shape, weight_hh.shape[1]
+
+        def splits_and_depth(config: Config) -> tuple[int, int]:
+            return parts_of(K, config["BK"], math.prod(tiles(config)), MAX_SPLITS, SMALLEST_DEPTH)
+
+        def tiles(config: Config) -> tuple[int, int]:
+            return triton.cdiv(n_1, config["BN"]) + triton.cdiv(n_2, config["BN"]), triton.cdiv(plan.B, config["BB"])
+
+        def grid(config: Config) -> tuple[int, int, int]:
+            return *tiles(config), splits_and_depth(config)[0]
+
+        config = pick("teacher_forced_product_bwd", PRODUCT_CONFIGS[memory.itemsize], memory, grid, plan.B, plan.n_a)
+        blocks_1, depth = triton.cdiv(n_1, config["BN"]), splits_and_depth(config)[1]
+        sizes = ProductSizes(plan.B, K, n_1, n_2, s_1=weight_ih.stride(0), n_blocks_1=blocks_1, depth=depth)
+        return cls(weight_ih, weight_hh, config, sizes, grid(config))
+
+    def prepare(self, d_gates: Tensor, parts: Tensor) -> Prepared:
+        blocks = ProductBlocks(
+            **tile_sizes(self.config),
+            EVEN_K=self.sizes.K % self.config["BK"] == 0,
+            PRECISION=product_precision(d_gates.dtype),
+        )
+        tensors = ProductTensors(d_gates, self.weight_ih, self.weight_hh, parts)
+        return prepare(teacher_forced_product_bwd_kernel, self.grid, tensors, (self.sizes,), blocks, self.config)
+
+
+def _attention(
+    d_hidden_contexts: Tensor,
+    d_alignments: Tensor | None,
+    arguments: Arguments,
+    lengths: Tensor,
+    kept: Histories,
+    gradients: LoopGradients,
+    parts: tuple[Tensor, Tensor],
+    plan: Plan,
+) -> tuple[Tensor, Prepared, Prepared]:
+    """(the query's partial gradients, the attention's two launches); `parts`: of LSTM_d's and LSTM_a's product."""
+    memory, attention = arguments.memory, arguments.weights.attention
+    B, T_in, D, A, n_a, n_d = plan.B, plan.T_in, plan.D, plan.A, plan.n_a, plan.n_d
+    location = fold_location(attention.location_conv, attention.location_dense, memory.dtype)
+    parts_d, parts_a = parts
+    dweights = memory.new_empty(B, T_in, dtype=torch.float32)
+    dwindows = memory.new_zeros(B, T_in, location.shape[1], dtype=torch.float32)  # zeros: as the parts
+
+    def grid(config: Config) -> tuple[int, int]:
+        return B, config["CHUNKS"]
+
+    config = pick("teacher_forced_context_bwd", CONTEXT_BACKWARD_CONFIGS[memory.itemsize], memory, grid, B, D)
+    context = prepare(
+        teacher_forced_context_bwd_kernel,
+        grid(config),
+        ContextBackwardTensors(
+            memory=memory,
+            lengths=lengths,
+            upstream=d_hidden_contexts[:, :, n_d:],
+            decoder_parts=parts_d[:, :, n_a:],
+            next_parts=parts_a,
+            dalignments=d_alignments,
+            dwindows=dwindows,
+            dcumulative=torch.zeros_like(dweights),
+            dcontexts=gradients.contexts,
+            dweights=dweights,
+        ),
+        (ContextBackwardSizes(B, D, s_upstream=n_d + D, s_decoder=parts_d.stride(1), s_next=parts_a.stride(1)),),
+        ContextBackwardBlocks(
+            TAPS=plan.taps,
+            **tile_sizes(config),
+            S_LOCATION=location.shape[1],
+            DECODER_SPLITS=len(parts_d),
+            NEXT_SPLITS=len(parts_a),
+        ),
+        config,
+    )
+    candidates = ENERGIES_BACKWARD_CONFIGS[memory.itemsize, A > WIDE_ATTENTION]
+    config = pick("teacher_forced_energies_bwd", candidates, memory, grid, B, A)
+    dquery_parts = dweights.new_empty(config["CHUNKS"], B, A)
+    energies = prepare(
+        teacher_forced_energies_bwd_kernel,
+        grid(config),
+        EnergiesBackwardTensors(
+            query=kept.queries,
+            weights=kept.weights,
+            cumulative=kept.cumulative,
+            processed_memory=arguments.processed_memory,
+            location=location,
+            v=attention.v,
+            lengths=lengths,
+            dweights=dweights,
+            denergies=gradients.energies,
+            dquery_parts=dquery_parts,
+            dwindows=dwindows,
+        ),
+        (B, A),
+        EnergiesBackwardBlocks(**tile_sizes(config), **plan.attention_blocks(location), BS=SOFTMAX_BLOCK),
+        config,
+    )
+    return dquery_parts, context, energies
 
 
 def run_backward(
@@ -60,77 +183,47 @@ def run_backward(
     plan: Plan,
 ) -> LoopGradients:
     memory, weights = arguments.memory, arguments.weights
-    T, B, P, T_in, D, A, n_a, n_d = plan.T, plan.B, plan.P, plan.T_in, plan.D, plan.A, plan.n_a, plan.n_d
+    T, B, P, D, A, n_a, n_d = plan.T, plan.B, plan.P, plan.D, plan.A, plan.n_a, plan.n_d
     precision = product_precision(memory.dtype)
-    location = fold_location(weights.attention.location_conv, weights.attention.location_dense, memory.dtype)
     gradients = LoopGradients(
         gates_a=torch.empty_like(kept.gates_a),
         gates_d=torch.empty_like(kept.gates_d),
         contexts=memory.new_empty(T, B, D),
         queries=memory.new_empty(T, B, A),
-        processed_memory=memory.new_zeros(B, T_in, A, dtype=torch.float32),
-        item_sums=memory.new_zeros(B, A + location.numel() + D, dtype=torch.float32),
+        energies=memory.new_empty(T, B, plan.T_in, dtype=torch.float32),
     )
     if not T or not B:
         return gradients
-    splits = max(1, min(MAX_SPLITS, 4 * max(n_a, n_d) // SMALLEST_DEPTH))
+    cell_a, cell_d = weights.attention_rnn, weights.decoder_rnn
+    product_d = _Product.of(cell_d.weight_ih, cell_d.weight_hh, memory, plan)
+    product_a = _Product.of(cell_a.weight_ih[:, P:], cell_a.weight_hh, memory, plan)
     # Zeros, because frame T - 1 has no next frame.
-    parts_d = memory.new_zeros(splits, B, n_a + D + n_d, dtype=torch.float32)
-    parts_a = memory.new_zeros(splits, B, D + n_a, dtype=torch.float32)
+    parts_d = memory.new_zeros(product_d.grid[2], B, n_a + D + n_d, dtype=torch.float32)
+    parts_a = memory.new_zeros(product_a.grid[2], B, D + n_a, dtype=torch.float32)
 
     def lstm(tensors: LSTMBackwardTensors, n: int, dropout: Dropout | None):
-        config = pick("teacher_forced_lstm_bwd", LSTM_BACKWARD_CONFIGS[memory.itemsize], memory, B, n_a)
+        def grid(config: Config) -> tuple[int, int]:
+            return triton.cdiv(n, config["BU"]), triton.cdiv(B, config["BB"])
+
+        config = pick("teacher_forced_lstm_bwd", LSTM_BACKWARD_CONFIGS[memory.itemsize], memory, grid, B, n)
         sizes = LSTMBackwardSizes(
             B, n, A, s_next=tensors.next_parts.stride(1), s_upstream=n_d + D, s_decoder=parts_d.stride(1)
         )
-        blocks = LSTMBackwardBlocks(**tile_sizes(config), SPLITS=splits, PRECISION=precision)
-        grid = triton.cdiv(n, config["BU"]), triton.cdiv(B, config["BB"])
+        blocks = LSTMBackwardBlocks(
+            **tile_sizes(config),
+            NEXT_SPLITS=len(tensors.next_parts),
+            DECODER_SPLITS=len(parts_d),
+            CHUNKS=None if tensors.dquery_parts is None else len(tensors.dquery_parts),
+            PRECISION=precision,
+        )
         rows = None if tensors.dquery is None else config["BB"]
-        return prepare(teacher_forced_lstm_bwd_kernel, grid, tensors, (sizes, dropout), blocks, config, QUERY_ROWS=rows)
-
-    def product(d_gates: Tensor, weight_ih: Tensor, weight_hh: Tensor, parts: Tensor):
-        config = pick("teacher_forced_product_bwd", PRODUCT_CONFIGS[memory.itemsize], memory, B, n_a)
-        K, n_1, n_2 = *weight_ih.shape, weight_hh.shape[1]
-        blocks_1, blocks_2 = triton.cdiv(n_1, config["BN"]), triton.cdiv(n_2, config["BN"])
-        depth = triton.cdiv(triton.cdiv(K, config["BK"]), splits) * config["BK"]
-        sizes = ProductSizes(B, K, n_1, n_2, s_1=weight_ih.stride(0), n_blocks_1=blocks_1, depth=depth)
-        blocks = ProductBlocks(**tile_sizes(config), EVEN_K=K % config["BK"] == 0, SPLITS=splits, PRECISION=precision)
-        tensors = ProductTensors(d_gates, weight_ih, weight_hh, parts)
-        grid = blocks_1 + blocks_2, triton.cdiv(B, config["BB"]), splits
-        return prepare(teacher_forced_product_bwd_kernel, grid, tensors, (sizes,), blocks, config)
-
-    def attention():
-        candidates = ATTEND_BACKWARD_CONFIGS[memory.itemsize, A > WIDE_ATTENTION]
-        config = pick("teacher_forced_attend_bwd", candidates, memory, B, A)
-        tensors = AttendBackwardTensors(
-            query=kept.queries,
-            weights=kept.weights,
-            cumulative=kept.cumulative,
-            memory=memory,
-            processed_memory=arguments.processed_memory,
-            location=location,
-            v=weights.attention.v,
-            lengths=lengths,
-            upstream=d_hidden_contexts[:, :, n_d:],
-            decoder_parts=parts_d[:, :, n_a:],
-            next_parts=parts_a,
-            dalignments=d_alignments,
-            dcontexts=gradients.contexts,
-            dqueries=gradients.queries,
-            item_sums=gradients.item_sums,
-            dweights=memory.new_zeros(B, 3, T_in, dtype=torch.float32),
-            dprocessed=gradients.processed_memory,
-            dwindows=memory.new_empty(B, T_in, location.shape[1], dtype=torch.float32),
-            dz=memory.new_empty(B, T_in, A),
+        return prepare(
+            teacher_forced_lstm_bwd_kernel, grid(config), tensors, (sizes, dropout), blocks, config, QUERY_ROWS=rows
         )
-        sizes = AttendBackwardSizes(B, A, D, s_upstream=n_d + D, s_decoder=parts_d.stride(1), s_next=parts_a.stride(1))
-        full = dot_size(A) == A
-        blocks = AttendBackwardBlocks(
-            **tile_sizes(config), **plan.attention_blocks(location), FULL_A=full, SPLITS=splits
-        )
-        return prepare(teacher_forced_attend_bwd_kernel, (B,), tensors, (sizes,), blocks, config)
 
-    cell_a, cell_d = weights.attention_rnn, weights.decoder_rnn
+    dquery_parts, context, energies = _attention(
+        d_hidden_contexts, d_alignments, arguments, lengths, kept, gradients, (parts_d, parts_a), plan
+    )
     tensors_d = LSTMBackwardTensors(
         gates=kept.gates_d,
         dgates=gradients.gates_d,
@@ -139,6 +232,7 @@ def run_backward(
         next_parts=parts_d[:, :, n_a + D :],
         upstream=d_hidden_contexts,
         decoder_parts=None,
+        dquery_parts=None,
         dquery=None,
         query_weight=None,
         seed=seed,
@@ -151,6 +245,7 @@ def run_backward(
         next_parts=parts_a[:, :, D:],
         upstream=None,
         decoder_parts=parts_d,
+        dquery_parts=dquery_parts,
         dquery=gradients.queries,
         query_weight=weights.attention.query,
         seed=seed,
@@ -158,29 +253,67 @@ def run_backward(
     run(
         [
             lstm(tensors_d, n_d, plan.decoder_dropout()),
-            product(gradients.gates_d, cell_d.weight_ih, cell_d.weight_hh, parts_d),
-            attention(),
+            product_d.prepare(gradients.gates_d, parts_d),
+            context,
+            energies,
             lstm(tensors_a, n_a, plan.attention_dropout()),
-            product(gradients.gates_a, cell_a.weight_ih[:, P:], cell_a.weight_hh, parts_a),
+            product_a.prepare(gradients.gates_a, parts_a),
         ],
         T,
-        T_in,
+        plan.T_in,
         memory.device,
     )
     return gradients
 
 
+def _attention_sums(
+    arguments: Arguments, lengths: Tensor, kept: Histories, gradients: LoopGradients, plan: Plan
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of the processed memory, of U [A, 2k] in float32, and of v [1, A]."""
+    memory, attention = arguments.memory, arguments.weights.attention
+    T, B, T_in, A = plan.T, plan.B, plan.T_in, plan.A
+    location = fold_location(attention.location_conv, attention.location_dense, memory.dtype)
+    if not T or not B or not T_in:
+        return memory.new_zeros(B, T_in, A), memory.new_zeros(A, 2 * plan.taps), memory.new_zeros(1, A)
+    candidates = ATTENTION_SUMS_CONFIGS[memory.itemsize, A > WIDE_ATTENTION]
+    config = pick("teacher_forced_attention_sums_bwd", candidates, memory, lambda c: (B, T_in), B, A)
+    n_columns = triton.cdiv(2 * plan.taps, config["BK"])
+    chunks = min(triton.cdiv(T_in, config["BT"]), triton.cdiv(SUMS_PROGRAMS, B * n_columns))
+    segments = min(triton.cdiv(SUMS_PROGRAMS, B * n_columns * chunks), triton.cdiv(T, SMALLEST_SEGMENT))
+    n_frames = triton.cdiv(T, segments)
+    segments = triton.cdiv(T, n_frames)
+    sums = SumsOutputs(
+        *(
+            memory.new_empty(segments, B, *shape, dtype=torch.float32)
+            for shape in ((T_in, A), (chunks, A, location.shape[1]), (chunks, A))
+        )
+    )
+    blocks, options = split_config(SumsBlocks, config, **plan.attention_blocks(location))
+    launch(
+        OP, teacher_forced_attention_sums_bwd_kernel, (B, chunks * n_columns, segments),
+        SumsInputs(
+            kept.queries, kept.weights, kept.cumulative, arguments.processed_memory, location, attention.v, lengths,
+            gradients.energies,
+        ),
+        sums, T, B, T_in, A, n_frames, n_columns, blocks,
+        device=memory.device, **options,
+    )  # fmt: skip
+    d_location = sums.location.sum(dim=(0, 1, 2))[:, : 2 * plan.taps]
+    d_processed, d_v = sums.processed_memory.sum(dim=0), sums.v.sum(dim=(0, 1, 2)).unsqueeze(0)
+    return d_processed.to(memory.dtype), d_location, d_v.to(memory.dtype)
+
+
 def after_the_loop(
-    arguments: Arguments, kept: Histories, gradients: LoopGradients, plan: Plan, wanted: Arguments
+    arguments: Arguments, lengths: Tensor, kept: Histories, gradients: LoopGradients, plan: Plan, wanted: Arguments
 ) -> Arguments:
     """The arguments' gradients; None where not wanted."""
     weights, dtype, n_d = arguments.weights, arguments.memory.dtype, plan.n_d
     conv, dense = weights.attention.location_conv, weights.attention.location_dense
     d_a, d_d = gradients.gates_a.flatten(0, 1), gradients.gates_d.flatten(0, 1)  # [T B, 4n]
     states, hidden, contexts = kept.states, kept.outputs[:, :, :n_d], kept.outputs[:, :, n_d:]
-    d_v, d_location = gradients.item_sums.sum(dim=0)[: -plan.D].tensor_split([plan.A])
-    d_location = d_location.view(plan.A, -1)[:, : conv[0].numel()]
-    d_inputs = d_memory = d_conv = d_dense = None
+    d_inputs = d_memory = d_processed = d_conv = d_dense = d_v = None
+    if wanted.processed_memory or wanted.location_conv or wanted.location_dense or wanted.v:
+        d_processed, d_location, d_v = _attention_sums(arguments, lengths, kept, gradients, plan)
     if wanted.decoder_inputs:
         d_inputs = gradients.gates_a @ weights.attention_rnn.weight_ih[:, : plan.P]
     if wanted.memory:
@@ -205,7 +338,7 @@ def after_the_loop(
     return Arguments(
         decoder_inputs=d_inputs,
         memory=d_memory,
-        processed_memory=gradients.processed_memory.to(dtype) if wanted.processed_memory else None,
+        processed_memory=d_processed,
         attention_weight_ih=product(wanted.attention_weight_ih, d_a, arguments.decoder_inputs, contexts[:-1]),
         attention_weight_hh=product(wanted.attention_weight_hh, d_a, states[:-1]),
         attention_bias_ih=d_bias_a,
@@ -213,7 +346,7 @@ def after_the_loop(
         query=product(wanted.query, gradients.queries.flatten(0, 1), states[1:]),
         location_conv=d_conv,
         location_dense=d_dense,
-        v=d_v.unsqueeze(0).to(dtype) if wanted.v else None,
+        v=d_v,
         decoder_weight_ih=product(wanted.decoder_weight_ih, d_d, states[1:], contexts[1:]),
         decoder_weight_hh=product(wanted.decoder_weight_hh, d_d, hidden[:-1]),
         decoder_bias_ih=d_bias_d,

@@ -60,10 +60,11 @@ _case = partial(
     {
         "teacher_forced_lstm_fwd_kernel": "ROWS",
         "teacher_forced_query_fwd_kernel": "BM",
-        "teacher_forced_attend_fwd_kernel": "BT",
+        "teacher_forced_energies_fwd_kernel": "BT",
         "teacher_forced_lstm_bwd_kernel": "QUERY_ROWS",
         "teacher_forced_product_bwd_kernel": "BB",
-        "teacher_forced_attend_bwd_kernel": "BT",
+        "teacher_forced_energies_bwd_kernel": "BT",
+        "teacher_forced_attention_sums_bwd_kernel": "BT BK",
     },
 )
 

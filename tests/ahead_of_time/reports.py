@@ -56,8 +56,8 @@ class Case:
         precisions: keys of PRECISIONS to run it in, by architecture.
         swept: precisions in which every launch configuration is compiled, by architecture; in the others, only the
             configuration that is picked.
-        tensor_cores: kernels that must use tensor cores, except in float32, and the constexpr parameter or field that
-            holds the rows of their products.
+        tensor_cores: kernels that must use tensor cores, except in float32, and the constexpr parameters or fields,
+            separated by spaces, that hold the rows of their products.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Compiled:
     shared: int  # bytes per block
     tensor_memory: int  # columns
     products: list[str]  # the distinct tensor core instructions
-    rows: int | None  # of the products that must use tensor cores; None: no product must
+    rows: list[int]  # of each product that must use tensor cores; empty: no product must
     float64: bool
     prefetched: list[int]  # by barrier, in PTX and then in machine code: loads between arrival and wait
     used_early: list[str]  # instructions that use them before the wait
@@ -149,15 +149,21 @@ class Report:
 
     def _uses_expected_instruction(self, x: Compiled) -> bool:
         operand = PRECISIONS[x.precision]
-        if x.rows is None or operand is None:
+        if not x.rows or operand is None:
             return not x.products
         chip = ARCHITECTURES[self.arch]
-        instruction = chip.instruction if x.rows >= chip.rows else "mma.sync"
-        if instruction == "tcgen05.mma":  # written with f16 for bfloat16 too
-            operand = operand.replace("bf16", "f16")
-        return bool(x.products) and all(
-            product.startswith(instruction) and re.search(rf"[.:]{operand}\b", product) for product in x.products
-        )
+        expected = {chip.instruction if rows >= chip.rows else "mma.sync" for rows in x.rows}
+        found: set[str] = set()
+        for product in x.products:
+            instruction = next((y for y in expected if product.startswith(y)), None)
+            if instruction is None:
+                return False
+            # tcgen05.mma is written with f16 for bfloat16 too.
+            type_ = operand.replace("bf16", "f16") if instruction == "tcgen05.mma" else operand
+            if not re.search(rf"[.:]{type_}\b", product):
+                return False
+            found.add(instruction)
+        return found == expected
 
 
 def defined_kernels(files: Iterable[Path]) -> set[str]:

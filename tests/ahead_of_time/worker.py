@@ -95,7 +95,7 @@ def _examine(case: Case, precision: str, kernel: str, binary: Any) -> Compiled:
         shared=binary.metadata.shared,
         tensor_memory=getattr(binary.metadata, "tmem_size", None) or 0,
         products=sorted(set(re.findall(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b[\w.:]*", ptx))),
-        rows=options[case.tensor_cores[kernel]] if kernel in case.tensor_cores else None,
+        rows=[options[name] for name in case.tensor_cores.get(kernel, "").split() if options[name] is not None],
         float64=re.search(r"\.f64\b", ptx) is not None,
         prefetched=[*waits_with_loads(ptx, PTX), *waits_with_loads(sass, SASS)] if sass else [],
         used_early=used_before_the_poll(sass),

@@ -128,13 +128,20 @@ _training = partial(
     Case,
     configs={
         "teacher_forced_lstm_fwd": config(BU=4, BB=2, BK=8),
-        "teacher_forced_query_fwd": config(BM=4, BB=2, BK=8),
-        "teacher_forced_attend_fwd": config(BT=16, BK=16, BR=16, BD=16),
+        "teacher_forced_query_fwd": config(BM=4, BB=2, BK=4),
+        "teacher_forced_energies_fwd": config(BT=4, BK=16, CHUNKS=2),
+        "teacher_forced_context_fwd": config(BR=8, BD=8),
         "teacher_forced_lstm_bwd": config(BU=4, BB=2, BK=4),
         "teacher_forced_product_bwd": config(BB=2, BN=16, BK=8),
-        "teacher_forced_attend_bwd": config(BT=16, BK=16, BR=16, BD=16),
+        "teacher_forced_context_bwd": config(BT=4, BK=8, BD=8, CHUNKS=2),
+        "teacher_forced_energies_bwd": config(BT=4, BK=8, CHUNKS=2),
+        "teacher_forced_attention_sums_bwd": config(BT=4, BK=8),
     },
-    constants=((gradients, "SMALLEST_DEPTH", 16),),
+    constants=(
+        (gradients, "SMALLEST_DEPTH", 16),
+        (gradients, "SUMS_PROGRAMS", 32),  # chunks, blocks of a window and segments of frames
+        (gradients, "SMALLEST_SEGMENT", 1),
+    ),
 )
 _decoding = partial(
     Case,

@@ -1,14 +1,18 @@
 """The teacher-forced loop: the hand-written backward against autograd in float64, the kernels against both."""
 
+import dataclasses
+import math
+from contextlib import ExitStack
+
 import pytest
 import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from fastglow.kernels import launch
+from fastglow.kernels import backend, launch
 from fastglow.kernels.reference import teacher_forced_loop as reference
 from fastglow.kernels.reference.teacher_forced_loop import Arguments
-from fastglow.kernels.teacher_forced_loop import backward, forward, gradients
+from fastglow.kernels.teacher_forced_loop import attention, attention_backward, backward, forward, gradients, replay
 
 from .checks import EVERY_DTYPE, check_against_fp64, differentiate
 from .teacher_forced_cases import CAPS, DEFINITION, DROPOUT, LOOP, PUBLISHED, Case
@@ -138,20 +142,71 @@ def test_one_gradient_alone(wanted, device, triton_backend):
     check_against_fp64(LOOP, DEFINITION, arguments, CAPS)
 
 
-@pytest.mark.parametrize(
-    "kernel, candidates",
-    [
-        ("teacher_forced_lstm_fwd", forward.LSTM_CONFIGS[4]),
-        ("teacher_forced_product_bwd", backward.PRODUCT_CONFIGS[4]),
-        ("teacher_forced_attend_fwd", forward.ATTEND_CONFIGS[4, True]),
-        ("teacher_forced_attend_bwd", backward.ATTEND_BACKWARD_CONFIGS[4, True]),
-    ],
-)
-def test_other_launch_configurations(kernel, candidates, device, triton_backend):
+CONFIGS = {
+    "teacher_forced_lstm_fwd": forward.LSTM_CONFIGS[4],
+    "teacher_forced_energies_fwd": attention.ENERGIES_CONFIGS[4, True],
+    "teacher_forced_context_fwd": attention.CONTEXT_CONFIGS[4],
+    "teacher_forced_lstm_bwd": backward.LSTM_BACKWARD_CONFIGS[4],
+    "teacher_forced_product_bwd": backward.PRODUCT_CONFIGS[4],
+    "teacher_forced_energies_bwd": attention_backward.ENERGIES_BACKWARD_CONFIGS[4, True],
+    "teacher_forced_attention_sums_bwd": attention_backward.ATTENTION_SUMS_CONFIGS[4, True],
+}
+
+
+@pytest.mark.parametrize("i", range(max(map(len, CONFIGS.values()))))
+def test_other_launch_configurations(i, device, triton_backend):
+    """Every kernel with its configuration i, or its last."""
     case = Case(frames=2, batch=2, symbols=19)
-    for config in candidates:
-        with launch.use_config(kernel, config):
-            check_against_fp64(LOOP, DEFINITION, case.arguments(torch.float32, device), CAPS)
+    with ExitStack() as stack:
+        for kernel, configs in CONFIGS.items():
+            stack.enter_context(launch.use_config(kernel, configs[min(i, len(configs) - 1)]))
+        check_against_fp64(LOOP, DEFINITION, case.arguments(torch.float32, device), CAPS)
+
+
+SMALL_BLOCKS = {
+    "teacher_forced_energies_fwd": {"BT": 16, "BK": 16},
+    "teacher_forced_context_bwd": {"BT": 16, "BK": 16, "BD": 16},
+    "teacher_forced_energies_bwd": {"BT": 16, "BK": 16},
+}
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_more_positions_than_one_round_of_chunks(chunks, device, triton_backend):
+    """A program takes several blocks of positions, and one block has few."""
+    case = Case(frames=2, batch=2, symbols=35, taps=9)
+    with ExitStack() as stack:
+        for kernel, blocks in SMALL_BLOCKS.items():
+            config = {**blocks, "CHUNKS": chunks, "num_warps": 4, "num_stages": 2}
+            stack.enter_context(launch.use_config(kernel, config))
+        check_against_fp64(LOOP, DEFINITION, case.arguments(torch.float32, device), CAPS)
+
+
+def test_sums_over_segments_of_frames(device, triton_backend, monkeypatch):
+    """Two segments of frames, of two and of one; four chunks of positions."""
+    monkeypatch.setattr(gradients, "SMALLEST_SEGMENT", 2)
+    with launch.use_config("teacher_forced_attention_sums_bwd", {"BT": 4, "BK": 16, "num_warps": 4, "num_stages": 2}):
+        check_against_fp64(LOOP, DEFINITION, Case(batch=2, symbols=13).arguments(torch.float32, device), CAPS)
+
+
+@pytest.mark.parametrize("batch", [32, 48, 64, 100, 128, 256])
+def test_every_launch_of_a_frame_fills_a_gpu(batch, monkeypatch, triton_backend):
+    """Without measurements, at the published sizes."""
+    programs: dict[str, int] = {}
+
+    def note(op, kernel, grid, *arguments, **options):
+        backend.launches[op] += 1
+        programs[kernel.__name__] = min(math.prod(grid), programs.get(kernel.__name__, math.prod(grid)))
+
+    monkeypatch.setattr(replay, "launch", note)
+    monkeypatch.setattr(gradients, "launch", note)
+    case = dataclasses.replace(PUBLISHED, batch=batch, frames=1, symbols=128)
+    outputs = LOOP(**case.arguments(torch.float16, "meta"))
+    torch.autograd.backward(outputs, [torch.empty_like(x) for x in outputs])
+    del programs["teacher_forced_query_fwd_kernel"]  # a small product, not worth more parts
+    # Smaller tiles of a large product would read more from the L2 cache.
+    assert programs.pop("teacher_forced_lstm_fwd_kernel") >= 64
+    assert len(programs) == 7
+    assert min(programs.values()) >= 128
 
 
 def test_split_products(device, triton_backend, monkeypatch):
