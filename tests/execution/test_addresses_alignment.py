@@ -107,7 +107,7 @@ def test_a_launch_with_another_alignment_has_another_graph():
     aligned, odd = keys
     assert aligned != odd
     different = [a.kernel.__name__ for a, b in zip(aligned, odd, strict=True) if a != b]
-    assert different == ["teacher_forced_attend_fwd_kernel"]
+    assert different == ["teacher_forced_context_fwd_kernel"]
 
 
 def in_a_flat_buffer(module: nn.Module) -> None:
