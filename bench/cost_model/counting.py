@@ -33,12 +33,14 @@ Sampling = Generator[Program, None, np.ndarray]
 Piece = tuple[int, int, np.ndarray]
 """(first, last, counts of each) of a run of equal programs."""
 
-MOST_PIECES = 24
+LONG = 500
+"""Fewer programs with more accesses than this are run: they take seconds each."""
+
+MOST_PIECES, MOST_LONG_PIECES = 24, 4
 """Runs of equal programs along an axis, at most; more is a pattern, such as the rows of a flat grid."""
 
-CHECKED, SAMPLED, LONG = 8, 48, 500
-"""Programs that check the runs; programs that are run instead where those are wrong, or CHECKED of them if one has more
-accesses than LONG."""
+CHECKED, SAMPLED = 8, 48
+"""Programs that check the runs; programs that are run instead where those are wrong, but CHECKED long ones."""
 
 GOLDEN_RATIO = 0.6180339887498949
 
@@ -191,17 +193,21 @@ class Recorder:
             found.append((yield from at(i)))
         if pieces and all((_at(pieces, i) == counts).all() for i, counts in zip(sampled, found, strict=False)):
             return np.sum([(high - low + 1) * counts for low, high, counts in pieces], axis=0)
-        if max(counts[FIELDS.index("accesses")] for counts, _ in self._results.values()) <= LONG:
+        if not self._is_long():
             for i in sampled[CHECKED:]:
                 found.append((yield from at(i)))
         return n * np.sum(found, axis=0) // len(found)
+
+    def _is_long(self) -> bool:
+        return max(counts[FIELDS.index("accesses")] for counts, _ in self._results.values()) > LONG
 
     def _pieces(self, at: Callable[[int], Sampling], n: int) -> Generator[Program, None, list[Piece]]:
         """Runs of programs whose ends and middle are equal, found by halving; none if there are too many of them."""
         pieces: list[Piece] = []
         todo = [(0, n - 1)]
+        most = MOST_LONG_PIECES if self._is_long() else MOST_PIECES
         while todo:
-            if len(pieces) + len(todo) > MOST_PIECES:
+            if len(pieces) + len(todo) > most:
                 return []
             low, high = todo.pop()
             middle = (low + high) // 2

@@ -15,7 +15,7 @@ from tests.ahead_of_time.reports import KERNELS, defined_kernels
 
 # One or two sizes of every kernel, to save minutes; the command counts all.
 CHECKED = (
-    ("decode_loop graph-1x128-float16", "teacher_forced_loop 64"),
+    ("decode_loop graph-1x128-float16", "teacher_forced_loop 32"),
     (
         "affine_coupling large", "affine_coupling inverse", "affine_coupling flow-step",
         "gated_activation train-512-float16", "gated_activation vits", "invertible_conv1x1 factors",
