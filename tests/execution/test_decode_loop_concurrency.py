@@ -76,6 +76,8 @@ def decode(case: Case, dtype: torch.dtype = torch.float32):
     (Case(), torch.float16, 5),  # more programs than tiles in some phases
     (CASES[1], torch.float32, 3),  # an item of length 0
     (SPREAD, torch.float16, 3),
+    (Case(), torch.bfloat16, 9),
+    (MANY, torch.bfloat16, 3),  # two blocks of items
 ], ids=str)  # fmt: skip
 def test_programs_at_the_same_time(case, dtype, programs, prefetch):
     batch, decoding = decode(case, dtype)
