@@ -1,7 +1,6 @@
 """The decode loop on a GPU: full sizes, streams, threads, CUDA graphs and grid barriers."""
 
 import threading
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -34,14 +33,6 @@ def published(batch_size: int, **changed) -> Case:
 def methods(n_items: int) -> tuple[str, ...]:
     """Those that decode so many items."""
     return METHODS if n_items <= PERSISTENT_ITEMS else METHODS[:-1]
-
-
-@pytest.fixture
-def allow_tf32() -> Iterator[Callable[[], None]]:
-    """`allow_tf32()`: allows it until the end of the test."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    yield lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True)
-    torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @pytest.mark.parametrize("dtype", CAPS, ids=str)
