@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import threading
+from itertools import islice
 
 import pytest
 import torch
@@ -92,6 +93,50 @@ def test_a_configuration_with_a_wrong_result_is_not_chosen(capsys):
     always = dataclasses.replace(workload(8), function=lambda x: kernel(x) + 1)
     with pytest.raises(FastglowError, match="no configuration passes"):
         tune.tune(always, FORWARD, {}, lambda workload, direction: 1.0)
+
+
+def rounded_up(x: torch.Tensor) -> torch.Tensor:
+    """An error that the workload's check allows."""
+    return torch.nextafter(x, torch.full_like(x, torch.inf))
+
+
+@pytest.mark.parametrize(
+    "changes, by_batch, rows, expected",
+    [
+        pytest.param(lambda block, n: False, True, 8, 1, id="right"),
+        pytest.param(lambda block, n: block == 32 and n > 1, True, 8, 2, id="depends on the batch"),
+        pytest.param(lambda block, n: block == 32, True, 8, 2, id="not as the configuration of an item alone"),
+        pytest.param(lambda block, n: block == 32, True, 1, 2, id="not as the configuration of a batch"),
+        pytest.param(lambda block, n: block == 32, False, 8, 1, id="the same configuration for every batch"),
+        pytest.param(lambda block, n: n > 1, True, 8, 1, id="depends on the batch without tuning too"),
+    ],
+)
+def test_an_item_keeps_its_bits_in_a_batch(changes, by_batch, rows, expected):
+    """The second candidate is the fastest; `changes(block size, items)`: whether it rounds otherwise."""
+
+    def function(x):
+        shape = {"rows": len(x)} if by_batch else {"columns": 1}
+        config = launch.pick_config("made_up_fwd", CANDIDATES, lambda dtype, **shape: CANDIDATES[0], x, **shape)
+        return rounded_up(x + 1) if changes(config["BT"], len(x)) else x + 1
+
+    def seconds(workload, direction):
+        function(torch.zeros(rows))
+        return next(times)
+
+    planted = dataclasses.replace(workload(rows), function=function, reference=lambda x: x + 1, per_item=("x",))
+    times = iter([3.0, 1.0, 2.0])
+    found = {}
+    tune.tune(planted, FORWARD, found, seconds)
+    assert list(found.values()) == [CANDIDATES[expected]]
+
+
+def test_candidates_are_compiled_before_they_are_timed():
+    launched.clear()
+    tune.compile_candidates(workload(8), FORWARD)
+    assert launched[1:] == list(CANDIDATES)
+    assert [*islice("abcdefg", *tune.part("2/3"))] == ["b", "e"]
+    with pytest.raises(ValueError):
+        tune.part("4/3")
 
 
 def test_an_interrupted_tuning_goes_on(tmp_path, monkeypatch):
