@@ -95,6 +95,7 @@ def run_all(todo: Sequence[Step], out: Path, deadline: float) -> dict[str, int]:
     codes: dict[str, int] = {}
     waiting = list(todo)
     for group in groups(todo):
+        group.sort(key=lambda step: -step.seconds)  # a long one that starts last would run alone
         now = time.monotonic()
         end = now + time_for(group, waiting, deadline - now)
         with ThreadPoolExecutor(WORKERS if len(group) > 1 else 1) as pool:

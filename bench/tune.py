@@ -9,7 +9,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from itertools import islice
 from pathlib import Path
@@ -152,22 +152,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     path = options.out or launch.CONFIG_FOLDER / f"{launch.gpu_slug(gpu)}.json"
     found = {} if options.fresh else read(path)
-    try:
-        with torch.cuda.stream(torch.cuda.Stream()):
-            if options.compile:
-                for workload, direction in islice(computations(all_workloads()), *options.compile):
-                    compile_candidates(workload, direction)
-                    torch.cuda.empty_cache()
-                return 0
-            for workload, direction in computations(all_workloads()):
-                tune(workload, direction, found, gpu_seconds)
-                write(path, found)
-                torch.cuda.empty_cache()
-    except FastglowError as error:
-        print(f"tune: {error}", file=sys.stderr)
-        return 2
-    print(f"wrote {path}")
-    return 0
+
+    def run(workload: Workload, direction: str) -> None:
+        if options.compile:
+            compile_candidates(workload, direction)
+        else:
+            tune(workload, direction, found, gpu_seconds)
+            write(path, found)
+
+    with torch.cuda.stream(torch.cuda.Stream()):
+        failed = run_each(islice(computations(all_workloads()), *options.compile or (None,)), run)
+    if not options.compile:
+        print(f"wrote {path}")
+    return 1 if failed else 0
+
+
+def run_each(work: Iterable[tuple[Workload, str]], run: Callable[[Workload, str], None]) -> int:
+    """How many failed: a kernel that is wrong or does not compile stops its own tuning only."""
+    failed = 0
+    for workload, direction in work:
+        try:
+            run(workload, direction)
+        except Exception as error:
+            failed += 1
+            print(f"tune: {workload.op} {workload.name} {direction}: {error}", file=sys.stderr, flush=True)
+        torch.cuda.empty_cache()
+    return failed
 
 
 def part(text: str) -> tuple[int, None, int]:

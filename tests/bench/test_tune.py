@@ -139,6 +139,19 @@ def test_candidates_are_compiled_before_they_are_timed():
         tune.part("4/3")
 
 
+def test_a_kernel_that_fails_stops_no_other(capsys):
+    seen = []
+
+    def run(workload, direction):
+        seen.append(workload.case)
+        if workload.case == "rows-2":
+            raise RuntimeError("no PTX")
+
+    assert tune.run_each([(workload(rows), FORWARD) for rows in (1, 2, 3)], run) == 1
+    assert seen == ["rows-1", "rows-2", "rows-3"]
+    assert "made_up rows-2-float32 forward: no PTX" in capsys.readouterr().err
+
+
 def test_an_interrupted_tuning_goes_on(tmp_path, monkeypatch):
     path = tmp_path / "gpu.json"
     found = {("made_up_fwd", "float32", (("rows", 8),)): CANDIDATES[1]}
