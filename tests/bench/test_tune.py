@@ -163,18 +163,20 @@ def test_an_interrupted_tuning_goes_on(tmp_path, monkeypatch):
     assert tune.read(path) == {}
 
 
-def test_the_library_reads_the_written_file(tmp_path, monkeypatch):
+@pytest.mark.parametrize("gpu", ["NVIDIA H100 80GB HBM3", "NVIDIA H200"])
+def test_the_library_reads_the_written_file(tmp_path, monkeypatch, gpu):
+    path = tmp_path / f"{launch.gpu_slug(gpu)}.json"
     monkeypatch.setattr(launch, "CONFIG_FOLDER", tmp_path)
-    monkeypatch.setattr(launch, "gpu_of", lambda tensor: "made-up-gpu")
+    monkeypatch.setattr(launch, "gpu_of", lambda tensor: launch.gpu_slug(gpu))
     launch.forget_measurements()
     tune.write(
-        tmp_path / "made-up-gpu.json",
+        path,
         {
             ("made_up_fwd", "float32", (("rows", 8),)): CANDIDATES[1],
             ("made_up_fwd", "float32", (("rows", 1024),)): CANDIDATES[2],
         },
     )
-    content = json.loads((tmp_path / "made-up-gpu.json").read_text())
+    content = json.loads(path.read_text())
     assert content.keys() == {"gpu", "torch", "triton", "kernels"}
     for rows, expected in ((8, 1), (20, 1), (500, 2), (4000, 2)):
         kernel(torch.zeros(rows))
