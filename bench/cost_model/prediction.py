@@ -20,7 +20,6 @@ from .chips import occupancy
 from .tables import MARKERS, tables
 
 PREDICTED = Path(__file__).with_name("predicted.json")
-COMMAND = "python -m bench.cost_model"
 TOLERANCE = 0.02
 """Relative change of a count that needs no new file, such as from a mask."""
 
@@ -89,7 +88,7 @@ def compare(calls: Sequence[dict[str, Any]], before: Sequence[dict[str, Any]] | 
     for call in calls:
         was = old.get(call["name"])
         if was is None:
-            found.append(f"{call['name']}: not in {PREDICTED.name}: run `{COMMAND}`")
+            found.append(f"{call['name']}: not in {PREDICTED.name}")
             continue
         new_totals, old_totals = _totals(call), _totals(was)
         for kernel in sorted(new_totals.keys() | old_totals.keys()):
@@ -100,7 +99,7 @@ def compare(calls: Sequence[dict[str, Any]], before: Sequence[dict[str, Any]] | 
                 if name in ("registers", "shared bytes", "blocks a multiprocessor") and not (now and then and b):
                     continue
                 if abs(a - b) > (0 if exact else TOLERANCE * max(a, b)):
-                    found.append(f"{call['name']}: {kernel}: {name} {a} -> {b}: if meant, run `{COMMAND}`")
+                    found.append(f"{call['name']}: {kernel}: {name} {a} -> {b}")
     return found
 
 
