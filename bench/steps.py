@@ -97,8 +97,13 @@ def gpu_tests() -> list[Path]:
 def expected(name: str) -> float:
     """Seconds of a step; for one that the file lacks, the median of its kind."""
     known = _known_seconds()
-    of_kind = [seconds for other, seconds in known.items() if other.split("_")[0] == name.split("_")[0]]
+    of_kind = [seconds for other, seconds in known.items() if _kind(other) == _kind(name)]
     return known.get(name) or statistics.median(of_kind or known.values())
+
+
+def _kind(name: str) -> str:
+    """'tests', 'test' (a benchmark), 'compile' or 'tune'."""
+    return name.replace("_", "-").split("-")[0]
 
 
 @lru_cache

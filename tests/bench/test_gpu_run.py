@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import torch
 
 from bench import environment, gpu, journal
 from bench.gpu import LEAST, SHORTEST, WORKERS, run_all, time_for
-from bench.steps import PARTS, Step, steps
+from bench.steps import PARTS, SECONDS_FILE, Step, expected, steps
 
 
 def python(code: str):
@@ -179,6 +180,15 @@ def test_times_follow_from_what_the_steps_take():
     assert time_for(tests, [*tests, alone], 1200) == 300
     long = Step("long", python(""), 60.0, together="tests")
     assert time_for([*tests[:1], long], [*tests[:1], long, alone], 1200) == 480 if WORKERS > 1 else True
+
+
+def test_expected_times_are_those_of_steps(tmp_path):
+    known = json.loads(SECONDS_FILE.read_text())
+    todo = {step.name: step.seconds for step in steps(tmp_path, None)}
+    assert known.keys() <= todo.keys()
+    assert {name: todo[name] for name in known} == known
+    of_tests = [seconds for name, seconds in known.items() if name.startswith("tests-")]
+    assert expected("tests-of-something-new") == statistics.median(of_tests)
 
 
 def test_preparation_is_done_once_on_a_machine(tmp_path):
