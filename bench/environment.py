@@ -1,5 +1,8 @@
 """The machine and versions behind a measurement."""
 
+import hashlib
+import json
+import os
 import subprocess
 from functools import lru_cache
 from pathlib import Path
@@ -38,6 +41,18 @@ def describe() -> dict[str, str | None]:
         "triton": triton.__version__,
         "commit": _commit(),
     }
+
+
+def key() -> str:
+    """A short name for the machine and versions, the same for the same ones."""
+    return hashlib.sha256(json.dumps(describe(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def kernel_cache() -> Path:
+    """Triton's folder of compiled kernels."""
+    if knobs := getattr(triton, "knobs", None):  # since Triton 3.4
+        return Path(knobs.cache.dir)
+    return Path(os.environ.get("TRITON_CACHE_DIR") or triton.runtime.cache.default_cache_dir())
 
 
 def _commit() -> str:

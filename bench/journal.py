@@ -18,6 +18,7 @@ PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 
 def append(path: Path, record: dict[str, Any]) -> None:
     """Starts a new line after one that a killed process left unfinished."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         size = os.fstat(descriptor).st_size
@@ -48,6 +49,20 @@ def _whole(lines: list[bytes]) -> Iterator[dict[str, Any]]:
 def outcomes(records: list[dict[str, Any]]) -> dict[str, str]:
     """Each test's last outcome."""
     return {record["test"]: record["outcome"] for record in records if "test" in record}
+
+
+def errors(records: list[dict[str, Any]]) -> dict[str, str]:
+    """The error, in one line, of each test whose last outcome is a failure."""
+    failed = [test for test, outcome in outcomes(records).items() if outcome == FAILED]
+    messages = {record["test"]: record.get("message", "") for record in records if "test" in record}
+    return {test: _error_in(messages[test]) for test in failed}
+
+
+def _error_in(message: str) -> str:
+    """The first of a trace, which the others follow from: pytest marks its lines with an E."""
+    lines = message.splitlines() or [""]
+    first = next((line for line in lines if line.startswith("E ")), lines[-1])
+    return " ".join(first.removeprefix("E ").split())[:200]
 
 
 def pytest_addoption(parser):

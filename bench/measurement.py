@@ -63,6 +63,7 @@ class Measurement:
         assert self.benchmark.stats is not None
         seconds = self.benchmark.stats.stats.median
         cost, samples = workload.cost(direction), workload.samples(direction)
+        spoken = workload.audio_seconds(direction)
         frames, steps = workload.frames(direction), workload.steps(direction)
         floor, bound = ceilings.floor(cost, workload.dtype_name)
         matrix_rate = ceilings.flops_per_second.get("bfloat16")
@@ -75,6 +76,8 @@ class Measurement:
             "percent_of_ceiling": 100 * floor / seconds,
             "percent_of_bfloat16_ceiling": matrix_rate and 100 * cost.flops / seconds / matrix_rate,
             "samples_per_second": samples and samples / seconds,
+            "milliseconds": 1e3 * seconds,
+            "times_real_time": spoken and spoken / seconds,
             "frames_per_second": frames and frames / seconds,
             "us_per_frame": steps and 1e6 * seconds / steps,
         }

@@ -1,20 +1,24 @@
 """Makes the files to commit from a run: `python -m bench.publish bench/results/<time>/journal.jsonl`.
 
-Writes bench/baselines/<gpu>.json and the GPU's table in bench/README.md. Needs no GPU: the journal may come from
+Writes bench/baselines/<gpu>.json, the GPU's table in bench/README.md, and how long the steps took, from which the next
+run's times follow (bench/step_seconds.json). Needs no GPU: the journal may come from
 another machine. Tuned configurations are written by bench.tune itself, to kernels/configs/<gpu>.json.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from fastglow.errors import FastglowError
+from fastglow.files import replacing
 from fastglow.kernels.launch import gpu_slug
 
-from . import environment, gate, report, results
+from . import environment, gate, journal, report, results
 from .readme import README, write_between
 from .results import Run
+from .steps import SECONDS_FILE
 
 
 def markers(gpu: str) -> tuple[str, str]:
@@ -34,8 +38,22 @@ def section(run: Run) -> str:
     return "\n".join([*head, *rows])
 
 
-def publish(journals: Sequence[Path], baselines: Path, readme: Path) -> Path:
+def measured_seconds(journals: Sequence[Path]) -> dict[str, float]:
+    """Of the steps that ended well, over all their runs."""
+    records = [record for path in journals for record in journal.read(path) if "step" in record]
+    codes = {record["step"]: record["code"] for record in records}
+    return {
+        step: round(sum(record["seconds"] for record in records if record["step"] == step), 1)
+        for step, code in codes.items()
+        if code == 0 and step != "report"
+    }
+
+
+def publish(journals: Sequence[Path], baselines: Path, readme: Path, seconds: Path) -> Path:
     """The baseline's path.
+
+    Args:
+        seconds: gets the time of each step.
 
     Raises:
         FastglowError: the run had no GPU, or its results cannot be read.
@@ -47,6 +65,9 @@ def publish(journals: Sequence[Path], baselines: Path, readme: Path) -> Path:
     path = results.baseline_path(baselines, gpu)
     gate.write_baseline(path, run)
     write_between(readme, *markers(gpu), section(run))
+    known = json.loads(seconds.read_text(encoding="utf-8"))
+    with replacing(seconds) as temporary:
+        temporary.write_text(json.dumps(known | measured_seconds(journals), indent=1, sort_keys=True) + "\n")
     return path
 
 
@@ -55,11 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", nargs="+", type=Path, help="journal.jsonl of a run")
     options = parser.parse_args(arguments)
     try:
-        path = publish(options.run, environment.BASELINES, README)
+        path = publish(options.run, environment.BASELINES, README, SECONDS_FILE)
     except FastglowError as error:
         print(f"publish: {error}", file=sys.stderr)
         return 2
-    print(f"wrote {path} and {README}")
+    print(f"wrote {path}, {README} and {SECONDS_FILE}")
     return 0
 
 

@@ -6,6 +6,7 @@
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 from fastglow.errors import FastglowError
 from fastglow.files import replacing
 
-from . import environment, results
+from . import environment, journal, results
 from .results import Row, Run
 from .workload import COMPILE, EAGER, FASTGLOW, PEER
 
@@ -25,10 +26,12 @@ TARGETS = {
     "samples_per_second": "{:,.0f} samples/s",
     "frames_per_second": "{:,.0f} frames/s",
     "us_per_frame": "{:.1f} us/frame",
+    "milliseconds": "{:.1f} ms",
+    "times_real_time": "{:,.0f} x real time",
 }
 """Metrics that have targets, and their formats."""
 
-AT_MOST = ("us_per_frame",)
+AT_MOST = ("us_per_frame", "milliseconds")
 """Metrics whose target is an upper bound; the others have lower bounds."""
 
 MISSED, MET = "MISSED", "met"
@@ -37,7 +40,7 @@ MISSED, MET = "MISSED", "met"
 STATED_FOR = {"memory": 4.3e12, "arithmetic": 790e12}
 """An H200's copied bytes and bfloat16 FLOPs a second, for which the absolute targets are stated."""
 
-ABSOLUTE = ("samples_per_second", "frames_per_second", "us_per_frame")
+ABSOLUTE = ("samples_per_second", "frames_per_second", "us_per_frame", "milliseconds", "times_real_time")
 
 
 def scaled(metric: str, target: float, bound: str, ceilings: Mapping | None) -> float:
@@ -75,8 +78,8 @@ def judged(rows: Mapping[str, Row], ceilings: Mapping | None = None) -> list[tup
     return found
 
 
-def markdown(run: Run) -> str:
-    """The whole report."""
+def markdown(run: Run, tests: Sequence[str] = ()) -> str:
+    """The whole report; `tests`: see `tests_section`."""
     machine = run.machine
     lines = [
         f"# fastglow on {machine['gpu'] or 'a CPU'}",
@@ -114,8 +117,19 @@ def markdown(run: Run) -> str:
     ]
     if unmeasured:
         lines += ["", f"Failed or skipped: {'; '.join(unmeasured)}."]
-    lines += ["", "![roofline](roofline.png)", ""]
+    lines += [*tests, "", "![roofline](roofline.png)", ""]
     return "\n".join(lines)
+
+
+def tests_section(journals: Sequence[Path]) -> list[str]:
+    """How many tests and benchmarks passed, and a line for each that failed."""
+    records = [record for path in journals for record in journal.read(path)]
+    counts = Counter(journal.outcomes(records).values())
+    if not counts:
+        return []
+    summary = ", ".join(f"{n} {outcome}" for outcome, n in sorted(counts.items()))
+    failed = [f"- `{test}`: {error}" for test, error in journal.errors(records).items()]
+    return ["", "## Tests and benchmarks", "", f"{summary}.", *([""] if failed else []), *failed]
 
 
 def plot_roofline(run: Run, path: Path) -> None:
@@ -155,9 +169,13 @@ def plot_roofline(run: Run, path: Path) -> None:
     figure.savefig(path, dpi=150, format="png")
 
 
-def write_report(run: Run, folder: Path) -> None:
-    """Writes results.json, report.md and roofline.png."""
+def write_report(run: Run | None, folder: Path, tests: Sequence[str] = ()) -> None:
+    """Writes results.json, report.md and roofline.png; only report.md of a run without benchmarks."""
     folder.mkdir(parents=True, exist_ok=True)
+    if run is None:
+        with replacing(folder / "report.md") as temporary:
+            temporary.write_text("\n".join(["# fastglow", *tests, ""]), encoding="utf-8")
+        return
     everything = {
         "machine": run.machine,
         "benchmarks": [asdict(row) for row in run.rows],
@@ -166,7 +184,7 @@ def write_report(run: Run, folder: Path) -> None:
     with replacing(folder / "results.json") as temporary:
         temporary.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
     with replacing(folder / "report.md") as temporary:
-        temporary.write_text(markdown(run), encoding="utf-8")
+        temporary.write_text(markdown(run, tests), encoding="utf-8")
     try:
         with replacing(folder / "roofline.png") as temporary:
             plot_roofline(run, temporary)
@@ -215,12 +233,13 @@ def _time(row: Row) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__.partition("\n")[0])
-    parser.add_argument("run", nargs="+", type=Path, help="pytest-benchmark's JSON files of the run")
+    parser.add_argument("run", nargs="+", type=Path, help="pytest-benchmark's JSON files of the run, or journals")
     parser.add_argument("--out", type=Path, default=environment.RESULTS, help="folder, default bench/results")
     options = parser.parse_args(arguments)
+    tests = tests_section([path for path in options.run if path.suffix == ".jsonl"])
     try:
-        run = results.load(options.run)
-        write_report(run, options.out)
+        only_tests = tests and not results.any_benchmark(options.run)
+        write_report(None if only_tests else results.load(options.run), options.out, tests)
     except FastglowError as error:
         print(f"report: {error}", file=sys.stderr)
         return 2

@@ -97,6 +97,10 @@ def _journal(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     return [benchmark["machine"] for benchmark in last.values()], list(last.values())
 
 
+def any_benchmark(paths: Sequence[Path]) -> bool:
+    return any(path.suffix != ".jsonl" or _journal(path)[1] for path in paths)
+
+
 def baseline_path(folder: Path, gpu: str) -> Path:
     return folder / f"{gpu_slug(gpu)}.json"
 

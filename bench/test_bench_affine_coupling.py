@@ -34,6 +34,7 @@ def workload(case, B, n, T, dtype, inverse=False, target=None) -> Operation:
         getattr(kernels, name),
         getattr(references, name),
         costs,
+        per_item=("x", "b_log_s"),
         bandwidth_target=target,
     )
 
@@ -62,6 +63,7 @@ def flow_step(case, B, n, e, T, dtype, target=None) -> Operation:
         kernels.flow_step_inverse,
         references.flow_step_inverse,
         costs,
+        per_item=("kept", "changed", "b_log_s", "entering"),
         bandwidth_target=target,
     )
 

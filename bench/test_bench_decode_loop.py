@@ -144,28 +144,43 @@ class Decoding(Workload):
         n = len(actual)
         return largest_error([x[:, :checked] for x in actual], usual[:n], exact[:n], direction)
 
-    def _memory(self) -> Tensor:
-        shape = self.batch, self.text, self.model.config.encoder_embedding_dim
+    def item(self, direction: str, alone: bool) -> Sequence[Tensor]:
+        items = max(2, self.batch)
+        memory = self._memory(items)
+        processed = self._processed(memory)  # by PyTorch, whose bits depend on the batch
+        n = 1 if alone else items
+        return [x[:1] for x in self._run(Implementation(FASTGLOW), memory[:n], processed_memory=processed[:n])()]
+
+    def _memory(self, batch: int | None = None) -> Tensor:
+        shape = batch or self.batch, self.text, self.model.config.encoder_embedding_dim
         return torch.randn(shape, device=device()).mul(0.5).to(self.dtype)
 
-    def _lengths(self) -> Tensor:
-        return torch.full((self.batch,), self.text, device=device())
+    def _processed(self, memory: Tensor) -> Tensor:
+        _, _, memory_weight = plain_tacotron2.weights_of(self.model.decoder)
+        return F.linear(memory, memory_weight)
+
+    def _lengths(self, batch: int) -> Tensor:
+        return torch.full((batch,), self.text, device=device())
 
     def _plain(
         self, model: Tacotron2, memory: Tensor, seeds: Tensor | None, frames: int, step=plain_tacotron2.free_step
     ) -> Sequence[Tensor]:
         recurrent, output, memory_weight = plain_tacotron2.weights_of(model.decoder)
-        attended = plain_tacotron2.attend(memory, memory_weight, self._lengths())
+        attended = plain_tacotron2.attend(memory, memory_weight, self._lengths(len(memory)))
         return plain_tacotron2.run_free(attended, recurrent, output, P_DROPOUT, frames, seeds, step)
 
     def _run(
-        self, implementation: Implementation, memory: Tensor, seeds: Tensor | None = None
+        self,
+        implementation: Implementation,
+        memory: Tensor,
+        seeds: Tensor | None = None,
+        processed_memory: Tensor | None = None,
     ) -> Callable[[], Sequence[Tensor]]:
         """Returns frames [B, frames, n_frame], and alignments except with NVIDIA's code.
 
         Without given seeds, fastglow draws its own and the others use PyTorch's generator, as in normal use.
         """
-        model, lengths = self.model, self._lengths()
+        model, lengths = self.model, self._lengths(len(memory))
         if implementation.name == COMPILE:
             step = torch.compile(plain_tacotron2.free_step, dynamic=False)
             return lambda: self._plain(model, memory, seeds, self.n_frames, step)
@@ -174,15 +189,15 @@ class Decoding(Workload):
             if seeds is not None:
                 decoder.prenet = SeededPrenet(decoder.prenet, seeds)
             return torch.no_grad()(lambda: [decoder.infer(memory, lengths)[0].transpose(1, 2)])
-        recurrent, output, memory_weight = plain_tacotron2.weights_of(model.decoder)
+        recurrent, output, _ = plain_tacotron2.weights_of(model.decoder)
         folded = fold_decoder(recurrent, output) if implementation.name == FASTGLOW else None
-        seeds = torch.arange(self.batch, device=device()) if seeds is None else seeds
-        processed_memory = F.linear(memory, memory_weight)
+        seeds = torch.arange(len(memory), device=device()) if seeds is None else seeds
+        processed = self._processed(memory) if processed_memory is None else processed_memory
 
         def run() -> Sequence[Tensor]:
             frames, steps, alignments = decode_loop(
                 memory,
-                processed_memory,
+                processed,
                 lengths,
                 seeds,
                 recurrent,

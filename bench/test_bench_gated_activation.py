@@ -36,6 +36,7 @@ def workload(case, B, C, T, dtype, broadcast=False, trains=True, target=None) ->
         reference,
         costs,
         peer=None if broadcast else lambda dle: lambda a, b: dle.model.fused_add_tanh_sigmoid_multiply(a, b, C),
+        per_item=("a", "b"),
         bandwidth_target=target,
     )
 

@@ -51,6 +51,7 @@ def workload(case, B, c, T, dtype, target=None) -> Operation:
             FORWARD: Cost(2 * size * dtype.itemsize, 2 * c * size),
             BACKWARD: Cost(3 * size * dtype.itemsize, 4 * c * size),
         },
+        per_item=("z",),
         peer=nvidia,
         bandwidth_target=target,
     )

@@ -52,6 +52,7 @@ def workload(case, batch, length, query, attention, columns, filters, taps, dtyp
                 positions * (3 * location + 2 * rest + 3 * columns) + 2 * projection,
             ),
         },
+        per_item=("query", "memory", "processed_memory", "attention_weights_cat"),
         bandwidth_target=target,
     )
 

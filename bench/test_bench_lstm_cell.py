@@ -46,6 +46,7 @@ def workload(case, batch, n_in, n, dtype, target=None) -> Operation:
                 (2 * weights + 8 * n + 2 * signals + 6 * units) * dtype.itemsize, 2 * product + BACKWARD_FLOPS * units
             ),
         },
+        per_item=("x", "h", "c"),
         bandwidth_target=target,
     )
 

@@ -43,9 +43,9 @@ def workload(case, batch, steps, sizes, dtype, trains=True) -> Operation:
         return tensors
 
     def function(prenet, seeds=None):
-        return lambda x, *weights: prenet(x, weights, P_DROPOUT, seeds=seeds)
+        return lambda x, *weights: prenet(x, weights, P_DROPOUT, seeds=seeds if seeds is None else seeds[: len(x)])
 
-    seeds = torch.arange(batch, device=device())
+    seeds = torch.arange(max(2, batch), device=device())
     rows, products = batch * steps, sum(n_in * n_out for n_in, n_out in pairwise(sizes))
     # x needs no gradient, so the backward pass has two products per layer except the first.
     costs = {FORWARD: Cost((rows * sum(sizes) + products) * dtype.itemsize, 2 * rows * products)}
@@ -56,7 +56,7 @@ def workload(case, batch, steps, sizes, dtype, trains=True) -> Operation:
     head = "prenet", case, dtype, inputs
     timed = function(kernels.prenet, None if trains else seeds), function(references.prenet)
     verified = function(kernels.prenet, seeds), function(references.prenet, seeds)
-    return Prenet(*head, *verified, costs, timed=Operation(*head, *timed, costs))
+    return Prenet(*head, *verified, costs, ("x",), timed=Operation(*head, *timed, costs))
 
 
 WORKLOADS = on_this_machine(

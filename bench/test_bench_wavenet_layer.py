@@ -51,6 +51,7 @@ def workload(case, B, C, T, dtype, D=MEL_CHANNELS, trains=True) -> Operation:
         layer(kernels.wavenet_layer),
         layer(reference),
         costs,
+        per_item=("h", "conditioning"),
         layout=layout,
     )
 

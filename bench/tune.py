@@ -1,14 +1,17 @@
 """Finds the fastest launch configuration of every kernel at the suite's shapes: `make tune`.
 
 Each benchmark runs once to record which kernels it launches, their candidate configurations and shapes. Writes
-kernels/configs/<gpu>.json, which `kernels/launch.py` reads.
+kernels/configs/<gpu>.json, which `kernels/launch.py` reads. A configuration is chosen only if the benchmark's result
+passes its check, and if items keep the bits that they have alone, where without tuning they do.
 """
 
 import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext, suppress
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -29,10 +32,10 @@ Seconds = Callable[[Workload, str], float]
 
 
 def computations(workloads: Sequence[Workload]) -> Iterator[tuple[Workload, str]]:
-    """Every (workload, direction), without training steps: they launch no other kernels."""
+    """Every (workload, direction), without training steps and composed workloads: they launch no other kernels."""
     for workload in workloads:
         for direction in workload.directions:
-            if direction != TRAIN_STEP:
+            if direction != TRAIN_STEP and not workload.composed:
                 yield workload, direction
 
 
@@ -52,31 +55,56 @@ def tune(workload: Workload, direction: str, found: Found, seconds: Seconds) -> 
     for kernel, dtype in dict.fromkeys((choice.kernel, choice.dtype) for choice in new):
         same = [choice for choice in new if (choice.kernel, choice.dtype) == (kernel, dtype)]
         times = [_seconds_with(kernel, config, workload, direction, seconds) for config in same[0].candidates]
-        best = _fastest_exact(kernel, same[0].candidates, times, workload, direction)
+        best = _fastest_right(same, times, workload, direction)
         for choice in same:
             found[kernel, dtype, choice.shape] = best
         listed = ", ".join(f"{1e6 * t:.1f}" for t in times)
         print(f"{workload.op} {workload.name} {direction}: {kernel} {dict(best)} of {listed} us", flush=True)
 
 
-def _fastest_exact(
-    kernel: str, candidates: Sequence[Config], times: Sequence[float], workload: Workload, direction: str
-) -> Config:
-    """The fastest configuration whose result passes the workload's check.
+def _fastest_right(choices: Sequence[Choice], times: Sequence[float], workload: Workload, direction: str) -> Config:
+    """The fastest configuration whose result passes the workload's check and does not depend on the batch.
 
     Raises:
         FastglowError: none does.
     """
+    kernel, candidates = choices[0].kernel, choices[0].candidates
     for i in sorted(range(len(times)), key=times.__getitem__):
         if math.isinf(times[i]):
             continue
         try:
             with launch.use_config(kernel, candidates[i]):
                 workload.verify(Implementation(FASTGLOW), direction)
+            _check_items(workload, direction, choices, candidates[i])
             return candidates[i]
         except AssertionError as error:
             print(f"{workload.op} {workload.name} {direction}: {kernel} {dict(candidates[i])}: {error}", flush=True)
     raise FastglowError(f"{kernel}: no configuration passes the check of {workload.op} {workload.name}")
+
+
+def _check_items(workload: Workload, direction: str, choices: Sequence[Choice], config: Config) -> None:
+    """Raises AssertionError if an item's bits depend on its batch with this configuration, but not without it."""
+    kernel = choices[0].kernel
+    usual, with_config = [], []
+    for alone in (True, False):
+        torch.manual_seed(0)
+        with launch.record_choices() as made:
+            usual.append(workload.item(direction, alone))
+        torch.manual_seed(0)
+        # For another batch the library looks up another shape.
+        with launch.use_config(kernel, config) if any(choice in choices for choice in made) else nullcontext():
+            with_config.append(workload.item(direction, alone))
+    if all(map(torch.equal, *usual)):
+        assert all(map(torch.equal, *with_config)), "an item's result depends on its batch"
+
+
+def compile_candidates(workload: Workload, direction: str) -> None:
+    """Runs every candidate once, so that Triton's cache has it when `tune` times it."""
+    choices = {choice.kernel: choice.candidates for choice in choices_of(workload, direction)}
+    for kernel, candidates in choices.items():
+        for config in candidates:
+            with suppress(OutOfResources), launch.use_config(kernel, config):
+                workload.call(Implementation(FASTGLOW), direction)()
 
 
 def _seconds_with(kernel: str, config: Config, workload: Workload, direction: str, seconds: Seconds) -> float:
@@ -114,6 +142,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.tune", description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, help="default: kernels/configs/<gpu>.json")
     parser.add_argument("--fresh", action="store_true", help="measure again what the file has")
+    parser.add_argument(
+        "--compile", type=part, metavar="I/N", help="only fill Triton's cache, with the Ith of N parts of the work"
+    )
     options = parser.parse_args(arguments)
     gpu = environment.describe()["gpu"]
     if gpu is None:
@@ -121,17 +152,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     path = options.out or launch.CONFIG_FOLDER / f"{launch.gpu_slug(gpu)}.json"
     found = {} if options.fresh else read(path)
-    try:
-        with torch.cuda.stream(torch.cuda.Stream()):
-            for workload, direction in computations(all_workloads()):
-                tune(workload, direction, found, gpu_seconds)
-                write(path, found)
-                torch.cuda.empty_cache()
-    except FastglowError as error:
-        print(f"tune: {error}", file=sys.stderr)
-        return 2
-    print(f"wrote {path}")
-    return 0
+
+    def run(workload: Workload, direction: str) -> None:
+        if options.compile:
+            compile_candidates(workload, direction)
+        else:
+            tune(workload, direction, found, gpu_seconds)
+            write(path, found)
+
+    with torch.cuda.stream(torch.cuda.Stream()):
+        failed = run_each(islice(computations(all_workloads()), *options.compile or (None,)), run)
+    if not options.compile:
+        print(f"wrote {path}")
+    return 1 if failed else 0
+
+
+def run_each(work: Iterable[tuple[Workload, str]], run: Callable[[Workload, str], None]) -> int:
+    """How many failed: a kernel that is wrong or does not compile stops its own tuning only."""
+    failed = 0
+    for workload, direction in work:
+        try:
+            run(workload, direction)
+        except Exception as error:
+            failed += 1
+            print(f"tune: {workload.op} {workload.name} {direction}: {error}", file=sys.stderr, flush=True)
+        torch.cuda.empty_cache()
+    return failed
+
+
+def part(text: str) -> tuple[int, None, int]:
+    """'2/4' -> the arguments of a slice with every fourth, from the second on."""
+    i, n = map(int, text.split("/"))
+    if not 0 < i <= n:
+        raise ValueError(text)
+    return i - 1, None, n
 
 
 def gpu_seconds(workload: Workload, direction: str) -> float:

@@ -74,11 +74,13 @@ class Workload(ABC):
         case: names the size.
         dtype: of the computation.
         directions: keys of FACTORS.
+        composed: made of other workloads, which are tuned and predicted instead.
     """
 
     op: str
     case: str
     dtype: torch.dtype
+    composed = False
 
     @property
     @abstractmethod
@@ -123,6 +125,10 @@ class Workload(ABC):
         """Audio samples per call."""
         return None
 
+    def audio_seconds(self, direction: str) -> float | None:
+        """Of the speech that a call makes."""
+        return None
+
     def frames(self, direction: str) -> int | None:
         """Mel frames per call, over the batch."""
         return None
@@ -130,6 +136,11 @@ class Workload(ABC):
     def steps(self, direction: str) -> int | None:
         """Sequential decoder steps per call."""
         return None
+
+    def item(self, direction: str, alone: bool) -> Sequence[Tensor]:
+        """fastglow's results of one item, computed in a batch or alone, from the same inputs after the same seed; none
+        where items have no results of their own."""
+        return ()
 
     def targets(self, direction: str) -> dict[str, float]:
         """Targets by metric, a key of `report.TARGETS`; bench/README.md lists them."""
@@ -146,6 +157,7 @@ class Operation(Workload):
         function: fastglow's.
         reference: plain PyTorch with the same arguments.
         costs: by direction.
+        per_item: the inputs whose first dimension is the batch.
         peer: picks NVIDIA's function from its code, or None.
         layout: converts the inputs to the memory layout that fastglow's modules use, or None.
         bandwidth_target: % of the copy bandwidth, or None.
@@ -158,6 +170,7 @@ class Operation(Workload):
     function: Callable[..., Any]
     reference: Callable[..., Any]
     costs: Mapping[str, Cost]
+    per_item: Sequence[str] = ()
     peer: Callable[[DLE], Callable[..., Any]] | None = None
     layout: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
     bandwidth_target: float | None = None
@@ -191,6 +204,26 @@ class Operation(Workload):
         usual = self._prepared(self.reference, inputs, direction)()
         exact = self._prepared(self.reference, doubles, direction)()
         return largest_error(actual, usual, exact, direction)
+
+    def item(self, direction: str, alone: bool) -> Sequence[Tensor]:
+        """A batch of one is doubled. Scalars, and gradients that are sums over the batch, are no item's."""
+        if not self.per_item:
+            return ()
+        inputs = self.inputs()
+        for name in self.per_item:
+            x = inputs[name].detach()
+            x = x[:1] if alone else torch.cat((x, x)) if len(x) == 1 else x
+            inputs[name] = x.requires_grad_(inputs[name].requires_grad)
+        B = len(inputs[self.per_item[0]])
+        arguments = self._laid_out(inputs, Implementation(FASTGLOW))
+        outputs = [x for x in tensors_in(self.function(*arguments.values())) if x.dim() and len(x) == B]
+        if direction == FORWARD:
+            return [x[:1].detach() for x in outputs]
+        outputs = [x for x in outputs if x.requires_grad]
+        upstream = upstream_gradients([x[:1] for x in outputs], self.dtype)
+        gradients = [x.expand_as(y) for x, y in zip(upstream, outputs, strict=True)]
+        wanted = [arguments[name] for name in self.per_item if arguments[name].requires_grad]
+        return [x[:1] for x in torch.autograd.grad(outputs, wanted, gradients)] if wanted else ()
 
     def _function(self, implementation: Implementation) -> Callable[..., Any]:
         if implementation.name == COMPILE:

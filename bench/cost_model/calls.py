@@ -45,6 +45,8 @@ def published() -> Iterator[Published]:
     from ..workload import FASTGLOW, INFERENCE, TRAIN_STEP, Implementation, all_workloads
 
     for workload in all_workloads():
+        if workload.composed:
+            continue
         if isinstance(workload, Decoding):
             persistent = workload.method == PERSISTENT
             name, facts = f"{workload.op} {workload.name} frame", _facts(workload, INFERENCE)

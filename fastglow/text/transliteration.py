@@ -1,6 +1,4 @@
-"""Converts Unicode text to ASCII with ``unidecode``'s tables."""
-
-from unidecode import unidecode
+"""Converts Unicode text to ASCII with ``unidecode``'s tables, which load on first use."""
 
 from fastglow.text.unspeakable import is_silent
 
@@ -12,6 +10,8 @@ def ascii_of(character: str) -> str:
     """The ASCII form of a non-ASCII character; empty if it has none (emoji, lone surrogates ...)."""
     if "\ud800" <= character <= "\udfff":
         return ""
+    from unidecode import unidecode
+
     # unidecode drops U+0085, a line end, which would join the words on both sides.
     return unidecode(character).translate(_NO_BRACES) or (" " if character.isspace() else "")
 

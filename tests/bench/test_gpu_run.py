@@ -1,7 +1,9 @@
 """The steps of `make gpu`, with fake commands."""
 
 import json
+import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -12,8 +14,8 @@ import pytest
 import torch
 
 from bench import environment, gpu, journal
-from bench.gpu import SHORTEST, run_all, time_for
-from bench.steps import PARTS, Step, steps
+from bench.gpu import LEAST, SHORTEST, WORKERS, run_all, time_for
+from bench.steps import PARTS, SECONDS_FILE, Step, expected, steps
 
 
 def python(code: str):
@@ -98,8 +100,7 @@ def test_unused_time_goes_to_later_steps(tmp_path, clock):
 def test_every_gpu_test_and_benchmark_is_run(tmp_path):
     todo = {step.name: step for step in steps(tmp_path, "dle")}
     assert "tests/models/test_gpu.py" in todo["tests-models-test_gpu"].command(100)
-    words = {name: word for name, word in PARTS_OF_WAVEGLOW.items() if name in todo}
-    assert words == PARTS_OF_WAVEGLOW
+    assert PARTS_OF_WAVEGLOW.keys() <= todo.keys()
     files = {path.stem for path in (environment.ROOT / "bench").glob("test_bench_*.py")} - {"test_bench_waveglow"}
     assert {name for name in todo if name.startswith("test_bench")} == files | PARTS_OF_WAVEGLOW.keys()
     assert todo["test_bench_waveglow-train"].command(100)[-5:] == [
@@ -111,14 +112,33 @@ def test_every_gpu_test_and_benchmark_is_run(tmp_path):
     ]
 
 
+def test_kernels_are_compiled_before_the_benchmarks(tmp_path):
+    todo = steps(tmp_path, None)
+    names = [step.name for step in todo]
+    benchmarks = [name for name in names if name.startswith("test_bench")]
+    compiling = [step for step in todo if step.together == "compile"]
+    assert {step.prepares for step in compiling} == {*benchmarks, "tune"}
+    assert max(names.index(step.name) for step in compiling) < min(map(names.index, benchmarks))
+    command = {step.prepares: step.command(100) for step in compiling}["test_bench_waveglow-train"]
+    assert command[-4:] == [
+        "bench/test_bench_waveglow.py",
+        "--benchmark-disable",
+        "-k",
+        "train and (fastglow or compile)",
+    ]
+    assert not any(str(tmp_path) in word for word in command)  # a new machine compiles again
+
+
 PARTS_OF_WAVEGLOW = {"test_bench_waveglow-inference": "inference", "test_bench_waveglow-train": "train"}
 
 
 def test_parts(tmp_path):
     by_part = {part: {step.name for step in steps(tmp_path, None, [part])} for part in PARTS}
     assert sum(map(len, by_part.values())) == len({step.name for step in steps(tmp_path, None)})
-    assert by_part["pipeline"] == {"test_bench_decode_loop", "test_bench_waveglow-inference"}
-    assert by_part["training"] == {"test_bench_teacher_forced_loop", "test_bench_waveglow-train"}
+    pipeline = {"test_bench_synthesizer", "test_bench_decode_loop", "test_bench_waveglow-inference"}
+    training = {"test_bench_teacher_forced_loop", "test_bench_waveglow-train"}
+    for part, names in (("pipeline", pipeline), ("training", training)):
+        assert by_part[part] == names | {f"compile-{name}" for name in names}
     assert "tune" in by_part["kernels"]
     assert [step.part for step in steps(tmp_path, None)][:20] == ["tests"] * 20
 
@@ -126,10 +146,63 @@ def test_parts(tmp_path):
 def test_a_step_gets_time_to_start_and_none_starts_without(tmp_path, clock, capsys):
     todo = [Step("a", python(""), 1.0), Step("b", python(""), 99.0)]
     assert time_for(todo[:1], todo, 500) == SHORTEST
-    assert time_for(todo[:1], todo, 40) == 40
+    assert time_for(todo[:1], todo, 100) == 50  # an equal part
+    assert time_for(todo[:1], todo, 40) == LEAST
     assert run_all(todo, tmp_path, clock.now + 19) == {"a": 1, "b": 1}
     assert not list(tmp_path.iterdir())
     assert "a: no time left" in capsys.readouterr().out
+
+
+def test_the_first_steps_leave_time_to_the_others(tmp_path, clock):
+    limits = {}
+
+    def step(name: str) -> Step:
+        def command(limit):
+            limits[name] = limit
+            clock.now += limit  # takes all that it gets
+            return [sys.executable, "-S", "-c", ""]
+
+        return Step(name, command, 1.0)
+
+    todo = [step(name) for name in "abcdefgh"]
+    run_all(todo, tmp_path, clock.now + 4 * LEAST)
+    assert limits == dict.fromkeys("abcd", LEAST)
+    for name in "abcd":
+        journal.append(tmp_path / "journal.jsonl", {"step": name, "code": name == "c", "seconds": 1.0})
+    assert [step.name for step in gpu.unfinished(tmp_path, todo)] == [*"efgh", "c"]
+
+
+def test_times_follow_from_what_the_steps_take():
+    """A group takes as long as its longest member, or all of them on all workers."""
+    tests = [Step(str(i), python(""), seconds, together="tests") for i, seconds in enumerate([10.0] * 3 * WORKERS)]
+    alone = Step("alone", python(""), 90.0)
+    assert [len(group) for group in gpu.groups([*tests, alone])] == [3 * WORKERS, 1]
+    assert time_for(tests, [*tests, alone], 1200) == 300
+    long = Step("long", python(""), 60.0, together="tests")
+    assert time_for([*tests[:1], long], [*tests[:1], long, alone], 1200) == 480 if WORKERS > 1 else True
+
+
+def test_expected_times_are_those_of_steps(tmp_path):
+    known = json.loads(SECONDS_FILE.read_text())
+    todo = {step.name: step.seconds for step in steps(tmp_path, None)}
+    assert known.keys() <= todo.keys()
+    assert {name: todo[name] for name in known} == known
+    of_tests = [seconds for name, seconds in known.items() if name.startswith("tests-")]
+    assert expected("tests-of-something-new") == statistics.median(of_tests)
+
+
+def test_preparation_is_done_once_on_a_machine(tmp_path):
+    cache = tmp_path / "cache" / "compiled.jsonl"
+    todo = [
+        Step("compile-a", python(""), 1.0, journal=cache, prepares="a"),
+        Step("compile-b", python(""), 1.0, journal=cache, prepares="b"),
+        Step("a", python(""), 1.0),
+        Step("b", python("raise SystemExit(1)"), 1.0),
+    ]
+    run_all(todo, tmp_path, time.monotonic() + 900)
+    assert [step.name for step in gpu.unfinished(tmp_path, todo)] == ["b"]
+    cache.unlink()  # another machine
+    assert [step.name for step in gpu.unfinished(tmp_path, todo)] == ["compile-b", "b"]
 
 
 def test_the_files_of_a_run_and_what_a_second_one_repeats(tmp_path, monkeypatch, capsys):
@@ -148,7 +221,8 @@ def test_the_files_of_a_run_and_what_a_second_one_repeats(tmp_path, monkeypatch,
     assert "failed: bad, report" in capsys.readouterr().out
     assert gpu.main(["--out", str(tmp_path), "--plan"]) == 0
     printed = capsys.readouterr().out
-    assert [line.split()[-1] for line in printed.splitlines() if line.startswith("tests ")] == ["done", "s", "done"]
+    given = {line.split()[1]: line.split()[-1] for line in printed.splitlines() if line.startswith("tests ")}
+    assert given == {"good": "done", "nothing": "done", "bad": "s"}
     gpu.main(["--out", str(tmp_path)])
     assert capsys.readouterr().out.partition("bad:")[0].count("good") == 0
 
@@ -204,7 +278,7 @@ while not (folder / others).exists():
 
     def meeting(mine: str, others: str) -> Step:
         command = [sys.executable, "-S", "-c", meet, str(tmp_path), mine, others]
-        return Step(mine, lambda limit: command, 1.0, together=True)
+        return Step(mine, lambda limit: command, 1.0, together="tests")
 
     alone = "import sys; from pathlib import Path; Path(sys.argv[1], 'alone').touch()"
     last = Step("last", lambda limit: [sys.executable, "-S", "-c", alone, str(tmp_path)], 1.0)
@@ -213,14 +287,47 @@ while not (folder / others).exists():
     ended = [record["step"] for record in journal.read(tmp_path / "journal.jsonl")]
     assert sorted(ended[:2]) == ["a", "b"] and ended[2] == "last"
     every = steps(tmp_path, None)
-    assert {step.part for step in every if step.together} == {"tests"}
-    assert all(step.together for step in every if step.part == "tests")
+    assert {step.name for step in every if step.together == "tests"} == {
+        step.name for step in every if step.part == "tests"
+    }
+    assert not any(step.together for step in every if step.name.startswith("test_bench"))
 
 
-def test_missing_packages_are_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(gpu, "PACKAGES", {"no_such_package": "singing", "json": "everything"})
-    assert gpu.missing_packages() == {"no_such_package": "singing"}
-    assert "missing: no_such_package, for singing" in gpu.plan([], [], tmp_path, 10)
+def test_steps_without_their_packages_are_left_out(monkeypatch, tmp_path, capsys):
+    sings = [Step(name, python("print('la')"), 1.0, needs=("no_such_package",)) for name in ("sing", "hum")]
+    monkeypatch.setattr(gpu, "steps", lambda out, peer, parts: [*sings, Step("speak", python(""), 1.0)])
+    assert gpu.main(["--out", str(tmp_path), "--plan"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "gpu: no_such_package is not installed, so these are left out: sing, hum"
+    assert [line.split()[1] for line in printed if line.startswith("tests ")] == ["speak"]
+
+
+NOT_NEEDED = ("inflect", "matplotlib", "soundfile", "soxr", "unidecode")
+
+
+def test_no_other_package_is_needed(tmp_path):
+    """What a GPU machine may lack: all tests and benchmarks of `make gpu` are still collected."""
+    (tmp_path / "missing.py").write_text(
+        f"""
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {NOT_NEEDED}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Missing())
+"""
+    )
+    files = [word for step in steps(tmp_path, None) for word in step.command(100) if word.endswith(".py")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "missing", "--collect-only", "-q", *dict.fromkeys(files)],
+        cwd=environment.ROOT,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")

@@ -2,7 +2,7 @@
 
 import json
 
-from bench import report, results
+from bench import journal, report, results
 
 from .conftest import benchmark
 
@@ -113,3 +113,23 @@ def test_a_run_without_a_gpu(write_run, tmp_path):
 def test_nothing_to_report(tmp_path, capsys):
     assert report.main([str(tmp_path / "absent.json"), "--out", str(tmp_path)]) == 2
     assert "not a benchmark result" in capsys.readouterr().err
+
+
+def test_failed_tests_are_listed_also_without_benchmarks(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    cause, consequence = "E       ValueError: the\n    cause\n", "E   Failed: DID NOT WARN\n"
+    for test, outcome, message in (
+        ("t.py::repaired", journal.FAILED, "E   ValueError: gone"),
+        ("t.py::repaired", journal.PASSED, ""),
+        ("t.py::wrong", journal.FAILED, f">       f()\n{cause}\nt.py:1: ValueError\n{consequence}"),
+        ("t.py::crashed", journal.FAILED, "no trace"),
+        ("t.py::other", journal.SKIPPED, ""),
+    ):
+        journal.append(path, {"test": test, "outcome": outcome, "seconds": 1.0, "message": message})
+    assert report.main([str(path), "--out", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "2 failed, 1 passed, 1 skipped." in text
+    assert [line for line in text.splitlines() if line.startswith("- ")] == [
+        "- `t.py::wrong`: ValueError: the",
+        "- `t.py::crashed`: no trace",
+    ]

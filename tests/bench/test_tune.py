@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import threading
+from itertools import islice
 
 import pytest
 import torch
@@ -94,6 +95,63 @@ def test_a_configuration_with_a_wrong_result_is_not_chosen(capsys):
         tune.tune(always, FORWARD, {}, lambda workload, direction: 1.0)
 
 
+def rounded_up(x: torch.Tensor) -> torch.Tensor:
+    """An error that the workload's check allows."""
+    return torch.nextafter(x, torch.full_like(x, torch.inf))
+
+
+@pytest.mark.parametrize(
+    "changes, by_batch, rows, expected",
+    [
+        pytest.param(lambda block, n: False, True, 8, 1, id="right"),
+        pytest.param(lambda block, n: block == 32 and n > 1, True, 8, 2, id="depends on the batch"),
+        pytest.param(lambda block, n: block == 32, True, 8, 2, id="not as the configuration of an item alone"),
+        pytest.param(lambda block, n: block == 32, True, 1, 2, id="not as the configuration of a batch"),
+        pytest.param(lambda block, n: block == 32, False, 8, 1, id="the same configuration for every batch"),
+        pytest.param(lambda block, n: n > 1, True, 8, 1, id="depends on the batch without tuning too"),
+    ],
+)
+def test_an_item_keeps_its_bits_in_a_batch(changes, by_batch, rows, expected):
+    """The second candidate is the fastest; `changes(block size, items)`: whether it rounds otherwise."""
+
+    def function(x):
+        shape = {"rows": len(x)} if by_batch else {"columns": 1}
+        config = launch.pick_config("made_up_fwd", CANDIDATES, lambda dtype, **shape: CANDIDATES[0], x, **shape)
+        return rounded_up(x + 1) if changes(config["BT"], len(x)) else x + 1
+
+    def seconds(workload, direction):
+        function(torch.zeros(rows))
+        return next(times)
+
+    planted = dataclasses.replace(workload(rows), function=function, reference=lambda x: x + 1, per_item=("x",))
+    times = iter([3.0, 1.0, 2.0])
+    found = {}
+    tune.tune(planted, FORWARD, found, seconds)
+    assert list(found.values()) == [CANDIDATES[expected]]
+
+
+def test_candidates_are_compiled_before_they_are_timed():
+    launched.clear()
+    tune.compile_candidates(workload(8), FORWARD)
+    assert launched[1:] == list(CANDIDATES)
+    assert [*islice("abcdefg", *tune.part("2/3"))] == ["b", "e"]
+    with pytest.raises(ValueError):
+        tune.part("4/3")
+
+
+def test_a_kernel_that_fails_stops_no_other(capsys):
+    seen = []
+
+    def run(workload, direction):
+        seen.append(workload.case)
+        if workload.case == "rows-2":
+            raise RuntimeError("no PTX")
+
+    assert tune.run_each([(workload(rows), FORWARD) for rows in (1, 2, 3)], run) == 1
+    assert seen == ["rows-1", "rows-2", "rows-3"]
+    assert "made_up rows-2-float32 forward: no PTX" in capsys.readouterr().err
+
+
 def test_an_interrupted_tuning_goes_on(tmp_path, monkeypatch):
     path = tmp_path / "gpu.json"
     found = {("made_up_fwd", "float32", (("rows", 8),)): CANDIDATES[1]}
@@ -105,18 +163,20 @@ def test_an_interrupted_tuning_goes_on(tmp_path, monkeypatch):
     assert tune.read(path) == {}
 
 
-def test_the_library_reads_the_written_file(tmp_path, monkeypatch):
+@pytest.mark.parametrize("gpu", ["NVIDIA H100 80GB HBM3", "NVIDIA H200"])
+def test_the_library_reads_the_written_file(tmp_path, monkeypatch, gpu):
+    path = tmp_path / f"{launch.gpu_slug(gpu)}.json"
     monkeypatch.setattr(launch, "CONFIG_FOLDER", tmp_path)
-    monkeypatch.setattr(launch, "gpu_of", lambda tensor: "made-up-gpu")
+    monkeypatch.setattr(launch, "gpu_of", lambda tensor: launch.gpu_slug(gpu))
     launch.forget_measurements()
     tune.write(
-        tmp_path / "made-up-gpu.json",
+        path,
         {
             ("made_up_fwd", "float32", (("rows", 8),)): CANDIDATES[1],
             ("made_up_fwd", "float32", (("rows", 1024),)): CANDIDATES[2],
         },
     )
-    content = json.loads((tmp_path / "made-up-gpu.json").read_text())
+    content = json.loads(path.read_text())
     assert content.keys() == {"gpu", "torch", "triton", "kernels"}
     for rows, expected in ((8, 1), (20, 1), (500, 2), (4000, 2)):
         kernel(torch.zeros(rows))

@@ -29,6 +29,14 @@ def device() -> str:
 
 
 @pytest.fixture
+def allow_tf32() -> Iterator[Callable[[], None]]:
+    """`allow_tf32()`: products of float32 may take TF32 until the end of the test. monkeypatch cannot undo it."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    yield lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.fixture
 def poison(monkeypatch) -> None:
     """Memory that a kernel does not write is NaN."""
     for name in ("empty", "empty_like"):

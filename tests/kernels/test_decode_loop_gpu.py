@@ -1,7 +1,6 @@
 """The decode loop on a GPU: full sizes, streams, threads, CUDA graphs and grid barriers."""
 
 import threading
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -10,7 +9,7 @@ import torch
 
 from fastglow.errors import FastglowError
 from fastglow.kernels import DecodeResult, fold_decoder
-from fastglow.kernels.decode_loop import METHODS
+from fastglow.kernels.decode_loop import METHODS, PERSISTENT_ITEMS
 from fastglow.kernels.decode_loop import decoding as decoding_module
 
 from .checks import assert_as_exact_as, assert_same_bits
@@ -31,12 +30,9 @@ def published(batch_size: int, **changed) -> Case:
     return replace(PUBLISHED, lengths=tuple(torch.linspace(93, 1, batch_size).int().tolist()), **changed)
 
 
-@pytest.fixture
-def allow_tf32() -> Iterator[Callable[[], None]]:
-    """`allow_tf32()`: allows it until the end of the test."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    yield lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True)
-    torch.backends.cuda.matmul.allow_tf32 = before
+def methods(n_items: int) -> tuple[str, ...]:
+    """Those that decode so many items."""
+    return METHODS if n_items <= PERSISTENT_ITEMS else METHODS[:-1]
 
 
 @pytest.mark.parametrize("dtype", CAPS, ids=str)
@@ -44,13 +40,13 @@ def allow_tf32() -> Iterator[Callable[[], None]]:
 def test_as_exact_as_pytorch(dtype, case):
     if case.stops == "apart" and dtype == torch.bfloat16:
         case = replace(case, stops="never")  # bfloat16 errors exceed any margin between logits
-    check(case, dtype, "cuda", *METHODS[: 2 if case is MANY else 3])
+    check(case, dtype, "cuda", *methods(len(case.lengths)))
 
 
 @pytest.mark.parametrize("dtype", CAPS, ids=str)
 @pytest.mark.parametrize("batch_size", [1, 5, 8, 40])
 def test_published_sizes(dtype, batch_size):
-    check(published(batch_size, stops="never"), dtype, "cuda", *METHODS[: 3 if batch_size <= 8 else 2])
+    check(published(batch_size, stops="never"), dtype, "cuda", *methods(batch_size))
 
 
 def test_published_sizes_in_tf32(allow_tf32):
@@ -79,7 +75,7 @@ def test_items_of_different_lengths_get_the_same_bits_as_alone(dtype, batch_size
     folded = fold_decoder(batch.recurrent, batch.output)
     together = call(batch, case, method="steps", folded=folded)
     assert len(set(together.steps.tolist())) > 1
-    for method in METHODS[1 : 3 if batch_size <= 8 else 2]:
+    for method in methods(batch_size)[1:]:
         assert_same_bits(call(batch, case, method=method, folded=folded), together)
     for item in {0, 1, batch_size // 2, batch_size - 1}:
         alone = call(batch.alone(item), case, folded=folded)

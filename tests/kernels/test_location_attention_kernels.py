@@ -312,8 +312,8 @@ class TestOnGPU:
         check(case.arguments(dtype, "cuda"))
 
     @pytest.mark.parametrize("case", FULL_SIZE[::2], ids=str)
-    def test_published_sizes_in_tf32(self, case, monkeypatch):
-        monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    def test_published_sizes_in_tf32(self, case, allow_tf32):
+        allow_tf32()
         check(case.arguments(torch.float32, "cuda"), CAPS_TF32)
 
     @pytest.mark.parametrize("case", CASES, ids=str)

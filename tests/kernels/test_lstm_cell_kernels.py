@@ -285,8 +285,8 @@ def test_published_sizes(case, dtype, triton_backend):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", FULL_SIZE[:3], ids=str)
-def test_published_sizes_in_tf32(case, triton_backend, monkeypatch):
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+def test_published_sizes_in_tf32(case, triton_backend, allow_tf32):
+    allow_tf32()
     check(case.arguments(torch.float32, "cuda"), CAPS_TF32)
 
 

@@ -237,10 +237,6 @@ def test_published_sizes(dtype, triton_backend):
 
 
 @pytest.mark.gpu
-def test_published_sizes_in_tf32(triton_backend):
-    before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, True
-    try:
-        arguments = PUBLISHED.arguments(torch.float32, "cuda")
-        check_against_fp64(LOOP, DEFINITION, arguments, {torch.float32: (1e-2, 4e-2)})
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+def test_published_sizes_in_tf32(triton_backend, allow_tf32):
+    allow_tf32()
+    check_against_fp64(LOOP, DEFINITION, PUBLISHED.arguments(torch.float32, "cuda"), {torch.float32: (1e-2, 4e-2)})
