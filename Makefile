@@ -27,11 +27,11 @@ test: $(VENV)/.installed-test
 CAPABILITIES := default avx2
 NUMERIC := tests/kernels tests/modules tests/models tests/audio tests/engine tests/train
 
+# Two at a time, since a test runs on one thread.
 test-capabilities: $(VENV)/.installed-test
-	@for capability in $(CAPABILITIES); do \
-		echo "ATEN_CPU_CAPABILITY=$$capability"; \
-		ATEN_CPU_CAPABILITY=$$capability $(VENV)/bin/python -m pytest $(NUMERIC) -q $(ARGS) || exit; \
-	done
+	@printf '%s\n' $(CAPABILITIES) | xargs -P 2 -I {} sh -c '\
+		output=$$(ATEN_CPU_CAPABILITY={} $(VENV)/bin/python -m pytest $(NUMERIC) -q $(ARGS) 2>&1); code=$$?; \
+		echo "ATEN_CPU_CAPABILITY={}"; echo "$$output"; exit $$code'
 
 PEER = $(if $(PEER_DLE),--peer-dle="$(PEER_DLE)")
 
