@@ -27,11 +27,13 @@ test: $(VENV)/.installed-test
 CAPABILITIES := default avx2
 NUMERIC := tests/kernels tests/modules tests/models tests/audio tests/engine tests/train
 
-# Two at a time, since a test runs on one thread.
+# Side by side, since a test runs on one thread.
 test-capabilities: $(VENV)/.installed-test
-	@printf '%s\n' $(CAPABILITIES) | xargs -P 2 -I {} sh -c '\
-		output=$$(ATEN_CPU_CAPABILITY={} $(VENV)/bin/python -m pytest $(NUMERIC) -q $(ARGS) 2>&1); code=$$?; \
-		echo "ATEN_CPU_CAPABILITY={}"; echo "$$output"; exit $$code'
+	@for capability in $(CAPABILITIES); do \
+		(output=$$(ATEN_CPU_CAPABILITY=$$capability $(VENV)/bin/python -m pytest $(NUMERIC) -q $(ARGS) 2>&1); \
+		code=$$?; printf '%s\n' "ATEN_CPU_CAPABILITY=$$capability" "$$output"; exit $$code) & \
+		running="$$running $$!"; \
+	done; code=0; for pid in $$running; do wait $$pid || code=1; done; exit $$code
 
 PEER = $(if $(PEER_DLE),--peer-dle="$(PEER_DLE)")
 

@@ -1,8 +1,8 @@
 """Makes the files to commit from a run: `python -m bench.publish bench/results/<time>/journal.jsonl`.
 
-Writes bench/baselines/<gpu>.json, the GPU's table in bench/README.md, and how long the steps took, from which the next
-run's times follow (bench/step_seconds.json). Needs no GPU: the journal may come from
-another machine. Tuned configurations are written by bench.tune itself, to kernels/configs/<gpu>.json.
+Writes bench/baselines/<gpu>.json, the GPU's table in bench/README.md, and how long the steps took, from which the
+next run's times follow (bench/step_seconds.json). Needs no GPU: the journal may come from another machine. Tuned
+configurations are written by bench.tune itself, to kernels/configs/<gpu>.json.
 """
 
 import argparse
@@ -39,14 +39,17 @@ def section(run: Run) -> str:
 
 
 def measured_seconds(journals: Sequence[Path]) -> dict[str, float]:
-    """Of the steps that ended well, over all their runs."""
-    records = [record for path in journals for record in journal.read(path) if "step" in record]
-    codes = {record["step"]: record["code"] for record in records}
-    return {
-        step: round(sum(record["seconds"] for record in records if record["step"] == step), 1)
-        for step, code in codes.items()
-        if code == 0 and step != "report"
-    }
+    """Of the steps that ended well: the sum over the attempts of a run, of the last run that has the step."""
+    found: dict[str, float] = {}
+    for path in journals:
+        records = [record for record in journal.read(path) if "step" in record]
+        codes = {record["step"]: record["code"] for record in records}
+        found |= {
+            step: round(sum(record["seconds"] for record in records if record["step"] == step), 1)
+            for step, code in codes.items()
+            if code == 0 and step != "report"
+        }
+    return found
 
 
 def publish(journals: Sequence[Path], baselines: Path, readme: Path, seconds: Path) -> Path:

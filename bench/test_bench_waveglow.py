@@ -6,7 +6,7 @@ Inference: one utterance of 10 seconds in float16. The noise is an input, except
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -278,6 +278,11 @@ class Speaking(WaveGlowWorkload):
         with full_precision():
             exact = plain_waveglow.Speaker.of(self.exact_model).infer(mel.to(EXACT), noise.to(EXACT), SIGMA)
         return largest_error([actual], [usual], [exact], INFERENCE)
+
+    def item(self, direction: str, alone: bool) -> Sequence[Tensor]:
+        mel, noise = (torch.cat((x, x)) if len(x) == 1 else x for x in self._mel_and_noise())
+        n = 1 if alone else len(mel)
+        return [self._in_dtype().infer(mel[:n], SIGMA, noise=noise[:n])[:1]]
 
     def _speaker(
         self, implementation: Implementation, mel: Tensor, noise: Tensor, own_noise: bool = False

@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
 from fastglow.errors import FastglowError
@@ -94,8 +95,12 @@ def _check_items(workload: Workload, direction: str, choices: Sequence[Choice], 
         # For another batch the library looks up another shape.
         with launch.use_config(kernel, config) if any(choice in choices for choice in made) else nullcontext():
             with_config.append(workload.item(direction, alone))
-    if all(map(torch.equal, *usual)):
-        assert all(map(torch.equal, *with_config)), "an item's result depends on its batch"
+    if _equal(*usual):
+        assert _equal(*with_config), "an item's result depends on its batch"
+
+
+def _equal(alone: Sequence[Tensor], in_batch: Sequence[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(alone, in_batch, strict=True))
 
 
 def compile_candidates(workload: Workload, direction: str) -> None:
@@ -168,15 +173,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_each(work: Iterable[tuple[Workload, str]], run: Callable[[Workload, str], None]) -> int:
-    """How many failed: a kernel that is wrong or does not compile stops its own tuning only."""
+    """How many failed: a kernel that is wrong or does not compile ends the tuning of its computation only."""
     failed = 0
     for workload, direction in work:
         try:
             run(workload, direction)
+            torch.cuda.empty_cache()
         except Exception as error:
             failed += 1
             print(f"tune: {workload.op} {workload.name} {direction}: {error}", file=sys.stderr, flush=True)
-        torch.cuda.empty_cache()
     return failed
 
 

@@ -11,7 +11,6 @@ from ..location_attention.attend import (
     WINDOW,
     AttentionBlocks,
     AttentionItem,
-    AttentionOutputs,
     AttentionSizes,
     AttentionStrides,
     block_context,
@@ -172,8 +171,7 @@ def context_tile(item, i_d, length, t, attention, sizes, blocks):
         p_weights = attention.alignments + (item * (sizes.max_steps + 1) + t + 1) * T
         p_cumulative = attention.cumulative + item * T
         write_weights(
-            p_energies, b_max, b_scale, AttentionOutputs(p_weights, None, p_cumulative), p_cumulative, length, T,
-            blocks.BS,
+            p_energies, b_max, b_scale, p_weights, p_cumulative, p_cumulative, length, T, blocks.BS,
         )  # fmt: skip
     d0 = i_d * blocks.BD
     b_context = block_context(

@@ -1,6 +1,6 @@
 """Location-sensitive attention, one step. Maths, layout and cost: kernels/README.md.
 
-`attend` and `attend_bwd` have a step of one item as device functions, which the decoder loops call too.
+attend.py and attend_bwd.py have a step of one item as device functions; the decoder loops call parts of them too.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """One attention step of one batch item, forward, as device functions that any kernel can call.
 
-`attend` is the whole step, by one program. `block_energies`, `softmax_scale`, `write_weights` and `block_context` are
-its parts, for several programs: with a softmax, no bias and no mask.
+`attend_weights` and `attend_context` compute it by one program. `block_energies`, `softmax_scale`, `write_weights` and
+`block_context` are its parts for several programs: with a softmax, no bias and no mask.
 
 The structs hold pointers to the data of one item; `fold_location` and `attention_too_wide` are for callers on the
 host. Maths, layout and cost: kernels/README.md.
@@ -41,14 +41,6 @@ class AttentionItem(NamedTuple):
     v: Any  # [A]
     v_bias: Any  # [1] or None
     mask: Any  # [T] uint8 or None: positions where it is not 0 get no weight
-
-
-class AttentionOutputs(NamedTuple):
-    """Pointers to what a step writes for one item."""
-
-    weights: Any  # [T] float32; neither `previous` nor `cumulative`
-    context: Any  # [D], any float dtype
-    next_cumulative: Any  # [T], any float dtype, or None; may be `cumulative`
 
 
 class AttentionSizes(NamedTuple):
@@ -145,7 +137,7 @@ def load_v(item, A, BA: tl.constexpr):
 
 @triton.jit
 def attend_hidden(b_query, item, t0, length, sizes, strides, blocks):
-    """tanh(q + m_t + U f_t) at positions t0 ..., [BT, BA] float32, zeros beyond A; arguments as `attend`."""
+    """tanh(q + m_t + U f_t) at positions t0 ..., [BT, BA] float32, zeros beyond A; arguments as `attend_weights`."""
     o_r, o_a = tl.arange(0, blocks.BT), tl.arange(0, blocks.BA)
     m = (t0 + o_r < length)[:, None] & (o_a < sizes.A)[None, :]
     o_tile = (o_r * strides.processed_t)[:, None] + (o_a * strides.processed_a)[None, :]
@@ -159,10 +151,19 @@ def attend_hidden(b_query, item, t0, length, sizes, strides, blocks):
 
 
 @triton.jit
-def attend_weights(b_query, item, p_weights, p_next_cumulative, length, sizes, strides, blocks):
-    """The part of `attend` that writes the weights and the next cumulative weights; arguments as there.
+def attend_weights(b_query, item, p_weights, length, sizes, strides, blocks):
+    """Writes an item's weights, [T] float32, zero beyond the length and where masked; by one program.
 
-    Other threads of the program see what it writes after a tl.debug_barrier.
+    The caller provides barriers: before the call if other programs or threads wrote the inputs, and after it
+    (tl.debug_barrier) before other threads read the weights.
+
+    Args:
+        b_query: the projected query, [BA] float32, zeros beyond A.
+        item: AttentionItem. `previous` and `cumulative` are read at all T positions and should hold zeros beyond
+            the length.
+        p_weights: overlaps neither `previous` nor `cumulative`.
+        length: positions that count, 0 to T.
+        sizes, strides, blocks: AttentionSizes, AttentionStrides, AttentionBlocks.
     """
     SOFTMAX: tl.constexpr = blocks.NORMALIZATION == "softmax"
     BT: tl.constexpr = blocks.BT
@@ -205,13 +206,9 @@ def attend_weights(b_query, item, p_weights, p_next_cumulative, length, sizes, s
             b_w = tl.exp(b_w - b_shift) * b_scale
         else:
             b_w = tl.load(p_weights + o_t, mask=o_t < length, other=0.0) * b_scale
-        if p_next_cumulative is not None:
-            b_sums = tl.load(item.cumulative + o_t, mask=o_t < T, other=0.0).to(tl.float32)
         # With more threads than positions, several threads load the same one: all must have loaded before any stores.
         tl.debug_barrier()
         tl.store(p_weights + o_t, b_w, mask=o_t < T)
-        if p_next_cumulative is not None:
-            tl.store(p_next_cumulative + o_t, b_sums + b_w, mask=o_t < T)
 
 
 @triton.jit
@@ -230,33 +227,8 @@ def attend_context(p_memory, p_weights, d0, length, D, strides, blocks):
 
 
 @triton.jit
-def attend(b_query, item, outputs, length, sizes, strides, blocks):
-    """One attention step of one item, by one program.
-
-    The caller provides barriers: before the call if other programs or threads wrote the inputs, and after it
-    (tl.debug_barrier, or a barrier of the grid) before other threads read the outputs.
-
-    Args:
-        b_query: the projected query, [BA] float32, zeros beyond A.
-        item: AttentionItem. `previous` and `cumulative` are read at all T positions and should hold zeros beyond
-            the length.
-        outputs: AttentionOutputs. Weights are zero beyond the length and where masked, everywhere if no position
-            is left.
-        length: positions that count, 0 to T.
-        sizes, strides, blocks: AttentionSizes, AttentionStrides, AttentionBlocks.
-    """
-    D = sizes.D
-    attend_weights(b_query, item, outputs.weights, outputs.next_cumulative, length, sizes, strides, blocks)
-    tl.debug_barrier()
-    for d0 in range(0, D, blocks.BD):
-        b_context = attend_context(item.memory, outputs.weights, d0, length, D, strides, blocks)
-        o_d = d0 + tl.arange(0, blocks.BD)
-        tl.store(outputs.context + o_d, b_context.to(outputs.context.dtype.element_ty), mask=o_d < D)
-
-
-@triton.jit
 def block_energies(b_query, item, t0, length, sizes, strides, blocks):
-    """v . tanh(q + m_t + U f_t) at positions t0 ..., [BT] float32; arguments as `attend`."""
+    """v . tanh(q + m_t + U f_t) at positions t0 ..., [BT] float32; arguments as `attend_weights`."""
     o_a = tl.arange(0, blocks.BA)
     b_h = attend_hidden(b_query, item, t0, length, sizes, strides, blocks)
     b_v = tl.load(item.v + o_a, mask=o_a < sizes.A, other=0.0).to(tl.float32)
@@ -280,18 +252,18 @@ def softmax_scale(p_energies, length, BS: tl.constexpr):
 
 
 @triton.jit
-def write_weights(p_energies, b_max, b_scale, outputs, p_cumulative, length, T, BS: tl.constexpr):
-    """Writes the weights and the next cumulative weights of `AttentionOutputs`, BS positions at a time."""
+def write_weights(p_energies, b_max, b_scale, p_weights, p_cumulative, p_next, length, T, BS: tl.constexpr):
+    """Writes the weights, [T] float32, and at p_next, which may be p_cumulative, their sums, BS positions at a time."""
     o_s = tl.arange(0, BS)
     for t0 in range(0, T, BS):
         b_e = tl.load(p_energies + t0 + o_s, mask=t0 + o_s < length, other=float("-inf"))
         b_w = tl.exp(b_e - b_max) * b_scale
         m_t = t0 + o_s < T
-        tl.store(outputs.weights + t0 + o_s, b_w, mask=m_t)
+        tl.store(p_weights + t0 + o_s, b_w, mask=m_t)
         b_w += tl.load(p_cumulative + t0 + o_s, mask=m_t, other=0.0)
         # With fewer positions than threads, several threads load the same one: all must have loaded before any stores.
         tl.debug_barrier()
-        tl.store(outputs.next_cumulative + t0 + o_s, b_w, mask=m_t)
+        tl.store(p_next + t0 + o_s, b_w, mask=m_t)
 
 
 @triton.jit

@@ -148,9 +148,9 @@ def fold_windows(p_windows, t0, length, s_l, blocks):
 
 @triton.jit
 def attend_bwd(b_query, item, p_weights, upstream, gradients, scratch, length, sizes, strides, blocks):
-    """The backward of `attend` for one item and one step, by one program; returns dq, [BA] float32.
+    """The backward of a step for one item and one step, by one program; returns dq, [BA] float32.
 
-    The caller computes the gradient of the memory, weights x d_context. Barriers as for `attend`. There are no
+    The caller computes the gradient of the memory, weights x d_context. Barriers as for `attend_weights`. There are no
     float atomics: the result has the same bits every time.
 
     Args:

@@ -100,7 +100,6 @@ def location_attention_fwd_kernel(
             None if batch.mask is None else batch.mask + i_b * s_batch.mask,
         ),
         p_rows,
-        None,
         length,
         sizes,
         strides,

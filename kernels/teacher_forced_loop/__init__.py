@@ -1,7 +1,8 @@
 """Tacotron 2's decoder under teacher forcing: all frames in one autograd function.
 
-Maths, layout and cost: kernels/README.md. `frame` is what the kernels share, `forward` and `backward` are the kernels
-of a frame, `gradients` what follows the backward frames, `replay` runs frames by launches or CUDA graphs.
+Maths, layout and cost: kernels/README.md. `frame` is what the kernels share, `forward`, `attention`, `backward` and
+`attention_backward` are the kernels, `gradients` what follows the backward frames, `replay` runs frames by launches or
+CUDA graphs.
 """
 
 import torch

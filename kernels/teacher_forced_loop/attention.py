@@ -12,7 +12,6 @@ import triton.language as tl
 from ..arguments import item_length
 from ..location_attention.attend import (
     AttentionItem,
-    AttentionOutputs,
     AttentionSizes,
     AttentionStrides,
     block_context,
@@ -131,10 +130,9 @@ def teacher_forced_context_fwd_kernel(p_clock, p_addresses, offset, slots, B, D,
     p_energies = pointer(p_addresses, slots.energies) + item * T_in
     b_max, b_scale = softmax_scale(p_energies, length, blocks.BS)
     if i_d == 0:
-        p_next = p_cumulative + (row + B) * T_in
         write_weights(
-            p_energies, b_max, b_scale, AttentionOutputs(p_weights + (row + B) * T_in, None, p_next),
-            p_cumulative + row * T_in, length, T_in, blocks.BS,
+            p_energies, b_max, b_scale, p_weights + (row + B) * T_in, p_cumulative + row * T_in,
+            p_cumulative + (row + B) * T_in, length, T_in, blocks.BS,
         )  # fmt: skip
     d0 = i_d * BD
     b_context = block_context(

@@ -84,7 +84,8 @@ class Barriers:
         if not len(self.arrivals) == len(self.polls) == n_barriers:
             self.found.append(f"{len(self.arrivals)} arrivals and {len(self.polls)} polls, must be {n_barriers}")
         addresses = {self.at(place).address.strip() for place in self.arrivals + self.polls}
-        if len({frozenset(self.program.base_pointers(self.at(place))) for place in self.arrivals + self.polls}) > 1:
+        counters = {frozenset(self.program.base_pointers(self.at(place))) for place in self.arrivals + self.polls}
+        if len(counters) != 1 or frozenset() in counters:
             self.found.append(f"different counters: {addresses}")
         for place in self.polls:
             if not _has(self.at(place), "acquire", "acq_rel"):

@@ -129,16 +129,12 @@ def _offsets_of_32_bits(x, i_b, o_c, o_t):
     return i_b.to(tl.int32) * x.s_b + o_c.to(tl.int32) * x.s_c + o_t.to(tl.int32) * x.s_t
 
 
-@pytest.mark.parametrize("stride", [FITTING, LONG])
 @pytest.mark.parametrize("dim", range(3))
-def test_a_planted_offset_of_32_bits_is_found(monkeypatch, dim, stride):
+def test_a_planted_offset_of_32_bits_is_found(monkeypatch, dim):
     monkeypatch.setattr(sys.modules["fastglow.kernels.affine_coupling"], "_offsets", _offsets_of_32_bits)
     call = next(call for call in CALLS if call.name == "affine_coupling")
-    if stride == LONG:  # a product with a 64-bit stride has 64 bits
-        assert spread_results(call, call.tensors(torch.float32), "x", dim, stride) is not None
-    else:
-        with pytest.raises((WrapError, interpreter.InterpreterError), match=r"mul of \[2, 1073741832\]"):
-            spread_results(call, call.tensors(torch.float32), "x", dim, stride)
+    with pytest.raises((WrapError, interpreter.InterpreterError), match=r"mul of \[2, 1073741832\]"):
+        spread_results(call, call.tensors(torch.float32), "x", dim, FITTING)
 
 
 @pytest.mark.parametrize("name, dim", [("x", 2), ("d0", 2)])
