@@ -46,7 +46,7 @@ class Step:
     Attributes:
         name: also names its log.
         command: seconds allowed -> command line.
-        seconds: expected, alone on the machine. Steps share the time in proportion.
+        seconds: expected; predicted for a step alone, or measured beside its group. Steps share the time in proportion.
         part: one of PARTS.
         together: neighbours with the same word run at the same time.
         journal: gets its results; default: the run's journal.

@@ -229,9 +229,8 @@ def attend_context(p_memory, p_weights, d0, length, D, strides, blocks):
 @triton.jit
 def block_energies(b_query, item, t0, length, sizes, strides, blocks):
     """v . tanh(q + m_t + U f_t) at positions t0 ..., [BT] float32; arguments as `attend_weights`."""
-    o_a = tl.arange(0, blocks.BA)
     b_h = attend_hidden(b_query, item, t0, length, sizes, strides, blocks)
-    b_v = tl.load(item.v + o_a, mask=o_a < sizes.A, other=0.0).to(tl.float32)
+    b_v, _ = load_v(item, sizes.A, blocks.BA)
     return tl.sum(b_h * b_v[None, :], axis=1)
 
 
