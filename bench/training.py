@@ -69,10 +69,12 @@ def train_step(
     """A call that makes one step.
 
     Args:
-        fused: Adam's one kernel for all parameters.
+        fused: Adam has one kernel for all parameters; else PyTorch's default.
     """
     parameters = list(trainee.parameters.values())
-    optimizer = torch.optim.Adam(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=fused)
+    optimizer = torch.optim.Adam(
+        parameters, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=fused or None
+    )
     scaler = torch.amp.GradScaler(device().type, enabled=precision.dtype == torch.float16)
 
     def step() -> Step:
