@@ -9,12 +9,12 @@ import torch
 
 from fastglow.kernels.arguments import dtype_name
 
+from .precision import IEEE, cpu_has_bf16, tf32
 from .timing import event_seconds
 from .workload import Cost
 
 COPIED_BYTES = {"cuda": 2**30, "cpu": 2**26}
 MATRIX_SIZE = {"cuda": 8192, "cpu": 768}
-MATRIX_DTYPES = {"cuda": (torch.float16, torch.bfloat16, torch.float32), "cpu": (torch.float32,)}
 REPEATS = 10
 
 
@@ -23,7 +23,8 @@ class Ceilings:
     """
     Attributes:
         bytes_per_second: of a copy, counting bytes read and bytes written.
-        flops_per_second: of a matrix product, by dtype name; float32 on a GPU is TF32.
+        flops_per_second: of a matrix product, by dtype name; on a GPU, float32 is TF32, and `precision.IEEE` is
+            float32 without it.
     """
 
     bytes_per_second: float
@@ -38,7 +39,16 @@ class Ceilings:
 
 def measure_ceilings(device: torch.device) -> Ceilings:
     """Takes well under a second."""
-    rates = {dtype_name(dtype): _matrix_rate(device, dtype) for dtype in MATRIX_DTYPES[device.type]}
+    dtypes = [torch.float32]
+    if device.type == "cuda":
+        dtypes = [torch.float16, torch.bfloat16, torch.float32]
+    elif cpu_has_bf16():
+        dtypes = [torch.bfloat16, torch.float32]
+    with tf32(True):
+        rates = {dtype_name(dtype): _matrix_rate(device, dtype) for dtype in dtypes}
+    if device.type == "cuda":
+        with tf32(False):
+            rates[IEEE] = _matrix_rate(device, torch.float32)
     return Ceilings(_copy_rate(device), rates)
 
 
@@ -53,12 +63,7 @@ def _matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     n = MATRIX_SIZE[device.type]
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     out = torch.empty_like(a)
-    allowed = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
-    try:
-        return 2 * n**3 / _seconds(lambda: torch.mm(a, b, out=out), device)
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = allowed
+    return 2 * n**3 / _seconds(lambda: torch.mm(a, b, out=out), device)
 
 
 def _seconds(call: Callable[[], object], device: torch.device) -> float:

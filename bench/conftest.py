@@ -52,7 +52,8 @@ def pytest_collection_modifyitems(config, items):
     others = [item for item in items if "implementation" not in item.fixturenames]
     files = list(dict.fromkeys(item.path for item in ours))
     ours.sort(key=lambda item: (files.index(item.path), ORDER.index(item.callspec.params["implementation"])))
-    supported = [item for item in ours if _supports(**item.callspec.params)]
+    timed = not config._benchmarksession.disabled
+    supported = [item for item in ours if _runs(timed, **item.callspec.params)]
     if environment.has_gpu():
         for item in supported:
             item.add_marker(pytest.mark.benchmark(timer=timing.CLOCK))
@@ -61,8 +62,8 @@ def pytest_collection_modifyitems(config, items):
     items[:] = others + supported
 
 
-def _supports(workload: Workload, implementation: str, **others) -> bool:
-    return workload.supports(implementation)
+def _runs(timed: bool, workload: Workload, implementation: str, **others) -> bool:
+    return workload.supports(implementation) and workload.runs(timed)
 
 
 def pytest_runtest_setup(item):
@@ -77,8 +78,8 @@ def pytest_terminal_summary(terminalreporter, config):
     skipped = []
     if not environment.has_gpu():
         skipped.append(
-            "no GPU: CPU paths at small sizes; skipped: GPU times, published sizes, half precision, torch.compile, "
-            "peak memory"
+            "no GPU: CPU paths at small sizes, and training steps in bfloat16; skipped: GPU times, published sizes, "
+            "float16, torch.compile, peak memory"
         )
     if not config.stash[DURING_THE_RUN]["dle"]:
         skipped.append("no --peer-dle PATH: NVIDIA's own code skipped")
@@ -86,6 +87,12 @@ def pytest_terminal_summary(terminalreporter, config):
         skipped.append(f"--time-limit: {late} benchmarks skipped")
     for line in skipped:
         terminalreporter.write_line(f"bench: {line}")
+
+
+def pytest_sessionfinish(session, exitstatus):
+    """A run that left benchmarks out for lack of time has not succeeded: `make gpu` goes on with it."""
+    if exitstatus == pytest.ExitCode.OK and session.config.stash[DURING_THE_RUN]["late"]:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):

@@ -7,7 +7,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from . import environment, timing
 from .ceilings import Ceilings
-from .workload import Implementation, Workload
+from .workload import EAGER, FASTGLOW, Implementation, Workload
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,19 @@ class Measurement:
             shapes=workload.shapes(),
             error=error,
             targets=workload.targets(direction),
+            implementations=[name for name in (FASTGLOW, EAGER) if workload.supports(name)],
+            **workload.details(),
             **how,
             **rates,
         )
 
     def _time(self, workload: Workload, direction: str, implementation: Implementation) -> dict:
         if not environment.has_gpu():
-            self.benchmark(workload.call(implementation, direction))
-            return {"method": "host", "peak_memory_bytes": None}
+            return {
+                "method": "host",
+                "peak_memory_bytes": None,
+                **self._time_on_a_cpu(workload, direction, implementation),
+            }
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -59,13 +64,22 @@ class Measurement:
         timing.time_rounds(self.benchmark, timed)
         return {"method": timed.method, "peak_memory_bytes": peak, "sets": n, "calls_per_round": timed.calls}
 
+    def _time_on_a_cpu(self, workload: Workload, direction: str, implementation: Implementation) -> dict:
+        other = workload.beside()
+        if other is None:
+            self.benchmark(workload.call(implementation, direction))
+            return {}
+        call, call_other = (x.call(implementation, direction) for x in (workload, other))
+        seconds, ratios = timing.time_in_turn(self.benchmark, call, call_other)
+        return {"beside": {"case": other.name, "seconds": seconds, "ratios": ratios}}
+
     def _rates(self, ceilings: Ceilings, workload: Workload, direction: str) -> dict:
         assert self.benchmark.stats is not None
         seconds = self.benchmark.stats.stats.median
         cost, samples = workload.cost(direction), workload.samples(direction)
         spoken = workload.audio_seconds(direction)
         frames, steps = workload.frames(direction), workload.steps(direction)
-        floor, bound = ceilings.floor(cost, workload.dtype_name)
+        floor, bound = ceilings.floor(cost, workload.ceiling)
         matrix_rate = ceilings.flops_per_second.get("bfloat16")
         return {
             "bytes": cost.bytes,

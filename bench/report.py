@@ -5,10 +5,11 @@
 
 import argparse
 import json
+import statistics
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from fastglow.errors import FastglowError
@@ -102,6 +103,7 @@ def markdown(run: Run, tests: Sequence[str] = ()) -> str:
                 _frames(rows[implementation]) if implementation in rows else "-" for implementation in IMPLEMENTATIONS
             ]
             lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += training_section(run)
     verdicts = [
         (name, *verdict) for name, rows in run.by_name().items() for verdict in judged(rows, machine["ceilings"])
     ]
@@ -113,12 +115,71 @@ def markdown(run: Run, tests: Sequence[str] = ()) -> str:
     unmeasured = [
         f"{name} ({', '.join(absent)})"
         for name, rows in run.by_name().items()
-        if (absent := [IMPLEMENTATIONS[i] for i in (FASTGLOW, EAGER) if i not in rows])
+        if (absent := [IMPLEMENTATIONS[i] for i in _expected(rows) if i not in rows])
     ]
     if unmeasured:
         lines += ["", f"Failed or skipped: {'; '.join(unmeasured)}."]
     lines += [*tests, "", "![roofline](roofline.png)", ""]
     return "\n".join(lines)
+
+
+def _expected(rows: Mapping[str, Row]) -> Sequence[str]:
+    """The implementations without which a benchmark's row is incomplete."""
+    return next(iter(rows.values())).info.get("implementations", (FASTGLOW, EAGER))
+
+
+def training_section(run: Run) -> list[str]:
+    """Time, rate and memory of every implementation's training steps, and what a precision gains over float32."""
+    of_steps = {
+        name: rows for name, rows in run.by_name().items() if any("precision" in row.info for row in rows.values())
+    }
+    if not of_steps:
+        return []
+    lines = ["", "## Training steps", ""]
+    lines += ["`x off`: our rate over that in float32, without TF32. Memory: the peak of a step.", ""]
+    lines += ["| benchmark | batch | ours | eager | compile | peer | x off |", "|---|--:|--:|--:|--:|--:|--:|"]
+    for name, rows in of_steps.items():
+        info = next(iter(rows.values())).info
+        cells = [_step(rows[i]) if i in rows else "-" for i in IMPLEMENTATIONS]
+        if in_turn := {i: _beside(row) for i, row in rows.items() if row.info.get("beside")}:
+            others = [_step(in_turn[i]) if i in in_turn else "-" for i in IMPLEMENTATIONS]
+            lines.append(f"| {next(iter(in_turn.values())).name} | {info['batch']} | {' | '.join(others)} | 1.00 |")
+        lines.append(f"| {name} | {info['batch']} | {' | '.join(cells)} | {_gain(name, of_steps)} |")
+    return lines
+
+
+def _step(row: Row) -> str:
+    memory = row.info["peak_memory_bytes"]
+    parts = [_time(row), TARGETS[_rate_of(row)].format(row.info[_rate_of(row)])]
+    return ", ".join(parts if memory is None else [*parts, f"{memory / 2**20:,.0f} MiB"])
+
+
+def _beside(row: Row) -> Row:
+    """What was timed in turn with a row."""
+    other, metric = row.info["beside"], _rate_of(row)
+    rate = row.info[metric] * row.seconds / other["seconds"]
+    name = row.name.replace(row.info["case"], other["case"])
+    return replace(row, name=name, seconds=other["seconds"], info=row.info | {metric: rate})
+
+
+def _gain(name: str, of_steps: Mapping[str, Mapping[str, Row]]) -> str:
+    """Our rate over that with precision off: of steps timed in turn, the median of the ratios and their range."""
+    ours = of_steps[name].get(FASTGLOW)
+    if ours is None:
+        return "-"
+    if beside := ours.info.get("beside"):
+        ratios = beside["ratios"]
+        return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    off = of_steps.get(name.replace(f"-{ours.info['precision']}/", "-off/"), {}).get(FASTGLOW)
+    if off is None:
+        return "-"
+    metric = _rate_of(ours)
+    return f"{ours.info[metric] / off.info[metric]:.2f}"
+
+
+def _rate_of(row: Row) -> str:
+    """A training step's metric."""
+    return "samples_per_second" if row.info.get("samples_per_second") else "frames_per_second"
 
 
 def tests_section(journals: Sequence[Path]) -> list[str]:
@@ -220,7 +281,10 @@ def _cells(rows: Mapping[str, Row]) -> list[str]:
 
 
 def _frames(row: Row) -> str:
-    """Time per decoder step, else frames per second over the batch; '' where a benchmark has neither."""
+    """Time per decoder step, else frames per second over the batch; '' where a benchmark has neither, and for training
+    steps, which have their own table."""
+    if "precision" in row.info:
+        return ""
     metrics = ("us_per_frame", "frames_per_second")
     return next((TARGETS[metric].format(row.info[metric]) for metric in metrics if row.info.get(metric)), "")
 
@@ -228,6 +292,7 @@ def _frames(row: Row) -> str:
 def _time(row: Row) -> str:
     seconds = row.seconds
     text = f"{seconds * 1e3:.4g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.4g} us"
+    text = f"{seconds * 1e3:,.0f} ms" if seconds >= 1 else text
     return text + " s" * row.info["method"].startswith("stream")
 
 

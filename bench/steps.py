@@ -20,7 +20,12 @@ SECONDS_FILE = Path(__file__).parent / "step_seconds.json"
 
 BENCHMARKS = {
     PIPELINE: [("test_bench_synthesizer", ""), ("test_bench_decode_loop", ""), ("test_bench_waveglow", "inference")],
-    TRAINING: [("test_bench_teacher_forced_loop", ""), ("test_bench_waveglow", "train")],
+    TRAINING: [
+        ("test_bench_train_step", "waveglow"),
+        ("test_bench_train_step", "tacotron2"),
+        ("test_bench_teacher_forced_loop", ""),
+        ("test_bench_waveglow", "train"),
+    ],
 }
 """(file, its benchmarks' common word) of whole models; the other files measure single operations."""
 

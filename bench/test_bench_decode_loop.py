@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fastglow import Tacotron2, kernels
 from fastglow.kernels.decode_loop import decode_loop, fold_decoder
 
-from . import plain_tacotron2
+from . import plain_tacotron2, tacotron2_model
 from .environment import device
 from .workload import (
     COMPILE,
@@ -43,22 +43,12 @@ CHECKED_FRAMES = 16  # the first ones; all later frames depend on them
 GRAPH, PERSISTENT = "graph", "persistent"
 TARGETS = {GRAPH: 25, PERSISTENT: 12}  # microseconds per frame of one item in float16
 
-SMALL = {
-    "n_mel_channels": 8,
-    "symbols_embedding_dim": 32,
-    "encoder_embedding_dim": 32,
-    "attention_rnn_dim": 48,
-    "decoder_rnn_dim": 48,
-    "attention_dim": 16,
-    "prenet_dim": 16,
-}
-
 
 @lru_cache
 def new_model(small: bool, frames: int, dtype: torch.dtype) -> Tacotron2:
     torch.manual_seed(0)
     with torch.device(device()):
-        model = Tacotron2(**SMALL if small else {}, max_decoder_steps=frames, gate_threshold=1.0)
+        model = Tacotron2(**tacotron2_model.SMALL if small else {}, max_decoder_steps=frames, gate_threshold=1.0)
     return model.to(dtype).eval().requires_grad_(False)
 
 

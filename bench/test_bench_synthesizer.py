@@ -20,8 +20,10 @@ from fastglow.engine import Speech
 from fastglow.models import WaveGlow
 
 from . import test_bench_decode_loop as decode_loop
-from . import test_bench_waveglow as waveglow
+from . import waveglow_model
 from .environment import device
+from .precision import OFF
+from .waveglow_model import SIGMA
 from .workload import (
     COMPILE,
     EAGER,
@@ -64,9 +66,7 @@ class Synthesis(Workload):
 
     @property
     def waveglow(self) -> WaveGlow:
-        layers, flows, early_every = waveglow.SMALL.values() if self.small else (8, 12, 4)
-        mel_channels = self.tacotron2.config.n_mel_channels
-        return waveglow.new_model(self.channels, layers, flows, early_every, mel_channels)
+        return waveglow_model.new_model(self.channels, **waveglow_model.SMALL if self.small else {})
 
     def synthesizer(self, dtype: torch.dtype) -> Synthesizer:
         return Synthesizer(
@@ -98,7 +98,7 @@ class Synthesis(Workload):
         config = self.waveglow.config
         groups = self.samples(direction) // config.n_group
         parameters = sum(parameter.numel() for parameter in self.waveglow.parameters())
-        flops = groups * waveglow.flops_per_group(config, folded=True)
+        flops = groups * waveglow_model.flops_per_group(config, folded=True)
         return Cost(decoding.bytes + parameters * self.dtype.itemsize, decoding.flops + flops)
 
     def capturable(self, direction: str) -> bool:
@@ -118,7 +118,7 @@ class Synthesis(Workload):
         @torch.no_grad()
         def run() -> Tensor:
             mel, _, _ = acoustic.infer(text, lengths)
-            return vocoder.infer(mel, waveglow.SIGMA)[0].float().cpu()
+            return vocoder.infer(mel, SIGMA)[0].float().cpu()
 
         return run
 
@@ -146,8 +146,8 @@ class Synthesis(Workload):
             audio = vocoded(synthesizer, mel)
         with eager():
             usual_audio = vocoded(synthesizer, mel)
-            with waveglow.full_precision():
-                exact_audio = vocoded(self.synthesizer(waveglow.EXACT), mel)
+            with OFF.products():
+                exact_audio = vocoded(self.synthesizer(waveglow_model.EXACT), mel)
         actual = beginning(mel.to(device()))
         return largest_error([actual, audio], [usual, usual_audio], [exact, exact_audio], direction)
 

@@ -8,7 +8,6 @@ postnet and optimizer. Dropout is on in the timed call and off in the verificati
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from fastglow import Tacotron2
 
-from . import plain_tacotron2
+from . import plain_tacotron2, tacotron2_model
 from .environment import device
 from .workload import (
     COMPILE,
@@ -37,24 +36,7 @@ CHECKED_FRAMES = 24
 COMPILED_BATCH = 128  # the only one for torch.compile, which recompiles for each batch size
 TARGET = 1e6  # mel frames per second, at the largest batch
 
-SMALL = {
-    "n_mel_channels": 8,
-    "symbols_embedding_dim": 32,
-    "encoder_embedding_dim": 32,
-    "attention_rnn_dim": 48,
-    "decoder_rnn_dim": 48,
-    "attention_dim": 16,
-    "prenet_dim": 16,
-}
-
 Decode = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-
-
-@lru_cache
-def new_model(small: bool) -> Tacotron2:
-    torch.manual_seed(0)
-    with torch.device(device()):
-        return Tacotron2(**SMALL if small else {})
 
 
 class BarePrenet(nn.Module):
@@ -86,7 +68,7 @@ class Training(Workload):
 
     @property
     def model(self) -> Tacotron2:
-        return new_model(self.small)
+        return tacotron2_model.new_model(self.small)
 
     def supports(self, implementation: str) -> bool:
         return implementation != COMPILE or self.batch == COMPILED_BATCH
@@ -97,13 +79,10 @@ class Training(Workload):
 
     def cost(self, direction: str) -> Cost:
         """Reads weights, encoder outputs and mels, writes their gradients; the backward has twice the FLOPs."""
-        recurrent, output, memory_weight = plain_tacotron2.weights_of(self.model.decoder)
-        weights = sum(tensor.numel() for tensor in plain_tacotron2.tensors_of((recurrent, output)))
-        A, _, taps = len(recurrent.attention.query), *recurrent.attention.location_conv.shape[1:]
-        D = memory_weight.shape[1]
-        moved = 2 * weights + self.batch * (2 * self.text * D + 2 * self.n_frames * output.projection.shape[0])
-        products = weights + self.text * ((2 * taps + 1) * A + D)
-        flops = 3 * 2 * self.batch * (self.n_frames * products + self.text * D * A)
+        config, weights = self.model.config, tacotron2_model.decoder_weights(self.model)
+        numbers = self.text * config.encoder_embedding_dim + self.n_frames * config.n_mel_channels
+        moved = 2 * weights + self.batch * 2 * numbers
+        flops = 3 * tacotron2_model.decoder_flops(self.model, self.batch, self.text, self.n_frames)
         return Cost(moved * self.dtype.itemsize, flops)
 
     def capturable(self, direction: str) -> bool:

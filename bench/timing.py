@@ -7,6 +7,7 @@ again. A call with a host sync cannot be captured: it is timed as a run of launc
 
 import math
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ FEWEST_ROUNDS, MOST_ROUNDS = 7, 50
 MAX_CALLS_PER_ROUND = 400
 CACHE_TIMES = 3  # total size of all sets, in multiples of the L2 cache
 MAX_SETS = 128
+ROUNDS_IN_TURN = 5
 
 Call = Callable[[], object]
 
@@ -126,6 +128,25 @@ def time_rounds(benchmark: BenchmarkFixture, timed: Round) -> None:
         CLOCK.seconds += timed.seconds_per_call()
 
     benchmark.pedantic(round_, rounds=timed.rounds, warmup_rounds=timed.warm_rounds)
+
+
+def time_in_turn(benchmark: BenchmarkFixture, call: Call, other: Call) -> tuple[float, list[float]]:
+    """Times two calls on a CPU in turn, so that the machine's changing speed affects both alike.
+
+    Returns:
+        the median seconds of `other`, and its time over `call`'s in each round; pytest-benchmark gets the times of
+        `call`.
+    """
+    others: list[float] = []
+
+    def time_other() -> None:
+        start = time.perf_counter()
+        other()
+        others.append(time.perf_counter() - start)
+
+    benchmark.pedantic(call, setup=time_other, rounds=ROUNDS_IN_TURN)
+    assert benchmark.stats is not None
+    return statistics.median(others), [b / a for a, b in zip(benchmark.stats.stats.data, others, strict=True)]
 
 
 def median_seconds(calls: Sequence[Call], capturable: bool = True) -> float:

@@ -24,7 +24,7 @@ from fastglow.kernels import launch
 from fastglow.kernels.launch import Choice, Config
 
 from . import environment, timing
-from .workload import FASTGLOW, TRAIN_STEP, Implementation, Workload, all_workloads
+from .workload import FASTGLOW, Implementation, Workload, all_workloads
 
 Found = dict[tuple[str, str, tuple[tuple[str, int], ...]], Config]
 """The fastest configuration by (kernel, dtype, shape)."""
@@ -33,10 +33,10 @@ Seconds = Callable[[Workload, str], float]
 
 
 def computations(workloads: Sequence[Workload]) -> Iterator[tuple[Workload, str]]:
-    """Every (workload, direction), without training steps and composed workloads: they launch no other kernels."""
+    """Every (workload, direction), without composed workloads: they launch no other kernels."""
     for workload in workloads:
         for direction in workload.directions:
-            if direction != TRAIN_STEP and not workload.composed:
+            if not workload.composed:
                 yield workload, direction
 
 

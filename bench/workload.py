@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -94,9 +94,22 @@ class Workload(ABC):
     def dtype_name(self) -> str:
         return dtype_name(self.dtype)
 
+    @property
+    def ceiling(self) -> str:
+        """Its matrix products' rate: a key of `Ceilings.flops_per_second`."""
+        return self.dtype_name
+
     @abstractmethod
     def supports(self, implementation: str) -> bool:
         """Whether the implementation provides this computation."""
+
+    def runs(self, timed: bool) -> bool:
+        """Whether a run includes it; `timed`: the run measures times, else it only verifies."""
+        return True
+
+    def beside(self) -> "Workload | None":
+        """What to time in turn with it, on a CPU, for a ratio that the machine's load does not change."""
+        return None
 
     @abstractmethod
     def shapes(self) -> dict[str, list[int]]:
@@ -145,6 +158,13 @@ class Workload(ABC):
     def targets(self, direction: str) -> dict[str, float]:
         """Targets by metric, a key of `report.TARGETS`; bench/README.md lists them."""
         return {}
+
+    def details(self) -> dict[str, Any]:
+        """More to record."""
+        return {}
+
+
+WorkloadT = TypeVar("WorkloadT", bound=Workload)
 
 
 @dataclass(frozen=True)
@@ -251,7 +271,7 @@ class Operation(Workload):
         return lambda: list(torch.autograd.grad(outputs, wanted, gradients, retain_graph=True))
 
 
-def on_this_machine(gpu: list[Workload], cpu: list[Workload]) -> list[Workload]:
+def on_this_machine(gpu: list[WorkloadT], cpu: list[WorkloadT]) -> list[WorkloadT]:
     """Published sizes on a GPU, small ones on a CPU."""
     return gpu if has_gpu() else cpu
 

@@ -42,7 +42,7 @@ def published() -> Iterator[Published]:
     """Of all benchmarks, in a process that has not imported them yet."""
     environment.assume_gpu()
     from ..test_bench_decode_loop import PERSISTENT, Decoding
-    from ..workload import FASTGLOW, INFERENCE, TRAIN_STEP, Implementation, all_workloads
+    from ..workload import FASTGLOW, INFERENCE, Implementation, all_workloads
 
     for workload in all_workloads():
         if workload.composed:
@@ -53,8 +53,6 @@ def published() -> Iterator[Published]:
             yield Published(name, partial(_frame, workload, persistent), workload.n_frames, facts)
             continue
         for direction in workload.directions:
-            if direction == TRAIN_STEP:  # forward, backward and PyTorch's optimizer, which has no kernel of ours
-                continue
             yield Published(
                 f"{workload.op} {workload.name} {direction}",
                 partial(workload.call, Implementation(FASTGLOW), direction),

@@ -1,5 +1,6 @@
 """The steps of `make gpu`, with fake commands."""
 
+import importlib
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import environment, gpu, journal
+from bench import conftest, environment, gpu, journal
 from bench.gpu import LEAST, SHORTEST, run_all, time_for
 from bench.steps import PARTS, SECONDS_FILE, Step, expected, steps
 
@@ -100,9 +101,9 @@ def test_unused_time_goes_to_later_steps(tmp_path, clock):
 def test_every_gpu_test_and_benchmark_is_run(tmp_path):
     todo = {step.name: step for step in steps(tmp_path, "dle")}
     assert "tests/models/test_gpu.py" in todo["tests-models-test_gpu"].command(100)
-    assert PARTS_OF_WAVEGLOW.keys() <= todo.keys()
-    files = {path.stem for path in (environment.ROOT / "bench").glob("test_bench_*.py")} - {"test_bench_waveglow"}
-    assert {name for name in todo if name.startswith("test_bench")} == files | PARTS_OF_WAVEGLOW.keys()
+    files = {path.stem for path in (environment.ROOT / "bench").glob("test_bench_*.py")} - IN_PARTS.keys()
+    in_parts = {f"{file}-{part}" for file, parts in IN_PARTS.items() for part in parts}
+    assert {name for name in todo if name.startswith("test_bench")} == files | in_parts
     assert todo["test_bench_waveglow-train"].command(100)[-5:] == [
         "bench/test_bench_waveglow.py",
         "-k",
@@ -129,7 +130,17 @@ def test_kernels_are_compiled_before_the_benchmarks(tmp_path):
     assert not any(str(tmp_path) in word for word in command)  # a new machine compiles again
 
 
-PARTS_OF_WAVEGLOW = {"test_bench_waveglow-inference": "inference", "test_bench_waveglow-train": "train"}
+IN_PARTS = {"test_bench_waveglow": ("inference", "train"), "test_bench_train_step": ("waveglow", "tacotron2")}
+
+
+def test_every_benchmark_of_a_file_in_parts_is_in_one():
+    """pytest's -k sees the names of functions and parameters."""
+    for file, parts in IN_PARTS.items():
+        module = importlib.import_module(f"bench.{file}")
+        for name, function in vars(module).items():
+            for mark in getattr(function, "pytestmark", []) if name.startswith("test_") else []:
+                for case in mark.args[1]:
+                    assert sum(part in f"{name}[{case.id}]" for part in parts) == 1
 
 
 def test_parts(tmp_path):
@@ -137,6 +148,7 @@ def test_parts(tmp_path):
     assert sum(map(len, by_part.values())) == len({step.name for step in steps(tmp_path, None)})
     pipeline = {"test_bench_synthesizer", "test_bench_decode_loop", "test_bench_waveglow-inference"}
     training = {"test_bench_teacher_forced_loop", "test_bench_waveglow-train"}
+    training |= {"test_bench_train_step-waveglow", "test_bench_train_step-tacotron2"}
     for part, names in (("pipeline", pipeline), ("training", training)):
         assert by_part[part] == names | {f"compile-{name}" for name in names}
     assert "tune" in by_part["kernels"]
@@ -170,6 +182,13 @@ def test_the_first_steps_leave_time_to_the_others(tmp_path, clock):
     for name in "abcd":
         journal.append(tmp_path / "journal.jsonl", {"step": name, "code": name == "c", "seconds": 1.0})
     assert [step.name for step in gpu.unfinished(tmp_path, todo)] == [*"efgh", "c"]
+
+
+@pytest.mark.parametrize("late, code, expected", [(0, 0, 0), (2, 0, 1), (2, 2, 2)])
+def test_a_step_that_left_benchmarks_out_is_tried_again(late, code, expected):
+    session = SimpleNamespace(config=SimpleNamespace(stash={conftest.DURING_THE_RUN: {"late": late}}), exitstatus=code)
+    conftest.pytest_sessionfinish(session, code)
+    assert session.exitstatus == expected
 
 
 def test_times_follow_from_what_the_steps_take(monkeypatch):

@@ -85,6 +85,44 @@ def test_frames(write_run):
     assert "Mel frames" not in report.markdown(results.load([write_run(rows[3:])]))
 
 
+def step(precision: str, implementation: str, rate: float, batch: int = 10, **info) -> dict:
+    """A training step of 80,000 samples."""
+    return benchmark(f"waveglow/train-512-{precision}/train_step", implementation, 8e4 / rate,
+                     samples_per_second=rate, precision=precision, batch=batch, **info)  # fmt: skip
+
+
+def test_training_steps(write_run):
+    rows = [
+        step("fp16", "fastglow", 1.6e6),
+        step("fp16", "peer", 0.5e6, method="stream: host sync", peak_memory_bytes=3 * 2**30),
+        step("off", "fastglow", 0.4e6, batch=4),
+        step("off", "eager", 0.2e6, batch=4),
+        benchmark(NAME, "fastglow", 1e-3),
+    ]
+    section = report.markdown(results.load([write_run(rows)])).partition("## Training steps")[2]
+    assert cells(section, "waveglow/train-512-fp16/train_step")[1:] == [
+        "10", "50 ms, 1,600,000 samples/s, 2 MiB", "-", "-", "160 ms s, 500,000 samples/s, 3,072 MiB", "4.00",
+    ]  # fmt: skip
+    assert cells(section, "waveglow/train-512-off/train_step")[1:] == [
+        "4", "200 ms, 400,000 samples/s, 2 MiB", "400 ms, 200,000 samples/s, 2 MiB", "-", "-", "1.00",
+    ]  # fmt: skip
+    assert f"| {NAME}" not in section
+    assert "Training steps" not in report.markdown(results.load([write_run(rows[-1:])]))
+
+
+def test_steps_timed_in_turn(write_run):
+    """The median of the ratios, not the ratio of the medians."""
+    beside = {"case": "train-512-off", "seconds": 4.0, "ratios": [1.5, 2.5, 1.75]}
+    row = step("bf16", "fastglow", 4e4, beside=beside, peak_memory_bytes=None, implementations=["fastglow"])
+    text = report.markdown(results.load([write_run([row], gpu=None)]))
+    section = text.partition("## Training steps")[2]
+    assert cells(section, "waveglow/train-512-off/")[1:] == ["10", "4,000 ms, 20,000 samples/s", "-", "-", "-", "1.00"]
+    assert cells(section, "waveglow/train-512-bf16/")[1:] == [
+        "10", "2,000 ms, 40,000 samples/s", "-", "-", "-", "1.75 (1.50 to 2.50)",
+    ]  # fmt: skip
+    assert "Failed or skipped" not in text  # eager is the same there
+
+
 def test_failed_benchmarks_are_named(write_run):
     text = report.markdown(results.load([write_run([benchmark(NAME, "eager", 1e-3)])]))
     assert f"Failed or skipped: {NAME} (ours)." in text

@@ -1,5 +1,7 @@
 """How rounds are built, with a fake GPU; which errors of results are accepted."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -125,3 +127,32 @@ def test_the_error_bound_is_a_multiple_of_pytorchs_error():
     for wrong in (torch.full_like(exact, float("nan")), exact[:-1]):
         with pytest.raises(AssertionError):
             largest_error([wrong.float()], [off_by(1e-3)], [exact], FORWARD)
+
+
+def test_two_calls_in_turn(monkeypatch):
+    """With a clock that only the calls move."""
+    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
+    monkeypatch.setattr(timing, "time", clock)
+    turns = []
+
+    def call(name: str, seconds: list[float]):
+        def run() -> None:
+            turns.append(name)
+            clock.now += seconds[len(turns) // 2 % len(seconds)] if name == "a" else 6.0
+
+        return run
+
+    class Benchmark:
+        stats = SimpleNamespace(stats=SimpleNamespace(data=[]))
+
+        def pedantic(self, target, setup, rounds):
+            for _ in range(rounds):
+                setup()
+                start = clock.now
+                target()
+                self.stats.stats.data.append(clock.now - start)
+
+    seconds, ratios = timing.time_in_turn(Benchmark(), call("a", [1.0, 2.0, 3.0]), call("b", []))
+    assert turns == ["b", "a"] * timing.ROUNDS_IN_TURN
+    assert seconds == 6.0
+    assert ratios == [3.0, 2.0, 6.0, 3.0, 2.0]
