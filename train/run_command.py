@@ -72,9 +72,9 @@ def export_voice(
 ) -> None:  # fmt: skip
     """Make a voice of trained models.
 
-    `fastglow synth --voice FOLDER` speaks with it. A run is the output folder of `fastglow train`, of which the newest undamaged checkpoint is taken, or a checkpoint
-    file. The folder holds voice.json, the models as safetensors and the lexicon if the Tacotron 2 reads one; text
-    cleaners and audio parameters are those of the training.
+    `fastglow synth --voice FOLDER` speaks with it. A run is the output folder of `fastglow train`, of which the newest
+    undamaged checkpoint is taken, or a checkpoint file. The folder holds voice.json, the models as safetensors and the
+    lexicon if the Tacotron 2 reads one; text cleaners and audio parameters are those of the training.
     """
     import torch
 
