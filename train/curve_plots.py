@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from fastglow.errors import FastglowError
 from fastglow.plotting import require_matplotlib
 
 from .curves import MAX_POINTS, MIN_SMOOTHED, Curve, RunCurves, choose_scale, reduce_curve, smooth
@@ -21,19 +22,21 @@ PARTS = {"seconds_data": "data", "seconds_model": "forward + backward", "seconds
 
 
 def plot_runs(runs: Sequence[RunCurves]) -> Figure:
-    """Draws the losses, the norm of the gradient, learning rate, speed and, where they are known, loss scale, skipped
+    """Draws the losses, the gradient norm, learning rate, speed and, where they are known, loss scale, skipped
     updates, time split and FLOP utilisation over the iterations.
 
     Returns:
         a matplotlib Figure without a window.
 
     Raises:
-        FastglowError: matplotlib is not installed.
+        FastglowError: matplotlib is not installed, or there is nothing to draw.
     """
     require_matplotlib()
     from matplotlib.figure import Figure
 
     panels = _panels(runs)
+    if not panels:
+        raise FastglowError(f"{runs[0].name} has no curves yet: its log holds no loss and no speed")
     losses = [panel for panel in panels if panel.is_loss]
     others = [panel for panel in panels if not panel.is_loss]
     rows = [[panel] for panel in losses] + [others[i : i + 2] for i in range(0, len(others), 2)]
@@ -76,9 +79,13 @@ def _panels(runs: Sequence[RunCurves]) -> list[_Panel]:
         for name in sorted(losses, key=lambda name: (name != "loss", name))
     ]
     for name, title, draw in (
-        ("grad_norm", "norm of the gradient", _drawing_of("grad_norm")),
+        ("grad_norm", "gradient norm", _drawing_of("grad_norm")),
         ("learning_rate", "learning rate", _drawing_of("learning_rate", exact=True)),
-        ("items_per_second", "items per second", _drawing_of("items_per_second", from_zero=True)),
+        (
+            "items_per_second",
+            "items per second (mel frames; WaveGlow: samples)",
+            _drawing_of("items_per_second", from_zero=True),
+        ),
         ("flop_utilisation", "FLOP utilisation", _drawing_of("flop_utilisation", from_zero=True)),
         ("loss_scale", "loss scale", _draw_loss_scale),
     ):
@@ -239,9 +246,9 @@ def _draw_smoothed(axes: Axes, curve: Curve, color: str, faintness: float, label
                 ends = reduced.low, reduced.high
                 axes.fill_between(reduced.iterations, *ends, color=color, alpha=faintness, linewidth=0)
             smoothed, width = smooth(reduced.middle)
-            median = f"{label} (median of {width * reduced.size:,} iterations)" if label else None
+            median = f"{label} (median of {width * reduced.size:,} values)" if label else None
             axes.plot(reduced.iterations, smoothed, color=color, linewidth=1.8, label=median)
-    lost = curve.iterations[~np.isfinite(curve.values)]
+    lost = curve.lost
     if len(lost):
         chosen = np.unique(np.linspace(0, len(lost) - 1, MAX_POINTS).astype(int))
         axes.plot(

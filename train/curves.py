@@ -24,6 +24,8 @@ MIN_SMOOTHED = 20
 SMOOTHED_SHARE = 0.04
 # A scale is logarithmic if the largest value is at least this many times the smallest.
 LOGARITHMIC_RATIO = 20
+# Values beyond this count as not finite: no axis could show them beside others.
+LARGEST = 1e100
 
 
 class Curve(NamedTuple):
@@ -34,8 +36,13 @@ class Curve(NamedTuple):
 
     @property
     def finite(self) -> Curve:
-        kept = np.isfinite(self.values)
+        kept = np.abs(self.values) <= LARGEST
         return Curve(self.iterations[kept], self.values[kept])
+
+    @property
+    def lost(self) -> np.ndarray:
+        """The iterations whose value is not finite."""
+        return self.iterations[~(np.abs(self.values) <= LARGEST)]
 
 
 @dataclass
@@ -154,7 +161,7 @@ def choose_scale(shown: Iterable[np.ndarray], from_zero: bool = False, clips: bo
     if not parts:
         return None
     low, high = min(float(values.min()) for values in parts), max(float(values.max()) for values in parts)
-    logarithmic = not from_zero and low > 0 and high / LOGARITHMIC_RATIO >= low
+    logarithmic = not from_zero and low > 1 / LARGEST and high / LOGARITHMIC_RATIO >= low
     forth, back = (math.log, math.exp) if logarithmic else (float, float)
     bottom, top = forth(low), forth(high)
     usual = [np.percentile(values, (1, 99)) for values in parts if len(values) >= MIN_SMOOTHED]

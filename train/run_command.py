@@ -20,7 +20,7 @@ def plot(runs: tuple[str, ...], output: str | None) -> None:
     """Draw the curves of a run, or of several to compare.
 
     RUN is the output folder of `fastglow train`, or its log.jsonl. The picture shows the losses of training and
-    validation, the norm of the gradient, the learning rate and the speed; where the log has them also the loss scale
+    validation, the gradient norm, the learning rate and the speed; where the log has them also the loss scale
     with the skipped updates, the time split and the FLOP utilisation. It needs matplotlib.
     """
     from fastglow.plotting import require_matplotlib

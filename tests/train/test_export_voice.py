@@ -30,7 +30,7 @@ from .conftest import LEXICON, configs, run
 
 pytestmark = pytest.mark.filterwarnings("ignore::fastglow.models.tacotron2.DecoderStepLimitWarning")
 
-TEXT = "How old are you? It is 5 zebras."
+TEXT = "How old are 5 zebras?"
 TRAINING = {"iters_per_checkpoint": 1, "max_iterations": 2}
 
 
@@ -191,7 +191,7 @@ def test_the_newest_undamaged_checkpoint(runs, tmp_path, caplog):
     assert "every checkpoint in" in error(runs / "tacotron2", None, tmp_path / "other")
 
 
-@pytest.mark.parametrize("n_symbols", [70, 148, 200])
+@pytest.mark.parametrize("n_symbols", [70, 200])
 def test_any_number_of_symbols(prepared, tmp_path, n_symbols):
     config, model_config = configs("tacotron2", prepared, tmp_path / "run", max_iterations=1)
     model_config.n_symbols = n_symbols
@@ -355,10 +355,9 @@ def test_a_full_disk_leaves_nothing(trained, tmp_path, exists, room):
     assert files(tmp_path) == before
 
 
-@pytest.mark.parametrize("exists", [False, True])
-@pytest.mark.parametrize("call", range(4))
+@pytest.mark.parametrize(("exists", "call"), [(False, 0), (False, 2), (False, 3), (True, 1), (True, 3), (True, 5)])
 def test_an_interruption_leaves_nothing(trained, tmp_path, monkeypatch, exists, call):
-    """Before the first and the second model, while voice.json is written, and while the files are placed."""
+    """Before the first and the second model (calls 0 and 1), before voice.json (2), while files are placed (3 on)."""
     if exists:
         (tmp_path / "voice").mkdir()
     before = files(tmp_path)
@@ -383,6 +382,8 @@ def test_an_interruption_leaves_nothing(trained, tmp_path, monkeypatch, exists, 
     monkeypatch.undo()
     assert len(calls) == call + 1
     assert files(tmp_path) == before
+    # An existing folder may be a mount point, which nothing outside it can become by a rename.
+    assert calls[0][1].parent.parent == (tmp_path / "voice" if exists else tmp_path)
 
 
 def test_the_log_says_nothing_without_a_reason(runs, tmp_path, caplog):

@@ -16,7 +16,8 @@ from fastglow.train.curve_plots import plot_runs
 from fastglow.train.curves import MAX_POINTS, Curve, choose_scale, read_curves, reduce_curve, smooth
 from fastglow.train.history import HistoryWriter
 
-TITLES = ["loss", "norm of the gradient", "learning rate", "items per second"]
+SPEED = "items per second (mel frames; WaveGlow: samples)"
+TITLES = ["loss", "gradient norm", "learning rate", SPEED]
 
 
 def step(i, **more):
@@ -140,7 +141,7 @@ def test_few_points_are_all_shown(tmp_path, n):
     assert points(shown["loss"], "training") == [(i, 1 / i) for i in every]
     assert points(shown["loss"], "validation") == [(i, 2 / i) for i in every]
     assert legend(shown["loss"]) == ["training", f"validation (lowest: {2 / n:g} at {n})"]
-    assert points(shown["items per second"]) == [(i, 100 + i) for i in every]
+    assert points(shown[SPEED]) == [(i, 100 + i) for i in every]
     for axes in shown.values():
         assert all(line.get_marker() == "o" for line in axes.lines)
         (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
@@ -149,14 +150,14 @@ def test_few_points_are_all_shown(tmp_path, n):
             assert ((left < x) & (x < right)).all() and ((bottom < y) & (y < top)).all()
         ticks = [tick for tick in axes.get_xticks() if left <= tick <= right]
         assert set(every) <= set(ticks) and all(tick == int(tick) for tick in ticks)
-    assert shown["items per second"].get_ylim()[0] == 0
+    assert shown[SPEED].get_ylim()[0] == 0
 
 
 def test_a_run_of_some_hundred_iterations(tmp_path):
     figure = plot_runs([read_curves(make_run(tmp_path / "run", 300, validate_every=100))])
     loss = panels(figure)["loss"]
     assert loss.get_yscale() == "log"
-    assert legend(loss) == ["training (median of 13 iterations)", "validation (lowest: 0.006667 at 300)"]
+    assert legend(loss) == ["training (median of 13 values)", "validation (lowest: 0.006667 at 300)"]
     faint, smoothed, validation = loss.lines
     np.testing.assert_array_equal(faint.get_ydata(), 1 / np.arange(1, 301))
     assert faint.get_alpha() < 0.5 and faint.get_linewidth() < smoothed.get_linewidth()
@@ -178,7 +179,7 @@ def test_mixed_precision_and_the_time_split(tmp_path):
     drawn(figure, tmp_path / "x.png")
     shown = panels(figure)
     assert list(shown) == ["loss", "mel loss", *TITLES[1:], "FLOP utilisation", "loss scale", "time of an iteration"]
-    assert legend(shown["loss"]) == ["training (median of 5 iterations)", "not finite (2)"]
+    assert legend(shown["loss"]) == ["training (median of 5 values)", "not finite (2)"]
     assert [x for x, _ in points(shown["loss"], "not finite")] == [40, 70]
     assert legend(shown["loss scale"]) == ["2 updates skipped"]
     assert points(shown["loss scale"], "2 updates") == [(40, 2**15), (70, 2**14)]
@@ -192,6 +193,22 @@ def test_mixed_precision_and_the_time_split(tmp_path):
 def test_a_loss_that_is_never_finite(tmp_path):
     run = read_curves(make_run(tmp_path / "run", 3, lambda i: {"loss": math.inf}))
     assert legend(plot_runs([run]).axes[0]) == ["not finite (3)"]
+
+
+def test_extreme_values(tmp_path):
+    def values(i):
+        extreme = {3: 1e308, 4: -1e308, 5: 10**400, 6: 1e90, 7: 1e-320, 8: 1e-90, 9: 1e99}
+        return step(i, loss=extreme.get(i, 1.0), grad_norm=float(i % 3 == 0), learning_rate=0.0, seconds_data=0.0)
+
+    figure = plot_runs([read_curves(make_run(tmp_path / "run", 40, values))])
+    drawn(figure, tmp_path / "x.png")
+    assert legend(panels(figure)["loss"])[-1] == "not finite (3)"
+
+
+def test_a_log_without_what_is_drawn(tmp_path):
+    run = read_curves(make_run(tmp_path / "run", 2, lambda i: {"temperature": 300.0}))
+    with pytest.raises(FastglowError, match="run has no curves yet"):
+        plot_runs([run])
 
 
 def test_huge_logs_do_not_overload_the_picture(tmp_path):
