@@ -24,7 +24,12 @@ if TYPE_CHECKING:
     from fastglow.engine import Speech, Synthesizer
 
 # Commands whose modules are slow to import and are loaded on use.
-_ELSEWHERE = {"prepare": "fastglow.train.command", "train": "fastglow.train.command"}
+_ELSEWHERE = {
+    "prepare": "fastglow.train.command",
+    "train": "fastglow.train.command",
+    "plot": "fastglow.train.run_command",
+    "export-voice": "fastglow.train.run_command",
+}
 
 PLOTTED_SENTENCES = 10
 DTYPES = ("float32", "bfloat16", "float16")
@@ -36,7 +41,7 @@ class _Commands(click.Group):
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name in _ELSEWHERE:
-            return getattr(importlib.import_module(_ELSEWHERE[name]), name)
+            return getattr(importlib.import_module(_ELSEWHERE[name]), name.replace("-", "_"))
         return super().get_command(ctx, name)
 
 

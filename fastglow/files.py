@@ -1,8 +1,9 @@
-"""Writes files atomically."""
+"""Writes files and folders atomically."""
 
 import errno
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,3 +34,35 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def filling(folder: str | os.PathLike) -> Iterator[Path]:
+    """A temporary folder that becomes `folder`, new or empty, if the block succeeds and is deleted otherwise.
+
+    An existing folder keeps its identity (it may be a mount point, or somebody's working directory): it gets the
+    files one by one. Raises OSError as the file system does, and FileExistsError if the folder holds anything.
+    """
+    folder = Path(os.path.realpath(folder))
+    exists = folder.is_dir()
+    if folder.exists() and (not exists or any(folder.iterdir())):
+        raise FileExistsError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(folder))
+    home = folder if exists else next(parent for parent in folder.parents if parent.exists())
+    temporary = home / f".{folder.name[:100]}.{secrets.token_hex(4)}.tmp"
+    placed: list[Path] = []
+    try:
+        temporary.mkdir()
+        yield temporary
+        if exists:
+            for path in sorted(temporary.iterdir()):
+                os.rename(path, folder / path.name)
+                placed.append(folder / path.name)
+        else:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(temporary, folder)
+    except BaseException:
+        for path in placed:
+            path.unlink(missing_ok=True)
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

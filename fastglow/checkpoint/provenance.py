@@ -39,7 +39,10 @@ _COQUI_AUDIO = {
 
 @dataclass(frozen=True)
 class LexiconFile:
-    """The lexicon of a training: its absolute path, and the `digest` of its pronunciations if known."""
+    """The lexicon of a training: its path, and the `digest` of its pronunciations if known.
+
+    The path is absolute, except in the files of a voice that holds the lexicon.
+    """
 
     path: str
     digest: str | None = None
@@ -69,9 +72,10 @@ class TrainedWith:
         return values
 
     def with_lexicon_from(self, folder: Path) -> TrainedWith:
-        """Replaces the path of a missing lexicon by the file of the same name in `folder`, if it exists."""
+        """Replaces the path of a lexicon by the file of the same name in `folder`, if that exists and the path is
+        relative or leads nowhere."""
         lexicon = self.lexicon
-        if lexicon is None or Path(lexicon.path).is_file():
+        if lexicon is None or Path(lexicon.path).is_absolute() and Path(lexicon.path).is_file():
             return self
         beside = folder / Path(lexicon.path).name
         return replace(self, lexicon=replace(lexicon, path=str(beside.resolve()))) if beside.is_file() else self

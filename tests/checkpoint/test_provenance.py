@@ -175,6 +175,18 @@ def test_a_missing_lexicon_is_found_beside_the_checkpoint(build, tmp_path):
     assert read_trained_with(path) == facts
 
 
+def test_a_lexicon_without_a_folder_is_the_one_beside_the_checkpoint(build, tmp_path, monkeypatch):
+    """As in a voice; the working directory has another one."""
+    facts = TrainedWith(lexicon=LexiconFile("lexicon.txt", "ab"))
+    (tmp_path / "voice").mkdir()
+    path = training_checkpoint(tmp_path / "voice" / "run.pt", build.tacotron2(), trained_with=facts.as_dict())
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lexicon.txt").touch()
+    assert read_trained_with(path) == facts
+    (tmp_path / "voice" / "lexicon.txt").touch()
+    assert read_trained_with(path).lexicon == LexiconFile(str(tmp_path / "voice" / "lexicon.txt"), "ab")
+
+
 def test_inspect_prints_it(build, tmp_path):
     for path in (tmp_path / "m.safetensors", tmp_path / "m.pt"):
         model = build.tacotron2()

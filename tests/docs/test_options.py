@@ -67,6 +67,7 @@ def calls(text: str) -> list[list[str]]:
 
 def test_the_command_line_is_seen():
     assert {"synth", "inspect", "convert", "prepare", "train tacotron2", "train waveglow"} <= set(COMMANDS)
+    assert {"plot", "export-voice"} <= set(COMMANDS)
     assert "--wn-channels" in COMMANDS["train waveglow"]
     assert calls("echo a | fastglow synth -o 'x | y' --dtype=float16  # no --comment\n") == [
         ["fastglow", "synth", "-o", "x | y", "--dtype=float16"]

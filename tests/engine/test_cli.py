@@ -280,5 +280,5 @@ def test_help_and_version(capsys):
     assert main(["--version"]) == 0
     assert main(["--help"]) == 0
     output = capsys.readouterr().out
-    for command in ("synth", "train", "prepare", "convert", "inspect"):
+    for command in ("synth", "train", "prepare", "convert", "inspect", "plot", "export-voice"):
         assert command in output
