@@ -99,24 +99,24 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 @cache
 def _matrix_rate(device: torch.device, dtype: torch.dtype, tf32: str | bool | None) -> float:
     """The best of several products, so that other work on the machine does not lower it."""
-    n, seconds = _NARROWEST, _seconds(_NARROWEST, device, dtype, 1)
+    n, seconds = _NARROWEST, _seconds(_NARROWEST, device, dtype, 2)
     while n < _WIDEST.get(device.type, _WIDEST_ELSEWHERE) and 8 * seconds < _SLOWEST:
         n *= 2
-        seconds = _seconds(n, device, dtype, 1)
+        seconds = _seconds(n, device, dtype, 2)
     return 2 * n**3 / _seconds(n, device, dtype, _REPEATS)
 
 
 def _seconds(n: int, device: torch.device, dtype: torch.dtype, repeats: int) -> float:
-    """Of a product of two squares, the fastest of `repeats` after one more."""
+    """Of a product of two squares, the fastest of `repeats`."""
     a, b, out = (torch.rand(n, n, device=device).to(dtype) for _ in range(3))
     times = []
-    for _ in range(1 + repeats):
+    for _ in range(repeats):
         _wait(device)
         start = time.perf_counter()
         torch.mm(a, b, out=out)
         _wait(device)
         times.append(time.perf_counter() - start)
-    return min(times[1:])
+    return min(times)
 
 
 def _wait(device: torch.device) -> None:

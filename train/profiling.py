@@ -51,7 +51,6 @@ class StepProfiler:
                 activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._on_gpu else [])],
                 schedule=schedule(wait=SKIPPED - 1, warmup=1, active=self.n_steps, repeat=1),
                 record_shapes=True,
-                acc_events=True,  # the default warns of later recordings, of which there is none
             )
             self._profile.start()
         return self

@@ -5,13 +5,16 @@ import json
 import logging
 import os
 import resource
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 
 from fastglow import FastglowError
 from fastglow.train import profiling
-from fastglow.train.profiling import SKIPPED, StepProfiler
+from fastglow.train.profiling import SKIPPED, StepProfiler, costliest
 from fastglow.train.stopwatch import Stopwatch
 
 CPU = torch.device("cpu")
@@ -116,11 +119,11 @@ def test_a_full_disk(tmp_path):
     assert not torch.autograd._profiler_enabled()
 
 
-@pytest.mark.parametrize("end", ["", '{"traceEvents": [{"ph":', "{}}\n, "])
-def test_a_trace_that_is_cut_short(tmp_path, monkeypatch, end):
+@pytest.mark.parametrize("written", [None, "", '{"traceEvents": [{"ph":', "x" * 100 + "{}}\n, "])
+def test_a_trace_that_is_cut_short(tmp_path, monkeypatch, written):
     def export(self, path):
-        with open(path, "w") as file:
-            file.write("x" * 100 * bool(end) + end)
+        if written is not None:
+            Path(path).write_text(written)
 
     monkeypatch.setattr(profiling.profile, "export_chrome_trace", export)
     with pytest.raises(FastglowError, match="no whole trace"):
@@ -132,9 +135,35 @@ def test_a_full_disk_does_not_hide_the_runs_own_error(tmp_path, caplog):
     (tmp_path / "profile").write_text("in the way")
     with pytest.raises(FastglowError, match="profile.* cannot be written: .*File exists"):
         run(tmp_path, 1, SKIPPED + 1)
+    with pytest.raises(FastglowError, match="cannot be written"):
+        run(tmp_path, 2, SKIPPED + 1)
     with pytest.raises(ZeroDivisionError):
         run(tmp_path, 2, SKIPPED + 1, ZeroDivisionError())
     assert "cannot be written" in caplog.records[-1].getMessage()
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_the_table_lists_the_costliest_of_one_device(on_gpu):
+    """An operation's time on the GPU is also its kernel's, which must not count twice."""
+
+    def event(key, device, cpu, gpu, is_user_annotation=False):
+        times = {"self_cpu_time_total": cpu, "self_device_time_total": gpu}
+        return SimpleNamespace(key=key, device_type=device, count=2, is_user_annotation=is_user_annotation, **times)
+
+    kernels = [event(f"kernel{i}", DeviceType.CUDA, 0.0, 100.0 * i) for i in (2, 1, 7)]
+    operations = [event(f"aten::{i}", DeviceType.CPU, 1000.0 * i, 1000.0) for i in range(1, 16)]
+    ranges = [event("model", device, 1e6, 1e6, True) for device in (DeviceType.CPU, DeviceType.CUDA)]
+    recorded = SimpleNamespace(key_averages=lambda: [*ranges, *kernels, *operations])
+    rows = [line.split() for line in costliest(recorded, on_gpu).splitlines()[1:]]
+    if on_gpu:
+        assert rows == [
+            ["0.70", "70%", "2", "kernel7"],
+            ["0.20", "20%", "2", "kernel2"],
+            ["0.10", "10%", "2", "kernel1"],
+        ]
+    else:
+        assert [row[3] for row in rows] == [f"aten::{i}" for i in range(15, 5, -1)]
+        assert rows[0] == ["15.00", "12%", "2", "aten::15"]
 
 
 @pytest.mark.gpu
