@@ -25,7 +25,8 @@ test: $(VENV)/.installed-test
 # Tests of numerics under the instruction sets of other processors. `make test` runs the rest, such as ahead-of-time
 # compilation and the order of programs.
 CAPABILITIES := default avx2
-NUMERIC := tests/kernels tests/modules tests/models tests/audio tests/engine tests/train
+NUMERIC := tests/kernels tests/modules tests/models tests/audio tests/engine \
+	$(patsubst %,tests/train/test_%.py,data ema flops losses precision tacotron2_task training warm_start)
 
 # Side by side, since a test runs on one thread.
 test-capabilities: $(VENV)/.installed-test

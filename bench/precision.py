@@ -1,30 +1,16 @@
 """The precisions of training, by `fastglow train`'s names, and PyTorch's switches for them."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+
+from fastglow.train.precision import tf32
 
 from .environment import device, has_gpu
 
 IEEE = "float32 (IEEE)"
 """Key of the ceiling of float32 products without TF32, on a GPU."""
-
-
-@contextmanager
-def tf32(allowed: bool) -> Iterator[None]:
-    """Inside, PyTorch's float32 products use TF32, or not."""
-    switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [switch.allow_tf32 for switch in switches]
-    try:
-        for switch in switches:
-            switch.allow_tf32 = allowed
-        yield
-    finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.allow_tf32 = value
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import click
 
@@ -33,6 +33,13 @@ _ELSEWHERE = {
 
 PLOTTED_SENTENCES = 10
 DTYPES = ("float32", "bfloat16", "float16")
+
+
+class Invocation(NamedTuple):
+    """What every command can read as `click.get_current_context().obj`."""
+
+    arguments: list[str]
+    warnings: list[str]  # shown so far
 
 
 class _Commands(click.Group):
@@ -86,7 +93,7 @@ def cli() -> None:
 @click.option("-q", "--quiet", is_flag=True, help="No report and no progress bar; warnings are still printed.")
 @click.pass_obj
 def synth(
-    caught: list[str], text: tuple[str, ...], input_files: tuple[str, ...], output: str | None, format: str | None,
+    invocation: Invocation, text: tuple[str, ...], input_files: tuple[str, ...], output: str | None, format: str | None,
     list_voices: bool, plot: str | None, as_json: bool, quiet: bool, seed: int | None, sentence_silence: float,
     normalize: bool | None, volume: float | None, **options: Any,
 ) -> None:  # fmt: skip
@@ -122,7 +129,7 @@ def synth(
         )
     with _plotted(speech, plot):
         write_speech(speech, output, format)
-    report = _report(speech, output, synthesizer, caught)
+    report = _report(speech, output, synthesizer, invocation.warnings)
     report["sample_rate"] = FORMATS[format].rate_for(speech.sample_rate)
     if as_json:
         click.echo(json.dumps(report, ensure_ascii=False), err=is_standard_output(output))
@@ -168,9 +175,11 @@ def inspect(file: str, as_json: bool) -> None:
 
 def main(args: list[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0, 2 for an error that users can fix, 130 after Ctrl-C."""
+    args = sys.argv[1:] if args is None else args
     try:
         with _warnings_as_lines() as caught:
-            return cli.main(args, prog_name="fastglow", standalone_mode=False, obj=caught) or 0
+            obj = Invocation(args, caught)
+            return cli.main(args, prog_name="fastglow", standalone_mode=False, obj=obj) or 0
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help(), err=True)
         return 2

@@ -6,7 +6,7 @@ threads keep the one that they wait for from running. Sleeping at once is no bet
 doubles a small decoder's time on an idle machine. So threads spin briefly, then sleep.
 
 `let_threads_sleep` is called before the engine, the models, the training or the command load torch. It changes neither
-the number of threads nor the user's settings. Only this file and kernels/backend.py read the environment.
+the number of threads nor the user's settings.
 """
 
 import ctypes

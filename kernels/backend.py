@@ -1,7 +1,7 @@
 """Choice of the implementation of an operation: its Triton kernels or its PyTorch reference.
 
 By default CUDA tensors use the kernels, and all others the references. ``FASTGLOW_BACKEND=triton|reference``,
-or `use_backend` in code, forces one. Only this file and fastglow/threads.py read environment variables.
+or `use_backend` in code, forces one. No other file of the kernels reads environment variables.
 """
 
 import logging

@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
@@ -17,6 +18,8 @@ from fastglow.outputs import draws_progress
 from fastglow.text.cleaners import DEFAULT_CLEANERS
 
 from .config import WN_OPTIONS, ModelConfig, Tacotron2TrainConfig, TrainConfig, WaveGlowTrainConfig
+from .launching import check_launched, count_processes, launch
+from .ranks import joined_ranks
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -56,15 +59,17 @@ def dataclass_options(
                     command
                 )
                 continue
+            choices, alone = f.metadata.get("choices"), f.metadata.get("alone")
             command = click.option(
                 name,
                 *extra,
                 f.name,
-                type=kind,
+                type=click.Choice(choices) if choices else kind,
                 default=default,
                 multiple=get_origin(hints[f.name]) is list,
                 show_default=default not in ("", None, []),
                 help=text,
+                **({"is_flag": False, "flag_value": alone} if alone else {}),
             )(command)
         return command
 
@@ -146,7 +151,7 @@ def train() -> None:
     """Train a model on a prepared data set.
 
     SIGINT (Ctrl-C) and SIGTERM end a run after the batch in progress, with a checkpoint and exit code 0; --resume
-    continues from there.
+    continues from there. --gpus trains on several GPUs of this machine; under torchrun, on those of several machines.
     """
 
 
@@ -180,18 +185,53 @@ def _data_options(command: Command) -> Command:
         help="JSON file of options; options on the command line take precedence.",
     )(command)
     command = click.option("--quiet", is_flag=True, help="No progress bar.")(command)
+    command = click.option(
+        "--max-restarts",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        help="How often to start all processes again after one has failed; they continue from the last checkpoint.",
+    )(command)
+    command = click.option(
+        "--gpus",
+        metavar="N|all",
+        default="",
+        help="Train on this many GPUs of this machine, or on all of them; with --device cpu, in so many processes.",
+    )(command)
     command = click.option("--out", "-o", required=True, type=click.Path(file_okay=False), help="Output folder.")(
         command
     )
     return click.option("--data", "-d", required=True, type=click.Path(), help="Prepared data set.")(command)
 
 
-def _train(model_name: str, config: TrainConfig, model_config: ModelConfig, quiet: bool) -> None:
-    from .loop import train as run
+def _train(model_name: str, config: TrainConfig, model_config: ModelConfig, options: dict[str, Any]) -> None:
+    from torch.distributed import is_torchelastic_launched
+    from torch.distributed.elastic.multiprocessing.errors import record
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    given = _given(click.get_current_context())
-    click.echo(f"saved {run(model_name, config, model_config, progress=draws_progress(quiet), given=given)}")
+    context = click.get_current_context()
+    if not is_torchelastic_launched():
+        processes = count_processes(options["gpus"], config.device) if options["gpus"] else 1
+        if processes > 1 or options["max_restarts"]:
+            launch(context.obj.arguments, processes, options["max_restarts"])
+            return
+    else:
+        check_launched(options["gpus"], config.device)
+
+    def run() -> None:
+        from .loop import train as run_training
+
+        with joined_ranks() as ranks:
+            logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+            if not ranks.is_first:  # what the others would say is the same
+                logging.disable(logging.WARNING)
+                warnings.simplefilter("ignore")
+            progress = draws_progress(options["quiet"])
+            path = run_training(model_name, config, model_config, progress, _given(context), ranks)
+            if ranks.is_first:
+                click.echo(f"saved {path}")
+
+    # `record` tells torchrun's process why this one failed.
+    (record(run) if is_torchelastic_launched() else run)()
 
 
 def _given(context: click.Context) -> set[str]:
@@ -204,13 +244,13 @@ def _given(context: click.Context) -> set[str]:
 @_data_options
 @dataclass_options(Tacotron2TrainConfig, lambda f: f.metadata.get("help"))
 @dataclass_options(Tacotron2Config, lambda f: f"Model's {f.name}.")
-def tacotron2(quiet: bool, **options: Any) -> None:
+def tacotron2(**options: Any) -> None:
     """Train Tacotron 2 (or continue with --resume, or fine-tune with --init-from)."""
     _train(
         "tacotron2",
         Tacotron2TrainConfig(**_take(Tacotron2TrainConfig, options)),
         Tacotron2Config(**_take(Tacotron2Config, options)),
-        quiet,
+        options,
     )
 
 
@@ -226,12 +266,12 @@ def _wn_options(command: Command) -> Command:
 @dataclass_options(WaveGlowTrainConfig, lambda f: f.metadata.get("help"))
 @dataclass_options(WaveGlowConfig, lambda f: None if f.name == "WN_config" else f"Model's {f.name}.", WAVEGLOW_ALIASES)
 @_wn_options
-def waveglow(quiet: bool, **options: Any) -> None:
+def waveglow(**options: Any) -> None:
     """Train WaveGlow (or continue with --resume, or fine-tune with --init-from)."""
     wn_config = {name: options[f"wn_{name}"] for name in WN_OPTIONS}
     _train(
         "waveglow",
         WaveGlowTrainConfig(**_take(WaveGlowTrainConfig, options)),
         WaveGlowConfig(**_take(WaveGlowConfig, options), WN_config=wn_config),
-        quiet,
+        options,
     )

@@ -3,11 +3,13 @@
 Names and defaults are DeepLearningExamples' where its train.py has the option.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from fastglow.errors import FastglowError
 from fastglow.models import Tacotron2Config, WaveGlowConfig
+
+BATCH_SIZE = "Batch size, of each GPU or process."
 
 ModelConfig = Tacotron2Config | WaveGlowConfig
 
@@ -40,9 +42,14 @@ def flags(values: dict[str, Any]) -> str:
     return " ".join(parts)
 
 
-def option(default: Any, help: str, *aliases: str) -> Any:
-    """A dataclass field that is also a command-line option."""
-    metadata = {"help": help, "aliases": aliases}
+def option(default: Any, help: str, *aliases: str, choices: tuple[str, ...] = (), alone: str = "") -> Any:
+    """A dataclass field that is also a command-line option.
+
+    Args:
+        choices: the values that a string may have; none: any.
+        alone: the value of the option without one.
+    """
+    metadata = {"help": help, "aliases": aliases, "choices": choices, "alone": alone}
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -55,14 +62,36 @@ class TrainConfig:
     data: str
     out: str
     epochs: int = option(1501, "Number of total epochs to run.")
-    batch_size: int = option(48, "Batch size.", "-bs")
+    batch_size: int = option(48, BATCH_SIZE, "-bs")
+    accumulate: int = option(1, "Passes whose gradients are added for one update; multiplies the batch.")
     learning_rate: float = option(1e-3, "Learning rate.", "-lr")
     weight_decay: float = option(1e-6, "Weight decay of Adam.")
     grad_clip_thresh: float = option(1.0, "Largest norm of the gradient.")
+    warmup: int = option(0, "Updates over which the learning rate rises linearly from 0.")
     anneal_steps: list[int] = option([], "Epoch after which to decrease the learning rate (repeatable).")
     anneal_factor: float = option(0.1, "Factor of each decrease; 0.3 alternates 0.3 and 0.1/0.3 as NVIDIA's does.")
+    ema: float = option(
+        0.0,
+        "Decay of a moving average of the weights, such as 0.999, which validation and export use; 0: off.",
+    )
+    amp: str = option(
+        "off",
+        "Mixed precision: off, bf16, or fp16 with loss scaling; --amp alone: fp16 on a GPU, bf16 on a CPU.",
+        choices=("off", "bf16", "fp16", "auto"),
+        alone="auto",
+    )
+    tf32: bool = option(False, "Let a GPU round float32 to TF32 in matrix products and convolutions.")
+    loss_scale: str = option("dynamic", "Scale of the loss under fp16: dynamic, or a number that stays.")
+    init_loss_scale: float = option(65536.0, "Where a dynamic loss scale begins.")
+    max_skipped: int = option(
+        100,
+        "Stop after more than this many updates in a row that fp16 skipped, as gradients were not finite; 0: never.",
+    )
     seed: int = option(1234, "Seed of weights, shuffling, segments and dropout.")
-    device: str = option("", "Device to train on, such as cpu or cuda:0; default: the GPU if there is one.")
+    device: str = option(
+        "",
+        "Device to train on: cpu, cuda, or one GPU such as cuda:0; default: cuda if there is one.",
+    )
     init_from: str = option(
         "",
         "Checkpoint of any published format whose weights to start from (fine-tuning); the rows of its embedding "
@@ -78,6 +107,7 @@ class TrainConfig:
     epochs_per_checkpoint: int = option(50, "Epochs between checkpoints.")
     iters_per_checkpoint: int = option(0, "Iterations between additional checkpoints; 0: none.")
     keep_checkpoints: int = option(0, "How many of the newest checkpoints to keep; 0: all.")
+    keep_best: bool = option(True, "Also keep the checkpoint with the lowest validation loss, checkpoint_best.pt.")
     max_iterations: int = option(0, "Stop after this many iterations in total; 0: no limit.")
     epochs_per_validation: int = option(1, "Epochs between validations.")
     validations_per_sample: int = option(
@@ -91,11 +121,14 @@ class TrainConfig:
     )
     cudnn_benchmark: bool = option(False, "Let cuDNN select its algorithms by timing them.")
     tensorboard: bool = option(True, "Write TensorBoard logs to OUT/logs.")
+    profile: int = option(0, "Write a trace of this many updates to OUT/profile; 0: off.")
 
     def __post_init__(self) -> None:
         for name in (
             "epochs",
             "batch_size",
+            "accumulate",
+            "init_loss_scale",
             "learning_rate",
             "epochs_per_checkpoint",
             "epochs_per_validation",
@@ -103,9 +136,30 @@ class TrainConfig:
         ):
             if not getattr(self, name) > 0:  # NaN fails too
                 raise FastglowError(f"{name}={getattr(self, name)} must be positive")
-        for name in ("num_workers", "weight_decay", "grad_clip_thresh", "anneal_factor", "seed", "keep_samples"):
+        for name in (
+            "num_workers",
+            "weight_decay",
+            "grad_clip_thresh",
+            "anneal_factor",
+            "seed",
+            "keep_samples",
+            "iters_per_checkpoint",
+            "warmup",
+            "max_skipped",
+            "profile",
+        ):
             if not getattr(self, name) >= 0:
                 raise FastglowError(f"{name}={getattr(self, name)} must not be negative")
+        if not 0 <= self.ema < 1:
+            raise FastglowError(f"ema={self.ema} must be at least 0 and below 1, such as 0.999")
+        if self.loss_scale != "dynamic" and not _is_positive(self.loss_scale):
+            raise FastglowError(f"loss_scale={self.loss_scale} must be dynamic or a positive number of float32")
+        if not _is_positive(self.init_loss_scale):
+            raise FastglowError(f"init_loss_scale={self.init_loss_scale} must be finite and not 0 in float32")
+        for f in fields(self):
+            choices = f.metadata.get("choices")
+            if choices and getattr(self, f.name) not in choices:
+                raise FastglowError(f"{f.name}={getattr(self, f.name)} must be one of {', '.join(choices)}")
         if self.seed >= 2**63:
             raise FastglowError(f"seed={self.seed} does not fit in 64 bits: use a smaller one")
         if self.ignore_layers and not self.init_from:
@@ -114,12 +168,21 @@ class TrainConfig:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def learning_rate_at(self, epoch: int) -> float:
-        """Learning rate of an epoch (0-based) under anneal_steps and anneal_factor."""
+    def learning_rate_at(self, epoch: int, iteration: int) -> float:
+        """Learning rate of the update after `iteration` others, in an epoch (0-based)."""
         passed = sum(epoch >= step for step in self.anneal_steps)
+        rate = self.learning_rate * min(1.0, (iteration + 1) / max(1, self.warmup))
         if self.anneal_factor == 0.3:  # 1, 0.3, 0.1, 0.03, 0.01, ...
-            return self.learning_rate * 0.1 ** (passed // 2) * (0.3 if passed % 2 else 1.0)
-        return self.learning_rate * self.anneal_factor**passed
+            return rate * 0.1 ** (passed // 2) * (0.3 if passed % 2 else 1.0)
+        return rate * self.anneal_factor**passed
+
+
+def _is_positive(number: str | float) -> bool:
+    """Whether it is a positive number of float32, with all its digits."""
+    try:
+        return 2.0**-126 <= float(number) < 2.0**128
+    except ValueError:
+        return False
 
 
 @dataclass
@@ -145,6 +208,7 @@ class Tacotron2TrainConfig(TrainConfig):
     gate_positive_weight: float = option(
         1.0, "Weight of the stop gate's positive targets; with --mask-padding a clip has one: 5 to 10 help."
     )
+    sync_batchnorm: bool = option(False, "Normalise over the batches of all GPUs, not over each alone.")
     guided_attention_weight: float = option(0.0, "Weight of the guided-attention loss; 0: off.")
     guided_attention_sigma: float = option(0.2, "Width of the band that the guided-attention loss leaves free.")
 
@@ -160,7 +224,7 @@ class Tacotron2TrainConfig(TrainConfig):
 class WaveGlowTrainConfig(TrainConfig):
     """Options of WaveGlow's training."""
 
-    batch_size: int = option(10, "Batch size.", "-bs")
+    batch_size: int = option(10, BATCH_SIZE, "-bs")
     learning_rate: float = option(1e-4, "Learning rate.", "-lr")
     epochs: int = option(1001, "Number of total epochs to run.")
     segment_length: int = option(4000, "Samples of audio in one item.")

@@ -1,14 +1,14 @@
-"""Data sets, batches and their order; every random choice depends on (seed, epoch, item) only."""
+"""Data sets and batches; every random choice depends on (seed, epoch, item) only."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from fastglow.audio import MelSpectrogram
 from fastglow.errors import FastglowError
@@ -18,12 +18,7 @@ from fastglow.text.sequence import EncodedText, encode
 from fastglow.text.unspeakable import warn_dropped
 
 from .manifest import Item, PreparedDataset
-
-
-def generator_for(*key: int) -> torch.Generator:
-    """A generator that is seeded with `key`."""
-    state = np.random.SeedSequence([abs(k) for k in key]).generate_state(2, np.uint32)
-    return torch.Generator().manual_seed(int(state[0]) << 31 ^ int(state[1]))
+from .sampler import generator_for
 
 
 class TextMelItem(NamedTuple):
@@ -231,38 +226,3 @@ def collate_segments(items: list[SegmentItem]) -> SegmentBatch:
         torch.stack([item.mel for item in items]),
         torch.stack([item.audio for item in items]),
     )
-
-
-class EpochBatchSampler(Sampler[list[int]]):
-    """The batches of an epoch from batch `start` on, in an order that depends on (seed, epoch) only.
-
-    Only full batches, as in the reference, unless there are fewer items than a batch holds.
-    """
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, bucket_batches: int = 0):
-        self.lengths = lengths
-        self.batch_size = min(batch_size, len(lengths))
-        self.seed = seed
-        self.bucket_batches = bucket_batches
-        self.epoch = 0
-        self.start = 0
-
-    @property
-    def batches_per_epoch(self) -> int:
-        return len(self.lengths) // self.batch_size
-
-    def __len__(self) -> int:
-        return self.batches_per_epoch - self.start
-
-    def __iter__(self) -> Iterator[list[int]]:
-        generator = generator_for(self.seed, self.epoch)
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        order = order[: self.batches_per_epoch * self.batch_size]
-        if self.bucket_batches > 1:
-            size = self.bucket_batches * self.batch_size
-            buckets = [order[i : i + size] for i in range(0, len(order), size)]
-            order = [i for bucket in buckets for i in sorted(bucket, key=lambda i: self.lengths[i])]
-        batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
-        if self.bucket_batches > 1:
-            batches = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
-        yield from batches[self.start :]

@@ -33,10 +33,10 @@ from fastglow.text import Lexicon
 from fastglow.text.cleaners import find_cleaner
 from fastglow.voices import AS_TRAINED
 
+from .checkpointing import BEST, numbered_checkpoints
+
 logger = logging.getLogger(__name__)
 
-BEST = "checkpoint_best.pt"
-_NUMBERED = re.compile(r"checkpoint_(\d+)\.pt")
 _LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")
 TITLES: dict[type, str] = {Tacotron2: "Tacotron 2", WaveGlow: "WaveGlow"}
 
@@ -121,10 +121,10 @@ def load_run(run: str | os.PathLike, best: bool = False) -> Trained:
         if not (folder / BEST).is_file():
             raise FastglowError(f"{run} holds no {BEST}: leave out --best to take the newest checkpoint")
         return Trained(str(run), folder / BEST, load_checkpoint(folder / BEST))
-    numbered = [(int(match[1]), path) for path in folder.iterdir() if (match := _NUMBERED.fullmatch(path.name))]
+    numbered = numbered_checkpoints(folder)
     if not numbered:
         raise FastglowError(f"{run} holds no checkpoint_*.pt: pass the output folder of a `fastglow train`, or a file")
-    for _, path in sorted(numbered, reverse=True):
+    for path in numbered:
         try:
             return Trained(str(run), path, load_checkpoint(path))
         except FastglowError as error:

@@ -101,14 +101,18 @@ def _matrix_rate(device: torch.device, dtype: torch.dtype, tf32: str | bool | No
     """The best of several products, so that other work on the machine does not lower it."""
     n, seconds = _NARROWEST, _seconds(_NARROWEST, device, dtype, 2)
     while n < _WIDEST.get(device.type, _WIDEST_ELSEWHERE) and 8 * seconds < _SLOWEST:
+        try:
+            seconds = _seconds(2 * n, device, dtype, 2)
+        except torch.OutOfMemoryError:
+            break  # the model and its batch leave no more room
         n *= 2
-        seconds = _seconds(n, device, dtype, 2)
     return 2 * n**3 / _seconds(n, device, dtype, _REPEATS)
 
 
 def _seconds(n: int, device: torch.device, dtype: torch.dtype, repeats: int) -> float:
     """Of a product of two squares, the fastest of `repeats`."""
-    a, b, out = (torch.rand(n, n, device=device).to(dtype) for _ in range(3))
+    generator = torch.Generator(device)  # the run's own draws must not depend on it
+    a, b, out = (torch.rand(n, n, device=device, generator=generator).to(dtype) for _ in range(3))
     times = []
     for _ in range(repeats):
         _wait(device)

@@ -5,8 +5,8 @@ A record has "group", "epoch", "iteration", "time" (seconds since 1970) and its 
 - "run": a run begins or resumes, at the iteration of the checkpoint that it continues. What an earlier process did
   after that iteration was lost with it, so the earlier records with a larger iteration no longer count.
 - "train": one step. Its losses, grad_norm, learning_rate, items_per_second, the seconds of its parts (seconds_data,
-  seconds_model, seconds_optimizer), flop_utilisation (1 is the device's peak); with float16 loss_scale, and skipped:
-  how many updates this step left out (0 or 1).
+  seconds_model, seconds_optimizer), flop_utilisation (1 is the rate of large matrix products on this device), skipped
+  (1 if float16 left the update out, else 0); with float16 loss_scale.
 - "validation": mean losses of the validation split.
 
 JSON has no NaN and no infinity: they are written as the strings "NaN", "Infinity" and "-Infinity".

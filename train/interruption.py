@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+POLL_SECONDS = 0.2
 
 
 @contextmanager
@@ -63,6 +66,17 @@ def begin_loading(worker_id: int) -> None:
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def end_with_launcher() -> None:
+    """Ends this process once the one that started it is gone, so that nothing trains on without being watched over."""
+    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(POLL_SECONDS)
+    os._exit(1)
 
 
 def _end_with_parent() -> None:

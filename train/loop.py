@@ -1,33 +1,44 @@
 """The training loop of both models."""
 
 import logging
-import random
 import signal
-import time
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import asdict
+from contextlib import nullcontext
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from fastglow._version import __version__
-from fastglow.devices import pick_device
 from fastglow.errors import FastglowError
 
-from .checkpointing import TrainingCheckpoint, random_state, restore_random_state, save_training_checkpoint
+from .checkpointing import (
+    BEST,
+    TrainingCheckpoint,
+    checkpoint_path,
+    load_training_checkpoint,
+    random_state,
+    remove_older_checkpoints,
+    remove_unfinished_checkpoints,
+    restore_random_state,
+    save_training_checkpoint,
+)
 from .config import ModelConfig, TrainConfig
-from .data import EpochBatchSampler, SegmentBatch, TextMelBatch
 from .interruption import batches_of, begin_loading, calling_on_signals
 from .manifest import PreparedDataset
+from .meter import StepMeter
+from .precision import DTYPES, pick_amp, resolve_amp, tf32
+from .profiling import StepProfiler
+from .ranks import ALONE, Ranks, joined_ranks, launcher
 from .reporting import Reporter
 from .resuming import compare_lexicons, find_checkpoint, item_digests, plan_resumption
+from .sampler import Sharing, StepSampler
+from .state import TrainState, seed_everything
+from .step import TrainStep
 from .tasks import TASKS, Task
-from .warm_start import warm_start
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +49,9 @@ def train(
     model_config: ModelConfig,
     progress: bool = True,
     given: Collection[str] | None = None,
+    ranks: Ranks | None = None,
 ) -> Path:
-    """Trains a model on a prepared data set.
+    """Trains a model on a prepared data set, together with the other processes if torchrun started several.
 
     A resumed run takes its options from the checkpoint, except those in `given`: the log lists the ones that change,
     and an option that would make another model is an error. Data that shares no item with the run's is an error too;
@@ -52,21 +64,23 @@ def train(
         progress: show a progress bar on standard error.
         given: names of the chosen options of both configs, WN_config's as 'WN_config.n_layers'; None: those that
             differ from their default.
+        ranks: from `joined_ranks`; None: joins them.
 
     Returns:
         path of the last checkpoint.
 
     Raises:
-        FastglowError: data, checkpoint or options that do not fit; a loss that is not finite, with the items of its
-            batch.
+        FastglowError: data, checkpoint or options that do not fit; a loss or a gradient that is not finite, with the
+            items of its batch; under float16, a loss scale that collapsed.
     """
-    return Trainer(model_name, config, model_config, progress, given).run()
+    if ranks is None:
+        with joined_ranks() as ranks:
+            return Trainer(model_name, config, model_config, progress, given, ranks).run()
+    return Trainer(model_name, config, model_config, progress, given, ranks).run()
 
 
 class Trainer:
-    """State of a run: model, optimizer, position in the data."""
-
-    reporter: Reporter
+    """A run in one of its processes."""
 
     def __init__(
         self,
@@ -75,18 +89,23 @@ class Trainer:
         model_config: ModelConfig,
         progress: bool,
         given: Collection[str] | None = None,
+        ranks: Ranks = ALONE,
     ):
-        self.progress = progress
+        self.ranks = ranks
+        self.progress = progress and ranks.is_first
         self.out = Path(config.out)
-        checkpoint = find_checkpoint(config, model_name)
+        checkpoint = _agreed_checkpoint(config, model_name, ranks)
         dataset = PreparedDataset.open(config.data)
         if not dataset.items["train"]:
             raise FastglowError(f"{config.data} holds no training items: prepare more data")
+        device = ranks.device(config.device)
         resumption = None
         if checkpoint is not None:
+            config = replace(config, amp=resolve_amp(config.amp, device))  # as the checkpoint records it
             resumption = plan_resumption(checkpoint, config, model_config, dataset, given)
             config, model_config = resumption.config, resumption.model_config
-        config = self.config = TASKS[model_name].complete(config, dataset)
+        config = TASKS[model_name].complete(config, dataset)
+        config = self.config = replace(config, amp=pick_amp(config.amp, device))
         self.task: Task = TASKS[model_name](config, model_config, dataset)
         self.item_digests = item_digests(dataset, model_name) if resumption is None else resumption.item_digests
         if resumption is not None:
@@ -95,66 +114,90 @@ class Trainer:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FastglowError(f"cannot write to {self.out} ({error.strerror}): pass another --out") from error
-        self.device = pick_device(config.device)
-        seed_everything(config.seed)
+        if ranks.is_first:
+            remove_unfinished_checkpoints(self.out)
         torch.backends.cudnn.benchmark = config.cudnn_benchmark
-        self.model = self._build_model(resumed=checkpoint is not None)
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
-        self.epoch = self.iteration = self.batch = 0
-        self.stop_requested: signal.Signals | None = None
+        self.state = TrainState(self.task, config, device, ranks, resumed=checkpoint is not None)
         if checkpoint is not None and resumption is not None:
-            self._restore(checkpoint)
-            if not resumption.same_batches:
-                self.batch = 0
-
+            self.state.restore(checkpoint, resumption.same_order, resumption.same_validation)
         self.trainset = self.task.build_dataset("train")
         self.valset = self.task.build_dataset("validation")
-        self.sampler = EpochBatchSampler(self.trainset.lengths(), config.batch_size, config.seed, config.bucket_batches)
+        self.sharing = Sharing(config.batch_size, ranks.rank, ranks.world_size, config.accumulate)
+        self.sampler = StepSampler(self.trainset.lengths(), self.sharing, config.seed, config.bucket_batches)
+        self.meter = StepMeter(device, model_config, DTYPES[config.amp] or torch.float32)
+        self.step = TrainStep(self.state, self.task, config, ranks, self.meter.watch)
+        self.reporter = None
+        if ranks.is_first:
+            self.reporter = Reporter(self.out, config.tensorboard, config.keep_samples, len(self.valset) > 0)
+        self.profiler = StepProfiler(self.out, config.profile if ranks.is_first else 0, device)
+        self.stop_requested: signal.Signals | None = None  # by a signal to this process
+        self.stopping = False  # all processes agree to stop
+        self.saved: int | None = None  # iteration of the last checkpoint
+        logger.info("%s", self._description())
+
+    def _description(self) -> str:
+        config, world = self.config, self.ranks.world_size
+        factors = f"batch size {config.batch_size}"
+        factors += f" x {world} processes" if world > 1 else ""
+        factors += f" x {config.accumulate} passes" if config.accumulate > 1 else ""
+        precision = {"off": "float32", "bf16": "bfloat16 autocast", "fp16": "float16 autocast with loss scaling"}
+        n_parameters = sum(parameter.numel() for parameter in self.state.model.parameters())
+        return (
+            f"{self.task.name}, {n_parameters / 1e6:.1f} M parameters, on {self.state.device}, {precision[config.amp]}"
+            f"{' with TF32' if config.tf32 else ''}; global batch {self.sharing.step_size}: {factors}"
+        )
 
     def run(self) -> Path:
         """Trains until the last epoch or iteration, or SIGINT or SIGTERM, and then saves."""
-        last_saved = None
+        state, config = self.state, self.config
         if self._finished():
             logger.warning(
                 "nothing to do: the run has completed %d epochs and %d iterations; pass larger --epochs or "
                 "--max-iterations to continue",
-                self.epoch,
-                self.iteration,
+                state.epoch,
+                state.iteration,
             )
-        reporter = Reporter(self.out, self.config.tensorboard, self.config.keep_samples)
-        with calling_on_signals(self._request_stop), reporter as self.reporter:
-            while not self._finished() and not self.stop_requested:
-                self._run_epoch()
-                if self.batch < self.sampler.batches_per_epoch:
-                    continue  # max_iterations or a signal ended the epoch
-                self.epoch, self.batch = self.epoch + 1, 0
-                if self.epoch % self.config.epochs_per_checkpoint == 0:
-                    last_saved = self.save()
-                if self.epoch % self.config.epochs_per_validation == 0:
+        if self.reporter is not None:
+            self.reporter.started(self._description(), state.epoch, state.iteration)
+        with (
+            calling_on_signals(self._request_stop),
+            tf32(config.tf32),
+            self.reporter or nullcontext(),
+            self.profiler,
+        ):
+            while not self._finished() and not self._stops():
+                whole = self._run_epoch()
+                if self.meter.updates:
+                    logger.info("epoch %d: %s", state.epoch + 1, self.meter.epoch_line())
+                if not whole:
+                    break
+                state.next_epoch()
+                if state.epoch % config.epochs_per_validation == 0:
                     self.validate()
-            if last_saved is None or last_saved.name != f"checkpoint_{self.iteration}.pt":
-                last_saved = self.save()
-        if self.stop_requested:
-            logger.warning(
-                "stopped by %s after iteration %d: pass --resume to continue",
-                self.stop_requested.name,
-                self.iteration,
-            )
-        return last_saved
+                if state.epoch % config.epochs_per_checkpoint == 0:
+                    self.save()
+            if self.saved != state.iteration:
+                self.save()
+        if self._stops():
+            reason = self.stop_requested.name if self.stop_requested else "a signal to another process"
+            logger.warning("stopped by %s after iteration %d: pass --resume to continue", reason, state.iteration)
+        return checkpoint_path(self.out, state.iteration)
 
     def _request_stop(self, number: int) -> None:
         self.stop_requested = signal.Signals(number)
 
-    def _finished(self) -> bool:
-        config = self.config
-        return self.epoch >= config.epochs or 0 < config.max_iterations <= self.iteration
+    def _stops(self) -> bool:
+        """Whether to stop; several processes do so once they agree, a step later."""
+        return self.stopping or (self.stop_requested is not None and not self.ranks.several)
 
-    def _run_epoch(self) -> None:
-        config = self.config
-        self.sampler.epoch, self.sampler.start = self.epoch, self.batch
-        self.trainset.set_epoch(self.epoch)
+    def _finished(self) -> bool:
+        return self.state.epoch >= self.config.epochs or 0 < self.config.max_iterations <= self.state.iteration
+
+    def _run_epoch(self) -> bool:
+        """Trains on what is left of an epoch; whether it was completed."""
+        config, state = self.config, self.state
+        self.sampler.start_epoch(state.epoch, state.done)
+        self.trainset.set_epoch(state.epoch)
         loader = DataLoader(
             self.trainset,
             batch_sampler=self.sampler,
@@ -164,129 +207,125 @@ class Trainer:
             # Each epoch, the loader draws a seed from its generator: keep training's own generator out of that.
             generator=torch.Generator().manual_seed(config.seed),
         )
-        if not config.use_saved_learning_rate:
-            for group in self.optimizer.param_groups:
-                group["lr"] = config.learning_rate_at(self.epoch)
-        self.model.train()
-        with batches_of(loader) as batches:
-            bar = tqdm(
-                batches,
-                desc=f"epoch {self.epoch + 1}/{config.epochs}",
-                total=self.sampler.batches_per_epoch,
-                initial=self.batch,
-                unit="batch",
-                disable=not self.progress,
-            )
-            for batch in _plain_errors(bar):
-                started = time.perf_counter()
-                scalars = self.step(batch.to(self.device))
-                scalars["items_per_second"] = batch.n_items / (time.perf_counter() - started)
-                self.iteration += 1
-                self.batch += 1
-                self.reporter.scalars("train", scalars, self.iteration)
-                bar.set_postfix_str(f"loss {scalars['loss']:.4f}, {scalars['items_per_second']:,.0f} items/s")
-                if config.iters_per_checkpoint and self.iteration % config.iters_per_checkpoint == 0:
+        state.model.train()
+        self.meter.start_epoch()
+        n_steps = len(self.sampler.steps)
+        bar = tqdm(
+            desc=f"epoch {state.epoch + 1}/{config.epochs}",
+            total=state.batch + n_steps,
+            initial=state.batch,
+            unit="batch",
+            disable=not self.progress,
+        )
+        with bar, batches_of(loader) as batches:
+            plain = _plain_errors(batches)
+            for step in range(n_steps):
+                self.meter.watch.lap("data")
+                group = list(islice(plain, config.accumulate))
+                weights = [self.sampler.weight(step, i) for i in range(config.accumulate)]
+                scalars = self.step(group, weights, stop=self.stop_requested is not None)
+                state.count_step(self.sharing.step_size)
+                self.stopping = scalars.pop("stop") > 0
+                self._report_step(self.meter.finish_step(scalars, group), bar)
+                self.profiler.step(state.iteration)
+                if config.iters_per_checkpoint and state.iteration % config.iters_per_checkpoint == 0:
                     self.save()
-                if self.stop_requested or self._finished():
-                    break
-            bar.close()
+                if self._stops() or self._finished():
+                    return step + 1 == n_steps
+        return True
 
-    def step(self, batch: TextMelBatch | SegmentBatch) -> dict[str, float]:
-        """One step of the optimizer; returns the scalars to report."""
-        self.optimizer.zero_grad(set_to_none=True)
-        losses = self.task.losses(self.model, batch)
-        scalars = {name: value.item() for name, value in losses.items()}
-        self._check_finite("loss", scalars["loss"], batch)
-        losses["loss"].backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip_thresh)
-        self._check_finite("the norm of the gradient", norm.item(), batch)
-        self.optimizer.step()
-        return {**scalars, "grad_norm": norm.item(), "learning_rate": self.optimizer.param_groups[0]["lr"]}
-
-    def _check_finite(self, name: str, value: float, batch: TextMelBatch | SegmentBatch) -> None:
-        if not np.isfinite(value):
-            raise FastglowError(
-                f"{name} is {value} at iteration {self.iteration}, batch {self.batch} of epoch {self.epoch}, "
-                f"items {', '.join(batch.ids)}: look at these items, or lower the learning rate and resume"
-            )
+    def _report_step(self, scalars: dict[str, float], bar: tqdm) -> None:
+        bar.update()
+        bar.set_postfix_str(f"loss {scalars['loss']:.4f}, {scalars['items_per_second']:,.0f} items/s")
+        if self.reporter is not None:
+            self.reporter.scalars("train", scalars, self.state.epoch, self.state.iteration)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Mean losses of the validation split, empty if a signal arrived; writes a sample if one is due.
 
+        The processes share the batches. Each batch has its own seed, so that the means do not depend on their number.
         The state of the random generators is restored.
         """
+        state, ranks, config = self.state, self.ranks, self.config
         if len(self.valset) == 0:
             return {}
-        before = random_state()
-        seed_everything(self.config.seed)
-        self.model.eval()
-        loader = DataLoader(self.valset, batch_size=self.config.batch_size, collate_fn=self.task.collate)
+        before = random_state(state.device)
+        model = state.averaged
+        ranks.broadcast_buffers(model)
+        model.eval()
+        n, size = len(self.valset), config.batch_size
+        own = range(0, n, size)[ranks.rank :: ranks.world_size]
+        loader = DataLoader(
+            self.valset,
+            batch_sampler=[list(range(first, min(first + size, n))) for first in own],
+            collate_fn=self.task.collate,
+        )
         totals: dict[str, float] = {}
-        for batch in loader:
+        for first, batch in zip(own, loader, strict=True):
             if self.stop_requested:
-                restore_random_state(before)
-                return {}
-            for name, value in self.task.losses(self.model, batch.to(self.device)).items():
+                break
+            seed_everything(config.seed + first)
+            for name, value in self.step.losses(model, batch).items():
                 totals[name] = totals.get(name, 0.0) + value.item() * len(batch.ids)
-        means = {name: total / len(self.valset) for name, total in totals.items()}
-        self.reporter.scalars("validation", means, self.iteration)
-        earlier = max(0, self.epoch // self.config.epochs_per_validation - 1)
-        if earlier % self.config.validations_per_sample == 0 and not self.stop_requested:
-            self._write_sample()
-        logger.info("epoch %d, iteration %d: validation loss %.4f", self.epoch, self.iteration, means["loss"])
-        restore_random_state(before)
-        return means
+        restore_random_state(before, state.device)
+        gathered = ranks.gather((totals, self.stop_requested is not None))
+        self.stopping = any(stop for _, stop in gathered)
+        if self.stopping:
+            return {}
+        names = dict.fromkeys(name for part, _ in gathered for name in part)
+        losses = {name: sum(part.get(name, 0.0) for part, _ in gathered) / len(self.valset) for name in names}
+        logger.info("epoch %d, iteration %d: validation loss %.4f", state.epoch, state.iteration, losses["loss"])
+        if self.reporter is not None:
+            self.reporter.scalars("validation", losses, state.epoch, state.iteration)
+            earlier = max(0, state.epoch // config.epochs_per_validation - 1)
+            if earlier % config.validations_per_sample == 0:
+                self._write_sample(self.reporter)
+                restore_random_state(before, state.device)
+        if losses["loss"] < state.best_loss:  # not if it is NaN
+            state.best_loss = losses["loss"]
+            if config.keep_best:
+                self._write_checkpoint(self.out / BEST)
+        return losses
 
-    def _write_sample(self) -> None:
+    def _write_sample(self, reporter: Reporter) -> None:
         try:
-            sample = self.task.sample(self.model, self.valset)
-            self.reporter.sample(sample, self.task.dataset.audio.sampling_rate, self.iteration)
+            seed_everything(self.config.seed)
+            sample = self.task.sample(self.state.averaged, self.valset)
+            reporter.sample(sample, self.task.dataset.audio.sampling_rate, self.state.iteration)
         except FastglowError as error:
             # An untrained model may produce no sound at all; that must not end the training.
-            logger.warning("no validation sample at iteration %d: %s", self.iteration, error)
+            logger.warning("no validation sample at iteration %d: %s", self.state.iteration, error)
 
     def save(self) -> Path:
-        """Writes a checkpoint of the current state."""
-        checkpoint: TrainingCheckpoint = {
-            "model": self.task.name,
-            "config": asdict(self.task.model_config),
-            "state_dict": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "epoch": self.epoch,
-            "iteration": self.iteration,
-            "batch": self.batch,
-            "random_state": random_state(),
-            "training": self.config.as_dict(),
-            "items": self.item_digests,
-            "trained_with": self.task.trained_with().as_dict(),
-            "versions": {"fastglow": __version__, "torch": str(torch.__version__)},
-        }
-        return save_training_checkpoint(self.out, checkpoint, self.config.keep_checkpoints)
+        """Writes a checkpoint of the current state; collective: every process calls it."""
+        path = checkpoint_path(self.out, self.state.iteration)
+        self._write_checkpoint(path)
+        if self.ranks.is_first:
+            remove_older_checkpoints(path, self.config.keep_checkpoints)
+        self.saved = self.state.iteration
+        return path
 
-    def _build_model(self, resumed: bool) -> nn.Module:
-        model = self.task.build_model()
-        if self.config.uniform_initialize_bn_weight:
-            for module in model.modules():
-                if isinstance(module, nn.BatchNorm1d):
-                    nn.init.uniform_(module.weight)
-        if self.config.init_from and not resumed:
-            warm_start(model, self.config.init_from, self.config.ignore_layers, self.task.dataset.audio)
-        return model.to(self.device)
+    def _write_checkpoint(self, path: Path) -> None:
+        checkpoint = self.state.checkpoint(self.item_digests)
+        if self.ranks.is_first:
+            save_training_checkpoint(path, checkpoint)
 
-    def _restore(self, checkpoint: TrainingCheckpoint) -> None:
-        try:
-            self.model.load_state_dict(checkpoint["state_dict"])
-            self.optimizer.load_state_dict(checkpoint["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise FastglowError(
-                f"the checkpoint does not fit its own config: {' '.join(str(error).split())}"
-            ) from error
-        for group in self.optimizer.param_groups:
-            group["weight_decay"] = self.config.weight_decay  # may have changed, like the learning rate
-        self.epoch, self.iteration, self.batch = checkpoint["epoch"], checkpoint["iteration"], checkpoint["batch"]
-        restore_random_state(checkpoint["random_state"])
-        logger.info("resumed at epoch %d, iteration %d", self.epoch, self.iteration)
+
+def _agreed_checkpoint(config: TrainConfig, model_name: str, ranks: Ranks) -> TrainingCheckpoint | None:
+    """The checkpoint that the first process finds; collective.
+
+    The others read the same file. If one of them has no such file, as on another machine without a common disk, all get
+    the first process's copy.
+    """
+    launchers = set(ranks.gather(launcher())) - {""}
+    found = find_checkpoint(config, model_name, launchers) if ranks.is_first else None
+    path = ranks.broadcast(found and found.path)
+    if path is None:
+        return None
+    if not all(ranks.gather(path.is_file())):
+        return ranks.broadcast(found and found.checkpoint)
+    return found.checkpoint if found else load_training_checkpoint(path, model_name)
 
 
 def _plain_errors(batches: Iterable[Any]) -> Iterator[Any]:
@@ -296,10 +335,3 @@ def _plain_errors(batches: Iterable[Any]) -> Iterator[Any]:
     except FastglowError as error:
         message = str(error).rstrip().split("\n")[-1]
         raise FastglowError(message.partition(f"{FastglowError.__name__}: ")[2] or message) from error
-
-
-def seed_everything(seed: int) -> None:
-    """Seeds Python's, NumPy's and PyTorch's generators."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Output of a run: scalars, pictures and audio for TensorBoard, and pictures and audio as files."""
+"""Output of a run: scalars as JSON lines and for TensorBoard, pictures and audio."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastglow.audio import write_audio
 from fastglow.errors import FastglowError
 from fastglow.plotting import plot_synthesis, require_matplotlib
 
+from .history import LOG, RUN, HistoryWriter
 from .tasks import Sample
 
 if TYPE_CHECKING:
@@ -19,13 +19,15 @@ _SAMPLE = re.compile(r"\d{8,}\.(png|wav)")
 
 
 class Reporter:
-    """Writes to OUT/logs (TensorBoard) and OUT/samples (PNG and WAV)."""
+    """Writes to OUT/log.jsonl (see `history`), OUT/logs (TensorBoard) and OUT/samples (PNG and WAV)."""
 
-    def __init__(self, out: Path, tensorboard: bool, keep_samples: int = 0):
+    def __init__(self, out: Path, tensorboard: bool, keep_samples: int = 0, draws_samples: bool = True):
         self.samples = out / "samples"
+        self.history = HistoryWriter(out / LOG)
         self.keep_samples = keep_samples
         self.writer: SummaryWriter | None = None
-        require_matplotlib()
+        if draws_samples:
+            require_matplotlib()
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -39,16 +41,24 @@ class Reporter:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        self.history.close()
         if self.writer is not None:
             self.writer.close()
 
-    def scalars(self, group: str, values: dict[str, float], iteration: int) -> None:
+    def started(self, description: str, epoch: int, iteration: int) -> None:
+        """A process begins or resumes a run."""
+        self.history.write(RUN, epoch, iteration, {"description": description})
+
+    def scalars(self, group: str, values: dict[str, float], epoch: int, iteration: int) -> None:
+        self.history.write(group, epoch, iteration, values)
         if self.writer is not None:
             for name, value in values.items():
                 self.writer.add_scalar(f"{group}/{name}", value, iteration)
 
     def sample(self, sample: Sample, sampling_rate: int, iteration: int) -> None:
         """Writes a validation item as picture and audio; deletes all but the newest `keep_samples` (0: keeps all)."""
+        from fastglow.audio import write_audio  # training itself needs none of the audio files' libraries
+
         figure = plot_synthesis(sample.mels, sample.alignment, sample.text)
         self.samples.mkdir(exist_ok=True)
         stem = self.samples / f"{iteration:08d}"

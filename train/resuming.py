@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from fastglow.checkpoint.layouts import NOT_IN_SHAPES
 from fastglow.checkpoint.provenance import read_training_checkpoint
 from fastglow.errors import FastglowError
 
-from .checkpointing import TrainingCheckpoint, find_newest_checkpoint, load_training_checkpoint
+from .checkpointing import Found, TrainingCheckpoint, find_newest_checkpoint, load_training_checkpoint
 from .config import ModelConfig, TrainConfig, flags, flat_config
 from .manifest import SPLITS, Item, PreparedDataset
 
@@ -24,15 +24,15 @@ logger = logging.getLogger(__name__)
 # Options that belong to one call: paths, device, length, how to resume. Resuming does not restore them.
 CALL_OPTIONS = {
     *("data", "out", "resume", "checkpoint_path", "init_from", "ignore_layers", "max_iterations", "tensorboard"),
-    *("device", "use_saved_learning_rate"),
+    *("device", "use_saved_learning_rate", "profile"),
 }
 # Options that only matter at the start of a run.
 _START_OPTIONS = {"init_mel_bias", "uniform_initialize_bn_weight"}
 # Model options that may change during training. The others define another model or, for WaveGlow, another function of
 # the same weights.
 CHANGEABLE: dict[str, set[str]] = {"tacotron2": set(NOT_IN_SHAPES["tacotron2"]), "waveglow": set()}
-# Options that determine the batches of an epoch.
-_BATCH_OPTIONS = {"batch_size", "seed", "bucket_batches"}
+# Options that determine the order of the items in an epoch.
+_ORDER_OPTIONS = {"seed", "bucket_batches"}
 
 Changes = dict[str, tuple[Any, Any]]
 """Options that change, as (before, now)."""
@@ -46,30 +46,40 @@ class Resumption:
         config, model_config: the checkpoint's options, updated with the given ones that may change.
         trained_with: what the checkpoint records about the data.
         item_digests: of the data of this call.
-        same_batches: whether the epoch in progress has the same batches; if not, it starts again.
+        same_order: whether the items of the epoch in progress have the same order; if not, it starts again.
+        same_validation: whether validation losses compare with those before.
     """
 
     config: TrainConfig
     model_config: ModelConfig
     trained_with: TrainedWith
     item_digests: dict[str, Tensor]
-    same_batches: bool
+    same_order: bool
+    same_validation: bool
 
 
-def find_checkpoint(config: TrainConfig, model_name: str) -> TrainingCheckpoint | None:
+def find_checkpoint(config: TrainConfig, model_name: str, launchers: Set[str]) -> Found | None:
     """The checkpoint to resume from; None for a new run.
+
+    Args:
+        launchers: of the processes of this run; what processes of theirs have saved comes first, because then they
+            were started again, with the same options.
 
     Raises:
         FastglowError: the checkpoint is missing, damaged or another model's; a new run in a folder with checkpoints.
     """
-    if config.checkpoint_path:
-        return load_training_checkpoint(config.checkpoint_path, model_name)
     out = Path(config.out)
+    if launchers:
+        found = find_newest_checkpoint(out, model_name, launchers)
+        if found is not None:
+            return found
+    if config.checkpoint_path:
+        return Found(Path(config.checkpoint_path), load_training_checkpoint(config.checkpoint_path, model_name))
     if config.resume:
-        checkpoint = find_newest_checkpoint(out, model_name)
-        if checkpoint is None:
+        found = find_newest_checkpoint(out, model_name)
+        if found is None:
             logger.warning("no valid checkpoint in %s: starting from the beginning", out)
-        return checkpoint
+        return found
     if any(out.glob("checkpoint_*.pt")):
         raise FastglowError(f"{out} already holds checkpoints: pass --resume to continue, or another --out")
     return None
@@ -128,10 +138,13 @@ def plan_resumption(
         logger.warning("options that differ from the resumed run's: %s", ", ".join(differences))
     digests = item_digests(dataset, checkpoint["model"])
     same_items = _compare_items(checkpoint, config, digests)
-    same_batches = same_items and _BATCH_OPTIONS.isdisjoint(changes)
-    if not same_batches and checkpoint["batch"]:
+    # Checkpoints of versions that trained in one process only do not say what was read of the epoch.
+    same_order = same_items and _ORDER_OPTIONS.isdisjoint(changes) and "done" in checkpoint
+    if not same_order and checkpoint["batch"]:
         logger.warning("the batches differ from the resumed run's: epoch %d starts again", checkpoint["epoch"] + 1)
-    return Resumption(resumed_config, resumed_model, known, digests, same_batches)
+    before = checkpoint.get("items")
+    same_validation = before is None or torch.equal(before["validation"], digests["validation"])
+    return Resumption(resumed_config, resumed_model, known, digests, same_order, same_validation)
 
 
 def compare_lexicons(before: TrainedWith, now: TrainedWith) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastglow.audio import griffin_lim
 from fastglow.checkpoint import LexiconFile, TrainedWith
@@ -34,6 +34,7 @@ from .data import (
 )
 from .losses import GuidedAttentionLoss, Tacotron2Loss, WaveGlowLoss
 from .manifest import PreparedDataset
+from .ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,10 @@ class Task(ABC, Generic[ConfigT, ModelConfigT, ModelT, DataT, BatchT]):
     @abstractmethod
     def build_model(self) -> ModelT: ...
 
+    def for_ranks(self, model: nn.Module, ranks: Ranks) -> nn.Module:
+        """The model as the processes of a run train it together."""
+        return model
+
     @abstractmethod
     def build_dataset(self, split: str) -> DataT: ...
 
@@ -103,8 +108,8 @@ class Task(ABC, Generic[ConfigT, ModelConfigT, ModelT, DataT, BatchT]):
     def collate(self, items: list[Any]) -> BatchT: ...
 
     @abstractmethod
-    def losses(self, model: ModelT, batch: BatchT) -> dict[str, Tensor]:
-        """Named scalars; 'loss' is minimised."""
+    def losses(self, model: nn.Module, batch: BatchT) -> dict[str, Tensor]:
+        """Named scalars, means over the batch; 'loss' is minimised. `model` may be wrapped for parallel training."""
 
     @abstractmethod
     def sample(self, model: ModelT, valset: DataT) -> Sample:
@@ -161,6 +166,13 @@ class Tacotron2Task(Task[Tacotron2TrainConfig, Tacotron2Config, Tacotron2, TextM
                 model.decoder.linear_projection.linear_layer.bias.copy_(bias)
         return model
 
+    def for_ranks(self, model: nn.Module, ranks: Ranks) -> nn.Module:
+        if not (self.config.sync_batchnorm and ranks.several):
+            return model
+        if not next(model.parameters()).is_cuda:
+            raise FastglowError("sync_batchnorm=True needs GPUs: leave out --sync-batchnorm on a CPU")
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
     def build_dataset(self, split: str) -> TextMelDataset:
         config = self.config
         # Validation reads as synthesis does: every word of the lexicon as ARPAbet.
@@ -180,7 +192,7 @@ class Tacotron2Task(Task[Tacotron2TrainConfig, Tacotron2Config, Tacotron2, TextM
     def collate(self, items: list[TextMelItem]) -> TextMelBatch:
         return self.collate_batch(items)
 
-    def losses(self, model: Tacotron2, batch: TextMelBatch) -> dict[str, Tensor]:
+    def losses(self, model: nn.Module, batch: TextMelBatch) -> dict[str, Tensor]:
         previous = self.drop_frames(batch.mel) if model.training else batch.mel
         output = model((batch.text, batch.input_lengths, previous, batch.text.shape[1], batch.output_lengths))
         losses = {"loss": self.criterion(output, (batch.mel, batch.gate))}
@@ -259,7 +271,7 @@ class WaveGlowTask(Task[WaveGlowTrainConfig, WaveGlowConfig, WaveGlow, SegmentDa
     def collate(self, items: list[SegmentItem]) -> SegmentBatch:
         return collate_segments(items)
 
-    def losses(self, model: WaveGlow, batch: SegmentBatch) -> dict[str, Tensor]:
+    def losses(self, model: nn.Module, batch: SegmentBatch) -> dict[str, Tensor]:
         return {"loss": self.criterion(model((batch.mel, batch.audio)))}
 
     @torch.no_grad()
