@@ -3,12 +3,14 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from fastglow.audio import MelConfig
 from fastglow.models import Tacotron2Config, WaveGlowConfig
 from fastglow.train.config import Tacotron2TrainConfig, WaveGlowTrainConfig
 from fastglow.train.loop import train
-from fastglow.train.prepare import prepare
+from fastglow.train.manifest import Item, PreparedDataset
 
 # Of a process that runs this checkout.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
@@ -62,8 +64,27 @@ def lexicon_file(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def noise(tmp_path_factory):
+    """Folder of a prepared data set of six clips of noise, none to validate: needs no package that reads audio."""
+    folder = tmp_path_factory.mktemp("noise")
+    random = np.random.default_rng(0)
+    dataset = PreparedDataset(folder, MelConfig(), {"train": [], "validation": []}, ["basic_cleaners"])
+    for kind in ("mels", "audio"):
+        (folder / kind).mkdir()
+    for i, frames in enumerate((9, 14, 20, 23, 31, 40)):
+        item = Item(f"noise{i}", "hello " * (i + 1), 256 * (frames - 1), frames)
+        np.save(dataset.path("mels", item.id), random.normal(-5, 1, (80, frames)).astype(np.float32))
+        np.save(dataset.path("audio", item.id), random.integers(-3000, 3000, item.samples).astype(np.int16))
+        dataset.items["train"].append(item)
+    dataset.write("noise", [])
+    return folder
+
+
+@pytest.fixture(scope="session")
 def prepared(tmp_path_factory):
     """Folder of the prepared clips: 7 to train on, 1 to validate."""
+    from fastglow.train.prepare import prepare
+
     folder = tmp_path_factory.mktemp("prepared")
     prepare(CLIPS, folder, progress=False, workers=1)
     return folder

@@ -7,6 +7,7 @@ import os
 import struct
 import tracemalloc
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from fastglow import FastglowError
 from fastglow.train.checkpointing import (
+    BEST,
     DamagedCheckpoint,
     find_newest_checkpoint,
     load_training_checkpoint,
@@ -23,6 +25,10 @@ from fastglow.train.checkpointing import (
     restore_random_state,
     save_training_checkpoint,
 )
+from fastglow.train.config import WaveGlowTrainConfig
+from fastglow.train.resuming import find_checkpoint
+
+CPU = torch.device("cpu")
 
 
 def checkpoint(iteration: int = 3, **changed) -> dict:
@@ -42,7 +48,7 @@ def checkpoint(iteration: int = 3, **changed) -> dict:
         "epoch": 1,
         "iteration": iteration,
         "batch": 2,
-        "random_state": random_state(),
+        "random_state": random_state(CPU),
         "training": {"learning_rate": 1e-4, "p": None, "cleaners": ("english_cleaners",)},
         "odd": [
             torch.tensor(5, dtype=torch.int64),
@@ -79,11 +85,12 @@ def _parameters(saved: dict) -> list[torch.Tensor]:
 
 
 def test_the_random_state_is_restored(tmp_path):
-    path = save_training_checkpoint(tmp_path, checkpoint(), keep=0)
+    path = tmp_path / "checkpoint_3.pt"
+    save_training_checkpoint(path, checkpoint())
     read = load_training_checkpoint(path, "waveglow")
-    restore_random_state(read["random_state"])
+    restore_random_state(read["random_state"], CPU)
     first = torch.rand(3), np.random.rand(3)
-    restore_random_state(torch.load(path, weights_only=True)["random_state"])
+    restore_random_state(torch.load(path, weights_only=True)["random_state"], CPU)
     assert torch.equal(torch.rand(3), first[0]) and np.array_equal(np.random.rand(3), first[1])
 
 
@@ -137,14 +144,15 @@ HOSTILE = {"zip bomb": bomb, "compressed pickle": compressed_pickle, "overlappin
 
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_bombs_are_refused_before_they_are_unpacked(tmp_path, hostile, caplog):
-    path = save_training_checkpoint(tmp_path, checkpoint(odd=[torch.randn(5000)]), keep=0)
+    path = tmp_path / "checkpoint_3.pt"
+    save_training_checkpoint(path, checkpoint(odd=[torch.randn(5000)]))
     bad = tmp_path / "checkpoint_4.pt"
     bad.write_bytes(HOSTILE[hostile](path.read_bytes()))
     tracemalloc.start()
     try:
         with pytest.raises(DamagedCheckpoint, match=r"checkpoint_4\.pt: .*(compressed|overlap|bytes)"):
             load_training_checkpoint(bad, "waveglow")
-        assert find_newest_checkpoint(tmp_path, "waveglow")["iteration"] == 3
+        assert find_newest_checkpoint(tmp_path, "waveglow").checkpoint["iteration"] == 3
         assert tracemalloc.get_traced_memory()[1] < 20e6
     finally:
         tracemalloc.stop()
@@ -205,11 +213,46 @@ def test_other_files_are_distinguished_from_damaged_ones(tmp_path):
         assert not isinstance(caught.value, DamagedCheckpoint)
 
 
+def test_the_best_checkpoint_counts_by_its_iteration(tmp_path):
+    """Regular ones may be far apart; of two of an iteration, the regular one is taken."""
+
+    def newest():
+        found = find_newest_checkpoint(tmp_path, "waveglow")
+        return found.path.name, found.checkpoint["iteration"]
+
+    save_training_checkpoint(tmp_path / BEST, checkpoint(7))
+    assert newest() == (BEST, 7)
+    for iteration, name in ((5, BEST), (7, "checkpoint_7.pt"), (9, "checkpoint_9.pt")):
+        save_training_checkpoint(tmp_path / f"checkpoint_{iteration}.pt", checkpoint(iteration))
+        assert newest() == (name, max(7, iteration))
+    for iteration in (7, 9):
+        (tmp_path / f"checkpoint_{iteration}.pt").write_bytes(b"PK")
+    assert newest() == (BEST, 7)
+    (tmp_path / BEST).write_bytes(b"PK")
+    assert newest() == ("checkpoint_5.pt", 5)
+
+
+def test_a_run_that_is_started_again_takes_its_own_checkpoints_only(tmp_path):
+    """Others may be in the folder, newer ones too if the run continues an old one of them."""
+    config = WaveGlowTrainConfig(data="", out=str(tmp_path))
+    for iteration, launchers in ((3, ["a", "b"]), (6, ["a"]), (9, ["c"]), (12, None), (15, 5), (18, [["a"]])):
+        contents = checkpoint(iteration) | ({} if launchers is None else {"launchers": launchers})
+        save_training_checkpoint(tmp_path / f"checkpoint_{iteration}.pt", contents)
+    for launchers, found in (({"a"}, 6), ({"b", "d"}, 3), ({"c"}, 9)):
+        assert find_checkpoint(config, "waveglow", launchers).checkpoint["iteration"] == found
+    for launchers in (set(), {"d"}):
+        with pytest.raises(FastglowError, match="already holds checkpoints: pass --resume"):
+            find_checkpoint(config, "waveglow", launchers)
+        assert find_checkpoint(replace(config, resume=True), "waveglow", launchers).checkpoint["iteration"] == 18
+    (tmp_path / "checkpoint_6.pt").write_bytes(b"PK")
+    assert find_checkpoint(config, "waveglow", {"a"}).checkpoint["iteration"] == 3
+
+
 @pytest.mark.parametrize("key", ["python", "numpy", "torch"])
 @pytest.mark.parametrize("value", [None, [1, 2], [1, [2, 3], None], torch.zeros(3), "state"], ids=str)
 def test_a_malformed_random_state_is_refused(key, value):
     with pytest.raises(DamagedCheckpoint, match="random state cannot be restored"):
-        restore_random_state(random_state() | {key: value})
+        restore_random_state(random_state(CPU) | {key: value}, CPU)
 
 
 @pytest.fixture(scope="module")

@@ -3,41 +3,8 @@ import torch
 
 from fastglow.errors import FastglowError
 from fastglow.text import Lexicon, sequence_to_text, text_to_sequence
-from fastglow.train.data import EpochBatchSampler, SegmentDataset, TextMelCollate, TextMelDataset
+from fastglow.train.data import SegmentDataset, TextMelCollate, TextMelDataset
 from fastglow.train.manifest import PreparedDataset
-
-
-@pytest.mark.parametrize("bucket_batches", [0, 3])
-def test_each_epoch_holds_every_item_once_in_its_own_order(bucket_batches):
-    lengths = [(7 * i) % 23 for i in range(24)]
-    sampler = EpochBatchSampler(lengths, 4, seed=5, bucket_batches=bucket_batches)
-    orders = []
-    for epoch in range(3):
-        sampler.epoch = epoch
-        batches = list(sampler)
-        assert sorted(i for batch in batches for i in batch) == list(range(24))
-        assert batches == list(sampler)
-        sampler.start = 2
-        assert list(sampler) == batches[2:]
-        assert len(sampler) == len(batches) - 2
-        sampler.start = 0
-        orders.append(batches)
-    assert orders[0] != orders[1] != orders[2]
-    assert list(EpochBatchSampler(lengths, 4, seed=6, bucket_batches=bucket_batches)) != orders[0]
-
-
-def test_buckets_group_similar_lengths():
-    lengths = torch.randperm(96).tolist()
-    spread = {}
-    for bucket_batches in (0, 8):
-        sampler = EpochBatchSampler(lengths, 8, seed=0, bucket_batches=bucket_batches)
-        spread[bucket_batches] = sum(max(lengths[i] for i in b) - min(lengths[i] for i in b) for b in sampler)
-    assert spread[8] < spread[0] / 3
-
-
-def test_incomplete_batches_are_dropped_unless_there_is_no_other():
-    assert [len(b) for b in EpochBatchSampler([1] * 10, 4, seed=0)] == [4, 4]
-    assert [len(b) for b in EpochBatchSampler([1] * 3, 4, seed=0)] == [3]
 
 
 @pytest.mark.parametrize("n_frames_per_step", [1, 3])

@@ -150,3 +150,10 @@ def test_each_tf32_setting_has_its_own_rate():
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
     assert flops._matrix_rate.cache_info().currsize == 2
+
+
+def test_measuring_draws_no_random_number_of_the_run():
+    flops._matrix_rate.cache_clear()
+    before = torch.get_rng_state()
+    matrix_rate(torch.device("cpu"), torch.float32)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -27,10 +27,11 @@ import json, multiprocessing, os, signal, subprocess, sys, traceback
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from fastglow.train import checkpointing, data, loop
+from fastglow.train import data, loop
+from fastglow.train.step import TrainStep
 from tests.train.conftest import configs
 
-original_step, original_save = loop.Trainer.step, torch.save
+original_step, original_save = TrainStep.__call__, torch.save
 original_item, original_sample = data.SegmentDataset.__getitem__, loop.TASKS["waveglow"].sample
 original_losses = loop.TASKS["waveglow"].losses
 original_set_num_threads, trainer_pid = torch.set_num_threads, os.getpid()
@@ -45,10 +46,10 @@ def strike(times=1):
         for _ in range(times):
             signal_group()
 
-def step(self, batch):
-    if moment == "batch" and self.iteration == 2:
+def step(self, *args, **options):
+    if moment == "batch" and self.state.iteration == 2:
         strike()
-    return original_step(self, batch)
+    return original_step(self, *args, **options)
 
 def save(*args):
     if moment == "saving" and args[0]["iteration"] == 3:
@@ -80,7 +81,7 @@ def set_num_threads(n):
         subprocess.run(["sh", "-c", f"kill -{int(number)} {os.getpid()}"], check=True, start_new_session=True)
     original_set_num_threads(n)
 
-loop.Trainer.step, torch.save = step, save
+TrainStep.__call__, torch.save = step, save
 data.SegmentDataset.__getitem__, loop.TASKS["waveglow"].sample = item, sample
 loop.TASKS["waveglow"].losses = losses
 torch.set_num_threads = set_num_threads
@@ -113,10 +114,10 @@ CASES = {
     ("first item", "SIGINT", 0): 1,
     ("first item", "SIGTERM", 1): 1,
     ("first item", "SIGINT", 2): 1,
-    ("validation", "SIGTERM", 0): 2,
-    ("validation", "SIGINT", 1): 2,
-    ("validation", "SIGTERM", 2): 2,
-    ("sample", "SIGTERM", 1): 2,
+    ("validation", "SIGTERM", 0): 3,
+    ("validation", "SIGINT", 1): 3,
+    ("validation", "SIGTERM", 2): 3,
+    ("sample", "SIGTERM", 1): 3,
     ("saving", "SIGTERM", 0): 3,
     ("saving", "SIGINT", 2): 3,
     ("saving again", "SIGTERM", 1): 1,

@@ -22,6 +22,9 @@ from .conftest import SMALL_WAVEGLOW, command_line, configs, run
         ({"device": "cuda:99"}, "device 'cuda:99' is not available"),
         ({"batch_size": 0}, "batch_size=0 must be positive"),
         ({"learning_rate": float("nan")}, "learning_rate=nan must be positive"),
+        ({"iters_per_checkpoint": -1}, "iters_per_checkpoint=-1 must not be negative"),
+        *(({"loss_scale": s}, f"loss_scale={s} must be .* a positive number of float32") for s in ("1e39", "1e-50")),
+        *(({"init_loss_scale": s}, "init_loss_scale=.* must be finite and not 0 in float32") for s in (1e39, 1e-50)),
         ({"num_workers": -1}, "num_workers=-1 must not be negative"),
         ({"seed": 2**63}, "does not fit in 64 bits"),
         ({"data": "nowhere"}, "run `fastglow prepare"),
@@ -63,7 +66,7 @@ def test_models_that_do_not_fit_the_data(prepared, tmp_path):
 def test_learning_rate_schedule():
     def rates(**options):
         config = TrainConfig("", "", learning_rate=1.0, anneal_steps=[2, 4, 6], **options)
-        return [config.learning_rate_at(epoch) for epoch in range(8)]
+        return [config.learning_rate_at(epoch, iteration=9) for epoch in range(8)]
 
     assert rates(anneal_factor=0.1) == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
     assert rates(anneal_factor=0.3) == pytest.approx([1, 1, 0.3, 0.3, 0.1, 0.1, 0.03, 0.03])

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shutil
 from dataclasses import asdict, replace
 
@@ -10,8 +11,9 @@ import torch
 
 from fastglow.cli import main
 from fastglow.errors import FastglowError
+from fastglow.files import replacing
 from fastglow.models import Tacotron2Config, WaveGlowConfig
-from fastglow.train.checkpointing import load_training_checkpoint
+from fastglow.train.checkpointing import BEST, load_training_checkpoint
 from fastglow.train.config import Tacotron2TrainConfig, WaveGlowTrainConfig
 from fastglow.train.loop import Trainer, train
 from fastglow.train.manifest import PreparedDataset
@@ -22,7 +24,7 @@ from .conftest import SMALL_TACOTRON2, SMALL_WAVEGLOW, command_line, configs, ru
 
 @pytest.fixture(scope="module")
 def runs(prepared, tmp_path_factory):
-    """A run of each model, stopped after the first of two iterations of an epoch."""
+    """A run of each model, stopped after the first of three iterations of an epoch."""
     folder = tmp_path_factory.mktemp("runs")
     for model in ("tacotron2", "waveglow"):
         run(model, prepared, folder / model, max_iterations=1)
@@ -77,8 +79,8 @@ def test_options_that_keep_the_weights_are_logged_and_used(resume, caplog, chang
     before = {**asdict(Tacotron2Config()), **SMALL_TACOTRON2}
     for name, value in changes.items():
         assert f"{name} {before[name]} -> {value}" in caplog.text
-    assert asdict(trainer.task.model_config) == asdict(trainer.model.config) == {**before, **changes}
-    assert (trainer.iteration, trainer.batch) == (1, 1)
+    assert asdict(trainer.task.model_config) == asdict(trainer.state.model.config) == {**before, **changes}
+    assert (trainer.state.iteration, trainer.state.batch) == (1, 1)
 
 
 def test_options_that_were_not_given_are_the_checkpoints(resume, caplog):
@@ -91,6 +93,29 @@ def test_options_that_were_not_given_are_the_checkpoints(resume, caplog):
     assert trainer.task.model_config == WaveGlowConfig(**SMALL_WAVEGLOW)
     assert (trainer.config.learning_rate, trainer.config.batch_size) == (5e-3, 3)
     assert not caplog.text
+
+
+def test_what_a_killed_process_did_not_finish_is_removed(runs, prepared, tmp_path):
+    shutil.copytree(runs / "waveglow", tmp_path / "run")
+    before = sorted(path.name for path in (tmp_path / "run").iterdir())
+    for name in ("checkpoint_7.pt", BEST):
+        with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "run" / name) as temporary:
+            shutil.copy(temporary, tmp_path / temporary.name)
+            raise KeyboardInterrupt
+        shutil.move(tmp_path / temporary.name, temporary)  # as a killed process leaves it
+    config, model_config = configs("waveglow", prepared, tmp_path / "run", resume=True)
+    Trainer("waveglow", config, model_config, progress=False)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
+
+
+def test_automatic_precision_is_what_it_stands_for(resume, caplog):
+    trainer = resume("waveglow", amp="auto")
+    assert trainer.config.amp == "bf16" and "amp off -> bf16" in caplog.text
+    trainer.save()
+    config, model_config = configs("waveglow", trainer.config.data, trainer.out, resume=True, amp="auto")
+    caplog.clear()
+    assert Trainer("waveglow", config, model_config, progress=False).config.amp == "bf16"
+    assert "differ" not in caplog.text
 
 
 @pytest.mark.parametrize("model", ["tacotron2", "waveglow"])
@@ -131,18 +156,18 @@ def test_the_command_distinguishes_given_options_from_defaults(where, runs, prep
     [
         ({"learning_rate": 1e-3}, 1),
         ({"weight_decay": 0.5}, 1),
-        ({"batch_size": 2}, 0),
+        ({"batch_size": 2}, 1),
         ({"seed": 5}, 0),
         ({"bucket_batches": 2}, 0),
     ],
 )
 def test_an_epoch_starts_again_if_its_batches_change(resume, caplog, options, batch):
     trainer = resume("waveglow", **options)
-    assert (trainer.iteration, trainer.batch) == (1, batch)
+    assert (trainer.state.iteration, trainer.state.batch) == (1, batch)
     assert ("epoch 1 starts again" in caplog.text) is (batch == 0)
     (name,) = options
     assert f"{name} " in caplog.text
-    assert trainer.optimizer.param_groups[0]["weight_decay"] == options.get("weight_decay", 1e-6)
+    assert trainer.state.optimizer.param_groups[0]["weight_decay"] == options.get("weight_decay", 1e-6)
 
 
 def edited(prepared, folder, edit):
@@ -194,14 +219,14 @@ def test_changed_data_is_logged_and_the_epoch_starts_again(resume, prepared, tmp
     trainer = resume(model, data=edited(prepared, tmp_path / "data", edit))
     assert f"data: train items: {logged}\n" in caplog.text
     assert "epoch 1 starts again" in caplog.text
-    assert (trainer.iteration, trainer.epoch, trainer.batch) == (1, 0, 0)
+    assert (trainer.state.iteration, trainer.state.epoch, trainer.state.batch) == (1, 0, 0)
 
 
 @pytest.mark.parametrize(("model", "read"), [("tacotron2", True), ("waveglow", False)])
 def test_a_changed_text_matters_to_tacotron2_only(resume, prepared, tmp_path, caplog, model, read):
     trainer = resume(model, data=edited(prepared, tmp_path / "data", correct_a_text))
     assert ("data: train items: 1 changed" in caplog.text) is read
-    assert trainer.batch == (0 if read else 1)
+    assert trainer.state.batch == (0 if read else 1)
 
 
 def test_other_validation_items_change_nothing_in_training(resume, prepared, tmp_path, caplog):
@@ -210,13 +235,13 @@ def test_other_validation_items_change_nothing_in_training(resume, prepared, tmp
 
     trainer = resume("tacotron2", data=edited(prepared, tmp_path / "data", edit))
     assert "data: validation items: 1 new, 1 gone" in caplog.text
-    assert trainer.batch == 1
+    assert trainer.state.batch == 1
 
 
 @pytest.mark.parametrize("model", ["tacotron2", "waveglow"])
 def test_the_same_data_in_another_folder_is_the_same(resume, prepared, tmp_path, caplog, model):
     shutil.copytree(prepared, tmp_path / "moved")
-    assert resume(model, data=tmp_path / "moved").batch == 1
+    assert resume(model, data=tmp_path / "moved").state.batch == 1
     assert not caplog.text
 
 
@@ -256,7 +281,7 @@ def test_older_checkpoints_are_resumed(model, runs, prepared, tmp_path, caplog):
     config, model_config = configs(model, edited(prepared, tmp_path / "data", add_two), tmp_path, resume=True)
     with caplog.at_level(logging.WARNING):
         trainer = Trainer(model, config, model_config, progress=False)
-    assert (trainer.iteration, trainer.batch) == (1, 1)
+    assert (trainer.state.iteration, trainer.state.batch) == (1, 1)
     assert not caplog.text
 
 
@@ -290,7 +315,7 @@ def test_lexicons_are_compared_by_their_pronunciations(prepared, tmp_path, lexic
 def test_a_repeated_call_loads_the_checkpoint_and_not_init_from(resume, caplog):
     """The first call's command with --resume: the file of --init-from may be missing by now."""
     trainer = resume("waveglow", init_from="gone.pt", ignore_layers=["WN.9"])
-    assert trainer.iteration == 1
+    assert trainer.state.iteration == 1
     assert not caplog.text
 
 
@@ -313,8 +338,8 @@ def test_a_run_that_is_done_says_so(prepared, tmp_path, caplog):
     run("waveglow", prepared, tmp_path, epochs=1)
     with caplog.at_level(logging.WARNING):
         config = WaveGlowTrainConfig(str(prepared), str(tmp_path), resume=True, device="cpu", tensorboard=False)
-        assert train("waveglow", config, WaveGlowConfig(), progress=False).name == "checkpoint_2.pt"
-    assert "nothing to do: the run has completed 1 epochs and 2 iterations" in caplog.text
+        assert train("waveglow", config, WaveGlowConfig(), progress=False).name == "checkpoint_3.pt"
+    assert "nothing to do: the run has completed 1 epochs and 3 iterations" in caplog.text
 
 
 @pytest.mark.parametrize("part", ["config", "training"])
@@ -352,3 +377,28 @@ def test_a_repeatable_option_in_a_file_may_be_one_string(prepared, tmp_path, cap
         assert main(arguments) == 2
         line = capsys.readouterr().err.splitlines()[-1]
         assert "ignore_layers=no.layer needs init_from" in line or "unknown cleaner 'no.layer'" in line
+
+
+@pytest.mark.parametrize(
+    "damage", [{"done": [[0, 1]]}, {"done": [[3, -1]]}, {"done": 5}, {"random_states": 3}, {"best_loss": "x"}]
+)
+def test_a_damaged_state_is_one_line(runs, prepared, tmp_path, damage):
+    checkpoint = torch.load(runs / "waveglow" / "checkpoint_1.pt", weights_only=True)
+    torch.save({**checkpoint, **damage}, tmp_path / "checkpoint_1.pt")
+    config, model_config = configs("waveglow", prepared, tmp_path, resume=True)
+    with pytest.raises(FastglowError, match="does not fit its own config") as error:
+        Trainer("waveglow", config, model_config, progress=False)
+    assert "\n" not in str(error.value)
+
+
+def test_the_lowest_validation_loss_is_that_on_the_same_items(runs, prepared, tmp_path):
+    def hold_out_another(items):
+        items["validation"][0] = replace(items["validation"][0], id="other")
+
+    checkpoint = torch.load(runs / "waveglow" / "checkpoint_1.pt", weights_only=True)
+    torch.save({**checkpoint, "best_loss": 1.5}, tmp_path / "checkpoint_1.pt")
+    found = []
+    for data in (prepared, edited(prepared, tmp_path / "data", hold_out_another)):
+        config, model_config = configs("waveglow", data, tmp_path, resume=True)
+        found.append(Trainer("waveglow", config, model_config, progress=False).state.best_loss)
+    assert found == [1.5, math.inf]

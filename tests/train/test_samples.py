@@ -13,6 +13,7 @@ from fastglow.train.config import TrainConfig
 from fastglow.train.loop import Trainer
 from fastglow.train.manifest import PreparedDataset
 from fastglow.train.reporting import Reporter
+from fastglow.train.step import TrainStep
 from fastglow.train.tasks import Sample
 
 from .conftest import configs, run
@@ -29,10 +30,10 @@ def trainer_of(model, prepared, out, **options):
 
 def never_stop(trainer):
     """Makes a gate that never fires, as at the start of a training."""
-    gate = trainer.model.decoder.gate_layer.linear_layer
+    gate = trainer.state.model.decoder.gate_layer.linear_layer
     gate.weight.data.zero_()
     gate.bias.data.fill_(-20)
-    trainer.model.eval()
+    trainer.state.model.eval()
 
 
 @pytest.mark.parametrize("n_frames_per_step", [1, 3, 4])
@@ -43,29 +44,29 @@ def test_a_model_that_never_stops_is_stopped_at_one_and_a_half_times_the_recordi
     model_config.max_decoder_steps, model_config.n_frames_per_step = 2000, n_frames_per_step
     trainer = Trainer("tacotron2", config, model_config, progress=False)
     never_stop(trainer)
-    sample = trainer.task.sample(trainer.model, trainer.valset)
+    sample = trainer.task.sample(trainer.state.model, trainer.valset)
     recorded = trainer.task.dataset.items["validation"][0].frames
     assert sample.mels["recorded"].shape[1] == recorded
     for n_frames in (sample.mels["predicted"].shape[1], len(sample.alignment) * n_frames_per_step):
         assert 0 <= n_frames - 1.5 * recorded < n_frames_per_step + 1
     assert len(sample.audio) <= sample.mels["predicted"].shape[1] * HOP
-    assert trainer.model.decoder.max_decoder_steps == 2000
+    assert trainer.state.model.decoder.max_decoder_steps == 2000
 
 
 def test_a_lower_step_limit_of_the_model_holds(prepared, tmp_path):
     trainer = trainer_of("tacotron2", prepared, tmp_path)
-    trainer.model.decoder.max_decoder_steps = 7
+    trainer.state.model.decoder.max_decoder_steps = 7
     never_stop(trainer)
-    assert trainer.task.sample(trainer.model, trainer.valset).mels["predicted"].shape[1] == 7 * 4
-    assert trainer.model.decoder.max_decoder_steps == 7
+    assert trainer.task.sample(trainer.state.model, trainer.valset).mels["predicted"].shape[1] == 7 * 4
+    assert trainer.state.model.decoder.max_decoder_steps == 7
 
 
 def test_an_error_leaves_the_step_limit_alone(prepared, tmp_path, monkeypatch):
     trainer = trainer_of("tacotron2", prepared, tmp_path)
-    monkeypatch.setattr(trainer.model, "infer", lambda *args, **kw: 1 / 0)
+    monkeypatch.setattr(trainer.state.model, "infer", lambda *args, **kw: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        trainer.task.sample(trainer.model, trainer.valset)
-    assert trainer.model.decoder.max_decoder_steps == 2000
+        trainer.task.sample(trainer.state.model, trainer.valset)
+    assert trainer.state.model.decoder.max_decoder_steps == 2000
 
 
 @pytest.mark.parametrize("model", ["tacotron2", "waveglow"])
@@ -76,8 +77,8 @@ def test_long_recordings_are_cut(prepared, tmp_path, monkeypatch, model, seconds
     trainer = trainer_of(model, prepared, tmp_path)
     if model == "tacotron2":
         never_stop(trainer)
-    trainer.model.eval()
-    sample = trainer.task.sample(trainer.model, trainer.valset)
+    trainer.state.model.eval()
+    sample = trainer.task.sample(trainer.state.model, trainer.valset)
     assert sample.mels["recorded"].shape[1] == int(seconds * RATE / HOP)
     longest = 1.5 * seconds if model == "tacotron2" else seconds
     assert longest * RATE - 6 * HOP < len(sample.audio) <= longest * RATE + 6 * HOP
@@ -108,12 +109,14 @@ def test_the_first_item_that_is_short_enough_is_sampled(prepared, tmp_path, monk
 )
 def test_how_often_samples_are_written(prepared, tmp_path, monkeypatch, options, epochs_with_samples):
     written = []
-    monkeypatch.setattr(Trainer, "step", lambda self, batch: {"loss": 0.0})
+    monkeypatch.setattr(
+        TrainStep, "__call__", lambda self, batches, weights, stop: {"loss": 0.0, "items": 1.0, "stop": 0.0}
+    )
     monkeypatch.setattr(tasks.WaveGlowTask, "losses", lambda self, model, batch: {"loss": batch.audio.sum()})
     monkeypatch.setattr(tasks.WaveGlowTask, "sample", lambda self, model, valset: None)
     monkeypatch.setattr(Reporter, "sample", lambda self, sample, rate, iteration: written.append(iteration))
     run("waveglow", prepared, tmp_path, epochs=8, **options)
-    assert written == [2 * epoch for epoch in epochs_with_samples]  # two batches per epoch
+    assert written == [3 * epoch for epoch in epochs_with_samples]  # three batches per epoch
 
 
 def a_sample(seconds):

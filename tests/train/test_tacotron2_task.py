@@ -25,10 +25,10 @@ def prenet_input_and_target(trainer, batch):
     """The prenet's input, [steps, B, n_frames_per_step * n_mel_channels], and the target of a batch's losses."""
     seen = []
     handles = [
-        trainer.model.decoder.prenet.register_forward_pre_hook(lambda module, args: seen.append(args[0])),
+        trainer.state.model.decoder.prenet.register_forward_pre_hook(lambda module, args: seen.append(args[0])),
         trainer.task.criterion.register_forward_pre_hook(lambda module, args: seen.append(args[1][0])),
     ]
-    trainer.task.losses(trainer.model, batch)
+    trainer.task.losses(trainer.state.model, batch)
     for handle in handles:
         handle.remove()
     prenet_input, target = seen
@@ -80,7 +80,7 @@ def test_no_frame_is_dropped_without_the_option_or_in_validation(prepared, tmp_p
         with Reporter(trainer.out, tensorboard=False) as trainer.reporter:
             means[p] = trainer.validate()["loss"]
         assert torch.equal(prenet_input_and_target(trainer, batch)[0][1:], steps)
-        trainer.model.train()
+        trainer.state.model.train()
         assert torch.equal(prenet_input_and_target(trainer, batch)[0][1:], steps) == (p == 0)
     assert means[0.0] == means[0.9]
 
@@ -110,7 +110,7 @@ def test_initial_mel_bias_is_the_mean_mel(prepared, tmp_path):
     trainer = Trainer("tacotron2", config, model_config, progress=False)
     mels = [trainer.task.dataset.mel(item).astype(np.float64) for item in trainer.task.dataset.items["train"]]
     expected = np.mean([mel.mean(axis=1) for mel in mels], axis=0)
-    bias = trainer.model.decoder.linear_projection.linear_layer.bias.detach().numpy()
+    bias = trainer.state.model.decoder.linear_projection.linear_layer.bias.detach().numpy()
     np.testing.assert_allclose(bias.reshape(4, 80), np.tile(expected, (4, 1)), atol=1e-5)
 
 

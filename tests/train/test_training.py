@@ -17,6 +17,8 @@ from fastglow.errors import FastglowError
 from fastglow.train.checkpointing import find_newest_checkpoint, load_training_checkpoint
 from fastglow.train.loop import Trainer
 from fastglow.train.manifest import PreparedDataset
+from fastglow.train.ranks import Ranks
+from fastglow.train.step import TrainStep
 
 from .conftest import ENVIRONMENT, MODELS, command_line, configs, run
 
@@ -25,7 +27,8 @@ def validation_loss(model, data, out, **options):
     config, model_config = configs(model, data, out, **options)
     trainer = Trainer(model, config, model_config, progress=False)
     losses = [
-        trainer.task.losses(trainer.model.eval(), trainer.task.collate([item]))["loss"] for item in trainer.trainset
+        trainer.task.losses(trainer.state.model.eval(), trainer.task.collate([item]))["loss"]
+        for item in trainer.trainset
     ]
     return torch.stack(losses).mean().item()
 
@@ -42,14 +45,15 @@ KILLED_RUN = """
 import os, signal, sys
 import torch
 torch.set_num_threads(1)
-from fastglow.train import loop
+from fastglow.train.ranks import Ranks
+from fastglow.train.step import TrainStep
 from fastglow.cli import main
-step = loop.Trainer.step
-def step_or_die(self, batch):
-    if self.iteration == 5:
+step = TrainStep.__call__
+def step_or_die(self, *args, **options):
+    if self.state.iteration == 5:
         os.kill(os.getpid(), signal.SIGKILL)
-    return step(self, batch)
-loop.Trainer.step = step_or_die
+    return step(self, *args, **options)
+TrainStep.__call__ = step_or_die
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -77,7 +81,7 @@ def test_killed_and_resumed_equals_uninterrupted(model, prepared, lexicon_file, 
         torch.cat([m["exp_avg_sq"].flatten() for m in c["optimizer"]["state"].values()]) for c in (whole, resumed)
     ]
     assert torch.equal(*moments)
-    assert (whole["epoch"], whole["batch"]) == (resumed["epoch"], resumed["batch"]) == (4, 0)
+    assert (whole["epoch"], whole["batch"]) == (resumed["epoch"], resumed["batch"]) == (2, 2)
 
 
 def test_workers_and_validation_change_nothing(prepared, tmp_path):
@@ -90,14 +94,14 @@ def test_workers_and_validation_change_nothing(prepared, tmp_path):
 def test_tensorboard_pictures_and_sound(prepared, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run("tacotron2", prepared, tmp_path, max_iterations=2, tensorboard=True, epochs_per_validation=1)
+    run("tacotron2", prepared, tmp_path, max_iterations=3, tensorboard=True, epochs_per_validation=1)
     events = EventAccumulator(str(tmp_path / "logs")).Reload()
     tags = events.Tags()
     assert {"train/loss", "train/guided_attention_loss", "train/grad_norm", "validation/loss"} <= set(tags["scalars"])
-    assert [event.step for event in events.Scalars("train/loss")] == [1, 2]
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3]
     assert tags["images"] == ["validation/mel"]
     assert tags["audio"] == ["validation/audio"]
-    assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == ["00000002.png", "00000002.wav"]
+    assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == ["00000003.png", "00000003.wav"]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -128,7 +132,7 @@ def test_newest_valid_checkpoint_is_found(prepared, tmp_path, caplog):
     newest.write_bytes(newest.read_bytes()[:-500])
     (tmp_path / "checkpoint_10.tmp").write_bytes(b"left by a crash")
     with caplog.at_level(logging.WARNING):
-        assert find_newest_checkpoint(tmp_path, "waveglow")["iteration"] == 2
+        assert find_newest_checkpoint(tmp_path, "waveglow").checkpoint["iteration"] == 2
     assert "skipping " in caplog.text and "checkpoint_3.pt: damaged or truncated file" in caplog.text
     with pytest.raises(FastglowError, match="training checkpoint of waveglow, not of tacotron2"):
         find_newest_checkpoint(tmp_path, "tacotron2")
@@ -165,10 +169,10 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(prepared, tmp_path,
     monkeypatch.setattr(
         trainer.task, "losses", lambda m, b: {"loss": losses(m, b)["loss"] + (0 * m.upsample.bias[0]).abs().sqrt()}
     )
-    before = trainer.model.upsample.bias.detach().clone()
+    before = trainer.state.model.upsample.bias.detach().clone()
     with pytest.raises(FastglowError, match="the norm of the gradient is nan at iteration 0, .*arctic"):
-        trainer.step(trainer.task.collate([trainer.trainset[0]]))
-    assert torch.equal(trainer.model.upsample.bias, before)
+        trainer.step([trainer.task.collate([trainer.trainset[0]])], [1.0], stop=False)
+    assert torch.equal(trainer.state.model.upsample.bias, before)
 
 
 def test_a_failing_sample_does_not_end_the_training(prepared, tmp_path, monkeypatch, caplog):
@@ -177,8 +181,8 @@ def test_a_failing_sample_does_not_end_the_training(prepared, tmp_path, monkeypa
 
     monkeypatch.setattr("fastglow.train.tasks.WaveGlowTask.sample", fail)
     with caplog.at_level(logging.WARNING):
-        run("waveglow", prepared, tmp_path, max_iterations=2, epochs_per_validation=1)
-    assert "no validation sample at iteration 2: it is silent" in caplog.text
+        run("waveglow", prepared, tmp_path, max_iterations=3, epochs_per_validation=1)
+    assert "no validation sample at iteration 3: it is silent" in caplog.text
 
 
 def test_an_error_in_a_loader_process_is_one_line(prepared, tmp_path):
@@ -197,14 +201,14 @@ def test_old_checkpoints_are_removed_when_asked(prepared, tmp_path):
 
 
 def test_a_signal_ends_the_run_with_a_checkpoint(prepared, tmp_path, monkeypatch):
-    step = Trainer.step
+    step = TrainStep.__call__
 
-    def step_and_signal(self, batch):
-        if self.iteration == 2:
+    def step_and_signal(self, *args, **options):
+        if self.state.iteration == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, batch)
+        return step(self, *args, **options)
 
-    monkeypatch.setattr(Trainer, "step", step_and_signal)
+    monkeypatch.setattr(TrainStep, "__call__", step_and_signal)
     before = signal.getsignal(signal.SIGTERM)
     path = run("waveglow", prepared, tmp_path, max_iterations=100)
     assert path.name == "checkpoint_3.pt"
@@ -215,3 +219,37 @@ def test_existing_run_is_not_overwritten(prepared, tmp_path):
     run("waveglow", prepared, tmp_path, max_iterations=1)
     with pytest.raises(FastglowError, match="already holds checkpoints: pass --resume"):
         run("waveglow", prepared, tmp_path, max_iterations=1)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_validation_means_do_not_depend_on_the_number_of_processes(model, prepared, tmp_path, monkeypatch):
+    """Seven items in batches of two: what three processes add up is what one computes."""
+
+    def shares(world_size):
+        gathered = []
+        monkeypatch.setattr(Ranks, "gather", lambda self, value: (gathered.append(value), [value])[1])
+        monkeypatch.setattr(Ranks, "broadcast_buffers", lambda self, module: None)
+        for rank in range(world_size):
+            config, model_config = configs(
+                model, folder, tmp_path / f"{world_size}-{rank}", batch_size=2, keep_best=False
+            )
+            trainer = Trainer(model, config, model_config, progress=False)
+            trainer.ranks = Ranks(rank, world_size)
+            monkeypatch.setattr(type(trainer.task), "sample", no_sample)
+            trainer.validate()
+        return [value[0] for value in gathered if isinstance(value, tuple)]
+
+    def no_sample(self, network, valset):
+        raise FastglowError("not wanted here")
+
+    folder = tmp_path / "data"
+    shutil.copytree(prepared, folder)
+    dataset = PreparedDataset.open(folder)
+    dataset.items["validation"] = list(dataset.items["train"])
+    dataset.write("edited", [])
+    (whole,) = shares(1)
+    parts = shares(3)
+    assert len(parts) == 3 and all(part.keys() == whole.keys() for part in parts)
+    for name, total in whole.items():
+        assert sum(part[name] for part in parts) == pytest.approx(total, rel=1e-12)
+        assert all(0 < abs(part[name]) < abs(total) for part in parts)
