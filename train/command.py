@@ -19,7 +19,7 @@ from fastglow.text.cleaners import DEFAULT_CLEANERS
 
 from .config import WN_OPTIONS, ModelConfig, Tacotron2TrainConfig, TrainConfig, WaveGlowTrainConfig
 from .launching import check_launched, count_processes, launch
-from .ranks import joined_ranks
+from .ranks import joined_ranks, leave_process
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -229,6 +229,8 @@ def _train(model_name: str, config: TrainConfig, model_config: ModelConfig, opti
             path = run_training(model_name, config, model_config, progress, _given(context), ranks)
             if ranks.is_first:
                 click.echo(f"saved {path}")
+        if ranks.several:
+            leave_process()
 
     # `record` tells torchrun's process why this one failed.
     (record(run) if is_torchelastic_launched() else run)()

@@ -4,12 +4,13 @@ import hashlib
 import inspect
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -161,6 +162,17 @@ def joined_ranks() -> Iterator[Ranks]:
             time.sleep(SECONDS_TO_BE_ENDED)
         raise
     dist.destroy_process_group()  # not after an error: others may not answer any more
+
+
+def leave_process() -> NoReturn:
+    """Ends a process of several without the end of Python, once its work is done.
+
+    gloo's threads outlive the process group, which DistributedDataParallel never lets go of. One of them may still be
+    releasing a tensor, for which it takes Python's lock; while Python ends, that aborts the process.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def launcher() -> str:

@@ -32,6 +32,11 @@ elif "RANK" in os.environ and fault:
     planted = rank == os.environ["RANK"] and attempt == os.environ["TORCHELASTIC_RESTART_COUNT"]
     step = TrainStep.__call__
 
+    if planted and fault == "finalization":
+        import atexit
+
+        atexit.register(os.abort)
+
     def faulty(self, *args, **options):
         if planted and self.state.iteration == int(iteration):
             if fault == "killed":

@@ -8,7 +8,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from fastglow.train.loop import Trainer
-from fastglow.train.ranks import joined_ranks
+from fastglow.train.ranks import joined_ranks, leave_process
 
 from ..train.conftest import configs
 
@@ -53,3 +53,4 @@ def steps(trainer, epoch):
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]))
+    leave_process()
