@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from bench.precision import BF16, FP16, OFF, TF32, tf32
+from bench.precision import BF16, FP16, OFF, TF32
 from bench.training import Batch, Recipe, Trainee, TrainStep, first_whole_step, train_step
 from bench.workload import FASTGLOW, TRAIN_STEP, Implementation
+from fastglow.kernels.launch import product_precision
 
 OURS = Implementation(FASTGLOW)
 
@@ -114,13 +115,12 @@ def test_a_step_is_adams_with_unscaled_and_clipped_gradients():
         torch.testing.assert_close(parameter.grad, gradient / 2, rtol=2e-2, atol=1e-3)
 
 
-def test_the_switches_of_tf32_are_restored():
-    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [switch.allow_tf32 for switch in switches]
-    for precision, expected in ((OFF, [False, False]), (TF32, [True, True]), (BF16, before)):
+def test_products_have_the_named_precision():
+    def products():
+        return [product_precision(torch.float32, convolution) for convolution in (False, True)]
+
+    before = products()
+    for precision, expected in ((OFF, ["ieee", "ieee"]), (TF32, ["tf32", "tf32"]), (BF16, before)):
         with precision.products():
-            assert [switch.allow_tf32 for switch in switches] == expected
-        assert [switch.allow_tf32 for switch in switches] == before
-    with pytest.raises(ZeroDivisionError), tf32(not before[0]):
-        raise ZeroDivisionError
-    assert [switch.allow_tf32 for switch in switches] == before
+            assert products() == expected
+        assert products() == before

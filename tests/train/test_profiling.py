@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import resource
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -102,18 +103,20 @@ def test_off(tmp_path, monkeypatch, caplog):
     assert not list(tmp_path.iterdir()) and not caplog.records
 
 
-@pytest.fixture
+@contextmanager
 def full_disk():
-    """No file may grow beyond 500 bytes."""
+    """No file may grow beyond 500 bytes; not for a whole test, because pytest's own output may be a file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.usefixtures("full_disk")
 def test_a_full_disk(tmp_path):
-    with pytest.raises(FastglowError, match=r"^.*trace_105-105.json.gz cannot be written: .*no whole trace.*$"):
+    message = r"^.*trace_105-105.json.gz cannot be written: .*no whole trace.*$"
+    with full_disk(), pytest.raises(FastglowError, match=message):
         run(tmp_path, 1, SKIPPED + 1)
     assert not list((tmp_path / "profile").iterdir())
     assert not torch.autograd._profiler_enabled()
