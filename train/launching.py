@@ -15,6 +15,7 @@ import torch
 from fastglow.errors import FastglowError
 
 from .interruption import STOPPING
+from .ranks import status_of
 
 ALL = "all"
 
@@ -150,12 +151,11 @@ def _catches(process: int, number: int) -> bool:
 def _children() -> list[int]:
     """Process ids of the children of this process."""
     children = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
+    for path in Path("/proc").glob("[0-9]*"):
         try:
-            # The name, in parentheses, may contain anything; the state and the parent follow it.
-            parent = int(path.read_text(errors="replace").rpartition(")")[2].split()[1])
-        except (OSError, IndexError):
+            parent = int(status_of(int(path.name))[1])
+        except OSError:
             continue  # it has just ended
         if parent == os.getpid():
-            children.append(int(path.parent.name))
+            children.append(int(path.name))
     return children

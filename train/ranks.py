@@ -188,16 +188,20 @@ def launcher() -> str:
     try:
         # A script between torchrun and this process has inherited the variable; torchrun itself has not.
         while f"\0{RUN_ID}=".encode() in b"\0" + Path(f"/proc/{process}/environ").read_bytes():
-            process = int(_stat(process)[1])
-        began = _stat(process)[19]  # numbers are used again
+            process = int(status_of(process)[1])
+        began = status_of(process)[19]  # numbers are used again
     except OSError:
         pass
     name = f"{socket.gethostname()} {process} {began}"
     return hashlib.blake2b(name.encode(), digest_size=8).hexdigest()  # checkpoints are published
 
 
-def _stat(process: int) -> list[str]:
-    """What /proc says of a process after its name, which is in parentheses and may contain anything."""
+def status_of(process: int) -> list[str]:
+    """What /proc says of a process after its name, which is in parentheses and may contain anything: state, parent, ...
+
+    Raises:
+        OSError: it has ended.
+    """
     return Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()
 
 

@@ -1,6 +1,9 @@
 """Eight short clips, prepared once, and models small enough to train in a test."""
 
 import os
+import resource
+import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +91,28 @@ def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepared")
     prepare(CLIPS, folder, progress=False, workers=1)
     return folder
+
+
+@contextmanager
+def files_of_at_most(n_bytes):
+    """Around single calls only, as on a full disk: pytest's own output may be a file too."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.fixture
+def poisoned(prepared, tmp_path):
+    """(a data set with one mel of NaNs, that item)."""
+    folder = tmp_path / "data"
+    shutil.copytree(prepared, folder)
+    dataset = PreparedDataset.open(folder)
+    bad = dataset.items["train"][4]
+    np.save(dataset.path("mels", bad.id), np.full_like(dataset.mel(bad), np.nan))
+    return folder, bad
 
 
 def configs(model, data, out, **options):

@@ -4,10 +4,8 @@ import json
 import logging
 import os
 import re
-import resource
 import shutil
 import warnings
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -26,7 +24,7 @@ from fastglow.train.export import VoiceOptions, export_voice, load_run
 from fastglow.train.loop import train
 from fastglow.voices import Voice
 
-from .conftest import LEXICON, configs, run
+from .conftest import LEXICON, configs, files_of_at_most, run
 
 pytestmark = pytest.mark.filterwarnings("ignore::fastglow.models.tacotron2.DecoderStepLimitWarning")
 
@@ -330,16 +328,6 @@ def test_only_an_empty_folder_is_filled(trained, tmp_path):
     assert files(tmp_path) == before
     message = error(trained / "tacotron2", None, tmp_path / "full" / "mine" / "voice")
     assert message.endswith("cannot be written: Not a directory")
-
-
-@contextmanager
-def files_of_at_most(n_bytes):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.parametrize("exists", [False, True])

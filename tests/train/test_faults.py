@@ -4,7 +4,6 @@ import errno
 import logging
 import math
 import os
-import shutil
 import subprocess
 import sys
 
@@ -128,17 +127,6 @@ def test_a_truncated_newest_checkpoint_is_skipped(model, prepared, tmp_path, cap
     assert "resumed at epoch 0, iteration 2" in caplog.text
     whole, again = (load_training_checkpoint(path, model)["state_dict"] for path in (whole, again))
     assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
-
-
-@pytest.fixture
-def poisoned(prepared, tmp_path):
-    """(a data set with one mel of NaNs, that item)."""
-    folder = tmp_path / "data"
-    shutil.copytree(prepared, folder)
-    dataset = PreparedDataset.open(folder)
-    bad = dataset.items["train"][4]
-    np.save(dataset.path("mels", bad.id), np.full_like(dataset.mel(bad), np.nan))
-    return folder, bad
 
 
 @pytest.mark.parametrize("amp", ["off", "bf16"])

@@ -5,8 +5,6 @@ import logging
 import math
 import os
 import random
-import resource
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -14,6 +12,8 @@ import torch
 
 from fastglow.errors import FastglowError
 from fastglow.train.history import HistoryWriter, Record, read_backwards, read_history
+
+from .conftest import files_of_at_most
 
 
 @pytest.fixture
@@ -220,16 +220,6 @@ def test_a_full_disk_is_an_error(log):
     log.symlink_to("/dev/full")
     with HistoryWriter(log) as writer, pytest.raises(FastglowError, match="log.jsonl cannot be written: No space left"):
         writer.write("train", 0, 1, {})
-
-
-@contextmanager
-def files_of_at_most(n_bytes):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.parametrize("room", [1, 20])

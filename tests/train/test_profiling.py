@@ -4,8 +4,6 @@ import gzip
 import json
 import logging
 import os
-import resource
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +15,8 @@ from fastglow import FastglowError
 from fastglow.train import profiling
 from fastglow.train.profiling import SKIPPED, StepProfiler, costliest
 from fastglow.train.stopwatch import Stopwatch
+
+from .conftest import files_of_at_most
 
 CPU = torch.device("cpu")
 FIRST = 100  # iteration of the first step
@@ -103,20 +103,9 @@ def test_off(tmp_path, monkeypatch, caplog):
     assert not list(tmp_path.iterdir()) and not caplog.records
 
 
-@contextmanager
-def full_disk():
-    """No file may grow beyond 500 bytes; not for a whole test, because pytest's own output may be a file."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_full_disk(tmp_path):
     message = r"^.*trace_105-105.json.gz cannot be written: .*no whole trace.*$"
-    with full_disk(), pytest.raises(FastglowError, match=message):
+    with files_of_at_most(500), pytest.raises(FastglowError, match=message):
         run(tmp_path, 1, SKIPPED + 1)
     assert not list((tmp_path / "profile").iterdir())
     assert not torch.autograd._profiler_enabled()
