@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastglow.audio import griffin_lim
+from fastglow.audio.griffinlim import PREDICTED_POWER
 from fastglow.checkpoint import LexiconFile, TrainedWith
 from fastglow.errors import FastglowError
 from fastglow.models import Tacotron2, Tacotron2Config, WaveGlow, WaveGlowConfig
@@ -260,7 +261,7 @@ class Tacotron2Task(Task[Tacotron2TrainConfig, Tacotron2Config, Tacotron2, TextM
             )
         length = max(1, int(lengths[0]))
         mel = mel[0, :, :length].float().cpu()
-        audio = griffin_lim(mel, self.dataset.audio, seed=SAMPLE_SEED).clamp(-1, 1)
+        audio = griffin_lim(mel, self.dataset.audio, seed=SAMPLE_SEED, power=PREDICTED_POWER).clamp(-1, 1)
         mels = {"predicted": mel.numpy(), "recorded": target.numpy()}
         return Sample(audio.numpy(), mels, alignments[0].float().cpu().numpy(), valset.items[index].text)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -10,16 +9,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastglow.audio.config import MelConfig
+from fastglow.audio.excitation import mix, pitch, pulses, tract_phase
 from fastglow.audio.mel import mel_filterbank
+from fastglow.audio.mel_inversion import MelConstraint, level_above
+from fastglow.audio.stft import Stft, magnitude_of
 from fastglow.errors import FastglowError
 
 _TINY = 1e-10
 
-# Many linear magnitudes have the same mel. After the fraction _REFINE_AFTER of the iterations, each iteration blends
-# the magnitudes with those of the current signal, at the weight _REFINE_BLEND. Tuned on speech of two speakers, where
-# it halves the error of the output's mel and lowers the error of its linear spectrum by 12 %.
-_REFINE_AFTER = 1 / 3
-_REFINE_BLEND = 0.1
+# The source's magnitudes start at least this high: multiplicative updates keep zeros. Its mean is about 20.
+_FLOOR = 1e-3
+
+# Updates of the source's magnitudes before the first iteration; more change nothing that can be heard or measured.
+_START_UPDATES = 10
+
+# Many linear magnitudes have the same mel. Each iteration moves them this far towards those of the current signal.
+_BLEND = 0.5
+
+
+# For mels that an acoustic model predicted.
+PREDICTED_POWER = 1.2
 
 
 @torch.no_grad()
@@ -34,17 +43,19 @@ def griffin_lim(
 ) -> Tensor:
     """Log-mel [B, n_mel_channels, T] (or [n_mel_channels, T]) -> audio fp32 [B, T * hop_length] (or [N]).
 
-    Multiplicative updates under the Kullback-Leibler divergence (Lee & Seung, 2001) find linear magnitudes with the
-    given mel. The fast Griffin-Lim algorithm (Perraudin, Balazs & Sondergaard, 2013) with `momentum` (0 is Griffin &
-    Lim, 1984) finds the phases, starting from random ones; its later iterations move the magnitudes towards the
-    signal's, still with the given mel.
+    Pulses at the pitch that the mel shows, and noise, are where the linear magnitudes and the phases start: they hold
+    the harmonics and the roughness that a mel blurs (`fastglow.audio.excitation`). Multiplicative updates under the
+    Kullback-Leibler divergence (Lee & Seung, 2001) give the magnitudes the mel, and keep their fine structure. The
+    fast Griffin-Lim algorithm (Perraudin, Balazs & Sondergaard, 2013) with `momentum` (0 is Griffin & Lim, 1984)
+    then makes the phases consistent and moves the magnitudes towards the signal's, still with the given mel. Above
+    mel_fmax, where a mel says nothing, the spectrum goes on from below at a falling level.
 
     T frames give T * hop_length samples, as WaveGlow does: the last frame is repeated, since an inverse STFT alone
     gives one hop less. Items are independent: with `lengths` [B], in frames, each is the same as alone, followed by
-    zeros. `seed` fixes every item's initial phases, on any device; None draws them from torch's global generator.
-    `power` > 1 sharpens the mel at equal energy: Tacotron (Wang et al., 2017) used 1.2 against the artefacts of
-    over-smooth predictions; for recorded mels 1 is best. The level follows the mel, so samples can slightly exceed
-    [-1, 1]. `config=None` means the defaults of `MelConfig`.
+    zeros. `seed` fixes every item's noise, on any device; None draws it from torch's global generator.
+    `power` > 1 sharpens each frame at equal energy, as Tacotron (Wang et al., 2017) sharpened its magnitudes: use
+    `PREDICTED_POWER` for over-smooth predictions; for recorded mels 1 is best. The level follows the mel, so samples
+    can slightly exceed [-1, 1]. `config=None` means the defaults of `MelConfig`.
 
     Raises FastglowError for a mel of another shape or with values that are not finite or too large, for lengths that
     do not match the batch, and for a hop of more than half the window.
@@ -73,65 +84,58 @@ def griffin_lim(
     for item, length, out in zip(items, frames, audio, strict=True):
         if length:
             with torch.autocast(items.device.type, enabled=False):
-                mel = _decompress(item[:, :length], power)
-                out[: length * config.hop_length] = _reconstruct(mel, filters, config, n_iter, momentum, seed)
+                out[: length * config.hop_length] = _reconstruct(
+                    item[:, :length], filters, config, n_iter, momentum, seed, power
+                )
     return audio if log_mel.dim() == 3 else audio[0]
 
 
 def _decompress(log_mel: Tensor, power: float) -> Tensor:
-    """log-mel [C, T] -> mel magnitudes to the power `power`, at the same energy."""
-    mel = log_mel.float().exp()
-    sharpened = mel if power == 1 else mel**power
-    sharpened = sharpened * (mel.norm() / sharpened.norm().clamp(min=_TINY))
-    if not torch.isfinite(sharpened).all():
+    """log-mel [T, C] -> mel magnitudes to the power `power`, at the same energy of each frame."""
+    mel = log_mel.exp()
+    if power != 1:
+        sharpened = mel**power
+        mel = sharpened * (mel.norm(dim=1, keepdim=True) / sharpened.norm(dim=1, keepdim=True).clamp(min=_TINY))
+    if not torch.isfinite(mel).all():
         raise FastglowError("log_mel has values that are NaN, infinite or too large: pass logarithms of magnitudes")
-    return sharpened
+    return mel
 
 
-class _MelConstraint:
-    """Multiplicative updates of magnitudes [bins, T] towards the mel `mel` [C, T]."""
-
-    def __init__(self, filters: Tensor, mel: Tensor):
-        self.filters, self.mel = filters, mel
-        self.weight = filters.sum(0)[:, None].clamp(min=_TINY)
-
-    def update(self, magnitude: Tensor) -> Tensor:
-        """One multiplicative update; bins outside every filter become 0."""
-        ratio = self.mel / (self.filters @ magnitude).clamp(min=_TINY)
-        return magnitude * (self.filters.T @ ratio) / self.weight
-
-    def solve(self, n_updates: int = 30) -> Tensor:
-        """Magnitudes from the mel alone. They start smooth, since zeros would stay zeros."""
-        spread = self.filters.T @ self.filters.sum(1, keepdim=True)
-        magnitude = self.filters.T @ self.mel / spread.clamp(min=_TINY) + _TINY
-        for _ in range(n_updates):
-            magnitude = self.update(magnitude)
-        return magnitude
+def _source(log_mel: Tensor, stft: Stft, config: MelConfig, seed: int | None) -> Tensor:
+    """Log-mel [T, C] -> spectrum of the speaker's source [T, bins] with the phase of the vocal tract."""
+    hz = pitch(log_mel.T.cpu().numpy(), config)
+    n_samples = stft.end - stft.start
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    noise = torch.randn(n_samples, generator=generator).to(log_mel.device)
+    train = torch.from_numpy(pulses(hz, config, n_samples)).to(noise)
+    source = mix(hz, stft.forward(stft.pad(train)), stft.forward(stft.pad(noise)), config)
+    phase = tract_phase(log_mel, config)
+    return source * torch.polar(torch.ones_like(phase), phase)
 
 
 def _reconstruct(
-    mel: Tensor, filters: Tensor, config: MelConfig, n_iter: int, momentum: float, seed: int | None
+    log_mel: Tensor, filters: Tensor, config: MelConfig, n_iter: int, momentum: float, seed: int | None, power: float
 ) -> Tensor:
-    """Mel magnitudes [C, T] -> audio [T * hop_length]."""
-    n_samples = mel.size(1) * config.hop_length
-    constraint = _MelConstraint(filters, F.pad(mel[None], (0, 1), mode="replicate")[0])
-    magnitude = constraint.solve()
-    n_fft, hop, win = config.filter_length, config.hop_length, config.win_length
-    window = torch.hann_window(win, device=mel.device)
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    angle = (torch.rand(magnitude.shape, generator=generator) * (2 * math.pi)).to(mel.device)
-    phase = torch.polar(torch.ones_like(angle), angle)
-    previous = torch.zeros_like(phase)
-    refine_from = math.ceil(n_iter * _REFINE_AFTER)
-    for i in range(n_iter):
-        audio = torch.istft(magnitude * phase, n_fft, hop, win, window, length=n_samples)
-        # Zero padding: reflection needs more than half a window of samples.
-        spectrum = torch.stft(audio, n_fft, hop, win, window, pad_mode="constant", return_complex=True)
+    """Log-mel [C, T] -> audio [T * hop_length]."""
+    log_mel = F.pad(log_mel.float()[None], (0, 1), mode="replicate")[0].T.contiguous()
+    mel = _decompress(log_mel, power)
+    stft = Stft(config, len(log_mel), log_mel.device)
+    constraint = MelConstraint(filters, mel)
+    spectrum = _source(log_mel, stft, config, seed)
+    magnitude = magnitude_of(spectrum) + _FLOOR
+    inside = magnitude[:, : constraint.n_bins]  # a view
+    above = magnitude[:, constraint.n_bins :]
+    above *= level_above(mel, filters, config)[:, constraint.n_bins :] / stft.window.norm()
+    for _ in range(_START_UPDATES):
+        inside.copy_(constraint.update(inside))
+    spectrum = spectrum * (magnitude / magnitude_of(spectrum).clamp(min=_TINY))
+    previous = torch.zeros_like(spectrum)
+    for _ in range(n_iter):
+        current = stft.forward(stft.inverse(spectrum))
         # Proportional to s_i + momentum * (s_i - s_(i-1)); only the phase is used.
-        ahead = spectrum - (momentum / (1 + momentum)) * previous
-        phase = ahead / ahead.abs().clamp(min=_TINY)
-        previous = spectrum
-        if i >= refine_from:
-            blended = magnitude + _REFINE_BLEND * (spectrum.abs() - magnitude)
-            magnitude = constraint.update(blended)
-    return torch.istft(magnitude * phase, n_fft, hop, win, window, length=n_samples)
+        ahead = torch.sub(current, previous, alpha=momentum / (1 + momentum))
+        previous = current
+        blended = torch.lerp(inside, magnitude_of(current[:, : constraint.n_bins]), _BLEND)
+        inside.copy_(constraint.update(blended))
+        spectrum = ahead * (magnitude / magnitude_of(ahead).clamp(min=_TINY))
+    return stft.unpad(stft.inverse(spectrum))

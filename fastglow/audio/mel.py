@@ -37,6 +37,12 @@ def mel_to_hz(mel: ArrayLike) -> np.ndarray:
     return np.where(mel < _LOG_START_MEL, mel * _HZ_PER_MEL, log_part)
 
 
+def filter_corners(config: MelConfig) -> np.ndarray:
+    """Corners of the mel filters [n_mel_channels + 2] in Hz, fp64: filter i spans i to i + 2, its top is at i + 1."""
+    low_mel, high_mel = hz_to_mel([config.mel_fmin, config.fmax])
+    return mel_to_hz(np.linspace(low_mel, high_mel, config.n_mel_channels + 2))
+
+
 def mel_filterbank(config: MelConfig) -> np.ndarray:
     """Triangular filters [n_mel_channels, filter_length // 2 + 1], fp64, each of unit area over Hz.
 
@@ -44,8 +50,7 @@ def mel_filterbank(config: MelConfig) -> np.ndarray:
     spaced on the Slaney mel scale. Warns about filters so narrow that they contain no FFT bin.
     """
     bins = np.linspace(0.0, config.sampling_rate / 2, config.filter_length // 2 + 1)
-    low_mel, high_mel = hz_to_mel([config.mel_fmin, config.fmax])
-    corners = mel_to_hz(np.linspace(low_mel, high_mel, config.n_mel_channels + 2))
+    corners = filter_corners(config)
     low, centre, high = corners[:-2, None], corners[1:-1, None], corners[2:, None]
     rising = (bins - low) / (centre - low)
     falling = (high - bins) / (high - centre)

@@ -28,9 +28,9 @@ def test_reconstructs_speech(speech):
     _, log_mel = speech
     audio = griffin_lim(log_mel, MelConfig(), seed=0)
     assert audio.shape == (118 * HOP,) and audio.dtype == torch.float32
-    # Measured over seeds: 0.02 to 0.03; with the initial phases 0.58.
-    assert convergence(audio, log_mel) < 0.04
-    assert convergence(griffin_lim(log_mel, n_iter=0, seed=0), log_mel) > 0.3
+    # Measured over seeds: 0.019 to 0.021; of the source's spectrum, before any iteration, 0.16.
+    assert convergence(audio, log_mel) < 0.03
+    assert convergence(griffin_lim(log_mel, n_iter=0, seed=0), log_mel) > 0.1
 
 
 def test_linear_spectrum_is_close_to_the_recordings(speech):
@@ -42,7 +42,8 @@ def test_linear_spectrum_is_close_to_the_recordings(speech):
         return torch.stft(x, 1024, HOP, window=window, return_complex=True).abs()[:370]
 
     ours, real = magnitude(audio), magnitude(original)
-    assert (ours - real).norm() / real.norm() < 0.2
+    # Measured over seeds: 0.111 to 0.115.
+    assert (ours - real).norm() / real.norm() < 0.14
     # In time and in level, not only in shape.
     assert abs(20 * math.log10(audio.norm() / original.norm())) < 0.5
 
@@ -112,12 +113,13 @@ def test_silence_stays_silent():
     assert griffin_lim(torch.full((80, 20), math.log(1e-5)), seed=0).abs().max() < 1e-4
 
 
-def test_power_sharpens_at_the_same_energy(speech):
+def test_power_sharpens_each_frame_at_its_energy(speech):
     _, log_mel = speech
     plain, sharp = (griffin_lim(log_mel, n_iter=20, seed=0, power=power) for power in (1.0, 1.2))
-    mel_plain, mel_sharp = (MelSpectrogram()(audio[None].clamp(-1, 1)) for audio in (plain, sharp))
-    assert mel_sharp.std() > 1.1 * mel_plain.std()
-    assert abs(20 * math.log10(sharp.norm() / plain.norm())) < 1.5
+    mel_plain, mel_sharp = (MelSpectrogram()(audio[None].clamp(-1, 1))[0, :, :118] for audio in (plain, sharp))
+    assert mel_sharp.std(0).mean() > 1.1 * mel_plain.std(0).mean()
+    level_plain, level_sharp = (mel.exp().norm(dim=0).log() for mel in (mel_plain, mel_sharp))
+    assert (level_sharp - level_plain).abs().mean() < 0.1
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
