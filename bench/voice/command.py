@@ -1,6 +1,7 @@
 """The command `python -m bench.voice`."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,17 @@ import click
 from bench import environment
 from fastglow.errors import FastglowError
 from fastglow.files import replacing
+from fastglow.plotting import require_matplotlib
+from fastglow.voices import VOCODERS
 
 from . import reading_faults, report, sentences
+from .distances import missing_scores
 from .evaluation import SYNTHESIS, Plan, evaluate
-from .recognition import Pocketsphinx, Recogniser, Remembering
+from .page import draw_page
+from .recognition import Pocketsphinx, Remembering
 from .speaking import find_voice
+
+TRANSCRIPTS = "transcripts.jsonl"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -29,6 +36,9 @@ from .speaking import find_voice
               help="Search the reading of hard sentences for faults. Default: unless --texts is given.")  # fmt: skip
 @click.option("--hard-sentences", type=click.Path(path_type=Path),
               help="Hard sentences of your own: category|text.")  # fmt: skip
+@click.option("--vocoder", "vocoders", multiple=True, type=click.Choice(VOCODERS),
+              help="Copies the recordings (repeatable). Default: all that the voice has.")  # fmt: skip
+@click.option("--plots", default=3, show_default=True, type=click.IntRange(0), help="Sentences on the page of plots.")
 @click.option("--seed", default=1, show_default=True, help="Of each sentence's synthesis.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the report and the transcripts.")
 @click.option("--transcripts", type=click.Path(path_type=Path),
@@ -36,13 +46,14 @@ from .speaking import find_voice
 @click.option("--device", help="Such as cpu or cuda:0. Default: the GPU if there is one.")
 def command(
     voices: tuple[str, ...], metadata: Path | None, wavs: Path | None, texts: Path | None, ids: Path | None,
-    limit: int | None, hard: bool | None, hard_sentences: Path | None, seed: int, out: Path | None,
-    transcripts: Path | None, device: str | None,
+    limit: int | None, hard: bool | None, hard_sentences: Path | None, plots: int, seed: int, out: Path | None,
+    transcripts: Path | None, **models: Any,
 ) -> None:  # fmt: skip
     """Measure how well VOICE speaks: a bundled voice, a voice's folder, or a Tacotron 2 checkpoint.
 
-    With --metadata and --wavs: word error of the synthesis and of the recordings. With --texts: word error of the
-    synthesis alone. Several voices are compared. Beside either, or alone: faults in the reading of hard sentences.
+    With --metadata and --wavs: word error of the synthesis, of the recordings and of their copies by each vocoder;
+    distances of the copies; how smooth the predicted mels are. With --texts: word error of the synthesis alone. Several
+    voices are compared. Beside either, or alone: faults in the reading of hard sentences.
     """
     if metadata and texts:
         raise FastglowError("--metadata and --texts are both sentences: pass one of them")
@@ -59,28 +70,35 @@ def command(
         sentences.find_recordings(prompts, wavs) if wavs else [],
         reading_faults.read_hard_sentences(hard_sentences or reading_faults.HARD_SENTENCES)[:limit] if hard else [],
         seed,
-        device,
+        models["vocoders"],
+        models["device"],
         lambda line: click.echo(line, err=True),
     )
     found = [find_voice(name) for name in voices]
-    recogniser: Recogniser = Pocketsphinx()
-    if out and not transcripts:
-        transcripts = out / "transcripts.jsonl"
-    if transcripts:
-        recogniser = Remembering(recogniser, transcripts)
+    if out and prompts and plots:
+        require_matplotlib()
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+    recogniser = Remembering(Pocketsphinx(), transcripts or (out / TRANSCRIPTS if out else None))
     results: dict[str, Any] = {
         "seed": seed,
-        "machine": environment.describe(),
+        "machine": {**environment.describe(), **environment.processor()},
         "recogniser": recogniser.name,
-        "voices": [evaluate(name, voice, plan, recogniser) for name, voice in zip(voices, found, strict=True)],
+        "missing": missing_scores() if plan.recordings else [],
+        "voices": [],
     }
-    if plan.prompts:
+    for i, (name, voice) in enumerate(zip(voices, found, strict=True), 1):
+        of, audio = evaluate(name, voice, plan, recogniser)
+        if out and prompts and plots:
+            of["page"] = f"page{i}.png"
+            draw_page(out / of["page"], of["sentences"], plots, audio)
+        results["voices"].append(of)
+    if prompts:
         # Of the best voice.
         results["word_error"] = min(of["word_errors"][SYNTHESIS]["rate"] for of in results["voices"])
     text = report.markdown(results)
     if out:
-        out.mkdir(parents=True, exist_ok=True)
-        _write(out / "report.json", json.dumps(results, indent=1, ensure_ascii=False))
+        _write(out / "report.json", json.dumps(_finite(results), indent=1, ensure_ascii=False, allow_nan=False))
         _write(out / "report.md", text)
     click.echo(text)
 
@@ -99,6 +117,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = f"{error.filename or 'file'}: {error.strerror}"
     click.echo(f"bench.voice: {' '.join(message.split())}", err=True)
     return 2
+
+
+def _finite(value: Any) -> Any:
+    """For JSON, which has neither infinity nor NaN: null instead, as of a ratio to originals without an error."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write(path: Path, text: str) -> None:

@@ -55,26 +55,26 @@ class Pocketsphinx:
 
 
 class Remembering:
-    """A recogniser that hears the same samples only once, also in later runs.
+    """A recogniser that hears the same samples only once.
 
     Args:
         recogniser: makes the transcripts that are missing.
-        path: of the file that keeps transcripts under digests of the samples.
+        path: of the file that keeps transcripts for later runs, under digests of the samples; None: none does.
     """
 
-    def __init__(self, recogniser: Recogniser, path: Path):
+    def __init__(self, recogniser: Recogniser, path: Path | None):
         self.recogniser = recogniser
         self.name = recogniser.name
         self._path = path
-        self._known = {
-            record["digest"]: record["heard"] for record in records.read(path) if {"digest", "heard"} <= record.keys()
-        }
+        kept = records.read(path) if path else []
+        self._known = {record["digest"]: record["heard"] for record in kept if {"digest", "heard"} <= record.keys()}
 
     def hear(self, pcm: np.ndarray) -> str:
         digest = hashlib.sha256(f"{self.name}\n".encode() + pcm.astype("<i2").tobytes()).hexdigest()
         if digest not in self._known:
             self._known[digest] = self.recogniser.hear(pcm)
-            records.append(self._path, {"digest": digest, "heard": self._known[digest]})
+            if self._path:
+                records.append(self._path, {"digest": digest, "heard": self._known[digest]})
         return self._known[digest]
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from .reading_faults import LEAST_RUN, OUTLIER
 
+PARTS = ("acoustic", "vocoder", "total")
 SHOWN = 20
 """Rows of a table of single sentences; report.json has all."""
 
@@ -12,10 +13,16 @@ SHOWN = 20
 def markdown(results: Mapping[str, Any]) -> str:
     voices = results["voices"]
     machine = results["machine"]
+    where = machine["gpu"] or f"{machine['processor']}, {machine['threads']} thread(s)"
     sections = [
-        f"Seed {results['seed']}, {results['recogniser']}, torch {machine['torch']}, commit {machine['commit']}.",
+        f"# {', '.join(of['voice'] for of in voices)}",
+        f"Seed {results['seed']}, {results['recogniser']}, {where}, torch {machine['torch']}, "
+        f"commit {machine['commit']}.",
         _word_errors(voices),
+        *(section for of in voices for section in (_copies(of, results["missing"]), _mels(of))),
+        _seconds(voices),
         *(_hard(of) for of in voices),
+        *(f"## Plots: {of['voice']}\n\n![{of['voice']}]({of['page']})" for of in voices if "page" in of),
     ]
     return "\n\n".join(section for section in sections if section)
 
@@ -38,6 +45,44 @@ def _word_errors(voices: Sequence[Mapping[str, Any]]) -> str:
         *("over the originals'", "95 %", "faulty at first", "after retries"),
     )
     return "## Word errors\n\n" + table(head, rows)
+
+
+def _copies(of: Mapping[str, Any], missing: Sequence[str]) -> str:
+    """Scores of the recordings' copies."""
+    if not of.get("copies"):
+        return ""
+    names = list(next(iter(of["copies"].values())))
+    rows = [(vocoder, *(_number(scores[name]) for name in names)) for vocoder, scores in of["copies"].items()]
+    notes = [
+        "Distances from the recordings, lower is better: log_magnitude and convergence of multi-resolution STFTs, "
+        "log_mel of the mel. Higher is better: pesq (wide band), stoi, estoi.",
+        *(f"Left out: {line}." for line in missing),
+    ]
+    return "\n\n".join([f"## Copy synthesis: {of['voice']}", table(("vocoder", *names), rows), *notes])
+
+
+def _mels(of: Mapping[str, Any]) -> str:
+    """How smooth mels are."""
+    if not of.get("mels"):
+        return ""
+    names = list(next(iter(of["mels"].values())))
+    rows = [(source, *(_number(values[name]) for name in names)) for source, values in of["mels"].items()]
+    note = (
+        "Over the recordings': variance of log-mels and of their Laplacian, in all bands and above 4 kHz, where 1 is "
+        "as sharp as they are and less is smoother; sibilance, the level of the strongest tenth above 4 kHz, in dB. "
+        "cepstral_distortion is the distance in dB, aligned in time."
+    )
+    return "\n\n".join([f"## Mels: {of['voice']}", table(("mels", *names), rows), note])
+
+
+def _seconds(voices: Sequence[Mapping[str, Any]]) -> str:
+    rows = [
+        (of["voice"], *(f"{of['seconds'][part]:.3f}" for part in PARTS), f"{1 / of['seconds']['total']:.1f}")
+        for of in voices
+        if "seconds" in of
+    ]
+    head = ("voice", *PARTS, "times real time")
+    return "## Seconds per second of speech\n\n" + table(head, rows) if rows else ""
 
 
 def _hard(of: Mapping[str, Any]) -> str:
@@ -89,6 +134,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table."""
     lines = [[str(cell).replace("|", "\\|") for cell in row] for row in (head, ["---"] * len(head), *rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
 def _count(rows: Sequence[Mapping[str, Any]], when: str) -> str:

@@ -1,12 +1,12 @@
 """Recognisers that need no package, and a voice of random weights."""
 
+import json
+
 import numpy as np
 import pytest
 
 from fastglow import save_checkpoint
-from tests.engine.conftest import make_tacotron2
-
-CLIPS = "tests/data/clips"
+from tests.engine.conftest import make_tacotron2, make_waveglow
 
 
 class Listener:
@@ -36,3 +36,22 @@ def checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("voice") / "tacotron2.safetensors"
     save_checkpoint(make_tacotron2(max_decoder_steps=15), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def voice_folder(checkpoint):
+    """A voice of that checkpoint and a WaveGlow."""
+    folder = checkpoint.parent
+    save_checkpoint(make_waveglow(), folder / "waveglow.safetensors")
+    description = {
+        "name": "tiny",
+        "language": "en-US",
+        "description": "random weights",
+        "tacotron2": checkpoint.name,
+        "waveglow": "waveglow.safetensors",
+        "vocoder": "griffin-lim",
+        "text_cleaners": ["english_speech_cleaners"],
+        "audio": {},
+    }
+    (folder / "voice.json").write_text(json.dumps(description))
+    return folder
