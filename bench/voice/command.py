@@ -38,7 +38,7 @@ TRANSCRIPTS = "transcripts.jsonl"
               help="Hard sentences of your own: category|text.")  # fmt: skip
 @click.option("--vocoder", "vocoders", multiple=True, type=click.Choice(VOCODERS),
               help="Copies the recordings (repeatable). Default: all that the voice has.")  # fmt: skip
-@click.option("--plots", default=3, show_default=True, type=click.IntRange(0), help="Sentences on the page of plots.")
+@click.option("--plots", type=click.IntRange(0), help="Sentences on the page of plots. Default: 3, with --texts 0.")
 @click.option("--seed", default=1, show_default=True, help="Of each sentence's synthesis.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the report and the transcripts.")
 @click.option("--transcripts", type=click.Path(path_type=Path),
@@ -46,7 +46,7 @@ TRANSCRIPTS = "transcripts.jsonl"
 @click.option("--device", help="Such as cpu or cuda:0. Default: the GPU if there is one.")
 def command(
     voices: tuple[str, ...], metadata: Path | None, wavs: Path | None, texts: Path | None, ids: Path | None,
-    limit: int | None, hard: bool | None, hard_sentences: Path | None, plots: int, seed: int, out: Path | None,
+    limit: int | None, hard: bool | None, hard_sentences: Path | None, plots: int | None, seed: int, out: Path | None,
     transcripts: Path | None, **models: Any,
 ) -> None:  # fmt: skip
     """Measure how well VOICE speaks: a bundled voice, a voice's folder, or a Tacotron 2 checkpoint.
@@ -61,6 +61,8 @@ def command(
         raise FastglowError("--metadata and --wavs belong together: pass both")
     if hard is None:
         hard = texts is None
+    if plots is None:
+        plots = 0 if texts else 3
     file = metadata or texts
     if not hard and file is None:
         raise FastglowError("nothing to measure: pass --metadata CSV and --wavs DIR, --texts FILE, or --hard")

@@ -81,7 +81,7 @@ class Remembering:
 def as_pcm(audio: np.ndarray, rate: int) -> np.ndarray:
     """Float audio [N] at `rate` Hz -> int16 [N'] at `RATE`, with a fixed peak, between two margins of silence."""
     resampled = soxr.resample(np.asarray(audio, np.float32), rate, RATE)
-    peak = float(np.abs(resampled).max(initial=0.0))
+    peak = np.abs(resampled).max(initial=0.0)  # float32, as the factor
     if peak > 0:
-        resampled = resampled * np.float32(PEAK / peak)
+        resampled = resampled * (PEAK / peak)
     return (np.pad(resampled, MARGIN) * 32767).astype(np.int16)

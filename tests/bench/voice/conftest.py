@@ -22,6 +22,18 @@ class Listener:
         return " ".join(["how"] * (len(pcm) // 8000))
 
 
+class Script:
+    """Hears what it was told to."""
+
+    name = "script 1"
+
+    def __init__(self, *lines):
+        self.lines = list(lines)
+
+    def hear(self, pcm):
+        return self.lines.pop(0)
+
+
 @pytest.fixture
 def listener(monkeypatch) -> Listener:
     """What `python -m bench.voice` takes for pocketsphinx."""

@@ -127,9 +127,10 @@ def test_sentences_are_chosen_by_id(listener, checkpoint, tmp_path):
     texts = tmp_path / "texts.csv"
     texts.write_text("".join(f"{name}|So says {name}.\n" for name in "abcd"))
     arguments = [str(checkpoint), "--texts", str(texts), "--ids", str(ids), "--out", str(tmp_path)]
-    assert main([*arguments, "--plots", "0"]) == 0
+    assert main(arguments) == 0
     (voice,) = json.loads((tmp_path / "report.json").read_text())["voices"]
     assert [row["text"] for row in voice["sentences"]] == ["So says d.", "So says b."]
+    assert "page" not in voice and "hard" not in voice
 
 
 @pytest.mark.parametrize(

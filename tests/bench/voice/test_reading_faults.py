@@ -19,6 +19,8 @@ from bench.voice.word_errors import Edit, align
 from fastglow import FastglowError, Synthesizer
 from tests.engine.scripted import ScriptedTacotron2, reading
 
+from .conftest import Script
+
 SEED = 1
 
 
@@ -80,18 +82,6 @@ def test_one_faulty_sentence_of_a_text_counts():
     voice = reader(lambda symbols, seed: (PLANTED["skips"] if len(symbols) > 20 else reading)(len(symbols)))
     (row,) = read_hard(voice, [HardSentence("two", "Well now. " + SENTENCE.text)], SEED, None)
     assert (row["first"], row["left"], row["retries"]) == (["skips"], ["skips"], 3)
-
-
-class Script:
-    """Hears what it was told to."""
-
-    name = "script 1"
-
-    def __init__(self, *lines):
-        self.lines = list(lines)
-
-    def hear(self, pcm):
-        return self.lines.pop(0)
 
 
 def test_words_lost_and_added_are_counted_beside_the_attention():

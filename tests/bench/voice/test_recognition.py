@@ -6,9 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.voice import WordErrors, word_error
 from bench.voice.recognition import MARGIN, PEAK, RATE, Pocketsphinx, Remembering, as_pcm
-from fastglow import FastglowError
+from fastglow import FastglowError, Synthesizer
 from fastglow.audio import read_audio
+from fastglow.voices import Voice
+
+from .conftest import Script
 
 needs_pocketsphinx = pytest.mark.skipif(
     importlib.util.find_spec("pocketsphinx") is None, reason="needs pocketsphinx (the extra `evaluation`)"
@@ -56,6 +60,13 @@ def test_a_missing_recogniser_is_named(monkeypatch):
     monkeypatch.setattr("bench.voice.extra.is_installed", lambda package: False)
     with pytest.raises(FastglowError, match=r"^word error rates need pocketsphinx: pip install .*\[evaluation\]"):
         Pocketsphinx()
+
+
+def test_the_word_error_of_a_voice(checkpoint):
+    voice = Synthesizer.from_voice(Voice(checkpoint), "cpu")
+    heard = Script("how how", "who were")
+    assert word_error(voice, ["How-how.", "Who are you?"], 1, heard) == WordErrors(5, 1, 0, 1)
+    assert not heard.lines
 
 
 @needs_pocketsphinx
