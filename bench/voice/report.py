@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .reading_faults import LEAST_RUN, OUTLIER
+from .reading_faults import LEAST_LEAP, LEAST_RUN, OUTLIER
 
 PARTS = ("acoustic", "vocoder", "total")
 SHOWN = 20
@@ -107,13 +107,17 @@ def _hard(of: Mapping[str, Any]) -> str:
             [(name, row["sentences"], row["first"], row["left"]) for name, row in hard["categories"].items()],
         )
     )
+    parts.append(
+        f"In {checks['leap']} sentences attention leaps over {LEAST_LEAP} or more symbols, a short word; in "
+        f"{checks['return']} it goes back as many. "
+        f"{checks['pace']} sentences are unusually slow or fast (modified z-score above {OUTLIER})."
+    )
     errors = hard["word_errors"]
     if errors is not None:
         parts.append(
             f"The recogniser errs on {errors['rate']:.3f} of {errors['words']} words. In {checks['lost']} sentences it "
             f"lost {LEAST_RUN} or more words in a row, in {checks['added']} it added as many."
         )
-    parts.append(f"{checks['pace']} sentences are unusually slow or fast (modified z-score above {OUTLIER}).")
     suspicious = [row for row in hard["rows"] if suspicions(row)]
     if suspicious:
         rows = [(row["text"], ", ".join(suspicions(row)), row.get("heard", "")) for row in suspicious]
@@ -124,6 +128,7 @@ def _hard(of: Mapping[str, Any]) -> str:
 def suspicions(row: Mapping[str, Any]) -> list[str]:
     """Why one would listen to a hard sentence."""
     found = [f"{fault} at first" for fault in row["first"]] + [f"{fault} after retries" for fault in row["left"]]
+    found += [f"{row[key]} symbols' {key}" for key in ("leap", "return") if row[key] >= LEAST_LEAP]
     found += [f"{row[key]} words {key}" for key in ("lost", "added") if row.get(key, 0) >= LEAST_RUN]
     if abs(row["pace"]) > OUTLIER:
         found.append("slow" if row["pace"] > 0 else "fast")

@@ -95,10 +95,26 @@ def test_words_lost_and_added_are_counted_beside_the_attention():
     )
     found = summarise(read_hard(voice, [HardSentence("words", text)] * 4, SEED, heard))
     assert [(row["lost"], row["added"]) for row in found["rows"]] == [(0, 0), (3, 0), (0, 3), (1, 0)]
-    assert found["checks"] == {"lost": 1, "added": 1, "pace": 0}
+    assert found["checks"] == {"leap": 0, "return": 0, "lost": 1, "added": 1, "pace": 0}
     errors = found["word_errors"]
     assert [errors[kind] for kind in ("words", "substitutions", "insertions", "deletions")] == [28, 1, 3, 4]
     assert found["faulty"] == {"first": 0, "left": 0}
+
+
+@pytest.mark.parametrize(
+    "path, leap, back",
+    [
+        (reading(40), 1, 0),
+        ([*reading(40)[:20], *reading(40)[32:]], 7, 0),  # six symbols left out, which the engine lets pass
+        ([*reading(40)[:40], *reading(40)[26:]], 1, 6),  # seven symbols twice
+        ([*reading(40)[:40], 3, *reading(40)[40:]], 1, 0),  # a glance aside
+    ],
+)
+def test_a_short_word_left_out_or_said_twice_is_suspicious(path, leap, back):
+    (row,) = read_hard(reader(lambda symbols, seed: path), [HardSentence("planted", "x" * 39)], SEED, None)
+    assert (row["first"], row["leap"], row["return"]) == ([], leap, back)
+    checks = summarise([row])["checks"]
+    assert (checks["leap"], checks["return"]) == (leap >= 5, back >= 5)
 
 
 def test_runs_of_edits():
