@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import platform
 import subprocess
 from functools import lru_cache
 from pathlib import Path
@@ -41,6 +42,16 @@ def describe() -> dict[str, str | None]:
         "triton": triton.__version__,
         "commit": _commit(),
     }
+
+
+def processor() -> dict[str, str | int]:
+    """processor (its model's name on Linux), threads that PyTorch computes with."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {"processor": names[0] if names else platform.machine(), "threads": torch.get_num_threads()}
 
 
 def key() -> str:

@@ -1,0 +1,118 @@
+"""How far a vocoder's audio is from the recording whose mel it was given."""
+
+import warnings
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import soxr
+import torch
+from torch import Tensor
+
+from .extra import is_installed, missing
+
+RATE = 16_000  # Hz, of PESQ's wide band
+
+
+class Resolution(NamedTuple):
+    """Of an STFT, in samples."""
+
+    filter_length: int
+    hop_length: int
+    win_length: int
+
+
+RESOLUTIONS = (Resolution(1024, 120, 600), Resolution(2048, 240, 1200), Resolution(512, 50, 240))
+"""As in Parallel WaveGAN (Yamamoto, Song & Kim, 2020), whose loss these distances are."""
+
+FLOOR = 1e-7
+"""Of the power of a bin, as there: below it, the logarithm would compare rounding errors."""
+
+# Lags between which a delay is looked for, and the smoothing of the envelopes, over several periods of the voice's
+# pitch, in seconds.
+_MOST_DELAY, _SMOOTHING = 0.05, 0.03
+
+
+class SpectralDistance(NamedTuple):
+    """Means over the resolutions.
+
+    Attributes:
+        log_magnitude: mean absolute difference of the natural logarithms of the magnitudes.
+        convergence: norm of the difference of the magnitudes over the norm of the recording's.
+    """
+
+    log_magnitude: float
+    convergence: float
+
+
+def spectral_distance(recording: np.ndarray, audio: np.ndarray) -> SpectralDistance:
+    """Multi-resolution STFT distance of audio [N] from a recording [N], float in [-1, 1]."""
+    log_magnitudes, convergences = [], []
+    for resolution in RESOLUTIONS:
+        wanted, found = (_magnitudes(torch.from_numpy(samples), resolution) for samples in (recording, audio))
+        log_magnitudes.append(float((wanted.log() - found.log()).abs().mean()))
+        convergences.append(float((wanted - found).norm() / wanted.norm()))
+    return SpectralDistance(float(np.mean(log_magnitudes)), float(np.mean(convergences)))
+
+
+def perceptual_scores(recording: np.ndarray, audio: np.ndarray, rate: int) -> dict[str, float | None]:
+    """Scores of the installed packages; higher is better. None where a score is not defined, as for silence.
+
+    pesq: wide band, ITU-T P.862.2, 1.0 to 4.64. stoi: short-time objective intelligibility (Taal et al., 2011), up to
+    1. estoi: its extended form (Jensen & Taal, 2016).
+    """
+    names = [*(["pesq"] if is_installed("pesq") else []), *(["stoi", "estoi"] if is_installed("pystoi") else [])]
+    scores: dict[str, float | None] = dict.fromkeys(names)
+    if not (recording.any() and audio.any()):
+        return scores
+    wanted, found = (soxr.resample(samples.astype(np.float64), rate, RATE) for samples in (recording, audio))
+    if "pesq" in names:
+        import pesq
+
+        # Errors are negative scores: no speech in one of them, or too few samples.
+        score = float(pesq.pesq(RATE, wanted, found, "wb", on_error=pesq.PesqError.RETURN_VALUES))
+        scores["pesq"] = score if score > 0 else None
+    if "stoi" in names:
+        from pystoi import stoi
+
+        for name, extended in (("stoi", False), ("estoi", True)):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", RuntimeWarning)
+                try:
+                    scores[name] = float(stoi(wanted, found, RATE, extended=extended))
+                except RuntimeWarning:  # fewer than 30 frames with speech
+                    scores[name] = None
+    return scores
+
+
+def missing_scores() -> list[str]:
+    """A line for each package that is not installed."""
+    packages: Mapping[str, str] = {"pesq": "PESQ scores", "pystoi": "STOI scores"}
+    return [missing(package, purpose) for package, purpose in packages.items() if not is_installed(package)]
+
+
+def delay(recording: np.ndarray, audio: np.ndarray, rate: int) -> float:
+    """Seconds by which audio [N] comes later than a recording [N].
+
+    The lag, of at most 50 ms, at which changes of their envelopes correlate best: phases of the two need not agree.
+    """
+    n = min(len(recording), len(audio))
+    wanted, found = (_envelope(samples[:n], rate) for samples in (recording, audio))
+    most = min(round(_MOST_DELAY * rate), len(wanted) - 1)
+    size = 2 * n
+    products = np.fft.irfft(np.fft.rfft(found, size) * np.fft.rfft(wanted, size).conj(), size)
+    lags = np.arange(-most, most + 1)
+    return float(lags[products[lags].argmax()]) / rate
+
+
+def _magnitudes(samples: Tensor, resolution: Resolution) -> Tensor:
+    """[bins, frames], float64."""
+    window = torch.hann_window(resolution.win_length, dtype=torch.float64)
+    spectrum = torch.stft(samples.double(), *resolution, window, center=True, pad_mode="constant", return_complex=True)
+    return (spectrum.real**2 + spectrum.imag**2).clamp(min=FLOOR).sqrt()
+
+
+def _envelope(samples: np.ndarray, rate: int) -> np.ndarray:
+    """Changes of the smoothed absolute values: without a mean, which would pull the correlation's peak towards 0."""
+    window = np.hanning(round(_SMOOTHING * rate) | 1)
+    return np.diff(np.convolve(np.abs(samples.astype(np.float64)), window, mode="same"))

@@ -1,0 +1,168 @@
+"""The command `python -m bench.voice`, with a recogniser that hears by the clock."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.voice.command import main
+from bench.voice.page import choose_rows
+
+from .conftest import Listener
+
+CLIPS = Path("tests/data/clips")
+RECORDINGS = ["--metadata", str(CLIPS / "metadata.csv"), "--wavs", str(CLIPS / "wavs")]
+
+
+def error_of(capsys, *arguments):
+    assert main([str(argument) for argument in arguments]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("bench.voice: ") and line.count("\n") == 1
+    return line
+
+
+def arguments_of(voice, out):
+    return [str(voice), *RECORDINGS, "--limit", "2", "--no-hard", "--out", str(out)]
+
+
+@pytest.fixture(scope="module")
+def evaluated(voice_folder, tmp_path_factory):
+    """The folder of a report."""
+    out = tmp_path_factory.mktemp("report")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bench.voice.command.Pocketsphinx", Listener)
+        assert main([*arguments_of(voice_folder, out), "--plots", "1"]) == 0
+    return out
+
+
+@pytest.fixture
+def voice(evaluated):
+    """The results of its voice."""
+    report = json.loads((evaluated / "report.json").read_text(), parse_constant=pytest.fail)
+    (found,) = report["voices"]
+    assert report["word_error"] == found["word_errors"]["synthesis"]["rate"]
+    return found
+
+
+@pytest.fixture
+def text(evaluated):
+    return (evaluated / "report.md").read_text()
+
+
+def test_a_voice_beside_the_recordings(voice, text):
+    sources = ["originals", "synthesis", "copy by griffin-lim", "copy by waveglow"]
+    errors = voice["word_errors"]
+    assert list(errors) == sources
+    for source in sources:
+        assert errors[source]["words"] == 8
+        assert errors[source]["edits"] == sum(row["edits"][source] for row in voice["sentences"])
+        assert errors[source]["rate"] == errors[source]["edits"] / 8
+        assert f"| {source} | {errors[source]['rate']:.3f} |" in text
+    assert errors["synthesis"]["ratio"] == errors["synthesis"]["edits"] / errors["originals"]["edits"]
+    lines = (CLIPS / "metadata.csv").read_text().splitlines()[:2]
+    assert [[row["id"], row["text"]] for row in voice["sentences"]] == [line.split("|")[::2] for line in lines]
+    # A listener by the clock hears the same in a recording and its copies.
+    for row in voice["sentences"]:
+        assert row["heard"]["copy by griffin-lim"] == row["heard"]["copy by waveglow"] == row["heard"]["originals"]
+
+
+def test_what_was_heard_is_remembered(evaluated, voice, voice_folder, listener, tmp_path):
+    """The same seed gives the same samples."""
+    transcripts = ["--transcripts", str(evaluated / "transcripts.jsonl")]
+    only = ["--vocoder", "griffin-lim", "--plots", "0"]
+    assert main([*arguments_of(voice_folder, tmp_path), *transcripts, *only]) == 0
+    assert listener.heard == 0
+    (again,) = json.loads((tmp_path / "report.json").read_text())["voices"]
+    assert again["word_errors"]["copy by griffin-lim"] == voice["word_errors"]["copy by griffin-lim"]
+    assert list(again["copies"]) == ["griffin-lim"] and "page" not in again
+
+
+def test_copies_mels_and_seconds_of_a_voice(voice, text):
+    for vocoder, scores in voice["copies"].items():
+        of_rows = [row["copies"][vocoder] for row in voice["sentences"]]
+        for name in ("log_magnitude", "convergence", "log_mel"):
+            assert scores[name] == pytest.approx(sum(row[name] for row in of_rows) / 2)
+            assert f"{scores[name]:.3f}" in text
+        assert scores["delay_ms"] == pytest.approx(sum(row["delay_ms"] for row in of_rows) / 2)  # the median of two
+        assert scores["seconds_per_second"] > 0
+    # Random weights do not copy; Griffin-Lim does.
+    assert voice["copies"]["griffin-lim"]["log_mel"] < 0.2 < voice["copies"]["waveglow"]["log_mel"]
+    assert abs(voice["copies"]["griffin-lim"]["delay_ms"]) < 1
+    assert list(voice["mels"]) == ["predicted mels", "synthesis", "copy by griffin-lim", "copy by waveglow"]
+    copied = voice["mels"]["copy by griffin-lim"]
+    assert copied["variance"] == pytest.approx(1, abs=0.1) and abs(copied["sibilance"]) < 1
+    distortions = {source: of["cepstral_distortion"] for source, of in voice["mels"].items()}
+    assert min(distortions, key=distortions.__getitem__) == "copy by griffin-lim"
+    seconds = voice["seconds"]
+    assert seconds["total"] >= max(seconds["acoustic"], seconds["vocoder"]) > 0
+
+
+def test_a_page_of_plots(evaluated, voice, text):
+    assert f"({voice['page']})" in text
+    page = (evaluated / voice["page"]).read_bytes()
+    assert page.startswith(b"\x89PNG")
+    assert not list(evaluated.glob(".*"))  # no temporary files
+
+
+def test_plotted_are_the_best_and_the_worst():
+    rows = [{"words": 10, "edits": {"synthesis": edits}} for edits in (3, 0, 9, 1, 5)]
+    assert choose_rows(rows, 1) == [1]
+    assert choose_rows(rows, 2) == [1, 2]
+    assert choose_rows(rows, 3) == [1, 0, 2]
+    assert choose_rows(rows, 9) == [1, 3, 0, 4, 2]
+
+
+def test_voices_are_compared_on_texts(listener, checkpoint, tmp_path, capsys):
+    texts = tmp_path / "development.csv"
+    texts.write_text("a|How are you?\nb|Who|Who is it?\n\n")
+    assert main([str(checkpoint), str(checkpoint), "--texts", str(texts)]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if "| synthesis |" in line]
+    assert len(rows) == 2 and rows[0] == rows[1]
+    assert rows[0].split(" | ")[4] == "6"
+
+
+def test_sentences_are_chosen_by_id(listener, checkpoint, tmp_path):
+    ids = tmp_path / "ids.txt"
+    ids.write_text("d\n\nb|ignored\nd\n")
+    texts = tmp_path / "texts.csv"
+    texts.write_text("".join(f"{name}|So says {name}.\n" for name in "abcd"))
+    arguments = [str(checkpoint), "--texts", str(texts), "--ids", str(ids), "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    (voice,) = json.loads((tmp_path / "report.json").read_text())["voices"]
+    assert [row["text"] for row in voice["sentences"]] == ["So says d.", "So says b."]
+    assert "page" not in voice and "hard" not in voice
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "holds no lines"),
+        ("a|one\na|two", "line 2 names a a second time"),
+        ("a|...", "line 1 has no words"),
+    ],
+)
+def test_bad_texts(checkpoint, tmp_path, capsys, text, message):
+    path = tmp_path / "texts.csv"
+    path.write_text(text)
+    assert message in error_of(capsys, checkpoint, "--texts", path)
+
+
+def test_bad_arguments(listener, checkpoint, tmp_path, capsys):
+    texts = tmp_path / "texts.csv"
+    texts.write_text("lost|Where is it?")
+    assert "nothing to measure" in error_of(capsys, checkpoint, "--no-hard")
+    assert "pass one of them" in error_of(capsys, checkpoint, "--texts", texts, *RECORDINGS)
+    assert "belong together" in error_of(capsys, checkpoint, "--metadata", texts)
+    assert "no recording of lost" in error_of(capsys, checkpoint, "--metadata", texts, "--wavs", tmp_path)
+    assert "names found, which" in error_of(capsys, checkpoint, "--texts", texts, "--ids", _file(tmp_path, "found"))
+    assert "names no sentence" in error_of(capsys, checkpoint, "--texts", texts, "--ids", _file(tmp_path, "\n"))
+    assert "unknown voice 'nobody'" in error_of(capsys, "nobody", "--texts", texts)
+    assert "cannot be read" in error_of(capsys, checkpoint, "--texts", tmp_path / "none.csv")
+    assert "the vocoder waveglow needs" in error_of(capsys, checkpoint, *RECORDINGS, "--vocoder", "waveglow")
+    assert "VOICE" in error_of(capsys, "--texts", texts)
+
+
+def _file(folder, text):
+    path = folder / "ids.txt"
+    path.write_text(text)
+    return path
