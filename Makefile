@@ -1,15 +1,18 @@
-# make demo | test | test-capabilities | lint | format | clean | bench | gpu | gate | tune
-# options: PYTHON=python3.12  ARGS="-k wn -x"  TEXT="Say this."  PEER_DLE=DeepLearningExamples
+# make demo | voice | test | test-capabilities | lint | format | clean | bench | gpu | gate | tune
+# options: PYTHON=python3.12  ARGS="-k wn -x"  TEXT="Say this."  VOICE=heart  GOAL=waveglow  SPEECH=FOLDER  PEER_DLE=...
 PYTHON ?= python3
 VENV := .venv
 TEXT := Hello. A moment ago this was only text, and now you can hear it.
 ARGS :=
 PEER_DLE :=
+VOICE := heart
+GOAL := report
+SPEECH :=
 RESULTS := bench/results
 
 INSTALL = $(VENV)/bin/python -m pip --disable-pip-version-check install -c constraints.txt
 
-.PHONY: help demo test test-capabilities bench gpu gate tune lint format clean
+.PHONY: help demo voice test test-capabilities bench gpu gate tune lint format clean
 .NOTPARALLEL:
 
 help:
@@ -17,6 +20,10 @@ help:
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/fastglow synth "$(TEXT)" -o demo.wav
+
+# From recordings to a voice, for hours: `nohup make voice &`. Stop it at any time; the same command goes on.
+voice: $(VENV)/.installed-voice
+	@$(VENV)/bin/python -m voices.build "$(VOICE)" $(GOAL) $(if $(SPEECH),--speech "$(SPEECH)") $(ARGS)
 
 test: $(VENV)/.installed-test
 	$(VENV)/bin/python -m pytest $(ARGS)
@@ -78,6 +85,10 @@ $(VENV)/.made: setup.py pyproject.toml constraints.txt
 $(VENV)/.installed: $(VENV)/.made
 	$(INSTALL) -e .
 	@touch $@
+
+$(VENV)/.installed-voice: $(VENV)/.made
+	$(INSTALL) -e '.[train]'
+	@touch $(VENV)/.installed $@
 
 $(VENV)/.installed-test: $(VENV)/.made
 	$(INSTALL) -e '.[test]'
