@@ -92,7 +92,7 @@ $(VENV)/.installed-voice: $(VENV)/.made
 
 $(VENV)/.installed-test: $(VENV)/.made
 	$(INSTALL) -e '.[test]'
-	@touch $(VENV)/.installed $(VENV)/.installed-ruff $@
+	@touch $(VENV)/.installed $(VENV)/.installed-ruff $(VENV)/.installed-voice $@
 
 $(VENV)/.installed-ruff: $(VENV)/.made
 	$(INSTALL) ruff

@@ -10,26 +10,15 @@ from .work import read_json
 COMMAND = (*PYTHON, "bench.voice")
 
 
-def on_texts(voice: Path, texts: Path, out: Path) -> Command:
-    """Speaks the sentences of a file of id|text and recognises them."""
-    return [*COMMAND, str(voice), "--texts", str(texts), "--out", str(out)]
+def on_texts(checkpoint: Path, texts: Path, out: Path) -> Command:
+    """A checkpoint speaks the sentences of a file of id|text, and the recogniser writes them down."""
+    return [*COMMAND, str(checkpoint), "--texts", str(texts), "--out", str(out)]
 
 
 def on_recordings(voice: Path, speech: Path, ids: Path, out: Path) -> Command:
-    """Compares with the recordings of a data set, those of the ids in a file."""
-    metadata, wavs = speech / "metadata.csv", speech / "wavs"
-    return [
-        *COMMAND,
-        str(voice),
-        "--metadata",
-        str(metadata),
-        "--wavs",
-        str(wavs),
-        "--ids",
-        str(ids),
-        "--out",
-        str(out),
-    ]
+    """A voice beside the recordings of a data set in LJ-Speech layout, of the ids in a file."""
+    data = ("--metadata", str(speech / "metadata.csv"), "--wavs", str(speech / "wavs"), "--ids", str(ids))
+    return [*COMMAND, str(voice), *data, "--out", str(out)]
 
 
 def report_in(out: Path) -> Path:
@@ -37,7 +26,7 @@ def report_in(out: Path) -> Path:
 
 
 def word_error(out: Path) -> float | None:
-    """The part of the words that the recogniser understood wrongly; None: not measured yet.
+    """The part of the words that the recogniser got wrong; None: not measured yet.
 
     Raises:
         FastglowError: the report does not say it.

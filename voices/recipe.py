@@ -46,6 +46,7 @@ class Recipe:
         exclude: file of clips to leave out; None: none.
         screen: find clips to leave out with the recogniser, instead of `exclude`.
         tacotron2, waveglow: stages of the trainings.
+        gpu: by model, a file of options for `python -m voices.gpu` that are not the run's, such as the batch size.
         development: file of id|text, sentences that no model is trained on; the checkpoint that the recogniser
             understands best is taken. None: the newest is.
         newest: how many of the newest checkpoints are compared, besides the best one and the end of each stage.
@@ -59,6 +60,7 @@ class Recipe:
     speech: str
     tacotron2: tuple[Training, ...]
     waveglow: tuple[Training, ...] = ()
+    gpu: dict[str, Path] = field(default_factory=dict)
     language: str = "en-US"
     description: str = ""
     lexicon: str = ""
@@ -70,6 +72,10 @@ class Recipe:
     export: dict[str, Any] = field(default_factory=dict)
     max_megabytes: float = 20.0
     speaks_by_waveglow: bool = False
+
+    def gpu_options(self, model: str) -> dict[str, Any]:
+        """What a GPU trains with, unlike the run."""
+        return _read_json(self.gpu[model]) if model in self.gpu else {}
 
 
 def find_recipe(voice: str) -> Recipe:
@@ -97,6 +103,7 @@ def find_recipe(voice: str) -> Recipe:
     for name in ("exclude", "development"):
         if values.get(name) is not None:
             values[name] = _own_file(folder, values[name])
+    values["gpu"] = {model: _own_file(folder, name) for model, name in values.get("gpu", {}).items()}
     for model in MODELS:
         values[model] = _trainings(folder, model, values.get(model, []))
     if not values["tacotron2"]:

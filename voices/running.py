@@ -87,8 +87,8 @@ class Runner:
         if self._stopped is not None:
             raise Stopped(self._stopped)
 
-    def call(self, command: Sequence[str]) -> None:
-        """Runs a command.
+    def call(self, command: Sequence[str], seconds: float | None = None) -> None:
+        """Runs a command, which gets SIGTERM after so many seconds.
 
         Raises:
             Stopped: after a signal.
@@ -103,7 +103,11 @@ class Runner:
         try:
             if self._stopped is not None:  # before there was a child to pass it to
                 self._child.send_signal(self._stopped)
-            code = self._child.wait()
+            try:
+                code = self._child.wait(seconds)
+            except subprocess.TimeoutExpired:
+                self._child.terminate()
+                code = self._child.wait()
         finally:
             self._child = None
         self.check()

@@ -1,19 +1,20 @@
 """The stages from a trained Tacotron 2 to a voice: choose a checkpoint, export it, report on it."""
 
-import hashlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fastglow.errors import FastglowError
+from fastglow.files import replacing
 from fastglow.train.checkpointing import BEST, numbered_checkpoints
+from fastglow.train.manifest import PreparedDataset
 from fastglow.voices import Voice
 
 from . import evaluating
 from .running import FASTGLOW, Command, options_of
 from .stages import Stage
-from .work import Origin, Work, iteration_of, iterations_of, keep, read_json, write_json
+from .work import Origin, Work, digest_of, iteration_of, iterations_of, keep, read_json, write_json
 
 ACOUSTIC, VOCODER = "tacotron2", "waveglow"
 
@@ -34,7 +35,8 @@ class Choose(Stage):
         """Checkpoints by iteration: the newest, the best, and the end of each stage."""
         files = [self.work.ends / f"{training.name}.pt" for training in self.recipe.tacotron2]
         files += [self.run / BEST, *reversed(numbered_checkpoints(self.run)[: self.recipe.newest])]
-        return dict(sorted((iteration_of(file), file) for file in files if file.is_file()))
+        found = {iteration_of(file): file for file in files if file.is_file()}
+        return {iteration: found[iteration] for iteration in sorted(filter(None, found))}
 
     def is_done(self) -> bool:
         record = read_json(self.record)
@@ -42,33 +44,22 @@ class Choose(Stage):
 
     def _origin(self) -> dict[str, Any]:
         texts = self.recipe.development
-        digest = None if texts is None else hashlib.sha256(texts.read_bytes()).hexdigest()
-        return {"iterations": list(self.candidates()), "sentences": digest}
+        return {
+            "candidates": {str(iteration): digest_of(file) for iteration, file in self.candidates().items()},
+            "sentences": None if texts is None else digest_of(texts),
+        }
 
-    def _report(self, iteration: int) -> Path:
-        return self.work.candidates / str(iteration) / "report"
-
-    def start(self) -> None:
-        sentences, record = self._origin()["sentences"], self.work.candidates / "sentences.json"
-        if read_json(record) != sentences:  # what was measured on others does not compare
-            shutil.rmtree(self.work.candidates, ignore_errors=True)
-            write_json(record, sentences)
-        for iteration in self.candidates():
-            report = self._report(iteration)
-            if not evaluating.report_in(report).is_file():  # killed while it was written
-                shutil.rmtree(report, ignore_errors=True)
+    def _report(self, iteration: int, file: Path, texts: Path) -> Path:
+        return self.work.candidates / f"{iteration}-{digest_of(file)[:8]}-{digest_of(texts)[:8]}"
 
     def commands(self) -> Iterator[Command]:
         texts = self.recipe.development
         if texts is None:
             return
         for iteration, file in self.candidates().items():
-            report = self._report(iteration)
-            voice = report.with_name("voice")
+            report = self._report(iteration, file, texts)
             if evaluating.word_error(report) is None:
-                if not (voice / "voice.json").is_file():
-                    yield [*FASTGLOW, "export-voice", str(file), "--out", str(voice), *options_of(self.recipe.export)]
-                yield evaluating.on_texts(voice, texts, report)
+                yield evaluating.on_texts(file, texts, report)
 
     def finish(self) -> None:
         if self.is_done():
@@ -77,17 +68,17 @@ class Choose(Stage):
         if not candidates:
             raise FastglowError(f"{self.run} holds no checkpoint to choose from")
         errors: dict[int, float] = {}
-        for iteration in candidates if self.recipe.development is not None else ():
-            error = evaluating.word_error(self._report(iteration))
-            if error is None:
-                raise FastglowError(f"{self._report(iteration)} holds no report: run this again")
-            errors[iteration] = error
+        if self.recipe.development is not None:
+            for iteration, file in candidates.items():
+                report = self._report(iteration, file, self.recipe.development)
+                error = evaluating.word_error(report)
+                if error is None:
+                    raise FastglowError(f"{report} holds no report: run this again")
+                errors[iteration] = error
         # Of equals the one that was trained longest.
         chosen = min(candidates, key=lambda iteration: (errors.get(iteration, 0.0), -iteration))
         keep(candidates[chosen], self.work.chosen)
         write_json(self.record, {"of": self._origin(), "iteration": chosen, "word_errors": errors})
-        for voice in self.work.candidates.glob("*/voice"):
-            shutil.rmtree(voice)
 
 
 class Export(Stage):
@@ -153,6 +144,7 @@ class Evaluate(Stage):
         self.written = work.report
         self.read = (work.voice, work.data)
         self.origin = Origin(work.report)
+        self.held_out = work.folder / "held_out.txt"
 
     def _origin(self) -> Any:
         return read_json(Origin(self.work.voice).path)
@@ -162,10 +154,13 @@ class Evaluate(Stage):
 
     def start(self) -> None:
         self.origin.forget()
-        shutil.rmtree(self.work.report, ignore_errors=True)
+        evaluating.report_in(self.work.report).unlink(missing_ok=True)  # keeps what was heard
+        items = PreparedDataset.open(self.work.data).items["validation"]
+        with replacing(self.held_out) as temporary:
+            temporary.write_text("".join(f"{item.id}\n" for item in items), encoding="utf-8")
 
     def commands(self) -> Iterator[Command]:
-        yield evaluating.on_recordings(self.work.voice, self.work.speech, self.work.data, self.work.report)
+        yield evaluating.on_recordings(self.work.voice, self.work.speech, self.held_out, self.work.report)
 
     def finish(self) -> None:
         if not evaluating.report_in(self.work.report).is_file():

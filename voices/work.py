@@ -1,5 +1,6 @@
 """The folder that a recipe fills, such as runs/heart: where its parts are, and what they were made of."""
 
+import hashlib
 import json
 import os
 import secrets
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastglow.checkpoint import inspect_checkpoint
+from fastglow.errors import FastglowError
 from fastglow.files import replacing
 from fastglow.train.checkpointing import BEST, find_newest_checkpoint, numbered_checkpoints
 
@@ -23,7 +25,7 @@ class Work:
         screening: found clips to leave out.
         data: prepared data set.
         ends: the last checkpoint of each stage of a training.
-        candidates: what the checkpoints say, by iteration.
+        candidates: what the recogniser heard of checkpoints.
         chosen: the checkpoint that the voice is made of.
         voice: for `fastglow synth --voice`.
         report: on the voice.
@@ -73,9 +75,21 @@ def iterations_of(run: Path, model: str) -> int:
     return _iterations[key]
 
 
-def iteration_of(checkpoint: Path) -> int:
-    """After how many iterations a checkpoint was written."""
-    return inspect_checkpoint(checkpoint).iteration or 0
+def iteration_of(checkpoint: Path) -> int | None:
+    """After how many iterations a checkpoint was written; None if it is damaged."""
+    try:
+        return inspect_checkpoint(checkpoint).iteration
+    except FastglowError:
+        return None
+
+
+def digest_of(file: Path) -> str:
+    """Of its contents."""
+    digest = hashlib.sha256()
+    with open(file, "rb") as data:
+        while part := data.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def keep(file: Path, name: Path) -> None:

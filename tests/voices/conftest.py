@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from fastglow import cli
+from fastglow.checkpoint import inspect_checkpoint
+from fastglow.voices import Voice
 from voices.build import GOALS, make
 from voices.recipe import FILE, find_recipe
 from voices.running import FASTGLOW, PYTHON, Stopped
@@ -58,9 +60,14 @@ class Commands:
         else:
             assert words[0] == "bench.voice"
             out = Path(words[words.index("--out") + 1])
-            assert (Path(words[1]) / "voice.json").is_file()
-            out.mkdir(parents=True)
-            (out / "report.json").write_text(json.dumps({"word_error": self.WORD_ERRORS.get(out.parent.name)}))
+            if "--metadata" in words:
+                assert Voice.load(words[1]) and Path(words[words.index("--ids") + 1]).read_text().count("\n") == 1
+            else:
+                assert inspect_checkpoint(words[1]).iteration == int(out.name.partition("-")[0])
+            out.mkdir(parents=True, exist_ok=True)
+            (out / "report.json").write_text(
+                json.dumps({"word_error": self.WORD_ERRORS.get(out.name.partition("-")[0], 0.5)})
+            )
 
     def names(self):
         """What was called, in short."""
@@ -100,6 +107,12 @@ class Project:
             **{"prepare": {"validation": 1, "workers": 1}, "development": "texts.csv", "export": {"dtype": "float16"}},
         }
 
+    def copy(self, folder: Path) -> "Project":
+        shutil.copytree(self.out.parent, folder)
+        project = Project.__new__(Project)
+        project.__dict__ |= self.__dict__ | {"recipe": folder / "recipe", "out": folder / "out"}
+        return project
+
     def write(self, name, values):
         (self.recipe / name).write_text(json.dumps(values))
 
@@ -124,14 +137,11 @@ def project(tmp_path) -> Project:
 def _finished(tmp_path_factory):
     project = Project(tmp_path_factory.mktemp("finished"))
     project.commands = project.make()
+    project.make("waveglow", Commands())
     return project
 
 
 @pytest.fixture
 def finished(_finished, tmp_path):
-    """A copy of a voice that was made without a disturbance, with what was called."""
-    folder = tmp_path / "copy"
-    shutil.copytree(_finished.out.parent, folder)
-    project = Project.__new__(Project)
-    project.__dict__ |= _finished.__dict__ | {"recipe": folder / "recipe", "out": folder / "out"}
-    return project
+    """A voice that was made without a disturbance, with what was called, and a WaveGlow beside it."""
+    return _finished.copy(tmp_path / "copy")
