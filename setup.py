@@ -10,6 +10,7 @@ version: dict[str, str] = {}
 exec((ROOT / "fastglow" / "_version.py").read_text(encoding="utf-8"), version)
 
 PLOT = ["matplotlib>=3.7"]
+EVALUATION = ["pesq>=0.0.4", "pocketsphinx>=5", "pystoi>=0.4", *PLOT]
 TRAIN = ["tensorboard>=2.14", *PLOT]
 LINT = ["mypy>=1.15", "ruff>=0.9"]
 TEST = ["hypothesis>=6.100", "pytest>=8", "pytest-benchmark>=4", "setuptools>=70.1", *LINT, *TRAIN]
@@ -56,6 +57,7 @@ setup(
     ],
     extras_require={
         "plot": PLOT,
+        "evaluation": EVALUATION,
         "train": TRAIN,
         "test": TEST,
         "all": sorted({*PLOT, *TRAIN, *TEST}),

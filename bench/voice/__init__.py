@@ -1,0 +1,1 @@
+"""Evaluation of a voice: `python -m bench.voice`; see bench/README.md."""
