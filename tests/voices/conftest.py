@@ -24,7 +24,7 @@ SMALL = {
     **{"guided_attention_weight": 10, "ema": 0.9, "p_arpabet": 0.9, "epochs_per_validation": 1000},
 }
 SMALL_WAVEGLOW = {
-    **{"n_flows": 4, "n_early_every": 2, "wn_n_channels": 8, "wn_n_layers": 2, "upsample_kernel_size": 512},
+    **{"n_flows": 4, "n_early_every": 2, "wn_n_channels": 8, "wn_n_layers": 2, "upsample_kernel_size": 256},
     **{"batch_size": 2, "segment_length": 1024, "device": "cpu", "num_workers": 0, "tensorboard": False},
     **{"epochs_per_validation": 1000, "iters_per_checkpoint": 2, "keep_checkpoints": 2, "ema": 0.9},
 }

@@ -116,3 +116,20 @@ def test_commands_run_at_the_lowest_priority(tmp_path):
 def test_commands_are_shown_as_they_are_typed():
     assert shown([*running.FASTGLOW, "synth", "a b"]) == "fastglow synth 'a b'"
     assert shown([*running.PYTHON, "bench.voice"]) == "python -m bench.voice"
+
+
+def test_a_command_saves_when_its_time_is_up(tmp_path, monkeypatch):
+    (tmp_path / "go").touch()
+
+    class Popen(subprocess.Popen):
+        def wait(self, timeout=None):
+            if timeout is None:
+                return super().wait()
+            assert timeout == 100
+            wait_for(tmp_path / "started")
+            raise subprocess.TimeoutExpired(self.args, timeout)
+
+    monkeypatch.setattr(running.subprocess, "Popen", Popen)
+    with Runner() as runner:
+        runner.call(python(SAVING, tmp_path), 100)
+    assert (tmp_path / "saved").read_text() == "SIGTERM"
