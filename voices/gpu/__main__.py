@@ -38,6 +38,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         if name != "train":
             command.add_argument("--voice", default="heart", help="recipe, default: heart")
             command.add_argument("--model", choices=MODELS, default="waveglow", help="default: waveglow")
+            if name != "unpack":
+                command.add_argument("--anew", action="store_true", help="without the weights, with more clips")
             command.add_argument("--runs", type=Path, help="folder of the recipe's runs, default: runs/NAME")
         if name in ("pack", "train"):
             command.add_argument("--out", type=Path, required=name == "train", help="folder to write")
@@ -64,7 +66,7 @@ def _pack(recipe: Recipe, options: argparse.Namespace, out: Path) -> "Manifest":
     folder = options.runs or Path("runs") / recipe.name
     changes = recipe.gpu_options(options.model)
     with Runner().locked(folder / options.model, [folder / "data"]):
-        manifest = pack(folder / "data", folder / options.model, options.model, out, changes)
+        manifest = pack(folder / "data", folder / options.model, options.model, out, changes, anew=options.anew)
     hours = sum(item.samples for item in manifest.items) / manifest.audio.sampling_rate / 3600
     print(
         f"{out}: {options.model} after {manifest.iteration:,} iterations and {len(manifest.items)} clips "

@@ -1,8 +1,8 @@
 """Packs a run and its data for a machine with a GPU: weights in float16, the options, and as many clips as fit.
 
-A pack holds weights.safetensors, options.json for `--config-file`, clips-*.xz (see `coding`), lexicon.txt.gz or
-lexicon.txt if the run reads one, and manifest.json. Training on the other machine needs PyTorch, NumPy, safetensors,
-click and tqdm only: texts are cleaned here.
+A pack holds weights.safetensors unless the training begins anew, options.json for `--config-file`, clips-*.xz (see
+`coding`), the lexicon if the run reads one, and manifest.json. Training on the other machine needs PyTorch, NumPy,
+safetensors, click and tqdm only: texts are cleaned here.
 """
 
 import heapq
@@ -28,10 +28,11 @@ from fastglow.train.manifest import Item, PreparedDataset
 from fastglow.train.resuming import CALL_OPTIONS
 
 from ..work import read_json, write_json
-from . import coding
+from . import coding, results
 
 LIMIT = 60_000_000  # bytes, of a pack and of what comes back
-RESULT_BYTES = 6  # per parameter, see `results`
+LOG_BYTES = 2_000_000  # of what comes back
+WEIGHTS = "weights.safetensors"
 CLIPS = 64  # in a file
 PACKS = "packs.json"
 """In the folder of a run: what was packed of it."""
@@ -102,7 +103,9 @@ def by_coverage(items: Sequence[Item]) -> Iterator[Item]:
         yield items[index]
 
 
-def pack(data: Path, run: Path, model: str, out: Path, changes: dict[str, Any], limit: int = LIMIT) -> Manifest:
+def pack(
+    data: Path, run: Path, model: str, out: Path, changes: dict[str, Any], *, anew: bool = False, limit: int = LIMIT
+) -> Manifest:
     """Fills a folder for `python -m voices.gpu train`.
 
     Args:
@@ -111,6 +114,7 @@ def pack(data: Path, run: Path, model: str, out: Path, changes: dict[str, Any], 
         model: "tacotron2" or "waveglow".
         out: folder to make; an earlier pack there is replaced.
         changes: options for the other machine that are not the run's, by name.
+        anew: without the weights, which leaves room for more clips.
         limit: of all files together, in bytes.
 
     Raises:
@@ -122,7 +126,9 @@ def pack(data: Path, run: Path, model: str, out: Path, changes: dict[str, Any], 
         raise FastglowError(f"{run} holds no checkpoint to pack: begin its training with `make voice GOAL={model}`")
     shutil.rmtree(out, ignore_errors=True)
     with filling(out) as folder:
-        _write_weights(found, folder / "weights.safetensors")
+        _check_size(found)
+        if not anew:
+            _write_weights(found, folder / WEIGHTS)
         _write_options(found, folder / "options.json", changes)
         lexicon = _copy_lexicon(found, folder)
         items = _cleaned(dataset, found) if model == "tacotron2" else dataset.items["train"]
@@ -150,16 +156,19 @@ def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+def _check_size(found: Found) -> None:
+    n_parameters = sum(tensor.numel() for tensor in found.checkpoint["state_dict"].values())
+    if n_parameters * results.BYTES > LIMIT - LOG_BYTES:
+        raise FastglowError(
+            f"{found.path} has {n_parameters:,} parameters: what comes back would have "
+            f"{n_parameters * results.BYTES / 1e6:.0f} MB and the log, must have at most {LIMIT / 1e6:g} MB"
+        )
+
+
 def _write_weights(found: Found, path: Path) -> None:
     """The weights that are trained, not their average."""
     model = load_checkpoint(found.path)
     model.load_state_dict(found.checkpoint.get("trained_state_dict", found.checkpoint["state_dict"]))
-    n_parameters = sum(parameter.numel() for parameter in model.parameters())
-    if n_parameters * RESULT_BYTES > LIMIT:
-        raise FastglowError(
-            f"{found.path} has {n_parameters:,} parameters: what comes back would have "
-            f"{n_parameters * RESULT_BYTES / 1e6:.0f} MB, must have at most {LIMIT / 1e6:g} MB"
-        )
     save_checkpoint(model, path, dtype=torch.float16)
 
 

@@ -14,7 +14,7 @@ from fastglow.train.manifest import PreparedDataset
 
 from ..running import FASTGLOW, Runner, Stopped
 from . import coding
-from .packing import LIMIT, Manifest
+from .packing import LIMIT, WEIGHTS, Manifest
 from .results import Result
 
 SAVING_SECONDS = 25.0
@@ -69,13 +69,9 @@ def train(pack: Path, folder: Path, out: Path, minutes: float, device: str, runn
     data, run = folder / manifest.id / "data", folder / manifest.id / "run"
     unpack_data(pack, manifest, data)
     command = [*FASTGLOW, "train", manifest.model, "--data", str(data), "--out", str(run), "--device", device]
-    command += [
-        "--config-file",
-        str(pack / "options.json"),
-        "--init-from",
-        str(pack / "weights.safetensors"),
-        "--resume",
-    ]
+    command += ["--config-file", str(pack / "options.json"), "--resume"]
+    if (pack / WEIGHTS).is_file():
+        command += ["--init-from", str(pack / WEIGHTS)]
     if manifest.lexicon is not None:
         command += ["--lexicon", str(pack / manifest.lexicon)]
     stopped = None

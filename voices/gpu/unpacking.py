@@ -28,7 +28,7 @@ def unpack(folder: Path, run: Path) -> int:
     """Continues a run with a result; returns its new number of iterations.
 
     The run's newest checkpoint before stays, as before_gpu_N.pt. Its options, random states and position in the data
-    remain; optimizer, average and weights are the result's.
+    remain. Its weights and their average become the result's weights, its optimizer gets the result's mean squares.
 
     Raises:
         FastglowError: no result, not one of this run, or one that is not trained longer than the run.
@@ -54,29 +54,25 @@ def unpack(folder: Path, run: Path) -> int:
 def _continued(found: Found, result: Result, iteration: int) -> TrainingCheckpoint:
     """The run's checkpoint with the result's state."""
     checkpoint = found.checkpoint
-    averaged = "trained_state_dict" in checkpoint
     states = checkpoint["optimizer"]["state"]
-    square = {int(index): tensor for index, tensor in result.square.items()}
     fits = (
         json.loads(json.dumps(checkpoint["config"])) == result.config
-        and _shapes(checkpoint["state_dict"]) == _shapes(result.trained)
-        and (not averaged or _shapes(checkpoint["state_dict"]) == _shapes(result.average))
-        and {index: state["exp_avg_sq"].shape for index, state in states.items()} == _shapes(square)
+        and _shapes(checkpoint["state_dict"]) == _shapes(result.weights)
+        and {index: state["exp_avg_sq"].shape for index, state in states.items()} == _shapes(result.squares)
     )
     if not fits:
         raise FastglowError(f"the result is of another model than {found.path}")
-    parts: list[dict[Any, torch.Tensor]] = [result.trained, result.average, square]
-    bad = [name for part in parts for name, tensor in part.items() if not torch.isfinite(tensor).all()]
+    bad = [name for name, tensor in result.weights.items() if not torch.isfinite(tensor).all()]
     if bad:
-        raise FastglowError(f"the result has values that are not finite: {', '.join(map(str, bad[:3]))}")
+        raise FastglowError(f"the result has weights that are not finite: {', '.join(bad[:3])}")
     for index, state in states.items():
         state["step"] = torch.full_like(state["step"], iteration)
         state["exp_avg"] = torch.zeros_like(state["exp_avg"])
-        state["exp_avg_sq"] = square[index]
-    continued: TrainingCheckpoint = {**checkpoint, "iteration": iteration, "state_dict": result.trained}
-    if averaged:
-        # Both machines average alike: after so many updates the decay is what it will be.
-        continued |= {"state_dict": result.average, "trained_state_dict": result.trained, "ema_updates": iteration}
+        state["exp_avg_sq"] = result.squares[index]
+    continued: TrainingCheckpoint = {**checkpoint, "iteration": iteration, "state_dict": result.weights}
+    if "trained_state_dict" in checkpoint:
+        # After so many updates the decay of the average is what it will be.
+        continued |= {"trained_state_dict": result.weights, "ema_updates": iteration}
     return continued
 
 
