@@ -19,7 +19,7 @@ from .work import Work
 
 
 def _data(work: Work) -> list[Stage]:
-    return [Screen(work), Prepare(work)]
+    return [*([Screen(work)] if work.recipe.screen else []), Prepare(work)]
 
 
 def _tacotron2(work: Work) -> list[Stage]:

@@ -23,6 +23,8 @@ from fastglow.errors import FastglowError
 from fastglow.files import replacing
 from fastglow.train.sources import Source, read_sources
 
+from .work import EXCLUDED
+
 FEWEST_WORDS = 3
 """The recogniser may misunderstand all of a shorter sentence that is spoken well."""
 MOST_RIGHT = 0.2
@@ -107,9 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"screening: {error}", file=sys.stderr)
         return 1
     options.out.mkdir(parents=True, exist_ok=True)
-    with replacing(options.out / "excluded.txt") as temporary:
+    with replacing(options.out / EXCLUDED) as temporary:
         temporary.write_text("".join(f"{name}|{reason}\n" for name, reason in reasons.items()), encoding="utf-8")
-    print(f"screening: {len(reasons)} of {len(sources)} clips are left out: {options.out / 'excluded.txt'}")
+    print(f"screening: {len(reasons)} of {len(sources)} clips are left out: {options.out / EXCLUDED}")
     return 0
 
 

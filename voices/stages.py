@@ -13,7 +13,7 @@ from fastglow.train.sources import read_exclusions, read_sources
 
 from .recipe import Training
 from .running import FASTGLOW, PYTHON, Command, options_of
-from .work import Work, iterations_of, keep
+from .work import EXCLUDED, Work, iterations_of, keep
 
 
 class Stage(ABC):
@@ -64,7 +64,7 @@ class Screen(Stage):
         self.written = work.screening
 
     def is_done(self) -> bool:
-        return self.work.exclude is None or self.work.exclude.is_file()
+        return (self.work.screening / EXCLUDED).is_file()
 
     def commands(self) -> Iterator[Command]:
         yield [*PYTHON, "voices.screening", str(self.work.speech), "--out", str(self.work.screening)]

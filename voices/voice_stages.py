@@ -89,7 +89,7 @@ class Export(Stage):
     def __init__(self, work: Work):
         super().__init__(work)
         self.written = work.voice
-        self.read = (work.chosen, work.run(VOCODER))
+        self.read = (work.chosen,)  # not the WaveGlow's run, which may be trained for days meanwhile
         self.new = work.voice.with_name("voice.new")
         self.origin = Origin(work.voice)
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from fastglow.files import replacing
 from fastglow.train.checkpointing import BEST, find_newest_checkpoint, numbered_checkpoints
 
 from .recipe import Recipe
+
+EXCLUDED = "excluded.txt"
+"""Written by `python -m voices.screening`, in its folder."""
 
 
 class Work:
@@ -50,7 +54,7 @@ class Work:
     @property
     def exclude(self) -> Path | None:
         """The list of clips to leave out."""
-        return self.screening / "excluded.txt" if self.recipe.screen else self.recipe.exclude
+        return self.screening / EXCLUDED if self.recipe.screen else self.recipe.exclude
 
     @property
     def lexicon(self) -> Path | None:
@@ -96,7 +100,12 @@ def keep(file: Path, name: Path) -> None:
     """Gives a file a further name, which other programs see with all its contents or not at all."""
     name.parent.mkdir(parents=True, exist_ok=True)
     temporary = name.with_name(f".{name.name}.{secrets.token_hex(4)}.tmp")
-    os.link(file, temporary)
+    try:
+        os.link(file, temporary)
+    except OSError:  # another file system, or one without links
+        with replacing(name) as copy:
+            shutil.copyfile(file, copy)
+        return
     os.replace(temporary, name)
     temporary.unlink(missing_ok=True)  # os.replace leaves it where both are the same file
 

@@ -165,6 +165,35 @@ def test_waveglow_is_trained_apart_and_taken_when_asked_for(finished):
     assert Voice.load(finished.out / "voice").vocoder == "waveglow"
 
 
+def test_screening_makes_the_list_that_prepare_reads(project):
+    project.values = project.values | {"screen": True}
+    commands = Commands()
+    (first, *_) = CLIPS.glob("wavs/*.ogg")
+
+    def listen(words):
+        assert words[:2] == ["voices.screening", str(CLIPS)]
+        out_of(words).mkdir(parents=True)
+        (out_of(words) / "excluded.txt").write_text(f"{first.stem}|nothing is understood\n")
+
+    commands.faults = {1: listen}
+    project.make("data", commands)
+    assert commands.names() == ["voices.screening", "prepare"]
+    (rejected,) = json.loads((project.out / "data" / "dataset.json").read_text())["rejected"]
+    assert rejected["item"] == first.stem
+    assert project.make("data").called == []
+
+
+def test_without_hard_links_files_are_copied(project, monkeypatch):
+    def refuse(*_):
+        raise OSError("not supported")
+
+    monkeypatch.setattr("voices.work.os.link", refuse)
+    project.values = project.values | {"tacotron2": ["1_align.json"], "development": None}
+    project.make("voice")
+    assert (project.out / "ends/1_align.pt").read_bytes() == (project.out / "tacotron2/checkpoint_2.pt").read_bytes()
+    assert not list(project.out.rglob("*.tmp"))
+
+
 def test_without_sentences_the_newest_is_taken(finished):
     finished.values = finished.values | {"development": None}
     assert finished.make("voice").names() == ["export-voice"]
@@ -177,7 +206,6 @@ def test_the_plan_shows_commands_and_does_nothing(project, capsys):
     assert build.main(arguments) == 0
     config = project.recipe / "waveglow.json"
     assert capsys.readouterr().out.splitlines() == [
-        "# screening: done",
         "# data",
         f"fastglow prepare {CLIPS} --out {work.data} --validation 1 --workers 1",
         "# waveglow",

@@ -287,6 +287,11 @@ def test_what_is_rare_comes_first():
     assert [item.id for item in by_coverage([Item("a", "", 9, 3), Item("b", "no", 9, 3)])] == ["a", "b"]
 
 
+def test_without_pytorch_one_line_says_so(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    refused(capsys, "this Python has no PyTorch", "run")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 @pytest.mark.parametrize("arguments", [["run"], ["train", "pack", "--out", "result"]])
 def test_without_a_gpu_one_line_says_what_to_do(capsys, arguments):

@@ -54,8 +54,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def check_device(device: str) -> None:
     """Raises FastglowError for a GPU that there is not."""
-    import torch
-
+    try:
+        import torch
+    except ImportError as error:
+        raise FastglowError("this Python has no PyTorch: set PYTHON=... to one that has") from error
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise FastglowError(f"PyTorch finds no CUDA GPU: {REMEDY}")
 
