@@ -11,12 +11,13 @@ import click
 
 from fastglow import Synthesizer
 from fastglow.audio import write_audio
+from fastglow.voices import DEFAULT_VOICE
 
 
 @click.command()
 @click.argument("texts", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("spoken"), show_default=True)
-@click.option("--voice", default="kathleen", show_default=True, help="Bundled voice, or a voice's folder.")
+@click.option("--voice", default=DEFAULT_VOICE, show_default=True, help="Bundled voice, or a voice's folder.")
 @click.option("--seed", default=1, show_default=True, help="Same seed, same audio.")
 @click.option("--limit", type=int, help="Speak only the first lines.")
 def main(texts: Path, out: Path, voice: str, seed: int, limit: int | None) -> None:

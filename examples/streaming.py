@@ -12,12 +12,13 @@ import click
 import soundfile
 
 from fastglow import Synthesizer
+from fastglow.voices import DEFAULT_VOICE
 
 
 @click.command()
 @click.argument("text")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=Path("out.wav"), show_default=True)
-@click.option("--voice", default="kathleen", show_default=True, help="Bundled voice, or a voice's folder.")
+@click.option("--voice", default=DEFAULT_VOICE, show_default=True, help="Bundled voice, or a voice's folder.")
 @click.option("--seed", default=1, show_default=True, help="Same seed, same audio.")
 def main(text: str, out: Path, voice: str, seed: int) -> None:
     synthesizer = Synthesizer.from_voice(voice)

@@ -4,6 +4,7 @@ Names and defaults are DeepLearningExamples' where its train.py has the option.
 """
 
 from dataclasses import asdict, dataclass, field, fields
+from math import inf
 from typing import Any
 
 from fastglow.errors import FastglowError
@@ -211,6 +212,12 @@ class Tacotron2TrainConfig(TrainConfig):
     sync_batchnorm: bool = option(False, "Normalise over the batches of all GPUs, not over each alone.")
     guided_attention_weight: float = option(0.0, "Weight of the guided-attention loss; 0: off.")
     guided_attention_sigma: float = option(0.2, "Width of the band that the guided-attention loss leaves free.")
+    l1_weight: float = option(0.0, "Weight of the mels' absolute error, beside the squared one; 0: off.")
+    upper_band_weight: float = option(
+        1.0, "Weight in the absolute error of the highest mel channel; the others' fall linearly to 1 in the lowest."
+    )
+    delta_weight: float = option(0.0, "Weight of the absolute error of differences between frames; 0: off.")
+    ssim_weight: float = option(0.0, "Weight of the mels' lack of structural similarity (SSIM); 0: off.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -218,6 +225,13 @@ class Tacotron2TrainConfig(TrainConfig):
             raise FastglowError(f"p_arpabet={self.p_arpabet} must be between 0 and 1")
         if not 0 <= self.p_frame_dropout < 1:
             raise FastglowError(f"p_frame_dropout={self.p_frame_dropout} must be at least 0 and below 1")
+        for name in ("guided_attention_weight", "l1_weight", "upper_band_weight", "delta_weight", "ssim_weight"):
+            if not 0 <= getattr(self, name) < inf:
+                raise FastglowError(f"{name}={getattr(self, name)} must be finite and not negative")
+        if self.upper_band_weight != 1 and not self.l1_weight:
+            raise FastglowError(
+                f"upper_band_weight={self.upper_band_weight} weighs the absolute error: pass l1_weight too"
+            )
 
 
 @dataclass

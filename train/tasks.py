@@ -3,7 +3,9 @@
 import logging
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -34,6 +36,7 @@ from .data import (
 )
 from .losses import GuidedAttentionLoss, Tacotron2Loss, WaveGlowLoss
 from .manifest import PreparedDataset
+from .mel_losses import delta_loss, l1_loss, ssim_loss
 from .ranks import Ranks
 
 logger = logging.getLogger(__name__)
@@ -125,6 +128,20 @@ class Task(ABC, Generic[ConfigT, ModelConfigT, ModelT, DataT, BatchT]):
         return int(SAMPLE_SECONDS * self.dataset.audio.sampling_rate / self.dataset.audio.hop_length)
 
 
+LossTerm = Callable[[list[Tensor], TextMelBatch], Tensor]
+"""(output of `Tacotron2.forward`, batch) -> scalar."""
+
+
+def of_both_mels(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> LossTerm:
+    """The sum of a loss before and after the postnet, as the reference adds its squared errors."""
+
+    def term(output: list[Tensor], batch: TextMelBatch) -> Tensor:
+        before, after = (loss(mel, batch.mel, batch.output_lengths) for mel in output[:2])
+        return before + after
+
+    return term
+
+
 class Tacotron2Task(Task[Tacotron2TrainConfig, Tacotron2Config, Tacotron2, TextMelDataset, TextMelBatch]):
     name = "tacotron2"
 
@@ -148,6 +165,12 @@ class Tacotron2Task(Task[Tacotron2TrainConfig, Tacotron2Config, Tacotron2, TextM
         self.collate_batch = TextMelCollate(model_config.n_frames_per_step)
         self.criterion = Tacotron2Loss(config.gate_positive_weight)
         self.guided_attention = GuidedAttentionLoss(config.guided_attention_sigma)
+        self.further_terms: dict[str, tuple[float, LossTerm]] = {
+            "guided_attention_loss": (config.guided_attention_weight, self.guided_attention_loss),
+            "l1_loss": (config.l1_weight, of_both_mels(partial(l1_loss, upper_band_weight=config.upper_band_weight))),
+            "delta_loss": (config.delta_weight, of_both_mels(delta_loss)),
+            "ssim_loss": (config.ssim_weight, of_both_mels(ssim_loss)),
+        }
         self.lexicon = Lexicon(config.lexicon) if config.lexicon else None
 
     def trained_with(self) -> TrainedWith:
@@ -196,12 +219,15 @@ class Tacotron2Task(Task[Tacotron2TrainConfig, Tacotron2Config, Tacotron2, TextM
         previous = self.drop_frames(batch.mel) if model.training else batch.mel
         output = model((batch.text, batch.input_lengths, previous, batch.text.shape[1], batch.output_lengths))
         losses = {"loss": self.criterion(output, (batch.mel, batch.gate))}
-        if self.config.guided_attention_weight > 0:
-            steps = -(-batch.output_lengths // self.model_config.n_frames_per_step)
-            attention_loss = self.guided_attention(output[3], batch.input_lengths, steps)
-            losses["guided_attention_loss"] = attention_loss
-            losses["loss"] = losses["loss"] + self.config.guided_attention_weight * attention_loss
+        for name, (weight, term) in self.further_terms.items():
+            if weight > 0:
+                losses[name] = term(output, batch)
+                losses["loss"] = losses["loss"] + weight * losses[name]
         return losses
+
+    def guided_attention_loss(self, output: list[Tensor], batch: TextMelBatch) -> Tensor:
+        steps = -(-batch.output_lengths // self.model_config.n_frames_per_step)
+        return self.guided_attention(output[3], batch.input_lengths, steps)
 
     def drop_frames(self, mel: Tensor) -> Tensor:
         """Zeros the previous frames that a decoder step is shown, for each step with probability p_frame_dropout.

@@ -9,7 +9,7 @@ import torch
 
 from fastglow import Tacotron2, WaveGlow, save_checkpoint
 from fastglow.text import Lexicon
-from fastglow.voices import BUNDLED
+from fastglow.voices import BUNDLED, DEFAULT_VOICE
 
 UNSTOPPED = "ignore::fastglow.models.tacotron2.DecoderStepLimitWarning"
 # Of a process that runs this checkout.
@@ -60,8 +60,8 @@ def lexicon_file(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def cmudict():
-    """The lexicon of a bundled voice."""
-    return Lexicon(BUNDLED / "kathleen" / "lexicon.txt.gz")
+    """The lexicon of the bundled voice."""
+    return Lexicon(BUNDLED / DEFAULT_VOICE / "lexicon.txt.gz")
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import soundfile
 from fastglow import FastglowError, Synthesizer, save_checkpoint
 from fastglow.cli import main
 from fastglow.engine.seeds import attempt_seed, sentence_seed
-from fastglow.voices import BUNDLED
+from fastglow.voices import BUNDLED, DEFAULT_VOICE
 
 from .conftest import ENVIRONMENT, UNSTOPPED, make_tacotron2, make_waveglow
 from .scripted import ScriptedTacotron2, reading
@@ -190,7 +190,7 @@ def test_given_lexicons_precede_the_voices_in_order(voice_folder, tmp_path, lexi
 def test_torchaudios_phones_with_a_lexicon(tmp_path, capsys):
     save_checkpoint(make_tacotron2(n_symbols=96), tmp_path / "phones.safetensors")
     arguments = ["--tacotron2", str(tmp_path / "phones.safetensors"), "-o", str(tmp_path / "o.wav"), "--json"]
-    lexicon = BUNDLED / "kathleen" / "lexicon.txt.gz"
+    lexicon = BUNDLED / DEFAULT_VOICE / "lexicon.txt.gz"
     assert main(["synth", "English words.", *arguments, "--lexicon", str(lexicon)]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["audio_seconds"] > 0
@@ -261,7 +261,7 @@ def test_a_failing_write_leaves_the_old_file(voice_folder, tmp_path, monkeypatch
 
 def test_voices_convert_and_inspect(voice_folder, tmp_path, capsys):
     assert main(["synth", "--list-voices"]) == 0
-    assert "kathleen\ten-US" in capsys.readouterr().out
+    assert f"{DEFAULT_VOICE}\ten-US" in capsys.readouterr().out
     target = tmp_path / "nvidia.pt"
     assert main(["convert", str(voice_folder / "tacotron2.safetensors"), str(target), "--to", "nvidia"]) == 0
     assert main(["inspect", str(target)]) == 0

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from fastglow.errors import FastglowError
 from fastglow.text import Lexicon, UnspeakableTextWarning, cleaner_names, sequence_to_text, symbols, text_to_sequence
 from fastglow.text.lexicon import pronounce_words
-from fastglow.voices import BUNDLED
+from fastglow.voices import BUNDLED, DEFAULT_VOICE
 
-CMUDICT = BUNDLED / "kathleen" / "lexicon.txt.gz"
+CMUDICT = BUNDLED / DEFAULT_VOICE / "lexicon.txt.gz"
 
 FILE = """\
 ;;; a comment
