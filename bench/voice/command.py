@@ -8,11 +8,11 @@ from typing import Any
 import click
 
 from bench import environment
-from fastglow.engine import Synthesizer
 from fastglow.errors import FastglowError
 from fastglow.files import replacing
 
-from . import evaluation, report, sentences
+from . import reading_faults, report, sentences
+from .evaluation import SYNTHESIS, Plan, evaluate
 from .recognition import Pocketsphinx, Recogniser, Remembering
 from .speaking import find_voice
 
@@ -22,9 +22,13 @@ from .speaking import find_voice
 @click.option("--metadata", type=click.Path(path_type=Path), help="Sentences: id|text|normalised text.")
 @click.option("--wavs", type=click.Path(path_type=Path), help="Their recordings: <id>.wav, .flac or .ogg.")
 @click.option("--texts", type=click.Path(path_type=Path),
-              help="Sentences without recordings: id|text, or a text a line. Compares voices.")  # fmt: skip
+              help="Sentences without recordings: id|text, or a text a line.")  # fmt: skip
 @click.option("--ids", type=click.Path(path_type=Path), help="Take the sentences that this file names, one id a line.")
-@click.option("--limit", type=click.IntRange(1), help="Take the first N sentences.")
+@click.option("--limit", type=click.IntRange(1), help="Take the first N sentences; of the hard ones too.")
+@click.option("--hard/--no-hard", default=None,
+              help="Search the reading of hard sentences for faults. Default: unless --texts is given.")  # fmt: skip
+@click.option("--hard-sentences", type=click.Path(path_type=Path),
+              help="Hard sentences of your own: category|text.")  # fmt: skip
 @click.option("--seed", default=1, show_default=True, help="Of each sentence's synthesis.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the report and the transcripts.")
 @click.option("--transcripts", type=click.Path(path_type=Path),
@@ -32,58 +36,52 @@ from .speaking import find_voice
 @click.option("--device", help="Such as cpu or cuda:0. Default: the GPU if there is one.")
 def command(
     voices: tuple[str, ...], metadata: Path | None, wavs: Path | None, texts: Path | None, ids: Path | None,
-    limit: int | None, seed: int, out: Path | None, transcripts: Path | None, device: str | None,
+    limit: int | None, hard: bool | None, hard_sentences: Path | None, seed: int, out: Path | None,
+    transcripts: Path | None, device: str | None,
 ) -> None:  # fmt: skip
     """Measure how well VOICE speaks: a bundled voice, a voice's folder, or a Tacotron 2 checkpoint.
 
-    With --metadata and --wavs: word error of the synthesis and of the recordings. With --texts: word error of each
-    voice, one row each.
+    With --metadata and --wavs: word error of the synthesis and of the recordings. With --texts: word error of the
+    synthesis alone. Several voices are compared. Beside either, or alone: faults in the reading of hard sentences.
     """
-    if (metadata is None) == (texts is None):
-        raise FastglowError("pass either --metadata CSV and --wavs DIR, or --texts FILE")
+    if metadata and texts:
+        raise FastglowError("--metadata and --texts are both sentences: pass one of them")
     if (metadata is None) != (wavs is None):
         raise FastglowError("--metadata and --wavs belong together: pass both")
-    if metadata and len(voices) > 1:
-        raise FastglowError(f"--metadata takes one voice, not {len(voices)}: pass --texts to compare several")
+    if hard is None:
+        hard = texts is None
     file = metadata or texts
-    assert file is not None
-    prompts = sentences.choose(sentences.read_prompts(file), ids, limit)
-    recordings = sentences.find_recordings(prompts, wavs) if wavs else None
+    if not hard and file is None:
+        raise FastglowError("nothing to measure: pass --metadata CSV and --wavs DIR, --texts FILE, or --hard")
+    prompts = sentences.choose(sentences.read_prompts(file), ids, limit) if file else []
+    plan = Plan(
+        prompts,
+        sentences.find_recordings(prompts, wavs) if wavs else [],
+        reading_faults.read_hard_sentences(hard_sentences or reading_faults.HARD_SENTENCES)[:limit] if hard else [],
+        seed,
+        device,
+        lambda line: click.echo(line, err=True),
+    )
     found = [find_voice(name) for name in voices]
     recogniser: Recogniser = Pocketsphinx()
     if out and not transcripts:
         transcripts = out / "transcripts.jsonl"
     if transcripts:
         recogniser = Remembering(recogniser, transcripts)
-
-    results: dict[str, Any] = {"seed": seed, "machine": environment.describe(), "recogniser": recogniser.name}
-    if recordings is None:
-        results["candidates"] = []
-        for name, voice in zip(voices, found, strict=True):
-            synthesizer = Synthesizer.from_voice(voice, device)
-            heard = {
-                evaluation.SYNTHESIS: evaluation.hear_voice(synthesizer, prompts, seed, recogniser, lambda _: None)
-            }
-            row = {"voice": name, **evaluation.summarise(heard)[evaluation.SYNTHESIS]}
-            results["candidates"].append(row | {"sentences": evaluation.rows(prompts, heard)})
-            click.echo(report.candidate_line(row), err=True)
-        results["word_error"] = min(row["rate"] for row in results["candidates"])
-    else:
-        synthesizer = Synthesizer.from_voice(found[0], device)
-        heard = {
-            evaluation.ORIGINALS: evaluation.hear_recordings(recordings, prompts, recogniser),
-            evaluation.SYNTHESIS: evaluation.hear_voice(synthesizer, prompts, seed, recogniser, lambda _: None),
-        }
-        results["voice"] = voices[0]
-        results["word_errors"] = evaluation.summarise(heard)
-        results["word_error"] = results["word_errors"][evaluation.SYNTHESIS]["rate"]
-        results["sentences"] = evaluation.rows(prompts, heard)
+    results: dict[str, Any] = {
+        "seed": seed,
+        "machine": environment.describe(),
+        "recogniser": recogniser.name,
+        "voices": [evaluate(name, voice, plan, recogniser) for name, voice in zip(voices, found, strict=True)],
+    }
+    if plan.prompts:
+        # Of the best voice.
+        results["word_error"] = min(of["word_errors"][SYNTHESIS]["rate"] for of in results["voices"])
     text = report.markdown(results)
     if out:
         out.mkdir(parents=True, exist_ok=True)
-        for name, content in (("report.json", json.dumps(results, indent=1, ensure_ascii=False)), ("report.md", text)):
-            with replacing(out / name) as temporary:
-                temporary.write_text(content + "\n", encoding="utf-8")
+        _write(out / "report.json", json.dumps(results, indent=1, ensure_ascii=False))
+        _write(out / "report.md", text)
     click.echo(text)
 
 
@@ -101,3 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = f"{error.filename or 'file'}: {error.strerror}"
     click.echo(f"bench.voice: {' '.join(message.split())}", err=True)
     return 2
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")

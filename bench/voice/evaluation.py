@@ -9,13 +9,36 @@ import numpy as np
 
 from fastglow.audio import read_audio
 from fastglow.engine import Speech, Synthesizer
+from fastglow.voices import Voice
 
+from . import reading_faults
 from .recognition import Recogniser, as_pcm
 from .sentences import Prompt
 from .speaking import speak
 from .word_errors import WordErrors, rate_interval, ratio_interval, word_errors
 
 SYNTHESIS, ORIGINALS = "synthesis", "originals"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+        prompts: sentences to speak; may be empty.
+        recordings: one per prompt, or none.
+        hard: sentences whose reading is searched for faults.
+        seed: of each sentence's synthesis.
+        device: of the models; None: the GPU if there is one.
+        say: gets a line when a part is done.
+    """
+
+    prompts: Sequence[Prompt]
+    recordings: Sequence[Path]
+    hard: Sequence[reading_faults.HardSentence]
+    seed: int
+    device: str | None
+    say: Callable[[str], None]
 
 
 @dataclass
@@ -34,30 +57,45 @@ class Heard:
         return sum(self.errors, WordErrors())
 
 
-def hear_voice(
-    synthesizer: Synthesizer,
-    prompts: Sequence[Prompt],
-    seed: int,
-    recogniser: Recogniser,
-    keep: Callable[[Speech], None],
-) -> Heard:
-    """Synthesis of the prompts, each with the same seed; `keep` gets the speech."""
-    heard = Heard()
-    for prompt in prompts:
-        speech = speak(synthesizer, prompt.text, seed)
-        heard.add(recogniser, prompt, speech.audio, speech.sample_rate)
-        keep(speech)
-    return heard
+def evaluate(name: str, voice: Voice, plan: Plan, recogniser: Recogniser) -> dict[str, Any]:
+    """Everything that the plan asks for of one voice.
+
+    Raises:
+        FastglowError: models or recordings that cannot be read or used.
+    """
+    synthesizer = Synthesizer.from_voice(voice, plan.device)
+    results: dict[str, Any] = {"voice": name}
+    if plan.prompts:
+        heard: dict[str, Heard] = {}
+        if plan.recordings:
+            heard[ORIGINALS] = _hear_recordings(plan.recordings, plan.prompts, recogniser)
+            plan.say(f"{ORIGINALS}: word error {heard[ORIGINALS].total.rate:.3f}")
+        heard[SYNTHESIS] = Heard()
+        speeches = []
+        for prompt in plan.prompts:
+            speeches.append(speak(synthesizer, prompt.text, plan.seed))
+            heard[SYNTHESIS].add(recogniser, prompt, speeches[-1].audio, speeches[-1].sample_rate)
+        plan.say(f"{name}: word error {heard[SYNTHESIS].total.rate:.3f}")
+        results["word_errors"] = _summary(heard)
+        results["sentences"] = _rows(plan.prompts, heard, synthesizer, speeches)
+    if plan.hard:
+        hard = reading_faults.read_hard(synthesizer, plan.hard, plan.seed, recogniser)
+        results["hard"] = reading_faults.summarise(hard)
+        faulty = results["hard"]["faulty"]
+        plan.say(
+            f"{name}: {faulty['first']} of {len(hard)} hard sentences with a fault, {faulty['left']} after retries"
+        )
+    return results
 
 
-def hear_recordings(paths: Sequence[Path], prompts: Sequence[Prompt], recogniser: Recogniser) -> Heard:
+def _hear_recordings(paths: Sequence[Path], prompts: Sequence[Prompt], recogniser: Recogniser) -> Heard:
     heard = Heard()
     for path, prompt in zip(paths, prompts, strict=True):
         heard.add(recogniser, prompt, *read_audio(path))
     return heard
 
 
-def summarise(heard: Mapping[str, Heard]) -> dict[str, Any]:
+def _summary(heard: Mapping[str, Heard]) -> dict[str, Any]:
     """Word errors by source, with intervals; beside the originals, the ratio of the rates."""
     originals = heard.get(ORIGINALS)
     found: dict[str, Any] = {}
@@ -70,15 +108,18 @@ def summarise(heard: Mapping[str, Heard]) -> dict[str, Any]:
     return found
 
 
-def rows(prompts: Sequence[Prompt], heard: Mapping[str, Heard]) -> list[dict[str, Any]]:
-    """A row per prompt: what was heard from each source."""
+def _rows(
+    prompts: Sequence[Prompt], heard: Mapping[str, Heard], synthesizer: Synthesizer, speeches: Sequence[Speech]
+) -> list[dict[str, Any]]:
+    """A row per prompt: what was heard from each source, and the faults of its reading."""
     return [
         {
-            "id": prompt.id,
-            "text": prompt.text,
-            "words": next(iter(heard.values())).errors[i].words,
+            **prompt._asdict(),
+            "words": heard[SYNTHESIS].errors[i].words,
             "heard": {source: of.texts[i] for source, of in heard.items()},
             "edits": {source: of.errors[i].edits for source, of in heard.items()},
+            "first": reading_faults.first_faults(synthesizer, prompt.text, speech),
+            "left": reading_faults.faults_left(speech),
         }
-        for i, prompt in enumerate(prompts)
+        for i, (prompt, speech) in enumerate(zip(prompts, speeches, strict=True))
     ]

@@ -43,11 +43,10 @@ class Pocketsphinx:
 
         self.name = f"pocketsphinx {metadata.version('pocketsphinx')}"
         self._decoder = Decoder(samprate=RATE, loglevel="FATAL")
-        self._cepstral_means = self._decoder.get_cmn()
 
     def hear(self, pcm: np.ndarray) -> str:
-        # Otherwise the means of the clips before would be this one's first ones.
-        self._decoder.set_cmn(self._cepstral_means)
+        # Otherwise the estimate of the noise, which is removed, would begin with that of the clip before.
+        self._decoder.reinit_feat()
         self._decoder.start_utt()
         self._decoder.process_raw(pcm.astype("<i2").tobytes(), no_search=False, full_utt=True)
         self._decoder.end_utt()

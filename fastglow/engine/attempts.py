@@ -44,16 +44,20 @@ class Utterance:
     Attributes:
         mel: log-mel, [n_mel_channels, frames], on the model's device.
         alignment: attention weights, float32 [decoder steps, symbols].
-        stopped, attempts, cut: as in `Sentence`.
+        stopped, readings, cut: as in `Sentence`.
         fault: its worst fault.
     """
 
     mel: Tensor
     alignment: np.ndarray
     stopped: bool
-    attempts: int
+    readings: tuple[Reading, ...]
     cut: bool
     fault: Fault
+
+    @property
+    def attempts(self) -> int:
+        return len(self.readings)
 
 
 class _Decoded(NamedTuple):
@@ -130,9 +134,10 @@ def _decode(tacotron2: Tacotron2, texts: list[list[int]], seeds: list[int], limi
 def _best(attempts: list[_Attempt], seconds_per_step: float) -> Utterance:
     """The earliest of the least wrong attempts, cut if it runs on."""
     (mel, alignment, stopped), reading = min(attempts, key=lambda attempt: attempt.reading.rank)
+    readings = tuple(attempt.reading for attempt in attempts)
     if reading.end is None:
-        return Utterance(mel, alignment, stopped, len(attempts), False, reading.fault)
+        return Utterance(mel, alignment, stopped, readings, False, reading.fault)
     loudness = mel.float().mean(dim=0).view(len(alignment), -1).mean(dim=1).cpu().numpy()
     n_steps = steps_to_keep(reading.end, loudness, seconds_per_step)
     n_frames = n_steps * (mel.shape[1] // len(alignment))
-    return Utterance(mel[:, :n_frames], alignment[:n_steps], False, len(attempts), True, reading.fault)
+    return Utterance(mel[:, :n_frames], alignment[:n_steps], False, readings, True, reading.fault)

@@ -7,6 +7,8 @@ import torch
 
 from fastglow.errors import FastglowError
 
+from .reading import Fault, Reading
+
 
 @dataclass
 class Sentence:
@@ -19,7 +21,8 @@ class Sentence:
         audio: float32 [samples] in [-1, 1], with its final level and fades.
         stopped: whether it ends where the model's stop gate fired. If not, and it was not cut, the decoder ran to its
             step limit and the end of the text may be missing.
-        attempts: number of decodings, each with another seed, until one had no fault or no attempt was left.
+        readings: what attention and gate say of each attempt, a decoding with another seed, until one had no fault or
+            no attempt was left. The sentence is the first of those with the lowest `rank`.
         cut: whether every attempt went on past the end of the text, so that the result was cut there; mel, alignment
             and audio end at the cut.
     """
@@ -29,8 +32,12 @@ class Sentence:
     alignment: np.ndarray
     audio: np.ndarray
     stopped: bool
-    attempts: int = 1
+    readings: tuple[Reading, ...] = (Reading(Fault.NONE),)
     cut: bool = False
+
+    @property
+    def attempts(self) -> int:
+        return len(self.readings)
 
 
 @dataclass

@@ -323,7 +323,7 @@ class Synthesizer:
             round(CUT_FADE * rate) if utterance.cut else join * job.is_followed,
         )
         mel = utterance.mel.float().cpu().numpy()
-        return Sentence(job.text, mel, utterance.alignment, audio, utterance.stopped, utterance.attempts, utterance.cut)
+        return Sentence(job.text, mel, utterance.alignment, audio, utterance.stopped, utterance.readings, utterance.cut)
 
     def _warn_of_faults(self, job: Job, utterance: Utterance) -> None:
         # Points past _speak, _spoken and the public method.

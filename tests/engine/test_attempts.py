@@ -55,11 +55,14 @@ def test_another_seed_corrects_it(wrong, attempt):
     assert torch.equal(utterance.mel, mel_of(attempt_seed(7, attempt), 3 * len(reading(12))))
 
 
-@pytest.mark.parametrize("wrong", [LOOPED, SKIPPED, BROKEN_OFF])
-def test_another_seed_corrects_other_faults(wrong):
+@pytest.mark.parametrize(
+    "wrong, fault", [(LOOPED, Fault.REPEATS), (SKIPPED, Fault.SKIPS), (BROKEN_OFF, Fault.BREAKS_OFF)]
+)
+def test_another_seed_corrects_other_faults(wrong, fault):
     model = ScriptedTacotron2(by_attempt(wrong, wrong, reading(40)))
     (utterance,) = utterances_of(model, task(40))
     assert (utterance.stopped, utterance.attempts, utterance.fault) == (True, 3, Fault.NONE)
+    assert [reading.fault for reading in utterance.readings] == [fault, fault, Fault.NONE]
 
 
 @pytest.mark.parametrize("wrong", [ENDLESS, LATE])

@@ -61,8 +61,10 @@ def test_a_missing_recogniser_is_named(monkeypatch):
 @needs_pocketsphinx
 def test_a_clip_does_not_depend_on_those_before_it():
     wavs = Path("tests/data/clips/wavs")
-    clips = [as_pcm(*read_audio(wavs / f"arctic_{name}.ogg")) for name in ("a0207_1592712443", "a0379_1592708291")]
+    clip, other = (
+        as_pcm(*read_audio(wavs / f"arctic_{name}.ogg")) for name in ("a0158_1592713801", "a0098_1592746254")
+    )
     recogniser = Pocketsphinx()
-    first = [recogniser.hear(clip) for clip in clips]
-    assert all(first)
-    assert [recogniser.hear(clip) for clip in clips[::-1]] == first[::-1]
+    alone = recogniser.hear(clip)
+    recogniser.hear(other)
+    assert recogniser.hear(clip) == recogniser.hear(clip) == alone == alone != ""
