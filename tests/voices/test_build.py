@@ -11,10 +11,11 @@ from fastglow import cli
 from fastglow.checkpoint import inspect_checkpoint
 from fastglow.errors import FastglowError
 from fastglow.train.checkpointing import load_training_checkpoint
+from fastglow.train.command import train as train_command
 from fastglow.train.manifest import PreparedDataset
 from fastglow.voices import Voice
 from voices import build
-from voices.recipe import RECIPES
+from voices.recipe import MODELS, RECIPES, find_recipe
 from voices.running import Stopped
 
 from .conftest import CLIPS, Commands, killed, killed_after
@@ -237,6 +238,16 @@ def test_every_recipe_is_whole(capsys):
         assert build.main([recipe.name, "waveglow", "--plan", "--out", "/nonexistent"]) == 0
         assert build.main([recipe.name, "--plan", "--out", "/nonexistent"]) == 0
         assert "fastglow train tacotron2" in capsys.readouterr().out
+
+
+def test_recipes_set_options_that_there_are():
+    for folder in RECIPES.iterdir():
+        recipe = find_recipe(folder.name)
+        for model in MODELS:
+            known = {parameter.name for parameter in train_command.commands[model].params}
+            for training in getattr(recipe, model):
+                assert json.loads(training.config.read_text()).keys() <= known, training.config
+            assert recipe.gpu_options(model).keys() <= known
 
 
 def test_an_unknown_recipe_is_refused(capsys):
