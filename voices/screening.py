@@ -1,9 +1,9 @@
 """Finds clips that do not say their text, for `fastglow prepare --exclude`.
 
 `python -m voices.screening DATASET --out FOLDER` writes FOLDER/excluded.txt: clips that last much longer or shorter
-than their text suggests, and clips of which an independent recogniser understands nothing. It errs on a fifth of the
-words of good clips, so that only what is wholly wrong counts. What it heard is kept in FOLDER/heard.jsonl: stopped at
-any time, the same command goes on with the other clips.
+than their text suggests, and clips of which an independent recogniser understands something else. It errs on a fifth
+of the words of good clips, so that only what is wholly wrong counts. What it heard is kept in FOLDER/heard.jsonl:
+stopped at any time, the same command goes on with the other clips.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import soundfile
 from tqdm import tqdm
 
 from bench.voice.recognition import Pocketsphinx, Recogniser, Remembering, as_pcm
-from bench.voice.word_errors import word_errors, words_of
+from bench.voice.word_errors import Edit, align, word_errors, words_of
 from fastglow.audio import read_audio
 from fastglow.errors import FastglowError
 from fastglow.files import replacing
@@ -27,8 +27,9 @@ from .work import EXCLUDED
 
 FEWEST_WORDS = 3
 """The recogniser may misunderstand all of a shorter sentence that is spoken well."""
-MOST_RIGHT = 0.2
-"""Part of the words that may be right in a clip that says something else: it has frequent words too."""
+MOST_RIGHT = 0.42
+"""Part of the letters that is right in a clip that says something else. Of 250 sentences, none had more than 0.40 of
+the letters heard in another clip, and none less than 0.48 of those heard in its own."""
 FACTOR, SECONDS = 2.0, 1.0
 """Clips are left out that last this much longer or shorter than expected, by both."""
 
@@ -70,8 +71,12 @@ def misheard(text: str, heard: str) -> str | None:
         return None
     if not n_heard:
         return "nothing is understood"
-    right = 1 - word_errors(text, heard).edits / max(n_words, n_heard)
-    return f"understood as: {heard}" if right <= MOST_RIGHT else None
+    if word_errors(text, heard).edits < max(n_words, n_heard) / 2:
+        return None
+    # Letters tell a wrong sentence from a badly understood one: "a curious plan" is near to "winter is planned".
+    letters, others = "".join(words_of(text)), "".join(words_of(heard))
+    wrong = sum(edit is not Edit.KEPT for edit in align(letters, others))
+    return f"understood as: {heard}" if 1 - wrong / max(len(letters), len(others)) <= MOST_RIGHT else None
 
 
 def listen(sources: Sequence[Source], recogniser: Recogniser) -> dict[str, str]:

@@ -1,8 +1,11 @@
 """Packs, training on another machine (here: on the CPU), and what comes back."""
 
 import json
+import lzma
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +95,7 @@ class Machines:
 NOT_NEEDED = ("inflect", "matplotlib", "soundfile", "soxr", "unidecode", "tensorboard", "pytest", "bench")
 FEW_PACKAGES = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 class Missing:
@@ -276,6 +280,29 @@ def test_a_pack_keeps_to_its_limit(machines, tmp_path, monkeypatch):
     ):
         pack(data, run, "waveglow", tmp_path / "none", {})
     assert not (tmp_path / "none").exists()
+
+
+def test_a_pack_names_files_in_its_own_folder_only(machines, tmp_path):
+    manifest = machines.manifest("waveglow")
+    clip = manifest.items[0]
+    for name, good in (("other", True), ("../other", False), ("/other", False)):
+        items = [replace(clip, id=name), *manifest.items[1:]]
+        replace(manifest, items=items).write(tmp_path)
+        if good:
+            assert Manifest.read(tmp_path).items == items
+        else:
+            with pytest.raises(FastglowError, match="is no pack"):
+                Manifest.read(tmp_path)
+
+
+def test_a_log_that_was_cut_off_is_read_as_far_as_it_goes(machines, here):
+    folder = here.out / "result"
+    shutil.copytree(machines.there / "waveglow" / "result", folder)
+    log = lzma.decompress((folder / "log.jsonl.xz").read_bytes())
+    (folder / "log.jsonl.xz").write_bytes(lzma.compress(log[:-20] + b"\n[1]\n{}"))
+    unpack(folder, here.out / "waveglow")
+    curve = read_curves(here.out / "waveglow", "waveglow").train["loss"]
+    assert curve.iterations.tolist() == [1, 2, 3, 4]
 
 
 def test_what_is_rare_comes_first():

@@ -65,6 +65,7 @@ def test_without_the_recogniser_only_lengths_count(tmp_path):
         ("A dead man is of no use.", "the weeks of the carbon", "understood as: the weeks of the carbon"),
         ("A dead man is of no use.", "", "nothing is understood"),
         ("Ah, well!", "", None),  # too short to tell
+        ("What a curious plan!' exclaimed Alice.", "winter is planned explain dallas", None),  # alike, no word right
         ("It is a very fine day.", "one two three four five six seven eight nine it is", "understood as: one"),
     ],
 )

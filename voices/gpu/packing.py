@@ -76,6 +76,8 @@ class Manifest:
         values = read_json(folder / "manifest.json")
         try:
             items = [Item(**item) for item in values.pop("items")]
+            if any(Path(item.id).name != item.id for item in items):
+                raise ValueError("an id is not the name of a file")
             return cls(audio=MelConfig.from_dict(values.pop("audio")), items=items, **values)
         except (AttributeError, TypeError, KeyError, ValueError) as error:
             raise FastglowError(f"{folder} is no pack: make one with `python -m voices.gpu pack`") from error

@@ -100,7 +100,6 @@ def _records(folder: Path, base: int) -> Iterator[dict[str, Any]]:
     for line in lines:
         try:
             record = json.loads(line)
-        except ValueError:
+            yield record | {"iteration": record["iteration"] + base}
+        except (ValueError, TypeError, KeyError):
             continue  # the process was killed while it wrote this
-        record["iteration"] += base
-        yield record
