@@ -49,7 +49,7 @@ class Commands:
 
         return nullcontext()
 
-    def call(self, command):
+    def call(self, command, seconds=None):
         words = command[len(PYTHON) :]
         self.called.append(words)
         fault = self.faults.pop(len(self.called), None)

@@ -23,8 +23,11 @@ from voices.gpu import __main__ as command
 from voices.gpu import coding, packing
 from voices.gpu.packing import PACKS, WEIGHTS, Manifest, by_coverage, pack, size_of
 from voices.gpu.results import FILE, Result
+from voices.gpu.training import train
 from voices.gpu.unpacking import unpack
 from voices.recipe import MODELS
+
+from .conftest import Commands
 
 ROOT = Path(__file__).parents[2]
 
@@ -303,6 +306,34 @@ def test_a_log_that_was_cut_off_is_read_as_far_as_it_goes(machines, here):
     unpack(folder, here.out / "waveglow")
     curve = read_curves(here.out / "waveglow", "waveglow").train["loss"]
     assert curve.iterations.tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_second_call_goes_on(machines, here, tmp_path, model):
+    """Where the first one trained, if that is still there."""
+    there = tmp_path / "there"
+    shutil.copytree(machines.there / model, there)
+    options = json.loads((there / "pack/options.json").read_text())
+    (there / "pack/options.json").write_text(json.dumps(options | {"max_iterations": 5}))
+    commands = Commands()
+    result = train(there / "pack", there / "work", there / "result", 5, "cpu", commands)
+    (words,) = commands.called
+    assert "--resume" in words and "--init-from" not in words
+    assert result.iterations == 5
+    assert unpack(there / "result", here.out / model) == newest(machines.project.out / model, model)["iteration"] + 5
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("part", [0.0, 0.5, 0.99])
+def test_a_pack_that_was_not_copied_whole_is_refused(machines, tmp_path, model, part):
+    shutil.copytree(machines.there / model / "pack", tmp_path / "pack")
+    clips = tmp_path / "pack" / "clips-000.xz"
+    clips.write_bytes(clips.read_bytes()[: int(part * clips.stat().st_size)])
+    commands = Commands()
+    with pytest.raises(FastglowError, match=r"clips-000.xz is missing or damaged: copy the whole pack"):
+        train(tmp_path / "pack", tmp_path / "work", tmp_path / "result", 5, "cpu", commands)
+    assert commands.called == []
+    assert not list(tmp_path.rglob("dataset.json"))
 
 
 def test_what_is_rare_comes_first():

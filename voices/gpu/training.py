@@ -37,17 +37,14 @@ def unpack_data(pack: Path, manifest: Manifest, out: Path) -> None:
         items = manifest.items[first : first + count]
         first += count
         lengths = [item.frames if kind == "mels" else item.samples for item in items]
-        for item, array in zip(items, decode(_clips(pack, number), lengths), strict=True):
+        path = pack / f"clips-{number:03d}.xz"
+        try:
+            arrays = decode(path.read_bytes(), lengths)
+        except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
+            raise FastglowError(f"{path} is missing or damaged: copy the whole pack") from error
+        for item, array in zip(items, arrays, strict=True):
             np.save(dataset.path(kind, item.id), array.astype(dtype))
     dataset.write(f"pack {manifest.id}", [])
-
-
-def _clips(pack: Path, number: int) -> bytes:
-    path = pack / f"clips-{number:03d}.xz"
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise FastglowError(f"{path} cannot be read ({error.strerror}): copy the whole pack") from error
 
 
 def train(pack: Path, folder: Path, out: Path, minutes: float, device: str, runner: Runner) -> Result:
@@ -69,8 +66,10 @@ def train(pack: Path, folder: Path, out: Path, minutes: float, device: str, runn
     data, run = folder / manifest.id / "data", folder / manifest.id / "run"
     unpack_data(pack, manifest, data)
     command = [*FASTGLOW, "train", manifest.model, "--data", str(data), "--out", str(run), "--device", device]
-    command += ["--config-file", str(pack / "options.json"), "--resume"]
-    if (pack / WEIGHTS).is_file():
+    command += ["--config-file", str(pack / "options.json")]
+    if any(run.glob("checkpoint_*.pt")):
+        command.append("--resume")
+    elif (pack / WEIGHTS).is_file():
         command += ["--init-from", str(pack / WEIGHTS)]
     if manifest.lexicon is not None:
         command += ["--lexicon", str(pack / manifest.lexicon)]
