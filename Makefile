@@ -1,15 +1,19 @@
-# make demo | test | test-capabilities | lint | format | clean | bench | gpu | gate | tune
-# options: PYTHON=python3.12  ARGS="-k wn -x"  TEXT="Say this."  PEER_DLE=DeepLearningExamples
+# make demo | voice | voice-gpu | test | test-capabilities | lint | format | clean | bench | gpu | gate | tune
+# options: PYTHON=python3.12  ARGS="-k wn -x"  TEXT="Say this."  VOICE=heart  GOAL=waveglow  SPEECH=FOLDER  MODEL=tacotron2
 PYTHON ?= python3
 VENV := .venv
 TEXT := Hello. A moment ago this was only text, and now you can hear it.
 ARGS :=
 PEER_DLE :=
+VOICE := heart
+GOAL := report
+SPEECH :=
+MODEL := waveglow
 RESULTS := bench/results
 
 INSTALL = $(VENV)/bin/python -m pip --disable-pip-version-check install -c constraints.txt
 
-.PHONY: help demo test test-capabilities bench gpu gate tune lint format clean
+.PHONY: help demo voice voice-gpu test test-capabilities bench gpu gate tune lint format clean
 .NOTPARALLEL:
 
 help:
@@ -17,6 +21,14 @@ help:
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/fastglow synth "$(TEXT)" -o demo.wav
+
+# From recordings to a voice, for hours: `nohup make voice &`. Stop it at any time; the same command goes on.
+voice: $(VENV)/.installed-voice
+	@$(VENV)/bin/python -m voices.build "$(VOICE)" $(GOAL) $(if $(SPEECH),--speech "$(SPEECH)") $(ARGS)
+
+# Installs nothing: uses the machine's Python, whose torch fits its GPU.
+voice-gpu:
+	@$(PYTHON) -m voices.gpu run --voice "$(VOICE)" --model $(MODEL) $(ARGS)
 
 test: $(VENV)/.installed-test
 	$(VENV)/bin/python -m pytest $(ARGS)
@@ -78,6 +90,10 @@ $(VENV)/.made: setup.py pyproject.toml constraints.txt
 $(VENV)/.installed: $(VENV)/.made
 	$(INSTALL) -e .
 	@touch $@
+
+$(VENV)/.installed-voice: $(VENV)/.made
+	$(INSTALL) -e '.[train,evaluation]'
+	@touch $(VENV)/.installed $@
 
 $(VENV)/.installed-test: $(VENV)/.made
 	$(INSTALL) -e '.[test]'

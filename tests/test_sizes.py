@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = {"fastglow": 400, "kernels": 400, "train": 400, "bench": 400, "examples": 100, "tests": 450}
+FOLDERS = {"fastglow": 400, "kernels": 400, "train": 400, "bench": 400, "voices": 400, "examples": 100, "tests": 450}
 MAX_PARAMETERS = 14
 
 # Path.rglob does not follow the links fastglow/kernels and fastglow/train.

@@ -94,6 +94,7 @@ def _take(config: type, options: dict[str, Any]) -> dict[str, Any]:
     type=click.Path(),
     help="Data set whose items are all held out, instead of sentences of DATASET.",
 )
+@click.option("--exclude", type=click.Path(), help="File of clips to leave out, a line each: id, or id|reason.")
 @click.option("--min-seconds", default=0.3, show_default=True, help="Reject shorter clips.")
 @click.option("--max-seconds", default=20.0, show_default=True, help="Reject longer clips.")
 @click.option("--trim-db", type=float, help="Trim both ends where they are this far below the loudest part.")
@@ -108,6 +109,7 @@ def prepare(
     cleaners: tuple[str, ...],
     n_validation: int,
     validation_files: str | None,
+    exclude: str | None,
     min_seconds: float,
     max_seconds: float,
     trim_db: float | None,
@@ -130,6 +132,7 @@ def prepare(
         cleaners=cleaners,
         n_validation=n_validation,
         validation=validation_files,
+        exclude=exclude,
         min_seconds=min_seconds,
         max_seconds=max_seconds,
         trim_db=trim_db,

@@ -18,7 +18,7 @@ from fastglow.text import text_to_sequence
 from fastglow.text.cleaners import DEFAULT_CLEANERS, find_cleaner
 
 from .manifest import Item, PreparedDataset
-from .sources import Source, read_sources
+from .sources import Source, read_exclusions, read_sources
 
 TRIM_WINDOW = 512  # samples
 
@@ -65,6 +65,7 @@ def prepare(
     cleaners: Sequence[str] = DEFAULT_CLEANERS,
     n_validation: int = 100,
     validation: str | os.PathLike | None = None,
+    exclude: str | os.PathLike | None = None,
     min_seconds: float = 0.3,
     max_seconds: float = 20.0,
     trim_db: float | None = None,
@@ -82,6 +83,8 @@ def prepare(
             rejected.
         n_validation: distinct sentences to hold out with all their takes: at most a tenth of them, at least one.
         validation: data set whose items are all held out, instead of `n_validation` sentences of `dataset`.
+        exclude: file of clips to leave out, see `sources.read_exclusions`; the report lists them. The others stay in
+            the split that they have without it.
         min_seconds, max_seconds: shorter and longer clips are rejected.
         trim_db: cut both ends, down to 50 ms, where they are this far below the loudest part.
         on_bad: 'skip' lists rejected items in the report and continues, 'stop' raises at the first.
@@ -89,8 +92,8 @@ def prepare(
         progress: show a progress bar on standard error.
 
     Raises:
-        FastglowError: no data set, an unknown cleaner, an unwritable folder, a rejected item with on_bad='stop', or no
-            usable items.
+        FastglowError: no data set, an unknown cleaner, a clip to exclude that there is not, an unwritable folder, a
+            rejected item with on_bad='stop', or no usable items.
     """
     if workers is not None and workers < 1:
         raise FastglowError(f"workers={workers} must be at least 1")
@@ -110,6 +113,7 @@ def prepare(
         held_out_ids = {source.id for source in held_out_sources}
         # A clip in both lists is held out.
         sources = [source for source in sources if source.id not in held_out_ids] + held_out_sources
+    excluded = {} if exclude is None else read_exclusions(Path(exclude), sources)
     result = PreparedDataset(Path(out), audio, {"train": [], "validation": []}, list(cleaners))
     try:
         for kind in ("mels", "audio"):
@@ -129,7 +133,9 @@ def prepare(
             raise FastglowError(f"cannot write to {out}: {error.strerror}") from error
 
     items: list[Item] = []
-    rejected: list[tuple[str, str]] = []
+    rejected = list(excluded.items())
+    excluded_texts = {source.text for source in sources if source.id in excluded}
+    sources = [source for source in sources if source.id not in excluded]
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         outcomes = tqdm(pool.map(cache, sources), total=len(sources), unit="clip", disable=not progress)
         for source, outcome in zip(sources, outcomes, strict=True):
@@ -141,9 +147,10 @@ def prepare(
             else:
                 rejected.append((source.id, outcome))
     if not items:
-        raise FastglowError(f"none of the {len(sources)} items of {dataset} is usable; the first: {rejected[0][1]}")
+        n = len(sources) + len(excluded)
+        raise FastglowError(f"none of the {n} items of {dataset} is usable; the first: {rejected[0][1]}")
     if validation is None:
-        held_out = _held_out_texts(items, n_validation)
+        held_out = _held_out_texts({item.text for item in items} | excluded_texts, n_validation)
         held_out_ids = {item.id for item in items if item.text in held_out}
     for item in items:
         result.items["validation" if item.id in held_out_ids else "train"].append(item)
@@ -151,8 +158,7 @@ def prepare(
     return PrepareReport(result, rejected)
 
 
-def _held_out_texts(items: Sequence[Item], n_validation: int) -> set[str]:
-    texts = {item.text for item in items}
+def _held_out_texts(texts: set[str], n_validation: int) -> set[str]:
     return split_texts(texts, min(n_validation, max(1, len(texts) // 10)) if len(texts) > 1 else 0)
 
 

@@ -1,6 +1,7 @@
 """Reads the metadata.csv or filelist of a data set: its clips and texts."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +69,26 @@ def read_sources(dataset: Path) -> list[Source]:
     if not sources:
         raise FastglowError(f"{filelist} holds no lines: nothing to prepare")
     return sources
+
+
+def read_exclusions(path: Path, sources: Sequence[Source]) -> dict[str, str]:
+    """The clips that a file names, a line each, with their reasons: `id`, or `id|reason`.
+
+    Lines that begin with # are comments, unless a clip is called so.
+
+    Raises:
+        FastglowError: it cannot be read, or names a clip that is not among `sources`.
+    """
+    known = {source.id for source in sources}
+    reasons: dict[str, str] = {}
+    for number, line in enumerate(read_lines(path), 1):
+        name, _, reason = (column.strip() for column in line.partition("|"))
+        item_id = _without_suffix(name)
+        if item_id in known:
+            reasons[item_id] = f"excluded: {reason}" if reason else "excluded"
+        elif name and not name.startswith("#"):
+            raise FastglowError(f"{path} line {number} names {name}, which the data set has not: remove the line")
+    return reasons
 
 
 def _without_suffix(name: str) -> str:

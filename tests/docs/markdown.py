@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("docs", "examples", "bench", "kernels", "train", "fastglow", "tests", ".github")
+FOLDERS = ("docs", "examples", "bench", "kernels", "train", "fastglow", "voices", "tests", ".github")
 
 FILES = sorted({*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.md"))})
 # The pages that tell users what to type.

@@ -10,7 +10,7 @@ from .markdown import FILES, GUIDES, ROOT, anchors, code_spans, links, name_of
 # Pages that speak of the files of today. The changelog speaks of older ones too.
 NAMING_FILES = [*GUIDES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "bench" / "README.md"]
 # A path in the project, without placeholders: `kernels/launch.py`, `tests/data/golden`.
-_PATH = re.compile(r"\.?(?:docs|examples|bench|kernels|train|fastglow|tests|\.github|\.ci)/[\w./-]*")
+_PATH = re.compile(r"\.?(?:docs|examples|bench|kernels|train|fastglow|voices|tests|\.github|\.ci)/[\w./-]*")
 _QUOTED = re.compile(r"\"([^\"]+)\"")
 # Made by the project's own commands.
 WRITTEN_LATER = ("bench/results/",)

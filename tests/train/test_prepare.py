@@ -187,3 +187,24 @@ def test_a_separate_data_set_to_validate(clips, tmp_path):
     found = {split: [item.text for item in items] for split, items in report.dataset.items.items()}
     assert found["validation"] == [text for _, text, _ in lines[2:4]]
     assert found["train"] == [text for _, text, _ in lines[:2] + lines[4:]]
+
+
+def test_excluded_clips_move_no_other_between_the_splits(prepared, clips, tmp_path):
+    before = PreparedDataset.open(prepared).items
+    (held_out,), (first, *_) = before["validation"], before["train"]
+    exclude = _write(tmp_path / "exclude.txt", f"# misread\n\n{first.id}|another name\n{held_out.id}.ogg\n")
+    report = prepare(clips, tmp_path / "out", exclude=exclude, progress=False, workers=1)
+    assert dict(report.rejected) == {first.id: "excluded: another name", held_out.id: "excluded"}
+    found = PreparedDataset.open(tmp_path / "out").items
+    assert found == {"train": before["train"][1:], "validation": []}
+    assert not (tmp_path / "out" / "audio" / f"{first.id}.npy").exists()
+
+
+def test_a_clip_to_exclude_that_there_is_not_is_refused(clips, tmp_path):
+    exclude = _write(tmp_path / "exclude.txt", "# a list\narctic_zzzz|misread\n")
+    out = tmp_path / "out"
+    out.mkdir()
+    _write(out / "dataset.json", "before")
+    with pytest.raises(FastglowError, match=r"exclude.txt line 2 names arctic_zzzz, which the data set has not"):
+        prepare(clips, out, exclude=exclude, progress=False, workers=1)
+    assert [path.name for path in out.iterdir()] == ["dataset.json"]

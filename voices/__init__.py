@@ -1,0 +1,1 @@
+"""Makes voices from recordings by committed recipes: `make voice`. Not installed."""
