@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from fastglow.engine import Speech, Synthesizer
 from fastglow.engine.jobs import make_jobs
@@ -122,7 +123,7 @@ def read_hard(
         recogniser: None leaves out what was heard.
     """
     rows = []
-    for sentence in sentences:
+    for sentence in tqdm(sentences, "hard sentences", leave=False, disable=None):
         speech = speak(synthesizer, sentence.text, seed)
         ahead, back = leaps(speech)
         row: dict[str, Any] = {
