@@ -75,8 +75,7 @@ def first_faults(synthesizer: Synthesizer, text: str, speech: Speech) -> list[st
 
 def faults_left(speech: Speech) -> list[str]:
     """The faults of the speech that the engine returns."""
-    kept = [min(sentence.readings, key=lambda reading: reading.rank) for sentence in speech.sentences]
-    return [name for reading in kept if (name := fault_name(reading))]
+    return [name for sentence in speech.sentences if (name := fault_name(sentence.reading))]
 
 
 def leaps(speech: Speech) -> tuple[int, int]:
