@@ -25,7 +25,7 @@ from fastglow.train.sources import Source, read_sources
 
 from .work import EXCLUDED
 
-FEWEST_WORDS = 3
+FEWEST_WORDS = 5
 """The recogniser may misunderstand all of a shorter sentence that is spoken well."""
 MOST_RIGHT = 0.42
 """Part of the letters that is right in a clip that says something else. Of 250 sentences, none had more than 0.40 of

@@ -1,11 +1,13 @@
 """The measurements of one voice, as the report shows them."""
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from fastglow.audio import MelSpectrogram, read_audio
 from fastglow.engine import Speech, Synthesizer
@@ -91,14 +93,18 @@ def evaluate(name: str, voice: Voice, plan: Plan, recogniser: Recogniser) -> tup
     results: dict[str, Any] = {"voice": name}
 
     def hear(source: str, clips: Iterable[tuple[np.ndarray, int]]) -> None:
-        texts = [recogniser.hear(as_pcm(*clip)) for clip in clips]
+        # No bar unless it is seen.
+        watched = tqdm(clips, source, len(plan.prompts), leave=False, disable=None)
+        texts = [recogniser.hear(as_pcm(*clip)) for clip in watched]
         errors = [word_errors(prompt.text, text) for prompt, text in zip(plan.prompts, texts, strict=True)]
         heard[source] = Heard(texts, errors)
         plan.say(f"{name}, {source}: word error {heard[source].total.rate:.3f}")
 
     if plan.recordings:
         hear(ORIGINALS, map(read_audio, plan.recordings))
-        audio.originals = [read_audio(path, rate)[0] for path in plan.recordings]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of recordings at another rate
+            audio.originals = [read_audio(path, rate)[0] for path in plan.recordings]
         audio.mels = [mel_of(original, spectrogram) for original in audio.originals]
     if plan.prompts:
         audio.speeches = [speak(synthesizer, prompt.text, plan.seed) for prompt in plan.prompts]

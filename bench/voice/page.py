@@ -49,8 +49,9 @@ def _draw_sentence(axes: Sequence["Axes"], row: dict[str, Any], audio: Audio, i:
     ax = next(remaining)
     ax.imshow(speech.alignment.T, aspect="auto", origin="lower", interpolation="none", vmin=0, vmax=1)
     ax.set(xlabel="decoder step", ylabel="symbol")
-    text = row["text"] if len(row["text"]) <= 70 else row["text"][:69] + "…"
-    ax.set_title(f"{row['id']}: {text}\n{row['edits'][SYNTHESIS]} of {row['words']} words misheard", parse_math=False)
+    text = row["text"] if len(row["text"]) <= 60 else row["text"][:59] + "…"
+    title = f"{row['id']}: {row['edits'][SYNTHESIS]} errors in {row['words']} words\n{text}"
+    ax.set_title(title, parse_math=False, fontsize=10)
     mels = {"predicted mel": speech.mel} | ({"mel of the recording": audio.mels[i]} if audio.mels else {})
     lowest, highest = np.quantile(np.concatenate(list(mels.values()), axis=1), (0.01, 1))
     for caption, mel in mels.items():

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from fastglow.engine import Speech, Synthesizer
 from fastglow.engine.jobs import make_jobs
@@ -74,8 +75,7 @@ def first_faults(synthesizer: Synthesizer, text: str, speech: Speech) -> list[st
 
 def faults_left(speech: Speech) -> list[str]:
     """The faults of the speech that the engine returns."""
-    kept = [min(sentence.readings, key=lambda reading: reading.rank) for sentence in speech.sentences]
-    return [name for reading in kept if (name := fault_name(reading))]
+    return [name for sentence in speech.sentences if (name := fault_name(sentence.reading))]
 
 
 def leaps(speech: Speech) -> tuple[int, int]:
@@ -122,7 +122,7 @@ def read_hard(
         recogniser: None leaves out what was heard.
     """
     rows = []
-    for sentence in sentences:
+    for sentence in tqdm(sentences, "hard sentences", leave=False, disable=None):
         speech = speak(synthesizer, sentence.text, seed)
         ahead, back = leaps(speech)
         row: dict[str, Any] = {

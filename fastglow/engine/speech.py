@@ -21,8 +21,8 @@ class Sentence:
         audio: float32 [samples] in [-1, 1], with its final level and fades.
         stopped: whether it ends where the model's stop gate fired. If not, and it was not cut, the decoder ran to its
             step limit and the end of the text may be missing.
-        readings: what attention and gate say of each attempt, a decoding with another seed, until one had no fault or
-            no attempt was left. The sentence is the first of those with the lowest `rank`.
+        readings: what attention and gate say of each attempt: decodings with other seeds, until one had no fault or no
+            attempt was left.
         cut: whether every attempt went on past the end of the text, so that the result was cut there; mel, alignment
             and audio end at the cut.
     """
@@ -37,7 +37,13 @@ class Sentence:
 
     @property
     def attempts(self) -> int:
+        """Number of decodings."""
         return len(self.readings)
+
+    @property
+    def reading(self) -> Reading:
+        """Of the attempt that was used: the first of those with the lowest rank."""
+        return min(self.readings, key=lambda reading: reading.rank)
 
 
 @dataclass

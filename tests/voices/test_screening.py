@@ -14,14 +14,14 @@ from .conftest import CLIPS
 
 
 class Recogniser:
-    """Hears the texts of the clips in turn, but nothing of the third and other words in the fourth; it may be stopped
+    """Hears the texts of the clips in turn, but nothing of the fourth and other words in the sixth; it may be stopped
     after some clips."""
 
     name = "made up"
 
     def __init__(self, stopped_after=100):
         self.texts = [source.text for source in read_sources(CLIPS)]
-        self.texts[2:4] = ["", "quite another sentence that somebody said"]
+        self.texts[3], self.texts[5] = "", "quite another sentence that somebody said"
         self.heard = 0
         self.stopped_after = stopped_after
 
@@ -43,8 +43,8 @@ def test_clips_that_say_something_else_are_found(tmp_path, monkeypatch):
     assert main([str(CLIPS), "--out", str(tmp_path)]) == 0
     assert listener.heard == len(sources)  # each clip once
     assert read_exclusions(tmp_path / "excluded.txt", sources) == {
-        sources[2].id: "excluded: nothing is understood",
-        sources[3].id: "excluded: understood as: quite another sentence that somebody said",
+        sources[3].id: "excluded: nothing is understood",
+        sources[5].id: "excluded: understood as: quite another sentence that somebody said",
     }
 
 
@@ -64,7 +64,7 @@ def test_without_the_recogniser_only_lengths_count(tmp_path):
         ("A dead man is of no use.", "at that man is of no use", None),
         ("A dead man is of no use.", "the weeks of the carbon", "understood as: the weeks of the carbon"),
         ("A dead man is of no use.", "", "nothing is understood"),
-        ("Ah, well!", "", None),  # too short to tell
+        ("Oh my dear paws!", "i'll make your cause", None),  # too short to tell
         ("What a curious plan!' exclaimed Alice.", "winter is planned explain dallas", None),  # alike, no word right
         ("It is a very fine day.", "one two three four five six seven eight nine it is", "understood as: one"),
     ],
