@@ -48,7 +48,7 @@ def ssim_loss(mel: Tensor, target: Tensor, lengths: Tensor) -> Tensor:
     # The padding of both is the same, whatever the decoder makes of it.
     inside = length_mask(lengths, mel.shape[2]).unsqueeze(1)
     x, y = (torch.where(inside, m.to(dtype) - _LOWEST, 0.0) for m in (mel, target))
-    blur = _Blur(*x.shape[1:], x)
+    blur = _Blur(x)
     with torch.autocast(mel.device.type, enabled=False):
         mean_x, square_x, product = blur(x), blur(x * x), blur(x * y)
         mean_y, square_y = blur(y), blur(y * y)
@@ -63,9 +63,12 @@ class _Blur:
     """Gaussian means over a window in time and frequency; beyond the edges, the edge goes on.
 
     As products with band matrices: on a CPU ten times as fast as convolutions of a single channel.
+
+    Args:
+        like: maps of the shape, dtype and device of those to blur.
     """
 
-    def __init__(self, n_channels: int, n_frames: int, like: Tensor):
+    def __init__(self, like: Tensor):
         offsets = torch.arange(_WINDOW, device=like.device) - _WINDOW // 2
         window = torch.exp(-offsets.square() / (2 * _SIGMA**2)).to(like.dtype)
         window = window / window.sum()
@@ -74,7 +77,7 @@ class _Blur:
             columns = (torch.arange(n, device=like.device).unsqueeze(1) + offsets).clamp(0, n - 1)
             return window.new_zeros(n, n).scatter_add(1, columns, window.expand(n, -1))
 
-        self.channels, self.frames = band(n_channels), band(n_frames).T
+        self.channels, self.frames = band(like.shape[1]), band(like.shape[2]).T
 
     def __call__(self, maps: Tensor) -> Tensor:
         """[B, C, T]."""
