@@ -9,7 +9,7 @@ import torch
 
 from fastglow.audio import MelSpectrogram
 from fastglow.engine import Synthesizer
-from fastglow.engine.vocoders import Vocoder
+from fastglow.engine.vocoders import GriffinLimVocoder, Vocoder
 from fastglow.voices import Voice
 
 from .distances import delay, perceptual_scores, spectral_distance
@@ -36,7 +36,11 @@ def vocoders_of(voice: Voice, names: Sequence[str], device: str | None) -> dict[
         FastglowError: the voice lacks one of them.
     """
     names = names or ["griffin-lim", *(["waveglow"] if voice.waveglow else [])]
-    return {name: Synthesizer.from_voice(voice, device, vocoder=name).vocoder for name in dict.fromkeys(names)}
+    vocoders = {name: Synthesizer.from_voice(voice, device, vocoder=name).vocoder for name in dict.fromkeys(names)}
+    for vocoder in vocoders.values():
+        if isinstance(vocoder, GriffinLimVocoder):
+            vocoder.power = 1.0  # recorded mels need no sharpening
+    return vocoders
 
 
 def mel_of(audio: np.ndarray, spectrogram: MelSpectrogram) -> np.ndarray:

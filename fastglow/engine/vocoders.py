@@ -31,14 +31,15 @@ class Vocoder(Protocol):
 
 
 class GriffinLimVocoder:
-    """Needs no weights. On recorded mels it is close to the recording; predicted mels are sharpened first."""
+    """Needs no weights. On recorded mels, with a power of 1, it is close to the recording."""
 
-    def __init__(self, audio: MelConfig):
+    def __init__(self, audio: MelConfig, power: float = PREDICTED_POWER):
         self.audio = audio
+        self.power = power
 
     def vocode(self, mels: Tensor, lengths: Sequence[int], seeds: Sequence[int]) -> list[Tensor]:
         return [
-            griffin_lim(mel[:, :length].float(), self.audio, seed=seed, power=PREDICTED_POWER).cpu()
+            griffin_lim(mel[:, :length].float(), self.audio, seed=seed, power=self.power).cpu()
             for mel, length, seed in zip(mels, lengths, seeds, strict=True)
         ]
 

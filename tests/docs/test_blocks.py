@@ -24,7 +24,14 @@ SMALL = Path(__file__).parent / "small"
 CLIPS = ROOT / "tests" / "data" / "clips"
 
 # Why a block may be marked as not run: <!-- not run: needs a GPU -->
-REASONS = {"installs packages", "creates an environment", "needs a GPU", "starts a server", "takes minutes"}
+REASONS = {
+    "installs packages",
+    "creates an environment",
+    "needs a GPU",
+    "starts a server",
+    "takes minutes",
+    "takes hours",
+}
 LANGUAGES = {"sh", "python", "json"}
 
 FASTGLOW = f"""\

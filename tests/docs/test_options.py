@@ -6,6 +6,7 @@ import shlex
 import click
 import pytest
 
+from bench.voice.command import command as bench_voice
 from fastglow.cli import cli
 
 from .markdown import FILES, blocks, code_spans, name_of
@@ -35,7 +36,7 @@ def options_of(command: click.Command, context: click.Context) -> set[str]:
 
 
 COMMANDS = commands(cli, click.Context(cli, info_name="fastglow", help_option_names=["-h", "--help"]))
-EVERY_OPTION = set().union(*COMMANDS.values())
+EVERY_OPTION = set().union(*COMMANDS.values(), options_of(bench_voice, click.Context(bench_voice)))
 
 
 def unknown(words: list[str]) -> list[str]:
