@@ -33,6 +33,12 @@ _START_OPTIONS = {"init_mel_bias", "uniform_initialize_bn_weight"}
 CHANGEABLE: dict[str, set[str]] = {"tacotron2": set(NOT_IN_SHAPES["tacotron2"]), "waveglow": set()}
 # Options that determine the order of the items in an epoch.
 _ORDER_OPTIONS = {"seed", "bucket_batches"}
+# Options that say what the validation loss is.
+_LOSS_OPTIONS = {
+    *("guided_attention_weight", "guided_attention_sigma", "gate_positive_weight", "mask_padding", "text_cleaners"),
+    *("l1_weight", "upper_band_weight", "delta_weight", "ssim_weight"),
+    *("sigma", "segment_length"),
+}
 
 Changes = dict[str, tuple[Any, Any]]
 """Options that change, as (before, now)."""
@@ -143,7 +149,9 @@ def plan_resumption(
     if not same_order and checkpoint["batch"]:
         logger.warning("the batches differ from the resumed run's: epoch %d starts again", checkpoint["epoch"] + 1)
     before = checkpoint.get("items")
-    same_validation = before is None or torch.equal(before["validation"], digests["validation"])
+    same_validation = _LOSS_OPTIONS.isdisjoint(changes) and (
+        before is None or torch.equal(before["validation"], digests["validation"])
+    )
     return Resumption(resumed_config, resumed_model, known, digests, same_order, same_validation)
 
 
@@ -188,7 +196,9 @@ def _resume_options(
     """The options of this call; those that are not given are the checkpoint's."""
     if not isinstance(checkpoint["training"], dict):
         raise FastglowError("the checkpoint's options cannot be read: it is damaged")
-    then = {name: value for name, value in checkpoint["training"].items() if name not in CALL_OPTIONS}
+    # Options that are newer than the checkpoint had their defaults.
+    saved = type(config)(data="", out="").as_dict() | checkpoint["training"]
+    then = {name: value for name, value in saved.items() if name not in CALL_OPTIONS}
     now = config.as_dict()
     chosen = {name for name in given if name in now and name not in _START_OPTIONS}
     for name in _START_OPTIONS.intersection(given):

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 import shutil
 from dataclasses import asdict, replace
 
@@ -402,3 +403,29 @@ def test_the_lowest_validation_loss_is_that_on_the_same_items(runs, prepared, tm
         config, model_config = configs("waveglow", data, tmp_path, resume=True)
         found.append(Trainer("waveglow", config, model_config, progress=False).state.best_loss)
     assert found == [1.5, math.inf]
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "compares"),
+    [
+        ("tacotron2", {"learning_rate": 1e-4, "p_frame_dropout": 0.1, "grad_clip_thresh": 0.5}, True),
+        ("tacotron2", {"guided_attention_weight": 0.5}, False),
+        ("tacotron2", {"gate_positive_weight": 3.0}, False),
+        ("tacotron2", {"ssim_weight": 0.5}, False),
+        ("waveglow", {"segment_length": 2048}, False),
+        ("waveglow", {"sigma": 0.7}, False),
+    ],
+)
+def test_the_lowest_validation_loss_is_that_of_the_same_loss(
+    runs, prepared, tmp_path, caplog, model, options, compares
+):
+    checkpoint = torch.load(runs / model / "checkpoint_1.pt", weights_only=True)
+    # As if an older version, without these options, had saved it.
+    saved = {name: value for name, value in checkpoint["training"].items() if name != "ssim_weight"}
+    torch.save({**checkpoint, "best_loss": 1.5, "training": saved}, tmp_path / "checkpoint_1.pt")
+    config, model_config = configs(model, prepared, tmp_path, resume=True)
+    config = replace(config, **options)
+    state = Trainer(model, config, model_config, progress=False).state
+    assert state.best_loss == (1.5 if compares else math.inf)
+    for name, value in options.items():
+        assert re.search(rf"{name} \S+ -> {value}\b", caplog.text)
