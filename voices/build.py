@@ -56,10 +56,16 @@ def make(stages: Sequence[Stage], runner: Runner) -> None:
     """
     for stage in stages:
         runner.check()
+        # What is done is only read: it may be in use for days, such as the data by another training.
+        with runner.locked(None, [stage.written, *stage.read]):
+            done = stage.is_done()
+            if done:
+                stage.finish()
+        if done:
+            say(f"{stage.name}: done")
+            continue
         with runner.locked(stage.written, stage.read):
-            if stage.is_done():
-                say(f"{stage.name}: done")
-            else:
+            if not stage.is_done():  # another process may have made it meanwhile
                 say(f"{stage.name}: begins")
                 stage.start()
                 for command in stage.commands():

@@ -98,6 +98,10 @@ def find_recipe(voice: str) -> Recipe:
     for name, kind in (("name", str), ("speech", str), ("tacotron2", list)):
         if not isinstance(values.get(name), kind):
             raise FastglowError(f"{path}: {name}={values.get(name)!r} must be a {kind.__name__}")
+    optional: dict[str, type] = {"waveglow": list, "gpu": dict, "prepare": dict, "export": dict}
+    for name, of in optional.items():
+        if not isinstance(values.get(name, of()), of):
+            raise FastglowError(f"{path}: {name}={values[name]!r} must be a {of.__name__}")
     if not _NAME.fullmatch(values["name"]):
         raise FastglowError(f"{path}: name={values['name']!r} must be the name of a folder")
     for name in ("exclude", "development"):

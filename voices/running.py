@@ -117,11 +117,11 @@ class Runner:
             raise FastglowError(f"{shown(command)} failed with exit code {code}")
 
     @contextmanager
-    def locked(self, written: Path, read: Sequence[Path] = ()) -> Iterator[None]:
-        """Waits until no other process writes these paths, or reads what is to be written."""
+    def locked(self, written: Path | None, read: Sequence[Path] = ()) -> Iterator[None]:
+        """Waits until no other process writes these paths, or reads what is to be written (None: nothing is)."""
         with ExitStack() as stack:
             # In one order everywhere, so that no two wait for each other.
-            for path in sorted({written, *read}):
+            for path in sorted({*read} | ({written} if written is not None else set())):
                 stack.enter_context(self._lock(path, fcntl.LOCK_EX if path == written else fcntl.LOCK_SH))
             yield
 

@@ -111,6 +111,7 @@ class Export(Stage):
         return (self.work.voice / "voice.json").is_file() and self.origin.is_(self._origin())
 
     def start(self) -> None:
+        self.made_of = self._origin()  # now: the WaveGlow may be trained further meanwhile
         shutil.rmtree(self.new, ignore_errors=True)
 
     def commands(self) -> Iterator[Command]:
@@ -131,7 +132,7 @@ class Export(Stage):
         self.origin.forget()
         shutil.rmtree(self.work.voice, ignore_errors=True)
         self.new.rename(self.work.voice)
-        self.origin.record(self._origin())
+        self.origin.record(self.made_of)
 
 
 class Evaluate(Stage):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from fastglow.train.manifest import PreparedDataset
 from fastglow.voices import Voice
 from voices import build
 from voices.recipe import MODELS, RECIPES, find_recipe
-from voices.running import Stopped
+from voices.running import Runner, Stopped
 
 from .conftest import CLIPS, Commands, killed, killed_after
 
@@ -166,6 +167,17 @@ def test_waveglow_is_trained_apart_and_taken_when_asked_for(finished):
     assert Voice.load(finished.out / "voice").vocoder == "waveglow"
 
 
+def test_what_is_done_does_not_wait_for_those_that_read_it(finished):
+    runner, commands = Runner(), Commands()
+    runner._stopped = signal.SIGTERM  # else it would wait for ever
+    commands.locked = runner.locked
+    with Runner().locked(finished.out / "waveglow", [finished.out / "data"]):  # a WaveGlow is trained for days
+        assert finished.make(commands=commands).called == []
+        (finished.out / "data" / "dataset.json").unlink()
+        with pytest.raises(Stopped):
+            finished.make(commands=commands)
+
+
 def test_screening_makes_the_list_that_prepare_reads(project):
     project.values = project.values | {"screen": True}
     commands = Commands()
@@ -221,6 +233,8 @@ def test_the_plan_shows_commands_and_does_nothing(project, capsys):
         ({"nonsense": 1}, "sets unknown values: nonsense"),
         ({"name": "../x"}, "name='../x' must be the name of a folder"),
         ({"tacotron2": []}, "tacotron2 must name"),
+        ({"waveglow": "waveglow.json"}, "waveglow='waveglow.json' must be a list"),
+        ({"export": ["float16"]}, "export=['float16'] must be a dict"),
         ({"tacotron2": ["2_read.json", "1_align.json"]}, "max_iterations=2 must be an integer above 3"),
         ({"tacotron2": ["none.json"]}, "names none.json, which is not in its folder"),
         ({"development": "none.csv"}, "names none.csv, which is not in its folder"),
