@@ -110,6 +110,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.lengths_only:
             heard = listen(sources, Remembering(Pocketsphinx(), options.out / "heard.jsonl"))
         reasons = screen(sources, heard)
+    except KeyboardInterrupt:
+        print("screening: stopped by SIGINT: the same command goes on", file=sys.stderr)
+        return 130
     except (FastglowError, soundfile.LibsndfileError, OSError) as error:
         print(f"screening: {error}", file=sys.stderr)
         return 1

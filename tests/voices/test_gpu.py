@@ -20,14 +20,15 @@ from fastglow.train.data import TextMelDataset
 from fastglow.train.manifest import Item, PreparedDataset
 from fastglow.train.resuming import CALL_OPTIONS
 from voices.gpu import __main__ as command
-from voices.gpu import coding, packing
+from voices.gpu import coding, packing, training
 from voices.gpu.packing import PACKS, WEIGHTS, Manifest, by_coverage, pack, size_of
 from voices.gpu.results import FILE, Result
 from voices.gpu.training import train
 from voices.gpu.unpacking import unpack
 from voices.recipe import MODELS
+from voices.running import Stopped
 
-from .conftest import Commands
+from .conftest import Commands, killed
 
 ROOT = Path(__file__).parents[2]
 
@@ -283,6 +284,50 @@ def test_a_pack_keeps_to_its_limit(machines, tmp_path, monkeypatch):
     ):
         pack(data, run, "waveglow", tmp_path / "none", {})
     assert not (tmp_path / "none").exists()
+
+
+def test_only_a_pack_is_replaced(machines, here, tmp_path, capsys):
+    arguments = run_of(here, "waveglow")
+    assert call("pack", *arguments, "--out", tmp_path / "new") == 0
+    before = Manifest.read(tmp_path / "new").id
+    assert call("pack", *arguments, "--out", tmp_path / "new") == 0
+    assert Manifest.read(tmp_path / "new").id != before
+    run = here.out / "waveglow"
+    files = {path: path.read_bytes() for path in run.iterdir()}
+    capsys.readouterr()
+    refused(capsys, "is there and is no pack", "pack", *arguments, "--out", run)
+    assert {path: path.read_bytes() for path in run.iterdir()} == files
+
+
+def test_a_training_that_was_stopped_is_taken_back(machines, here, monkeypatch):
+    """`run` packs anew whenever it is called: what the GPU learned would be lost."""
+
+    def train_and_stop(pack, folder, out, *_):
+        result = Result.read(machines.there / "waveglow" / "result")
+        replace(result, pack=Manifest.read(pack).id).write(out)
+        shutil.copy(machines.there / "waveglow" / "result" / "log.jsonl.xz", out)
+        raise Stopped(2)
+
+    run = here.out / "waveglow"
+    before = newest(run, "waveglow")["iteration"]
+    monkeypatch.setattr(training, "train", train_and_stop)
+    words = ("run", *run_of(here, "waveglow"), "--device", "cpu")
+    assert call(*words) == 130
+    assert newest(run, "waveglow")["iteration"] == before + 3
+    # Without a result: not that of the call before.
+    monkeypatch.setattr(training, "train", lambda *_: killed([]))
+    assert call(*words) == 128 + 15
+    assert newest(run, "waveglow")["iteration"] == before + 3
+
+
+def test_ctrl_c_while_packing(machines, here, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(coding, "encode_recordings", interrupt)
+    assert call("pack", *run_of(here, "waveglow"), "--out", here.out / "pack") == 130
+    assert capsys.readouterr().err == "voice-gpu: stopped by SIGINT\n"
+    assert not list(here.out.glob("*pack*"))
 
 
 def test_a_pack_names_files_in_its_own_folder_only(machines, tmp_path):

@@ -94,6 +94,18 @@ def _unpack(recipe: Recipe, options: argparse.Namespace, result: Path) -> None:
     print(f"{run}: {iteration:,} iterations")
 
 
+def _run(recipe: Recipe, options: argparse.Namespace, pack: Path, result: Path) -> None:
+    from .results import FILE
+
+    _pack(recipe, options, pack)
+    (result / FILE).unlink(missing_ok=True)  # of another pack
+    try:
+        _train(options, pack, result)
+    finally:  # also of a training that a signal ended: the next call packs anew
+        if (result / FILE).is_file():
+            _unpack(recipe, options, result)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     try:
@@ -109,12 +121,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.command == "unpack":
             _unpack(recipe, options, options.result)
         else:
-            _pack(recipe, options, folder)
-            _train(options, folder, folder.with_name(f"{options.model}-result"))
-            _unpack(recipe, options, folder.with_name(f"{options.model}-result"))
+            _run(recipe, options, folder, folder.with_name(f"{options.model}-result"))
     except Stopped as stopped:
         print(f"voice-gpu: stopped by {stopped}", file=sys.stderr)
         return stopped.exit_code
+    except KeyboardInterrupt:
+        print("voice-gpu: stopped by SIGINT", file=sys.stderr)
+        return 130
     except (FastglowError, OSError) as error:
         print(f"voice-gpu: {error}", file=sys.stderr)
         return 2

@@ -120,13 +120,13 @@ def pack(
         limit: of all files together, in bytes.
 
     Raises:
-        FastglowError: no checkpoint, a model that is too large, or no clip fits.
+        FastglowError: no checkpoint, a model that is too large, no clip fits, or `out` holds anything but a pack.
     """
     dataset = PreparedDataset.open(data)
     found = find_newest_checkpoint(run, model) if run.is_dir() else None
     if found is None:
         raise FastglowError(f"{run} holds no checkpoint to pack: begin its training with `make voice GOAL={model}`")
-    shutil.rmtree(out, ignore_errors=True)
+    _remove_pack(out)
     with filling(out) as folder:
         _check_size(found)
         if not anew:
@@ -156,6 +156,17 @@ def pack(
 def size_of(folder: Path) -> int:
     """Bytes of all files."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _remove_pack(folder: Path) -> None:
+    """Raises FastglowError for a folder that holds anything else, such as a run."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    try:
+        Manifest.read(folder)
+    except FastglowError as error:
+        raise FastglowError(f"{folder} is there and is no pack: name a new folder with --out, or remove it") from error
+    shutil.rmtree(folder)
 
 
 def _check_size(found: Found) -> None:
