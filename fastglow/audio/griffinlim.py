@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,9 @@ _START_UPDATES = 10
 # Many linear magnitudes have the same mel. Each iteration moves them this far towards those of the current signal.
 _BLEND = 0.5
 
+
+# Log-mels up to here leave room for the squares of the magnitudes. Speech stays below 2.
+_LARGEST = 30.0
 
 # For mels that an acoustic model predicted.
 PREDICTED_POWER = 1.2
@@ -71,9 +75,9 @@ def griffin_lim(
             f"hop_length={config.hop_length} must be at most half of win_length={config.win_length}: Griffin-Lim "
             "needs overlapping windows"
         )
-    if n_iter < 0 or not 0 <= momentum or not power > 0:
+    if n_iter < 0 or not 0 <= momentum < inf or not 0 < power < inf:
         raise FastglowError(
-            f"n_iter={n_iter} and momentum={momentum} must be at least 0, and power={power} must be above 0"
+            f"n_iter={n_iter} and momentum={momentum} must be at least 0, and power={power} must be above 0, all finite"
         )
     items = log_mel if log_mel.dim() == 3 else log_mel[None]
     frames = [items.size(2)] * len(items) if lengths is None else [int(length) for length in lengths]
@@ -93,10 +97,13 @@ def griffin_lim(
 def _decompress(log_mel: Tensor, power: float) -> Tensor:
     """log-mel [T, C] -> mel magnitudes to the power `power`, at the same energy of each frame."""
     mel = log_mel.exp()
+    valid = torch.isfinite(log_mel).all() & (log_mel <= _LARGEST).all()
     if power != 1:
         sharpened = mel**power
-        mel = sharpened * (mel.norm(dim=1, keepdim=True) / sharpened.norm(dim=1, keepdim=True).clamp(min=_TINY))
-    if not torch.isfinite(mel).all():
+        level = sharpened.norm(dim=1, keepdim=True)
+        mel = sharpened * (mel.norm(dim=1, keepdim=True) / level.clamp(min=_TINY))
+        valid &= torch.isfinite(level).all()
+    if not valid:
         raise FastglowError("log_mel has values that are NaN, infinite or too large: pass logarithms of magnitudes")
     return mel
 
