@@ -32,6 +32,9 @@ FLOOR = 1e-7
 # pitch, in seconds.
 _MOST_DELAY, _SMOOTHING = 0.05, 0.03
 
+# None of the scores is defined for less: STOI needs 30 frames, PESQ a quarter of a second.
+_LEAST_SECONDS = 0.25
+
 
 class SpectralDistance(NamedTuple):
     """Means over the resolutions.
@@ -63,7 +66,7 @@ def perceptual_scores(recording: np.ndarray, audio: np.ndarray, rate: int) -> di
     """
     names = [*(["pesq"] if is_installed("pesq") else []), *(["stoi", "estoi"] if is_installed("pystoi") else [])]
     scores: dict[str, float | None] = dict.fromkeys(names)
-    if not (recording.any() and audio.any()):
+    if not (recording.any() and audio.any()) or len(recording) < _LEAST_SECONDS * rate:
         return scores
     wanted, found = (soxr.resample(samples.astype(np.float64), rate, RATE) for samples in (recording, audio))
     if "pesq" in names:
@@ -99,7 +102,7 @@ def delay(recording: np.ndarray, audio: np.ndarray, rate: int) -> float:
     n = min(len(recording), len(audio))
     wanted, found = (_envelope(samples[:n], rate) for samples in (recording, audio))
     most = min(round(_MOST_DELAY * rate), len(wanted) - 1)
-    size = 2 * n
+    size = 2 * len(wanted)
     products = np.fft.irfft(np.fft.rfft(found, size) * np.fft.rfft(wanted, size).conj(), size)
     lags = np.arange(-most, most + 1)
     return float(lags[products[lags].argmax()]) / rate

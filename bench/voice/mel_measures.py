@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from fastglow.audio import MelConfig
-from fastglow.audio.mel import hz_to_mel, mel_to_hz
+from fastglow.audio.mel import filter_corners
 
 UPPER_HZ = 4000.0
 """From here on speech is the noise of fricatives and bursts."""
@@ -57,7 +57,7 @@ def texture(mels: Sequence[np.ndarray], config: MelConfig) -> Texture | None:
     Args:
         mels: log-mels [n_mel_channels, frames].
     """
-    upper = band_centres(config) >= UPPER_HZ
+    upper = filter_corners(config)[1:-1] >= UPPER_HZ
     found = [_texture(mel.astype(np.float64), upper) for mel in mels if mel.shape[1] >= LEAST_FRAMES]
     return Texture(*np.mean(found, axis=0).tolist()) if found else None
 
@@ -99,12 +99,6 @@ def warping_path(costs: np.ndarray) -> list[tuple[int, int]]:
         # The diagonal first: a shorter path of the same cost.
         path.append(min(((i - 1, j - 1), (i - 1, j), (i, j - 1)), key=lambda pair: sums[pair[0] + 1, pair[1] + 1]))
     return path[::-1]
-
-
-def band_centres(config: MelConfig) -> np.ndarray:
-    """Hz of each mel channel."""
-    low, high = hz_to_mel([config.mel_fmin, config.fmax])
-    return mel_to_hz(np.linspace(low, high, config.n_mel_channels + 2))[1:-1]
 
 
 def _texture(mel: np.ndarray, upper: np.ndarray) -> list[float]:

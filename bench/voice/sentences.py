@@ -23,7 +23,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     """Lines of `id|text`, `id|text|normalised text` (the last column counts), or of a text alone, named by its line.
 
     Raises:
-        FastglowError: the file cannot be read, holds no lines, a line without words, or an id twice.
+        FastglowError: the file cannot be read, holds no lines, or an id twice.
     """
     prompts: dict[str, Prompt] = {}
     for number, line in enumerate(read_lines(path), 1):
@@ -31,8 +31,6 @@ def read_prompts(path: Path) -> list[Prompt]:
             continue
         columns = [column.strip() for column in line.split("|")]
         prompt = Prompt(columns[0] if len(columns) > 1 else f"line {number}", columns[-1])
-        if not words_of(prompt.text):
-            raise FastglowError(f"{path} line {number} has no words: write id|text")
         if prompt.id in prompts:
             raise FastglowError(f"{path} line {number} names {prompt.id} a second time: every line needs its own id")
         prompts[prompt.id] = prompt
@@ -45,7 +43,7 @@ def choose(prompts: Sequence[Prompt], ids: Path | None, limit: int | None) -> li
     """Those that a file names, one id a line, in its order; of these the first `limit`.
 
     Raises:
-        FastglowError: an id without a prompt, or none left.
+        FastglowError: an id without a prompt, none left, or one without words.
     """
     chosen = list(prompts)
     if ids is not None:
@@ -57,6 +55,9 @@ def choose(prompts: Sequence[Prompt], ids: Path | None, limit: int | None) -> li
         chosen = [by_id[name] for name in dict.fromkeys(wanted)]
     if not chosen:
         raise FastglowError(f"{ids} names no sentence: write one id a line")
+    for prompt in chosen[:limit]:
+        if not words_of(prompt.text):
+            raise FastglowError(f"{prompt.id} has no words: write id|text, or leave it out with --ids")
     return chosen[:limit]
 
 

@@ -125,7 +125,7 @@ def test_sentences_are_chosen_by_id(listener, checkpoint, tmp_path):
     ids = tmp_path / "ids.txt"
     ids.write_text("d\n\nb|ignored\nd\n")
     texts = tmp_path / "texts.csv"
-    texts.write_text("".join(f"{name}|So says {name}.\n" for name in "abcd"))
+    texts.write_text("".join(f"{name}|So says {name}.\n" for name in "abcd") + "e|...\n")
     arguments = [str(checkpoint), "--texts", str(texts), "--ids", str(ids), "--out", str(tmp_path)]
     assert main(arguments) == 0
     (voice,) = json.loads((tmp_path / "report.json").read_text())["voices"]
@@ -138,7 +138,7 @@ def test_sentences_are_chosen_by_id(listener, checkpoint, tmp_path):
     [
         ("", "holds no lines"),
         ("a|one\na|two", "line 2 names a a second time"),
-        ("a|...", "line 1 has no words"),
+        ("a|...", "a has no words"),
     ],
 )
 def test_bad_texts(checkpoint, tmp_path, capsys, text, message):

@@ -69,6 +69,13 @@ def test_a_delay_is_found_whatever_the_phases(noise, samples):
     assert delay(copies[0], np.roll(copies[1], samples), RATE) == pytest.approx(samples / RATE, abs=2 / RATE)
 
 
+@pytest.mark.parametrize("samples", [2, 100, 700])
+def test_of_a_very_short_clip(noise, samples):
+    assert delay(noise[:samples], noise[:samples], RATE) == 0
+    scores = perceptual_scores(noise[:samples], noise[:samples], RATE)
+    assert set(scores.values()) <= {None}
+
+
 def test_missing_packages_are_named(monkeypatch, noise):
     monkeypatch.setattr(distances, "is_installed", lambda package: False)
     assert perceptual_scores(noise, noise, RATE) == {}
