@@ -44,11 +44,10 @@ class Texture:
     sibilance: float
 
     def over(self, other: "Texture") -> dict[str, float]:
-        """Ratios; of sibilance, the difference in dB."""
+        """Ratios, NaN over 0; of sibilance, the difference in dB."""
         own, others = asdict(self), asdict(other)
-        return {
-            name: value - others[name] if name == "sibilance" else value / others[name] for name, value in own.items()
-        }
+        ratios = {name: value / others[name] if others[name] else float("nan") for name, value in own.items()}
+        return ratios | {"sibilance": self.sibilance - other.sibilance}
 
 
 def texture(mels: Sequence[np.ndarray], config: MelConfig) -> Texture | None:
@@ -108,6 +107,8 @@ def _texture(mel: np.ndarray, upper: np.ndarray) -> list[float]:
     active = level > level.max() * np.exp(-2 * ACTIVE_DB / _DB)
     variances = mel[:, active].var(axis=1)
     sharpness = _laplacian(mel)[:, active[1:-1]]
+    if not upper[1:-1].any():  # mel_fmax is not above UPPER_HZ
+        return [variances.mean(), np.nan, sharpness.var(), np.nan, np.nan]
     hiss = np.sort(power[upper].sum(axis=0)[active])[-max(1, round(LOUDEST * active.sum())) :]
     return [
         variances.mean(),

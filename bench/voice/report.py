@@ -1,5 +1,6 @@
 """The report of an evaluation: report.md."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -142,7 +143,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+    return "" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
 def _count(rows: Sequence[Mapping[str, Any]], when: str) -> str:

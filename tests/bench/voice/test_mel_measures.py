@@ -79,6 +79,15 @@ def test_bands_are_those_of_the_filters():
     np.testing.assert_allclose(CENTRES, filters @ bins / filters.sum(axis=1), atol=30)
 
 
+def test_what_a_mel_does_not_tell_is_nan(mel):
+    """Of a telephone's band, and over silence: without a warning, which is an error here."""
+    narrow = texture([mel], MelConfig(mel_fmax=3500.0))
+    assert narrow.laplacian > 0 and np.isnan([narrow.upper_variance, narrow.upper_laplacian, narrow.sibilance]).all()
+    silence = texture([np.full((80, 30), -11.5)], CONFIG)
+    ratios = texture([mel], CONFIG).over(silence)
+    assert np.isnan(ratios["variance"]) and np.isfinite(ratios["sibilance"])
+
+
 @pytest.mark.parametrize("factor", [0.5, 1.0, 2.0])
 def test_a_mel_of_other_contrast(mel, factor):
     """Deviations times a factor: variances times its square."""
