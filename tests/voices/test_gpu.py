@@ -395,6 +395,15 @@ def test_without_pytorch_one_line_says_so(capsys, monkeypatch):
     refused(capsys, "this Python has no PyTorch", "run")
 
 
+def test_without_a_package_one_line_says_so(capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, "voices.gpu.packing")
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.delitem(sys.modules, "voices.gpu.results")
+    monkeypatch.delattr("voices.gpu.results")
+    monkeypatch.delattr("voices.gpu.packing")
+    refused(capsys, "this Python has no safetensors", "run", "--device", "cpu")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 @pytest.mark.parametrize("arguments", [["run"], ["train", "pack", "--out", "result"]])
 def test_without_a_gpu_one_line_says_what_to_do(capsys, arguments):

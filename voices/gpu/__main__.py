@@ -128,6 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("voice-gpu: stopped by SIGINT", file=sys.stderr)
         return 130
+    except ModuleNotFoundError as error:
+        print(f"voice-gpu: this Python has no {error.name}: `python -m pip install {error.name}`", file=sys.stderr)
+        return 2
     except (FastglowError, OSError) as error:
         print(f"voice-gpu: {error}", file=sys.stderr)
         return 2
