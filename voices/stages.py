@@ -13,7 +13,7 @@ from fastglow.train.sources import read_exclusions, read_sources
 
 from .recipe import Training
 from .running import FASTGLOW, PYTHON, Command, options_of
-from .work import EXCLUDED, Work, iterations_of, keep
+from .work import EXCLUDED, Work, iterations_of, keep, read_json
 
 
 class Stage(ABC):
@@ -87,6 +87,12 @@ class Prepare(Stage):
             found = PreparedDataset.open(self.work.data)
         except FastglowError:
             return False
+        source = Path(read_json(self.work.data / "dataset.json")["source"])
+        if source.resolve() != self.work.speech.resolve():
+            raise FastglowError(
+                f"{self.work.data} was made of {source}, not of {self.work.speech}: name another folder with --out, "
+                f"or remove {self.work.folder}"
+            )
         return {item.id for items in found.items.values() for item in items}.isdisjoint(self._excluded())
 
     def _excluded(self) -> set[str]:

@@ -1,6 +1,7 @@
 """From recordings to a voice, with kills between and inside the stages."""
 
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -139,6 +140,14 @@ def test_what_is_changed_is_made_again(finished):
     assert finished.make().names() == [*EVERYTHING[:1], *EVERYTHING[3:]]
     assert excluded.id not in [item.id for item in PreparedDataset.open(finished.out / "data").items["train"]]
     assert Voice.load(finished.out / "voice").description == "another voice"
+
+
+def test_data_of_other_recordings_are_refused(finished, tmp_path):
+    finished.values = finished.values | {"speech": os.path.relpath(CLIPS)}
+    assert finished.make().called == []  # the same folder
+    finished.values = finished.values | {"speech": str(tmp_path / "others")}
+    with pytest.raises(FastglowError, match="clips, not of .*others: name another folder with --out"):
+        finished.make()
 
 
 def test_a_training_that_was_stopped_is_not_done(project):
