@@ -37,8 +37,9 @@ CLIPS = 64  # in a file
 PACKS = "packs.json"
 """In the folder of a run: what was packed of it."""
 
-# Options of the other machine: no validation, which needs matplotlib for its samples, and no other extras.
-_THERE = {"tensorboard": False, "keep_best": False}
+# Options of the other machine: no validation, which needs matplotlib for its samples, no other extras, and no end but
+# that of the time.
+_THERE = {"tensorboard": False, "keep_best": False, "epochs": 10**9}
 _NOT_THERE = {*CALL_OPTIONS, "text_cleaners", "lexicon"}
 
 
