@@ -19,6 +19,9 @@ from fastglow.train.interruption import batches_of, begin_loading
 from .conftest import ENVIRONMENT, command_line
 from .conftest import run as run_here
 
+# On a machine with fewer cores than a test has workers.
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+
 ROOT = Path(__file__).parents[2]
 
 # Runs the cases in their own process group, and signals the group at the moment that the case names.
