@@ -4,7 +4,7 @@ import importlib
 import json
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -174,12 +174,21 @@ def inspect(file: str, as_json: bool) -> None:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Runs the command and returns its exit code: 0, 2 for an error that users can fix, 130 after Ctrl-C."""
+    """Runs the command and returns its exit code, see `exit_code`."""
     args = sys.argv[1:] if args is None else args
-    try:
+
+    def call() -> int | None:
         with _warnings_as_lines() as caught:
             obj = Invocation(args, caught)
-            return cli.main(args, prog_name="fastglow", standalone_mode=False, obj=obj) or 0
+            return cli.main(args, prog_name="fastglow", standalone_mode=False, obj=obj)
+
+    return exit_code(call, "fastglow")
+
+
+def exit_code(call: Callable[[], int | None], name: str) -> int:
+    """The exit code of a click command `name`: 0, 2 for an error that users can fix, in one line, 130 after Ctrl-C."""
+    try:
+        return call() or 0
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help(), err=True)
         return 2
@@ -191,7 +200,7 @@ def main(args: list[str] | None = None) -> int:
         return 130
     except OSError as error:
         message = f"{error.filename or 'file'}: {error.strerror}"
-    click.echo(f"fastglow: {' '.join(message.split())}", err=True)
+    click.echo(f"{name}: {' '.join(message.split())}", err=True)
     return 2
 
 

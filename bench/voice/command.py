@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from bench import environment
+from fastglow.cli import exit_code
 from fastglow.errors import FastglowError
 from fastglow.files import replacing
 from fastglow.plotting import require_matplotlib
@@ -106,19 +107,8 @@ def command(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code: 0, 2 for an error that users can fix, 130 after Ctrl-C."""
-    try:
-        return command.main(arguments, prog_name="python -m bench.voice", standalone_mode=False) or 0
-    except click.ClickException as error:
-        message = error.format_message()
-    except FastglowError as error:
-        message = str(error)
-    except click.Abort:
-        return 130
-    except OSError as error:
-        message = f"{error.filename or 'file'}: {error.strerror}"
-    click.echo(f"bench.voice: {' '.join(message.split())}", err=True)
-    return 2
+    """Runs the command and returns its exit code, see `exit_code`."""
+    return exit_code(lambda: command.main(arguments, "python -m bench.voice", standalone_mode=False), "bench.voice")
 
 
 def _finite(value: Any) -> Any:
