@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fastglow.errors import FastglowError
+from fastglow.cli import exit_code
 
 from .recipe import Recipe, find_recipe
 from .running import Runner, Stopped, say, shown
@@ -91,9 +91,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse(arguments)
-    logging.basicConfig(level=logging.WARNING, format="voice: %(message)s")
+def _run(options: argparse.Namespace) -> int:
     try:
         recipe: Recipe = find_recipe(options.voice)
         work = Work(recipe, options.speech or Path(recipe.speech), options.out or Path("runs") / recipe.name)
@@ -107,10 +105,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Stopped as stopped:
         say(f"stopped by {stopped}: the same command goes on")
         return stopped.exit_code
-    except (FastglowError, OSError) as error:
-        print(f"voice: {error}", file=sys.stderr)
-        return 1
     return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    logging.basicConfig(level=logging.WARNING, format="voice: %(message)s")
+    return exit_code(lambda: _run(options), "voice")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from bench.voice.recognition import Pocketsphinx, Recogniser, Remembering, as_pcm
 from bench.voice.word_errors import Edit, align, word_errors, words_of
 from fastglow.audio import read_audio
+from fastglow.cli import exit_code
 from fastglow.errors import FastglowError
 from fastglow.files import replacing
 from fastglow.train.sources import Source, read_sources
@@ -104,6 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for excluded.txt and heard.jsonl")
     parser.add_argument("--lengths-only", action="store_true", help="without the recogniser")
     options = parser.parse_args(arguments)
+    return exit_code(lambda: _screen(options), "screening")
+
+
+def _screen(options: argparse.Namespace) -> int:
     try:
         sources = read_sources(options.dataset)
         heard = None
@@ -113,9 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("screening: stopped by SIGINT: the same command goes on", file=sys.stderr)
         return 130
-    except (FastglowError, soundfile.LibsndfileError, OSError) as error:
-        print(f"screening: {error}", file=sys.stderr)
-        return 1
+    except soundfile.LibsndfileError as error:
+        raise FastglowError(str(error)) from error
     options.out.mkdir(parents=True, exist_ok=True)
     with replacing(options.out / EXCLUDED) as temporary:
         temporary.write_text("".join(f"{name}|{reason}\n" for name, reason in reasons.items()), encoding="utf-8")

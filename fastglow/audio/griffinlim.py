@@ -27,7 +27,6 @@ _START_UPDATES = 10
 # Many linear magnitudes have the same mel. Each iteration moves them this far towards those of the current signal.
 _BLEND = 0.5
 
-
 # Log-mels up to here leave room for the squares of the magnitudes. Speech stays below 2.
 _LARGEST = 30.0
 

@@ -252,7 +252,7 @@ def test_the_plan_shows_commands_and_does_nothing(project, capsys):
 def test_a_wrong_recipe_is_refused(project, capsys, change, message):
     project.values = project.values | change
     project.write("recipe.json", project.values)
-    assert build.main([str(project.recipe), "--plan"]) == 1
+    assert build.main([str(project.recipe), "--plan"]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -274,5 +274,5 @@ def test_recipes_set_options_that_there_are():
 
 
 def test_an_unknown_recipe_is_refused(capsys):
-    assert build.main(["nobody"]) == 1
+    assert build.main(["nobody"]) == 2
     assert "use one of heart" in capsys.readouterr().err

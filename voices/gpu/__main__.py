@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastglow.cli import exit_code
 from fastglow.errors import FastglowError
 
 from ..recipe import MODELS, Recipe, find_recipe
@@ -106,8 +107,7 @@ def _run(recipe: Recipe, options: argparse.Namespace, pack: Path, result: Path) 
             _unpack(recipe, options, result)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse(arguments)
+def _call(options: argparse.Namespace) -> int:
     try:
         if options.command in ("train", "run"):
             check_device(options.device)
@@ -131,10 +131,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         print(f"voice-gpu: this Python has no {error.name}: `python -m pip install {error.name}`", file=sys.stderr)
         return 2
-    except (FastglowError, OSError) as error:
-        print(f"voice-gpu: {error}", file=sys.stderr)
-        return 2
     return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    return exit_code(lambda: _call(options), "voice-gpu")
 
 
 if __name__ == "__main__":
