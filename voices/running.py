@@ -44,12 +44,13 @@ def shown(command: Sequence[str]) -> str:
 
 
 def options_of(values: Mapping[str, Any]) -> list[str]:
-    """Values by name as a command's options; a list repeats one."""
+    """Values by name as a command's options; a list repeats one, and false leaves a flag out."""
     words: list[str] = []
     for name, value in values.items():
         flag = f"--{name.replace('_', '-')}"
         for entry in value if isinstance(value, list) else [value]:
-            words += [flag] if entry is True else [flag, str(entry)]
+            if entry is not False:
+                words += [flag] if entry is True else [flag, str(entry)]
     return words
 
 

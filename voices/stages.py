@@ -13,7 +13,7 @@ from fastglow.train.sources import read_exclusions, read_sources
 
 from .recipe import Training
 from .running import FASTGLOW, PYTHON, Command, options_of
-from .work import EXCLUDED, Work, iterations_of, keep, read_json
+from .work import EXCLUDED, Origin, Work, iterations_of, keep, read_json
 
 
 class Stage(ABC):
@@ -71,7 +71,7 @@ class Screen(Stage):
 
 
 class Prepare(Stage):
-    """Prepares the data set, again if it has clips that are to be left out, and copies the lexicon.
+    """Prepares the data set, again with other options or if it has clips to be left out, and copies the lexicon.
 
     `fastglow prepare` removes dataset.json first and writes it last: the folder is complete if it is there.
     """
@@ -81,6 +81,7 @@ class Prepare(Stage):
     def __init__(self, work: Work):
         super().__init__(work)
         self.written = work.data
+        self.origin = Origin(work.data)
 
     def is_done(self) -> bool:
         try:
@@ -93,7 +94,12 @@ class Prepare(Stage):
                 f"{self.work.data} was made of {source}, not of {self.work.speech}: name another folder with --out, "
                 f"or remove {self.work.folder}"
             )
+        if self.origin.path.is_file() and not self.origin.is_(self._options()):
+            return False
         return {item.id for items in found.items.values() for item in items}.isdisjoint(self._excluded())
+
+    def _options(self) -> list[str]:
+        return options_of(self.recipe.prepare)
 
     def _excluded(self) -> set[str]:
         exclude = self.work.exclude
@@ -103,12 +109,13 @@ class Prepare(Stage):
 
     def commands(self) -> Iterator[Command]:
         command = [*FASTGLOW, "prepare", str(self.work.speech), "--out", str(self.work.data)]
-        command += options_of(self.recipe.prepare)
+        command += self._options()
         if self.work.exclude is not None:
             command += ["--exclude", str(self.work.exclude)]
         yield command
 
     def finish(self) -> None:
+        self.origin.record(self._options())
         copy = self.work.lexicon
         if copy is not None and not copy.is_file():
             try:
@@ -144,7 +151,8 @@ class Train(Stage):
         iterations, end = iterations_of(self.run, self.training.model), self.training.max_iterations
         if iterations < end:
             raise FastglowError(
-                f"{self.name} ended after {iterations:,} of {end:,} iterations: run this again to go on"
+                f"{self.name} ended after {iterations:,} of {end:,} iterations: run this again to go on, or raise "
+                f"epochs in {self.training.config} if it ends at once"
             )
         last, name = checkpoint_path(self.run, end), self.work.ends / f"{self.name}.pt"
         if last.is_file() and not (name.is_file() and name.samefile(last)):

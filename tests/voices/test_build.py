@@ -142,6 +142,12 @@ def test_what_is_changed_is_made_again(finished):
     assert Voice.load(finished.out / "voice").description == "another voice"
 
 
+def test_data_are_prepared_again_with_other_options(finished):
+    finished.values = finished.values | {"prepare": {**finished.values.get("prepare", {}), "trim_db": 30}}
+    assert finished.make().names() == ["prepare"]
+    assert finished.make().names() == []
+
+
 def test_data_of_other_recordings_are_refused(finished, tmp_path):
     finished.values = finished.values | {"speech": os.path.relpath(CLIPS)}
     assert finished.make().called == []  # the same folder

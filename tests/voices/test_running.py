@@ -12,7 +12,7 @@ import pytest
 
 from fastglow.errors import FastglowError
 from voices import running
-from voices.running import Runner, Stopped, shown
+from voices.running import Runner, Stopped, options_of, shown
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,6 +116,12 @@ def test_commands_run_at_the_lowest_priority(tmp_path):
 def test_commands_are_shown_as_they_are_typed():
     assert shown([*running.FASTGLOW, "synth", "a b"]) == "fastglow synth 'a b'"
     assert shown([*running.PYTHON, "bench.voice"]) == "python -m bench.voice"
+
+
+def test_values_become_options():
+    values = {"n_flows": 4, "trim": True, "best": False, "exclude": ["a", "b"]}
+    assert options_of(values) == ["--n-flows", "4", "--trim", "--exclude", "a", "--exclude", "b"]
+    assert options_of({}) == []
 
 
 def test_a_command_saves_when_its_time_is_up(tmp_path, monkeypatch):
