@@ -228,10 +228,6 @@ class Tacotron2TrainConfig(TrainConfig):
         for name in ("guided_attention_weight", "l1_weight", "upper_band_weight", "delta_weight", "ssim_weight"):
             if not 0 <= getattr(self, name) < inf:
                 raise FastglowError(f"{name}={getattr(self, name)} must be finite and not negative")
-        if self.upper_band_weight != 1 and not self.l1_weight:
-            raise FastglowError(
-                f"upper_band_weight={self.upper_band_weight} weighs the absolute error: pass l1_weight too"
-            )
 
 
 @dataclass

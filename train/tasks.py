@@ -162,6 +162,11 @@ class Tacotron2Task(Task[Tacotron2TrainConfig, Tacotron2Config, Tacotron2, TextM
         return config
 
     def __init__(self, config: Tacotron2TrainConfig, model_config: Tacotron2Config, dataset: PreparedDataset):
+        # Here and not in the config: a resumed run may have one of the two from its checkpoint.
+        if config.upper_band_weight != 1 and not config.l1_weight:
+            raise FastglowError(
+                f"upper_band_weight={config.upper_band_weight} weighs the absolute error: pass l1_weight too"
+            )
         super().__init__(config, model_config, dataset)
         self.collate_batch = TextMelCollate(model_config.n_frames_per_step)
         self.criterion = Tacotron2Loss(config.gate_positive_weight)

@@ -155,6 +155,19 @@ def test_weights_out_of_range(name, value):
         Tacotron2TrainConfig(data="d", out="o", **{name: value})
 
 
-def test_upper_band_weight_needs_the_term_that_it_weighs():
-    with pytest.raises(FastglowError, match="^upper_band_weight=3.0 weighs the absolute error: pass l1_weight too$"):
-        Tacotron2TrainConfig(data="d", out="o", upper_band_weight=3.0)
+def test_upper_band_weight_needs_the_term_that_it_weighs(prepared, tmp_path):
+    def trainer(**options):
+        config, model_config = configs("tacotron2", prepared, tmp_path / "run", **options)
+        return Trainer("tacotron2", config, model_config, progress=False)
+
+    message = "^upper_band_weight=3.0 weighs the absolute error: pass l1_weight too$"
+    with pytest.raises(FastglowError, match=message):
+        trainer(upper_band_weight=3.0)
+    assert not (tmp_path / "run").exists()
+    trainer(l1_weight=0.5, max_iterations=1).run()
+    # A resumed run has the one that is not given from its checkpoint.
+    config = trainer(resume=True, upper_band_weight=3.0).config
+    assert (config.l1_weight, config.upper_band_weight) == (0.5, 3.0)
+    with pytest.raises(FastglowError, match=message):
+        config, model_config = configs("tacotron2", prepared, tmp_path / "run", resume=True, upper_band_weight=3.0)
+        Trainer("tacotron2", config, model_config, progress=False, given={"l1_weight", "upper_band_weight"})
