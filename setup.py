@@ -37,7 +37,8 @@ setup(
     package_data={
         "fastglow": [
             "py.typed",
-            *(f"voices/**/{pattern}" for pattern in ("voice.json", "lexicon.txt.gz", "*.safetensors", "*.md")),
+            *(f"voices/**/{pattern}" for pattern in ("voice.json", "lexicon.txt.gz", "*.safetensors")),
+            *(f"voices/**/*.{suffix}" for suffix in ("md", "ogg", "png")),  # the card with its samples and plots
         ],
         "fastglow.kernels": ["configs/*.json"],
     },

@@ -11,7 +11,7 @@ from fastglow.errors import FastglowError
 from fastglow.text import Lexicon
 
 BUNDLED = Path(__file__).parent
-DEFAULT_VOICE = "kathleen"
+DEFAULT_VOICE = "heart"
 VOCODERS = ("griffin-lim", "waveglow")
 
 

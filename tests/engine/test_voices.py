@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from fastglow import Synthesizer
+from fastglow.engine.settings import OtherwiseTrainedWarning
 from fastglow.errors import FastglowError
 from fastglow.text import Lexicon, text_to_sequence
 from fastglow.voices import AS_TRAINED, BUNDLED, DEFAULT_VOICE, Voice, list_voices
@@ -61,7 +62,8 @@ def test_a_voice_with_a_lexicon_reads_phones(voice_with_lexicon):
     assert synthesizer.frontend.encode(text).symbols == phones
     speech = synthesizer.synthesize(text, seed=1)
     assert speech.alignment.shape[1] == len(phones)
-    letters = Synthesizer.from_voice(voice_with_lexicon, device="cpu", lexicon=None)
+    with pytest.warns(OtherwiseTrainedWarning, match="is used without one"):
+        letters = Synthesizer.from_voice(voice_with_lexicon, device="cpu", lexicon=None)
     assert letters.frontend.encode(text).symbols == text_to_sequence("hello, world.", [])
 
 
