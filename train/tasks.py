@@ -165,7 +165,8 @@ class Tacotron2Task(Task[Tacotron2TrainConfig, Tacotron2Config, Tacotron2, TextM
         # Here and not in the config: a resumed run may have one of the two from its checkpoint.
         if config.upper_band_weight != 1 and not config.l1_weight:
             raise FastglowError(
-                f"upper_band_weight={config.upper_band_weight} weighs the absolute error: pass l1_weight too"
+                f"upper_band_weight={config.upper_band_weight} weighs the absolute error: pass l1_weight too, or "
+                "upper_band_weight=1"
             )
         super().__init__(config, model_config, dataset)
         self.collate_batch = TextMelCollate(model_config.n_frames_per_step)

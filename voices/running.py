@@ -44,7 +44,7 @@ def shown(command: Sequence[str]) -> str:
 
 
 def options_of(values: Mapping[str, Any]) -> list[str]:
-    """Values by name as a command's options; a list repeats one, and false leaves a flag out."""
+    """Values by name as a command's options; a list repeats one, and false leaves a plain flag out."""
     words: list[str] = []
     for name, value in values.items():
         flag = f"--{name.replace('_', '-')}"

@@ -11,7 +11,7 @@ from fastglow.train.checkpointing import checkpoint_path
 from fastglow.train.manifest import PreparedDataset
 from fastglow.train.sources import read_exclusions, read_sources
 
-from .recipe import Training
+from .recipe import MODELS, Training
 from .running import FASTGLOW, PYTHON, Command, options_of
 from .work import EXCLUDED, Origin, Work, iterations_of, keep, read_json
 
@@ -82,6 +82,7 @@ class Prepare(Stage):
         super().__init__(work)
         self.written = work.data
         self.origin = Origin(work.data)
+        self.started = False
 
     def is_done(self) -> bool:
         try:
@@ -94,12 +95,19 @@ class Prepare(Stage):
                 f"{self.work.data} was made of {source}, not of {self.work.speech}: name another folder with --out, "
                 f"or remove {self.work.folder}"
             )
-        if self.origin.path.is_file() and not self.origin.is_(self._options()):
+        made_with = read_json(self.origin.path)
+        if made_with is not None and made_with != self.recipe.prepare:
+            self._check_untrained(made_with)
             return False
         return {item.id for items in found.items.values() for item in items}.isdisjoint(self._excluded())
 
-    def _options(self) -> list[str]:
-        return options_of(self.recipe.prepare)
+    def _check_untrained(self, made_with: object) -> None:
+        for model in MODELS:
+            if any(self.work.run(model).glob("checkpoint_*.pt")):
+                raise FastglowError(
+                    f"{self.work.run(model)} was trained on data prepared with {made_with}, not with "
+                    f"{self.recipe.prepare}: name another folder with --out, or remove {self.work.folder}"
+                )
 
     def _excluded(self) -> set[str]:
         exclude = self.work.exclude
@@ -107,15 +115,19 @@ class Prepare(Stage):
             return set()
         return set(read_exclusions(exclude, read_sources(self.work.speech)))
 
+    def start(self) -> None:
+        self.started = True
+
     def commands(self) -> Iterator[Command]:
         command = [*FASTGLOW, "prepare", str(self.work.speech), "--out", str(self.work.data)]
-        command += self._options()
+        command += options_of(self.recipe.prepare)
         if self.work.exclude is not None:
             command += ["--exclude", str(self.work.exclude)]
         yield command
 
     def finish(self) -> None:
-        self.origin.record(self._options())
+        if self.started:  # the options of data that were there before are not known
+            self.origin.record(self.recipe.prepare)
         copy = self.work.lexicon
         if copy is not None and not copy.is_file():
             try:

@@ -15,7 +15,7 @@ MAX_JUMP = 8
 # Excursions from the path that are at most this long, in seconds, are ignored.
 MAX_EXCURSION = 0.1
 # Allowed seconds between the end of the text and the firing of the gate. Correct utterances of the bundled voice take
-# up to 0.3.
+# up to 0.4.
 MAX_TAIL = 1.0
 # An utterance that runs on is cut at its quietest step between these times, in seconds after the end of the text.
 CUT_AFTER, CUT_BEFORE = 0.1, 0.3

@@ -142,10 +142,14 @@ def test_what_is_changed_is_made_again(finished):
     assert Voice.load(finished.out / "voice").description == "another voice"
 
 
-def test_data_are_prepared_again_with_other_options(finished):
+def test_data_are_prepared_again_with_other_options_before_the_training_only(finished):
     finished.values = finished.values | {"prepare": {**finished.values.get("prepare", {}), "trim_db": 30}}
-    assert finished.make().names() == ["prepare"]
-    assert finished.make().names() == []
+    with pytest.raises(FastglowError, match="tacotron2 was trained on data prepared with .*, not with .*'trim_db': 30"):
+        finished.make()
+    for run in ("tacotron2", "waveglow"):
+        shutil.rmtree(finished.out / run, ignore_errors=True)
+    assert finished.make("data").names() == ["prepare"]
+    assert finished.make("data").names() == []
 
 
 def test_data_of_other_recordings_are_refused(finished, tmp_path):
