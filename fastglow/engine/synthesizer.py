@@ -211,7 +211,7 @@ class Synthesizer:
         same result. In float32, larger matrix products round differently, and the decoder feeds its rounding back to
         itself: the speech is as good, but it drifts from the result of `synthesize` by an amount that is not bounded.
         With the bundled voice the median over 20 texts of the largest difference was 0.002 of full scale; in the worst
-        it was 0.5, where the waveforms no longer coincide. Rarely, a sentence takes a step more or less. For the same
+        it was 0.5, where the waveforms no longer coincide. A sentence may take a step more or less. For the same
         bits, call `synthesize` for each text.
 
         The results are in the order of the texts; their timings are those of the whole call.
