@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastglow.audio.mel import check_audio
+from fastglow.audio.mel import centred_hann_window, check_audio
+from fastglow.audio.stft import overlap_add
 from fastglow.errors import FastglowError
 
 # Mel frames to vocode for the bias; only the first spectrogram frame is kept.
 _BIAS_MEL_FRAMES = 88
+
+_TINY = 1e-10
 
 
 class MelVocoder(Protocol):
@@ -25,12 +29,13 @@ class MelVocoder(Protocol):
 
 
 class Denoiser(nn.Module):
-    """Subtracts a WaveGlow's bias spectrum from audio: `denoiser(audio [B, N], strength=0.1) -> [B, N]`.
+    """Subtracts a WaveGlow's bias spectrum from audio: `denoiser(audio [B, N], strength=0.1, lengths=None) -> [B, N]`.
 
     As NVIDIA's Denoiser, which however returns [B, 1, N'] with N' = N rounded down to whole hops. The bias is the
     magnitude of the first STFT frame of `waveglow`'s output at sigma 0 for a mel of zeros (`mode="zeros"`) or of
     normal noise (`mode="normal"`). `strength` times the bias is subtracted from the magnitudes of `audio`, down to
-    zero; the phases are kept.
+    zero; the phases are kept. With `lengths` [B], in samples, read on the device, each item gets the same result as
+    alone, followed by zeros.
 
     The constructor uses `waveglow` and does not keep it. `bias_spec` [1, filter_length // 2 + 1, 1] is a
     non-persistent buffer: `state_dict()` is empty. Computes in fp32 (fp64 for fp64 audio) and returns the audio's
@@ -41,6 +46,7 @@ class Denoiser(nn.Module):
     """
 
     bias_spec: Tensor
+    window: Tensor
 
     def __init__(
         self,
@@ -68,40 +74,46 @@ class Denoiser(nn.Module):
         weight = waveglow.upsample.weight
         shape = (1, waveglow.n_mel_channels, _BIAS_MEL_FRAMES)
         mel = sources[mode](shape, dtype=weight.dtype, device=weight.device)
+        window = centred_hann_window(win_length, filter_length).to(weight.device)
+        self.register_buffer("window", window, persistent=False)
         with torch.no_grad():
-            bias_spec = self._stft(waveglow.infer(mel, sigma=0.0).float())[:, :, :1].abs()
+            hum = waveglow.infer(mel, sigma=0.0).float()
+            ends = torch.full((1, 1), hum.size(1), device=hum.device)
+            bias_spec = self._stft(hum, ends)[:, :1].abs().transpose(1, 2)
         self.register_buffer("bias_spec", bias_spec, persistent=False)
 
-    def forward(self, audio: Tensor, strength: float = 0.1) -> Tensor:
+    def forward(self, audio: Tensor, strength: float = 0.1, lengths: Tensor | None = None) -> Tensor:
         check_audio(audio, self.filter_length)
         if not strength >= 0:
             raise FastglowError(f"denoiser strength={strength} must be at least 0")
-        spectrum = self._stft(audio.to(torch.promote_types(audio.dtype, torch.float32)))
+        ends = audio.new_full((len(audio), 1), audio.size(1), dtype=torch.int64)
+        if lengths is not None:
+            ends = lengths.to(audio.device, torch.int64).clamp(0, audio.size(1)).unsqueeze(1)
+        x = audio.to(torch.promote_types(audio.dtype, torch.float32))
+        spectrum = self._stft(x, ends)
         magnitude = spectrum.abs()
-        kept = torch.clamp(magnitude - self.bias_spec * strength, min=0.0)
+        kept = torch.clamp(magnitude - self.bias_spec.transpose(1, 2) * strength, min=0.0)
         # Scaling keeps the phase without computing an angle.
         spectrum = spectrum * (kept / magnitude.clamp(min=torch.finfo(magnitude.dtype).tiny))
-        denoised = torch.istft(
-            spectrum,
-            self.filter_length,
-            hop_length=self.hop_length,
-            win_length=self.win_length,
-            window=self._window(magnitude),
-            length=audio.size(1),
-        )
-        return denoised.to(audio.dtype)
+        return self._istft(spectrum, ends, audio.size(1)).to(audio.dtype)
 
-    def _stft(self, audio: Tensor) -> Tensor:
-        """[B, N] -> complex [B, filter_length // 2 + 1, N // hop_length + 1]."""
-        return torch.stft(
-            audio,
-            self.filter_length,
-            hop_length=self.hop_length,
-            win_length=self.win_length,
-            window=self._window(audio),
-            pad_mode="reflect",
-            return_complex=True,
-        )
+    def _stft(self, audio: Tensor, ends: Tensor) -> Tensor:
+        """[B, N], each reflected at 0 and at its end [B, 1] -> complex [B, N // hop_length + 1, bins]."""
+        half = self.filter_length // 2
+        position = torch.arange(-half, audio.size(1) + half, device=audio.device).abs()
+        position = torch.where(position < ends, position, 2 * (ends - 1) - position)
+        # Clamped where a frame is past the end, and in audio that is shorter than half a frame.
+        padded = audio.gather(1, position.clamp(min=0).minimum((ends - 1).clamp(min=0)))
+        return torch.fft.rfft(padded.unfold(1, self.filter_length, self.hop_length) * self.window.to(audio))
 
-    def _window(self, like: Tensor) -> Tensor:
-        return torch.hann_window(self.win_length, dtype=like.dtype, device=like.device)
+    def _istft(self, spectrum: Tensor, ends: Tensor, n_samples: int) -> Tensor:
+        """The inverse, zero past each end: [B, n_samples]."""
+        window = self.window.to(spectrum.real)
+        inside = torch.arange(spectrum.size(1), device=spectrum.device) <= ends // self.hop_length
+        frames = torch.fft.irfft(spectrum, n=self.filter_length) * window * inside.unsqueeze(2)
+        weight = overlap_add(window.square() * inside.unsqueeze(2), self.hop_length)
+        audio = overlap_add(frames, self.hop_length) / weight.clamp(min=_TINY)
+        # Less than a hop past the last frame's centre, a sample is still inside its window.
+        half = self.filter_length // 2
+        audio = F.pad(audio, (0, max(0, half + n_samples - audio.size(1))))[:, half : half + n_samples]
+        return audio.masked_fill(torch.arange(n_samples, device=audio.device) >= ends, 0.0)

@@ -22,10 +22,9 @@ class Stft:
     def __init__(self, config: MelConfig, n_frames: int, device: torch.device):
         self.n_fft, self.hop, self.n_frames = config.filter_length, config.hop_length, n_frames
         self.window = centred_hann_window(config.win_length, config.filter_length).to(device, torch.float32)
-        self.n_hops = -(-self.n_fft // self.hop)  # that a frame touches
         self.start = self.n_fft // 2
         self.end = self.start + (n_frames - 1) * self.hop
-        weight = self._overlap_add(self.window.square().expand(n_frames, -1))
+        weight = overlap_add(self.window.square().expand(n_frames, -1), self.hop)
         self.inverse_weight = torch.zeros_like(weight)
         self.inverse_weight[self.start : self.end] = 1 / weight[self.start : self.end].clamp(min=_TINY)
 
@@ -37,7 +36,7 @@ class Stft:
     def inverse(self, spectrum: Tensor) -> Tensor:
         """The signal whose STFT is nearest to `spectrum`, in margins of zeros."""
         frames = torch.fft.irfft(spectrum, n=self.n_fft)
-        return self._overlap_add(frames.mul_(self.window)).mul_(self.inverse_weight)
+        return overlap_add(frames.mul_(self.window), self.hop).mul_(self.inverse_weight)
 
     def pad(self, audio: Tensor) -> Tensor:
         """Samples [(n_frames - 1) * hop] -> the same between margins of zeros."""
@@ -47,12 +46,16 @@ class Stft:
         """The inverse of `pad`."""
         return padded[self.start : self.end]
 
-    def _overlap_add(self, frames: Tensor) -> Tensor:
-        parts = F.pad(frames, (0, self.n_hops * self.hop - self.n_fft)).view(self.n_frames, self.n_hops, self.hop)
-        total = frames.new_zeros(self.n_frames + self.n_hops - 1, self.hop)
-        for i in range(self.n_hops):
-            total[i : i + self.n_frames] += parts[:, i]
-        return total.view(-1)
+
+def overlap_add(frames: Tensor, hop: int) -> Tensor:
+    """The sum of frames [..., n, length] that begin `hop` samples apart, [..., N], padded to whole hops."""
+    n, length = frames.shape[-2:]
+    n_hops = -(-length // hop)  # that a frame touches
+    parts = F.pad(frames, (0, n_hops * hop - length)).unflatten(-1, (n_hops, hop))
+    total = frames.new_zeros(*frames.shape[:-2], n + n_hops - 1, hop)
+    for i in range(n_hops):
+        total[..., i : i + n, :] += parts[..., i, :]
+    return total.flatten(-2)
 
 
 def magnitude_of(spectrum: Tensor) -> Tensor:

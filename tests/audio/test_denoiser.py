@@ -50,6 +50,20 @@ def test_audio_equals_the_reference(reference):
     assert (audio - expected).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("sizes", [{}, {"filter_length": 512, "n_overlap": 8, "win_length": 400}])
+@pytest.mark.parametrize("n", [513, 1000, 5120, 7777])
+def test_equals_torchs_transform(n, sizes):
+    waveglow = Hum()
+    denoiser = Denoiser(waveglow, **sizes)
+    audio = 0.3 * torch.randn(2, n)
+    length, win = denoiser.filter_length, denoiser.win_length
+    options = {"hop_length": denoiser.hop_length, "win_length": win, "window": torch.hann_window(win)}
+    spectrum = torch.stft(audio, length, pad_mode="reflect", return_complex=True, **options)
+    kept = (spectrum.abs() - 0.5 * denoiser.bias_spec).clamp(min=0)
+    expected = torch.istft(torch.polar(kept, spectrum.angle()), length, length=n, **options)
+    torch.testing.assert_close(denoiser(audio, 0.5), expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("n", [513, 1000, 5120, 7777])
 def test_strength_zero_returns_the_audio(n):
     audio = 0.3 * torch.randn(2, n)
@@ -72,6 +86,31 @@ def test_batched_equals_alone():
     batched = denoiser(audio)
     for i in range(3):
         torch.testing.assert_close(batched[i], denoiser(audio[i : i + 1])[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"filter_length": 512, "n_overlap": 8, "win_length": 400}, {"n_overlap": 3}])
+def test_items_of_a_padded_batch_equal_themselves_alone(sizes):
+    """Also where the padding holds noise, at lengths that are no multiple of the hop, and next to an empty item."""
+    denoiser = Denoiser(Hum(), **sizes)
+    lengths = [4001, 513, 0, 1024, 3840, 2999]
+    audio = 0.3 * torch.randn(len(lengths), 4100)
+    batched = denoiser(audio, 0.7, lengths=torch.tensor(lengths))
+    for row, item, length in zip(batched, audio, lengths, strict=True):
+        if length:
+            alone = denoiser(item[None, :length], 0.7)[0]
+            assert (alone - item[:length]).abs().max() > 1e-3
+            torch.testing.assert_close(row[:length], alone, rtol=0, atol=1e-6)
+        assert not row[length:].any()
+
+
+@pytest.mark.parametrize("n", [1, 2, 300, 512])
+def test_an_item_shorter_than_half_a_window_is_finite_and_alike_in_any_batch(n):
+    denoiser = Denoiser(Hum())
+    audio = 0.3 * torch.randn(2, 1500)
+    batched = denoiser(audio, 0.7, lengths=torch.tensor([1500, n]))[1]
+    alone = denoiser(audio[1:, :600], 0.7, lengths=torch.tensor([n]))[0]
+    assert batched.isfinite().all() and batched[:n].any()
+    torch.testing.assert_close(batched[:600], alone, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
