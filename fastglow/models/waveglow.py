@@ -1,7 +1,7 @@
 """WaveGlow (Prenger et al. 2018) as NVIDIA published it (DeepLearningExamples, waveglow/model.py)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from fastglow.modules.convolution import length_mask
 from fastglow.modules.module_lists import modules_of_type
 from fastglow.modules.parameter_cache import Refreshable
 
-from .seeds import item_seeds
+from .seeds import Seeds, item_seeds
 
 
 @dataclass
@@ -91,6 +91,14 @@ class WaveGlow(Refreshable):
             self.WN.append(WN(n_channels // 2, config.n_mel_channels * config.n_group, **config.WN_config))
 
     @property
+    def receptive_field(self) -> tuple[int, int]:
+        """Mel frames before and after a frame that its audio depends on."""
+        config, wn = self.config, self.config.WN_config
+        groups = config.n_flows * (2 ** wn["n_layers"] - 1) * (wn["kernel_size"] // 2)
+        after = ceil(groups * config.n_group / config.upsample_stride)
+        return after + ceil(config.upsample_kernel_size / config.upsample_stride) - 1, after
+
+    @property
     def _flows(self) -> list[tuple[InvertibleConv1x1, WN]]:
         return list(zip(modules_of_type(InvertibleConv1x1, self.convinv), modules_of_type(WN, self.WN), strict=True))
 
@@ -144,7 +152,8 @@ class WaveGlow(Refreshable):
         *,
         lengths: Tensor | None = None,
         noise: Tensor | None = None,
-        seed: int | Sequence[int] | None = None,
+        seed: Seeds = None,
+        first_frame: int | Tensor = 0,
     ) -> Tensor:
         """Mel spectrogram to audio. Every item gets the same result as alone, in float32 to 1e-5 of full scale.
 
@@ -156,6 +165,8 @@ class WaveGlow(Refreshable):
             noise: standard normal values, [B, n_group, T * upsample_stride / n_group]: first the channels that pass
                 through every flow, then the early ones in the order in which they enter.
             seed: of the noise, one for all items or one per item; None: drawn from PyTorch's generator.
+            first_frame: where the mel begins in its utterance, one for all items or [B] int64: a part of an utterance
+                gets the noise that it has in the whole, and away from its ends, by `receptive_field`, the same audio.
 
         Returns:
             audio [B, T * upsample_stride], zero past the end of each item.
@@ -184,7 +195,8 @@ class WaveGlow(Refreshable):
             mel = mel.masked_fill(~length_mask(lengths, n_frames).unsqueeze(1), 0.0)
         if noise is None:
             seeds = item_seeds(seed, batch_size, mel.device)
-            noise = kernels.normal_noise(seeds, 0, 0, n_groups, config.n_group).transpose(1, 2)
+            first_group = first_frame * (config.upsample_stride // config.n_group)
+            noise = kernels.normal_noise(seeds, 0, first_group, n_groups, config.n_group).transpose(1, 2)
         elif seed is not None:
             raise FastglowError(f"both noise and seed={seed} are given: pass one of them")
         elif noise.shape != (batch_size, config.n_group, n_groups):

@@ -42,10 +42,11 @@ def philox4x32(
     return x0, x1, x2, x3
 
 
-def _random_words(seeds: Tensor, stream: int, start: int, rows: int, columns: int) -> Tensor:
+def _random_words(seeds: Tensor, stream: int, start: int | Tensor, rows: int, columns: int) -> Tensor:
     """[B, rows, columns] of 32-bit words; row i of an item depends only on its seed, `stream` and start + i."""
     device = seeds.device
-    row = torch.arange(start, start + rows, device=device).view(1, rows, 1)
+    first = start.view(-1, 1, 1) if isinstance(start, Tensor) else start
+    row = torch.arange(rows, device=device).view(1, rows, 1) + first
     block = torch.arange((columns + 3) // 4, device=device).view(1, 1, -1)
     seeds = seeds.view(-1, 1, 1)
     counter = (block, row & _MASK, row >> 32, torch.full_like(block, stream))
@@ -53,13 +54,13 @@ def _random_words(seeds: Tensor, stream: int, start: int, rows: int, columns: in
     return torch.stack(words, dim=-1).flatten(2)[:, :, :columns]
 
 
-def uniform_noise(seeds: Tensor, stream: int, start: int, rows: int, columns: int) -> Tensor:
+def uniform_noise(seeds: Tensor, stream: int, start: int | Tensor, rows: int, columns: int) -> Tensor:
     """Uniform values in [0, 1) with 24 random bits.
 
     Args:
         seeds: [B] int64, one per item.
         stream: which of the independent sequences of a seed, 0 to 2^32 - 1.
-        start: position of the first row (a frame, a group of samples).
+        start: position of the first row (a frame, a group of samples), one for all items or [B] int64.
         rows: number of positions.
         columns: number of values per position.
 
@@ -69,7 +70,7 @@ def uniform_noise(seeds: Tensor, stream: int, start: int, rows: int, columns: in
     return (_random_words(seeds, stream, start, rows, columns) >> 8).float() * 2.0**-24
 
 
-def normal_noise(seeds: Tensor, stream: int, start: int, rows: int, columns: int) -> Tensor:
+def normal_noise(seeds: Tensor, stream: int, start: int | Tensor, rows: int, columns: int) -> Tensor:
     """Standard normal values by Box-Muller from two words each; arguments as in `uniform_noise`.
 
     Returns:
