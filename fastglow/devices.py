@@ -1,6 +1,9 @@
 """The device to compute on."""
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 from fastglow.errors import FastglowError
 
@@ -19,3 +22,9 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
     except Exception as error:  # each backend raises another exception if it is missing
         raise FastglowError(f"device {str(name)!r} is not available on this machine: use --device cpu") from error
     return device
+
+
+def upload(integers: Sequence[int], device: torch.device) -> Tensor:
+    """int64 [n] on the device, without waiting for it."""
+    values = torch.tensor(integers, dtype=torch.int64, device="cpu", pin_memory=device.type == "cuda")
+    return values.to(device, non_blocking=True)

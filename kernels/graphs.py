@@ -11,8 +11,13 @@ FRAMES_PER_GRAPH = 16
 """Frames of a decoder loop per graph: many, because a replay costs as much as a launch."""
 
 
-def record_graph(run: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGraph:
+def record_graph(
+    run: Callable[[], None], device: torch.device, pool: tuple[int, int] | None = None
+) -> torch.cuda.CUDAGraph:
     """A CUDA graph of what `run` launches; its kernels must have run once, so that they are compiled and loaded.
+
+    Graphs of one `pool` (torch.cuda.graph_pool_handle) share the memory of their temporary tensors, and must not run at
+    the same time.
 
     Other threads may launch work and record graphs meanwhile. torch.cuda.graph does not allow that: it records on one
     stream for all threads and devices, and empties the memory cache first, which fails while another thread records.
@@ -25,7 +30,7 @@ def record_graph(run: Callable[[], None], device: torch.device) -> torch.cuda.CU
         gc.disable()  # collecting a kernel unloads it, which would abort the recording
         try:
             with torch.cuda.stream(side):
-                graph.capture_begin(capture_error_mode="thread_local")
+                graph.capture_begin(pool, capture_error_mode="thread_local")
                 try:
                     run()
                 finally:

@@ -311,7 +311,7 @@ class Synthesizer:
         mels = first.new_zeros(len(utterances), len(first), max(lengths))
         for mel, utterance, length in zip(mels, utterances, lengths, strict=True):
             mel[:, :length] = utterance.mel
-        return [audio.numpy() for audio in self.vocoder.vocode(mels, lengths, seeds)]
+        return self.vocoder.vocode(mels, lengths, seeds)
 
     def _finished(self, job: Job, utterance: Utterance, audio: np.ndarray, normalize: bool, volume: float) -> Sentence:
         """Sets the level, which is measured without the fades, and fades."""

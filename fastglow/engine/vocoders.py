@@ -1,45 +1,87 @@
 """Converts log-mels to audio by Griffin-Lim or WaveGlow, behind one interface."""
 
-import math
 from collections.abc import Sequence
-from typing import Protocol
+from math import ceil, gcd, inf
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastglow.audio import Denoiser, MelConfig, griffin_lim
 from fastglow.audio.griffinlim import PREDICTED_POWER
+from fastglow.devices import upload
 from fastglow.errors import FastglowError
 from fastglow.models import WaveGlow
+from fastglow.modules.parameter_cache import ParameterCache
 from fastglow.voices import VOCODERS
 
+from .recording import Recorder, bucket
 from .settings import check_mel_channels
 
 
+# Frames of a batch of mels, padding included. A call's hidden tensors hold 32 positions a frame: at 512 channels in
+# float32 these are 1 GB each on a GPU.
+MAX_FRAMES = {"cuda": 16384, "cpu": 2048}
+# Larger calls are bound by computing, not by launching.
+MAX_RECORDED_FRAMES = 8192
+SHORTEST_BUCKET = 32
+# Without kernels that skip it, padding is computed: items of a batch have at least this part of its longest.
+LEAST_FULL = 7 / 8
+
+
+class Context(NamedTuple):
+    """The part of an utterance that a vocoder needs for some of its frames.
+
+    Attributes:
+        before, after: frames on each side of them.
+        step: the part must begin at a multiple of so many frames.
+    """
+
+    before: int
+    after: int
+    step: int = 1
+
+
 class Vocoder(Protocol):
-    def vocode(self, mels: Tensor, lengths: Sequence[int], seeds: Sequence[int]) -> list[Tensor]:
+    """
+    Attributes:
+        context: None if it needs the whole utterance.
+    """
+
+    context: Context | None
+
+    def vocode(
+        self, mels: Tensor, lengths: Sequence[int], seeds: Sequence[int], first_frame: int = 0
+    ) -> list[np.ndarray]:
         """Audio of a batch; an item's result does not depend on the other items.
 
         Args:
             mels: log-mels, [B, n_mel_channels, T].
             lengths: frames of each item, 1 to T.
             seeds: one per item.
+            first_frame: where the mels begin in their utterances.
 
         Returns:
-            audio of each item, float32 [length * hop_length], on the CPU.
+            audio of each item, float32 [length * hop_length].
         """
 
 
 class GriffinLimVocoder:
     """Needs no weights. On recorded mels, with a power of 1, it is close to the recording."""
 
+    context = None
+
     def __init__(self, audio: MelConfig, power: float = PREDICTED_POWER):
         self.audio = audio
         self.power = power
 
-    def vocode(self, mels: Tensor, lengths: Sequence[int], seeds: Sequence[int]) -> list[Tensor]:
+    def vocode(
+        self, mels: Tensor, lengths: Sequence[int], seeds: Sequence[int], first_frame: int = 0
+    ) -> list[np.ndarray]:
         return [
-            griffin_lim(mel[:, :length].float(), self.audio, seed=seed, power=self.power).cpu()
+            griffin_lim(mel[:, :length].float(), self.audio, seed=seed, power=self.power).cpu().numpy()
             for mel, length, seed in zip(mels, lengths, seeds, strict=True)
         ]
 
@@ -51,21 +93,69 @@ class WaveGlowVocoder:
         self.model = model
         self.sigma = sigma
         self.denoise = denoise
-        self.denoiser = Denoiser(model) if denoise else None
+        self.call = Recorder(model)
+        self._denoiser: ParameterCache[Denoiser] = ParameterCache()
 
-    def vocode(self, mels: Tensor, lengths: Sequence[int], seeds: Sequence[int]) -> list[Tensor]:
-        # Item by item: each result has the bits that it has alone, and no padding is computed.
-        return [
-            self._vocode_one(mel[None, :, :length], seed)
-            for mel, length, seed in zip(mels, lengths, seeds, strict=True)
-        ]
+    @property
+    def context(self) -> Context:
+        before, after = self.model.receptive_field
+        if not self.denoise:
+            return Context(before, after)
+        hop, denoiser = self.model.config.upsample_stride, self.denoiser()
+        around = ceil(denoiser.filter_length / hop)  # of a sample, the windows over it
+        return Context(before + around, after + around, denoiser.hop_length // gcd(hop, denoiser.hop_length))
+
+    def denoiser(self) -> Denoiser:
+        """Made again when the weights change."""
+        return self._denoiser.get(list(self.model.parameters()), lambda: Denoiser(self.model))
+
+    def vocode(
+        self, mels: Tensor, lengths: Sequence[int], seeds: Sequence[int], first_frame: int = 0
+    ) -> list[np.ndarray]:
+        audio: dict[int, np.ndarray] = {}
+        for items in _batches(lengths, mels.device.type):
+            n_frames = max(lengths[i] for i in items)
+            batch = torch.stack([mels[i, :, :n_frames] for i in items])  # indexing by a list would wait for a GPU
+            audio_of_batch = self._vocode(batch, [lengths[i] for i in items], [seeds[i] for i in items], first_frame)
+            samples = audio_of_batch.cpu().numpy()
+            hop = self.model.config.upsample_stride
+            audio |= {i: row[: lengths[i] * hop] for i, row in zip(items, samples, strict=True)}
+        return [audio[i] for i in range(len(lengths))]
 
     @torch.no_grad()
-    def _vocode_one(self, mel: Tensor, seed: int) -> Tensor:
-        audio = self.model.infer(mel, self.sigma, seed=seed)
-        if self.denoiser is not None:
-            audio = self.denoiser(audio, self.denoise)
-        return audio[0].float().cpu()
+    def _vocode(self, mels: Tensor, lengths: list[int], seeds: list[int], first_frame: int) -> Tensor:
+        batch_size, _, n_frames = mels.shape
+        if self.call.records and batch_size * n_frames <= MAX_RECORDED_FRAMES:
+            more_items, more_frames = bucket(batch_size, 1) - batch_size, bucket(n_frames, SHORTEST_BUCKET) - n_frames
+            mels = F.pad(mels, (0, more_frames, 0, 0, 0, more_items))
+            lengths, seeds = lengths + [0] * more_items, seeds + [0] * more_items
+            return self.call(self._audio, mels, *(upload(x, mels.device) for x in (lengths, seeds, [first_frame])))
+        padded = None if min(lengths) == n_frames else upload(lengths, mels.device)
+        return self._audio(mels, padded, upload(seeds, mels.device), first_frame)
+
+    def _audio(self, mels: Tensor, lengths: Tensor | None, seeds: Tensor, first_frame: Tensor | int) -> Tensor:
+        audio = self.model.infer(mels, self.sigma, lengths=lengths, seed=seeds, first_frame=first_frame)
+        if not self.denoise:
+            return audio.float()
+        denoiser = self.denoiser()
+        if lengths is None:
+            lengths = torch.full_like(seeds, mels.shape[2])
+        n_missing = denoiser.filter_length // 2 + 1 - audio.shape[1]
+        audio = F.pad(audio, (0, max(0, n_missing)))
+        return denoiser(audio, self.denoise, lengths * self.model.config.upsample_stride).float()
+
+
+def _batches(lengths: Sequence[int], device: str) -> list[list[int]]:
+    """Indices of the items of each call, the longest first."""
+    most, least_full = MAX_FRAMES.get(device, MAX_FRAMES["cpu"]), 0.0 if device == "cuda" else LEAST_FULL
+    found: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        longest = lengths[found[-1][0]] if found else 0
+        if found and (len(found[-1]) + 1) * longest <= most and lengths[i] >= least_full * longest:
+            found[-1].append(i)
+        else:
+            found.append([i])
+    return found
 
 
 def build_vocoder(name: str, audio: MelConfig, waveglow: WaveGlow | None, sigma: float, denoise: float) -> Vocoder:
@@ -80,7 +170,7 @@ def build_vocoder(name: str, audio: MelConfig, waveglow: WaveGlow | None, sigma:
         return GriffinLimVocoder(audio)
     if waveglow is None:
         raise FastglowError("the vocoder waveglow needs a WaveGlow checkpoint: pass one, or use griffin-lim")
-    if not 0 <= sigma < math.inf or not 0 <= denoise < math.inf:
+    if not 0 <= sigma < inf or not 0 <= denoise < inf:
         raise FastglowError(f"sigma={sigma} and denoise={denoise} must be finite and not negative")
     check_mel_channels(waveglow, audio)
     if waveglow.config.upsample_stride != audio.hop_length:

@@ -11,8 +11,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 Value = TypeVar("Value")
 
-_unseen_steps = 0
-"""Number of optimizer steps so far that may have changed parameters without incrementing their `_version`."""
+_unseen_writes = 0
+"""Number of optimizer steps and refreshes so far: parameters may have changed without incrementing their `_version`."""
 
 
 @cache
@@ -20,10 +20,10 @@ def _watch_optimizers() -> None:
     """Fused kernels, including PyTorch's, do not increment a parameter's `_version`."""
 
     def after_step(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
-        global _unseen_steps
+        global _unseen_writes
         counts = type(optimizer).__module__.startswith("torch.optim.")
         if not counts or any(group.get("fused") for group in optimizer.param_groups):
-            _unseen_steps += 1
+            _unseen_writes += 1
 
     register_optimizer_step_post_hook(after_step)
 
@@ -39,9 +39,8 @@ class _Entry(Generic[Value]):
 class ParameterCache(Generic[Value]):
     """One value, recomputed when a parameter was written to, moved, cast or replaced.
 
-    Call `forget` after writes that PyTorch does not count (see `Refreshable`). A cache belongs to one module: copies
-    and pickles of the module start with an empty one. Not for training: the value carries no gradient to the
-    parameters.
+    Writes that PyTorch does not count need a `Refreshable.refresh`. A cache belongs to one module: copies and pickles
+    of the module start with an empty one. Not for training: the value carries no gradient to the parameters.
     """
 
     def __init__(self) -> None:
@@ -53,14 +52,11 @@ class ParameterCache(Generic[Value]):
             return build()  # inference tensors have no version counter
         _watch_optimizers()
         counts = tuple((x.data_ptr(), x._version, x.dtype, x.device) for x in parameters)
-        key = (counts, _unseen_steps, settings)
+        key = (counts, _unseen_writes, settings)
         entry = self._entry
         if entry is None or entry.key != key:
             entry = self._entry = _Entry(key, build(), tuple(x.detach() for x in parameters))
         return entry.value
-
-    def forget(self) -> None:
-        self._entry = None
 
     def __getstate__(self) -> dict[str, Any]:
         """An empty cache, for copies and pickles."""
@@ -71,13 +67,11 @@ class Refreshable(nn.Module):
     """A module with a `ParameterCache`, or with parts that have one."""
 
     def refresh(self) -> None:
-        """Drops the weights that inference folded, normalised or inverted, so that they are computed again.
+        """Makes inference fold, normalise and invert the weights again: those of every model in this process.
 
         Training steps, `load_state_dict`, `.to()`, new parameters and in-place changes are detected without it. Call
         it after writes that PyTorch does not count: through `parameter.data`, through a NumPy array, DLPack tensor or
         storage that shares their memory, or by a replayed CUDA graph. Then also make a new `Denoiser`.
         """
-        for module in self.modules():
-            for value in vars(module).values():
-                if isinstance(value, ParameterCache):
-                    value.forget()
+        global _unseen_writes
+        _unseen_writes += 1

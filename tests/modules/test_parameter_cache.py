@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastglow.modules import WN
 from fastglow.modules.parameter_cache import ParameterCache
 
 
@@ -59,14 +60,14 @@ def step_of_a_custom_optimizer(module: Doubling) -> None:
 
 def write_to_data(module: Doubling) -> None:
     module.linear.weight.data.add_(1)
-    module.cache.forget()
+    WN(2, 3, 1, 2, 3).refresh()  # of any module
 
 
 CHANGES = {
     "training step": step,
     "step of a fused optimizer": fused_step,
     "step of another maker's optimizer": step_of_a_custom_optimizer,
-    "written to as data, and forgotten": write_to_data,
+    "written to as data, and refreshed": write_to_data,
     "load_state_dict": lambda m: m.load_state_dict({k: v + 1 for k, v in m.state_dict().items()}),
     "cast": lambda m: m.double(),
     "replaced": lambda m: setattr(m.linear, "weight", nn.Parameter(torch.ones(2, 2))),

@@ -1,0 +1,138 @@
+"""Calls on a GPU that are recorded as CUDA graphs, so that a call costs one launch."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from math import ceil, log2
+from threading import Lock
+
+import torch
+from torch import Tensor, nn
+
+from fastglow.kernels import backend
+from fastglow.kernels.graphs import record_graph
+from fastglow.kernels.launch import product_precision
+from fastglow.modules.parameter_cache import ParameterCache
+
+MAX_GRAPHS = 32
+"""Per model. Of the published sizes, a graph holds tens of megabytes."""
+
+
+def bucket(n: int, least: int) -> int:
+    """The smallest of `least` times 1, 1.5, 2, 3, 4, 6, 8, ..., rounded up, that is not below n.
+
+    Few graphs then serve all sizes, and the kernels do not compute what lies past an item's true length.
+    """
+    doublings = max(0, ceil(log2(n / least)))
+    between = ceil(least * 2**doublings * 3 / 4)
+    return between if doublings and n <= between else least * 2**doublings
+
+
+@dataclass
+class _Graph:
+    inputs: list[Tensor]  # read at each replay
+    outputs: list[Tensor]  # one, written at each replay
+    graph: torch.cuda.CUDAGraph
+
+
+@dataclass
+class _Graphs:
+    """The graphs of one set of weights."""
+
+    # The most recently used last; None for sizes that were called once.
+    by_call: OrderedDict[Hashable, _Graph | None] = field(default_factory=OrderedDict)
+    pool: tuple[int, int] | None = None
+
+
+class Recorder:
+    """Calls functions of a model, from the second call with the same sizes on as CUDA graphs.
+
+    The first call runs as written, which compiles and loads its kernels; a process that speaks once records nothing.
+    Graphs share one memory pool, are dropped when a parameter of the model changes, and number at most `most`. Any
+    thread may call, on any stream: replays wait for each other on the device. On a CPU, and inside a recording of the
+    caller's own, functions run as written.
+    """
+
+    def __init__(self, model: nn.Module, most: int = MAX_GRAPHS):
+        self.model = model
+        self.most = most
+        self._graphs: ParameterCache[_Graphs] = ParameterCache()
+        self._lock = Lock()
+        self._last: torch.cuda.Event | None = None
+
+    @property
+    def records(self) -> bool:
+        """Whether calls now are recorded and replayed."""
+        return next(self.model.parameters()).is_cuda and not torch.cuda.is_current_stream_capturing()
+
+    def __call__(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """function(*inputs), which may not wait for the device nor read anything else that changes.
+
+        Args:
+            function: a method of the same object at each call, since its name identifies it.
+            inputs: on the model's device.
+        """
+        if not self.records:
+            return function(*inputs)
+        # The buffers must not be inference tensors: later calls write to them, perhaps outside inference mode.
+        with torch.inference_mode(False), torch.no_grad():
+            with self._lock:
+                found = self._find(function, inputs)
+                if found is not None:
+                    return self._replay(found, inputs)
+            return function(*inputs)
+
+    def memory(self) -> int:
+        """Bytes of device memory that the graphs hold, temporary tensors included."""
+        pool = self._current().pool
+        if pool is None:
+            return 0
+        segments = torch.cuda.memory_snapshot()
+        return sum(segment["total_size"] for segment in segments if tuple(segment["segment_pool_id"]) == tuple(pool))
+
+    def _current(self) -> _Graphs:
+        return self._graphs.get(list(self.model.parameters()), self._none)
+
+    def _none(self) -> _Graphs:
+        self._finish()  # the last weights' graphs are about to be dropped
+        return _Graphs()
+
+    def _finish(self) -> None:
+        """Waits for the last replay, whose memory is given back when its graph is dropped."""
+        if self._last is not None:
+            self._last.synchronize()
+
+    def _find(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> _Graph | None:
+        """The graph for a call, recorded if it is the second; None if it is the first."""
+        precisions = (product_precision(torch.float32), product_precision(torch.float32, convolution=True))
+        sizes = tuple((x.shape, x.dtype) for x in inputs)
+        key = (function.__name__, sizes, backend.backend_name(), backend.autocast_dtype(inputs[0]), precisions)
+        graphs = self._current()
+        is_second = key in graphs.by_call
+        found = graphs.by_call.pop(key, None)
+        if is_second and found is None:
+            graphs.pool = graphs.pool or torch.cuda.graph_pool_handle()
+            found = self._record(function, inputs, graphs.pool)
+        graphs.by_call[key] = found
+        while len(graphs.by_call) > self.most:
+            self._finish()
+            graphs.by_call.popitem(last=False)
+        return found
+
+    def _record(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...], pool: tuple[int, int]) -> _Graph:
+        buffers = [x.clone() for x in inputs]
+        outputs: list[Tensor] = []
+        graph = record_graph(lambda: outputs.append(function(*buffers)), buffers[0].device, pool)
+        return _Graph(buffers, outputs, graph)
+
+    def _replay(self, found: _Graph, inputs: tuple[Tensor, ...]) -> Tensor:
+        """A copy of the output, because the next replay overwrites it."""
+        stream = torch.cuda.current_stream(inputs[0].device)
+        if self._last is not None:
+            stream.wait_event(self._last)
+        for buffer, x in zip(found.inputs, inputs, strict=True):
+            buffer.copy_(x)
+        found.graph.replay()
+        output = found.outputs[-1].clone()
+        self._last = stream.record_event()
+        return output

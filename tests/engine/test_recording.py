@@ -1,0 +1,189 @@
+"""Recorded calls: what is recorded, replayed, dropped, and that results are those of the function."""
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from fastglow.audio import MelConfig
+from fastglow.engine.recording import Recorder, bucket
+from fastglow.engine.vocoders import build_vocoder
+from fastglow.kernels import backend
+
+from .conftest import make_waveglow
+from .fake_graphs import graphs  # noqa: F401
+
+
+class Product:
+    """x W^T by a model's weight, as a method that a Recorder can call."""
+
+    def __init__(self, device="cpu"):
+        self.model = nn.Linear(3, 5, bias=False).to(device)
+        self.call = Recorder(self.model, most=3)
+
+    def product(self, x):
+        return x @ self.model.weight.T
+
+    def check(self, *shape):
+        x = torch.randn(*shape, 3, device=self.model.weight.device)
+        torch.testing.assert_close(self.call(self.product, x), self.product(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("least", [1, 2, 32, 48])
+def test_buckets_are_near_and_few(least):
+    found = [bucket(n, least) for n in range(1, 3000)]
+    assert found == sorted(found)
+    for n, size in enumerate(found, 1):
+        assert size >= max(n, least) and bucket(size, least) == size
+        assert size <= max(1.5 * n + 1, least)
+    assert len(set(found)) <= 24
+
+
+def test_on_a_cpu_functions_run_as_written():
+    product = Product()
+    assert not product.call.records
+    for _ in range(3):
+        product.check(2)
+    assert product.call.memory() == 0
+
+
+def test_the_second_call_of_a_size_records_and_later_ones_replay(graphs):  # noqa: F811
+    product = Product()
+    product.check(2)
+    assert (graphs.recorded, graphs.replayed) == (0, 0)
+    for i in range(1, 4):
+        product.check(2)
+        assert (graphs.recorded, graphs.replayed) == (1, i)
+    product.check(4)
+    assert graphs.recorded == 1
+
+
+def test_results_are_not_overwritten_by_later_calls(graphs):  # noqa: F811
+    product = Product()
+    inputs = [torch.randn(2, 3) for _ in range(4)]
+    outputs = [product.call(product.product, x) for x in inputs]
+    for x, output in zip(inputs, outputs, strict=True):
+        torch.testing.assert_close(output, product.product(x), rtol=0, atol=0)
+    assert graphs.replayed == 3
+
+
+def test_other_dtypes_backends_and_precisions_are_other_calls(graphs):  # noqa: F811
+    product = Product()
+    for _ in range(2):
+        product.call(product.product, torch.randn(2, 3))
+    product.model.double()
+    product.call(product.product, torch.randn(2, 3, dtype=torch.float64))
+    assert graphs.recorded == 1
+    product.model.float()
+    with backend.use_backend("reference"):
+        product.check(2)
+        assert graphs.recorded == 1
+        product.check(2)
+        assert graphs.recorded == 2
+
+
+def test_the_least_recently_used_graph_is_dropped(graphs):  # noqa: F811
+    product = Product()
+    for n in (1, 1, 2, 2, 1, 3, 3, 4, 4):  # the fourth size drops 2, not 1
+        product.check(n)
+    assert graphs.recorded == 4
+    product.check(4)
+    product.check(2)
+    assert graphs.recorded == 4
+    product.check(2)
+    assert graphs.recorded == 5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: nn.init.ones_(model.weight),
+        lambda model: model.load_state_dict({"weight": torch.ones(5, 3)}),
+        lambda model: setattr(model, "weight", nn.Parameter(torch.ones(5, 3))),
+    ],
+    ids=["in place", "load_state_dict", "replaced"],
+)
+def test_changed_weights_drop_the_graphs(graphs, change):  # noqa: F811
+    product = Product()
+    for _ in range(2):
+        product.check(2)
+    with torch.no_grad():
+        change(product.model)
+    product.check(2)
+    assert (graphs.recorded, graphs.replayed) == (1, 1)
+    product.check(2)
+    assert (graphs.recorded, graphs.replayed) == (2, 2)
+
+
+def test_threads_get_their_own_results(graphs):  # noqa: F811
+    product, failures = Product(), []
+
+    def work(seed):
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(50):
+            x = torch.randn(2, 3, generator=generator)
+            if not torch.equal(product.call(product.product, x), product.product(x)):
+                failures.append(seed)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures and graphs.recorded == 1
+
+
+@pytest.mark.parametrize("denoise", [0.0, 0.2])
+def test_a_vocoder_in_buckets_equals_itself_without(graphs, monkeypatch, denoise):  # noqa: F811
+    """Padding to a bucket, in frames and in items, changes nothing; nor does what the buffers held before."""
+    vocoder = build_vocoder("waveglow", MelConfig(), make_waveglow().double(), 0.5, denoise)
+    calls = [([5, 3, 9], 0), ([9, 9, 2], 4), ([7], 0), ([1], 30), ([12, 1, 1], 0), ([31], 11)]
+    mels = [torch.randn(len(lengths), 80, max(lengths), dtype=torch.float64) - 4 for lengths, _ in calls]
+    monkeypatch.setattr("fastglow.engine.vocoders.LEAST_FULL", 0.0)
+    found = [
+        vocoder.vocode(mel, lengths, range(len(lengths)), first)
+        for mel, (lengths, first) in zip(mels, calls, strict=True)
+    ]
+    assert (graphs.recorded, graphs.replayed) == (2, 4)
+    monkeypatch.setattr(Recorder, "records", False)
+    for audio, mel, (lengths, first) in zip(found, mels, calls, strict=True):
+        for item, expected in zip(audio, vocoder.vocode(mel, lengths, range(len(lengths)), first), strict=True):
+            torch.testing.assert_close(torch.from_numpy(item), torch.from_numpy(expected), rtol=0, atol=1e-6)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_graph_gives_the_bits_of_the_function():
+    product = Product("cuda")
+    for n in (2, 2, 2, 70, 70, 2, 70):
+        product.check(n)
+    assert product.call.memory() > 0
+    with torch.no_grad():
+        product.model.weight.mul_(2)
+    for _ in range(3):
+        product.check(2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("denoise", [0.0, 0.2])
+def test_on_a_gpu_a_vocoders_graph_gives_the_bits_of_its_first_call(denoise):
+    vocoder = build_vocoder("waveglow", MelConfig(), make_waveglow().cuda(), 0.5, denoise)
+    mel = torch.randn(2, 80, 50, device="cuda") - 4
+    first, *others = (vocoder.vocode(mel, [50, 33], [1, 2]) for _ in range(4))
+    for other in others:
+        for a, b in zip(first, other, strict=True):
+            assert (a == b).all()
+    assert vocoder.call.memory() > 0
+
+
+@pytest.mark.gpu
+def test_nothing_waits_for_the_device_in_a_vocoder():
+    vocoder = build_vocoder("waveglow", MelConfig(), make_waveglow().cuda(), 0.5, 0.2)
+    mel = torch.randn(1, 80, 50, device="cuda") - 4
+    for _ in range(2):
+        vocoder.vocode(mel, [50], [1])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        vocoder._vocode(mel, [50], [1], 0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
