@@ -170,7 +170,7 @@ def vocoded(synthesizer: Synthesizer, mel: Tensor) -> Tensor:
     """Audio of the mel's first frames."""
     part = mel[None, :, :CHECKED_VOCODER_FRAMES]
     dtype = synthesizer.tacotron2.embedding.weight.dtype
-    return synthesizer.vocoder.vocode(part.to(device(), dtype), [part.shape[2]], [SEED])[0]
+    return torch.from_numpy(synthesizer.vocoder.vocode(part.to(device(), dtype), [part.shape[2]], [SEED])[0])
 
 
 WORKLOADS = on_this_machine(

@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +12,7 @@ FRAMES_PER_GRAPH = 16
 """Frames of a decoder loop per graph: many, because a replay costs as much as a launch."""
 
 
-def record_graph(
-    run: Callable[[], None], device: torch.device, pool: tuple[int, int] | None = None
-) -> torch.cuda.CUDAGraph:
+def record_graph(run: Callable[[], None], device: torch.device, pool: Any = None) -> torch.cuda.CUDAGraph:
     """A CUDA graph of what `run` launches; its kernels must have run once, so that they are compiled and loaded.
 
     Graphs of one `pool` (torch.cuda.graph_pool_handle) share the memory of their temporary tensors, and must not run at

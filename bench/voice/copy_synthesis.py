@@ -60,7 +60,7 @@ def copy(recording: np.ndarray, spectrogram: MelSpectrogram, vocoder: Vocoder, d
     (made,) = vocoder.vocode(torch.from_numpy(mel)[None].to(device), [mel.shape[1]], [seed])
     seconds = time.perf_counter() - started
     # Frames are centred on multiples of the hop, so the last one reaches past the recording's end.
-    audio = made.numpy()[: len(recording)]
+    audio = made[: len(recording)]
     copied = mel_of(audio, spectrogram)
     distance = spectral_distance(recording, audio)
     scores: dict[str, float | None] = {

@@ -5,6 +5,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from math import ceil, log2
 from threading import Lock
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ class _Graphs:
 
     # The most recently used last; None for sizes that were called once.
     by_call: OrderedDict[Hashable, _Graph | None] = field(default_factory=OrderedDict)
-    pool: tuple[int, int] | None = None
+    pool: Any = None
 
 
 class Recorder:
@@ -119,7 +120,7 @@ class Recorder:
             graphs.by_call.popitem(last=False)
         return found
 
-    def _record(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...], pool: tuple[int, int]) -> _Graph:
+    def _record(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...], pool: Any) -> _Graph:
         buffers = [x.clone() for x in inputs]
         outputs: list[Tensor] = []
         graph = record_graph(lambda: outputs.append(function(*buffers)), buffers[0].device, pool)

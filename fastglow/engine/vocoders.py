@@ -20,7 +20,6 @@ from fastglow.voices import VOCODERS
 from .recording import Recorder, bucket
 from .settings import check_mel_channels
 
-
 # Frames of a batch of mels, padding included. A call's hidden tensors hold 32 positions a frame: at 512 channels in
 # float32 these are 1 GB each on a GPU.
 MAX_FRAMES = {"cuda": 16384, "cpu": 2048}
@@ -45,12 +44,9 @@ class Context(NamedTuple):
 
 
 class Vocoder(Protocol):
-    """
-    Attributes:
-        context: None if it needs the whole utterance.
-    """
-
-    context: Context | None
+    @property
+    def context(self) -> Context | None:
+        """None if it needs the whole utterance."""
 
     def vocode(
         self, mels: Tensor, lengths: Sequence[int], seeds: Sequence[int], first_frame: int = 0

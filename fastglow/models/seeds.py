@@ -8,7 +8,6 @@ from torch import Tensor
 
 from fastglow.errors import FastglowError
 
-
 Seeds = int | Sequence[int] | Tensor | None
 
 

@@ -9,17 +9,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from fastglow.errors import FastglowError
-from fastglow.modules import ConvNorm
-from fastglow.modules.convolution import Gain, length_mask
+from fastglow.modules.convolution import length_mask
 from fastglow.modules.parameter_cache import Refreshable
 
 from .infer_arguments import check_text, step_limits
 from .seeds import item_seeds
 from .tacotron2_config import Tacotron2Config
 from .tacotron2_decoder import Decoder, Prenet
+from .tacotron2_encoder import Encoder, conv_block
 
 # Re-exported because pickles of whole models refer to these classes by this module.
 __all__ = ["Decoder", "DecoderStepLimitWarning", "Encoder", "Postnet", "Prenet", "Tacotron2", "Tacotron2Config"]
@@ -27,62 +26,6 @@ __all__ = ["Decoder", "DecoderStepLimitWarning", "Encoder", "Postnet", "Prenet",
 
 class DecoderStepLimitWarning(UserWarning):
     """The stop gate of an item did not fire within max_decoder_steps."""
-
-
-def conv_block(in_channels: int, out_channels: int, kernel_size: int, w_init_gain: Gain) -> nn.Sequential:
-    """Convolution and batch normalisation, [B, in_channels, T] -> [B, out_channels, T]."""
-    return nn.Sequential(
-        ConvNorm(in_channels, out_channels, kernel_size, w_init_gain=w_init_gain),
-        nn.BatchNorm1d(out_channels),
-    )
-
-
-class Encoder(nn.Module):
-    """Convolutions over the symbols, then a bidirectional LSTM."""
-
-    def __init__(self, config: Tacotron2Config):
-        super().__init__()
-        dim = config.encoder_embedding_dim
-        self.p_dropout = config.p_encoder_dropout
-        self.convolutions = nn.ModuleList(
-            conv_block(dim, dim, config.encoder_kernel_size, "relu") for _ in range(config.encoder_n_convolutions)
-        )
-        self.lstm = nn.LSTM(dim, dim // 2, batch_first=True, bidirectional=True)
-
-    def forward(self, x: Tensor, input_lengths: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Encode a padded batch.
-
-        Args:
-            x: embedded symbols, [B, dim, T].
-            input_lengths: [B], in any order.
-            mask: [B, 1, T], 1 inside an item. With a mask, padding stays zero between the convolutions, as for an item
-                alone; without it the padding's embedding and biases leak into the item, as in the reference.
-
-        Returns:
-            [B, T, dim].
-
-        Raises:
-            FastglowError: no text, or an empty one.
-        """
-        lengths = input_lengths.cpu()
-        if not len(lengths) or int(lengths.min()) < 1:
-            raise FastglowError(
-                f"input_lengths={lengths.tolist()} must have at least one text, each of at least 1 symbol"
-            )
-        if mask is not None:
-            x = x * mask
-        for conv in self.convolutions:
-            x = F.dropout(F.relu(conv(x)), self.p_dropout, self.training)
-            if mask is not None:
-                x = x * mask
-        packed = pack_padded_sequence(
-            x.transpose(1, 2),
-            lengths,
-            batch_first=True,
-            enforce_sorted=False,
-        )
-        outputs, _ = self.lstm(packed)
-        return pad_packed_sequence(outputs, batch_first=True, total_length=x.shape[2])[0]
 
 
 class Postnet(nn.Module):

@@ -312,3 +312,31 @@ def test_bad_input_of_infer(text, lengths, seed, message):
     with pytest.raises(FastglowError, match=message) as error:
         build().infer(text, lengths, seed=seed)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("lengths", [[7], [7, 1, 4], [2, 7, 7, 3]], ids=str)
+def test_the_masked_encoder_is_the_packed_one(lengths, dtype):
+    """Item by item, without padding, the reference's packed LSTM gives the same."""
+    encoder = build().to(dtype).encoder.eval()
+    n = torch.tensor(lengths)
+    x = torch.randn(len(lengths), 6, 7, dtype=dtype)
+    mask = (torch.arange(7) < n.unsqueeze(1)).unsqueeze(1).to(dtype)
+    with torch.no_grad():
+        found = encoder(x, n, mask)
+        for item, length in enumerate(lengths):
+            expected = encoder(x[item : item + 1, :, :length], n[item : item + 1])
+            torch.testing.assert_close(found[item : item + 1, :length], expected, atol=1e-6, rtol=0)
+            assert not found[item, length:].any()
+
+
+def test_the_masked_encoder_follows_its_weights():
+    encoder = build().encoder.eval()
+    x, n, mask = torch.randn(1, 6, 5), torch.tensor([5]), torch.ones(1, 1, 5)
+    with torch.no_grad():
+        before = encoder(x, n, mask)
+        for parameter in encoder.lstm.parameters():
+            parameter.mul_(1.5)
+        after = encoder(x, n, mask)
+        assert not torch.equal(before, after)
+        torch.testing.assert_close(after, encoder(x, n), atol=1e-6, rtol=0)

@@ -27,9 +27,7 @@ def test_parts_with_the_receptive_field_are_the_whole(model):
     mel = torch.randn(2, model.n_mel_channels, n_frames, dtype=torch.float64)
     whole = model.infer(mel, seed=[3, 4])
     cuts = [0, *sorted(random.sample(range(1, n_frames), 4)), n_frames]
-    parts = [
-        part_of(model, mel, a, b, model.receptive_field, [3, 4]) for a, b in zip(cuts[:-1], cuts[1:], strict=True)
-    ]
+    parts = [part_of(model, mel, a, b, model.receptive_field, [3, 4]) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-10, rtol=0)
 
 

@@ -1,0 +1,99 @@
+"""Tacotron 2's encoder."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from fastglow.errors import FastglowError
+from fastglow.modules import ConvNorm
+from fastglow.modules.convolution import Gain
+from fastglow.modules.parameter_cache import ParameterCache, Refreshable
+
+from .tacotron2_config import Tacotron2Config
+
+
+def conv_block(in_channels: int, out_channels: int, kernel_size: int, w_init_gain: Gain) -> nn.Sequential:
+    """Convolution and batch normalisation, [B, in_channels, T] -> [B, out_channels, T]."""
+    return nn.Sequential(
+        ConvNorm(in_channels, out_channels, kernel_size, w_init_gain=w_init_gain),
+        nn.BatchNorm1d(out_channels),
+    )
+
+
+class Encoder(Refreshable):
+    """Convolutions over the symbols, then a bidirectional LSTM."""
+
+    def __init__(self, config: Tacotron2Config):
+        super().__init__()
+        dim = config.encoder_embedding_dim
+        self.p_dropout = config.p_encoder_dropout
+        self.convolutions = nn.ModuleList(
+            conv_block(dim, dim, config.encoder_kernel_size, "relu") for _ in range(config.encoder_n_convolutions)
+        )
+        self.lstm = nn.LSTM(dim, dim // 2, batch_first=True, bidirectional=True)
+        self._directions: ParameterCache[tuple[nn.LSTM, nn.LSTM]] = ParameterCache()
+
+    def forward(self, x: Tensor, input_lengths: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Encode a padded batch.
+
+        Args:
+            x: embedded symbols, [B, dim, T].
+            input_lengths: [B], in any order.
+            mask: [B, 1, T], 1 inside an item, for inference. With a mask, padding stays zero between the convolutions,
+                as for an item alone, and the lengths are read on the device; without it the padding's embedding and
+                biases leak into the item, as in the reference.
+
+        Returns:
+            [B, T, dim], zero past each length.
+
+        Raises:
+            FastglowError: no text, or an empty one; not with a mask.
+        """
+        if mask is not None:
+            return self._lstm(self._convolve(x * mask, mask).transpose(1, 2), input_lengths, mask.transpose(1, 2))
+        lengths = input_lengths.cpu()
+        if not len(lengths) or int(lengths.min()) < 1:
+            raise FastglowError(
+                f"input_lengths={lengths.tolist()} must have at least one text, each of at least 1 symbol"
+            )
+        packed = pack_padded_sequence(
+            self._convolve(x).transpose(1, 2),
+            lengths,
+            batch_first=True,
+            enforce_sorted=False,
+        )
+        outputs, _ = self.lstm(packed)
+        return pad_packed_sequence(outputs, batch_first=True, total_length=x.shape[2])[0]
+
+    def _convolve(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        for conv in self.convolutions:
+            x = F.dropout(F.relu(conv(x)), self.p_dropout, self.training)
+            if mask is not None:
+                x = x * mask
+        return x
+
+    def _lstm(self, x: Tensor, lengths: Tensor, mask: Tensor) -> Tensor:
+        """[B, T, dim], mask [B, T, 1] -> [B, T, dim].
+
+        A packed sequence needs the lengths on the host. Here the second direction reads each item reversed, from its
+        own end, and what comes after the end cannot reach it.
+        """
+        forwards, backwards = self._directions.get(list(self.lstm.parameters()), self._split_directions)
+        position = torch.arange(x.shape[1], device=x.device)
+        reversal = torch.where(mask[:, :, 0] > 0, lengths.unsqueeze(1) - 1 - position, position).unsqueeze(2)
+        after, _ = backwards(x.gather(1, reversal.expand_as(x)))
+        before, _ = forwards(x)
+        return torch.cat((before, after.gather(1, reversal.expand_as(after))), dim=2) * mask
+
+    @torch.no_grad()
+    def _split_directions(self) -> tuple[nn.LSTM, nn.LSTM]:
+        """Two LSTMs of one direction, each with its weights in one block of memory, as cuDNN wants them."""
+        found = []
+        for suffix in ("", "_reverse"):
+            one = nn.LSTM(self.lstm.input_size, self.lstm.hidden_size, batch_first=True, device="meta")
+            weights = {name: getattr(self.lstm, name + suffix).detach().clone() for name, _ in one.named_parameters()}
+            one.load_state_dict(weights, assign=True)
+            one.flatten_parameters()
+            found.append(one.eval())
+        return found[0], found[1]
