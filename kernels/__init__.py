@@ -6,7 +6,7 @@ between Triton kernels and PyTorch references (`fastglow.kernels.reference`), wh
 
 from . import backend
 from .affine_coupling import affine_coupling, affine_coupling_inverse, flow_step_inverse
-from .decode_loop import DecodeResult, FoldedDecoder, decode_loop, fold_decoder
+from .decode_loop import DecodePiece, DecodeResult, FoldedDecoder, decode_loop, decode_pieces, fold_decoder
 from .decoder_weights import AttentionWeights, LSTMWeights, OutputWeights, RecurrentWeights
 from .gated_activation import gated_activation
 from .invertible_conv1x1 import invertible_conv1x1, invertible_conv1x1_factors, invertible_conv1x1_inverse
@@ -20,6 +20,7 @@ from .weight_norm import weight_norm, weight_norm_packed
 
 __all__ = [
     "AttentionWeights",
+    "DecodePiece",
     "DecodeResult",
     "FoldedDecoder",
     "LSTMWeights",
@@ -29,6 +30,7 @@ __all__ = [
     "affine_coupling_inverse",
     "backend",
     "decode_loop",
+    "decode_pieces",
     "flow_step_inverse",
     "fold_decoder",
     "gated_activation",

@@ -1,6 +1,7 @@
 """Arguments of the operations: checks, and the forms in which kernels take tensors and lengths."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -88,6 +89,21 @@ def check_at_least(name: str, value: int, smallest: int) -> None:
     """Raises FastglowError for a smaller value."""
     if value < smallest:
         raise FastglowError(f"{name}={value} must be at least {smallest}")
+
+
+def sizes_of_pieces(name: str, sizes: int | Iterable[int]) -> Iterator[int]:
+    """The size of every piece, without end: the last of the given ones repeats.
+
+    Raises:
+        FastglowError: a size is below 1, or there are none; `name` is that of the argument.
+    """
+    size: int | None = None
+    for size in (sizes,) if isinstance(sizes, int) else sizes:
+        check_at_least(name, size, 1)
+        yield size
+    if size is None:
+        raise FastglowError(f"{name} is empty, must have at least one size")
+    yield from repeat(size)
 
 
 def check_choice(name: str, value: str | None, choices: Collection[str | None]) -> None:

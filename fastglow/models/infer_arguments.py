@@ -1,8 +1,5 @@
 """Checks of the arguments of `Tacotron2.infer`."""
 
-from collections.abc import Sequence
-
-import torch
 from torch import Tensor
 
 from fastglow.errors import FastglowError
@@ -29,15 +26,3 @@ def check_text(text: Tensor, input_lengths: Tensor, n_symbols: int) -> None:
             f"symbol ids from {int(ids.min())} to {int(ids.max())} must be between 0 and {n_symbols - 1}: use the text "
             "front end that this model was trained with"
         )
-
-
-def step_limits(max_steps: Sequence[int] | None, batch_size: int, most: int) -> Tensor:
-    """The step limit of each item, [B] int64: `max_steps`, at most `most`; None: `most`.
-
-    Raises:
-        FastglowError: the number of limits is not the number of items, or one is below 1.
-    """
-    limits = [most] * batch_size if max_steps is None else [int(limit) for limit in max_steps]
-    if len(limits) != batch_size or min(limits) < 1:
-        raise FastglowError(f"max_steps={limits} must have one limit per item ({batch_size}), each at least 1")
-    return torch.tensor(limits).clamp(max=most)

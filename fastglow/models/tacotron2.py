@@ -1,60 +1,27 @@
 """Tacotron 2 (Shen et al. 2018) as NVIDIA trained and published it (DeepLearningExamples, tacotron2/model.py)."""
 
-import warnings
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Generator, Iterable, Sequence
 from math import sqrt
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastglow.errors import FastglowError
 from fastglow.modules.convolution import length_mask
 from fastglow.modules.parameter_cache import Refreshable
 
-from .infer_arguments import check_text, step_limits
+from .infer_arguments import check_text
 from .seeds import item_seeds
+from .step_limits import DecoderStepLimitWarning, step_limits, warn_of_endless
 from .tacotron2_config import Tacotron2Config
 from .tacotron2_decoder import Decoder, Prenet
-from .tacotron2_encoder import Encoder, conv_block
+from .tacotron2_encoder import Encoder
+from .tacotron2_pieces import MelPiece, mel_pieces
+from .tacotron2_postnet import Postnet
 
 # Re-exported because pickles of whole models refer to these classes by this module.
 __all__ = ["Decoder", "DecoderStepLimitWarning", "Encoder", "Postnet", "Prenet", "Tacotron2", "Tacotron2Config"]
-
-
-class DecoderStepLimitWarning(UserWarning):
-    """The stop gate of an item did not fire within max_decoder_steps."""
-
-
-class Postnet(nn.Module):
-    """Convolutions that predict a residual of the decoder's mel spectrogram."""
-
-    def __init__(self, config: Tacotron2Config):
-        super().__init__()
-        self.p_dropout = config.p_postnet_dropout
-        channels = [
-            config.n_mel_channels,
-            *[config.postnet_embedding_dim] * (config.postnet_n_convolutions - 1),
-            config.n_mel_channels,
-        ]
-        last = config.postnet_n_convolutions - 1
-        self.convolutions = nn.ModuleList(
-            conv_block(n_in, n_out, config.postnet_kernel_size, "linear" if i == last else "tanh")
-            for i, (n_in, n_out) in enumerate(pairwise(channels))
-        )
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """[B, n_mel_channels, T] -> the residual, same shape; `mask` [B, 1, T] as in `Encoder.forward`."""
-        for i, conv in enumerate(self.convolutions):
-            x = conv(x)
-            if i < len(self.convolutions) - 1:
-                x = torch.tanh(x)
-            x = F.dropout(x, self.p_dropout, self.training)
-            if mask is not None:
-                x = x * mask
-        return x
 
 
 class Tacotron2(Refreshable):
@@ -138,36 +105,64 @@ class Tacotron2(Refreshable):
         Warns:
             DecoderStepLimitWarning: an item's gate did not fire within max_decoder_steps or its max_steps.
         """
+        inputs, limits = self._encode(text, input_lengths, seed, max_steps)
+        mel, steps, alignments = self.decoder.infer(*inputs)
+        r, most = self.config.n_frames_per_step, int(limits.max())
+        limits = limits.to(text.device)
+        # As for an item alone: up to the step on which the gate fires, or its own limit.
+        n_steps = torch.minimum(steps + 1, limits)
+        mel, alignments = mel[:, :, : most * r], alignments[:, :most]
+        mel = self.postnet.refine(mel, n_steps * r)
+        alignments = alignments * length_mask(n_steps, alignments.shape[1]).unsqueeze(2)
+        if self.decoder.early_stopping:
+            warn_of_endless(steps, limits)
+        return mel, (torch.minimum(steps, limits) * r).int(), alignments
+
+    @torch.no_grad()
+    def infer_pieces(
+        self,
+        text: Tensor,
+        input_lengths: Tensor,
+        *,
+        piece_frames: int | Iterable[int],
+        seed: int | Sequence[int] | None = None,
+        max_steps: Sequence[int] | None = None,
+    ) -> Generator[MelPiece, None, None]:
+        """`infer` as a stream: mel while the decoder still runs, in memory that does not grow with its length.
+
+        The joined mels and alignments and the last lengths are the result of `infer`; only the postnet may round
+        differently. The text is encoded at once, the rest computed when a piece is asked for. `close()` ends the
+        decoder early.
+
+        Args:
+            text, input_lengths, seed, max_steps: as `infer`.
+            piece_frames: frames of every piece, or of the first, second, ..., of which the last repeats; at least 1
+                each. A piece is longer to complete a decoder step, or on a GPU a replay of the decoder's graph; the
+                last one has what remains.
+
+        Raises:
+            FastglowError: as `infer`; for piece_frames when the piece is asked for.
+
+        Warns:
+            DecoderStepLimitWarning: as `infer`, before the last piece.
+        """
+        inputs, limits = self._encode(text, input_lengths, seed, max_steps)
+        return mel_pieces(self.decoder, self.postnet, inputs, limits, piece_frames)
+
+    def _encode(
+        self, text: Tensor, input_lengths: Tensor, seed: int | Sequence[int] | None, max_steps: Sequence[int] | None
+    ) -> tuple[tuple[Tensor, Tensor, Tensor, int], Tensor]:
+        """(arguments of `Decoder.infer`, step limit of each item [B] int64 on the CPU)."""
         check_text(text, input_lengths, self.config.n_symbols)
-        batch_size, max_input_length = text.shape
-        limits = step_limits(max_steps, batch_size, self.decoder.max_decoder_steps).to(text.device)
-        text_mask = length_mask(input_lengths.to(text.device), max_input_length)
+        limits = step_limits(max_steps, len(text), self.decoder.max_decoder_steps)
+        text_mask = length_mask(input_lengths.to(text.device), text.shape[1])
         text = text.masked_fill(~text_mask, 0)
         memory = self.encoder(
             self.embedding(text).transpose(1, 2),
             input_lengths,
             text_mask.unsqueeze(1).to(self.embedding.weight.dtype),
         )
-        mel, steps, alignments = self.decoder.infer(
-            memory,
-            input_lengths.to(text.device),
-            item_seeds(seed, batch_size, text.device),
-            # On a GPU steps are cheap, and a recorded graph has a fixed limit.
-            self.decoder.max_decoder_steps if text.is_cuda else int(limits.max()),
-        )
-        r = self.config.n_frames_per_step
-        # As for an item alone: up to the step on which the gate fires, or its own limit.
-        frame_mask = length_mask(torch.minimum(steps + 1, limits) * r, mel.shape[2]).unsqueeze(1).to(mel.dtype)
-        mel = mel * frame_mask
-        mel = mel + self.postnet(mel, frame_mask)
-        alignments = alignments * frame_mask[:, 0, ::r].unsqueeze(2)
-        steps = torch.minimum(steps, limits)
-        endless = (steps == limits).nonzero().flatten().tolist()
-        if endless and self.decoder.early_stopping:
-            warnings.warn(
-                f"the stop gate of item(s) {endless} did not fire within "
-                f"max_decoder_steps={int(limits.max())}: end the text with punctuation, or split it",
-                DecoderStepLimitWarning,
-                stacklevel=3,  # past torch.no_grad's wrapper
-            )
-        return mel, (steps * r).int(), alignments
+        # On a GPU steps are cheap, and a recorded graph has a fixed limit.
+        most = self.decoder.max_decoder_steps if text.is_cuda else int(limits.max())
+        seeds = item_seeds(seed, len(text), text.device)
+        return (memory, input_lengths.to(text.device), seeds, most), limits

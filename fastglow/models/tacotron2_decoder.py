@@ -1,6 +1,8 @@
 """Tacotron 2's autoregressive decoder."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,8 @@ from fastglow.modules.module_lists import modules_of_type
 from fastglow.modules.parameter_cache import ParameterCache, Refreshable
 
 from .tacotron2_config import Tacotron2Config
+
+Result = TypeVar("Result")
 
 
 class Prenet(nn.Module):
@@ -131,8 +135,38 @@ class Decoder(Refreshable):
             (mel [B, n_mel_channels, T], steps before the gate fired [B] int64, alignments
             [B, T / n_frames_per_step, T_in]). An item whose gate did not fire has max_steps.
         """
+        frames, steps, alignments = self._partial(kernels.decode_loop, memory, memory_lengths, seeds, max_steps)()
+        return self.mel_of(frames), steps, alignments
+
+    def infer_pieces(
+        self,
+        memory: Tensor,
+        memory_lengths: Tensor,
+        seeds: Tensor,
+        max_steps: int | None = None,
+        *,
+        piece_steps: int | Iterable[int],
+    ) -> Generator[kernels.DecodePiece, None, None]:
+        """As `infer`, in pieces as of `kernels.decode_pieces`; `mel_of` gives the mel of their frames."""
+        decode = self._partial(kernels.decode_pieces, memory, memory_lengths, seeds, max_steps)
+        return decode(piece_steps=piece_steps)
+
+    def mel_of(self, frames: Tensor) -> Tensor:
+        """Frames of steps, [B, n, n_mel_channels * n_frames_per_step] -> [B, n_mel_channels, n * n_frames_per_step]."""
+        return frames.reshape(len(frames), -1, self.n_mel_channels).transpose(1, 2)
+
+    def _partial(
+        self,
+        function: Callable[..., Result],
+        memory: Tensor,
+        memory_lengths: Tensor,
+        seeds: Tensor,
+        max_steps: int | None,
+    ) -> Callable[..., Result]:
+        """`decode_loop` or `decode_pieces` with the arguments that both take."""
         recurrent, output = self.recurrent_weights(), self.output_weights()
-        frames, steps, alignments = kernels.decode_loop(
+        return partial(
+            function,
             memory,
             self.attention_layer.memory_layer(memory),
             memory_lengths,
@@ -147,5 +181,3 @@ class Decoder(Refreshable):
                 list(self.parameters()), lambda: kernels.fold_decoder(recurrent, output, dtype), dtype
             ),
         )
-        mel = frames.reshape(len(frames), -1, self.n_mel_channels).transpose(1, 2)
-        return mel, steps, alignments

@@ -4,8 +4,8 @@ Read on in `kernels` (the phases of a frame), `tiles` (the work of one program),
 `weights` and `structs`. Maths, layout and cost: kernels/README.md.
 """
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -21,22 +21,27 @@ from ..arguments import (
     check_seeds,
     check_shape,
     dtype_name,
+    sizes_of_pieces,
     too_many_elements,
 )
 from ..decoder_weights import OutputWeights, RecurrentWeights, recurrent_shapes
 from ..location_attention import attention_too_wide
-from ..reference.decode_loop import DecodeResult
+from ..reference.decode_loop import DecodePiece, DecodeResult
 from ..reference.decode_loop import decode_loop as reference_decode_loop
+from ..reference.decode_loop import decode_pieces as reference_decode_pieces
 from .decoding import OP, decoding_of, gate_elements
 from .kernels import HAS_CONDITION
 from .weights import FoldedDecoder, fold_decoder
 
-__all__ = ["DecodeResult", "FoldedDecoder", "decode_loop", "fold_decoder"]
+__all__ = ["DecodePiece", "DecodeResult", "FoldedDecoder", "decode_loop", "decode_pieces", "fold_decoder"]
 
 METHODS = ("steps", "graph", "persistent")
+PIECE_METHODS = METHODS[:2]
 
 PERSISTENT_ITEMS = 8
 """Largest batch of the persistent kernel. In larger ones launch overhead should matter less; not measured yet."""
+
+Folded = FoldedDecoder | Callable[[torch.dtype], FoldedDecoder] | None
 
 
 def decode_loop(
@@ -52,7 +57,7 @@ def decode_loop(
     max_steps: int,
     early_stopping: bool = True,
     method: str | None = None,
-    folded: FoldedDecoder | Callable[[torch.dtype], FoldedDecoder] | None = None,
+    folded: Folded = None,
 ) -> DecodeResult:
     """Tacotron 2's decoder in inference: frames until every item's gate has fired.
 
@@ -84,12 +89,9 @@ def decode_loop(
         FastglowError: shapes, dtypes, probability, max_steps or method do not fit the above; a method that does
             not support this batch; a program of the persistent kernel that did not arrive at a barrier.
     """
-    _check(memory, processed_memory, lengths, seeds, recurrent, output, p_prenet_dropout, max_steps, method)
-    dtype = backend.autocast_dtype(memory) or memory.dtype
     inputs = (memory, processed_memory, lengths, seeds)
-    units = max(len(cell.weight_hh) // 4 for cell in (recurrent.attention_rnn, recurrent.decoder_rnn))
-    unsupported = _unsupported(len(output.prenet), dtype, processed_memory.shape[2], len(memory), units)
-    if len(memory) == 0 or not backend.picks_triton(OP, *inputs, output.projection, unsupported=unsupported):
+    _check(*inputs, recurrent, output, p_prenet_dropout, max_steps, method, METHODS)
+    if not _on_triton(*inputs, recurrent, output):
         return reference_decode_loop(
             *inputs,
             recurrent,
@@ -101,6 +103,100 @@ def decode_loop(
         )
     B, T = memory.shape[:2]
     method = _pick_method(method, B, memory.device)
+    dtype = _dtype(memory)
+    with (
+        _kernel_modes(memory),
+        decoding_of(
+            _fold(recurrent, output, dtype, folded), B, T, max_steps, p_prenet_dropout, gate_threshold
+        ) as decoding,
+        decoding.in_order(),
+    ):
+        graph = decoding.graph() if method == "graph" else None
+        decoding.begin(*inputs)
+        if graph is not None:
+            decoding.run_graph(graph)
+        elif method == "steps":
+            decoding.run_steps()
+        elif memory.is_cuda:
+            n_programs = torch.cuda.get_device_properties(memory.device).multi_processor_count
+            decoding.run_loop(n_programs, launch_cooperative_grid=True)
+        else:
+            decoding.run_loop(1)  # the interpreter runs programs one after the other
+        return decoding.result(B, T, early_stopping)
+
+
+def decode_pieces(
+    memory: Tensor,
+    processed_memory: Tensor,
+    lengths: Tensor,
+    seeds: Tensor,
+    recurrent: RecurrentWeights,
+    output: OutputWeights,
+    *,
+    p_prenet_dropout: float,
+    gate_threshold: float,
+    max_steps: int,
+    piece_steps: int | Iterable[int],
+    early_stopping: bool = True,
+    method: str | None = None,
+    folded: Folded = None,
+) -> Generator[DecodePiece, None, None]:
+    """`decode_loop` in pieces: joined, they are its result to the bit, and the last piece's steps are its steps.
+
+    The kernels run when a piece is asked for, with one host sync each. A suspended generator keeps its buffers to
+    itself; `close()` gives them back early. Other calls may run meanwhile.
+
+    Args:
+        memory to max_steps, early_stopping, folded: as `decode_loop`.
+        piece_steps: steps of every piece, or of the first, second, ..., of which the last repeats; at least 1 each.
+            Read when a piece is asked for. 'graph' rounds up to whole replays, of FRAMES_PER_GRAPH steps.
+        method: 'steps', or 'graph' on a GPU. None: graph on a GPU, else steps.
+
+    Raises:
+        FastglowError: as `decode_loop`; for piece_steps when the piece is asked for.
+    """
+    inputs = (memory, processed_memory, lengths, seeds)
+    _check(*inputs, recurrent, output, p_prenet_dropout, max_steps, method, PIECE_METHODS)
+    if not _on_triton(*inputs, recurrent, output):
+        return reference_decode_pieces(
+            *inputs,
+            recurrent,
+            output,
+            p_prenet_dropout=p_prenet_dropout,
+            gate_threshold=gate_threshold,
+            max_steps=max_steps,
+            piece_steps=piece_steps,
+            early_stopping=early_stopping,
+        )
+    B, T = memory.shape[:2]
+    on_graph = _pick_method(method or ("graph" if memory.is_cuda else "steps"), B, memory.device) == "graph"
+    dtype = _dtype(memory)
+
+    def pieces() -> Generator[DecodePiece, None, None]:
+        sizes = sizes_of_pieces("piece_steps", piece_steps)
+        start, running = 0, True
+        # The modes are the thread's, so they do not last while the caller has a piece.
+        with ExitStack() as owned:
+            with _kernel_modes(memory):
+                weights = _fold(recurrent, output, dtype, folded)
+                decoding = owned.enter_context(decoding_of(weights, B, T, max_steps, p_prenet_dropout, gate_threshold))
+                with decoding.in_order():
+                    graph = decoding.graph() if on_graph else None
+                    decoding.begin(*inputs)
+            while running or (start < max_steps and not early_stopping):
+                n = min(next(sizes), max_steps - start)
+                with _kernel_modes(memory), decoding.in_order():
+                    stop = min(start + (decoding.run_at_least(n, graph) if running else n), max_steps)
+                    piece = decoding.piece(B, T, start, stop, early_stopping)
+                yield piece
+                start, running = stop, piece.running
+
+    return pieces()
+
+
+@contextmanager
+def _kernel_modes(memory: Tensor) -> Iterator[None]:
+    """The modes of PyTorch in which the kernels run, and their device."""
     # The cached buffers must not be inference tensors: later calls write to them, perhaps outside inference mode.
     with (
         torch.inference_mode(False),
@@ -108,24 +204,34 @@ def decode_loop(
         backend.without_autocast(memory),
         torch.cuda.device(memory.device) if memory.is_cuda else nullcontext(),
     ):
-        if callable(folded):
-            folded = folded(dtype)
-        if folded is None or folded.dtype != dtype:
-            folded = fold_decoder(recurrent, output, dtype)
-        decoding = decoding_of(folded, B, T, max_steps, p_prenet_dropout, gate_threshold)
-        with decoding.in_use, decoding.in_order():
-            graph = decoding.graph() if method == "graph" else None
-            decoding.begin(*inputs)
-            if graph is not None:
-                decoding.run_graph(graph)
-            elif method == "steps":
-                decoding.run_steps()
-            elif memory.is_cuda:
-                n_programs = torch.cuda.get_device_properties(memory.device).multi_processor_count
-                decoding.run_loop(n_programs, launch_cooperative_grid=True)
-            else:
-                decoding.run_loop(1)  # the interpreter runs programs one after the other
-            return decoding.result(B, T, early_stopping)
+        yield
+
+
+def _fold(recurrent: RecurrentWeights, output: OutputWeights, dtype: torch.dtype, folded: Folded) -> FoldedDecoder:
+    """The given weights, or folded ones if they have another dtype."""
+    if callable(folded):
+        folded = folded(dtype)
+    return folded if folded is not None and folded.dtype == dtype else fold_decoder(recurrent, output, dtype)
+
+
+def _dtype(memory: Tensor) -> torch.dtype:
+    """Of the computation."""
+    return backend.autocast_dtype(memory) or memory.dtype
+
+
+def _on_triton(
+    memory: Tensor,
+    processed_memory: Tensor,
+    lengths: Tensor,
+    seeds: Tensor,
+    recurrent: RecurrentWeights,
+    output: OutputWeights,
+) -> bool:
+    """Whether the kernels run."""
+    units = max(len(cell.weight_hh) // 4 for cell in (recurrent.attention_rnn, recurrent.decoder_rnn))
+    unsupported = _unsupported(len(output.prenet), _dtype(memory), processed_memory.shape[2], len(memory), units)
+    tensors = (memory, processed_memory, lengths, seeds, output.projection)
+    return len(memory) > 0 and backend.picks_triton(OP, *tensors, unsupported=unsupported)
 
 
 def _unsupported(n_prenet_layers: int, dtype: torch.dtype, A: int, B: int, units: int) -> str | None:
@@ -167,6 +273,7 @@ def _check(
     p_prenet_dropout: float,
     max_steps: int,
     method: str | None,
+    methods: tuple[str, ...],
 ) -> None:
     if memory.dim() != 3 or memory.shape[1] == 0:
         raise FastglowError(f"memory has shape {list(memory.shape)}, must be [B, T, D] with T at least 1")
@@ -190,4 +297,4 @@ def _check(
     check_seeds(seeds, B)
     check_probability("p_prenet_dropout", p_prenet_dropout)
     check_at_least("max_steps", max_steps, 1)
-    check_choice("method", method, (*METHODS, None))
+    check_choice("method", method, (*methods, None))

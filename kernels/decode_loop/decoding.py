@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Lock
+from threading import RLock
 
 import torch
 import triton
@@ -15,7 +15,7 @@ from fastglow.errors import FastglowError
 from ..arguments import dot_size
 from ..graphs import FRAMES_PER_GRAPH, record_graph
 from ..launch import Config, launch, pick_config, product_precision, split_config
-from ..reference.decode_loop import DecodeResult
+from ..reference.decode_loop import DecodePiece, DecodeResult
 from .kernels import decode_begin_kernel, decode_loop_kernel, decode_phase_kernel
 from .structs import AttentionPointers, Blocks, Decoder, LSTMPointers, OutputPointers, RunningPointers, Sizes
 from .weights import FoldedDecoder
@@ -23,7 +23,10 @@ from .weights import FoldedDecoder
 OP = "decode_loop"
 
 MAX_DECODINGS = 8
-"""Largest number of `Decoding`s cached per `FoldedDecoder`."""
+"""Largest number of idle `Decoding`s kept per `FoldedDecoder`."""
+
+# Reentrant, because collecting garbage while it is held may end an abandoned generator, which gives its Decoding back.
+_idle_lock = RLock()
 
 LARGEST_UNIT_TILE = 8
 """Units of a tile, at most: BU of the configurations."""
@@ -55,7 +58,7 @@ LOOP_CONFIGS = {
 
 
 class Decoding:
-    """Decodes one batch at a time, of any sizes that `padded` rounds to these; hold `in_use` from `begin` to `result`.
+    """Decodes one batch at a time, of any sizes that `padded` rounds to these.
 
     The buffers are never reallocated, because a recorded graph holds their addresses.
     """
@@ -70,7 +73,6 @@ class Decoding:
         config = pick_config("decode_phase", candidates, lambda dtype, **shape: candidates[0], weights.output, N=N, n=n)
         a_blocks, d_blocks = triton.cdiv(N, config["BU"]), triton.cdiv(n, config["BU"])  # of the LSTMs' units
 
-        self.in_use = Lock()
         self.max_steps = max_steps
         self.device = weights.output.device
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -234,6 +236,16 @@ class Decoding:
                 if n_left[(i - 1) % 2].item() == 0:
                     return
 
+    def run_at_least(self, n: int, graph: torch.cuda.CUDAGraph | None) -> int:
+        """The next n frames, or more to complete a replay of a graph of FRAMES_PER_GRAPH; returns how many."""
+        if graph is None:
+            self.run_frames(n)
+            return n
+        n_replays = triton.cdiv(n, FRAMES_PER_GRAPH)
+        for _ in range(n_replays):
+            graph.replay()
+        return n_replays * FRAMES_PER_GRAPH
+
     def run_loop(self, n_programs: int, **options) -> None:
         """All frames in one launch; all its programs must be on the device at once."""
         decoder, B, blocks = self._arguments
@@ -247,7 +259,12 @@ class Decoding:
         )  # fmt: skip
 
     def result(self, B: int, T: int, early_stopping: bool) -> DecodeResult:
-        """Waits for the device.
+        """All steps; as `piece`."""
+        frames, steps, alignments, _ = self.piece(B, T, 0, self.max_steps, early_stopping)
+        return DecodeResult(frames, steps, alignments)
+
+    def piece(self, B: int, T: int, start: int, stop: int, early_stopping: bool) -> DecodePiece:
+        """The steps from start on, up to stop or the last item's end. Waits for the device.
 
         Raises:
             FastglowError: a program of `run_loop` did not arrive at a barrier.
@@ -258,14 +275,17 @@ class Decoding:
                 "decode_loop: a program of the persistent kernel did not arrive at a barrier, so its results are "
                 "lost: pass method='graph'"
             )
-        n = min(max(n_steps) + 1, self.max_steps) if early_stopping else self.max_steps
+        running = max(n_steps) == stop < self.max_steps
+        if early_stopping:
+            stop = min(max(n_steps) + 1, stop)
         steps = self.steps[:B].long()
-        over = torch.arange(n, device=self.device) > steps.unsqueeze(1)  # [B, n]
+        over = torch.arange(start, stop, device=self.device) > steps.unsqueeze(1)  # [B, n]
         over |= self.lengths[:B].unsqueeze(1) < 1
-        return DecodeResult(
-            self.frames[:B, :n].masked_fill(over.unsqueeze(2), 0.0),
+        return DecodePiece(
+            self.frames[:B, start:stop].masked_fill(over.unsqueeze(2), 0.0),
             steps,
-            self.alignments[:B, 1 : n + 1, :T].masked_fill(over.unsqueeze(2), 0.0).to(self.frames.dtype),
+            self.alignments[:B, start + 1 : stop + 1, :T].masked_fill(over.unsqueeze(2), 0.0).to(self.frames.dtype),
+            running,
         )
 
     def _zeroed(self, dtype: torch.dtype, *shapes: tuple[int, ...]) -> list[Tensor]:
@@ -289,13 +309,26 @@ def gate_elements(B: int, units: int) -> int:
     return 4 * (units + LARGEST_UNIT_TILE) * triton.next_power_of_2(max(1, B))
 
 
+@contextmanager
 def decoding_of(
     weights: FoldedDecoder, B: int, T: int, max_steps: int, p_dropout: float, gate_threshold: float
-) -> Decoding:
-    """A `Decoding`, cached with the weights: recording a graph takes longer than decoding a sentence."""
+) -> Iterator[Decoding]:
+    """A `Decoding` that no other call uses meanwhile.
+
+    Afterwards it is kept with the weights: recording a graph takes longer than decoding a sentence.
+    """
+    idle = weights.idle_decodings
     key = (padded(B, T), max_steps, p_dropout, gate_threshold, product_precision(weights.dtype))
-    decoding = weights.decodings.pop(key, None) or Decoding(weights, B, T, max_steps, p_dropout, gate_threshold)
-    weights.decodings[key] = decoding
-    while len(weights.decodings) > MAX_DECODINGS:
-        weights.decodings.popitem(last=False)
-    return decoding
+    with _idle_lock:
+        decoding = next((one for one in reversed(list(idle)) if idle.get(one) == key), None)
+        if decoding is not None:
+            idle.pop(decoding, None)
+    if decoding is None:
+        decoding = Decoding(weights, B, T, max_steps, p_dropout, gate_threshold)
+    try:
+        yield decoding
+    finally:
+        with _idle_lock:
+            idle[decoding] = key
+            while len(idle) > MAX_DECODINGS:
+                idle.pop(next(iter(idle)), None)

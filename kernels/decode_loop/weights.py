@@ -1,6 +1,5 @@
 """The decoder's weights as the kernels read them."""
 
-from collections import OrderedDict
 from dataclasses import dataclass, field
 
 import torch
@@ -31,8 +30,8 @@ class FoldedDecoder:
     prenet: Tensor  # [P, P1]: the second layer
     n_frame: int
     taps: int  # k
-    decodings: OrderedDict = field(default_factory=OrderedDict, compare=False, repr=False)
-    """Cache of `Decoding`s with these weights, by sizes and options, the most recently used last."""
+    idle_decodings: dict = field(default_factory=dict, compare=False, repr=False)
+    """`Decoding`s with these weights that no call uses, with their sizes and options, the most recently used last."""
 
     @property
     def dtype(self) -> torch.dtype:

@@ -1,11 +1,13 @@
 """Tacotron 2's decoder in inference (Shen et al. 2018; Decoder.infer in NVIDIA's tacotron2/model.py)."""
 
+from collections.abc import Generator, Iterable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastglow.kernels.arguments import sizes_of_pieces
 from fastglow.kernels.decoder_weights import OutputWeights, RecurrentWeights
 
 from .location_attention import location_attention
@@ -29,6 +31,22 @@ class DecodeResult(NamedTuple):
     alignments: Tensor
 
 
+class DecodePiece(NamedTuple):
+    """Consecutive steps of a `DecodeResult`.
+
+    Attributes:
+        frames: [B, n, n_frame]; zeros after the step on which an item's gate fired.
+        steps: [B] int64, how many steps came before that one; those decoded so far where the gate did not fire.
+        alignments: attention weights, [B, n, T]; zeros after the same step.
+        running: whether an item takes further steps.
+    """
+
+    frames: Tensor
+    steps: Tensor
+    alignments: Tensor
+    running: bool
+
+
 def decode_loop(
     memory: Tensor,
     processed_memory: Tensor,
@@ -43,6 +61,37 @@ def decode_loop(
     early_stopping: bool = True,
 ) -> DecodeResult:
     """Steps until every item's gate has fired. Arguments as `kernels.decode_loop`."""
+    (piece,) = decode_pieces(
+        memory,
+        processed_memory,
+        lengths,
+        seeds,
+        recurrent,
+        output,
+        p_prenet_dropout=p_prenet_dropout,
+        gate_threshold=gate_threshold,
+        max_steps=max_steps,
+        piece_steps=max_steps,
+        early_stopping=early_stopping,
+    )
+    return DecodeResult(piece.frames, piece.steps, piece.alignments)
+
+
+def decode_pieces(
+    memory: Tensor,
+    processed_memory: Tensor,
+    lengths: Tensor,
+    seeds: Tensor,
+    recurrent: RecurrentWeights,
+    output: OutputWeights,
+    *,
+    p_prenet_dropout: float,
+    gate_threshold: float,
+    max_steps: int,
+    piece_steps: int | Iterable[int],
+    early_stopping: bool = True,
+) -> Generator[DecodePiece, None, None]:
+    """The same steps in pieces. Arguments as `kernels.decode_pieces`."""
     B, T, D = memory.shape
     n_attention, n_decoder = recurrent.attention_rnn.weight_hh.shape[1], recurrent.decoder_rnn.weight_hh.shape[1]
     # An item of length 0 attends to position 0, as if its length were 1.
@@ -55,6 +104,8 @@ def decode_loop(
     running = lengths > 0
     steps = torch.zeros(B, dtype=torch.int64, device=memory.device)
     frames, alignments = [], []
+    sizes = sizes_of_pieces("piece_steps", piece_steps)
+    stop = min(next(sizes), max_steps)
     for step in range(max_steps):
         if step % NOISE_BLOCK == 0:
             noise = prenet_noise(seeds, [len(weight) for weight in output.prenet], step, NOISE_BLOCK)
@@ -78,7 +129,12 @@ def decode_loop(
         frames.append(frame.masked_fill(~running.unsqueeze(1), 0.0))
         alignments.append(weights.masked_fill(~running.unsqueeze(1), 0.0))
         running = running & (torch.sigmoid(gate.float()) <= gate_threshold)
-        steps += running
-        if early_stopping and not running.any():
-            break
-    return DecodeResult(torch.stack(frames, dim=1), steps, torch.stack(alignments, dim=1))
+        steps = steps + running
+        ended = early_stopping and not running.any()
+        if ended or step + 1 == stop:
+            goes_on = stop < max_steps and bool(running.any())
+            yield DecodePiece(torch.stack(frames, dim=1), steps, torch.stack(alignments, dim=1), goes_on)
+            if ended or stop == max_steps:
+                return
+            frames, alignments = [], []
+            stop = min(stop + next(sizes), max_steps)

@@ -108,7 +108,7 @@ def test_sentences_one_after_another(method):
     folded = fold_decoder(*weights)
     for i in (0, 1, 0, 1):
         assert_same_bits(call(batches[i], first, method=method, folded=folded), expected[i])
-    assert len(folded.decodings) == 1
+    assert len(folded.idle_decodings) == 1
 
 
 def test_changed_weights_are_folded_and_recorded_again():

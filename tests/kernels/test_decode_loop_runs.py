@@ -67,14 +67,14 @@ def test_buffers_are_reused_for_sizes_that_round_to_the_same(device, monkeypatch
 
     expected = call(batch, case)
     assert_same_bits(call(batch, case, folded=ask), expected)
-    (kept,) = folded.decodings.values()
+    (kept,) = folded.idle_decodings
     four = batch.items([0, 1, 2, 0])
     assert_same_bits(call(four, case, folded=folded), call(four, case))
-    assert list(folded.decodings.values()) == [kept]
+    assert list(folded.idle_decodings) == [kept]
     for other in ({"max_steps": 2}, {"p_prenet_dropout": 0.25}):
         assert_same_bits(call(batch, case, folded=folded, **other), call(batch, case, **other))
-    assert len(folded.decodings) == 2
-    assert kept not in folded.decodings.values()
+    assert len(folded.idle_decodings) == 2
+    assert kept not in folded.idle_decodings
     assert asked == [torch.float32]
 
 

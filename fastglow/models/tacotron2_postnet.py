@@ -1,0 +1,52 @@
+"""Tacotron 2's postnet."""
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastglow.modules.convolution import length_mask
+
+from .tacotron2_config import Tacotron2Config
+from .tacotron2_encoder import conv_block
+
+
+class Postnet(nn.Module):
+    """Convolutions that predict a residual of the decoder's mel spectrogram."""
+
+    def __init__(self, config: Tacotron2Config):
+        super().__init__()
+        self.p_dropout = config.p_postnet_dropout
+        channels = [
+            config.n_mel_channels,
+            *[config.postnet_embedding_dim] * (config.postnet_n_convolutions - 1),
+            config.n_mel_channels,
+        ]
+        last = config.postnet_n_convolutions - 1
+        self.convolutions = nn.ModuleList(
+            conv_block(n_in, n_out, config.postnet_kernel_size, "linear" if i == last else "tanh")
+            for i, (n_in, n_out) in enumerate(pairwise(channels))
+        )
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, n_mel_channels, T] -> the residual, same shape; `mask` [B, 1, T] as in `Encoder.forward`."""
+        for i, conv in enumerate(self.convolutions):
+            x = conv(x)
+            if i < len(self.convolutions) - 1:
+                x = torch.tanh(x)
+            x = F.dropout(x, self.p_dropout, self.training)
+            if mask is not None:
+                x = x * mask
+        return x
+
+    def refine(self, mel: Tensor, n_frames: Tensor) -> Tensor:
+        """The mel plus its residual, [B, n_mel_channels, T]; zeros past each item's number of frames [B]."""
+        mask = length_mask(n_frames, mel.shape[2]).unsqueeze(1).to(mel.dtype)
+        mel = mel * mask
+        return mel + self(mel, mask)
+
+    @property
+    def receptive_field(self) -> int:
+        """Frames on either side of a frame that its residual depends on."""
+        return sum(conv.kernel_size[0] // 2 for conv in self.modules() if isinstance(conv, nn.Conv1d))
