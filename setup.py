@@ -48,6 +48,8 @@ setup(
         "click>=8.1",
         "inflect>=7.0",
         "numpy>=1.24",
+        # Without a wheel for Linux on ARM, where pip would need a C++ compiler; only another speed needs it.
+        "python-stretch>=0.3.1; platform_machine != 'aarch64'",
         "safetensors>=0.4.3",
         "soundfile>=0.12.1",
         "soxr>=0.3.7",
