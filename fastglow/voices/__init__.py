@@ -40,6 +40,7 @@ class Voice:
             published models.
         sigma: default standard deviation of WaveGlow's noise.
         denoise: default strength of WaveGlow's denoiser.
+        level: of the voice's speech, -80 to 0 dBFS, as `fastglow.audio.loudness.mel_level` measures it; None: unknown.
         name, language, description: for people; language is a BCP 47 tag.
     """
 
@@ -51,6 +52,7 @@ class Voice:
     audio: MelConfig | None = None
     sigma: float = 0.6
     denoise: float = 0.0
+    level: float | None = None
     name: str = ""
     language: str = ""
     description: str = ""
@@ -78,6 +80,7 @@ class Voice:
                 audio=MelConfig.from_dict(values["audio"]),
                 sigma=float(values.get("sigma", cls.sigma)),
                 denoise=float(values.get("denoise", cls.denoise)),
+                level=values.get("level"),
             )
         except KeyError as error:
             raise FastglowError(f"{path} lacks {error}: add it") from error
@@ -89,6 +92,11 @@ class Voice:
             raise FastglowError(f"{path}: text_cleaners must be a list of names")
         if voice.vocoder not in VOCODERS:
             raise FastglowError(f"{path}: vocoder {voice.vocoder!r} must be one of {', '.join(VOCODERS)}")
+        level = voice.level
+        if level is not None and (
+            isinstance(level, bool) or not isinstance(level, int | float) or not -80 <= level <= 0
+        ):
+            raise FastglowError(f"{path}: level={level!r} must be -80 to 0 dBFS, or null where it is not known")
         for file in (voice.tacotron2, voice.waveglow, voice.lexicon):
             if isinstance(file, Path) and not file.is_file():
                 raise FastglowError(f"{path} names {file.name}, which is not in {folder}: put it there")

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from fastglow import Synthesizer
+from fastglow.audio.loudness import mel_level
 from fastglow.engine.settings import OtherwiseTrainedWarning
 from fastglow.errors import FastglowError
 from fastglow.text import Lexicon, text_to_sequence
@@ -40,6 +41,46 @@ def test_a_voice_may_have_no_lexicon(voice_folder, tmp_path):
 
 def test_a_folder_and_its_voice_json_are_the_same(voice_folder):
     assert Voice.load(voice_folder) == Voice.load(str(voice_folder / "voice.json"))
+
+
+@pytest.fixture
+def folder_with_level(voice_folder, tmp_path):
+    """`folder_with_level(level)`: a voice whose voice.json has this level."""
+    folder = shutil.copytree(voice_folder, tmp_path / "levelled")
+
+    def write(level):
+        values = json.loads((voice_folder / "voice.json").read_text()) | {"level": level}
+        (folder / "voice.json").write_text(json.dumps(values))
+        return folder
+
+    return write
+
+
+def test_a_voice_may_tell_its_level(voice_folder, folder_with_level):
+    assert Voice.load(voice_folder).level is None
+    for level in (None, 0, -80, -21.5):
+        assert Voice.load(folder_with_level(level)).level == level
+
+
+@pytest.mark.parametrize("level", [0.1, -80.5, 20, float("nan"), float("-inf"), "-20", True, [], {}])
+def test_impossible_levels_are_refused(folder_with_level, level):
+    folder = folder_with_level(level)
+    with pytest.raises(FastglowError, match=r"voice.json: level=.* must be -80 to 0 dBFS, or null where it is not"):
+        Voice.load(folder)
+
+
+def test_the_bundled_voices_level_is_that_of_its_speech():
+    texts = ["We were away a year ago.", "Is this the right way to the station?", "Please close the door behind you."]
+    synthesizer = Synthesizer.from_voice(DEFAULT_VOICE, device="cpu")
+    sentences = [synthesizer.synthesize(text, seed=1, normalize=False).sentences[0] for text in texts]
+    for sentence in sentences:
+        # What is vocoded has the level that the mel tells.
+        blocks = sentence.audio[: len(sentence.audio) // 441 * 441].astype(np.float64).reshape(-1, 441)
+        powers = np.mean(blocks**2, axis=1)
+        spoken = 10 * np.log10(powers[powers >= powers.max() * 10**-2.5].mean())
+        assert mel_level(sentence.mel, synthesizer.audio) == pytest.approx(spoken, abs=1)
+    level = np.mean([mel_level(sentence.mel, synthesizer.audio) for sentence in sentences])
+    assert Voice.load(DEFAULT_VOICE).level == pytest.approx(level, abs=1.5)
 
 
 @pytest.fixture
