@@ -1,13 +1,16 @@
-"""Text to the last audio sample: `Synthesizer.synthesize`, the models at the published sizes with random weights.
+"""Text to the last audio sample, or to the first: the models at the published sizes with random weights.
 
-A call speaks one sentence of 128 characters, from the string to the finished samples in the host's memory. It decodes a
-fixed number of frames, because with a threshold of 1 no gate fires. NVIDIA's code gets the symbols and returns its
-samples to the host; it draws its own noise.
+A call speaks texts of 16, 128 or 512 characters, from the strings to the finished samples in the host's memory; 512 are
+four sentences. It decodes a fixed number of frames a sentence, because with a threshold of 1 no gate fires. The first
+sound is `Synthesizer.stream`'s first chunk. NVIDIA's code gets the symbols and returns its samples to the host; it
+draws its own noise, and its first sound is its whole result.
 """
 
 import copy
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,7 +19,9 @@ from torch import Tensor
 
 from fastglow import Synthesizer, Tacotron2
 from fastglow.audio import MelConfig
+from fastglow.audio.loudness import LEVEL_DB
 from fastglow.engine import Speech
+from fastglow.engine.synthesizer import FIRST_CHUNK_FRAMES
 from fastglow.models import WaveGlow
 
 from . import test_bench_decode_loop as decode_loop
@@ -42,23 +47,35 @@ TEXT = (
     "A sentence of one hundred and twenty eight characters, which a program that reads aloud would speak "
     "in about seven seconds here."
 )
+SHORT_TEXT = "Good day to you."
+FRAMES = 603  # 7.0 seconds, of a sentence of 128 characters
 SEED = 1
-FRAMES = 603  # 7.0 seconds
+QUIET = 1e-3  # volume at which no peak reaches full scale
 CHECKED_FRAMES = 8  # of the mel; they depend on the first 18 of the decoder, through the postnet
 CHECKED_VOCODER_FRAMES = 32
 
 
 @dataclass(frozen=True)
 class Synthesis(Workload):
+    """`batch` texts of `n_sentences` times `sentence`; `streamed`: up to the first sound."""
+
     case: str
     dtype: torch.dtype
     channels: int = 256
-    n_frames: int = FRAMES
+    sentence: str = TEXT
+    n_sentences: int = 1
+    batch: int = 1
+    n_frames: int = FRAMES  # of a sentence
+    streamed: bool = False
     small: bool = False
 
     op = "synthesizer"
     directions = (INFERENCE,)
     composed = True
+
+    @property
+    def text(self) -> str:
+        return " ".join([self.sentence] * self.n_sentences)
 
     @property
     def tacotron2(self) -> Tacotron2:
@@ -74,6 +91,7 @@ class Synthesis(Workload):
             "waveglow",
             copy.deepcopy(self.waveglow),
             audio=MelConfig(n_mel_channels=self.tacotron2.config.n_mel_channels),
+            level=LEVEL_DB,
             device=device(),
             dtype=dtype,
         )
@@ -82,10 +100,10 @@ class Synthesis(Workload):
         return implementation != COMPILE
 
     def shapes(self) -> dict[str, list[int]]:
-        return {"text": [len(TEXT)], "audio": [self.samples(INFERENCE)]}
+        return {"text": [self.batch, len(self.text)], "audio": [self.batch, self.samples(INFERENCE) // self.batch]}
 
     def samples(self, direction: str) -> int:
-        return self.n_frames * self.waveglow.config.upsample_stride
+        return self.batch * self.n_sentences * self.n_frames * self.waveglow.config.upsample_stride
 
     def audio_seconds(self, direction: str) -> float:
         return self.samples(direction) / MelConfig().sampling_rate
@@ -93,32 +111,42 @@ class Synthesis(Workload):
     def cost(self, direction: str) -> Cost:
         """Of the decoder's frames and of WaveGlow; the encoder and the postnet are small beside them."""
         decoding = decode_loop.Decoding(
-            self.case, decode_loop.GRAPH, 1, len(TEXT), self.dtype, self.small, self.n_frames
+            self.case, decode_loop.GRAPH, self.batch, len(self.sentence), self.dtype, self.small, self.n_frames
         ).cost(direction)
         config = self.waveglow.config
         groups = self.samples(direction) // config.n_group
         parameters = sum(parameter.numel() for parameter in self.waveglow.parameters())
         flops = groups * waveglow_model.flops_per_group(config, folded=True)
-        return Cost(decoding.bytes + parameters * self.dtype.itemsize, decoding.flops + flops)
+        n = self.n_sentences
+        return Cost(n * (decoding.bytes + parameters * self.dtype.itemsize), n * decoding.flops + flops)
 
     def capturable(self, direction: str) -> bool:
         return False  # the host reads the length and takes the samples
 
     def targets(self, direction: str) -> dict[str, float]:
-        return {} if self.small else {"milliseconds": 15, "times_real_time": 450}
+        if self.small:
+            return {}
+        if self.streamed:
+            return {"milliseconds": 10}
+        if self.batch > 1:
+            return {"samples_per_second": 15e6} if self.batch == 64 and self.sentence == TEXT else {}
+        return {"milliseconds": 15, "times_real_time": 450} if self.text == TEXT else {}
 
     def call(self, implementation: Implementation, direction: str) -> Callable[[], object]:
         synthesizer = self.synthesizer(self.dtype)
         if implementation.name != PEER:
-            return lambda: speak(synthesizer)
+            return lambda: self._first_sound(synthesizer) if self.streamed else self._speak(synthesizer)
         acoustic: Any = implementation.nvidia.tacotron2(synthesizer.tacotron2)
         vocoder = implementation.nvidia.waveglow_for_inference(copy.deepcopy(self.waveglow).to(self.dtype))
-        text, lengths = symbols(synthesizer)
+        text, lengths = self._symbols(synthesizer, self.batch)
 
         @torch.no_grad()
-        def run() -> Tensor:
-            mel, _, _ = acoustic.infer(text, lengths)
-            return vocoder.infer(mel, SIGMA)[0].float().cpu()
+        def run() -> list[Tensor]:
+            audio = []
+            for _ in range(self.n_sentences):
+                mel, _, _ = acoustic.infer(text, lengths)
+                audio.append(vocoder.infer(mel, SIGMA).float().cpu())
+            return audio
 
         return run
 
@@ -126,7 +154,7 @@ class Synthesis(Workload):
     def verify(self, implementation: Implementation, direction: str) -> float:
         """The beginning of the mel, and the audio of a mel. Of a whole free run, rounding errors grow without bound."""
         synthesizer, eager = self.synthesizer(self.dtype), Implementation(EAGER).active
-        text, lengths = symbols(synthesizer)
+        text, lengths = self._symbols(synthesizer, 1)
         with eager():
             usual, exact = (
                 beginning(model.infer(text, lengths, seed=SEED)[0][0])
@@ -138,44 +166,79 @@ class Synthesis(Workload):
             decoder.prenet = decode_loop.SeededPrenet(decoder.prenet, torch.tensor([SEED], device=device()))
             return largest_error([beginning(acoustic.infer(text, lengths)[0][0])], [usual], [exact], direction)
         with launching(implementation):
-            speech = speak(synthesizer)
-        assert len(speech.sentences) == 1 and speech.sentences[0].attempts == 1, "the sentence was spoken again"
-        assert len(speech.audio) == self.samples(direction), f"got {len(speech.audio)} samples"
-        mel = torch.from_numpy(speech.mel)
+            speeches = self._speak(synthesizer)
+        sentences = [sentence for speech in speeches for sentence in speech.sentences]
+        assert len(sentences) == self.batch * self.n_sentences, f"got {len(sentences)} sentences"
+        assert all(sentence.attempts == 1 for sentence in sentences), "a sentence was spoken again"
+        assert sum(len(sentence.audio) for sentence in sentences) == self.samples(direction)
+        mel = torch.from_numpy(speeches[-1].sentences[0].mel)
+        checked = self._checked_part(mel.shape[1])
         with launching(implementation):
-            audio = vocoded(synthesizer, mel)
+            audio = self._first_sound(synthesizer) if self.streamed else vocoded(synthesizer, mel, checked)
         with eager():
-            usual_audio = vocoded(synthesizer, mel)
+            usual_audio = vocoded(synthesizer, mel, checked)
             with OFF.products():
-                exact_audio = vocoded(self.synthesizer(waveglow_model.EXACT), mel)
+                exact_audio = vocoded(self.synthesizer(waveglow_model.EXACT), mel, checked)
         actual = beginning(mel.to(device()))
-        return largest_error([actual, audio], [usual, usual_audio], [exact, exact_audio], direction)
+        n = len(audio)
+        return largest_error([actual, audio], [usual, usual_audio[:n]], [exact, exact_audio[:n]], direction)
 
+    def _speak(self, synthesizer: Synthesizer) -> list[Speech]:
+        if self.batch == 1:
+            return [synthesizer.synthesize(self.text, seed=SEED)]
+        return synthesizer.synthesize_batch([self.text] * self.batch, seed=SEED)
 
-def speak(synthesizer: Synthesizer) -> Speech:
-    return synthesizer.synthesize(TEXT, seed=SEED)
+    def _first_sound(self, synthesizer: Synthesizer) -> Tensor:
+        """As the vocoder made it: random weights exceed full scale, and then the level would change."""
+        with closing(synthesizer.stream(self.text, seed=SEED, normalize=False, volume=QUIET)) as chunks:
+            return torch.from_numpy(next(chunks)) / QUIET
 
+    def _checked_part(self, n_frames: int) -> int:
+        """Frames of the mel whose audio is checked; a first chunk depends on those of the receptive field, too."""
+        if not self.streamed:
+            return min(n_frames, CHECKED_VOCODER_FRAMES)
+        return min(n_frames, FIRST_CHUNK_FRAMES + self.waveglow.receptive_field[1])
 
-def symbols(synthesizer: Synthesizer) -> tuple[Tensor, Tensor]:
-    """The text's symbols [1, T] and their number [1]."""
-    ids = synthesizer.frontend.encode(TEXT).symbols
-    return torch.tensor([ids], device=device()), torch.tensor([len(ids)], device=device())
+    def _symbols(self, synthesizer: Synthesizer, batch: int) -> tuple[Tensor, Tensor]:
+        """The sentence's symbols [batch, T] and their number [batch]."""
+        ids = synthesizer.frontend.encode(self.sentence).symbols
+        return torch.tensor([ids] * batch, device=device()), torch.tensor([len(ids)] * batch, device=device())
 
 
 def beginning(mel: Tensor) -> Tensor:
     return mel[:, :CHECKED_FRAMES]
 
 
-def vocoded(synthesizer: Synthesizer, mel: Tensor) -> Tensor:
+def vocoded(synthesizer: Synthesizer, mel: Tensor, n_frames: int) -> Tensor:
     """Audio of the mel's first frames."""
-    part = mel[None, :, :CHECKED_VOCODER_FRAMES]
-    dtype = synthesizer.tacotron2.embedding.weight.dtype
-    return torch.from_numpy(synthesizer.vocoder.vocode(part.to(device(), dtype), [part.shape[2]], [SEED])[0])
+    part = mel[None, :, :n_frames].to(device(), synthesizer.tacotron2.embedding.weight.dtype)
+    return torch.from_numpy(synthesizer.vocoder.vocode(part, [n_frames], [SEED])[0])
 
+
+def synthesis(characters: int, batch: int = 1, streamed: bool = False) -> Synthesis:
+    case = "first-sound" if streamed else f"{batch}x{characters}-characters"
+    short = characters == len(SHORT_TEXT)
+    return Synthesis(
+        f"{case}-256",
+        torch.float16,
+        sentence=SHORT_TEXT if short else TEXT,
+        n_sentences=max(1, characters // len(TEXT)),
+        batch=batch,
+        n_frames=FRAMES * characters // len(TEXT) if short else FRAMES,
+        streamed=streamed,
+    )
+
+
+small = partial(Synthesis, dtype=torch.float32, channels=16, n_frames=30, small=True)
 
 WORKLOADS = on_this_machine(
-    gpu=[Synthesis("128-characters-256", torch.float16)],
-    cpu=[Synthesis("small", torch.float32, channels=16, n_frames=30, small=True)],
+    gpu=[
+        synthesis(128),
+        synthesis(128, streamed=True),
+        *(synthesis(128, batch) for batch in (8, 64)),
+        *(synthesis(characters, batch) for characters in (16, 512) for batch in (1, 8, 64)),
+    ],
+    cpu=[small("small"), small("small-first-sound", streamed=True), small("small-batch", n_sentences=2, batch=3)],
 )
 
 

@@ -24,7 +24,13 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
     return device
 
 
+def move(x: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device, without waiting for the device."""
+    if device.type == "cuda" and x.device.type == "cpu":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
+
+
 def upload(integers: Sequence[int], device: torch.device) -> Tensor:
     """int64 [n] on the device, without waiting for it."""
-    values = torch.tensor(integers, dtype=torch.int64, device="cpu", pin_memory=device.type == "cuda")
-    return values.to(device, non_blocking=True)
+    return move(torch.tensor(integers, dtype=torch.int64, device="cpu"), device)

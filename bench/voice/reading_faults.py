@@ -68,7 +68,8 @@ def first_faults(synthesizer: Synthesizer, text: str, speech: Speech) -> list[st
     """The faults of the first attempts at a text's sentences."""
     found = [fault_name(sentence.readings[0]) for sentence in speech.sentences]
     # The engine splits a sentence after an attempt that was too long, and reports its parts.
-    expected = [job.text for job in make_jobs(split_sentences(text), speech.seed, synthesizer.frontend)]
+    most = synthesizer.acoustic.most_symbols
+    expected = [job.text for job in make_jobs(split_sentences(text), speech.seed, synthesizer.frontend, most)]
     split = [fault_name(Reading(Fault.TOO_LONG))] * (len(speech.sentences) > len(expected))
     return [name for name in found + split if name]
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fastglow.engine import Speech, Synthesizer
-from fastglow.engine.synthesizer import FaultySpeechWarning, SilentTextWarning
+from fastglow.engine.remarks import FaultySpeechWarning, SilentTextWarning
 from fastglow.models.tacotron2 import DecoderStepLimitWarning
 from fastglow.voices import Voice
 

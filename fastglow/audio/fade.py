@@ -48,9 +48,3 @@ class Fader:
 def _ramp(length: int) -> np.ndarray:
     """From 0 to 1, float32 [length]."""
     return (0.5 - 0.5 * np.cos(np.pi * (np.arange(length) + 0.5) / max(length, 1))).astype(np.float32)
-
-
-def fade(audio: np.ndarray, n_in: int, n_out: int) -> np.ndarray:
-    """A copy of audio float32 [N] whose first `n_in` and last `n_out` samples fade: see `Fader`."""
-    fader = Fader(n_in, n_out)
-    return np.concatenate((fader.push(np.asarray(audio, np.float32)), fader.finish(n_out)))

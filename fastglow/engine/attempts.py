@@ -1,17 +1,11 @@
 """Decodes symbols to mels, and retries faulty utterances with other seeds."""
 
-import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
-
-from fastglow.models import Tacotron2
-from fastglow.models.tacotron2 import DecoderStepLimitWarning
 
 from .reading import Fault, Reading, judge, steps_to_keep
 from .seeds import attempt_seed
@@ -60,44 +54,87 @@ class Utterance:
         return len(self.readings)
 
 
-class _Decoded(NamedTuple):
+class Decoded(NamedTuple):
+    """One decoding of a sentence; `stopped`: whether the gate fired."""
+
     mel: Tensor  # [n_mel_channels, frames]
-    alignment: np.ndarray  # [steps, symbols]
-    stopped: bool  # the gate fired
+    alignment: np.ndarray  # float32 [steps, symbols]
+    stopped: bool
 
 
 class _Attempt(NamedTuple):
-    decoded: _Decoded
+    decoded: Decoded
     reading: Reading
 
 
-def decode_utterances(tacotron2: Tacotron2, tasks: Sequence[Task], seconds_per_frame: float) -> list[Utterance]:
-    """Decodes the tasks as a batch, then decodes the faulty ones again with other seeds.
+class Attempts:
+    """The attempts at one sentence: says what to decode next, and which attempt was the best.
 
-    A task's result is its first attempt without a fault. If every attempt has one, it is the best attempt, cut after
-    the end of its text if it runs on. Except for rounding, it does not depend on the other tasks.
+    Decode with `seed` and `limit` and `record` the result, until `done`.
+
+    Args:
+        task: the sentence.
+        seconds_per_step: duration of a decoder step.
+        max_steps: the decoder's step limit.
+
+    Attributes:
+        task: as given.
+        limit: step limit of the next decoding.
     """
-    config = tacotron2.config
-    seconds_per_step = seconds_per_frame * config.n_frames_per_step
-    most = config.max_decoder_steps
-    limits = [_first_limit(len(task.symbols), seconds_per_step, most) for task in tasks]
-    attempts: list[list[_Attempt]] = [[] for _ in tasks]
-    pending = list(range(len(tasks)))
-    while pending:
-        seeds = [attempt_seed(tasks[i].seed, len(attempts[i])) for i in pending]
-        batch = _decode(tacotron2, [tasks[i].symbols for i in pending], seeds, [limits[i] for i in pending])
-        again = []
-        for i, decoded in zip(pending, batch, strict=True):
-            reading = judge(decoded.alignment, tasks[i].n_sounding, decoded.stopped, seconds_per_step)
-            if reading.fault >= Fault.UNFINISHED and limits[i] < most:
-                limits[i] = most
-                again.append(i)
-                continue
-            attempts[i].append(_Attempt(decoded, reading))
-            if len(attempts[i]) < MAX_ATTEMPTS and _another_seed_may_help(reading, len(attempts[i])):
-                again.append(i)
-        pending = again
-    return [_best(made, seconds_per_step) for made in attempts]
+
+    def __init__(self, task: Task, seconds_per_step: float, max_steps: int):
+        self.task = task
+        self.limit = _first_limit(len(task.symbols), seconds_per_step, max_steps)
+        self._seconds_per_step, self._max_steps = seconds_per_step, max_steps
+        self._next = list(range(MAX_ATTEMPTS))
+        self._made: dict[int, _Attempt] = {}
+        self._postponed: dict[int, Reading] = {}
+
+    @property
+    def done(self) -> bool:
+        return not self._next
+
+    @property
+    def seed(self) -> int:
+        """Of the next decoding."""
+        return attempt_seed(self.task.seed, self._next[0])
+
+    def record(self, decoded: Decoded) -> None:
+        """Takes the next decoding. One that does not end within a lower limit is to be decoded again."""
+        reading = judge(decoded.alignment, self.task.n_sounding, decoded.stopped, self._seconds_per_step)
+        if reading.fault >= Fault.UNFINISHED and self.limit < self._max_steps:
+            self.limit = self._max_steps
+            return
+        self._made[self._next.pop(0)] = _Attempt(decoded, reading)
+        if not _another_seed_may_help(reading, len(self._readings())):
+            self._next = [i for i in self._next if reading.fault and i in self._postponed]
+
+    def settle(self) -> None:
+        """Ends the attempts: what was decoded has been spoken."""
+        self._next = []
+
+    def postpone(self, fault: Fault) -> None:
+        """Puts an attempt with this certain fault off; it is decoded only if the others are faulty, too."""
+        attempt = self._next.pop(0)
+        self._next.append(attempt)
+        self._postponed[attempt] = Reading(fault)
+
+    def best(self) -> Utterance:
+        """The earliest of the least wrong attempts, cut if it does not end."""
+        (mel, alignment, stopped), reading = min(
+            (self._made[i] for i in sorted(self._made)), key=lambda attempt: attempt.reading.rank
+        )
+        readings = self._readings()
+        if reading.end is None:
+            return Utterance(mel, alignment, stopped, readings, False, reading.fault)
+        loudness = mel.float().mean(dim=0).view(len(alignment), -1).mean(dim=1).cpu().numpy()
+        n_steps = steps_to_keep(reading.end, loudness, self._seconds_per_step)
+        n_frames = n_steps * (mel.shape[1] // len(alignment))
+        return Utterance(mel[:, :n_frames], alignment[:n_steps], False, readings, True, reading.fault)
+
+    def _readings(self) -> tuple[Reading, ...]:
+        known = self._postponed | {i: attempt.reading for i, attempt in self._made.items()}
+        return tuple(known[i] for i in sorted(known))
 
 
 def _another_seed_may_help(reading: Reading, n_attempts: int) -> bool:
@@ -109,35 +146,3 @@ def _another_seed_may_help(reading: Reading, n_attempts: int) -> bool:
 
 def _first_limit(n_symbols: int, seconds_per_step: float, most: int) -> int:
     return min(most, ceil((EXTRA_SECONDS + SECONDS_PER_SYMBOL * n_symbols) / seconds_per_step))
-
-
-def _decode(tacotron2: Tacotron2, texts: list[list[int]], seeds: list[int], limits: list[int]) -> list[_Decoded]:
-    device = tacotron2.embedding.weight.device
-    lengths = torch.tensor([len(symbols) for symbols in texts])
-    text = torch.zeros(len(texts), int(lengths.max()), dtype=torch.int64)
-    for row, symbols in zip(text, texts, strict=True):
-        row[: len(symbols)] = torch.tensor(symbols)
-    with warnings.catch_warnings():
-        # The synthesizer issues its own warning, which names sentences instead of batch items.
-        warnings.simplefilter("ignore", DecoderStepLimitWarning)
-        mels, mel_lengths, alignments = tacotron2.infer(
-            text.to(device), lengths.to(device), seed=seeds, max_steps=limits
-        )
-    results = []
-    for i, n_frames in enumerate(mel_lengths.tolist()):
-        n_steps = n_frames // tacotron2.config.n_frames_per_step
-        alignment = alignments[i, :n_steps, : len(texts[i])].float().cpu().numpy()
-        results.append(_Decoded(mels[i, :, :n_frames], alignment, n_steps < limits[i]))
-    return results
-
-
-def _best(attempts: list[_Attempt], seconds_per_step: float) -> Utterance:
-    """The earliest of the least wrong attempts, cut if it runs on."""
-    (mel, alignment, stopped), reading = min(attempts, key=lambda attempt: attempt.reading.rank)
-    readings = tuple(attempt.reading for attempt in attempts)
-    if reading.end is None:
-        return Utterance(mel, alignment, stopped, readings, False, reading.fault)
-    loudness = mel.float().mean(dim=0).view(len(alignment), -1).mean(dim=1).cpu().numpy()
-    n_steps = steps_to_keep(reading.end, loudness, seconds_per_step)
-    n_frames = n_steps * (mel.shape[1] // len(alignment))
-    return Utterance(mel[:, :n_frames], alignment[:n_steps], False, readings, True, reading.fault)

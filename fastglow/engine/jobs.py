@@ -1,17 +1,14 @@
 """Splits a text into sentences that the acoustic model can read."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import count
 
 from fastglow.text import split_sentences
 
 from .attempts import Task
 from .frontend import EncodedSentence, Frontend
 from .seeds import sentence_seed
-
-# Attention is unreliable in longer sentences. Sentences are split at 200 characters, but become longer when numbers and
-# abbreviations are written out.
-MAX_SYMBOLS = 250
 
 
 @dataclass(frozen=True)
@@ -28,37 +25,42 @@ class Job(Task):
     is_followed: bool
 
 
-def make_jobs(pieces: Sequence[str], seed: int, frontend: Frontend) -> list[Job]:
-    """A job for each piece of a text that has something to speak; pieces of more than MAX_SYMBOLS are split."""
-    readable = list(_readable(pieces, frontend))
-    return [
-        Job(
+def make_jobs(pieces: Iterable[str], seed: int, frontend: Frontend, most: int) -> Iterator[Job]:
+    """A job for each piece of a text that has something to speak; pieces of more than `most` symbols are split.
+
+    Lazy: it reads one piece further than the job that it yields, to know whether another follows.
+    """
+    readable = _readable(pieces, frontend, most)
+    following = next(readable, None)
+    for i in count():
+        if following is None:
+            return
+        (piece, encoded), following = following, next(readable, None)
+        yield Job(
             encoded.symbols,
             encoded.n_sounding,
             sentence_seed(seed, i),
             piece,
             follows=i > 0,
-            is_followed=i < len(readable) - 1,
+            is_followed=following is not None,
         )
-        for i, (piece, encoded) in enumerate(readable)
-    ]
 
 
-def split_job(job: Job, frontend: Frontend) -> list[Job]:
+def split_job(job: Job, frontend: Frontend, most: int) -> list[Job]:
     """Splits a sentence that was too long for the decoder's step limit; empty if it cannot be split."""
-    parts = make_jobs(_halves(job.text), job.seed, frontend)
+    parts = list(make_jobs(_halves(job.text), job.seed, frontend, most))
     if len(parts) < 2:
         return []
     first, *middle, last = parts
     return [replace(first, follows=job.follows), *middle, replace(last, is_followed=job.is_followed)]
 
 
-def _readable(pieces: Sequence[str], frontend: Frontend) -> Iterator[tuple[str, EncodedSentence]]:
+def _readable(pieces: Iterable[str], frontend: Frontend, most: int) -> Iterator[tuple[str, EncodedSentence]]:
     for piece in pieces:
         encoded = frontend.encode(piece)
-        halves = _halves(piece) if len(encoded.symbols) > MAX_SYMBOLS else []
+        halves = _halves(piece) if len(encoded.symbols) > most else []
         if len(halves) > 1:
-            yield from _readable(halves, frontend)
+            yield from _readable(halves, frontend, most)
         elif encoded.symbols:
             yield piece, encoded
 

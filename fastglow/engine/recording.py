@@ -8,6 +8,7 @@ from threading import Lock
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastglow.kernels import backend
@@ -18,6 +19,11 @@ from fastglow.modules.parameter_cache import ParameterCache
 MAX_GRAPHS = 32
 """Per model. Of the published sizes, a graph holds tens of megabytes."""
 
+MAX_POSITIONS = 8192
+"""Of a batch, in all. Larger calls are bound by computing, not by launching."""
+
+SHORTEST = 32
+
 
 def bucket(n: int, least: int) -> int:
     """The smallest of `least` times 1, 1.5, 2, 3, 4, 6, 8, ..., rounded up, that is not below n.
@@ -27,6 +33,11 @@ def bucket(n: int, least: int) -> int:
     doublings = max(0, ceil(log2(n / least)))
     between = ceil(least * 2**doublings * 3 / 4)
     return between if doublings and n <= between else least * 2**doublings
+
+
+def _is_bucket(items: int, *between: int) -> bool:
+    positions = between[-1]
+    return bucket(items, 1) == items and bucket(positions, SHORTEST) == positions and items * positions <= MAX_POSITIONS
 
 
 @dataclass
@@ -66,14 +77,28 @@ class Recorder:
         """Whether calls now are recorded and replayed."""
         return next(self.model.parameters()).is_cuda and not torch.cuda.is_current_stream_capturing()
 
+    def padded(self, x: Tensor, *per_item: Tensor) -> tuple[Tensor, ...]:
+        """Inputs of a call with zeros added, so that few sizes occur.
+
+        Args:
+            x: [B, ..., T].
+            per_item: [B] each.
+        """
+        items, positions = bucket(len(x), 1), bucket(x.shape[-1], SHORTEST)
+        if not self.records or items * positions > MAX_POSITIONS:
+            return x, *per_item
+        n_items, n_positions = items - len(x), positions - x.shape[-1]
+        wider = F.pad(x, (0, n_positions, *[0, 0] * (x.dim() - 2), 0, n_items))
+        return wider, *(F.pad(one, (0, n_items)) for one in per_item)
+
     def __call__(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """function(*inputs), which may not wait for the device nor read anything else that changes.
 
         Args:
             function: a method of the same object at each call, since its name identifies it.
-            inputs: on the model's device.
+            inputs: on the model's device, as `padded` returns them; others follow.
         """
-        if not self.records:
+        if not self.records or not _is_bucket(*inputs[0].shape):
             return function(*inputs)
         # The buffers must not be inference tensors: later calls write to them, perhaps outside inference mode.
         with torch.inference_mode(False), torch.no_grad():

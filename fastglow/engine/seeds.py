@@ -1,6 +1,8 @@
 """Seeds of a text, its sentences, and further attempts at a sentence."""
 
 import secrets
+from collections.abc import Sequence
+from operator import index
 
 from fastglow.errors import FastglowError
 
@@ -12,6 +14,20 @@ _ATTEMPT = 0xD1B54A32D192ED03
 def random_seed() -> int:
     """A random seed, short enough to type."""
     return secrets.randbelow(2**31)
+
+
+def seeds_of(texts: Sequence[str], seed: int | Sequence[int] | None) -> list[int]:
+    """The seed of each text: the given ones, the one given for all, or one random one for all.
+
+    Raises:
+        FastglowError: another number of seeds than texts.
+    """
+    if seed is None:
+        seed = random_seed()
+    seeds = list(seed) if isinstance(seed, Sequence) else [index(seed)] * len(texts)
+    if len(seeds) != len(texts):
+        raise FastglowError(f"{len(seeds)} seeds for {len(texts)} texts: pass one seed, or one per text")
+    return seeds
 
 
 def sentence_seed(seed: int, index: int) -> int:

@@ -1,13 +1,23 @@
 """The results of a synthesis."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from fastglow.errors import FastglowError
-
 from .reading import Fault, Reading
+
+
+class Seconds(NamedTuple):
+    """Time spent; the entries of `Speech.timings`."""
+
+    acoustic: float = 0.0
+    vocoder: float = 0.0
+    total: float = 0.0
+
+    def plus(self, other: "Seconds") -> "Seconds":
+        return Seconds(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 @dataclass
@@ -23,8 +33,8 @@ class Sentence:
             step limit and the end of the text may be missing.
         readings: what attention and gate say of each attempt: decodings with other seeds, until one had no fault or no
             attempt was left.
-        cut: whether every attempt went on past the end of the text, so that the result was cut there; mel, alignment
-            and audio end at the cut.
+        cut: whether no attempt was right and the best one did not end, so that it was cut: after the end of the text,
+            or else after the last progress of the attention. mel, alignment and audio end at the cut.
     """
 
     text: str
@@ -44,6 +54,16 @@ class Sentence:
     def reading(self) -> Reading:
         """Of the attempt that was used: the first of those with the lowest rank."""
         return min(self.readings, key=lambda reading: reading.rank)
+
+    @property
+    def fault(self) -> str | None:
+        """What is wrong with the result: the name of a `Fault` in lower case."""
+        return self.reading.fault.label
+
+    @property
+    def faults(self) -> list[str | None]:
+        """What was wrong with each attempt."""
+        return [reading.fault.label for reading in self.readings]
 
 
 @dataclass
@@ -68,8 +88,9 @@ class Speech:
     @property
     def audio(self) -> np.ndarray:
         """float32 [N]: the sentences, separated by silence; empty if there was nothing to speak."""
-        silence = silence_of(self.sentence_silence, self.sample_rate)
-        parts = [part for sentence in self.sentences for part in (silence, sentence.audio)]
+        silence = np.zeros(round(self.sentence_silence * self.sample_rate), np.float32)
+        audible = [sentence.audio for sentence in self.sentences if len(sentence.audio)]
+        parts = [part for audio in audible for part in (silence, audio)]
         return np.concatenate(parts[1:]) if parts else np.zeros(0, np.float32)
 
     @property
@@ -88,10 +109,3 @@ class Speech:
     @property
     def seconds(self) -> float:
         return len(self.audio) / self.sample_rate
-
-
-def silence_of(seconds: float, sampling_rate: int) -> np.ndarray:
-    """Zeros, float32; raises FastglowError unless 0 <= seconds <= 60."""
-    if not 0 <= seconds <= 60:
-        raise FastglowError(f"sentence_silence={seconds} must be between 0 and 60 seconds")
-    return np.zeros(round(seconds * sampling_rate), np.float32)

@@ -1,78 +1,58 @@
 """Text to audio, with a voice's models."""
 
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from itertools import chain, repeat
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from fastglow.audio import MelConfig
-from fastglow.audio.fade import fade
-from fastglow.audio.loudness import check_volume, set_level
+from fastglow.audio.loudness import LEVEL_DB, mel_level
 from fastglow.checkpoint import load_checkpoint
 from fastglow.devices import pick_device
 from fastglow.errors import FastglowError
 from fastglow.models import Tacotron2, WaveGlow
-from fastglow.models.tacotron2 import DecoderStepLimitWarning
+from fastglow.modules.parameter_cache import ParameterCache
 from fastglow.text import Lexicon, split_sentences
 from fastglow.voices import AS_TRAINED, AsTrained, Voice
 
-from .attempts import Utterance, decode_utterances
+from .acoustic import MIN_SYMBOLS, Acoustic
+from .attempts import Utterance
+from .delivery import Delivery
+from .finishing import Finisher
 from .frontend import Frontend
 from .jobs import Job, make_jobs, split_job
 from .reading import Fault
-from .seeds import random_seed
+from .remarks import warn_of_faults, warn_of_silence
+from .seeds import random_seed, seeds_of
 from .settings import check_mel_channels, resolve_settings, with_parts
-from .speech import Sentence, Speech, silence_of
+from .speech import Seconds, Sentence, Speech
+from .streaming import Chunks, growing, speak_while_decoding
 from .vocoders import build_vocoder
 
 DEFAULT_SIGMA = 0.6
-# Texts that synthesize_batch decodes together: enough to amortise reading the weights.
-BATCH_SIZE = 8
-# Lengths of the fades in seconds: where sentences join, and where a sentence that runs on is cut.
-JOIN_FADE, CUT_FADE = 0.005, 0.03
-
-
-class SilentTextWarning(UserWarning):
-    """A text, or one of its sentences, gave no audio."""
-
-
-class FaultySpeechWarning(UserWarning):
-    """Every attempt at a sentence had a fault; the best one is used."""
-
-
-_FAULTS = {
-    Fault.RUNS_ON: "goes on past its end",
-    Fault.REPEATS: "repeats a part of the text",
-    Fault.SKIPS: "skips a part of the text",
-    Fault.BREAKS_OFF: "breaks off before the end of the text",
-}
-
-
-class _Seconds(NamedTuple):
-    """Time spent; the entries of `Speech.timings`."""
-
-    acoustic: float = 0.0
-    vocoder: float = 0.0
-    total: float = 0.0
-
-    def plus(self, other: "_Seconds") -> "_Seconds":
-        return _Seconds(*(a + b for a, b in zip(self, other, strict=True)))
+# Sentences that synthesize_batch decodes together: on a CPU, enough to amortise reading the weights.
+BATCH_SIZE = {"cuda": 64, "cpu": 8}
+FIRST_CHUNK_FRAMES = 16
+# Read to measure the level of a voice that does not say it.
+LEVEL_TEXT = "The quick brown fox jumps over the lazy dog."
 
 
 class _Spoken(NamedTuple):
     sentences: list[list[Sentence]]  # of each job: one, none if it has no audio, or several parts
-    seconds: _Seconds
+    seconds: Seconds
 
 
 class Synthesizer:
     """Acoustic model, vocoder and text front end of one voice.
+
+    Any number of threads may use one synthesizer.
 
     Args:
         tacotron2: acoustic model; its device and dtype change.
@@ -85,6 +65,7 @@ class Synthesizer:
             `fastglow.text.Lexicon`; None: none; default: the one that the acoustic model's checkpoint records, if any.
         sigma: standard deviation of WaveGlow's noise.
         denoise: strength of WaveGlow's denoiser; 0: off.
+        level: of the voice's speech in dBFS; default: measured when it is first needed.
         device: default: the GPU if there is one.
         dtype: of the weights; default float32.
 
@@ -103,6 +84,7 @@ class Synthesizer:
         lexicon: str | PathLike | Lexicon | AsTrained | None = AS_TRAINED,
         sigma: float = DEFAULT_SIGMA,
         denoise: float = 0.0,
+        level: float | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ):
@@ -111,10 +93,13 @@ class Synthesizer:
         settings = resolve_settings(tacotron2, used, audio, text_cleaners, lexicon)
         self.audio = settings.audio
         self.frontend = Frontend(settings.text_cleaners, tacotron2.config.n_symbols, settings.lexicon, settings.symbols)
-        self.tacotron2 = tacotron2.to(self.device, dtype).eval()
         check_mel_channels(tacotron2, self.audio)
+        seconds_per_frame = self.audio.hop_length / self.audio.sampling_rate
+        self.acoustic = Acoustic(tacotron2.to(self.device, dtype).eval(), seconds_per_frame)
         moved = used if used is None else used.to(self.device, dtype).eval()
         self.vocoder = build_vocoder(vocoder, self.audio, moved, sigma, denoise)
+        self._level = level
+        self._measured_level: ParameterCache[float] = ParameterCache()
 
     @classmethod
     def from_voice(
@@ -150,47 +135,39 @@ class Synthesizer:
             lexicon=voice.lexicon,
             sigma=voice.sigma,
             denoise=voice.denoise,
+            level=voice.level,
             device=device,
             dtype=dtype,
         )
 
-    def synthesize(
-        self,
-        text: str,
-        seed: int | None = None,
-        *,
-        sentence_silence: float = 0.2,
-        normalize: bool = True,
-        volume: float = 1.0,
-        progress: bool = False,
-    ) -> Speech:
+    def synthesize(self, text: str, seed: int | None = None, *, progress: bool = False, **delivery: Any) -> Speech:
         """Speaks a text of any length, sentence by sentence.
 
-        A sentence whose speech has a fault (it runs on, repeats, skips or breaks off, as its attention and the stop
-        gate show) is decoded again with seeds derived from this one; `Sentence` records the outcome. A sentence that
-        is too long to read at once, or for max_decoder_steps, is spoken in parts, which count as sentences. Where
-        sentences join, their audio fades in and out within 5 ms.
+        A sentence whose speech has a fault (it runs on, stalls, repeats, skips or breaks off, as its attention and the
+        stop gate show) is decoded again with seeds derived from this one; `Sentence` records the outcome. A sentence
+        that is too long to read at once, or for max_decoder_steps, or long and never read in full, is spoken in parts,
+        which count as sentences. Where sentences join, their audio fades in and out within 5 ms.
 
         Args:
             text: anything; what cannot be spoken is left out with a warning.
             seed: the same seed gives the same audio; None: a random one, recorded in the result.
-            sentence_silence: seconds between sentences.
-            normalize: bring every sentence to -18 dBFS: see `fastglow.audio.loudness.set_level`.
-            volume: factor applied after that; a sentence whose peak would exceed full scale is scaled to peak there.
             progress: show a progress bar on standard error if there is more than one sentence.
+            delivery: fields of `fastglow.engine.delivery.Delivery`: sentence_silence, normalize, volume, speed,
+                trim_silence.
 
         Raises:
-            FastglowError: sentence_silence or volume negative or not finite, seed out of range.
+            FastglowError: a field of the delivery, or the seed, is out of its range.
 
         Warns:
             SilentTextWarning: nothing to speak, or the model produced nothing.
             FaultySpeechWarning: every attempt at a sentence had a fault; the warning names the remaining one.
             DecoderStepLimitWarning: a sentence reached max_decoder_steps; its end may be missing.
         """
+        how = Delivery(**delivery)
         seed = random_seed() if seed is None else seed
-        speech = self._new_speech(seed, sentence_silence)
-        seconds = _Seconds()
-        for spoken in self._spoken(text, seed, normalize, volume, progress):
+        speech = self._new_speech(seed, how)
+        seconds = Seconds()
+        for spoken in self._spoken(text, seed, how, progress):
             speech.sentences.extend(chain.from_iterable(spoken.sentences))
             seconds = seconds.plus(spoken.seconds)
         speech.timings.update(seconds._asdict())
@@ -199,34 +176,44 @@ class Synthesizer:
     def synthesize_batch(
         self,
         texts: Sequence[str],
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         *,
-        sentence_silence: float = 0.2,
-        normalize: bool = True,
-        volume: float = 1.0,
+        batch_size: int | None = None,
+        **delivery: Any,
     ) -> list[Speech]:
-        """Speaks several texts; their sentences are decoded in batches.
+        """Speaks several texts; their sentences are decoded and vocoded in batches.
 
-        Each text gets the computation of `synthesize` with this seed, further attempts included, and in float64 the
+        Each text gets the computation of `synthesize` with its seed, further attempts included, and in float64 the
         same result. In float32, larger matrix products round differently, and the decoder feeds its rounding back to
         itself: the speech is as good, but it drifts from the result of `synthesize` by an amount that is not bounded.
         With the bundled voice the median over 20 texts of the largest difference was 0.002 of full scale; in the worst
         it was 0.5, where the waveforms no longer coincide. A sentence may take a step more or less. For the same
         bits, call `synthesize` for each text.
 
-        The results are in the order of the texts; their timings are those of the whole call.
+        Args:
+            texts: as for `synthesize`.
+            seed: one for all texts, or one per text.
+            batch_size: sentences that are decoded together; default: 8, on a GPU 64.
+            delivery: as for `synthesize`.
+
+        Returns:
+            results in the order of the texts; their timings are those of the whole call.
+
+        Raises:
+            FastglowError: as for `synthesize`; another number of seeds than texts.
         """
-        seed = random_seed() if seed is None else seed
-        check_volume(volume)
-        jobs = [(i, job) for i, text in enumerate(texts) for job in self._jobs(text, seed)]
-        speeches = [self._new_speech(seed, sentence_silence) for _ in texts]
+        how = Delivery(**delivery)
+        seeds = seeds_of(texts, seed)
+        size = batch_size or BATCH_SIZE.get(self.device.type, BATCH_SIZE["cpu"])
+        jobs = [(i, job) for i, text in enumerate(texts) for job in self._jobs(text, seeds[i])]
+        speeches = [self._new_speech(own, how) for own in seeds]
         # Sorted by length: a batch takes as many steps as its longest item.
         by_length = sorted(range(len(jobs)), key=lambda j: len(jobs[j][1].symbols))
         done: dict[int, list[Sentence]] = {}
-        seconds = _Seconds()
-        for start in range(0, len(jobs), BATCH_SIZE):
-            members = by_length[start : start + BATCH_SIZE]
-            spoken = self._speak([jobs[j][1] for j in members], normalize, volume)
+        seconds = Seconds()
+        for start in range(0, len(jobs), size):
+            members = by_length[start : start + size]
+            spoken = self._speak([jobs[j][1] for j in members], how)
             done.update(zip(members, spoken.sentences, strict=True))
             seconds = seconds.plus(spoken.seconds)
         for j, (i, _) in enumerate(jobs):
@@ -236,68 +223,142 @@ class Synthesizer:
         return speeches
 
     def stream(
-        self,
-        text: str,
-        seed: int | None = None,
-        *,
-        sentence_silence: float = 0.2,
-        normalize: bool = True,
-        volume: float = 1.0,
-    ) -> Iterator[np.ndarray]:
-        """Speaks a text and yields float32 audio [n] as soon as a sentence is done.
+        self, text: str, seed: int | None = None, *, chunk_frames: int = FIRST_CHUNK_FRAMES, **delivery: Any
+    ) -> Generator[np.ndarray, None, None]:
+        """Speaks a text and yields float32 audio [n] as soon as it is certain, while the decoder still runs.
 
-        The concatenated chunks are the audio that `synthesize` returns for the same arguments.
+        The concatenated chunks are the audio that `synthesize` returns for the same arguments, in float32 to 1e-5.
+        The first sentence alone can differ: it is handed out before it is known to be free of faults, so a fault that
+        shows after the first chunk remains, with a warning. Later sentences are decoded before they are handed out.
+        Memory does not grow with the text. Close the iterator to stop early.
+
+        With WaveGlow a chunk is computed together with the mel around it that it depends on. Griffin-Lim needs the
+        whole mel: it gives a sentence at once.
+
+        Args:
+            text, seed, delivery: as for `synthesize`.
+            chunk_frames: mel frames of the first chunk, at least 1; chunks grow to 512 frames.
         """
-        seed = random_seed() if seed is None else seed
-        silence = silence_of(sentence_silence, self.audio.sampling_rate)
-        first = True
-        for spoken in self._spoken(text, seed, normalize, volume, progress=False):
-            for sentence in chain.from_iterable(spoken.sentences):
-                yield sentence.audio if first else np.concatenate((silence, sentence.audio))
-                first = False
+        how = Delivery(**delivery)
+        if chunk_frames < 1:
+            raise FastglowError(f"chunk_frames={chunk_frames} must be at least 1")
+        return self._stream(text, random_seed() if seed is None else seed, growing(chunk_frames), how)
 
     def sentences(
-        self, text: str, seed: int, *, normalize: bool = True, volume: float = 1.0, progress: bool = False
+        self, text: str, seed: int | None = None, *, progress: bool = False, **delivery: Any
     ) -> Iterator[Sentence]:
         """Speaks a text and yields each sentence as soon as it is done; arguments as for `synthesize`."""
-        for spoken in self._spoken(text, seed, normalize, volume, progress):
-            yield from chain.from_iterable(spoken.sentences)
+        how = Delivery(**delivery)
+        spoken = self._spoken(text, random_seed() if seed is None else seed, how, progress)
+        return chain.from_iterable(chain.from_iterable(one.sentences) for one in spoken)
 
-    def _spoken(self, text: str, seed: int, normalize: bool, volume: float, progress: bool) -> Iterator[_Spoken]:
+    @property
+    def tacotron2(self) -> Tacotron2:
+        return self.acoustic.tacotron2
+
+    @property
+    def level(self) -> float:
+        """Of the voice's speech before it is normalized, in dBFS: given, or measured from the mel of one sentence."""
+        if self._level is not None:
+            return self._level
+        return self._measured_level.get(list(self.tacotron2.parameters()), self._measure_level)
+
+    def _measure_level(self) -> float:
+        jobs = list(make_jobs([LEVEL_TEXT], 0, self.frontend, self.acoustic.most_symbols))
+        attempts = [self.acoustic.attempts(job) for job in jobs]
+        self.acoustic.complete(attempts)
+        mels = [mel for one in attempts if (mel := one.best().mel).shape[1]]
+        return mel_level(torch.cat(mels, dim=1), self.audio) if mels else LEVEL_DB
+
+    def _finisher(self, how: Delivery, job: Job) -> Finisher:
+        return how.finisher(self.audio.sampling_rate, self.level if how.needs_level else LEVEL_DB, job.follows)
+
+    def _spoken(self, text: str, seed: int, how: Delivery, progress: bool) -> Iterator[_Spoken]:
         """A text's sentences one by one."""
-        check_volume(volume)
-        jobs = self._jobs(text, seed)
-        for job in tqdm(jobs, unit="sentence", leave=False, disable=not progress or len(jobs) < 2):
-            yield self._speak([job], normalize, volume)
+        jobs: Iterable[Job] = self._jobs(text, seed)
+        if progress:
+            jobs = list(jobs)
+            jobs = tqdm(jobs, unit="sentence", leave=False, disable=len(jobs) < 2)
+        for job in jobs:
+            yield self._speak([job], how)
 
-    def _jobs(self, text: str, seed: int) -> list[Job]:
-        jobs = make_jobs(split_sentences(text), seed, self.frontend)
-        if not jobs:
-            warnings.warn(f"nothing to speak in {_shorten(text)!r}", SilentTextWarning, stacklevel=3)
-        return jobs
+    def _jobs(self, text: str, seed: int) -> Iterator[Job]:
+        """Lazy, so that the first sentence need not wait for the others."""
+        found = False
+        for job in make_jobs(split_sentences(text), seed, self.frontend, self.acoustic.most_symbols):
+            found = True
+            yield job
+        if not found:
+            warn_of_silence(text)
 
-    def _speak(self, jobs: list[Job], normalize: bool, volume: float) -> _Spoken:
+    def _stream(self, text: str, seed: int, sizes: Iterator[int], how: Delivery) -> Generator[np.ndarray, None, None]:
+        pauses = chain([np.zeros(0, np.float32)], repeat(how.silence(self.audio.sampling_rate)))
+        for job in self._jobs(text, seed):
+            yield from self._stream_sentence(job, sizes, how, pauses, early=not job.follows)
+
+    def _stream_sentence(
+        self, job: Job, sizes: Iterator[int], how: Delivery, pauses: Iterator[np.ndarray], early: bool
+    ) -> Iterator[np.ndarray]:
+        """The finished audio of a sentence, or of its parts, each after a pause; `early`: while it is decoded."""
+        attempts = self.acoustic.attempts(job)
+        chunks = Chunks(self.vocoder, self.audio.hop_length, job.seed, sizes)
+        finisher = self._finisher(how, job)
+        begun = False
+
+        def delivered(audio: np.ndarray) -> Iterator[np.ndarray]:
+            nonlocal begun
+            if len(audio):
+                yield audio if begun else np.concatenate((next(pauses), audio))
+                begun = True
+
+        if early and chunks.can_begin_early:
+            for audio in speak_while_decoding(self.acoustic, attempts, chunks):
+                yield from delivered(finisher.push(audio))
+        self.acoustic.complete([attempts])
+        utterance = attempts.best()
+        if not chunks.n_spoken and (parts := self._parts_of(job, utterance)):
+            for part in parts:
+                yield from self._stream_sentence(part, sizes, how, pauses, early=False)
+            return
+        warn_of_faults(job.text, utterance, self.acoustic.max_steps)
+        for audio, is_last in chunks.rest(utterance.mel):
+            audio = finisher.push(audio)
+            if is_last:
+                end = finisher.finish(is_followed=job.is_followed, cut=utterance.cut)
+                audio = np.concatenate((audio, end))
+            yield from delivered(audio)
+
+    def _parts_of(self, job: Job, utterance: Utterance) -> list[Job]:
+        """Of a sentence that is too long for the decoder, or long and faulty; empty if it is neither, or a word."""
+        is_faulty = utterance.fault >= Fault.REPEATS and len(job.symbols) >= MIN_SYMBOLS
+        if not is_faulty and utterance.fault is not Fault.TOO_LONG:
+            return []
+        return split_job(job, self.frontend, self.acoustic.most_symbols)
+
+    def _speak(self, jobs: list[Job], how: Delivery) -> _Spoken:
         """Decodes and vocodes the jobs as one batch."""
         started = time.perf_counter()
-        utterances = decode_utterances(self.tacotron2, jobs, self.audio.hop_length / self.audio.sampling_rate)
+        attempts = [self.acoustic.attempts(job) for job in jobs]
+        self.acoustic.complete(attempts)
+        utterances = [one.best() for one in attempts]
         decoded = time.perf_counter()
         splits = {
             i: parts
-            for i, utterance in enumerate(utterances)
-            if utterance.fault is Fault.TOO_LONG and (parts := split_job(jobs[i], self.frontend))
+            for i, (job, utterance) in enumerate(zip(jobs, utterances, strict=True))
+            if (parts := self._parts_of(job, utterance))
         }
         whole = [i for i in range(len(jobs)) if i not in splits]
         for i in whole:
-            self._warn_of_faults(jobs[i], utterances[i])
+            warn_of_faults(jobs[i].text, utterances[i], self.acoustic.max_steps)
         audible = [i for i in whole if utterances[i].mel.shape[1]]
         audio = self._vocode([utterances[i] for i in audible], [jobs[i].seed for i in audible])
         sentences: list[list[Sentence]] = [[] for _ in jobs]
         for i, samples in zip(audible, audio, strict=True):
-            sentences[i].append(self._finished(jobs[i], utterances[i], samples, normalize, volume))
+            sentences[i].append(self._finished(jobs[i], utterances[i], samples, how))
         finished = time.perf_counter()
-        seconds = _Seconds(decoded - started, finished - decoded, finished - started)
+        seconds = Seconds(decoded - started, finished - decoded, finished - started)
         for i, parts in splits.items():
-            spoken = self._speak(parts, normalize, volume)
+            spoken = self._speak(parts, how)
             sentences[i].extend(chain.from_iterable(spoken.sentences))
             seconds = seconds.plus(spoken.seconds)
         return _Spoken(sentences, seconds)
@@ -307,48 +368,17 @@ class Synthesizer:
         if not utterances:
             return []
         lengths = [utterance.mel.shape[1] for utterance in utterances]
-        first = utterances[0].mel
-        mels = first.new_zeros(len(utterances), len(first), max(lengths))
-        for mel, utterance, length in zip(mels, utterances, lengths, strict=True):
-            mel[:, :length] = utterance.mel
+        mels = pad_sequence([utterance.mel.T for utterance in utterances], batch_first=True).transpose(1, 2)
         return self.vocoder.vocode(mels, lengths, seeds)
 
-    def _finished(self, job: Job, utterance: Utterance, audio: np.ndarray, normalize: bool, volume: float) -> Sentence:
-        """Sets the level, which is measured without the fades, and fades."""
-        rate = self.audio.sampling_rate
-        join = round(JOIN_FADE * rate)
-        audio = fade(
-            set_level(audio, rate, normalize, volume),
-            join * job.follows,
-            round(CUT_FADE * rate) if utterance.cut else join * job.is_followed,
-        )
+    def _finished(self, job: Job, utterance: Utterance, audio: np.ndarray, how: Delivery) -> Sentence:
+        finisher = self._finisher(how, job)
+        parts = finisher.push(audio), finisher.finish(is_followed=job.is_followed, cut=utterance.cut)
         mel = utterance.mel.float().cpu().numpy()
-        return Sentence(job.text, mel, utterance.alignment, audio, utterance.stopped, utterance.readings, utterance.cut)
+        return Sentence(
+            job.text, mel, utterance.alignment, np.concatenate(parts), utterance.stopped, utterance.readings,
+            utterance.cut,
+        )  # fmt: skip
 
-    def _warn_of_faults(self, job: Job, utterance: Utterance) -> None:
-        # Points past _speak, _spoken and the public method.
-        text, stacklevel = repr(_shorten(job.text)), 5
-        if not utterance.mel.shape[1]:
-            warnings.warn(f"the model produced no frames for {text}", SilentTextWarning, stacklevel)
-        elif utterance.fault >= Fault.UNFINISHED:
-            warnings.warn(
-                f"the stop gate did not fire within max_decoder_steps={self.tacotron2.config.max_decoder_steps}, "
-                f"which cut the speech of {text}: split it, or try another seed",
-                DecoderStepLimitWarning,
-                stacklevel,
-            )
-        elif utterance.fault:
-            outcome = "; it was cut there" if utterance.fault is Fault.RUNS_ON else ": try another seed, or split it"
-            warnings.warn(
-                f"the speech of {text} {_FAULTS[utterance.fault]} in each of {utterance.attempts} attempts{outcome}",
-                FaultySpeechWarning,
-                stacklevel,
-            )
-
-    def _new_speech(self, seed: int, sentence_silence: float) -> Speech:
-        silence_of(sentence_silence, self.audio.sampling_rate)  # checks it
-        return Speech([], self.audio.sampling_rate, seed, sentence_silence, self.audio.n_mel_channels)
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= 60 else text[:59] + "…"
+    def _new_speech(self, seed: int, how: Delivery) -> Speech:
+        return Speech([], self.audio.sampling_rate, seed, how.sentence_silence, self.audio.n_mel_channels)

@@ -17,15 +17,12 @@ from fastglow.models import WaveGlow
 from fastglow.modules.parameter_cache import ParameterCache
 from fastglow.voices import VOCODERS
 
-from .recording import Recorder, bucket
+from .recording import Recorder
 from .settings import check_mel_channels
 
 # Frames of a batch of mels, padding included. A call's hidden tensors hold 32 positions a frame: at 512 channels in
 # float32 these are 1 GB each on a GPU.
 MAX_FRAMES = {"cuda": 16384, "cpu": 2048}
-# Larger calls are bound by computing, not by launching.
-MAX_RECORDED_FRAMES = 8192
-SHORTEST_BUCKET = 32
 # Without kernels that skip it, padding is computed: items of a batch have at least this part of its longest.
 LEAST_FULL = 7 / 8
 
@@ -120,14 +117,12 @@ class WaveGlowVocoder:
 
     @torch.no_grad()
     def _vocode(self, mels: Tensor, lengths: list[int], seeds: list[int], first_frame: int) -> Tensor:
-        batch_size, _, n_frames = mels.shape
-        if self.call.records and batch_size * n_frames <= MAX_RECORDED_FRAMES:
-            more_items, more_frames = bucket(batch_size, 1) - batch_size, bucket(n_frames, SHORTEST_BUCKET) - n_frames
-            mels = F.pad(mels, (0, more_frames, 0, 0, 0, more_items))
-            lengths, seeds = lengths + [0] * more_items, seeds + [0] * more_items
-            return self.call(self._audio, mels, *(upload(x, mels.device) for x in (lengths, seeds, [first_frame])))
-        padded = None if min(lengths) == n_frames else upload(lengths, mels.device)
-        return self._audio(mels, padded, upload(seeds, mels.device), first_frame)
+        device = mels.device
+        if not self.call.records:
+            padded = None if min(lengths) == mels.shape[2] else upload(lengths, device)
+            return self._audio(mels, padded, upload(seeds, device), first_frame)
+        inputs = self.call.padded(mels, upload(lengths, device), upload(seeds, device))
+        return self.call(self._audio, *inputs, upload([first_frame], device))
 
     def _audio(self, mels: Tensor, lengths: Tensor | None, seeds: Tensor, first_frame: Tensor | int) -> Tensor:
         audio = self.model.infer(mels, self.sigma, lengths=lengths, seed=seeds, first_frame=first_frame)

@@ -6,6 +6,7 @@ from operator import index
 import torch
 from torch import Tensor
 
+from fastglow.devices import move, upload
 from fastglow.errors import FastglowError
 
 Seeds = int | Sequence[int] | Tensor | None
@@ -20,12 +21,12 @@ def item_seeds(seed: Seeds, batch_size: int, device: torch.device) -> Tensor:
         FastglowError: the number of seeds is not the number of items, or one does not fit in 64 bits.
     """
     if seed is None:
-        return torch.randint(2**62, (batch_size,)).to(device)
+        return move(torch.randint(2**62, (batch_size,)), device)
     if isinstance(seed, Tensor) and seed.dtype == torch.int64 and seed.shape == (batch_size,):
-        return seed.to(device)
+        return move(seed, device)
     seeds = [int(s) for s in seed] if isinstance(seed, Iterable) else [index(seed)] * batch_size
     if len(seeds) != batch_size:
         raise FastglowError(f"{len(seeds)} seeds for {batch_size} items: pass one seed, or one per item")
     if not all(-(2**63) <= s < 2**63 for s in seeds):
         raise FastglowError(f"seed={max(seeds, key=abs)} does not fit in 64 bits: use a smaller one")
-    return torch.tensor(seeds, dtype=torch.int64, device=device)
+    return upload(seeds, device)

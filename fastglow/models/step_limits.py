@@ -25,16 +25,13 @@ def step_limits(max_steps: Sequence[int] | None, batch_size: int, most: int) -> 
     return torch.tensor(limits).clamp(max=most)
 
 
-def warn_of_endless(steps: Tensor, limits: Tensor) -> None:
-    """Issues a DecoderStepLimitWarning that names the items whose steps [B] reached their limits [B].
-
-    It points at the caller of the caller, which torch.no_grad wraps.
-    """
+def warn_of_endless(steps: Tensor, limits: Tensor, stacklevel: int) -> None:
+    """Issues a DecoderStepLimitWarning that names the items whose steps [B] reached their limits [B]."""
     endless = (steps >= limits).nonzero().flatten().tolist()
     if endless:
         warnings.warn(
             f"the stop gate of item(s) {endless} did not fire within "
             f"max_decoder_steps={int(limits.max())}: end the text with punctuation, or split it",
             DecoderStepLimitWarning,
-            stacklevel=4,
+            stacklevel,
         )

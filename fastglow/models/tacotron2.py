@@ -1,18 +1,21 @@
 """Tacotron 2 (Shen et al. 2018) as NVIDIA trained and published it (DeepLearningExamples, tacotron2/model.py)."""
 
 from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from math import sqrt
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from fastglow.devices import move
 from fastglow.errors import FastglowError
 from fastglow.modules.convolution import length_mask
 from fastglow.modules.parameter_cache import Refreshable
 
+from .calling import DIRECT, Call
 from .infer_arguments import check_text
-from .seeds import item_seeds
+from .seeds import Seeds, item_seeds
 from .step_limits import DecoderStepLimitWarning, step_limits, warn_of_endless
 from .tacotron2_config import Tacotron2Config
 from .tacotron2_decoder import Decoder, Prenet
@@ -22,6 +25,21 @@ from .tacotron2_postnet import Postnet
 
 # Re-exported because pickles of whole models refer to these classes by this module.
 __all__ = ["Decoder", "DecoderStepLimitWarning", "Encoder", "Postnet", "Prenet", "Tacotron2", "Tacotron2Config"]
+
+
+class DecodedBatch(NamedTuple):
+    """
+    Attributes:
+        mel: after the postnet, [B, n_mel_channels, T]; the step on which an item's gate fired is in it, then zeros.
+        steps: [B] int64 on the CPU, how many steps came before that one, at most the limit.
+        limits: [B] int64 on the CPU.
+        alignments: [B, T / n_frames_per_step, T_in].
+    """
+
+    mel: Tensor
+    steps: Tensor
+    limits: Tensor
+    alignments: Tensor
 
 
 class Tacotron2(Refreshable):
@@ -76,7 +94,7 @@ class Tacotron2(Refreshable):
         text: Tensor,
         input_lengths: Tensor,
         *,
-        seed: int | Sequence[int] | None = None,
+        seed: Seeds = None,
         max_steps: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Free-running synthesis. Every item is computed as if it were alone in the batch.
@@ -105,27 +123,48 @@ class Tacotron2(Refreshable):
         Warns:
             DecoderStepLimitWarning: an item's gate did not fire within max_decoder_steps or its max_steps.
         """
-        inputs, limits = self._encode(text, input_lengths, seed, max_steps)
+        decoded = self.decode(text, input_lengths, seed=seed, max_steps=max_steps)
+        if self.decoder.early_stopping:
+            warn_of_endless(decoded.steps, decoded.limits, stacklevel=4)  # past torch.no_grad's wrapper
+        lengths = (decoded.steps * self.config.n_frames_per_step).int()
+        return decoded.mel, move(lengths, text.device), decoded.alignments
+
+    @torch.no_grad()
+    def decode(
+        self,
+        text: Tensor,
+        input_lengths: Tensor,
+        *,
+        seed: Seeds = None,
+        max_steps: Sequence[int] | None = None,
+        call: Call = DIRECT,
+    ) -> DecodedBatch:
+        """`infer` for an engine: without its warning, with the lengths on the host, which is all that it waits for.
+
+        Args:
+            text, input_lengths, seed, max_steps: as for `infer`; a text on the CPU is checked without waiting for the
+                model's device.
+            call: runs the encoder and the postnet.
+        """
+        inputs, limits = self._encode(text, input_lengths, seed, max_steps, call)
         mel, steps, alignments = self.decoder.infer(*inputs)
+        steps = steps.cpu()
         r, most = self.config.n_frames_per_step, int(limits.max())
-        limits = limits.to(text.device)
         # As for an item alone: up to the step on which the gate fires, or its own limit.
         n_steps = torch.minimum(steps + 1, limits)
         mel, alignments = mel[:, :, : most * r], alignments[:, :most]
-        mel = self.postnet.refine(mel, n_steps * r)
-        alignments = alignments * length_mask(n_steps, alignments.shape[1]).unsqueeze(2)
-        if self.decoder.early_stopping:
-            warn_of_endless(steps, limits)
-        return mel, (torch.minimum(steps, limits) * r).int(), alignments
+        n_frames = move(n_steps * r, mel.device)
+        refined = call(self.postnet.refine, *call.padded(mel, n_frames))[: len(mel), :, : mel.shape[2]]
+        alignments = alignments * length_mask(n_frames, mel.shape[2])[:, ::r].unsqueeze(2)
+        return DecodedBatch(refined, torch.minimum(steps, limits), limits, alignments)
 
-    @torch.no_grad()
     def infer_pieces(
         self,
         text: Tensor,
         input_lengths: Tensor,
         *,
         piece_frames: int | Iterable[int],
-        seed: int | Sequence[int] | None = None,
+        seed: Seeds = None,
         max_steps: Sequence[int] | None = None,
     ) -> Generator[MelPiece, None, None]:
         """`infer` as a stream: mel while the decoder still runs, in memory that does not grow with its length.
@@ -146,23 +185,53 @@ class Tacotron2(Refreshable):
         Warns:
             DecoderStepLimitWarning: as `infer`, before the last piece.
         """
-        inputs, limits = self._encode(text, input_lengths, seed, max_steps)
-        return mel_pieces(self.decoder, self.postnet, inputs, limits, piece_frames)
+        pieces = self.decode_pieces(
+            text, input_lengths, piece_frames=piece_frames, seed=seed, max_steps=max_steps, call=DIRECT
+        )
+        if not self.decoder.early_stopping:
+            return pieces
+        limits = step_limits(max_steps, len(text), self.decoder.max_decoder_steps)
+        return _warning_of_endless(pieces, limits, self.config.n_frames_per_step)
+
+    def decode_pieces(
+        self,
+        text: Tensor,
+        input_lengths: Tensor,
+        *,
+        piece_frames: int | Iterable[int],
+        seed: Seeds = None,
+        max_steps: Sequence[int] | None = None,
+        call: Call = DIRECT,
+    ) -> Generator[MelPiece, None, None]:
+        """`infer_pieces` for an engine: without its warning; arguments as there and as for `decode`."""
+        with torch.no_grad():
+            inputs, limits = self._encode(text, input_lengths, seed, max_steps, call)
+        return mel_pieces(self.decoder, self.postnet, inputs, limits, piece_frames, call)
 
     def _encode(
-        self, text: Tensor, input_lengths: Tensor, seed: int | Sequence[int] | None, max_steps: Sequence[int] | None
+        self, text: Tensor, input_lengths: Tensor, seed: Seeds, max_steps: Sequence[int] | None, call: Call
     ) -> tuple[tuple[Tensor, Tensor, Tensor, int], Tensor]:
         """(arguments of `Decoder.infer`, step limit of each item [B] int64 on the CPU)."""
         check_text(text, input_lengths, self.config.n_symbols)
         limits = step_limits(max_steps, len(text), self.decoder.max_decoder_steps)
-        text_mask = length_mask(input_lengths.to(text.device), text.shape[1])
-        text = text.masked_fill(~text_mask, 0)
-        memory = self.encoder(
-            self.embedding(text).transpose(1, 2),
-            input_lengths,
-            text_mask.unsqueeze(1).to(self.embedding.weight.dtype),
-        )
+        device = self.embedding.weight.device
+        text, input_lengths = move(text, device), move(input_lengths, device)
+        memory = call(self._memory, *call.padded(text, input_lengths))[: len(text), : text.shape[1]]
         # On a GPU steps are cheap, and a recorded graph has a fixed limit.
-        most = self.decoder.max_decoder_steps if text.is_cuda else int(limits.max())
-        seeds = item_seeds(seed, len(text), text.device)
-        return (memory, input_lengths.to(text.device), seeds, most), limits
+        most = self.decoder.max_decoder_steps if device.type == "cuda" else int(limits.max())
+        return (memory, input_lengths, item_seeds(seed, len(text), device), most), limits
+
+    def _memory(self, text: Tensor, input_lengths: Tensor) -> Tensor:
+        mask = length_mask(input_lengths, text.shape[1])
+        x = self.embedding(text.masked_fill(~mask, 0)).transpose(1, 2)
+        return self.encoder(x, input_lengths, mask.unsqueeze(1).to(x.dtype))
+
+
+def _warning_of_endless(
+    pieces: Generator[MelPiece, None, None], limits: Tensor, r: int
+) -> Generator[MelPiece, None, None]:
+    with closing(pieces):
+        for piece in pieces:
+            if piece.finished:
+                warn_of_endless(piece.lengths.cpu() // r, limits, stacklevel=3)
+            yield piece

@@ -7,11 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastglow.devices import move
 from fastglow.kernels import DecodePiece
 from fastglow.kernels.arguments import sizes_of_pieces
 from fastglow.modules.convolution import length_mask
 
-from .step_limits import warn_of_endless
+from .calling import Call
 from .tacotron2_decoder import Decoder
 from .tacotron2_postnet import Postnet
 
@@ -40,16 +41,17 @@ def mel_pieces(
     inputs: tuple[Tensor, Tensor, Tensor, int],
     limits: Tensor,
     piece_frames: int | Iterable[int],
+    call: Call,
 ) -> Generator[MelPiece, None, None]:
     """The mel of a batch, piece by piece.
 
     Args:
         inputs: of `Decoder.infer`.
         limits: step limit of each item, [B] int64 on the CPU.
-        piece_frames: as of `Tacotron2.infer_pieces`.
+        piece_frames, call: as of `Tacotron2.decode_pieces`.
     """
     steps = _piece_steps(piece_frames, postnet.receptive_field, decoder.n_frames_per_step)
-    return _with_postnet(decoder.infer_pieces(*inputs, piece_steps=steps), decoder, postnet, limits)
+    return _with_postnet(decoder.infer_pieces(*inputs, piece_steps=steps), decoder, postnet, limits, call)
 
 
 def _piece_steps(piece_frames: int | Iterable[int], held: int, r: int) -> Iterator[int]:
@@ -61,7 +63,7 @@ def _piece_steps(piece_frames: int | Iterable[int], held: int, r: int) -> Iterat
 
 @torch.no_grad()
 def _with_postnet(
-    pieces: Generator[DecodePiece, None, None], decoder: Decoder, postnet: Postnet, limits: Tensor
+    pieces: Generator[DecodePiece, None, None], decoder: Decoder, postnet: Postnet, limits: Tensor, call: Call
 ) -> Generator[MelPiece, None, None]:
     held, r, most = postnet.receptive_field, decoder.n_frames_per_step, int(limits.max())
     n_steps = n_frames = 0  # taken by the decoder; of the mel handed out
@@ -72,17 +74,16 @@ def _with_postnet(
             alignments = alignments[:, : most - n_steps]
             mel = decoder.mel_of(frames)[:, :, : (most - n_steps) * r]
             window = mel if window is None else torch.cat((window, mel), dim=2)
-            limits = limits.to(steps.device)
+            limits = move(limits, steps.device)
             ends = torch.minimum(steps + 1, limits)
             alignments = alignments * length_mask(ends - n_steps, alignments.shape[1]).unsqueeze(2)
             n_steps += alignments.shape[1]
             finished = n_steps == most or (decoder.early_stopping and not running)
             start, n_frames = n_frames, n_steps * r - (0 if finished else held)
-            mel = postnet.refine(window, ends * r - first)[:, :, start - first : n_frames - first]
+            refined = call(postnet.refine, *call.padded(window, ends * r - first))
+            mel = refined[: len(window), :, start - first : n_frames - first]
             window, first = window[:, :, max(0, n_frames - held) - first :], max(0, n_frames - held)
             lengths = (torch.minimum(steps, limits) * r).clamp(max=n_frames).int()
-            if finished and decoder.early_stopping:
-                warn_of_endless(steps, limits)
             yield MelPiece(mel, alignments, lengths, finished)
             if finished:
                 return

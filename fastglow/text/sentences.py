@@ -44,6 +44,11 @@ _INITIAL_FOLLOWS = re.compile(r"\s*[A-Z]\.")
 _CLAUSE_END = re.compile(rf"[;:,][{_CLOSERS}]*(?=\s)|[—–―─，；：、]|[)\]](?=\s)|\s(?=[(\[—–])")
 # Not after a hyphen at a line end.
 _SPACE = re.compile(r"(?<![A-Za-z]-)(?<!\u00ad)\s")
+# Most of these begin a clause where punctuation is missing.
+_CONJUNCTION = re.compile(
+    rf"{_SPACE.pattern}(?=(?i:after|although|and|because|before|but|if|or|since|that|though|unless|until|when|where"
+    r"|which|while|who)\s)"
+)
 # A bounded context around each full stop keeps the time linear.
 _WINDOW = 40
 
@@ -63,8 +68,8 @@ def split_sentences(text: str, max_chars: int = 200) -> list[str]:
 
     No sentence ends at full stops of abbreviations, initials, numbers, days (``on 12. Dec.``) and addresses, at
     ellipses that trail off, or inside ``{ARPAbet}``, tags and parentheses that fit within ``max_chars``. A sentence
-    that is too long is cut evenly: at clause punctuation, else at spaces, else inside a word. Tacotron 2 works best
-    with 120 to 200 characters.
+    that is too long is cut evenly: at clause punctuation, else before conjunctions, else at spaces, else inside a
+    word. Tacotron 2 works best with 120 to 200 characters.
 
     The pieces contain the whole text except the white space around them. A piece may have nothing to speak (``"..."``,
     an emoji): ``text_to_sequence`` then finds no letters in it. A text of white space gives an empty list.
@@ -224,11 +229,12 @@ def _best_cut(text: str, start: int, end: int, groups: _Spans, max_chars: int) -
     limit = start + max_chars
     n_pieces = -(-(end - start) // max_chars)
     even = start + (end - start) / n_pieces
-    for pattern, first in ((_CLAUSE_END, start + max_chars // 4), (_SPACE, start)):
+    earliest = start + max_chars // 4
+    for pattern, first in ((_CLAUSE_END, earliest), (_CONJUNCTION, earliest), (_SPACE, start)):
         cuts = [
             position
             for match in pattern.finditer(text, first + 1, limit + 1)
-            if (position := match.start() if pattern is _SPACE else match.end()) <= limit
+            if (position := match.end() if pattern is _CLAUSE_END else match.start()) <= limit
             and not groups.around(position)
         ]
         if cuts:

@@ -5,6 +5,9 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
+from fastglow.models.tacotron2 import DecodedBatch
+from fastglow.models.tacotron2_pieces import MelPiece
+
 from .conftest import TACOTRON2
 
 
@@ -28,7 +31,7 @@ class ScriptedTacotron2(nn.Module):
         self.embedding = nn.Embedding(n_symbols, 1)
         self.calls = []
 
-    def infer(self, text, input_lengths, *, seed, max_steps):
+    def decode(self, text, input_lengths, *, seed, max_steps, call):
         assert len(text) == len(input_lengths) == len(seed) == len(max_steps)
         self.calls.append((list(seed), list(max_steps)))
         items = []
@@ -49,7 +52,24 @@ class ScriptedTacotron2(nn.Module):
                     alignments[i, step] = 1 / text.shape[1]
                 else:
                     alignments[i, step, symbol] = 0.9
-        return mel, torch.tensor([len(path) * r for path, _ in items]), alignments
+        steps = torch.tensor([len(path) for path, _ in items])
+        return DecodedBatch(mel, steps, torch.tensor(max_steps), alignments)
+
+    def decode_pieces(self, text, input_lengths, *, seed, piece_frames, call):
+        """The mel lags one step behind the alignment, as behind a postnet."""
+        r, most = self.config.n_frames_per_step, self.config.max_decoder_steps
+        whole = self.decode(text, input_lengths, seed=seed, max_steps=[most], call=call)
+        n_steps, taken, spoken = int(whole.steps[0]), 0, 0
+        while taken < n_steps + 1:
+            before, taken = taken, min(taken + -(-piece_frames // r), n_steps + 1)
+            finished = taken == n_steps + 1
+            first, spoken = spoken, (taken if finished else taken - 1) * r
+            yield MelPiece(
+                whole.mel[:, :, first:spoken],
+                whole.alignments[:, before:taken],
+                torch.tensor([min(spoken, n_steps * r)]),
+                finished,
+            )
 
 
 def mel_of(seed, n_frames):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastglow.engine.attempts import MAX_ATTEMPTS, Task, decode_utterances
+from fastglow.engine.acoustic import Acoustic
+from fastglow.engine.attempts import MAX_ATTEMPTS, Attempts, Task
 from fastglow.engine.reading import Fault
 from fastglow.engine.seeds import attempt_seed, sentence_seed
 
@@ -24,7 +25,10 @@ def by_attempt(*paths, seed=7):
 
 
 def utterances_of(model, *tasks):
-    return decode_utterances(model, tasks, FRAME)
+    acoustic = Acoustic(model, FRAME)
+    attempts = [acoustic.attempts(one) for one in tasks]
+    acoustic.complete(attempts)
+    return [one.best() for one in attempts]
 
 
 ENDLESS = [*reading(12), None]
@@ -93,9 +97,70 @@ def test_the_least_wrong_attempt_is_used():
     assert utterance.alignment.argmax(1).tolist() == SKIPPED
 
 
-@pytest.mark.parametrize("each", [10, 20, 60])
+@pytest.mark.parametrize("endless", [[*reading(40)[:30], None], reading(40)[:30] * 20, [*reading(40)[:30], *[2] * 400]])
+def test_an_utterance_that_never_reaches_its_end_is_cut_after_its_last_progress(endless):
+    model = ScriptedTacotron2(by_attempt(endless))
+    (utterance,) = utterances_of(model, task(40))
+    assert (utterance.fault, utterance.attempts) == (Fault.UNFINISHED, MAX_ATTEMPTS)
+    assert (utterance.stopped, utterance.cut) == (False, True)
+    assert 28 < len(utterance.alignment) < 28 + 0.4 / (3 * FRAME)
+    assert torch.equal(utterance.mel, mel_of(7, 3 * len(utterance.alignment)))
+
+
+def test_an_attempt_that_reads_all_is_preferred_to_one_that_is_cut_in_mid_text():
+    stuck, further = [*reading(40)[:30], None], [*reading(40)[:50], None]
+    stalled = [*reading(40)[:30], *[14] * 50, *reading(40)[30:]]
+    for others in ([stuck, stuck, stalled, further], [LOOPED, stuck, stalled, LOOPED], [further, stalled]):
+        (utterance,) = utterances_of(ScriptedTacotron2(by_attempt(*others)), task(40))
+        assert (utterance.fault, utterance.cut) == (Fault.STALLS, False)
+        assert utterance.alignment.argmax(1).tolist() == stalled
+    (utterance,) = utterances_of(ScriptedTacotron2(by_attempt(BROKEN_OFF, stuck, further)), task(40))
+    assert (utterance.fault, utterance.cut) == (Fault.UNFINISHED, True)
+    assert torch.equal(utterance.mel, mel_of(attempt_seed(7, 2), utterance.mel.shape[1]))
+
+
+def test_speech_after_a_long_stall_is_not_kept():
+    stalled = [*reading(40)[:30], *[14] * 100, *reading(40)[30:]]
+    (utterance,) = utterances_of(ScriptedTacotron2(by_attempt(stalled)), task(40))
+    assert (utterance.fault, utterance.cut) == (Fault.BREAKS_OFF, True)
+    assert 28 < len(utterance.alignment) < 42
+
+
+@pytest.mark.parametrize("right", range(1, MAX_ATTEMPTS + 1))
+def test_a_postponed_attempt_is_decoded_if_no_other_is_right(right):
+    """A stream sees the fault while it decodes; the result is that of decoding it to its end."""
+    paths = [[*reading(40), None], LOOPED, LOOPED, LOOPED][:right] + [reading(40)]
+    script = by_attempt(*paths[:MAX_ATTEMPTS])
+    (whole,) = utterances_of(ScriptedTacotron2(script), task(40))
+    model = ScriptedTacotron2(script)
+    attempts = Attempts(task(40), 3 * FRAME, 400)
+    assert (attempts.seed, attempts.done) == (7, False)
+    attempts.postpone(Fault.RUNS_ON)
+    Acoustic(model, FRAME).complete([attempts])
+    utterance = attempts.best()
+    order = [*range(1, right + 1)] if right < MAX_ATTEMPTS else [1, 2, 3, 0]
+    assert [seed for seeds, _ in model.calls for seed in seeds] == [attempt_seed(7, i) for i in order]
+    assert torch.equal(utterance.mel, whole.mel)
+    assert [reading.fault for reading in utterance.readings] == [reading.fault for reading in whole.readings]
+    assert (utterance.fault, utterance.cut, utterance.attempts) == (whole.fault, whole.cut, whole.attempts)
+
+
+def test_attempts_are_recorded_one_by_one():
+    """As a stream does, which decodes the first itself; a low limit is raised with the same seed."""
+    model = ScriptedTacotron2(by_attempt([i for i in range(5) for _ in range(30)] + [5] * 8))
+    (whole,) = utterances_of(model, task(6))
+    attempts, calls = Attempts(task(6), 3 * FRAME, 400), []
+    while not attempts.done:
+        calls.append(([attempts.seed], [attempts.limit]))
+        attempts.record(*Acoustic(model, FRAME).decode([attempts.task.symbols], [attempts.seed], [attempts.limit]))
+    assert calls == model.calls[:2] == model.calls[2:]
+    assert [seeds for seeds, _ in calls] == [[7], [7]]
+    assert torch.equal(attempts.best().mel, whole.mel)
+
+
+@pytest.mark.parametrize("each", [10, 20, 30])
 def test_a_slow_reader_is_never_cut(each):
-    """Up to 2 s per symbol, far more than the first limit allows."""
+    """Up to 1 s per symbol, far more than the first limit allows."""
     path = [i for i in range(5) for _ in range(each)] + [5] * 8
     model = ScriptedTacotron2(lambda symbols, seed: path)
     (utterance,) = utterances_of(model, task(6))

@@ -114,13 +114,66 @@ def test_breaking_off(n_symbols):
     assert judge(np.zeros((0, n_symbols), np.float32), n_symbols - 1, True, STEP).fault is Fault.BREAKS_OFF
 
 
-def test_unfinished():
-    """Too few steps for a steady reading, or a reading that is stuck."""
-    path = steady(100)
-    short = verdict(path[:150], 100, stopped=False)
-    assert (short.fault, short.end) == (Fault.TOO_LONG, None)
-    stuck = verdict([*path[:100], *[49] * 80], 100, stopped=False)
-    assert (stuck.fault, stuck.end) == (Fault.UNFINISHED, None)
+def test_too_few_steps_for_a_steady_reading():
+    short = verdict(steady(100)[:150], 100, stopped=False)
+    assert (short.fault, short.end, short.unread) == (Fault.TOO_LONG, None, 24)
+
+
+@pytest.mark.parametrize(("stopped", "fault"), [(False, Fault.UNFINISHED), (True, Fault.BREAKS_OFF)])
+@pytest.mark.parametrize("step", [0.0116, 0.035])
+@pytest.mark.parametrize("n_symbols", [21, 100])
+def test_an_utterance_that_never_reaches_its_end_ends_with_its_last_progress(stopped, fault, step, n_symbols):
+    """It stands still, loops over many symbols or over few, or wanders, with or without a stop in the end."""
+    path, last = steady(n_symbols)[:30], 14
+    n_more = round(3 / step)
+    wandering = np.random.default_rng(3).integers(0, last - 3, n_more)
+    for rest in ([last] * n_more, path * 20, path[-8:] * 60, [0] * n_more, wandering):
+        reading = verdict([*path, *rest], n_symbols, stopped, step=step)
+        assert reading.fault is fault
+        # What attention touches for up to 0.1 s before it goes back is an excursion.
+        assert 28 - round(0.1 / step) <= reading.end <= 28 + round(0.1 / step)
+        assert 0 <= reading.unread - (n_symbols - 2 - last) <= 0.05 / step
+    assert verdict(path[:1] * n_more, n_symbols, stopped, step=step).end == 0
+
+
+@pytest.mark.parametrize("at", [0, 1, 30, 59])
+@pytest.mark.parametrize("step", [0.0116, 0.035])
+def test_stalling(at, step):
+    """Attention stands still or goes back and forth over a few symbols, then goes on."""
+    path = steady(61, at_end=2)
+    for rocking in ([at], [at, max(0, at - 4)]):
+
+        def stalled(seconds, rocking=rocking):
+            rest = [p for p in rocking for _ in range(5)] * 1000
+            return [*path[: 2 * at], *rest[: round(seconds / step)], *path[2 * at + 2 :]]
+
+        assert verdict(stalled(1.0), 61, step=step).fault is Fault.NONE
+        reading = verdict(stalled(1.4), 61, step=step)
+        assert (reading.fault, reading.end) == (Fault.STALLS, None)
+    looped = [*stalled(1.4), *path[:60], *path[60:]]
+    assert verdict(looped, 61, step=step).fault is not Fault.STALLS
+
+
+def test_the_better_of_two_readings():
+    """What reads the whole text comes before what ends in mid-text, and that had best read far."""
+    path = steady(60)
+    whole = [
+        verdict(path, 60),
+        verdict([*path, *[59] * 50], 60),
+        verdict([*path[:60], *[29] * 40, *path[60:]], 60),
+        verdict([*path[:60], *path[20:]], 60),
+        verdict([*path[:30], *path[70:]], 60),
+    ]
+    assert [reading.fault for reading in whole] == [0, 1, 2, 3, 4]
+    partial = [verdict(path[:100], 60), verdict([*path[:80], *[39] * 90], 60, False), verdict(path[:60], 60)]
+    assert [reading.fault for reading in partial] == [Fault.BREAKS_OFF, Fault.UNFINISHED, Fault.BREAKS_OFF]
+    ranks = [reading.rank for reading in (*whole, *partial, verdict(path, 60, height=0.3))]
+    assert ranks == sorted(set(ranks))
+
+
+def test_names_of_faults():
+    assert Fault.NONE.label is None
+    assert [fault.label for fault in (Fault.RUNS_ON, Fault.STALLS)] == ["runs_on", "stalls"]
 
 
 @pytest.mark.parametrize("n_symbols", [10, 100])

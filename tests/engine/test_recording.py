@@ -19,14 +19,14 @@ class Product:
     """x W^T by a model's weight, as a method that a Recorder can call."""
 
     def __init__(self, device="cpu"):
-        self.model = nn.Linear(3, 5, bias=False).to(device)
+        self.model = nn.Linear(32, 5, bias=False).to(device)
         self.call = Recorder(self.model, most=3)
 
     def product(self, x):
         return x @ self.model.weight.T
 
     def check(self, *shape):
-        x = torch.randn(*shape, 3, device=self.model.weight.device)
+        x = torch.randn(*shape, 32, device=self.model.weight.device)
         torch.testing.assert_close(self.call(self.product, x), self.product(x), rtol=0, atol=0)
 
 
@@ -61,7 +61,7 @@ def test_the_second_call_of_a_size_records_and_later_ones_replay(graphs):  # noq
 
 def test_results_are_not_overwritten_by_later_calls(graphs):  # noqa: F811
     product = Product()
-    inputs = [torch.randn(2, 3) for _ in range(4)]
+    inputs = [torch.randn(2, 32) for _ in range(4)]
     outputs = [product.call(product.product, x) for x in inputs]
     for x, output in zip(inputs, outputs, strict=True):
         torch.testing.assert_close(output, product.product(x), rtol=0, atol=0)
@@ -71,9 +71,9 @@ def test_results_are_not_overwritten_by_later_calls(graphs):  # noqa: F811
 def test_other_dtypes_backends_and_precisions_are_other_calls(graphs):  # noqa: F811
     product = Product()
     for _ in range(2):
-        product.call(product.product, torch.randn(2, 3))
+        product.call(product.product, torch.randn(2, 32))
     product.model.double()
-    product.call(product.product, torch.randn(2, 3, dtype=torch.float64))
+    product.call(product.product, torch.randn(2, 32, dtype=torch.float64))
     assert graphs.recorded == 1
     product.model.float()
     with backend.use_backend("reference"):
@@ -99,8 +99,8 @@ def test_the_least_recently_used_graph_is_dropped(graphs):  # noqa: F811
     "change",
     [
         lambda model: nn.init.ones_(model.weight),
-        lambda model: model.load_state_dict({"weight": torch.ones(5, 3)}),
-        lambda model: setattr(model, "weight", nn.Parameter(torch.ones(5, 3))),
+        lambda model: model.load_state_dict({"weight": torch.ones(5, 32)}),
+        lambda model: setattr(model, "weight", nn.Parameter(torch.ones(5, 32))),
     ],
     ids=["in place", "load_state_dict", "replaced"],
 )
@@ -116,13 +116,33 @@ def test_changed_weights_drop_the_graphs(graphs, change):  # noqa: F811
     assert (graphs.recorded, graphs.replayed) == (2, 2)
 
 
+def test_sizes_that_are_no_buckets_or_too_large_run_as_written(graphs):  # noqa: F811
+    product = Product()
+    for _ in range(3):
+        product.check(5)
+        product.check(1024)
+    assert graphs.recorded == 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"), [((5, 7, 33), (6, 7, 48)), ((2, 50), (2, 64)), ((64, 3, 200), (64, 3, 200))]
+)
+def test_inputs_are_padded_to_buckets(graphs, shape, expected):  # noqa: F811
+    call = Product().call
+    x, lengths = torch.randn(shape), torch.arange(shape[0]) + 1
+    wide, more = call.padded(x, lengths)
+    assert wide.shape == expected and more.shape == expected[:1]
+    assert torch.equal(wide[: shape[0], ..., : shape[-1]], x) and torch.equal(more[: shape[0]], lengths)
+    assert wide.count_nonzero() == x.count_nonzero() and not more[shape[0] :].any()
+
+
 def test_threads_get_their_own_results(graphs):  # noqa: F811
     product, failures = Product(), []
 
     def work(seed):
         generator = torch.Generator().manual_seed(seed)
         for _ in range(50):
-            x = torch.randn(2, 3, generator=generator)
+            x = torch.randn(2, 32, generator=generator)
             if not torch.equal(product.call(product.product, x), product.product(x)):
                 failures.append(seed)
 

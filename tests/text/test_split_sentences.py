@@ -137,3 +137,27 @@ def test_long_monotonous_text(unit):
     """A step that takes quadratic time would need minutes."""
     text = unit * (100_000 // len(unit))
     assert squeezed("".join(split_sentences(text))) == squeezed(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        (
+            "the cat sat on the mat and the dog lay by the door",
+            ["the cat sat on the mat", "and the dog lay by the door"],
+        ),
+        (
+            "they stayed at home\nBECAUSE the rain had not yet ended",
+            ["they stayed at home", "BECAUSE the rain had not yet ended"],
+        ),
+        # Punctuation comes first.
+        ("the old cat, the cow and the dog lay by the door", ["the old cat,", "the cow and the dog lay by the door"]),
+        # A conjunction that is too far from the middle, or that is none, does not count.
+        (
+            "he and his sister Andrea walked over the long bridge",
+            ["he and his sister Andrea", "walked over the long bridge"],
+        ),
+    ],
+)
+def test_a_long_sentence_without_punctuation_is_cut_before_a_conjunction(text, pieces):
+    assert split_sentences(text, 40) == pieces
