@@ -131,9 +131,10 @@ class Watch:
     def push(self, alignment: np.ndarray) -> int:
         """Takes the next steps, and returns how many steps from the start can be spoken; it never falls.
 
-        Whatever follows, `judge` and `steps_to_keep` keep these steps, if the attention is legible within
-        MIN_PEAK_SECONDS. While it is not, all steps can be spoken. If it becomes legible later, nothing further can be
-        spoken until attention progresses, and the cut may lie before steps that have been spoken: then cut at once.
+        None can before MIN_PEAK_SECONDS are known. Whatever follows, `judge` and `steps_to_keep` keep these steps, if
+        the attention is legible by then. While it is not, all steps can be spoken. If it becomes legible later, nothing
+        further can be spoken until attention progresses, and the cut may lie before steps that have been spoken: then
+        cut at once.
 
         Args:
             alignment: attention weights, float [new steps, symbols], without the step on which the gate fires.
@@ -143,7 +144,9 @@ class Watch:
         self._positions = np.concatenate((self._positions, alignment.argmax(axis=1)))
         self._heights = np.concatenate((self._heights, alignment.max(axis=1)))
         n_steps = len(self._positions)
-        if n_steps < _least_steps(self._seconds_per_step) or _is_legible(self._heights, self._seconds_per_step):
+        if n_steps < _least_steps(self._seconds_per_step):
+            return 0  # neither legibility nor a fault can be told, and a faulty beginning had best not be heard
+        if _is_legible(self._heights, self._seconds_per_step):
             n_steps = min(n_steps, self._earliest_end() + _shortest_tail(self._seconds_per_step))
         self._safe = max(self._safe, n_steps)
         return self._safe
@@ -157,8 +160,7 @@ class Watch:
         arrival = _first_arrival(path, self._n_sounding)
         on_the_way = path if arrival is None else path[: arrival + 1]
         first_read = _first_read(on_the_way)
-        if n_steps >= _least_steps(self._seconds_per_step):
-            self.fault = _fault_on_the_way(on_the_way, first_read, self._seconds_per_step)
+        self.fault = _fault_on_the_way(on_the_way, first_read, self._seconds_per_step)
         if arrival is not None and not _gives_up(first_read, self._seconds_per_step):
             if (n_steps - arrival) * self._seconds_per_step > MAX_TAIL:
                 self.fault = max(self.fault, Fault.RUNS_ON)

@@ -68,23 +68,6 @@ def test_streamed_is_whole_at_other_speeds(voice_folder, vocoder, speed):
     assert abs(other - plain / speed) <= 2
 
 
-def test_the_first_chunk_comes_while_the_decoder_runs(synthesizer, monkeypatch):
-    ended = []
-    pieces = synthesizer.acoustic.pieces
-
-    def watched(*arguments):
-        for piece in pieces(*arguments):
-            ended.append(piece.ended)
-            yield piece
-
-    monkeypatch.setattr(synthesizer.acoustic, "pieces", watched)
-    chunks = synthesizer.stream("Nine ships went home, and three came back.", 3, chunk_frames=5)
-    first = next(chunks)
-    assert len(first) and ended and not any(ended)
-    rest = list(chunks)
-    assert ended[-1] and rest
-
-
 def test_chunks_grow_to_a_limit():
     assert list(itertools.islice(growing(16), 8)) == [16, 32, 64, 128, 256, 512, 512, 512]
     assert list(itertools.islice(growing(1), 3)) == [1, 2, 4]
