@@ -1,6 +1,7 @@
 """Shared by the tests of `decode_loop`: random calls, one item decoded by PyTorch's modules, and comparisons."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastglow.kernels import DecodeResult, decode_loop, fold_decoder
+from fastglow.kernels import DecodePiece, DecodeResult, decode_loop, fold_decoder
 from fastglow.kernels.decode_loop import decoding as decoding_module
 from fastglow.kernels.decode_loop.decoding import Decoding
 from fastglow.kernels.decoder_weights import AttentionWeights, LSTMWeights, OutputWeights, RecurrentWeights
@@ -175,9 +176,15 @@ def decode_one(case: Case, batch: Batch, item: int) -> tuple[Tensor, Tensor, Ten
     return torch.stack(frames), torch.stack(logits), torch.stack(alignments)
 
 
-def call(batch: Batch, case: Case, function=decode_loop, **options) -> DecodeResult:
+def call(batch: Batch, case: Case, function=decode_loop, **options):
     inputs = (batch.memory, batch.processed_memory, batch.lengths, batch.seeds, batch.recurrent, batch.output)
     return function(*inputs, **{**case.options(), **options})
+
+
+def joined(pieces: Iterable[DecodePiece]) -> DecodeResult:
+    pieces = list(pieces)
+    frames, alignments = (torch.cat([getattr(piece, x) for piece in pieces], 1) for x in ("frames", "alignments"))
+    return DecodeResult(frames, pieces[-1].steps, alignments)
 
 
 def new_decoding(case: Case, batch: Batch, dtype: torch.dtype | None = None) -> Decoding:

@@ -1,6 +1,7 @@
 """The decode loop on a GPU: full sizes, streams, threads, CUDA graphs and grid barriers."""
 
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -8,12 +9,12 @@ import pytest
 import torch
 
 from fastglow.errors import FastglowError
-from fastglow.kernels import DecodeResult, fold_decoder
+from fastglow.kernels import DecodeResult, decode_pieces, fold_decoder
 from fastglow.kernels.decode_loop import METHODS, PERSISTENT_ITEMS
 from fastglow.kernels.decode_loop import decoding as decoding_module
 
 from .checks import assert_as_exact_as, assert_same_bits
-from .decode_loop_cases import CAPS, CASES, MANY, Case, call, check, new_decoding, reference
+from .decode_loop_cases import CAPS, CASES, MANY, Case, call, check, joined, new_decoding, reference
 from .rounding import perturbed
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("triton_backend")]
@@ -160,6 +161,54 @@ def test_threads_with_separate_streams_share_weights(method):
         for results, one in zip(pool.map(speak, range(len(cases))), expected, strict=True):
             for result in results:
                 assert_same_bits(result, one)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 40])
+@pytest.mark.parametrize("sizes", [1, [5, 40], 100], ids=str)
+def test_pieces_are_the_whole_and_cost_one_sync_each(batch_size, sizes):
+    case = published(batch_size, max_steps=60)
+    batch = case.batch(torch.float16, "cuda")
+    folded = fold_decoder(batch.recurrent, batch.output)
+    whole = call(batch, case, folded=folded)
+    for method in (None, "steps"):
+        next(call(batch, case, decode_pieces, piece_steps=1, method=method, folded=folded))  # records the graph
+        torch.cuda.synchronize()
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                pieces = list(call(batch, case, decode_pieces, piece_steps=sizes, method=method, folded=folded))
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+        assert len([one for one in caught if "synchroniz" in str(one.message)]) == len(pieces)
+        assert_same_bits(joined(pieces), whole)
+        if method is None:
+            assert all(piece.frames.shape[1] % 16 == 0 for piece in pieces[:-1])
+
+
+def test_pieces_on_changing_streams_between_other_calls():
+    """Two generators and whole calls of the same sizes, each piece on another stream."""
+    case = published(3, max_steps=100, stops="never")
+    batch = case.batch(torch.float16, "cuda")
+    batches = [batch.items(order) for order in ([0, 1, 2], [2, 0, 1], [1, 1, 0])]
+    expected = [call(one, case, method="steps") for one in batches]
+    folded = fold_decoder(batch.recurrent, batch.output)
+    streams = [torch.cuda.Stream() for _ in range(3)]
+    torch.cuda.synchronize()
+    runs = [call(one, case, decode_pieces, piece_steps=16, folded=folded) for one in batches[:2]]
+    found, others = [[], []], []
+    for i in range(7):
+        for j, run in enumerate(runs):
+            with torch.cuda.stream(streams[(i + j) % 3]):
+                found[j].append(next(run))
+        with torch.cuda.stream(streams[(i + 2) % 3]):
+            others.append(call(batches[2], case, method="graph", folded=folded))
+    torch.cuda.synchronize()
+    for pieces, one in zip(found, expected, strict=False):
+        assert_same_bits(joined(pieces), one)
+    for other in others:
+        assert_same_bits(other, expected[2])
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
