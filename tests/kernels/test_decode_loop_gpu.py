@@ -173,15 +173,14 @@ def test_pieces_are_the_whole_and_cost_one_sync_each(batch_size, sizes):
     for method in (None, "steps"):
         next(call(batch, case, decode_pieces, piece_steps=1, method=method, folded=folded))  # records the graph
         torch.cuda.synchronize()
-        before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
                 pieces = list(call(batch, case, decode_pieces, piece_steps=sizes, method=method, folded=folded))
-        finally:
-            torch.cuda.set_sync_debug_mode(before)
-        assert len([one for one in caught if "synchroniz" in str(one.message)]) == len(pieces)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        assert len([one for one in caught if "called a synchronizing" in str(one.message)]) == len(pieces)
         assert_same_bits(joined(pieces), whole)
         if method is None:
             assert all(piece.frames.shape[1] % 16 == 0 for piece in pieces[:-1])
