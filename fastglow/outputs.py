@@ -2,11 +2,15 @@
 
 import os
 import re
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from fastglow.errors import FastglowError
+from fastglow.files import replacing
 
 if TYPE_CHECKING:
     from fastglow.engine import Speech
@@ -19,19 +23,12 @@ def is_standard_output(path: str) -> bool:
     return path == "-" or _descriptor(path) == 1
 
 
-def check_output(path: str, format: str | None) -> str:
-    """Checks, before any speech is synthesised, that it can be written; returns the audio format's name.
-
-    Args:
-        path: of a file, or "-" for standard output.
-        format: None: the path's suffix; WAV for a device, pipe or descriptor without a known suffix.
+def check_output(path: str) -> None:
+    """Checks, before any speech is synthesised, that it can be written to `path`, or "-" for standard output.
 
     Raises:
-        FastglowError: an unknown format, a terminal, or a path that cannot be written.
+        FastglowError: a terminal, or a path that cannot be written.
     """
-    from fastglow.audio.formats import FORMATS
-    from fastglow.audio.io import check_format
-
     descriptor = _descriptor(path)
     if path == "-" and sys.stdout is None:
         raise FastglowError("standard output is closed: pass -o FILE.wav")
@@ -41,7 +38,22 @@ def check_output(path: str, format: str | None) -> str:
         raise FastglowError(
             f"audio is not written to a terminal ({path}): pass -o FILE.wav, or pipe it into a program, such as aplay"
         )
-    if format is None and _is_stream(path) and Path(path).suffix[1:].lower() not in FORMATS:
+
+
+def output_format(path: str, format: str | None) -> str:
+    """The name of the audio format to write to a path that `check_output` accepted.
+
+    Args:
+        path: of a file, or "-" for standard output.
+        format: None: the path's suffix; WAV for a device, pipe or descriptor without a known suffix.
+
+    Raises:
+        FastglowError: an unknown format.
+    """
+    from fastglow.audio.formats import FORMATS
+    from fastglow.audio.io import check_format
+
+    if format is None and is_stream(path) and Path(path).suffix[1:].lower() not in FORMATS:
         format = "wav"
     return check_format("" if path == "-" else path, format)
 
@@ -57,31 +69,56 @@ def check_writable(path: str) -> None:
         raise FastglowError(f"cannot write {path}: no permission in {folder}")
 
 
+class ClosedPipeError(FastglowError):
+    """The program that read the output has left."""
+
+
+# What a shell reports of a program that SIGPIPE has ended, as it does most whose reader leaves.
+CLOSED_PIPE = 128 + signal.SIGPIPE
+
+
+@contextmanager
+def opened(path: str) -> Iterator[BinaryIO]:
+    """A stream to a path that `check_output` accepted. A regular file is replaced once the block has succeeded.
+
+    Raises:
+        FastglowError: the path cannot be written.
+        ClosedPipeError: nobody reads any more.
+    """
+    descriptor = _descriptor(path)
+    is_stdout = path == "-" or descriptor == 1 and sys.stdout is not None
+    try:
+        if is_stdout:
+            yield sys.stdout.buffer
+            sys.stdout.buffer.flush()
+        elif descriptor is not None:
+            with os.fdopen(os.dup(descriptor), "wb") as stream:
+                yield stream
+        else:
+            with replacing(path) as temporary, open(temporary, "wb") as stream:
+                yield stream
+    except OSError as error:
+        if is_stdout:
+            discard_standard_output()
+        kind = ClosedPipeError if isinstance(error, BrokenPipeError) else FastglowError
+        raise kind(f"cannot write to {'standard output' if is_stdout else path}: {error.strerror}") from error
+
+
+def discard_standard_output() -> None:
+    """After a failed write: otherwise the interpreter would flush the rest at exit and report a second error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def write_speech(speech: "Speech", path: str, format: str) -> None:
-    """Writes a `Speech` to a path that `check_output` accepted.
+    """Writes a `Speech` to a path that `check_output` accepted, in a format of `output_format`.
 
     Raises:
         FastglowError: the path cannot be written.
     """
     from fastglow.audio import write_audio
 
-    descriptor = _descriptor(path)
-    if path == "-" or descriptor == 1 and sys.stdout is not None:
-        try:
-            write_audio(sys.stdout.buffer, speech.audio, speech.sample_rate, format)
-            sys.stdout.buffer.flush()
-        except OSError as error:
-            # Otherwise the interpreter would flush the rest at exit and report a second error.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise FastglowError(f"cannot write to standard output: {error.strerror}") from error
-    elif descriptor is not None:
-        try:
-            with os.fdopen(os.dup(descriptor), "wb") as stream:
-                write_audio(stream, speech.audio, speech.sample_rate, format)
-        except OSError as error:
-            raise FastglowError(f"cannot write to {path}: {error.strerror}") from error
-    else:
-        write_audio(path, speech.audio, speech.sample_rate, format)
+    with opened(path) as stream:
+        write_audio(stream, speech.audio, speech.sample_rate, format)
 
 
 def draws_progress(quiet: bool) -> bool:
@@ -119,5 +156,6 @@ def _is_terminal(path: str, descriptor: int | None) -> bool:
         os.close(opened)
 
 
-def _is_stream(path: str) -> bool:
+def is_stream(path: str) -> bool:
+    """Whether `path` is something else than a regular file, present or to be made."""
     return path == "-" or _descriptor(path) is not None or (os.path.exists(path) and not os.path.isfile(path))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from fastglow.cli import DTYPES
+from fastglow.commands.options import DTYPES
 from fastglow.errors import FastglowError
 from fastglow.files import replacing
 from fastglow.outputs import check_writable

@@ -153,9 +153,19 @@ def write_audio(
                 path.write_bytes(data)
         except OSError as error:
             raise FastglowError(f"{target}: cannot be written: {error.strerror or error}") from error
-    if n_clipped:
-        warnings.warn(f"{n_clipped} of {pcm.size} samples were outside [-1, 1] and clipped", stacklevel=2)
     return n_clipped
+
+
+def write_pcm16(stream: ByteSink, audio: ArrayLike | Tensor) -> None:
+    """Writes mono audio as 16-bit little-endian PCM without a header.
+
+    `audio` [N] is rounded, and clipped with a warning, as by `write_audio`. A stream's own errors pass through.
+
+    Raises:
+        FastglowError: audio that is not [N], not floating point, empty or not finite.
+    """
+    pcm, _ = _to_pcm16(audio)
+    _write_all(stream, pcm.astype("<i2").tobytes())
 
 
 def check_format(path: str | os.PathLike[str], format: str | None = None) -> str:
@@ -183,7 +193,7 @@ def _is_tensor(audio: object) -> TypeGuard[Tensor]:
 
 
 def _to_pcm16(audio: ArrayLike | Tensor) -> tuple[np.ndarray, int]:
-    """float [N] -> (int16 [N], number of samples outside [-1, 1])."""
+    """float [N] -> (int16 [N], number of samples outside [-1, 1], which a warning tells)."""
     if _is_tensor(audio):
         if not audio.is_floating_point():
             raise FastglowError(f"audio has dtype {audio.dtype}, must be floating point in [-1, 1]")
@@ -201,6 +211,8 @@ def _to_pcm16(audio: ArrayLike | Tensor) -> tuple[np.ndarray, int]:
     # Readers divide by 32768, too, so that audio from a file is written back bit for bit.
     steps = np.rint(samples.astype(np.float64) * 32768.0)
     n_clipped = int((np.abs(steps) > 32768).sum())
+    if n_clipped:
+        warnings.warn(f"{n_clipped} of {steps.size} samples were outside [-1, 1] and clipped", stacklevel=3)
     return np.clip(steps, -32768, 32767).astype(np.int16), n_clipped
 
 

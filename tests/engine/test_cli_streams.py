@@ -202,7 +202,7 @@ def test_a_file_of_errors_holds_no_progress_bar(synth, tmp_path, text):
 def test_loudness_has_the_librarys_defaults(synth, tmp_path, monkeypatch, options, given):
     seen = []
 
-    def synthesize(self, text, seed, *, sentence_silence, progress, **loudness):
+    def synthesize(self, text, *, seed, progress, **loudness):
         seen.append(loudness)
         raise FastglowError("seen")
 

@@ -1,0 +1,161 @@
+"""The jobs of `fastglow synth --json-lines`: a JSON object a line."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from fastglow.audio.io import check_format
+from fastglow.errors import FastglowError
+from fastglow.outputs import check_writable, is_stream
+
+from .inputs import Line
+from .options import SPEECH_OPTIONS, VoiceChoice
+
+KEYS: dict[str, type] = {
+    **{"text": str, "out": str, "format": str, "voice": str},
+    **{name: option.type for name, option in SPEECH_OPTIONS.items()},
+}
+_KINDS = {str: "a string", bool: "true or false", int: "a whole number", float: "a number"}
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a line does not say: the options of the command."""
+
+    voice: VoiceChoice
+    format: str | None
+    keywords: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A text to speak into a file.
+
+    Attributes:
+        line: asks for it.
+        text: not blank.
+        out: the file to write; what it lacks of folders may be made.
+        format: of the file, a key of `fastglow.audio.formats.FORMATS`.
+        voice: speaks it.
+        keywords: of `Synthesizer.synthesize`.
+    """
+
+    line: Line
+    text: str
+    out: Path
+    format: str
+    voice: VoiceChoice
+    keywords: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """Equal for jobs that ask for the same speech in the same format. The device counts as rounding."""
+        voice = {
+            name: value for name, value in asdict(self.voice).items() if value not in (None, ()) and name != "device"
+        }
+        return sha256(json.dumps([self.text, self.format, voice, self.keywords], sort_keys=True).encode()).hexdigest()
+
+
+class JobReader:
+    """Makes jobs of lines.
+
+    Args:
+        defaults: for what a line does not say.
+        folder: of the outputs; None: the working directory, and a line must name its output.
+        kept: a file that must not be an output.
+    """
+
+    def __init__(self, defaults: Defaults, folder: str | None, kept: Path):
+        self.defaults = defaults
+        self.folder = folder
+        self._claims = {os.path.realpath(kept): "the journal of --resume"}
+
+    def read(self, line: Line) -> Job:
+        """The job that a line asks for.
+
+        Raises:
+            FastglowError: the line is no JSON object, has unknown keys or values of other types, or its output has
+                been claimed by an earlier line, has an unknown format or cannot be written.
+        """
+        values = {name: _checked(name, value) for name, value in _parse(line.data).items() if value is not None}
+        text = values.get("text", "")
+        if not text.strip():
+            raise FastglowError('"text" is missing or empty: add some words')
+        format = values.get("format", self.defaults.format)
+        out = self._out(values.get("out"), format, line)
+        format = check_format(out, format)
+        voice = replace(self.defaults.voice, voice=values["voice"]) if "voice" in values else self.defaults.voice
+        keywords = {**self.defaults.keywords, **{name: values[name] for name in SPEECH_OPTIONS if name in values}}
+        self._claim(out, line)
+        return Job(line, text, out, format, voice, keywords)
+
+    def _out(self, name: str | None, format: str | None, line: Line) -> Path:
+        if name is None:
+            if self.folder is None:
+                raise FastglowError('"out" is missing: add it, or pass -o FOLDER for numbered files')
+            name = f"{line.position:05}.{(format or 'wav').lower()}"
+        out = Path(self.folder or "", name)
+        try:
+            if "\0" in name or is_stream(name) or is_stream(str(out)) and not out.is_dir():
+                raise FastglowError(f"cannot write {_shown(name)}: it is no regular file")
+            check_writable(str(self._nearest_folder(out) / out.name))
+        except OSError as error:
+            raise FastglowError(f"cannot write {out}: {error.strerror}") from error
+        return out
+
+    def _nearest_folder(self, out: Path) -> Path:
+        """The folder of `out`; one above it if it is still to be made, which is done below `self.folder` only."""
+        folder = out.parent
+        if self.folder is not None and Path(os.path.abspath(out)).is_relative_to(os.path.abspath(self.folder)):
+            while not folder.exists():
+                folder = folder.parent
+        return folder
+
+    def _claim(self, out: Path, line: Line) -> None:
+        path = os.path.realpath(out)
+        if path in self._claims:
+            raise FastglowError(f"{out} is also the output of {self._claims[path]}: name another file")
+        self._claims[path] = line.place
+
+
+def _parse(data: bytes) -> dict[str, Any]:
+    try:
+        values = json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise FastglowError(
+            f"byte {error.start + 1} of the line, 0x{data[error.start]:02X}, is not UTF-8: save the file as UTF-8"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise FastglowError(f"the line is not JSON: {error.msg} (column {error.colno})") from error
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets in brackets
+        raise FastglowError(f"the line is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise FastglowError(f'the line is {_shown(values)}, must be an object such as {{"text": ..., "out": ...}}')
+    unknown = sorted(values.keys() - KEYS.keys())
+    if unknown:
+        raise FastglowError(f"unknown key {_shown(unknown[0])}: use {', '.join(KEYS)}")
+    return values
+
+
+def _checked(name: str, value: Any) -> Any:
+    kind = KEYS[name]
+    if kind is float and type(value) is int and abs(value) < 2**64:
+        value = float(value)
+    if type(value) is not kind:
+        raise FastglowError(f"{name}={_shown(value)} must be {_KINDS[kind]}")
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise FastglowError(
+                f"{name} has half a surrogate pair at character {error.start + 1}: leave it out"
+            ) from error
+    return value
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:59] + "…"

@@ -1,0 +1,24 @@
+"""What `fastglow synth` says of the speech it has made."""
+
+from typing import TYPE_CHECKING, Any
+
+from fastglow.errors import FastglowError
+
+if TYPE_CHECKING:
+    from fastglow.engine import Speech
+
+
+def sentence_reports(speech: "Speech") -> list[dict[str, Any]]:
+    return [
+        {"text": s.text, "mel_frames": s.mel.shape[1], "audio_seconds": len(s.audio) / speech.sample_rate,
+         "stopped": s.stopped, "attempts": s.attempts, "cut": s.cut}
+        for s in speech.sentences
+    ]  # fmt: skip
+
+
+def nothing_spoken(text: str) -> FastglowError:
+    """The error for a text that gave no audio."""
+    return FastglowError(
+        f"there is nothing to speak in {text.strip()[:60]!r}, or the model returned no speech: pass some words, or "
+        "another seed"
+    )
