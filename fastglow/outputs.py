@@ -157,5 +157,6 @@ def _is_terminal(path: str, descriptor: int | None) -> bool:
 
 
 def is_stream(path: str) -> bool:
-    """Whether `path` is something else than a regular file, present or to be made."""
-    return path == "-" or _descriptor(path) is not None or (os.path.exists(path) and not os.path.isfile(path))
+    """Whether `path` is a device, pipe or descriptor: neither a file, present or to be made, nor a folder."""
+    special = os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+    return special or path == "-" or _descriptor(path) is not None

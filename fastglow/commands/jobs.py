@@ -99,7 +99,7 @@ class JobReader:
             name = f"{line.position:05}.{(format or 'wav').lower()}"
         out = Path(self.folder or "", name)
         try:
-            if "\0" in name or is_stream(name) or is_stream(str(out)) and not out.is_dir():
+            if "\0" in name or is_stream(name) or is_stream(str(out)):
                 raise FastglowError(f"cannot write {_shown(name)}: it is no regular file")
             check_writable(str(self._nearest_folder(out) / out.name))
         except OSError as error:

@@ -6,12 +6,13 @@ import shutil
 import subprocess
 import sys
 
+import click
 import numpy as np
 import pytest
 import soundfile
 
 from fastglow import FastglowError, Synthesizer, save_checkpoint
-from fastglow.cli import main
+from fastglow.cli import _COMMANDS, cli, main
 from fastglow.engine.seeds import attempt_seed, sentence_seed
 from fastglow.voices import BUNDLED, DEFAULT_VOICE
 
@@ -282,3 +283,24 @@ def test_help_and_version(capsys):
     output = capsys.readouterr().out
     for command in ("synth", "train", "prepare", "convert", "inspect", "plot", "export-voice"):
         assert command in output
+
+
+def test_the_list_of_commands_loads_none_of_them():
+    code = """
+import sys
+from fastglow.cli import main
+assert main(["--help"]) == 0
+assert not {"torch", "numpy", "soundfile", "fastglow.commands.synth"} & set(sys.modules)
+assert main(["synth", "--help"]) == 0
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--sentence-silence" in done.stdout
+
+
+def test_the_list_of_commands_says_what_they_say_themselves():
+    for name, entry in _COMMANDS.items():
+        command = cli.get_command(click.Context(cli), name)
+        assert " ".join(command.help.split("\n\n")[0].split()) == entry.help
+    assert cli.get_command(click.Context(cli), "sing") is None
