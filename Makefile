@@ -77,7 +77,7 @@ format: $(VENV)/.installed-ruff
 
 # One environment for all targets, rebuilt when these files change. A stamp per set of packages: each target installs
 # what it needs. The test set includes the other.
-$(VENV)/.made: setup.py pyproject.toml constraints.txt
+$(VENV)/.made: setup.py fastglow/_requirements.py pyproject.toml constraints.txt
 	@[ ! -e $(VENV) ] || [ -e $@ ] || \
 		{ echo "$(VENV) was not made by this Makefile, or is incomplete: move it away, or run 'make clean'" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

@@ -6,18 +6,24 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 
-version: dict[str, str] = {}
-exec((ROOT / "fastglow" / "_version.py").read_text(encoding="utf-8"), version)
+values: dict = {}
+for name in ("_version.py", "_requirements.py"):
+    exec((ROOT / "fastglow" / name).read_text(encoding="utf-8"), values)
 
-PLOT = ["matplotlib>=3.7"]
+
+def at_least(oldest: dict[str, str]) -> list[str]:
+    return [f"{name}>={version}" for name, version in oldest.items()]
+
+
+REQUIRED = [r + "; platform_system == 'Linux'" * r.startswith("triton") for r in at_least(values["REQUIRED"])]
+PLOT, TRAIN = at_least(values["PLOT"]), at_least(values["TRAIN"])
 EVALUATION = ["pesq>=0.0.4", "pocketsphinx>=5", "pystoi>=0.4", *PLOT]
-TRAIN = ["tensorboard>=2.14", *PLOT]
 LINT = ["mypy>=1.15", "ruff>=0.9"]
 TEST = ["hypothesis>=6.100", "pytest>=8", "pytest-benchmark>=4", "setuptools>=70.1", *LINT, *TRAIN]
 
 setup(
     name="fastglow",
-    version=version["__version__"],
+    version=values["__version__"],
     description="Fast Tacotron 2 + WaveGlow text-to-speech: drop-in models, training, a bundled voice",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -44,20 +50,7 @@ setup(
     },
     include_package_data=False,
     zip_safe=False,
-    install_requires=[
-        "click>=8.1",
-        "inflect>=7.0",
-        "numpy>=1.24",
-        # Without a wheel for Linux on ARM, where pip would need a C++ compiler; only another speed needs it.
-        "python-stretch>=0.3.1; platform_machine != 'aarch64'",
-        "safetensors>=0.4.3",
-        "soundfile>=0.12.1",
-        "soxr>=0.3.7",
-        "torch>=2.7",
-        "tqdm>=4.64",
-        "triton>=3.3; platform_system == 'Linux'",
-        "unidecode>=1.3.6",
-    ],
+    install_requires=REQUIRED,
     extras_require={
         "plot": PLOT,
         "evaluation": EVALUATION,

@@ -21,6 +21,7 @@ class _Entry(NamedTuple):
 
 _COMMANDS = {
     "convert": _Entry("fastglow.commands.checkpoints", "Convert a checkpoint of any published format."),
+    "doctor": _Entry("fastglow.commands.doctor", "Check this machine, the installation and the kernels."),
     "export-voice": _Entry("fastglow.train.run_command", "Make a voice of trained models."),
     "inspect": _Entry("fastglow.commands.checkpoints", "Describe a checkpoint file."),
     "plot": _Entry("fastglow.train.run_command", "Draw the curves of a run, or of several to compare."),

@@ -34,7 +34,7 @@ def let_threads_sleep() -> None:
     effect on GNU's runtime, which PyTorch's wheels carry; other runtimes stay unchanged.
     """
     global _settled
-    if _settled or any(os.environ.get(name) for name in CHOICES):
+    if _settled or user_choices():
         return
     loaded = _loaded_libgomp()
     if loaded is not None:
@@ -49,6 +49,11 @@ def let_threads_sleep() -> None:
                 del os.environ[name]
             os.environ.update(before)
         _settled = True
+
+
+def user_choices() -> dict[str, str]:
+    """The variables of `CHOICES` that are set, with their values."""
+    return {name: os.environ[name] for name in CHOICES if os.environ.get(name)}
 
 
 def _loaded_libgomp() -> str | None:

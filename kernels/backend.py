@@ -82,7 +82,7 @@ def picks_triton(op: str, *tensors: Tensor | None, unsupported: str | None = Non
     on_gpu = all(tensor.is_cuda for tensor in present)
     if name == AUTOMATIC and not on_gpu:
         return False
-    reason = unsupported or _reason_against(present, on_gpu)
+    reason = unsupported or reason_against(*present)
     if reason is None:
         return True
     if name == TRITON:
@@ -116,14 +116,14 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager:
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
-def _reason_against(tensors: list[Tensor], on_gpu: bool) -> str | None:
+def reason_against(*tensors: Tensor) -> str | None:
+    """Why no kernel takes these tensors, whichever backend is chosen; None: kernels may."""
     for tensor in tensors:
         if tensor.is_floating_point() and tensor.dtype not in KERNEL_DTYPES:
             return f"{dtype_name(tensor.dtype)} is not among float32, float16 and bfloat16"
     if len({tensor.device for tensor in tensors}) > 1:
         return f"its tensors are on {', '.join(sorted({str(tensor.device) for tensor in tensors}))}"
-    compiles_for_meta = all(tensor.is_meta for tensor in tensors)
-    if not on_gpu and not compiles_for_meta and not interprets():
+    if tensors and not (tensors[0].is_cuda or tensors[0].is_meta or interprets()):
         return f"{tensors[0].device} tensors need TRITON_INTERPRET=1, set before fastglow is imported"
     return None
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from fastglow.diagnosis.comparison import Error
+from fastglow.diagnosis.rounding import perturbed
 from fastglow.errors import FastglowError
 from fastglow.kernels import backend
-
-from .rounding import perturbed
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -126,19 +126,9 @@ def assert_as_exact_as(actual: Tensor, references: Tensor, exact: Tensor, factor
     assert actual.shape == exact.shape == references.shape[1:]
     assert actual.dtype == references.dtype
     assert bool(actual.isfinite().all()), "not finite: unwritten or overflowed"
-    if not exact.numel():
-        return
-    error = _largest(actual.to(exact) - exact)
-    expected = max(_largest(reference.to(exact) - exact) for reference in references)
-    assert error <= factor * expected, f"error {error:.3g}, PyTorch's {expected:.3g}"
-    # Without cancellation the error is a few units of roundoff of the result; a larger one comes from larger terms.
-    cancelling = expected / (4 * torch.finfo(actual.dtype).eps / 2)
-    scale = max(_largest(exact), cancelling)
-    assert error <= cap * scale, f"error {error:.3g} of {scale:.3g}"
-
-
-def _largest(x: Tensor) -> float:
-    return x.abs().max().item()
+    error = Error.of(actual, references, exact)
+    assert error.actual <= factor * error.pytorchs, f"error {error.actual:.3g}, PyTorch's {error.pytorchs:.3g}"
+    assert error.actual <= cap * error.scale, f"error {error.actual:.3g} of {error.scale:.3g}"
 
 
 def differentiate(

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastglow.diagnosis.rounding import perturbed
 from fastglow.kernels import DecodePiece, DecodeResult, decode_loop, fold_decoder
 from fastglow.kernels.decode_loop import decoding as decoding_module
 from fastglow.kernels.decode_loop.decoding import Decoding
@@ -17,7 +18,6 @@ from fastglow.kernels.reference.decode_loop import decode_loop as reference
 from fastglow.kernels.reference.philox import uniform_noise
 
 from .checks import assert_as_exact_as, assert_same_bits, changed_fields
-from .rounding import perturbed
 
 CAPS = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 

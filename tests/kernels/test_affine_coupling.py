@@ -8,6 +8,7 @@ import torch
 from torch.autograd import gradcheck
 
 from fastglow import kernels
+from fastglow.diagnosis.rounding import perturbed
 from fastglow.kernels import affine_coupling, affine_coupling_inverse, flow_step_inverse
 from fastglow.kernels.affine_coupling import CONFIGS, FLOW_STEP_CONFIGS
 from fastglow.kernels.backend import use_backend
@@ -28,7 +29,6 @@ from .checks import (
     recorded,
     zeros_for_shapes,
 )
-from .rounding import perturbed
 
 CAPS = {torch.float32: (1e-5, 1e-5), torch.float16: (2e-3, 2e-3), torch.bfloat16: (2e-2, 2e-2)}
 KINDS = ["contiguous", "halves", "channels-last"]

@@ -6,6 +6,7 @@ import pytest
 import torch
 import triton.language as tl
 
+from fastglow.diagnosis.rounding import perturbed
 from fastglow.kernels import fold_decoder
 from fastglow.kernels.decode_loop import tiles
 
@@ -21,7 +22,6 @@ from .decode_loop_cases import (
     reference,
     short_graphs,  # noqa: F401
 )
-from .rounding import perturbed
 
 REFERENCE_CASES = [
     Case(),

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fastglow.diagnosis.rounding import perturbed
 from fastglow.errors import FastglowError
 from fastglow.kernels import DecodeResult, decode_pieces, fold_decoder
 from fastglow.kernels.decode_loop import METHODS, PERSISTENT_ITEMS
@@ -15,7 +16,6 @@ from fastglow.kernels.decode_loop import decoding as decoding_module
 
 from .checks import assert_as_exact_as, assert_same_bits
 from .decode_loop_cases import CAPS, CASES, MANY, Case, call, check, joined, new_decoding, reference
-from .rounding import perturbed
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("triton_backend")]
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
+from fastglow.diagnosis.rounding import perturbed
 from fastglow.kernels import gated_activation
 from fastglow.kernels.backend import use_backend
 from fastglow.kernels.gated_activation import CONFIGS
@@ -15,7 +16,6 @@ from fastglow.kernels.reference.gated_activation import DROPOUT_STREAM
 from fastglow.kernels.reference.gated_activation import gated_activation as reference
 
 from . import checks
-from .rounding import perturbed
 from .test_philox import philox_in_python
 
 # Shapes of b for an a of [2, 6, 5].

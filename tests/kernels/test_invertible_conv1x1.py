@@ -6,6 +6,7 @@ import torch
 from torch.autograd import gradcheck
 
 from fastglow import kernels
+from fastglow.diagnosis.rounding import perturbed
 from fastglow.kernels import (
     invertible_conv1x1,
     invertible_conv1x1_factors,
@@ -26,7 +27,6 @@ from .checks import (
     recorded,
     strided,
 )
-from .rounding import perturbed
 
 CAPS = {torch.float32: (1e-5, 1e-5), torch.float16: (2e-3, 2e-3), torch.bfloat16: (2e-2, 2e-2)}
 

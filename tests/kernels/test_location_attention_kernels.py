@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fastglow.diagnosis.rounding import perturbed
 from fastglow.kernels import backend, launch, location_attention
 from fastglow.kernels.location_attention import fold_location
 from fastglow.kernels.location_attention.kernels import BACKWARD_CONFIGS, FORWARD_CONFIGS
@@ -23,7 +24,6 @@ from .checks import (
     recorded,
     strided,
 )
-from .rounding import perturbed
 
 SHAPES = {
     "query": lambda c: (c.items, 6),

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastglow.diagnosis.rounding import RUNS, perturbed
+
 from .checks import assert_as_exact_as
-from .rounding import RUNS, perturbed
 
 UNIT = torch.finfo(torch.float32).eps / 2
 NO_CAP = 1e9

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from fastglow import Tacotron2, Tacotron2Loss
+from fastglow.diagnosis.rounding import perturbed
 from fastglow.kernels import backend
 from fastglow.models.tacotron2 import DecoderStepLimitWarning
 
 from ..kernels.checks import assert_as_exact_as
-from ..kernels.rounding import perturbed
 
 IN_INTERPRETER = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is off where there is a GPU")
 NO_DROPOUT = dict.fromkeys(

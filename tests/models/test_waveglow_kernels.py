@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from fastglow import WaveGlow, WaveGlowLoss
+from fastglow.diagnosis.rounding import perturbed
 from fastglow.kernels import backend
 
 from ..kernels.checks import assert_as_exact_as
-from ..kernels.rounding import perturbed
 
 IN_INTERPRETER = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is off where there is a GPU")
 OPERATIONS = {"affine_coupling", "invertible_conv1x1", "wavenet_layer", "weight_norm"}

@@ -1,0 +1,16 @@
+"""The oldest versions that work, by distribution; setup.py reads them without importing the package."""
+
+REQUIRED = {
+    "click": "8.1",
+    "inflect": "7.0",
+    "numpy": "1.24",
+    "safetensors": "0.4.3",
+    "soundfile": "0.12.1",
+    "soxr": "0.3.7",
+    "torch": "2.7",
+    "tqdm": "4.64",
+    "triton": "3.3",
+    "unidecode": "1.3.6",
+}
+PLOT = {"matplotlib": "3.7"}
+TRAIN = {"tensorboard": "2.14", **PLOT}
