@@ -12,11 +12,13 @@ class Error(NamedTuple):
     Attributes:
         actual: of the result.
         pytorchs: of PyTorch's operations in the same dtype.
-        scale: largest absolute value of the exact result, or of the terms that cancel in it if they are larger.
+        largest: absolute value of the exact result.
+        scale: the same, or that of the terms that cancel in it if they are larger.
     """
 
     actual: float
     pytorchs: float
+    largest: float
     scale: float
 
     @classmethod
@@ -28,11 +30,12 @@ class Error(NamedTuple):
             exact: of the reference in float64.
         """
         if not exact.numel():
-            return cls(0.0, 0.0, 0.0)
+            return cls(0.0, 0.0, 0.0, 0.0)
         pytorchs = max(_largest(reference.to(exact) - exact) for reference in references)
         # Without cancellation the error is a few units of roundoff of the result; a larger one comes from larger terms.
         cancelling = pytorchs / (4 * torch.finfo(actual.dtype).eps / 2)
-        return cls(_largest(actual.to(exact) - exact), pytorchs, max(_largest(exact), cancelling))
+        largest = _largest(exact)
+        return cls(_largest(actual.to(exact) - exact), pytorchs, largest, max(largest, cancelling))
 
     @property
     def ratio(self) -> float:

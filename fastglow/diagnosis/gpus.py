@@ -147,7 +147,11 @@ def compiler() -> list[Finding]:
     if code:
         detail = next((line for line in output.split("\n") if "error" in line), output)
         remedy = remedy_for(detail) or ("unset CC" if chosen else "apt install --reinstall gcc libc6-dev")
-        return [_for_kernels("C compiler", one_line(f"{program} ended with code {code}: {detail}"), remedy)]
+        return [
+            _for_kernels(
+                "C compiler", one_line(f"{program} ended with code {code}: {detail or 'it said nothing'}"), remedy
+            )
+        ]
     return [Finding("C compiler", "ok", f"{program} compiles Triton's launcher")]
 
 

@@ -60,7 +60,7 @@ class _Child:
                 found = pickle.loads(self._connection.recv_bytes())
                 self._n_done += 1
                 return found
-            how = f"did not end within {seconds:.0f} seconds"
+            how = f"did not end within {seconds:g} seconds"
         except (EOFError, ConnectionResetError):
             code = self._process.wait()
             if code == 0 and self._n_done:
