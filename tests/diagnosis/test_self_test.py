@@ -32,8 +32,7 @@ def _no_variable(monkeypatch):
 def test_sound_kernels_pass_in_the_interpreter(operation, dtype):
     (finding,) = self_test(operation, dtype)
     assert (finding.name, finding.status) == (f"{operation}, {dtype}", "ok")
-    assert finding.detail.startswith("Triton kernels: forward 0.")
-    assert "backward 0." in finding.detail
+    assert re.fullmatch(r"Triton kernels: forward [\d.]+, backward [\d.]+ times PyTorch's error", finding.detail)
 
 
 @WITHOUT_GPU
@@ -47,7 +46,7 @@ def test_sound_references_pass(operation, monkeypatch):
     before = backend.launches.total()
     (finding,) = self_test(operation, "float32")
     assert finding.status == "ok", finding
-    assert finding.detail.startswith("PyTorch reference: forward 0.")
+    assert finding.detail.startswith("PyTorch reference: forward ")
     assert backend.launches.total() == before
     assert self_test(operation, "float16") == []
 
@@ -129,9 +128,9 @@ def test_wrong_integers_are_found(monkeypatch):
 
 def test_an_error_as_large_as_pytorchs_own_is_still_bounded(monkeypatch):
     def cancels(a):
-        """a, but rounded as if it were a thousand times larger."""
+        """a, but rounded as a number near 100,000."""
         backend.launches["gated_activation"] += 1
-        return (a + 1000) - 1000
+        return (a + 1e5) - 1e5
 
     assert "is too large, as is PyTorch's" in run_on_triton(monkeypatch, cancels).detail
 
