@@ -12,10 +12,10 @@ for name in ("_version.py", "_requirements.py"):
 
 
 def at_least(oldest: dict[str, str]) -> list[str]:
-    return [f"{name}>={version}" for name, version in oldest.items()]
+    markers = {name: f"; {marker}" for name, marker in values["MARKERS"].items()}
+    return [f"{name}>={version}{markers.get(name, '')}" for name, version in oldest.items()]
 
 
-REQUIRED = [r + "; platform_system == 'Linux'" * r.startswith("triton") for r in at_least(values["REQUIRED"])]
 PLOT, TRAIN = at_least(values["PLOT"]), at_least(values["TRAIN"])
 EVALUATION = ["pesq>=0.0.4", "pocketsphinx>=5", "pystoi>=0.4", *PLOT]
 LINT = ["mypy>=1.15", "ruff>=0.9"]
@@ -50,7 +50,7 @@ setup(
     },
     include_package_data=False,
     zip_safe=False,
-    install_requires=REQUIRED,
+    install_requires=at_least(values["REQUIRED"]),
     extras_require={
         "plot": PLOT,
         "evaluation": EVALUATION,

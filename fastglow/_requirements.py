@@ -12,5 +12,8 @@ REQUIRED = {
     "triton": "3.3",
     "unidecode": "1.3.6",
 }
+MARKERS = {"triton": "platform_system == 'Linux'"}
+"""Where a package is required, if not everywhere."""
+
 PLOT = {"matplotlib": "3.7"}
 TRAIN = {"tensorboard": "2.14", **PLOT}
