@@ -4,6 +4,7 @@ REQUIRED = {
     "click": "8.1",
     "inflect": "7.0",
     "numpy": "1.24",
+    "python-stretch": "0.3.1",
     "safetensors": "0.4.3",
     "soundfile": "0.12.1",
     "soxr": "0.3.7",
@@ -12,7 +13,11 @@ REQUIRED = {
     "triton": "3.3",
     "unidecode": "1.3.6",
 }
-MARKERS = {"triton": "platform_system == 'Linux'"}
+MARKERS = {
+    # It has no wheel for Linux on ARM, where pip would need a C++ compiler; only another speed needs it.
+    "python-stretch": "platform_machine != 'aarch64'",
+    "triton": "platform_system == 'Linux'",
+}
 """Where a package is required, if not everywhere."""
 
 PLOT = {"matplotlib": "3.7"}

@@ -20,6 +20,7 @@ class _Entry(NamedTuple):
 
 
 _COMMANDS = {
+    "bench": _Entry("fastglow.commands.bench", "Measure how fast a voice speaks on this machine."),
     "convert": _Entry("fastglow.commands.checkpoints", "Convert a checkpoint of any published format."),
     "doctor": _Entry("fastglow.commands.doctor", "Check this machine, the installation and the kernels."),
     "export-voice": _Entry("fastglow.train.run_command", "Make a voice of trained models."),

@@ -144,7 +144,7 @@ class _Speakers:
 
 def _speak(synthesizer: "Synthesizer", batch: list[Job]) -> list["Speech | str"]:
     """If the batch fails, each job is tried alone."""
-    from fastglow.engine.synthesizer import SilentTextWarning
+    from fastglow.engine.remarks import SilentTextWarning
 
     try:
         with warnings.catch_warnings():

@@ -91,15 +91,12 @@ class VoiceChoice:
     def of(cls, options: dict[str, Any]) -> "VoiceChoice":
         return cls(**{field.name: options[field.name] for field in fields(cls)})
 
-    def load(self) -> "Synthesizer":
-        """Loads the models.
+    def resolve(self) -> Voice:
+        """The voice with the chosen parts; loads no weights.
 
         Raises:
-            FastglowError: as `Synthesizer.from_voice`.
+            FastglowError: unknown voice, or unreadable files.
         """
-        import torch
-
-        from fastglow.engine import Synthesizer
         from fastglow.engine.settings import with_lexicons, with_parts
 
         parts: dict[str, Any] = {
@@ -116,6 +113,16 @@ class VoiceChoice:
             voice = Voice(**parts)
         else:
             voice = with_parts(Voice.load(self.voice or DEFAULT_VOICE), **parts)
-        if self.lexicons:
-            voice = with_lexicons(voice, self.lexicons)
-        return Synthesizer.from_voice(voice, self.device, getattr(torch, self.dtype))
+        return with_lexicons(voice, self.lexicons) if self.lexicons else voice
+
+    def load(self) -> "Synthesizer":
+        """Loads the models.
+
+        Raises:
+            FastglowError: as `Synthesizer.from_voice`.
+        """
+        import torch
+
+        from fastglow.engine import Synthesizer
+
+        return Synthesizer.from_voice(self.resolve(), self.device, getattr(torch, self.dtype))

@@ -1,10 +1,11 @@
 """Checks of the packages: their versions, whether they load, and what libsndfile can write."""
 
 import importlib
+import platform
 import re
 from importlib import metadata
 
-from fastglow._requirements import PLOT, REQUIRED, TRAIN
+from fastglow._requirements import MARKERS, PLOT, REQUIRED, TRAIN
 from fastglow.audio.formats import FORMATS
 
 from .findings import Finding, Status, one_line
@@ -32,6 +33,8 @@ def package(name: str) -> list[Finding]:
     try:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
+        if not _is_needed_here(name):
+            return [Finding(name, "skipped", "not installed; not needed on this platform")]
         if name in OPTIONAL:
             return [Finding(name, "skipped", f"not installed; optional, of the extra {OPTIONAL[name]!r}")]
         return [Finding(name, "failed", "not installed", f"pip install '{requirement}'")]
@@ -40,11 +43,17 @@ def package(name: str) -> list[Finding]:
         detail = f"{version} is too old, {_OLDEST[name]} or newer is needed"
         return [Finding(name, status, detail, f"pip install -U '{requirement}'")]
     try:
-        importlib.import_module(name)
+        importlib.import_module(name.replace("-", "_"))
     except Exception as error:
         detail = one_line(f"{version} does not load: {type(error).__name__}: {error}")
         return [Finding(name, status, detail, f"pip install --force-reinstall '{requirement}'")]
     return [Finding(name, "ok", f"{version} (needed: {_OLDEST[name]} or newer)")]
+
+
+def _is_needed_here(name: str) -> bool:
+    """By its marker, which is an expression in Python."""
+    platform_names = {"platform_machine": platform.machine(), "platform_system": platform.system()}
+    return bool(eval(MARKERS.get(name, "True"), {}, platform_names))
 
 
 def triton_pair() -> list[Finding]:

@@ -61,8 +61,8 @@ class Recorder:
 
     The first call runs as written, which compiles and loads its kernels; a process that speaks once records nothing.
     Graphs share one memory pool, are dropped when a parameter of the model changes, and number at most `most`. Any
-    thread may call, on any stream: replays wait for each other on the device. On a CPU, and inside a recording of the
-    caller's own, functions run as written.
+    thread may call, on any stream: replays wait for each other on the device. On a CPU, with the reference backend, and
+    inside a recording of the caller's own, functions run as written.
     """
 
     def __init__(self, model: nn.Module, most: int = MAX_GRAPHS):
@@ -75,7 +75,11 @@ class Recorder:
     @property
     def records(self) -> bool:
         """Whether calls now are recorded and replayed."""
-        return next(self.model.parameters()).is_cuda and not torch.cuda.is_current_stream_capturing()
+        return (
+            next(self.model.parameters()).is_cuda
+            and backend.backend_name() != backend.REFERENCE
+            and not torch.cuda.is_current_stream_capturing()
+        )
 
     def padded(self, x: Tensor, *per_item: Tensor) -> tuple[Tensor, ...]:
         """Inputs of a call with zeros added, so that few sizes occur.

@@ -1,6 +1,7 @@
 """Versions of packages, those that do not load, and what libsndfile cannot write."""
 
 import importlib
+import platform
 import re
 from importlib import metadata
 from pathlib import Path
@@ -107,3 +108,14 @@ def test_the_constraints_are_not_older_than_the_requirements():
     pinned = {name.lower(): version for name, version in pins}
     for name, oldest in {**_requirements.REQUIRED, **_requirements.TRAIN}.items():
         assert release(pinned[name]) >= release(oldest), name
+
+
+@pytest.mark.parametrize(("machine", "status"), [("x86_64", "failed"), ("aarch64", "skipped")])
+def test_a_package_may_be_needed_on_some_platforms_only(monkeypatch, machine, status):
+    def absent(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", absent)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    (finding,) = package("python-stretch")
+    assert finding.status == status

@@ -1,6 +1,7 @@
 """Recorded calls: what is recorded, replayed, dropped, and that results are those of the function."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -48,6 +49,17 @@ def test_on_a_cpu_functions_run_as_written():
     assert product.call.memory() == 0
 
 
+def test_the_reference_backend_is_not_recorded(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    on_gpu = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(is_cuda=True)]))
+    recorder = Recorder(on_gpu)
+    assert recorder.records
+    with backend.use_backend("reference"):
+        assert not recorder.records
+    with backend.use_backend("triton"):
+        assert recorder.records
+
+
 def test_the_second_call_of_a_size_records_and_later_ones_replay(graphs):  # noqa: F811
     product = Product()
     product.check(2)
@@ -76,7 +88,7 @@ def test_other_dtypes_backends_and_precisions_are_other_calls(graphs):  # noqa: 
     product.call(product.product, torch.randn(2, 32, dtype=torch.float64))
     assert graphs.recorded == 1
     product.model.float()
-    with backend.use_backend("reference"):
+    with backend.use_backend("triton"):
         product.check(2)
         assert graphs.recorded == 1
         product.check(2)

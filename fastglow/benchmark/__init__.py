@@ -1,0 +1,1 @@
+"""What `fastglow bench` measures: a voice on the user's machine, beside plain PyTorch operations."""
