@@ -1,4 +1,4 @@
-"""Return audio sentence by sentence, before the whole text is synthesized.
+"""Return audio as soon as it is certain, before the whole text is synthesized.
 
     python examples/streaming.py "First this. Then that." --out out.wav
 

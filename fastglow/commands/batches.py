@@ -3,7 +3,7 @@
 import time
 import warnings
 from contextlib import closing
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +31,9 @@ VOICES_KEPT = 4
 
 
 def speak_jobs(
-    inputs: tuple[str, ...], folder: str | None, defaults: Defaults, resume: bool, as_json: bool, quiet: bool
-) -> int:
+    inputs: tuple[str, ...], folder: str | None, defaults: Defaults, resume: bool, warmup: bool, as_json: bool,
+    quiet: bool,
+) -> int:  # fmt: skip
     """Speaks the jobs of all lines; those that fail are reported, and the others go on.
 
     Args:
@@ -40,6 +41,7 @@ def speak_jobs(
         folder: to make, if need be, and to write to; None: the working directory.
         defaults: for what a line does not say.
         resume: leave out the jobs of which an earlier run has made the files.
+        warmup: of each voice, before its first job.
         as_json: print a JSON object for each job instead of the report.
         quiet: print failures only.
 
@@ -54,7 +56,7 @@ def speak_jobs(
     check_inputs(inputs)
     if folder is not None:
         _make_folder(folder)
-    speakers = _Speakers(defaults.voice)
+    speakers = _Speakers(defaults.voice, warmup)
     with closing(Journal(folder or ".", resume)) as journal, closing(BatchReport(inputs, as_json, quiet)) as report:
         reader = JobReader(defaults, folder, journal.path)
         try:
@@ -100,14 +102,18 @@ def _to_do(window: list[Line], reader: JobReader, journal: Journal, report: Batc
 
 
 def _batches(jobs: list[Job]) -> list[list[Job]]:
-    """Jobs that one call of `synthesize_batch` can speak: of one voice, one seed and the same options."""
+    """Jobs that one call of `synthesize_batch` can speak: of one voice and the same options but for the seed."""
     groups: dict[Any, list[list[Job]]] = {}
     for job in jobs:
-        batches = groups.setdefault((job.voice, *sorted(job.keywords.items())), [[]])
+        batches = groups.setdefault((job.voice, *sorted(_without_seed(job).items())), [[]])
         if batches[-1] and sum(len(other.text) for other in batches[-1]) + len(job.text) > BATCH_CHARACTERS:
             batches.append([])
         batches[-1].append(job)
     return [batch for batches in groups.values() for batch in batches]
+
+
+def _without_seed(job: Job) -> dict[str, Any]:
+    return {name: value for name, value in job.keywords.items() if name != "seed"}
 
 
 class _Speakers:
@@ -117,10 +123,10 @@ class _Speakers:
         seconds: spent on speaking.
     """
 
-    def __init__(self, default: VoiceChoice):
+    def __init__(self, default: VoiceChoice, warmup: bool):
         self.seconds = 0.0
         self._default = default
-        self._load = lru_cache(VOICES_KEPT)(VoiceChoice.load)
+        self._load = lru_cache(VOICES_KEPT)(partial(VoiceChoice.load, warmup=warmup))
 
     def speak(self, batch: list[Job]) -> list["Speech | str"]:
         """The speech of each job, or why it has none.
@@ -145,12 +151,14 @@ class _Speakers:
 def _speak(synthesizer: "Synthesizer", batch: list[Job]) -> list["Speech | str"]:
     """If the batch fails, each job is tried alone."""
     from fastglow.engine.remarks import SilentTextWarning
+    from fastglow.engine.seeds import random_seed
 
+    texts, seeds = [job.text for job in batch], [job.keywords.get("seed", random_seed()) for job in batch]
     try:
         with warnings.catch_warnings():
             # The job fails and says so.
             warnings.filterwarnings("ignore", "nothing to speak", SilentTextWarning)
-            return [*synthesizer.synthesize_batch([job.text for job in batch], **batch[0].keywords)]
+            return [*synthesizer.synthesize_batch(texts, seeds, **_without_seed(batch[0]))]
     except Exception as error:
         if len(batch) == 1:
             return [_message(error)]

@@ -12,7 +12,7 @@ from fastglow.errors import FastglowError
 from fastglow.outputs import check_writable, is_stream
 
 from .inputs import Line
-from .options import SPEECH_OPTIONS, VoiceChoice
+from .options import SPEECH_OPTIONS, VoiceChoice, given_keywords
 
 KEYS: dict[str, type] = {
     **{"text": str, "out": str, "format": str, "voice": str},
@@ -88,7 +88,7 @@ class JobReader:
         out = self._out(values.get("out"), format, line)
         format = check_format(out, format)
         voice = replace(self.defaults.voice, voice=values["voice"]) if "voice" in values else self.defaults.voice
-        keywords = {**self.defaults.keywords, **{name: values[name] for name in SPEECH_OPTIONS if name in values}}
+        keywords = {**self.defaults.keywords, **given_keywords(values)}
         self._claim(out, line)
         return Job(line, text, out, format, voice, keywords)
 

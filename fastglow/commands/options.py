@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
+from fastglow.errors import FastglowError
 from fastglow.voices import DEFAULT_VOICE, VOCODERS, Voice
 
 if TYPE_CHECKING:
@@ -31,8 +32,14 @@ SPEECH_OPTIONS = {
         "--volume", float, "Factor on the loudness; loud peaks are lowered, not clipped. Default: 1."
     ),
     "sentence_silence": SpeechOption("--sentence-silence", float, "Seconds between sentences. Default: 0.2."),
+    "speed": SpeechOption("--speed", float, "0.5 to 4; 2 is twice as fast, at the same pitch. Default: 1."),
+    "length_scale": SpeechOption("--length-scale", float, "1 / speed: above 1 is slower."),
+    "trim_silence": SpeechOption(
+        "--trim-silence/--no-trim-silence", bool, "Remove silence from the ends of sentences. Default: no."
+    ),
 }
-"""Keywords of `Synthesizer.synthesize`, `synthesize_batch` and `stream`, passed on only if given."""
+"""Keywords of `Synthesizer.synthesize`, `synthesize_batch` and `stream`, passed on only if given; `length_scale` is
+passed on as `speed`."""
 
 
 def speech_options(command: Command) -> Command:
@@ -43,8 +50,20 @@ def speech_options(command: Command) -> Command:
 
 
 def given_keywords(options: dict[str, Any]) -> dict[str, Any]:
-    """Those of `SPEECH_OPTIONS` that were given."""
-    return {name: options[name] for name in SPEECH_OPTIONS if options[name] is not None}
+    """Those of `SPEECH_OPTIONS` that were given, as keywords of the engine.
+
+    Raises:
+        FastglowError: speed and length_scale are both given, or length_scale is not above 0.
+    """
+    keywords = {name: options[name] for name in SPEECH_OPTIONS if options.get(name) is not None}
+    scale = keywords.pop("length_scale", None)
+    if scale is None:
+        return keywords
+    if "speed" in keywords:
+        raise FastglowError(f"speed={keywords['speed']:g} and length_scale={scale:g} are both given: pass one of them")
+    if not scale > 0:
+        raise FastglowError(f"length_scale={scale:g} must be above 0; 1 keeps the speed")
+    return {**keywords, "speed": 1 / scale}
 
 
 _VOICE_OPTIONS = (
@@ -115,8 +134,11 @@ class VoiceChoice:
             voice = with_parts(Voice.load(self.voice or DEFAULT_VOICE), **parts)
         return with_lexicons(voice, self.lexicons) if self.lexicons else voice
 
-    def load(self) -> "Synthesizer":
+    def load(self, warmup: bool = False) -> "Synthesizer":
         """Loads the models.
+
+        Args:
+            warmup: do beforehand what first calls do.
 
         Raises:
             FastglowError: as `Synthesizer.from_voice`.
@@ -125,4 +147,7 @@ class VoiceChoice:
 
         from fastglow.engine import Synthesizer
 
-        return Synthesizer.from_voice(self.resolve(), self.device, getattr(torch, self.dtype))
+        synthesizer = Synthesizer.from_voice(self.resolve(), self.device, getattr(torch, self.dtype))
+        if warmup:
+            synthesizer.warmup()
+        return synthesizer

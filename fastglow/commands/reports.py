@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 def sentence_reports(speech: "Speech") -> list[dict[str, Any]]:
     return [
         {"text": s.text, "mel_frames": s.mel.shape[1], "audio_seconds": len(s.audio) / speech.sample_rate,
-         "stopped": s.stopped, "attempts": s.attempts, "cut": s.cut}
+         "stopped": s.stopped, "attempts": s.attempts, "cut": s.cut, "fault": s.fault, "faults": s.faults}
         for s in speech.sentences
     ]  # fmt: skip
 

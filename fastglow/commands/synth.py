@@ -29,7 +29,7 @@ from .options import VoiceChoice, given_keywords, speech_options, voice_options
 from .reports import nothing_spoken, sentence_reports
 
 if TYPE_CHECKING:
-    from fastglow.engine import Speech
+    from fastglow.engine import Speech, Synthesizer
 
 PLOTTED_SENTENCES = 10
 
@@ -46,6 +46,11 @@ PLOTTED_SENTENCES = 10
               help="Audio format. Default: --output's suffix; wav for standard output. Opus is at 24 kHz.")  # fmt: skip
 @click.option("--raw", is_flag=True,
               help="Write 16-bit little-endian mono samples without a header, as soon as they are made.")  # fmt: skip
+@click.option(
+    "--chunk-frames", type=int, help="With --raw: mel frames of the first chunk; later ones grow. Default: 16."
+)
+@click.option("--warmup", is_flag=True,
+              help="Before the first text, load, compile and on a GPU record all that speaking needs.")  # fmt: skip
 @click.option("--json-lines", is_flag=True,
               help="Speak many texts into many files. The input has a JSON object a line: text, out (the file), and "
                    "format, voice or the like instead of the options'. Exit code 1 if one fails.")  # fmt: skip
@@ -63,8 +68,8 @@ PLOTTED_SENTENCES = 10
 @click.pass_obj
 def synth(
     invocation: Invocation, text: tuple[str, ...], inputs: tuple[str, ...], output: str | None, format: str | None,
-    raw: bool, json_lines: bool, resume: bool, list_voices: bool, plot: str | None, as_json: bool, quiet: bool,
-    **options: Any,
+    raw: bool, chunk_frames: int | None, warmup: bool, json_lines: bool, resume: bool, list_voices: bool,
+    plot: str | None, as_json: bool, quiet: bool, **options: Any,
 ) -> int | None:  # fmt: skip
     """Speak TEXT, or --input, or standard input."""
     if list_voices:
@@ -76,12 +81,12 @@ def synth(
     let_threads_sleep()  # before torch is loaded
     voice, keywords = VoiceChoice.of(options), given_keywords(options)
     if json_lines:
-        _refuse("--json-lines", {"TEXT": text, "--raw": raw, "--plot": plot})
+        _refuse("--json-lines", {"TEXT": text, "--raw": raw, "--plot": plot, "--chunk-frames": chunk_frames})
         from .batches import speak_jobs
         from .jobs import Defaults
 
         try:
-            return speak_jobs(inputs, output, Defaults(voice, format, keywords), resume, as_json, quiet)
+            return speak_jobs(inputs, output, Defaults(voice, format, keywords), resume, warmup, as_json, quiet)
         except ClosedPipeError:
             return CLOSED_PIPE
     if resume:
@@ -92,6 +97,10 @@ def synth(
     check_output(output)
     if raw:
         _refuse("--raw", {"--plot": plot, "--format": format})
+        if chunk_frames is not None:
+            keywords["chunk_frames"] = chunk_frames
+    elif chunk_frames is not None:
+        raise FastglowError(f"--chunk-frames {chunk_frames} is for --raw: leave it out")
     else:
         format = output_format(output, format)
     if plot:
@@ -104,11 +113,12 @@ def synth(
         from .raw import stream_raw
 
         try:
-            report = stream_raw(whole_text, output, voice, keywords, announce=not quiet)
+            report = stream_raw(whole_text, output, voice.load(warmup), keywords, announce=not quiet)
         except ClosedPipeError:
             return CLOSED_PIPE
     else:
-        report = _speak(whole_text, output, format, plot, voice, {**keywords, "progress": draws_progress(quiet)})
+        keywords["progress"] = draws_progress(quiet)
+        report = _speak(whole_text, output, format, plot, voice.load(warmup), keywords)
     report["warnings"] = invocation.warnings
     if as_json:
         click.echo(json.dumps(report, ensure_ascii=False), err=is_standard_output(output))
@@ -130,10 +140,9 @@ def _print_voices() -> None:
 
 
 def _speak(
-    text: str, output: str, format: str, plot: str | None, voice: VoiceChoice, keywords: dict[str, Any]
+    text: str, output: str, format: str, plot: str | None, synthesizer: "Synthesizer", keywords: dict[str, Any]
 ) -> dict[str, Any]:
     """Speaks a text into a file or stream, and returns the report."""
-    synthesizer = voice.load()
     speech = synthesizer.synthesize(text, **keywords)
     if not speech.sentences:
         raise nothing_spoken(text)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from fastglow.devices import upload
+from fastglow.kernels.graphs import FRAMES_PER_GRAPH
 from fastglow.models import Tacotron2
 
 from .attempts import Attempts, Decoded, Task
@@ -75,6 +77,18 @@ class Acoustic:
             batch = self.decode(symbols, [one.seed for one in pending], [one.limit for one in pending])
             for one, decoded in zip(pending, batch, strict=True):
                 one.record(decoded)
+
+    def warm_up(self, batch_size: int) -> None:
+        """Decodes a few frames at every size of text, and refines mels of every size that is recorded."""
+        weight = self.tacotron2.embedding.weight
+        for n_symbols in self.call.sizes(self.most_symbols):
+            for _ in range(2):
+                self.decode([[1] * n_symbols] * batch_size, [0] * batch_size, [FRAMES_PER_GRAPH] * batch_size)
+        for n_frames in self.call.sizes(self.max_steps * self.frames_per_step):
+            mel = weight.new_zeros(batch_size, self.tacotron2.config.n_mel_channels, n_frames)
+            for _ in range(2):
+                inputs = self.call.padded(mel, upload([n_frames] * batch_size, weight.device))
+                self.call(self.tacotron2.postnet.refine, *inputs)
 
     def decode(self, texts: Sequence[list[int]], seeds: Sequence[int], limits: Sequence[int]) -> list[Decoded]:
         """Decodes sentences as one batch.

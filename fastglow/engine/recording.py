@@ -81,6 +81,11 @@ class Recorder:
             and not torch.cuda.is_current_stream_capturing()
         )
 
+    def sizes(self, most: int) -> list[int]:
+        """Numbers of positions up to `most` to warm up: all that are recorded; otherwise the smallest."""
+        found = {bucket(n, SHORTEST) for n in range(1, most + 1)} if self.records else {SHORTEST}
+        return sorted(min(n, most) for n in found)
+
     def padded(self, x: Tensor, *per_item: Tensor) -> tuple[Tensor, ...]:
         """Inputs of a call with zeros added, so that few sizes occur.
 

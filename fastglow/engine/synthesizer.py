@@ -1,55 +1,43 @@
 """Text to audio, with a voice's models."""
 
-import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from itertools import chain, repeat
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from fastglow.audio import MelConfig
-from fastglow.audio.loudness import LEVEL_DB, mel_level
 from fastglow.checkpoint import load_checkpoint
 from fastglow.devices import pick_device
 from fastglow.errors import FastglowError
 from fastglow.models import Tacotron2, WaveGlow
-from fastglow.modules.parameter_cache import ParameterCache
 from fastglow.text import Lexicon, split_sentences
 from fastglow.voices import AS_TRAINED, AsTrained, Voice
 
-from .acoustic import MIN_SYMBOLS, Acoustic
-from .attempts import Utterance
+from .acoustic import Acoustic
 from .delivery import Delivery
-from .finishing import Finisher
 from .frontend import Frontend
-from .jobs import Job, make_jobs, split_job
-from .reading import Fault
-from .remarks import warn_of_faults, warn_of_silence
+from .jobs import Job, make_jobs
+from .remarks import warn_of_silence
 from .seeds import random_seed, seeds_of
 from .settings import check_mel_channels, resolve_settings, with_parts
+from .speaking import LEVEL_TEXT, Speaker, Spoken
 from .speech import Seconds, Sentence, Speech
-from .streaming import Chunks, growing, speak_while_decoding
+from .streaming import growing
 from .vocoders import build_vocoder
 
 DEFAULT_SIGMA = 0.6
 # Sentences that synthesize_batch decodes together: on a CPU, enough to amortise reading the weights.
 BATCH_SIZE = {"cuda": 64, "cpu": 8}
 FIRST_CHUNK_FRAMES = 16
-# Read to measure the level of a voice that does not say it.
-LEVEL_TEXT = "The quick brown fox jumps over the lazy dog."
 
 
-class _Spoken(NamedTuple):
-    sentences: list[list[Sentence]]  # of each job: one, none if it has no audio, or several parts
-    seconds: Seconds
-
-
-class Synthesizer:
+class Synthesizer(Speaker):
     """Acoustic model, vocoder and text front end of one voice.
 
     Any number of threads may use one synthesizer.
@@ -91,15 +79,15 @@ class Synthesizer:
         self.device = pick_device(device)
         used = waveglow if vocoder == "waveglow" else None
         settings = resolve_settings(tacotron2, used, audio, text_cleaners, lexicon)
-        self.audio = settings.audio
-        self.frontend = Frontend(settings.text_cleaners, tacotron2.config.n_symbols, settings.lexicon, settings.symbols)
-        check_mel_channels(tacotron2, self.audio)
-        seconds_per_frame = self.audio.hop_length / self.audio.sampling_rate
-        self.acoustic = Acoustic(tacotron2.to(self.device, dtype).eval(), seconds_per_frame)
+        check_mel_channels(tacotron2, settings.audio)
         moved = used if used is None else used.to(self.device, dtype).eval()
-        self.vocoder = build_vocoder(vocoder, self.audio, moved, sigma, denoise)
-        self._level = level
-        self._measured_level: ParameterCache[float] = ParameterCache()
+        super().__init__(
+            settings.audio,
+            Frontend(settings.text_cleaners, tacotron2.config.n_symbols, settings.lexicon, settings.symbols),
+            Acoustic(tacotron2.to(self.device, dtype).eval(), settings.audio.hop_length / settings.audio.sampling_rate),
+            build_vocoder(vocoder, settings.audio, moved, sigma, denoise),
+            level,
+        )
 
     @classmethod
     def from_voice(
@@ -252,28 +240,27 @@ class Synthesizer:
         spoken = self._spoken(text, random_seed() if seed is None else seed, how, progress)
         return chain.from_iterable(chain.from_iterable(one.sentences) for one in spoken)
 
-    @property
-    def tacotron2(self) -> Tacotron2:
-        return self.acoustic.tacotron2
+    def warmup(self, batch_size: int = 1) -> None:
+        """Does beforehand what first calls do: load libraries, compile kernels, and on a GPU record CUDA graphs.
 
-    @property
-    def level(self) -> float:
-        """Of the voice's speech before it is normalized, in dBFS: given, or measured from the mel of one sentence."""
-        if self._level is not None:
-            return self._level
-        return self._measured_level.get(list(self.tacotron2.parameters()), self._measure_level)
+        Args:
+            batch_size: of the calls to come, such as `synthesize_batch`'s.
+        """
+        self.acoustic.warm_up(batch_size)
+        self.vocoder.warm_up(self.tacotron2.embedding.weight.new_zeros(batch_size, self.audio.n_mel_channels, 1))
+        with closing(self.stream(LEVEL_TEXT, 0)) as chunks:
+            next(chunks, None)
 
-    def _measure_level(self) -> float:
-        jobs = list(make_jobs([LEVEL_TEXT], 0, self.frontend, self.acoustic.most_symbols))
-        attempts = [self.acoustic.attempts(job) for job in jobs]
-        self.acoustic.complete(attempts)
-        mels = [mel for one in attempts if (mel := one.best().mel).shape[1]]
-        return mel_level(torch.cat(mels, dim=1), self.audio) if mels else LEVEL_DB
+    def memory(self) -> dict[str, int]:
+        """Bytes of device memory: 'weights' of the models, and 'graphs' with the tensors that they compute with."""
+        calls = [call for call in (self.acoustic.call, self.vocoder.call) if call is not None]
+        parameters = [parameter for call in calls for parameter in call.model.parameters()]
+        return {
+            "weights": sum(parameter.numel() * parameter.element_size() for parameter in parameters),
+            "graphs": sum(call.memory() for call in calls),
+        }
 
-    def _finisher(self, how: Delivery, job: Job) -> Finisher:
-        return how.finisher(self.audio.sampling_rate, self.level if how.needs_level else LEVEL_DB, job.follows)
-
-    def _spoken(self, text: str, seed: int, how: Delivery, progress: bool) -> Iterator[_Spoken]:
+    def _spoken(self, text: str, seed: int, how: Delivery, progress: bool) -> Iterator[Spoken]:
         """A text's sentences one by one."""
         jobs: Iterable[Job] = self._jobs(text, seed)
         if progress:
@@ -295,90 +282,6 @@ class Synthesizer:
         pauses = chain([np.zeros(0, np.float32)], repeat(how.silence(self.audio.sampling_rate)))
         for job in self._jobs(text, seed):
             yield from self._stream_sentence(job, sizes, how, pauses, early=not job.follows)
-
-    def _stream_sentence(
-        self, job: Job, sizes: Iterator[int], how: Delivery, pauses: Iterator[np.ndarray], early: bool
-    ) -> Iterator[np.ndarray]:
-        """The finished audio of a sentence, or of its parts, each after a pause; `early`: while it is decoded."""
-        attempts = self.acoustic.attempts(job)
-        chunks = Chunks(self.vocoder, self.audio.hop_length, job.seed, sizes)
-        finisher = self._finisher(how, job)
-        begun = False
-
-        def delivered(audio: np.ndarray) -> Iterator[np.ndarray]:
-            nonlocal begun
-            if len(audio):
-                yield audio if begun else np.concatenate((next(pauses), audio))
-                begun = True
-
-        if early and chunks.can_begin_early:
-            for audio in speak_while_decoding(self.acoustic, attempts, chunks):
-                yield from delivered(finisher.push(audio))
-        self.acoustic.complete([attempts])
-        utterance = attempts.best()
-        if not chunks.n_spoken and (parts := self._parts_of(job, utterance)):
-            for part in parts:
-                yield from self._stream_sentence(part, sizes, how, pauses, early=False)
-            return
-        warn_of_faults(job.text, utterance, self.acoustic.max_steps)
-        for audio, is_last in chunks.rest(utterance.mel):
-            audio = finisher.push(audio)
-            if is_last:
-                end = finisher.finish(is_followed=job.is_followed, cut=utterance.cut)
-                audio = np.concatenate((audio, end))
-            yield from delivered(audio)
-
-    def _parts_of(self, job: Job, utterance: Utterance) -> list[Job]:
-        """Of a sentence that is too long for the decoder, or long and faulty; empty if it is neither, or a word."""
-        is_faulty = utterance.fault >= Fault.REPEATS and len(job.symbols) >= MIN_SYMBOLS
-        if not is_faulty and utterance.fault is not Fault.TOO_LONG:
-            return []
-        return split_job(job, self.frontend, self.acoustic.most_symbols)
-
-    def _speak(self, jobs: list[Job], how: Delivery) -> _Spoken:
-        """Decodes and vocodes the jobs as one batch."""
-        started = time.perf_counter()
-        attempts = [self.acoustic.attempts(job) for job in jobs]
-        self.acoustic.complete(attempts)
-        utterances = [one.best() for one in attempts]
-        decoded = time.perf_counter()
-        splits = {
-            i: parts
-            for i, (job, utterance) in enumerate(zip(jobs, utterances, strict=True))
-            if (parts := self._parts_of(job, utterance))
-        }
-        whole = [i for i in range(len(jobs)) if i not in splits]
-        for i in whole:
-            warn_of_faults(jobs[i].text, utterances[i], self.acoustic.max_steps)
-        audible = [i for i in whole if utterances[i].mel.shape[1]]
-        audio = self._vocode([utterances[i] for i in audible], [jobs[i].seed for i in audible])
-        sentences: list[list[Sentence]] = [[] for _ in jobs]
-        for i, samples in zip(audible, audio, strict=True):
-            sentences[i].append(self._finished(jobs[i], utterances[i], samples, how))
-        finished = time.perf_counter()
-        seconds = Seconds(decoded - started, finished - decoded, finished - started)
-        for i, parts in splits.items():
-            spoken = self._speak(parts, how)
-            sentences[i].extend(chain.from_iterable(spoken.sentences))
-            seconds = seconds.plus(spoken.seconds)
-        return _Spoken(sentences, seconds)
-
-    def _vocode(self, utterances: list[Utterance], seeds: list[int]) -> list[np.ndarray]:
-        """The audio of utterances of at least one frame each."""
-        if not utterances:
-            return []
-        lengths = [utterance.mel.shape[1] for utterance in utterances]
-        mels = pad_sequence([utterance.mel.T for utterance in utterances], batch_first=True).transpose(1, 2)
-        return self.vocoder.vocode(mels, lengths, seeds)
-
-    def _finished(self, job: Job, utterance: Utterance, audio: np.ndarray, how: Delivery) -> Sentence:
-        finisher = self._finisher(how, job)
-        parts = finisher.push(audio), finisher.finish(is_followed=job.is_followed, cut=utterance.cut)
-        mel = utterance.mel.float().cpu().numpy()
-        return Sentence(
-            job.text, mel, utterance.alignment, np.concatenate(parts), utterance.stopped, utterance.readings,
-            utterance.cut,
-        )  # fmt: skip
 
     def _new_speech(self, seed: int, how: Delivery) -> Speech:
         return Speech([], self.audio.sampling_rate, seed, how.sentence_silence, self.audio.n_mel_channels)

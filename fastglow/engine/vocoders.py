@@ -17,7 +17,7 @@ from fastglow.models import WaveGlow
 from fastglow.modules.parameter_cache import ParameterCache
 from fastglow.voices import VOCODERS
 
-from .recording import Recorder
+from .recording import MAX_POSITIONS, Recorder
 from .settings import check_mel_channels
 
 # Frames of a batch of mels, padding included. A call's hidden tensors hold 32 positions a frame: at 512 channels in
@@ -42,6 +42,10 @@ class Context(NamedTuple):
 
 class Vocoder(Protocol):
     @property
+    def call(self) -> Recorder | None:
+        """Of its model, if it has one."""
+
+    @property
     def context(self) -> Context | None:
         """None if it needs the whole utterance."""
 
@@ -60,11 +64,15 @@ class Vocoder(Protocol):
             audio of each item, float32 [length * hop_length].
         """
 
+    def warm_up(self, mel: Tensor) -> None:
+        """Vocodes mels of every size that is recorded, [B, n_mel_channels, any] like `mel`."""
+
 
 class GriffinLimVocoder:
     """Needs no weights. On recorded mels, with a power of 1, it is close to the recording."""
 
     context = None
+    call = None
 
     def __init__(self, audio: MelConfig, power: float = PREDICTED_POWER):
         self.audio = audio
@@ -77,6 +85,9 @@ class GriffinLimVocoder:
             griffin_lim(mel[:, :length].float(), self.audio, seed=seed, power=self.power).cpu().numpy()
             for mel, length, seed in zip(mels, lengths, seeds, strict=True)
         ]
+
+    def warm_up(self, mel: Tensor) -> None:
+        self.vocode(mel, [mel.shape[2]] * len(mel), [0] * len(mel))
 
 
 class WaveGlowVocoder:
@@ -123,6 +134,11 @@ class WaveGlowVocoder:
             return self._audio(mels, padded, upload(seeds, device), first_frame)
         inputs = self.call.padded(mels, upload(lengths, device), upload(seeds, device))
         return self.call(self._audio, *inputs, upload([first_frame], device))
+
+    def warm_up(self, mel: Tensor) -> None:
+        for n_frames in self.call.sizes(MAX_POSITIONS // len(mel)):
+            for _ in range(2):
+                self.vocode(mel.new_zeros(*mel.shape[:2], n_frames), [n_frames] * len(mel), [0] * len(mel))
 
     def _audio(self, mels: Tensor, lengths: Tensor | None, seeds: Tensor, first_frame: Tensor | int) -> Tensor:
         audio = self.model.infer(mels, self.sigma, lengths=lengths, seed=seeds, first_frame=first_frame)

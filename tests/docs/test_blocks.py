@@ -69,7 +69,9 @@ def folder(tmp_path, checkpoints):
     programs.mkdir()
     script(programs / "fastglow", FASTGLOW)
     script(programs / "python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    script(programs / "aplay", "#!/bin/sh\nhead -c 4 | grep -q RIFF && cat > /dev/null\n")  # plays nothing
+    script(
+        programs / "aplay", '#!/bin/sh\ncase "$*" in *raw*) ;; *) head -c 4 | grep -q RIFF ;; esac && cat > /dev/null\n'
+    )  # plays nothing, in either format
     work = tmp_path / "work"
     shutil.copytree(checkpoints, work)
     shutil.copytree(CLIPS, work / "LJSpeech-1.1")

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import hypothesis.strategies as st
@@ -47,13 +48,13 @@ class Voices:
 
     def from_voice(self, voice, device, dtype):
         self.loads.append(voice.name)
-        return SimpleNamespace(synthesize_batch=lambda texts, **keywords: self.speak(voice.name, texts, **keywords))
+        return SimpleNamespace(synthesize_batch=partial(self.speak, voice.name))
 
-    def speak(self, voice, texts, seed=7, **keywords):
-        self.batches.append((voice, list(texts), {"seed": seed, **keywords}))
+    def speak(self, voice, texts, seeds, **keywords):
+        self.batches.append((voice, list(texts), {"seeds": list(seeds), **keywords}))
         if any("FAIL" in text for text in texts):
             raise RuntimeError("planted\nfault")
-        return [spoken(text, seed) for text in texts]
+        return [spoken(text, seed) for text, seed in zip(texts, seeds, strict=True)]
 
 
 @pytest.fixture
@@ -123,18 +124,18 @@ def test_lines_of_one_voice_and_the_same_options_are_a_batch(run, voices):
         {"text": "b", "out": "b.wav", "voice": "other"},
         {"text": "c", "out": "c.wav", "seed": 5, "volume": 2},
         {"text": "d", "out": "d.flac", "volume": None},
-        {"text": "e", "out": "e.wav", "volume": 2.0, "seed": 5, "normalize": True},
+        {"text": "e", "out": "e.wav", "volume": 2.0, "seed": 6, "normalize": True},
         {"text": "f", "out": "f.wav", "voice": "other", "sentence_silence": 1, "seed": 1},
         {"text": "g", "out": "g.wav", "volume": 2.0, "normalize": False},
     ]
     code, reports, errors = run(jobs, "--seed", "1", "--normalize", "--sentence-silence", "1")
     assert (code, errors) == (0, [])
-    common = {"seed": 1, "normalize": True, "sentence_silence": 1.0}
+    common = {"normalize": True, "sentence_silence": 1.0}
     assert voices.batches == [
-        ("default", ["a", "d"], common),
-        ("other", ["b", "f"], common),
-        ("default", ["c", "e"], {**common, "seed": 5, "volume": 2.0}),
-        ("default", ["g"], {**common, "volume": 2.0, "normalize": False}),
+        ("default", ["a", "d"], {"seeds": [1, 1], **common}),
+        ("other", ["b", "f"], {"seeds": [1, 1], **common}),
+        ("default", ["c", "e"], {"seeds": [5, 6], **common, "volume": 2.0}),
+        ("default", ["g"], {"seeds": [1], **common, "volume": 2.0, "normalize": False}),
     ]
     assert sorted(report["line"] for report in reports) == [1, 2, 3, 4, 5, 6, 7]
 
@@ -387,3 +388,23 @@ def test_a_reader_of_the_reports_that_leaves_ends_the_run_quietly(piped, tmp_pat
     assert piped.wait(timeout=60) == 141
     assert errors_of(piped) == []
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_speed_or_its_inverse(run, voices):
+    """A line's own replaces the command's, in either form; a line without a seed has a seed of its own."""
+    jobs = [{"text": text, "out": f"{text}.wav", **extra} for text, extra in (
+        ("a", {}), ("b", {"length_scale": 0.5}), ("c", {"speed": 2}), ("d", {"speed": 2.0, "length_scale": 0.5}),
+        ("e", {"length_scale": 0}), ("f", {"trim_silence": True}),
+    )]  # fmt: skip
+    code, _, errors = run(jobs, "--length-scale", "0.8")
+    assert code == 1
+    assert errors == [
+        "fastglow: jobs.jsonl:4: speed=2 and length_scale=0.5 are both given: pass one of them",
+        "fastglow: jobs.jsonl:5: length_scale=0 must be above 0; 1 keeps the speed",
+    ]
+    found = {tuple(texts): keywords for _, texts, keywords in voices.batches}
+    assert [keywords["speed"] for keywords in found.values()] == [1.25, 2.0, 1.25]
+    assert list(found) == [("a",), ("b", "c"), ("f",)]
+    assert found["f",]["trim_silence"] is True
+    seeds = [seed for keywords in found.values() for seed in keywords["seeds"]]
+    assert len(set(seeds)) == 4

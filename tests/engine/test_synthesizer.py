@@ -272,3 +272,46 @@ def test_bad_arguments_are_one_line(arguments, pattern):
 def test_bad_silences_are_refused(synthesizer, silence):
     with pytest.raises(FastglowError, match=f"sentence_silence={silence} must be between 0 and 60"):
         synthesizer.synthesize("Hello.", sentence_silence=silence)
+
+
+@pytest.mark.parametrize("vocoder", ["griffin-lim", "waveglow"])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_warmup_changes_nothing_that_is_spoken(voice_folder, vocoder, batch_size):
+    expected = Synthesizer.from_voice(voice_folder, device="cpu", vocoder=vocoder).synthesize(TEXT, seed=3).audio
+    synthesizer = Synthesizer.from_voice(voice_folder, device="cpu", vocoder=vocoder)
+    synthesizer.warmup(batch_size)
+    np.testing.assert_array_equal(synthesizer.synthesize(TEXT, seed=3).audio, expected)
+
+
+def test_memory_of_the_weights(synthesizer):
+    parameters = [*synthesizer.tacotron2.parameters(), *make_waveglow().parameters()]
+    assert synthesizer.memory() == {"weights": 4 * sum(p.numel() for p in parameters), "graphs": 0}
+
+
+def test_a_batch_takes_a_seed_per_text_and_any_batch_size(voice_folder):
+    synthesizer = Synthesizer.from_voice(voice_folder, device="cpu", dtype=torch.float64)
+    texts, seeds = ["One.", "Two and a half of them.", "One."], [3, -4, 5]
+    for batch_size in (None, 1, 2):
+        speeches = synthesizer.synthesize_batch(texts, seeds, batch_size=batch_size)
+        for text, seed, speech in zip(texts, seeds, speeches, strict=True):
+            assert speech.seed == seed
+            np.testing.assert_allclose(speech.mel, synthesizer.synthesize(text, seed).mel, atol=1e-6)
+    with pytest.raises(FastglowError, match="2 seeds for 3 texts: pass one seed, or one per text"):
+        synthesizer.synthesize_batch(texts, [1, 2])
+
+
+@pytest.mark.gpu
+def test_a_warm_engine_on_a_gpu_records_no_more_and_gives_the_same_bits(voice_folder):
+    cold, warm = (Synthesizer.from_voice(voice_folder, device="cuda", vocoder="waveglow", denoise=0.1) for _ in "ab")
+    expected = cold.synthesize(TEXT, seed=3).audio
+    warm.warmup()
+    before = warm.memory()
+    assert before["graphs"] > 0
+    for _ in range(3):
+        np.testing.assert_array_equal(warm.synthesize(TEXT, seed=3).audio, expected)
+    assert warm.memory() == before
+    with torch.no_grad():  # new weights are noticed
+        for parameter in warm.tacotron2.postnet.parameters():
+            parameter.mul_(1.5)
+    changed = warm.synthesize(TEXT, seed=3).audio
+    assert changed.shape == expected.shape and not np.array_equal(changed, expected)

@@ -1,0 +1,154 @@
+"""Sentences to audio: decoded, vocoded and finished, whole or in chunks."""
+
+import time
+from collections.abc import Iterator
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from fastglow.audio import MelConfig
+from fastglow.audio.loudness import LEVEL_DB, mel_level
+from fastglow.models import Tacotron2
+from fastglow.modules.parameter_cache import ParameterCache
+
+from .acoustic import MIN_SYMBOLS, Acoustic
+from .attempts import Utterance
+from .delivery import Delivery
+from .finishing import Finisher
+from .frontend import Frontend
+from .jobs import Job, make_jobs, split_job
+from .reading import Fault
+from .remarks import warn_of_faults
+from .speech import Seconds, Sentence
+from .streaming import Chunks, speak_while_decoding
+from .vocoders import Vocoder
+
+# Read to measure the level of a voice that does not say it.
+LEVEL_TEXT = "The quick brown fox jumps over the lazy dog."
+
+
+class Spoken(NamedTuple):
+    sentences: list[list[Sentence]]  # of each job: one, none if it has no audio, or several parts
+    seconds: Seconds
+
+
+class Speaker:
+    """The parts of a voice, and what they do with sentences; `Synthesizer` does it with texts.
+
+    Attributes:
+        audio: parameters of the mel.
+        frontend, acoustic, vocoder: from text to symbols, to mel, to audio.
+    """
+
+    def __init__(self, audio: MelConfig, frontend: Frontend, acoustic: Acoustic, vocoder: Vocoder, level: float | None):
+        self.audio, self.frontend, self.acoustic, self.vocoder = audio, frontend, acoustic, vocoder
+        self._level = level
+        self._measured_level: ParameterCache[float] = ParameterCache()
+
+    @property
+    def tacotron2(self) -> Tacotron2:
+        return self.acoustic.tacotron2
+
+    @property
+    def level(self) -> float:
+        """Of the voice's speech before it is normalized, in dBFS: given, or measured from the mel of one sentence."""
+        if self._level is not None:
+            return self._level
+        return self._measured_level.get(list(self.tacotron2.parameters()), self._measure_level)
+
+    def _measure_level(self) -> float:
+        jobs = list(make_jobs([LEVEL_TEXT], 0, self.frontend, self.acoustic.most_symbols))
+        attempts = [self.acoustic.attempts(job) for job in jobs]
+        self.acoustic.complete(attempts)
+        mels = [mel for one in attempts if (mel := one.best().mel).shape[1]]
+        return mel_level(torch.cat(mels, dim=1), self.audio) if mels else LEVEL_DB
+
+    def _finisher(self, how: Delivery, job: Job) -> Finisher:
+        return how.finisher(self.audio.sampling_rate, self.level if how.needs_level else LEVEL_DB, job.follows)
+
+    def _stream_sentence(
+        self, job: Job, sizes: Iterator[int], how: Delivery, pauses: Iterator[np.ndarray], early: bool
+    ) -> Iterator[np.ndarray]:
+        """The finished audio of a sentence, or of its parts, each after a pause; `early`: while it is decoded."""
+        attempts = self.acoustic.attempts(job)
+        chunks = Chunks(self.vocoder, self.audio.hop_length, job.seed, sizes)
+        finisher = self._finisher(how, job)
+        begun = False
+
+        def delivered(audio: np.ndarray) -> Iterator[np.ndarray]:
+            nonlocal begun
+            if len(audio):
+                yield audio if begun else np.concatenate((next(pauses), audio))
+                begun = True
+
+        if early and chunks.can_begin_early:
+            for audio in speak_while_decoding(self.acoustic, attempts, chunks):
+                yield from delivered(finisher.push(audio))
+        self.acoustic.complete([attempts])
+        utterance = attempts.best()
+        if not chunks.n_spoken and (parts := self._parts_of(job, utterance)):
+            for part in parts:
+                yield from self._stream_sentence(part, sizes, how, pauses, early=False)
+            return
+        warn_of_faults(job.text, utterance, self.acoustic.max_steps)
+        for audio, is_last in chunks.rest(utterance.mel):
+            audio = finisher.push(audio)
+            if is_last:
+                end = finisher.finish(is_followed=job.is_followed, cut=utterance.cut)
+                audio = np.concatenate((audio, end))
+            yield from delivered(audio)
+
+    def _parts_of(self, job: Job, utterance: Utterance) -> list[Job]:
+        """Of a sentence that is too long for the decoder, or long and faulty; empty if it is neither, or a word."""
+        is_faulty = utterance.fault >= Fault.REPEATS and len(job.symbols) >= MIN_SYMBOLS
+        if not is_faulty and utterance.fault is not Fault.TOO_LONG:
+            return []
+        return split_job(job, self.frontend, self.acoustic.most_symbols)
+
+    def _speak(self, jobs: list[Job], how: Delivery) -> Spoken:
+        """Decodes and vocodes the jobs as one batch."""
+        started = time.perf_counter()
+        attempts = [self.acoustic.attempts(job) for job in jobs]
+        self.acoustic.complete(attempts)
+        utterances = [one.best() for one in attempts]
+        decoded = time.perf_counter()
+        splits = {
+            i: parts
+            for i, (job, utterance) in enumerate(zip(jobs, utterances, strict=True))
+            if (parts := self._parts_of(job, utterance))
+        }
+        whole = [i for i in range(len(jobs)) if i not in splits]
+        for i in whole:
+            warn_of_faults(jobs[i].text, utterances[i], self.acoustic.max_steps)
+        audible = [i for i in whole if utterances[i].mel.shape[1]]
+        audio = self._vocode([utterances[i] for i in audible], [jobs[i].seed for i in audible])
+        sentences: list[list[Sentence]] = [[] for _ in jobs]
+        for i, samples in zip(audible, audio, strict=True):
+            sentences[i].append(self._finished(jobs[i], utterances[i], samples, how))
+        finished = time.perf_counter()
+        seconds = Seconds(decoded - started, finished - decoded, finished - started)
+        for i, parts in splits.items():
+            spoken = self._speak(parts, how)
+            sentences[i].extend(chain.from_iterable(spoken.sentences))
+            seconds = seconds.plus(spoken.seconds)
+        return Spoken(sentences, seconds)
+
+    def _vocode(self, utterances: list[Utterance], seeds: list[int]) -> list[np.ndarray]:
+        """The audio of utterances of at least one frame each."""
+        if not utterances:
+            return []
+        lengths = [utterance.mel.shape[1] for utterance in utterances]
+        mels = pad_sequence([utterance.mel.T for utterance in utterances], batch_first=True).transpose(1, 2)
+        return self.vocoder.vocode(mels, lengths, seeds)
+
+    def _finished(self, job: Job, utterance: Utterance, audio: np.ndarray, how: Delivery) -> Sentence:
+        finisher = self._finisher(how, job)
+        parts = finisher.push(audio), finisher.finish(is_followed=job.is_followed, cut=utterance.cut)
+        mel = utterance.mel.float().cpu().numpy()
+        return Sentence(
+            job.text, mel, utterance.alignment, np.concatenate(parts), utterance.stopped, utterance.readings,
+            utterance.cut,
+        )  # fmt: skip
