@@ -215,7 +215,8 @@ class Synthesizer(Speaker):
     ) -> Generator[np.ndarray, None, None]:
         """Speaks a text and yields float32 audio [n] as soon as it is certain, while the decoder still runs.
 
-        The concatenated chunks are the audio that `synthesize` returns for the same arguments, in float32 to 1e-5.
+        The concatenated chunks are the audio that `synthesize` returns for the same arguments, in float32 to 1e-5; at
+        another speed, to what the time stretch makes of that rounding.
         The first sentence alone can differ: it is handed out before it is known to be free of faults, so a fault that
         shows after the first chunk remains, with a warning. Later sentences are decoded before they are handed out.
         Memory does not grow with the text. Close the iterator to stop early.

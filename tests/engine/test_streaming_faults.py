@@ -1,5 +1,8 @@
 """Streams of utterances that go wrong, with a model whose utterances are scripted."""
 
+import tracemalloc
+from collections import deque
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +12,7 @@ from fastglow import Synthesizer
 from fastglow.engine.attempts import MAX_ATTEMPTS
 from fastglow.engine.remarks import FaultySpeechWarning
 from fastglow.engine.seeds import attempt_seed, sentence_seed
+from fastglow.engine.vocoders import Context
 
 from .conftest import make_waveglow
 from .scripted import ScriptedTacotron2, reading
@@ -63,6 +67,24 @@ def test_a_right_sentence_is_heard_before_it_is_decoded():
     np.testing.assert_allclose(np.concatenate([first, *chunks]), whole, atol=1e-5, rtol=0)
 
 
+def test_closing_early_ends_the_decoder():
+    speaker, closed = synthesizer(scripted(RIGHT)), []
+    pieces = speaker.acoustic.pieces
+
+    def watched(*arguments):
+        try:
+            yield from pieces(*arguments)
+        finally:
+            closed.append(True)
+
+    speaker.acoustic.pieces = watched
+    chunks = speaker.stream(LONG, SEED, chunk_frames=8)
+    next(chunks)
+    assert not closed
+    chunks.close()
+    assert closed
+
+
 @pytest.mark.parametrize(
     "paths",
     [
@@ -106,11 +128,11 @@ def test_later_sentences_are_right_before_they_are_heard(paths):
     np.testing.assert_allclose(streamed(speaker, text, chunk_frames=8), whole.audio, atol=1e-5, rtol=0)
 
 
-@settings(max_examples=30)
+@settings(max_examples=10)
 @given(
     cuts=st.lists(st.tuples(st.integers(0, 100), st.integers(0, 100), st.booleans()), max_size=3),
     endless=st.booleans(),
-    chunk_frames=st.sampled_from([1, 8, 60]),
+    chunk_frames=st.sampled_from([4, 60]),
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_whatever_happens_a_stream_is_the_whole_of_its_only_attempt(cuts, endless, chunk_frames):
@@ -126,3 +148,29 @@ def test_whatever_happens_a_stream_is_the_whole_of_its_only_attempt(cuts, endles
     if len(whole.sentences) == 1:  # and not in parts, into which a stream cannot go back
         assert found.shape == whole.audio.shape
         np.testing.assert_allclose(found, whole.audio, atol=1e-5, rtol=0)
+
+
+class SilentVocoder:
+    context = Context(2, 2)
+
+    def vocode(self, mels, lengths, seeds, first_frame=0):
+        return [np.full(256 * length, 0.01, np.float32) for length in lengths]
+
+
+def test_memory_does_not_grow_with_the_text():
+    """10,000 words. What stays grows by less than a hundredth of the audio."""
+    speaker = synthesizer(lambda symbols, seed: list(range(0, len(symbols), 4)))
+    speaker.vocoder = SilentVocoder()
+    speaker.tacotron2.calls = deque(maxlen=1)
+    text = "So it is said. " * 2500
+    n_samples, memory = 0, []
+    tracemalloc.start()
+    try:
+        for i, chunk in enumerate(speaker.stream(text, SEED, chunk_frames=4)):
+            n_samples += len(chunk)
+            if i % 800 == 100:
+                memory.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert len(memory) > 3 and n_samples > 2500 * 256
+    assert max(memory) - memory[0] < 4 * n_samples / 100
