@@ -4,6 +4,7 @@ The table can be read without loading torch.
 """
 
 from collections.abc import Callable
+from functools import wraps
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import fastglow
@@ -198,9 +199,21 @@ def _decode_loop_large_batch(draw: Draw) -> Call:
     return _decode_loop(draw, *[19, 0, 7] * 3)
 
 
+def _decode_pieces(draw: Draw) -> Call:
+    import torch
+
+    @wraps(fastglow.kernels.decode_pieces)
+    def joined(**arguments: Any) -> "list[Tensor]":
+        pieces = list(fastglow.kernels.decode_pieces(**arguments))
+        parts = [torch.cat([getattr(piece, name) for piece in pieces], dim=1) for name in ("frames", "alignments")]
+        return [*parts, pieces[-1].steps]
+
+    return Call(joined, _decode_loop_small_batch(draw).arguments | {"piece_steps": 2})
+
+
 OPERATIONS: dict[str, tuple[Case, ...]] = {
     "affine_coupling": (_affine_coupling, _affine_coupling_inverse, _flow_step_inverse),
-    "decode_loop": (_decode_loop_small_batch, _decode_loop_large_batch),
+    "decode_loop": (_decode_loop_small_batch, _decode_loop_large_batch, _decode_pieces),
     "gated_activation": (_gated_activation,),
     "invertible_conv1x1": (_invertible_conv1x1, _invertible_conv1x1_inverse, _invertible_conv1x1_factors),
     "location_attention": (_location_attention,),
