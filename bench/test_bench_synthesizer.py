@@ -21,6 +21,7 @@ from fastglow import Synthesizer, Tacotron2
 from fastglow.audio import MelConfig
 from fastglow.audio.loudness import LEVEL_DB
 from fastglow.engine import Speech
+from fastglow.engine.acoustic import MAX_SYMBOLS
 from fastglow.engine.synthesizer import FIRST_CHUNK_FRAMES
 from fastglow.models import WaveGlow
 
@@ -86,7 +87,7 @@ class Synthesis(Workload):
         return waveglow_model.new_model(self.channels, **waveglow_model.SMALL if self.small else {})
 
     def synthesizer(self, dtype: torch.dtype) -> Synthesizer:
-        return Synthesizer(
+        synthesizer = Synthesizer(
             copy.deepcopy(self.tacotron2),
             "waveglow",
             copy.deepcopy(self.waveglow),
@@ -95,6 +96,9 @@ class Synthesis(Workload):
             device=device(),
             dtype=dtype,
         )
+        # The step limit, which ends every sentence here, would otherwise split them.
+        synthesizer.acoustic.most_symbols = MAX_SYMBOLS
+        return synthesizer
 
     def supports(self, implementation: str) -> bool:
         return implementation != COMPILE

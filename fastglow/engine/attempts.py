@@ -39,7 +39,7 @@ class Utterance:
         mel: log-mel, [n_mel_channels, frames], on the model's device.
         alignment: attention weights, float32 [decoder steps, symbols].
         stopped, readings, cut: as in `Sentence`.
-        fault: its worst fault.
+        reading: of the attempt that it is.
     """
 
     mel: Tensor
@@ -47,7 +47,11 @@ class Utterance:
     stopped: bool
     readings: tuple[Reading, ...]
     cut: bool
-    fault: Fault
+    reading: Reading
+
+    @property
+    def fault(self) -> Fault:
+        return self.reading.fault
 
     @property
     def attempts(self) -> int:
@@ -126,11 +130,11 @@ class Attempts:
         )
         readings = self._readings()
         if reading.end is None:
-            return Utterance(mel, alignment, stopped, readings, False, reading.fault)
+            return Utterance(mel, alignment, stopped, readings, False, reading)
         loudness = mel.float().mean(dim=0).view(len(alignment), -1).mean(dim=1).cpu().numpy()
         n_steps = steps_to_keep(reading.end, loudness, self._seconds_per_step)
         n_frames = n_steps * (mel.shape[1] // len(alignment))
-        return Utterance(mel[:, :n_frames], alignment[:n_steps], False, readings, True, reading.fault)
+        return Utterance(mel[:, :n_frames], alignment[:n_steps], False, readings, True, reading)
 
     def _readings(self) -> tuple[Reading, ...]:
         known = self._postponed | {i: attempt.reading for i, attempt in self._made.items()}

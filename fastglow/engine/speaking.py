@@ -103,8 +103,8 @@ class Speaker:
 
     def _parts_of(self, job: Job, utterance: Utterance) -> list[Job]:
         """Of a sentence that is too long for the decoder, or long and faulty; empty if it is neither, or a word."""
-        is_faulty = utterance.fault >= Fault.REPEATS and len(job.symbols) >= MIN_SYMBOLS
-        if not is_faulty and utterance.fault is not Fault.TOO_LONG:
+        leaves_out = utterance.fault >= Fault.REPEATS and utterance.reading.legible
+        if not (leaves_out and len(job.symbols) >= MIN_SYMBOLS) and utterance.fault is not Fault.TOO_LONG:
             return []
         return split_job(job, self.frontend, self.acoustic.most_symbols)
 

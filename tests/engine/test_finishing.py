@@ -282,3 +282,27 @@ def test_the_bundled_voice_does_not_run_on_after_short_texts():
     for speech in speeches:
         assert 0.15 < speech.seconds < 3
         assert levels(speech.audio) == pytest.approx(-18, abs=5)
+
+
+LONG = "One of them is long, and it is read wrong each time, so that it is spoken in parts"
+
+
+@pytest.mark.parametrize(
+    ("path", "n_parts"),
+    [
+        ([*reading(83)[:40], *reading(83)[90:]], 3),  # skips; cut at its commas
+        (reading(83)[:60], 3),  # breaks off
+        ([*reading(83), None], 1),  # runs on: cutting it mends it
+        ([-1] * 60, 1),  # illegible: nothing is known of it
+    ],
+    ids=["skips", "breaks off", "runs on", "illegible"],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_long_sentence_that_no_attempt_reads_is_spoken_in_parts(path, n_parts):
+    speaker = synthesizer(lambda symbols, seed: path if len(symbols) == 83 else reading(len(symbols)))
+    speech = speaker.synthesize(LONG, seed=5)
+    assert [s.alignment.shape[1] for s in speech.sentences].count(83) == (n_parts == 1)
+    assert len(speech.sentences) == n_parts
+    assert " ".join(s.text for s in speech.sentences) == LONG
+    assert np.array_equal(np.concatenate(list(speaker.stream(LONG, 5))), speech.audio)
+    assert np.array_equal(speaker.synthesize_batch(["Well.", LONG], 5)[1].audio, speech.audio)
