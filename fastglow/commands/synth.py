@@ -129,7 +129,7 @@ def synth(
 
 def _refuse(option: str, others: dict[str, Any]) -> None:
     for name, value in others.items():
-        if value:
+        if value not in (None, ()) and value is not False:  # 0 was given, too
             raise FastglowError(f"{option} does not go with {name}: leave one of them out")
 
 

@@ -299,6 +299,7 @@ def test_an_output_that_cannot_be_written_is_one_line(run, tmp_path, monkeypatch
         (["words"], "--json-lines does not go with TEXT"),
         (["--raw"], "--json-lines does not go with --raw"),
         (["--plot", "p.png"], "--json-lines does not go with --plot"),
+        (["--chunk-frames", "0"], "--json-lines does not go with --chunk-frames"),
         (["-o", "-"], "cannot write many files to -"),
         (["-o", "jobs.jsonl"], "cannot make the folder jobs.jsonl: File exists"),
         (["-o", "jobs.jsonl/x"], "cannot make the folder jobs.jsonl/x: Not a directory"),
