@@ -61,8 +61,9 @@ class Recorder:
 
     The first call runs as written, which compiles and loads its kernels; a process that speaks once records nothing.
     Graphs share one memory pool, are dropped when a parameter of the model changes, and number at most `most`. Any
-    thread may call, on any stream: replays wait for each other on the device. On a CPU, with the reference backend, and
-    inside a recording of the caller's own, functions run as written.
+    thread may call, on any stream: replays wait for each other on the device. On a CPU, with the reference backend,
+    under autocast, whose cast weights last no longer than its block, and inside a recording of the caller's own,
+    functions run as written.
     """
 
     def __init__(self, model: nn.Module, most: int = MAX_GRAPHS):
@@ -75,8 +76,10 @@ class Recorder:
     @property
     def records(self) -> bool:
         """Whether calls now are recorded and replayed."""
+        parameter = next(self.model.parameters())
         return (
-            next(self.model.parameters()).is_cuda
+            parameter.is_cuda
+            and backend.autocast_dtype(parameter) is None
             and backend.backend_name() != backend.REFERENCE
             and not torch.cuda.is_current_stream_capturing()
         )

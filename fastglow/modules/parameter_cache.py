@@ -31,13 +31,13 @@ def _watch_optimizers() -> None:
 @dataclass(frozen=True)
 class _Entry(Generic[Value]):
     key: Hashable
-    value: Value
+    values: dict[Hashable, Value]  # by settings: those of one must outlive a call with others, a graph may read them
     # Keeps the memory at the key's addresses from being reused by other weights.
     storages: tuple[Tensor, ...]
 
 
 class ParameterCache(Generic[Value]):
-    """One value, recomputed when a parameter was written to, moved, cast or replaced.
+    """One value for each of a few settings, recomputed when a parameter was written to, moved, cast or replaced.
 
     Writes that PyTorch does not count need a `Refreshable.refresh`. A cache belongs to one module: copies and pickles
     of the module start with an empty one. Not for training: the value carries no gradient to the parameters.
@@ -47,16 +47,18 @@ class ParameterCache(Generic[Value]):
         self._entry: _Entry[Value] | None = None
 
     def get(self, parameters: Sequence[Tensor], build: Callable[[], Value], *settings: Hashable) -> Value:
-        """`build()`, or its last result if neither the parameters nor the settings have changed since."""
+        """`build()`, or its last result for these settings if the parameters have not changed since."""
         if any(parameter.is_inference() for parameter in parameters):
             return build()  # inference tensors have no version counter
         _watch_optimizers()
         counts = tuple((x.data_ptr(), x._version, x.dtype, x.device) for x in parameters)
-        key = (counts, _unseen_writes, settings)
+        key = (counts, _unseen_writes)
         entry = self._entry
         if entry is None or entry.key != key:
-            entry = self._entry = _Entry(key, build(), tuple(x.detach() for x in parameters))
-        return entry.value
+            entry = self._entry = _Entry(key, {settings: build()}, tuple(x.detach() for x in parameters))
+        elif settings not in entry.values:
+            entry.values[settings] = build()
+        return entry.values[settings]
 
     def __getstate__(self) -> dict[str, Any]:
         """An empty cache, for copies and pickles."""

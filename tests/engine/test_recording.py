@@ -49,10 +49,24 @@ def test_on_a_cpu_functions_run_as_written():
     assert product.call.memory() == 0
 
 
+def recorder_on_a_gpu():
+    parameter = SimpleNamespace(is_cuda=True, device=torch.device("cpu"))
+    return Recorder(SimpleNamespace(parameters=lambda: iter([parameter])))
+
+
+def test_calls_under_autocast_are_not_recorded(monkeypatch):
+    """Its cast weights are freed at the end of its block; a graph would go on reading them."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    recorder = recorder_on_a_gpu()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not recorder.records
+    with torch.autocast("cpu", enabled=False):
+        assert recorder.records
+
+
 def test_the_reference_backend_is_not_recorded(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    on_gpu = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(is_cuda=True)]))
-    recorder = Recorder(on_gpu)
+    recorder = recorder_on_a_gpu()
     assert recorder.records
     with backend.use_backend("reference"):
         assert not recorder.records
