@@ -144,17 +144,19 @@ class Recorder:
         """The graph for a call, recorded if it is the second; None if it is the first."""
         precisions = (product_precision(torch.float32), product_precision(torch.float32, convolution=True))
         sizes = tuple((x.shape, x.dtype) for x in inputs)
-        key = (function.__name__, sizes, backend.backend_name(), backend.autocast_dtype(inputs[0]), precisions)
+        key = (function.__name__, sizes, backend.backend_name(), precisions)
         graphs = self._current()
         is_second = key in graphs.by_call
         found = graphs.by_call.pop(key, None)
         if is_second and found is None:
-            graphs.pool = graphs.pool or torch.cuda.graph_pool_handle()
+            if not any(graphs.by_call.values()):  # a pool ends with its last graph: PyTorch records no other into it
+                graphs.pool = torch.cuda.graph_pool_handle()
             found = self._record(function, inputs, graphs.pool)
         graphs.by_call[key] = found
         while len(graphs.by_call) > self.most:
-            self._finish()
-            graphs.by_call.popitem(last=False)
+            _, dropped = graphs.by_call.popitem(last=False)
+            if dropped is not None:
+                self._finish()
         return found
 
     def _record(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...], pool: Any) -> _Graph:

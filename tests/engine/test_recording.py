@@ -1,5 +1,6 @@
 """Recorded calls: what is recorded, replayed, dropped, and that results are those of the function."""
 
+import itertools
 import threading
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from fastglow.audio import MelConfig
+from fastglow.engine import recording
 from fastglow.engine.recording import Recorder, bucket
 from fastglow.engine.vocoders import build_vocoder
 from fastglow.kernels import backend
@@ -119,6 +121,30 @@ def test_the_least_recently_used_graph_is_dropped(graphs):  # noqa: F811
     assert graphs.recorded == 4
     product.check(2)
     assert graphs.recorded == 5
+
+
+def test_a_pool_is_not_used_again_after_its_last_graph(graphs, monkeypatch):  # noqa: F811
+    """PyTorch fails an internal assertion if it is."""
+    handles, pools = itertools.count(), []
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, next(handles)))
+    record = recording.record_graph
+    monkeypatch.setattr(recording, "record_graph", lambda run, *args: (pools.append(args[-1]), record(run, *args))[1])
+    product = Product()
+    for n in (1, 1, 2, 2, 3, 4, 6, 6, 8, 8):  # 3, 4 and 6 push out the graphs of 1 and 2
+        product.check(n)
+    assert pools == [(0, 0), (0, 0), (0, 1), (0, 1)]
+
+
+def test_only_dropped_graphs_are_waited_for(graphs, monkeypatch):  # noqa: F811
+    product, waits = Product(), []
+    monkeypatch.setattr(product.call, "_finish", lambda: waits.append(graphs.recorded))
+    product.check(1)
+    waits.clear()  # the first call makes room for the weights
+    for n in (2, 3, 4, 6, 8, 8, 1, 2):
+        product.check(n)
+    assert not waits
+    product.check(3)
+    assert len(waits) == 1
 
 
 @pytest.mark.parametrize(
