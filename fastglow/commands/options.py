@@ -53,7 +53,7 @@ def given_keywords(options: dict[str, Any]) -> dict[str, Any]:
     """Those of `SPEECH_OPTIONS` that were given, as keywords of the engine.
 
     Raises:
-        FastglowError: speed and length_scale are both given, or length_scale is not above 0.
+        FastglowError: speed and length_scale are both given, or length_scale is out of range.
     """
     keywords = {name: options[name] for name in SPEECH_OPTIONS if options.get(name) is not None}
     scale = keywords.pop("length_scale", None)
@@ -61,9 +61,21 @@ def given_keywords(options: dict[str, Any]) -> dict[str, Any]:
         return keywords
     if "speed" in keywords:
         raise FastglowError(f"speed={keywords['speed']:g} and length_scale={scale:g} are both given: pass one of them")
-    if not scale > 0:
-        raise FastglowError(f"length_scale={scale:g} must be above 0; 1 keeps the speed")
+    from fastglow.audio.stretch import SPEEDS
+
+    low, high = (1 / speed for speed in reversed(SPEEDS))
+    if not low <= scale <= high:
+        raise FastglowError(f"length_scale={scale:g} must be a factor from {low:g} to {high:g}; 1 keeps the speed")
     return {**keywords, "speed": 1 / scale}
+
+
+def check_keywords(keywords: dict[str, Any]) -> None:
+    """Raises FastglowError for a value out of range, before models are loaded."""
+    from fastglow.engine.delivery import Delivery
+    from fastglow.engine.seeds import check_seed
+
+    Delivery(**{name: value for name, value in keywords.items() if name != "seed"})
+    check_seed(keywords.get("seed", 0))
 
 
 _VOICE_OPTIONS = (

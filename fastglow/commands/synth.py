@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,7 +26,7 @@ from fastglow.voices import Voice, list_voices
 
 from . import Invocation
 from .inputs import read_whole
-from .options import VoiceChoice, given_keywords, speech_options, voice_options
+from .options import VoiceChoice, check_keywords, given_keywords, speech_options, voice_options
 from .reports import nothing_spoken, sentence_reports
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def synth(
     voice, keywords = VoiceChoice.of(options), given_keywords(options)
     if json_lines:
         _refuse("--json-lines", {"TEXT": text, "--raw": raw, "--plot": plot, "--chunk-frames": chunk_frames})
+        check_keywords(keywords)
         from .batches import speak_jobs
         from .jobs import Defaults
 
@@ -97,8 +99,8 @@ def synth(
     check_output(output)
     if raw:
         _refuse("--raw", {"--plot": plot, "--format": format})
-        if chunk_frames is not None:
-            keywords["chunk_frames"] = chunk_frames
+        if Path(output).suffix[1:].lower() in FORMATS:
+            raise FastglowError(f"--raw writes no header, which {output} needs: name it .pcm, or leave --raw out")
     elif chunk_frames is not None:
         raise FastglowError(f"--chunk-frames {chunk_frames} is for --raw: leave it out")
     else:
@@ -109,9 +111,14 @@ def synth(
     if not whole_text.strip():
         raise FastglowError("the text is empty: pass some words, -i FILE, or text on standard input")
 
+    check_keywords(keywords)
     if format is None:
         from .raw import stream_raw
 
+        if chunk_frames is not None:
+            if chunk_frames < 1:
+                raise FastglowError(f"--chunk-frames {chunk_frames} must be at least 1")
+            keywords["chunk_frames"] = chunk_frames
         try:
             report = stream_raw(whole_text, output, voice.load(warmup), keywords, announce=not quiet)
         except ClosedPipeError:

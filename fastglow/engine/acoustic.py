@@ -79,7 +79,7 @@ class Acoustic:
                 one.record(decoded)
 
     def warm_up(self, batch_size: int) -> None:
-        """Decodes a few frames at every size of text, and refines mels of every size that is recorded."""
+        """Decodes texts and refines mels of every size that is recorded."""
         weight = self.tacotron2.embedding.weight
         for n_symbols in self.call.sizes(self.most_symbols):
             for _ in range(2):

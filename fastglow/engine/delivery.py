@@ -1,6 +1,7 @@
 """How speech is delivered: its level, speed, pauses and ends."""
 
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 
@@ -36,10 +37,7 @@ class Delivery:
     trim_silence: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.sentence_silence <= MAX_SILENCE:
-            raise FastglowError(
-                f"sentence_silence={self.sentence_silence} must be between 0 and {MAX_SILENCE:g} seconds"
-            )
+        _check_silence(self.sentence_silence)
         check_volume(self.volume)
         check_speed(self.speed)
 
@@ -62,3 +60,8 @@ class Delivery:
     def silence(self, sampling_rate: int) -> np.ndarray:
         """The pause between sentences, float32 zeros."""
         return np.zeros(round(self.sentence_silence * sampling_rate), np.float32)
+
+
+def _check_silence(seconds: object) -> None:
+    if not isinstance(seconds, Real) or not 0 <= float(seconds) <= MAX_SILENCE:
+        raise FastglowError(f"sentence_silence={seconds!r} must be between 0 and {MAX_SILENCE:g} seconds")

@@ -1,5 +1,6 @@
 """Calls on a GPU that are recorded as CUDA graphs, so that a call costs one launch."""
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -16,7 +17,9 @@ from fastglow.kernels.graphs import record_graph
 from fastglow.kernels.launch import product_precision
 from fastglow.modules.parameter_cache import ParameterCache
 
-MAX_GRAPHS = 32
+_logger = logging.getLogger("fastglow")
+
+MAX_GRAPHS = 64
 """Per model. Of the published sizes, a graph holds tens of megabytes."""
 
 MAX_POSITIONS = 8192
@@ -54,6 +57,9 @@ class _Graphs:
     # The most recently used last; None for sizes that were called once.
     by_call: OrderedDict[Hashable, _Graph | None] = field(default_factory=OrderedDict)
     pool: Any = None
+    # Of all recordings: memory is shared within a stream only.
+    stream: torch.cuda.Stream | None = None
+    unrecordable: set[Hashable] = field(default_factory=set)
 
 
 class Recorder:
@@ -85,9 +91,12 @@ class Recorder:
         )
 
     def sizes(self, most: int) -> list[int]:
-        """Numbers of positions up to `most` to warm up: all that are recorded; otherwise the smallest."""
+        """Numbers of positions up to `most` to warm up: all that are recorded; otherwise the smallest.
+
+        The largest first: the others find room in the memory that its graph has left.
+        """
         found = {bucket(n, SHORTEST) for n in range(1, most + 1)} if self.records else {SHORTEST}
-        return sorted(min(n, most) for n in found)
+        return sorted((min(n, most) for n in found), reverse=True)
 
     def padded(self, x: Tensor, *per_item: Tensor) -> tuple[Tensor, ...]:
         """Inputs of a call with zeros added, so that few sizes occur.
@@ -122,7 +131,8 @@ class Recorder:
 
     def memory(self) -> int:
         """Bytes of device memory that the graphs hold, temporary tensors included."""
-        pool = self._current().pool
+        with self._lock:
+            pool = self._current().pool
         if pool is None:
             return 0
         segments = torch.cuda.memory_snapshot()
@@ -146,12 +156,17 @@ class Recorder:
         sizes = tuple((x.shape, x.dtype) for x in inputs)
         key = (function.__name__, sizes, backend.backend_name(), precisions)
         graphs = self._current()
+        if key in graphs.unrecordable:
+            return None
         is_second = key in graphs.by_call
         found = graphs.by_call.pop(key, None)
         if is_second and found is None:
-            if not any(graphs.by_call.values()):  # a pool ends with its last graph: PyTorch records no other into it
-                graphs.pool = torch.cuda.graph_pool_handle()
-            found = self._record(function, inputs, graphs.pool)
+            try:
+                found = self._record(function, inputs, graphs)
+            except RuntimeError as error:  # CUDA's, out of memory among them
+                graphs.unrecordable.add(key)
+                _logger.warning("%s runs without a CUDA graph: %s", function.__name__, " ".join(str(error).split()))
+                return None
         graphs.by_call[key] = found
         while len(graphs.by_call) > self.most:
             _, dropped = graphs.by_call.popitem(last=False)
@@ -159,10 +174,14 @@ class Recorder:
                 self._finish()
         return found
 
-    def _record(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...], pool: Any) -> _Graph:
+    def _record(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...], graphs: _Graphs) -> _Graph:
+        if not any(graphs.by_call.values()):  # a pool ends with its last graph: PyTorch records no other into it
+            graphs.pool = torch.cuda.graph_pool_handle()
         buffers = [x.clone() for x in inputs]
+        device = buffers[0].device
+        graphs.stream = graphs.stream or torch.cuda.Stream(device)
         outputs: list[Tensor] = []
-        graph = record_graph(lambda: outputs.append(function(*buffers)), buffers[0].device, pool)
+        graph = record_graph(lambda: outputs.append(function(*buffers)), device, graphs.pool, graphs.stream)
         return _Graph(buffers, outputs, graph)
 
     def _replay(self, found: _Graph, inputs: tuple[Tensor, ...]) -> Tensor:

@@ -1,7 +1,7 @@
 """Seeds of a text, its sentences, and further attempts at a sentence."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from operator import index
 
 from fastglow.errors import FastglowError
@@ -24,21 +24,30 @@ def seeds_of(texts: Sequence[str], seed: int | Sequence[int] | None) -> list[int
     """
     if seed is None:
         seed = random_seed()
-    seeds = list(seed) if isinstance(seed, Sequence) else [index(seed)] * len(texts)
+    seeds = [check_seed(one) for one in seed] if isinstance(seed, Iterable) else [check_seed(seed)] * len(texts)
     if len(seeds) != len(texts):
         raise FastglowError(f"{len(seeds)} seeds for {len(texts)} texts: pass one seed, or one per text")
     return seeds
 
 
-def sentence_seed(seed: int, index: int) -> int:
+def check_seed(seed: int) -> int:
+    """The seed; raises FastglowError unless it is an integer of 64 bits."""
+    try:
+        value = index(seed)
+    except TypeError as error:
+        raise FastglowError(f"seed={seed!r} must be an integer") from error
+    if not -(2**63) <= value < 2**63:
+        raise FastglowError(f"seed={seed} does not fit in 64 bits: use a smaller one")
+    return value
+
+
+def sentence_seed(seed: int, n: int) -> int:
     """The seed of a text's sentence, int64; sentence 0 keeps the text's seed.
 
     Raises:
         FastglowError: the seed does not fit in 64 bits.
     """
-    if not -(2**63) <= seed < 2**63:
-        raise FastglowError(f"seed={seed} does not fit in 64 bits: use a smaller one")
-    return _mixed(seed, index * _SENTENCE)
+    return _mixed(check_seed(seed), n * _SENTENCE)
 
 
 def attempt_seed(seed: int, attempt: int) -> int:

@@ -90,7 +90,7 @@ def speak_while_decoding(acoustic: Acoustic, attempts: Attempts, chunks: Chunks)
     """
     watch = Watch(attempts.task.n_sounding, acoustic.seconds_per_step)
     r = acoustic.frames_per_step
-    mel, alignment = torch.zeros(0), np.zeros((0, len(attempts.task.symbols)), np.float32)
+    mel, alignment, n_enough = torch.zeros(0), np.zeros((0, len(attempts.task.symbols)), np.float32), None
     with closing(acoustic.pieces(attempts.task.symbols, attempts.seed, PIECE_FRAMES)) as pieces:
         for piece in pieces:
             mel = piece.mel if not mel.numel() else torch.cat((mel, piece.mel), dim=1)
@@ -101,8 +101,13 @@ def speak_while_decoding(acoustic: Acoustic, attempts: Attempts, chunks: Chunks)
             if watch.fault is not Fault.NONE and not chunks.n_spoken:
                 attempts.postpone(watch.fault)
                 return
+            if watch.fault is Fault.RUNS_ON:  # it will be cut in what is decoded, once the mel has come so far
+                n_enough = n_enough or len(alignment)
+                if mel.shape[1] >= n_enough * r:
+                    alignment = alignment[: mel.shape[1] // r]
+                    break
             yield from chunks.certain(mel, min(mel.shape[1], n_safe * r))
     attempts.limit = acoustic.max_steps
-    attempts.record(Decoded(mel[:, : len(alignment) * r], alignment, piece.stopped))
+    attempts.record(Decoded(mel[:, : len(alignment) * r], alignment, piece.ended and piece.stopped))
     if chunks.n_spoken:
         attempts.settle()

@@ -15,6 +15,7 @@ from fastglow.audio import MelConfig
 from fastglow.checkpoint import load_checkpoint
 from fastglow.devices import pick_device
 from fastglow.errors import FastglowError
+from fastglow.kernels.arguments import check_at_least
 from fastglow.models import Tacotron2, WaveGlow
 from fastglow.text import Lexicon, split_sentences
 from fastglow.voices import AS_TRAINED, AsTrained, Voice
@@ -24,7 +25,7 @@ from .delivery import Delivery
 from .frontend import Frontend
 from .jobs import Job, make_jobs
 from .remarks import warn_of_silence
-from .seeds import random_seed, seeds_of
+from .seeds import check_seed, random_seed, seeds_of
 from .settings import check_mel_channels, resolve_settings, with_parts
 from .speaking import LEVEL_TEXT, Speaker, Spoken
 from .speech import Seconds, Sentence, Speech
@@ -152,7 +153,7 @@ class Synthesizer(Speaker):
             DecoderStepLimitWarning: a sentence reached max_decoder_steps; its end may be missing.
         """
         how = Delivery(**delivery)
-        seed = random_seed() if seed is None else seed
+        seed = random_seed() if seed is None else check_seed(seed)
         speech = self._new_speech(seed, how)
         seconds = Seconds()
         for spoken in self._spoken(text, seed, how, progress):
@@ -192,7 +193,8 @@ class Synthesizer(Speaker):
         """
         how = Delivery(**delivery)
         seeds = seeds_of(texts, seed)
-        size = batch_size or BATCH_SIZE.get(self.device.type, BATCH_SIZE["cpu"])
+        size = BATCH_SIZE.get(self.device.type, BATCH_SIZE["cpu"]) if batch_size is None else batch_size
+        check_at_least("batch_size", size, 1)
         jobs = [(i, job) for i, text in enumerate(texts) for job in self._jobs(text, seeds[i])]
         speeches = [self._new_speech(own, how) for own in seeds]
         # Sorted by length: a batch takes as many steps as its longest item.
@@ -229,16 +231,15 @@ class Synthesizer(Speaker):
             chunk_frames: mel frames of the first chunk, at least 1; chunks grow to 512 frames.
         """
         how = Delivery(**delivery)
-        if chunk_frames < 1:
-            raise FastglowError(f"chunk_frames={chunk_frames} must be at least 1")
-        return self._stream(text, random_seed() if seed is None else seed, growing(chunk_frames), how)
+        check_at_least("chunk_frames", chunk_frames, 1)
+        return self._stream(text, random_seed() if seed is None else check_seed(seed), growing(chunk_frames), how)
 
     def sentences(
         self, text: str, seed: int | None = None, *, progress: bool = False, **delivery: Any
     ) -> Iterator[Sentence]:
         """Speaks a text and yields each sentence as soon as it is done; arguments as for `synthesize`."""
         how = Delivery(**delivery)
-        spoken = self._spoken(text, random_seed() if seed is None else seed, how, progress)
+        spoken = self._spoken(text, random_seed() if seed is None else check_seed(seed), how, progress)
         return chain.from_iterable(chain.from_iterable(one.sentences) for one in spoken)
 
     def warmup(self, batch_size: int = 1) -> None:
@@ -247,6 +248,7 @@ class Synthesizer(Speaker):
         Args:
             batch_size: of the calls to come, such as `synthesize_batch`'s.
         """
+        check_at_least("batch_size", batch_size, 1)
         self.acoustic.warm_up(batch_size)
         self.vocoder.warm_up(self.tacotron2.embedding.weight.new_zeros(batch_size, self.audio.n_mel_channels, 1))
         with closing(self.stream(LEVEL_TEXT, 0)) as chunks:

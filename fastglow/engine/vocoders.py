@@ -25,6 +25,8 @@ from .settings import check_mel_channels
 MAX_FRAMES = {"cuda": 16384, "cpu": 2048}
 # Without kernels that skip it, padding is computed: items of a batch have at least this part of its longest.
 LEAST_FULL = 7 / 8
+# Of the denoiser, as NVIDIA's.
+FILTER_LENGTH, DENOISER_HOP = 1024, 256
 
 
 class Context(NamedTuple):
@@ -105,13 +107,13 @@ class WaveGlowVocoder:
         before, after = self.model.receptive_field
         if not self.denoise:
             return Context(before, after)
-        hop, denoiser = self.model.config.upsample_stride, self.denoiser()
-        around = ceil(denoiser.filter_length / hop)  # of a sample, the windows over it
-        return Context(before + around, after + around, denoiser.hop_length // gcd(hop, denoiser.hop_length))
+        hop = self.model.config.upsample_stride
+        around = ceil(FILTER_LENGTH / hop)  # of a sample, the windows over it
+        return Context(before + around, after + around, DENOISER_HOP // gcd(hop, DENOISER_HOP))
 
     def denoiser(self) -> Denoiser:
         """Made again when the weights change."""
-        return self._denoiser.get(list(self.model.parameters()), lambda: Denoiser(self.model))
+        return self._denoiser.get(list(self.model.parameters()), lambda: Denoiser(self.model, FILTER_LENGTH))
 
     def vocode(
         self, mels: Tensor, lengths: Sequence[int], seeds: Sequence[int], first_frame: int = 0
@@ -147,7 +149,7 @@ class WaveGlowVocoder:
         denoiser = self.denoiser()
         if lengths is None:
             lengths = torch.full_like(seeds, mels.shape[2])
-        n_missing = denoiser.filter_length // 2 + 1 - audio.shape[1]
+        n_missing = FILTER_LENGTH // 2 + 1 - audio.shape[1]
         audio = F.pad(audio, (0, max(0, n_missing)))
         return denoiser(audio, self.denoise, lengths * self.model.config.upsample_stride).float()
 

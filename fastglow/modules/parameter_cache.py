@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from threading import RLock
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
@@ -45,6 +46,7 @@ class ParameterCache(Generic[Value]):
 
     def __init__(self) -> None:
         self._entry: _Entry[Value] | None = None
+        self._lock = RLock()  # of two threads' values, a recorded graph would hold the one that is dropped
 
     def get(self, parameters: Sequence[Tensor], build: Callable[[], Value], *settings: Hashable) -> Value:
         """`build()`, or its last result for these settings if the parameters have not changed since."""
@@ -53,16 +55,20 @@ class ParameterCache(Generic[Value]):
         _watch_optimizers()
         counts = tuple((x.data_ptr(), x._version, x.dtype, x.device) for x in parameters)
         key = (counts, _unseen_writes)
-        entry = self._entry
-        if entry is None or entry.key != key:
-            entry = self._entry = _Entry(key, {settings: build()}, tuple(x.detach() for x in parameters))
-        elif settings not in entry.values:
-            entry.values[settings] = build()
-        return entry.values[settings]
+        with self._lock:
+            entry = self._entry
+            if entry is None or entry.key != key:
+                entry = self._entry = _Entry(key, {settings: build()}, tuple(x.detach() for x in parameters))
+            elif settings not in entry.values:
+                entry.values[settings] = build()
+            return entry.values[settings]
 
     def __getstate__(self) -> dict[str, Any]:
-        """An empty cache, for copies and pickles."""
-        return vars(ParameterCache())
+        """Copies and pickles are empty."""
+        return {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(vars(ParameterCache()))
 
 
 class Refreshable(nn.Module):

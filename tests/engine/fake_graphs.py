@@ -10,15 +10,18 @@ from fastglow.engine import recording
 
 @pytest.fixture
 def graphs(monkeypatch):
-    """Counts of `recorded` and `replayed` graphs."""
-    counts = SimpleNamespace(recorded=0, replayed=0)
+    """Counts of `recorded` and `replayed` graphs; set `fails` for recordings that fail."""
+    counts = SimpleNamespace(recorded=0, replayed=0, fails=False, streams=set())
 
     class Graph:
         def __init__(self, run):
             self.replay = lambda: (setattr(counts, "replayed", counts.replayed + 1), run())
 
-    def record(run, device, pool):
+    def record(run, device, pool, stream):
+        if counts.fails:
+            raise RuntimeError("CUDA error: operation not permitted\nwhen stream is capturing")
         counts.recorded += 1
+        counts.streams.add(id(stream))
         run()
         return Graph(run)
 
@@ -27,5 +30,6 @@ def graphs(monkeypatch):
     monkeypatch.setattr(recording.Recorder, "records", True)
     monkeypatch.setattr(recording, "record_graph", record)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimpleNamespace())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
     return counts

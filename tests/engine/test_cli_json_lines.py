@@ -401,7 +401,7 @@ def test_speed_or_its_inverse(run, voices):
     assert code == 1
     assert errors == [
         "fastglow: jobs.jsonl:4: speed=2 and length_scale=0.5 are both given: pass one of them",
-        "fastglow: jobs.jsonl:5: length_scale=0 must be above 0; 1 keeps the speed",
+        "fastglow: jobs.jsonl:5: length_scale=0 must be a factor from 0.25 to 2; 1 keeps the speed",
     ]
     found = {tuple(texts): keywords for _, texts, keywords in voices.batches}
     assert [keywords["speed"] for keywords in found.values()] == [1.25, 2.0, 1.25]

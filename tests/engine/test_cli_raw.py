@@ -154,12 +154,22 @@ def test_a_file_is_replaced_whole_or_not_at_all(streaming, tmp_path, capsys):
         ([" \n"], "the text is empty"),
         (["\u200b\u200b"], "nothing to speak"),
         (["Hello.", "--voice", "nobody"], "unknown voice 'nobody'"),
+        (["Hello.", "-o", "{tmp}/x.WAV"], "--raw writes no header, which {tmp}/x.WAV needs: name it .pcm"),
+        # Before the voice is loaded.
+        (["Hello.", "--voice", "nobody", "--speed", "nan"], "speed=nan must be"),
+        (["Hello.", "--voice", "nobody", "--length-scale", "9"], "length_scale=9 must be a factor from 0.25 to 2"),
+        (["Hello.", "--voice", "nobody", "--length-scale", "1", "--speed", "1"], "are both given: pass one of them"),
+        (["Hello.", "--voice", "nobody", "--chunk-frames", "0"], "--chunk-frames 0 must be at least 1"),
+        (["Hello.", "--voice", "nobody", "--seed", str(2**63)], "does not fit in 64 bits"),
+        (["Hello.", "--voice", "nobody", "--volume", "-1"], "volume=-1.0 must be"),
+        (["Hello.", "--voice", "nobody", "--sentence-silence", "61"], "sentence_silence=61.0 must be"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(voice_folder, tmp_path, capsys, arguments, message):
     arguments = [argument.format(tmp=tmp_path) for argument in arguments]
     voice = [] if "--voice" in arguments else ["--voice", str(voice_folder)]
-    assert main(["synth", "--raw", "-o", str(tmp_path / "x.wav"), *arguments, *voice, "-q"]) == 2
-    (line,) = (line for line in capsys.readouterr().err.splitlines() if "warning" not in line)
-    assert line.startswith("fastglow: ") and message in line
+    assert main(["synth", "--raw", "-o", str(tmp_path / "x.pcm"), *arguments, *voice]) == 2
+    said = capsys.readouterr().err.splitlines()
+    (line,) = (line for line in said if "warning" not in line and "raw: 22050 Hz" not in line)
+    assert line.startswith("fastglow: ") and message.format(tmp=tmp_path) in line
     assert os.listdir(tmp_path) == []

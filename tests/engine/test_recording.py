@@ -128,7 +128,7 @@ def test_a_pool_is_not_used_again_after_its_last_graph(graphs, monkeypatch):  # 
     handles, pools = itertools.count(), []
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, next(handles)))
     record = recording.record_graph
-    monkeypatch.setattr(recording, "record_graph", lambda run, *args: (pools.append(args[-1]), record(run, *args))[1])
+    monkeypatch.setattr(recording, "record_graph", lambda run, *args: (pools.append(args[1]), record(run, *args))[1])
     product = Product()
     for n in (1, 1, 2, 2, 3, 4, 6, 6, 8, 8):  # 3, 4 and 6 push out the graphs of 1 and 2
         product.check(n)
@@ -166,6 +166,29 @@ def test_changed_weights_drop_the_graphs(graphs, change):  # noqa: F811
     assert (graphs.recorded, graphs.replayed) == (1, 1)
     product.check(2)
     assert (graphs.recorded, graphs.replayed) == (2, 2)
+
+
+def test_what_cannot_be_recorded_runs_as_written(graphs, caplog):  # noqa: F811
+    product = Product()
+    graphs.fails = True
+    for _ in range(4):
+        product.check(2)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "product runs without a CUDA graph: CUDA error: operation not permitted when stream is capturing"
+    )
+    graphs.fails = False
+    for _ in range(3):
+        product.check(2)
+        product.check(4)
+    assert graphs.recorded == 1
+
+
+def test_all_graphs_of_a_model_are_recorded_on_one_stream(graphs):  # noqa: F811
+    product = Product()
+    for n in (1, 1, 2, 2, 4, 4):
+        product.check(n)
+    assert (graphs.recorded, len(graphs.streams)) == (3, 1)
 
 
 def test_sizes_that_are_no_buckets_or_too_large_run_as_written(graphs):  # noqa: F811

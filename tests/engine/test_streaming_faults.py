@@ -128,6 +128,21 @@ def test_later_sentences_are_right_before_they_are_heard(paths):
     np.testing.assert_allclose(streamed(speaker, text, chunk_frames=8), whole.audio, atol=1e-5, rtol=0)
 
 
+def test_a_decoder_that_runs_on_is_stopped_once_that_is_certain():
+    speaker, n_steps = synthesizer(scripted(RUNS_ON)), []
+    pieces = speaker.acoustic.pieces
+
+    def watched(*arguments):
+        for piece in pieces(*arguments):
+            n_steps.append(len(piece.alignment))
+            yield piece
+
+    speaker.acoustic.pieces = watched
+    with pytest.warns(FaultySpeechWarning, match="goes on past its end"):
+        streamed(speaker, LONG, chunk_frames=8)
+    assert len(RIGHT) < sum(n_steps) < len(RIGHT) + 70 < speaker.acoustic.max_steps
+
+
 @settings(max_examples=10)
 @given(
     cuts=st.lists(st.tuples(st.integers(0, 100), st.integers(0, 100), st.booleans()), max_size=3),

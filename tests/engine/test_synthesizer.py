@@ -300,6 +300,29 @@ def test_a_batch_takes_a_seed_per_text_and_any_batch_size(voice_folder):
         synthesizer.synthesize_batch(texts, [1, 2])
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda s: s.synthesize("A.", seed=1.5), "seed=1.5 must be an integer"),
+        (lambda s: s.synthesize("A.", seed=2**63), "does not fit in 64 bits"),
+        (lambda s: s.stream("A.", seed="x"), "seed='x' must be an integer"),
+        (lambda s: s.synthesize_batch(["A."], [1.5]), "seed=1.5 must be an integer"),
+        (lambda s: s.synthesize_batch(["A."], batch_size=-1), "batch_size=-1 must be at least 1"),
+        (lambda s: s.synthesize_batch(["A."], batch_size=0), "batch_size=0 must be at least 1"),
+        (lambda s: s.warmup(0), "batch_size=0 must be at least 1"),
+        (lambda s: s.synthesize("A.", sentence_silence="a"), "sentence_silence='a' must be between 0 and 60"),
+    ],
+)
+def test_bad_arguments_of_calls(synthesizer, call, message):
+    with pytest.raises(FastglowError, match=message):
+        call(synthesizer)
+
+
+def test_seeds_may_be_an_array(synthesizer):
+    one, two = synthesizer.synthesize_batch(["One.", "One."], np.array([3, 4]))
+    assert (one.seed, two.seed) == (3, 4) and not np.array_equal(one.audio, two.audio)
+
+
 @pytest.mark.gpu
 def test_a_warm_engine_on_a_gpu_records_no_more_and_gives_the_same_bits(voice_folder):
     cold, warm = (Synthesizer.from_voice(voice_folder, device="cuda", vocoder="waveglow", denoise=0.1) for _ in "ab")

@@ -56,11 +56,15 @@ def decoder() -> tuple[nn.Module, tuple]:
     return tacotron2()[0].decoder, (torch.randn(1, 4, 8), torch.tensor([4]), torch.tensor([1]))
 
 
+def encoder() -> tuple[nn.Module, tuple]:
+    return tacotron2()[0].encoder, (torch.randn(1, 8, 4), torch.tensor([4]), torch.ones(1, 1, 4))
+
+
 def run(module: nn.Module, inputs: tuple) -> list[Tensor]:
     """The result of inference, on the path that folds weights."""
     call = module.infer if hasattr(module, "infer") else module
     options = {"seed": 1} if isinstance(module, (WaveGlow, Tacotron2)) else {}
-    folds_on_both = isinstance(module, (WN, InvertibleConv1x1, WaveGlow))
+    folds_on_both = isinstance(module, (WN, InvertibleConv1x1, WaveGlow, fastglow.models.tacotron2.Encoder))
     with torch.no_grad(), backend.use_backend("reference" if folds_on_both else "triton"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", fastglow.models.tacotron2.DecoderStepLimitWarning)
@@ -77,6 +81,7 @@ CASES = {
     ),
     WaveGlow: waveglow,
     fastglow.models.tacotron2.Decoder: decoder,
+    fastglow.models.tacotron2.Encoder: encoder,
     Tacotron2: tacotron2,
 }
 
