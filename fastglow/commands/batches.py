@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from collections.abc import Iterator
 from contextlib import closing
 from functools import lru_cache, partial
 from pathlib import Path
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 # Lines that are searched for texts of one batch.
 WINDOW = 64
-# Of the texts of a batch: a quarter of an hour of speech, which is lost if the run is killed.
+# Of the texts of a batch: a quarter of an hour of speech.
 BATCH_CHARACTERS = 16_000
 VOICES_KEPT = 4
 
@@ -128,8 +129,8 @@ class _Speakers:
         self._default = default
         self._load = lru_cache(VOICES_KEPT)(partial(VoiceChoice.load, warmup=warmup))
 
-    def speak(self, batch: list[Job]) -> list["Speech | str"]:
-        """The speech of each job, or why it has none.
+    def speak(self, batch: list[Job]) -> Iterator["Speech | str"]:
+        """The speech of each job, or why it has none; so many at a time as are decoded together.
 
         Raises:
             Exception: the default voice cannot be loaded, which no job is to blame for.
@@ -140,12 +141,13 @@ class _Speakers:
         except Exception as error:
             if voice == self._default:
                 raise
-            return [_message(error)] * len(batch)
-        started = time.perf_counter()
-        try:
-            return _speak(synthesizer, batch)
-        finally:
+            yield from [_message(error)] * len(batch)
+            return
+        for first in range(0, len(batch), synthesizer.batch_size):
+            started = time.perf_counter()
+            outcomes = _speak(synthesizer, batch[first : first + synthesizer.batch_size])
             self.seconds += time.perf_counter() - started
+            yield from outcomes
 
 
 def _speak(synthesizer: "Synthesizer", batch: list[Job]) -> list["Speech | str"]:

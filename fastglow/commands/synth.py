@@ -28,6 +28,7 @@ from . import Invocation
 from .inputs import read_whole
 from .options import VoiceChoice, check_keywords, given_keywords, speech_options, voice_options
 from .reports import nothing_spoken, sentence_reports
+from .signals import ending_cleanly
 
 if TYPE_CHECKING:
     from fastglow.engine import Speech, Synthesizer
@@ -76,6 +77,18 @@ def synth(
     if list_voices:
         _print_voices()
         return None
+    with ending_cleanly():
+        return _synth(
+            invocation, text, inputs, output, format, raw, chunk_frames, warmup, json_lines, resume, plot, as_json,
+            quiet, options,
+        )  # fmt: skip
+
+
+def _synth(
+    invocation: Invocation, text: tuple[str, ...], inputs: tuple[str, ...], output: str | None, format: str | None,
+    raw: bool, chunk_frames: int | None, warmup: bool, json_lines: bool, resume: bool, plot: str | None, as_json: bool,
+    quiet: bool, options: dict[str, Any],
+) -> int | None:  # fmt: skip
     from fastglow.plotting import require_matplotlib
     from fastglow.threads import let_threads_sleep
 

@@ -1,7 +1,7 @@
 """How speech is delivered: its level, speed, pauses and ends."""
 
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 
 import numpy as np
 
@@ -65,3 +65,10 @@ class Delivery:
 def _check_silence(seconds: object) -> None:
     if not isinstance(seconds, Real) or not 0 <= float(seconds) <= MAX_SILENCE:
         raise FastglowError(f"sentence_silence={seconds!r} must be between 0 and {MAX_SILENCE:g} seconds")
+
+
+def check_count(name: str, value: object) -> int:
+    """The value; raises FastglowError unless it is a whole number of at least 1."""
+    if not isinstance(value, Integral) or value < 1:
+        raise FastglowError(f"{name}={value!r} must be a whole number of at least 1")
+    return int(value)

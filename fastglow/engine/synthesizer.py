@@ -15,13 +15,12 @@ from fastglow.audio import MelConfig
 from fastglow.checkpoint import load_checkpoint
 from fastglow.devices import pick_device
 from fastglow.errors import FastglowError
-from fastglow.kernels.arguments import check_at_least
 from fastglow.models import Tacotron2, WaveGlow
 from fastglow.text import Lexicon, split_sentences
 from fastglow.voices import AS_TRAINED, AsTrained, Voice
 
 from .acoustic import Acoustic
-from .delivery import Delivery
+from .delivery import Delivery, check_count
 from .frontend import Frontend
 from .jobs import Job, make_jobs
 from .remarks import warn_of_silence
@@ -193,8 +192,7 @@ class Synthesizer(Speaker):
         """
         how = Delivery(**delivery)
         seeds = seeds_of(texts, seed)
-        size = BATCH_SIZE.get(self.device.type, BATCH_SIZE["cpu"]) if batch_size is None else batch_size
-        check_at_least("batch_size", size, 1)
+        size = self.batch_size if batch_size is None else check_count("batch_size", batch_size)
         jobs = [(i, job) for i, text in enumerate(texts) for job in self._jobs(text, seeds[i])]
         speeches = [self._new_speech(own, how) for own in seeds]
         # Sorted by length: a batch takes as many steps as its longest item.
@@ -231,8 +229,8 @@ class Synthesizer(Speaker):
             chunk_frames: mel frames of the first chunk, at least 1; chunks grow to 512 frames.
         """
         how = Delivery(**delivery)
-        check_at_least("chunk_frames", chunk_frames, 1)
-        return self._stream(text, random_seed() if seed is None else check_seed(seed), growing(chunk_frames), how)
+        sizes = growing(check_count("chunk_frames", chunk_frames))
+        return self._stream(text, random_seed() if seed is None else check_seed(seed), sizes, how)
 
     def sentences(
         self, text: str, seed: int | None = None, *, progress: bool = False, **delivery: Any
@@ -242,13 +240,18 @@ class Synthesizer(Speaker):
         spoken = self._spoken(text, random_seed() if seed is None else check_seed(seed), how, progress)
         return chain.from_iterable(chain.from_iterable(one.sentences) for one in spoken)
 
+    @property
+    def batch_size(self) -> int:
+        """Sentences that `synthesize_batch` decodes together by default."""
+        return BATCH_SIZE.get(self.device.type, BATCH_SIZE["cpu"])
+
     def warmup(self, batch_size: int = 1) -> None:
         """Does beforehand what first calls do: load libraries, compile kernels, and on a GPU record CUDA graphs.
 
         Args:
             batch_size: of the calls to come, such as `synthesize_batch`'s.
         """
-        check_at_least("batch_size", batch_size, 1)
+        batch_size = check_count("batch_size", batch_size)
         self.acoustic.warm_up(batch_size)
         self.vocoder.warm_up(self.tacotron2.embedding.weight.new_zeros(batch_size, self.audio.n_mel_channels, 1))
         with closing(self.stream(LEVEL_TEXT, 0)) as chunks:

@@ -48,7 +48,7 @@ class Voices:
 
     def from_voice(self, voice, device, dtype):
         self.loads.append(voice.name)
-        return SimpleNamespace(synthesize_batch=partial(self.speak, voice.name))
+        return SimpleNamespace(synthesize_batch=partial(self.speak, voice.name), batch_size=64)
 
     def speak(self, voice, texts, seeds, **keywords):
         self.batches.append((voice, list(texts), {"seeds": list(seeds), **keywords}))
@@ -409,3 +409,18 @@ def test_speed_or_its_inverse(run, voices):
     assert found["f",]["trim_silence"] is True
     seeds = [seed for keywords in found.values() for seed in keywords["seeds"]]
     assert len(set(seeds)) == 4
+
+
+def test_files_appear_as_soon_as_a_batch_is_spoken(run, voices, tmp_path, monkeypatch):
+    """So that a run which is killed again and again gets on."""
+    found = []
+    speak = voices.speak
+
+    def watched(*arguments, **keywords):
+        found.append(len(list(tmp_path.glob("*.wav"))))
+        return speak(*arguments, **keywords)
+
+    monkeypatch.setattr(voices, "speak", watched)
+    assert run([{"text": "a", "out": f"{i}.wav"} for i in range(150)])[0] == 0
+    assert found == [0, 64, 128]
+    assert [len(texts) for _, texts, _ in voices.batches] == [64, 64, 22]

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -172,4 +174,20 @@ def test_mistakes_are_one_line_and_leave_nothing(voice_folder, tmp_path, capsys,
     said = capsys.readouterr().err.splitlines()
     (line,) = (line for line in said if "warning" not in line and "raw: 22050 Hz" not in line)
     assert line.startswith("fastglow: ") and message.format(tmp=tmp_path) in line
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_that_ends_the_command_leaves_nothing(voice_folder, tmp_path, number):
+    command = [sys.executable, "-m", "fastglow", "synth", "--voice", str(voice_folder), "--raw", "-o", "x.pcm"]
+    process = subprocess.Popen(
+        [*command, "One, two. Three! " * 3000], cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    )
+    while not os.listdir(tmp_path):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(number)
+    error = process.communicate()[1]
+    assert process.returncode == {signal.SIGINT: 130}.get(number, 128 + number)
+    assert "Traceback" not in error
     assert os.listdir(tmp_path) == []

@@ -196,7 +196,7 @@ def test_a_file_of_errors_holds_no_progress_bar(synth, tmp_path, text):
         (["--no-normalize"], {"normalize": False}),
         (["--normalize", "--volume", "0.5"], {"normalize": True, "volume": 0.5}),
         (["--volume", "0"], {"volume": 0.0}),
-        (["--volume", "-3", "--no-normalize"], {"normalize": False, "volume": -3.0}),
+        (["--volume", "3", "--no-normalize"], {"normalize": False, "volume": 3.0}),
     ],
 )
 def test_loudness_has_the_librarys_defaults(synth, tmp_path, monkeypatch, options, given):

@@ -307,9 +307,10 @@ def test_a_batch_takes_a_seed_per_text_and_any_batch_size(voice_folder):
         (lambda s: s.synthesize("A.", seed=2**63), "does not fit in 64 bits"),
         (lambda s: s.stream("A.", seed="x"), "seed='x' must be an integer"),
         (lambda s: s.synthesize_batch(["A."], [1.5]), "seed=1.5 must be an integer"),
-        (lambda s: s.synthesize_batch(["A."], batch_size=-1), "batch_size=-1 must be at least 1"),
-        (lambda s: s.synthesize_batch(["A."], batch_size=0), "batch_size=0 must be at least 1"),
-        (lambda s: s.warmup(0), "batch_size=0 must be at least 1"),
+        (lambda s: s.synthesize_batch(["A."], batch_size=-1), "batch_size=-1 must be a whole number of at least 1"),
+        (lambda s: s.synthesize_batch(["A."], batch_size=0), "batch_size=0 must be a whole number of at least 1"),
+        (lambda s: s.stream("A.", chunk_frames=1.5), "chunk_frames=1.5 must be a whole number of at least 1"),
+        (lambda s: s.warmup(0), "batch_size=0 must be a whole number of at least 1"),
         (lambda s: s.synthesize("A.", sentence_silence="a"), "sentence_silence='a' must be between 0 and 60"),
     ],
 )
