@@ -9,6 +9,7 @@ import torch
 import triton
 
 from fastglow._version import __version__
+from fastglow.diagnosis.machine import Processor
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -23,19 +24,9 @@ def describe(device: torch.device) -> dict[str, str | int | None]:
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "device": str(device),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "processor": _processor(),
+        "processor": Processor.here().model,
         "threads": torch.get_num_threads(),
     }
-
-
-def _processor() -> str:
-    """Its model's name, where Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n")
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 class GpuMemory:

@@ -28,6 +28,14 @@ class Processor(NamedTuple):
     instruction_sets: tuple[str, ...]
 
     @classmethod
+    def here(cls) -> "Processor":
+        """This machine's, as far as Linux tells it."""
+        try:
+            return cls.of(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
+        except OSError:
+            return cls.of("")
+
+    @classmethod
     def of(cls, cpuinfo: str) -> "Processor":
         """Of the text of /proc/cpuinfo, on x86 or ARM."""
         values: dict[str, str] = {}
@@ -54,7 +62,7 @@ def system() -> list[Finding]:
 
 
 def processor() -> list[Finding]:
-    found = Processor.of(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
+    found = Processor.here()
     detail = f"{found.model}, {usable_cores()} of {os.cpu_count()} cores usable, "
     detail += ", ".join(found.instruction_sets) or "no vector instructions that matter here"
     if platform.machine() == "x86_64" and "AVX2" not in found.instruction_sets:

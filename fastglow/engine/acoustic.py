@@ -98,9 +98,11 @@ class Acoustic:
             seeds, limits: of each: the prenet's seed and the most steps.
         """
         decoded = self.tacotron2.decode(*_padded(texts), seed=seeds, max_steps=limits, call=self.call)
+        alignments = decoded.alignments.float().cpu().numpy()  # in one transfer
         results = []
         for i, n_steps in enumerate(decoded.steps.tolist()):
-            alignment = decoded.alignments[i, :n_steps, : len(texts[i])].float().cpu().numpy()
+            # A copy, because a view would keep the whole batch's.
+            alignment = alignments[i, :n_steps, : len(texts[i])].copy()
             mel = decoded.mel[i, :, : n_steps * self.frames_per_step]
             results.append(Decoded(mel, alignment, n_steps < limits[i]))
         return results
