@@ -15,7 +15,7 @@ import soundfile
 from fastglow import Synthesizer
 from fastglow.cli import main
 
-from .conftest import ENVIRONMENT, UNSTOPPED
+from ..engine.conftest import ENVIRONMENT, UNSTOPPED
 
 pytestmark = pytest.mark.filterwarnings(UNSTOPPED)
 TEXT = "Hello there. This is another sentence, and this is the last."

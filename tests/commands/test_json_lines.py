@@ -23,7 +23,7 @@ from fastglow.engine import Speech
 from fastglow.engine.speech import Sentence
 from fastglow.voices import Voice
 
-from .conftest import ENVIRONMENT, UNSTOPPED
+from ..engine.conftest import ENVIRONMENT, UNSTOPPED
 
 pytestmark = pytest.mark.filterwarnings(UNSTOPPED)
 

@@ -16,8 +16,8 @@ from fastglow.cli import _COMMANDS, cli, main
 from fastglow.engine.seeds import attempt_seed, sentence_seed
 from fastglow.voices import BUNDLED, DEFAULT_VOICE
 
-from .conftest import ENVIRONMENT, UNSTOPPED, make_tacotron2, make_waveglow
-from .scripted import ScriptedTacotron2, reading
+from ..engine.conftest import ENVIRONMENT, UNSTOPPED, make_tacotron2, make_waveglow
+from ..engine.scripted import ScriptedTacotron2, reading
 
 
 def run(*arguments, stdin=b""):

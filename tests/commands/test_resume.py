@@ -13,7 +13,7 @@ import soundfile
 from fastglow.audio import read_audio
 from fastglow.cli import main
 
-from .conftest import ENVIRONMENT, UNSTOPPED
+from ..engine.conftest import ENVIRONMENT, UNSTOPPED
 
 pytestmark = pytest.mark.filterwarnings(UNSTOPPED)
 JOURNAL = ".fastglow-jobs.jsonl"

@@ -14,7 +14,7 @@ from fastglow import FastglowError, Synthesizer
 from fastglow.cli import main
 from fastglow.outputs import draws_progress
 
-from .conftest import ENVIRONMENT, UNSTOPPED
+from ..engine.conftest import ENVIRONMENT, UNSTOPPED
 
 pytestmark = pytest.mark.filterwarnings(UNSTOPPED)
 
