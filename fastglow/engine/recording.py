@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastglow.kernels import backend
 from fastglow.kernels.graphs import record_graph
 from fastglow.kernels.launch import product_precision
-from fastglow.modules.parameter_cache import ParameterCache
+from fastglow.modules.parameter_cache import ParameterCache, parameters_of
 
 _logger = logging.getLogger("fastglow")
 
@@ -139,7 +139,7 @@ class Recorder:
         return sum(segment["total_size"] for segment in segments if tuple(segment["segment_pool_id"]) == tuple(pool))
 
     def _current(self) -> _Graphs:
-        return self._graphs.get(list(self.model.parameters()), self._none)
+        return self._graphs.get(parameters_of(self.model), self._none)
 
     def _none(self) -> _Graphs:
         self._finish()  # the last weights' graphs are about to be dropped

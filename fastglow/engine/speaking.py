@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from fastglow.audio import MelConfig
 from fastglow.audio.loudness import LEVEL_DB, mel_level
 from fastglow.models import Tacotron2
-from fastglow.modules.parameter_cache import ParameterCache
+from fastglow.modules.parameter_cache import ParameterCache, parameters_of
 
 from .acoustic import MIN_SYMBOLS, Acoustic
 from .attempts import Utterance
@@ -57,7 +57,7 @@ class Speaker:
         """Of the voice's speech before it is normalized, in dBFS: given, or measured from the mel of one sentence."""
         if self._level is not None:
             return self._level
-        return self._measured_level.get(list(self.tacotron2.parameters()), self._measure_level)
+        return self._measured_level.get(parameters_of(self.tacotron2), self._measure_level)
 
     def _measure_level(self) -> float:
         jobs = list(make_jobs([LEVEL_TEXT], 0, self.frontend, self.acoustic.most_symbols))

@@ -14,7 +14,7 @@ from fastglow.audio.griffinlim import PREDICTED_POWER
 from fastglow.devices import upload
 from fastglow.errors import FastglowError
 from fastglow.models import WaveGlow
-from fastglow.modules.parameter_cache import ParameterCache
+from fastglow.modules.parameter_cache import ParameterCache, parameters_of
 from fastglow.voices import VOCODERS
 
 from .recording import MAX_POSITIONS, Recorder
@@ -113,7 +113,7 @@ class WaveGlowVocoder:
 
     def denoiser(self) -> Denoiser:
         """Made again when the weights change."""
-        return self._denoiser.get(list(self.model.parameters()), lambda: Denoiser(self.model, FILTER_LENGTH))
+        return self._denoiser.get(parameters_of(self.model), lambda: Denoiser(self.model, FILTER_LENGTH))
 
     def vocode(
         self, mels: Tensor, lengths: Sequence[int], seeds: Sequence[int], first_frame: int = 0

@@ -12,7 +12,7 @@ from fastglow.errors import FastglowError
 from fastglow.kernels.decoder_weights import AttentionWeights, LSTMWeights, OutputWeights, RecurrentWeights
 from fastglow.modules import LinearNorm, LocationAttention
 from fastglow.modules.module_lists import modules_of_type
-from fastglow.modules.parameter_cache import ParameterCache, Refreshable
+from fastglow.modules.parameter_cache import ParameterCache, Refreshable, parameters_of
 
 from .tacotron2_config import Tacotron2Config
 
@@ -178,6 +178,6 @@ class Decoder(Refreshable):
             max_steps=max_steps or self.max_decoder_steps,
             early_stopping=self.early_stopping,
             folded=lambda dtype: self._folded.get(
-                list(self.parameters()), lambda: kernels.fold_decoder(recurrent, output, dtype), dtype
+                parameters_of(self), lambda: kernels.fold_decoder(recurrent, output, dtype), dtype
             ),
         )

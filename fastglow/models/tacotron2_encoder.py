@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from fastglow.errors import FastglowError
 from fastglow.modules import ConvNorm
 from fastglow.modules.convolution import Gain
-from fastglow.modules.parameter_cache import ParameterCache, Refreshable
+from fastglow.modules.parameter_cache import ParameterCache, Refreshable, parameters_of
 
 from .tacotron2_config import Tacotron2Config
 
@@ -79,7 +79,7 @@ class Encoder(Refreshable):
         A packed sequence needs the lengths on the host. Here the second direction reads each item reversed, from its
         own end, and what comes after the end cannot reach it.
         """
-        forwards, backwards = self._directions.get(list(self.lstm.parameters()), self._split_directions)
+        forwards, backwards = self._directions.get(parameters_of(self.lstm), self._split_directions)
         position = torch.arange(x.shape[1], device=x.device)
         reversal = torch.where(mask[:, :, 0] > 0, lengths.unsqueeze(1) - 1 - position, position).unsqueeze(2)
         after, _ = backwards(x.gather(1, reversal.expand_as(x)))

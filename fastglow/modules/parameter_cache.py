@@ -29,9 +29,24 @@ def _watch_optimizers() -> None:
     register_optimizer_step_post_hook(after_step)
 
 
+def parameters_of(module: nn.Module) -> list[nn.Parameter]:
+    """All of `module.parameters()`; shared ones more than once.
+
+    At every call of a model, Module.parameters() would cost more than launching its kernels.
+    """
+    found: list[nn.Parameter] = []
+    modules: list[nn.Module | None] = [module]
+    while modules:
+        one = modules.pop()
+        if one is not None:
+            found += (parameter for parameter in one._parameters.values() if parameter is not None)
+            modules += one._modules.values()
+    return found
+
+
 @dataclass(frozen=True)
 class _Entry(Generic[Value]):
-    key: Hashable
+    key: object
     values: dict[Hashable, Value]  # by settings: those of one must outlive a call with others, a graph may read them
     # Keeps the memory at the key's addresses from being reused by other weights.
     storages: tuple[Tensor, ...]
@@ -50,10 +65,11 @@ class ParameterCache(Generic[Value]):
 
     def get(self, parameters: Sequence[Tensor], build: Callable[[], Value], *settings: Hashable) -> Value:
         """`build()`, or its last result for these settings if the parameters have not changed since."""
-        if any(parameter.is_inference() for parameter in parameters):
-            return build()  # inference tensors have no version counter
         _watch_optimizers()
-        counts = tuple((x.data_ptr(), x._version, x.dtype, x.device) for x in parameters)
+        try:
+            counts = [(x.data_ptr(), x._version, x.dtype) for x in parameters]
+        except RuntimeError:  # inference tensors have no version counter
+            return build()
         key = (counts, _unseen_writes)
         with self._lock:
             entry = self._entry

@@ -11,7 +11,7 @@ from fastglow.errors import FastglowError
 
 from .convolution import WeightNormConv1d
 from .module_lists import modules_of_type
-from .parameter_cache import ParameterCache, Refreshable
+from .parameter_cache import ParameterCache, Refreshable, parameters_of
 
 
 class WN(Refreshable):
@@ -77,7 +77,7 @@ class WN(Refreshable):
             weights = self._normalised()
         else:
             autocast = kernels.backend.autocast_dtype(self.end.weight)
-            weights = self._folded.get(list(self.parameters()), self._fold, autocast)
+            weights = self._folded.get(parameters_of(self), self._fold, autocast)
         start = F.conv1d(audio, weights.start, self.start.bias)
         h: Tensor | None = start if mask is None else start * mask
         skip = None

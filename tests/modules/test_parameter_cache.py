@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fastglow.modules import WN
-from fastglow.modules.parameter_cache import ParameterCache
+from fastglow.modules.parameter_cache import ParameterCache, parameters_of
 
 
 class Doubling(nn.Module):
@@ -20,7 +20,7 @@ class Doubling(nn.Module):
 
     @torch.no_grad()
     def doubled(self, *settings) -> torch.Tensor:
-        return self.cache.get(list(self.parameters()), self.build, *settings)
+        return self.cache.get(parameters_of(self), self.build, *settings)
 
     def build(self) -> torch.Tensor:
         self.builds += 1
@@ -127,3 +127,13 @@ def test_rounded_weights_at_possibly_the_same_address(module):
     assert module.is_fresh()
     module.half().float()
     assert module.is_fresh()
+
+
+def test_every_parameter_is_found():
+    module = nn.Sequential(WN(2, 3, 2, 4, 3), nn.Linear(3, 3, bias=False), nn.LSTM(2, 3))
+    module.append(nn.Linear(3, 3))[-1].weight = module[1].weight  # shared
+    module.register_module("absent", None)
+    module.register_parameter("scale", nn.Parameter(torch.ones(())))
+    found = parameters_of(module)
+    assert {id(parameter) for parameter in found} == {id(parameter) for parameter in module.parameters()}
+    assert len(found) == len(list(module.parameters())) + 1
