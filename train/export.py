@@ -23,15 +23,17 @@ from fastglow.checkpoint import (
     trained_with,
 )
 from fastglow.checkpoint.provenance import KEY
+from fastglow.engine.acoustic import Acoustic
 from fastglow.engine.frontend import Frontend
 from fastglow.engine.settings import Settings, check_mel_channels, resolve_settings
+from fastglow.engine.speaking import Speaker
 from fastglow.engine.vocoders import build_vocoder
 from fastglow.errors import FastglowError
 from fastglow.files import filling
 from fastglow.models import Tacotron2, WaveGlow
 from fastglow.text import Lexicon
 from fastglow.text.cleaners import find_cleaner
-from fastglow.voices import AS_TRAINED
+from fastglow.voices import AS_TRAINED, MIN_LEVEL
 
 from .checkpointing import BEST, numbered_checkpoints
 
@@ -172,7 +174,7 @@ def export_voice(
     assert isinstance(acoustic, Tacotron2) and (vocoder is None or isinstance(vocoder, WaveGlow))
     settings = resolve_settings(acoustic, vocoder, None, None, options.lexicon or AS_TRAINED)
     name = options.vocoder or ("griffin-lim" if vocoder is None else "waveglow")
-    _check_synthesis(acoustic, vocoder, settings, name, options)
+    speaker = _speaker(acoustic, vocoder, settings, name, options)
     description: dict[str, object] = {
         "name": options.name or folder.resolve().name,
         "language": options.language,
@@ -186,7 +188,7 @@ def export_voice(
         with filling(folder) as temporary:
             lexicon = _copy_lexicon(acoustic, settings.lexicon, options.lexicon, temporary)
             description |= {"lexicon": lexicon, "audio": settings.audio.as_dict()}
-            description |= {"sigma": options.sigma, "denoise": options.denoise}
+            description |= {"sigma": options.sigma, "denoise": options.denoise, "level": _level(speaker)}
             for run in runs:
                 _save(run, temporary, settings.audio, lexicon, options.dtype)
             text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
@@ -223,18 +225,28 @@ def _check_audio(runs: Sequence[Trained]) -> None:
             logger.warning("%s does not say its audio parameters: those of the other model are used", run.given)
 
 
-def _check_synthesis(
+def _speaker(
     acoustic: Tacotron2, waveglow: WaveGlow | None, settings: Settings, vocoder: str, options: VoiceOptions
-) -> None:
-    """Makes what a synthesis makes of the models: each of them checks its part."""
+) -> Speaker:
+    """What a synthesis makes of the models: each of them checks its part."""
     for cleaner in settings.text_cleaners:
         find_cleaner(cleaner)
-    Frontend(settings.text_cleaners, acoustic.config.n_symbols, settings.lexicon, settings.symbols)
+    frontend = Frontend(settings.text_cleaners, acoustic.config.n_symbols, settings.lexicon, settings.symbols)
     check_mel_channels(acoustic, settings.audio)
     if waveglow is None and vocoder == "waveglow":
         raise FastglowError("vocoder=waveglow needs a WaveGlow: pass its run after the Tacotron 2's, or griffin-lim")
-    for name in {vocoder, *(["waveglow"] if waveglow is not None else [])}:
-        build_vocoder(name, settings.audio, waveglow, options.sigma, options.denoise)
+    built = {
+        name: build_vocoder(name, settings.audio, waveglow, options.sigma, options.denoise)
+        for name in {vocoder, *(["waveglow"] if waveglow is not None else [])}
+    }
+    frame_seconds = settings.audio.hop_length / settings.audio.sampling_rate
+    return Speaker(settings.audio, frontend, Acoustic(acoustic.eval(), frame_seconds), built[vocoder], level=None)
+
+
+def _level(speaker: Speaker) -> float | None:
+    """Of the voice's speech, so that no synthesis has to measure it; None if the model gives next to no sound."""
+    level = round(speaker.level, 4)
+    return level if MIN_LEVEL <= level <= 0 else None
 
 
 def _copy_lexicon(

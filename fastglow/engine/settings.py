@@ -104,7 +104,10 @@ def _resolve_lexicon(known: TrainedWith, lexicon: str | PathLike | Lexicon | AsT
 
 
 def with_parts(voice: Voice, *, tacotron2: str | PathLike | None = None, **fields: Any) -> Voice:
-    """A voice with some fields replaced. What another acoustic model's checkpoint records overrides the voice."""
+    """A voice with some fields replaced.
+
+    What another acoustic model's checkpoint records overrides the voice, whose level is not the model's.
+    """
     if tacotron2 is not None:
         known = read_trained_with(tacotron2)
         voice = replace(
@@ -114,6 +117,7 @@ def with_parts(voice: Voice, *, tacotron2: str | PathLike | None = None, **field
             text_cleaners=known.text_cleaners or voice.text_cleaners,
             # A checkpoint that records cleaners and no lexicon was trained without one.
             lexicon=AS_TRAINED if known.lexicon or known.text_cleaners else voice.lexicon,
+            level=None,
         )
     return replace(voice, **fields)
 

@@ -13,6 +13,8 @@ from fastglow.text import Lexicon
 BUNDLED = Path(__file__).parent
 DEFAULT_VOICE = "heart"
 VOCODERS = ("griffin-lim", "waveglow")
+MIN_LEVEL = -80
+"""Of a voice's speech, in dBFS."""
 
 
 class AsTrained(Enum):
@@ -94,9 +96,9 @@ class Voice:
             raise FastglowError(f"{path}: vocoder {voice.vocoder!r} must be one of {', '.join(VOCODERS)}")
         level = voice.level
         if level is not None and (
-            isinstance(level, bool) or not isinstance(level, int | float) or not -80 <= level <= 0
+            isinstance(level, bool) or not isinstance(level, int | float) or not MIN_LEVEL <= level <= 0
         ):
-            raise FastglowError(f"{path}: level={level!r} must be -80 to 0 dBFS, or null where it is not known")
+            raise FastglowError(f"{path}: level={level!r} must be {MIN_LEVEL} to 0 dBFS, or null where it is not known")
         for file in (voice.tacotron2, voice.waveglow, voice.lexicon):
             if isinstance(file, Path) and not file.is_file():
                 raise FastglowError(f"{path} names {file.name}, which is not in {folder}: put it there")

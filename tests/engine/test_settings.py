@@ -148,7 +148,7 @@ def test_another_acoustic_model_in_a_voice_brings_its_own_settings(tmp_path, voi
     shutil.copytree(voice_folder, voice)
     shutil.copy(lexicon_file, voice / "own.txt")
     values = json.loads((voice / "voice.json").read_text())
-    (voice / "voice.json").write_text(json.dumps({**values, "lexicon": "own.txt"}))
+    (voice / "voice.json").write_text(json.dumps({**values, "lexicon": "own.txt", "level": -50.0}))
     knowing = tacotron2(tmp_path / "t.safetensors", audio=LOW, text_cleaners=("english_cleaners",))
     silent = tacotron2(tmp_path / "s.safetensors")
     assert synth(tmp_path, "--voice", voice, "--tacotron2", knowing) == synth(tmp_path, "--tacotron2", knowing)

@@ -116,13 +116,16 @@ def test_the_voice_speaks_as_the_models_do(runs, tmp_path, capsys):
     out.rename(moved)
     assert same(spoken(moved, tmp_path), reference["waveglow"])
     assert same(spoken(moved, tmp_path, "--vocoder", "griffin-lim"), reference["griffin-lim"])
-    assert Voice.load(moved) == Voice(
+    voice = Voice.load(moved)
+    assert voice.level == pytest.approx(Synthesizer.from_voice(moved, "cpu", level=None).level, abs=1e-4)
+    assert voice == Voice(
         tacotron2=moved / "tacotron2.safetensors",
         waveglow=moved / "waveglow.safetensors",
         vocoder="waveglow",
         text_cleaners=("english_cleaners",),
         lexicon=moved / "lexicon.txt",
         audio=MelConfig(),
+        level=voice.level,
         name="mine",
         language="en-US",
         description="Tacotron 2 after 2 iterations, WaveGlow after 2 iterations",
@@ -217,6 +220,15 @@ def test_models_of_published_formats(runs, tmp_path, caplog):
     assert Voice.load(tmp_path / "alone").audio == MelConfig()
     said = f"{tmp_path}/published.pt does not say its audio parameters: those of the"
     assert caplog.messages == [f"{said} other model are used", f"{said} published models are used"]
+
+
+def test_a_voice_next_to_silent_has_no_level(runs, tmp_path):
+    def silenced(content):
+        content["state_dict"]["postnet.convolutions.4.1.bias"].fill_(-60.0)
+
+    change(runs / "tacotron2" / "checkpoint_2.pt", silenced)
+    export_voice(runs / "tacotron2", None, tmp_path / "voice")
+    assert Voice.load(tmp_path / "voice").level is None
 
 
 def test_other_lexicons(runs, tmp_path, caplog):
