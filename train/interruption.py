@@ -68,9 +68,9 @@ def begin_loading(worker_id: int) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def end_with_launcher() -> None:
-    """Ends this process once the one that started it is gone, so that nothing trains on without being watched over."""
-    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+def end_with_launcher(launcher: int) -> None:
+    """Ends this process once its parent is not, or no longer, the launcher: nothing trains on without a watch."""
+    threading.Thread(target=_watch, args=(launcher,), daemon=True).start()
 
 
 def _watch(parent: int) -> None:

@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from types import FrameType
@@ -15,7 +15,7 @@ import torch
 from fastglow.errors import FastglowError
 
 from .interruption import STOPPING
-from .ranks import status_of
+from .ranks import LAUNCHER, status_of
 
 ALL = "all"
 
@@ -70,6 +70,7 @@ def launch(arguments: Sequence[str], processes: int, max_restarts: int) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
     from torch.distributed.run import config_from_args, parse_args
 
+    os.environ[LAUNCHER] = str(os.getpid())
     # torchrun would give each process one thread.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
     options = {
@@ -88,7 +89,7 @@ def launch(arguments: Sequence[str], processes: int, max_restarts: int) -> None:
         # torchrun would pass these on too, but wait 30 seconds only before it kills, and then report a failure.
         config.signals_to_handle = "SIGHUP,SIGQUIT"
     try:
-        with _passing_on_signals():
+        with _leaving_nothing_behind(), _passing_on_signals():
             elastic_launch(config, command)(*command_arguments)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
@@ -98,6 +99,22 @@ def launch(arguments: Sequence[str], processes: int, max_restarts: int) -> None:
         raise FastglowError(f"rank {rank}: {reason.removeprefix('FastglowError: ')}") from None
     except SignalException as error:
         raise FastglowError(str(error)) from None
+
+
+@contextmanager
+def _leaving_nothing_behind() -> Iterator[None]:
+    """Kills the processes that outlive the block.
+
+    torchrun ends those that it knows of. An exception that a signal raises while it starts them, such as those of
+    `_passing_on_signals`, comes before it knows of any.
+    """
+    before = set(_children())
+    try:
+        yield
+    finally:
+        for child in set(_children()) - before:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
 
 
 @contextmanager
@@ -118,10 +135,8 @@ def _passing_on_signals() -> Iterator[None]:
             name = signal.Signals(number).name
             raise api.SignalException(f"stopped by {name} before training began: nothing to save", signal.SIGTERM)
         for child in set(children) - informed:
-            try:
+            with suppress(ProcessLookupError):  # it has just ended
                 os.kill(child, number)
-            except ProcessLookupError:
-                pass  # it has just ended
         informed.update(children)
 
     def handle(signum: int, frame: FrameType | None) -> None:

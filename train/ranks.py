@@ -26,6 +26,7 @@ from .rendezvous import store_of_attempt
 T = TypeVar("T")
 
 RUN_ID = "TORCHELASTIC_RUN_ID"  # set by torchrun for the processes that it starts
+LAUNCHER = "FASTGLOW_LAUNCHER"  # set by `launch`: its process id
 
 # How long a process waits for the launcher to end it after the connection to another one broke.
 SECONDS_TO_BE_ENDED = 60.0
@@ -139,7 +140,7 @@ def joined_ranks() -> Iterator[Ranks]:
     except ValueError as error:
         raise FastglowError(f"RANK, WORLD_SIZE and LOCAL_RANK must be numbers ({error}): start with torchrun") from None
     if RUN_ID in os.environ:
-        end_with_launcher()
+        end_with_launcher(int(os.environ.get(LAUNCHER) or os.getppid()))
     if world_size == 1:
         yield ALONE
         return

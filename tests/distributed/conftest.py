@@ -22,6 +22,23 @@ if fault.startswith("starting") and where.split()[:2] == process:
 
     os.kill(os.getppid(), getattr(signal, fault.partition("-")[2]))
     time.sleep(600)  # it is killed
+elif fault.startswith("spawning"):
+    import signal, subprocess, time
+
+    class Popen(subprocess.Popen):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            if (options.get("env") or {}).get("RANK") == where.split()[0]:
+                os.kill(os.getpid(), getattr(signal, fault.partition("-")[2]))
+
+    subprocess.Popen = Popen
+    if "RANK" in os.environ:
+        time.sleep(600)  # it is killed
+elif fault == "orphaned":
+    import signal
+
+    if where.split()[:2] == process:
+        os.kill(os.getppid(), signal.SIGKILL)
 elif "RANK" in os.environ and fault:
     import signal
     import time

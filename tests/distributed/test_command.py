@@ -114,12 +114,27 @@ def test_a_signal_to_the_command_while_processes_start_ends_them(fastglow, prepa
     assert (done.returncode, done.stderr.splitlines()[-1], done.stdout) == (2, last, "")
 
 
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 2), ("SIGTERM", 2), ("SIGHUP", 2)])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_before_torchrun_knows_its_processes_ends_them(fastglow, prepared, tmp_path, name, code, rank):
+    """The command's standard error stays open until all have ended."""
+    done = fastglow(arguments(prepared, tmp_path / "run"), f"spawning-{name} {rank} 0 0")
+    assert (done.returncode, done.stdout) == (code, ""), done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_no_process_trains_on_after_the_command_is_killed(fastglow, prepared, tmp_path):
     """The command's standard error stays open until all have ended."""
     options = ["--max-iterations", "2000", "--iters-per-checkpoint", "0", "--epochs-per-validation", "2000"]
     done = fastglow(arguments(prepared, tmp_path / "run", *options), "SIGKILL 0 0 2")
     assert done.returncode == -9
     assert not list((tmp_path / "run").glob("checkpoint_*")), "all iterations were done"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_no_process_waits_for_others_if_the_command_is_killed_while_they_start(fastglow, prepared, tmp_path, rank):
+    assert fastglow(arguments(prepared, tmp_path / "run"), f"orphaned {rank} 0 0").returncode == -9
+    assert not (tmp_path / "run" / "log.jsonl").exists(), "training began"
 
 
 def test_two_machines_continue_after_a_rank_of_one_is_killed(undisturbed, faults, prepared, tmp_path):
