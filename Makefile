@@ -1,9 +1,10 @@
 # make demo | voice | voice-gpu | test | test-capabilities | lint | format | clean | bench | gpu | gate | tune
-# options: PYTHON=python3.12  ARGS="-k wn -x"  TEXT="Say this."  VOICE=heart  GOAL=waveglow  SPEECH=FOLDER  MODEL=tacotron2
+# options: PYTHON=python3.12  WORKERS=8  ARGS="-k wn -x"  TEXT="Say this."  VOICE=heart  GOAL=waveglow  SPEECH=FOLDER  MODEL=tacotron2
 PYTHON ?= python3
 VENV := .venv
 TEXT := Hello. A moment ago this was only text, and now you can hear it.
 ARGS :=
+WORKERS := 2
 PEER_DLE :=
 VOICE := heart
 GOAL := report
@@ -31,7 +32,7 @@ voice-gpu:
 	@$(PYTHON) -m voices.gpu run --voice "$(VOICE)" --model $(MODEL) $(ARGS)
 
 test: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 	$(if $(ARGS),,$(VENV)/bin/python -m pytest bench --benchmark-disable -q)
 
 # Tests of numerics under the instruction sets of other processors. `make test` runs the rest, such as ahead-of-time
@@ -40,7 +41,7 @@ CAPABILITIES := default avx2
 NUMERIC := tests/kernels tests/modules tests/models tests/audio tests/engine \
 	$(patsubst %,tests/train/test_%.py,data ema flops losses precision tacotron2_task training warm_start)
 
-# Side by side, since a test runs on one thread.
+# One process each, side by side: a test runs on one thread.
 test-capabilities: $(VENV)/.installed-test
 	@for capability in $(CAPABILITIES); do \
 		(output=$$(ATEN_CPU_CAPABILITY=$$capability $(VENV)/bin/python -m pytest $(NUMERIC) -q $(ARGS) 2>&1); \

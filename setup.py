@@ -19,7 +19,7 @@ def at_least(oldest: dict[str, str]) -> list[str]:
 PLOT, TRAIN = at_least(values["PLOT"]), at_least(values["TRAIN"])
 EVALUATION = ["pesq>=0.0.4", "pocketsphinx>=5", "pystoi>=0.4", *PLOT]
 LINT = ["mypy>=1.15", "ruff>=0.9"]
-TEST = ["hypothesis>=6.100", "pytest>=8", "pytest-benchmark>=4", "setuptools>=70.1", *LINT, *TRAIN]
+TEST = ["hypothesis>=6.100", "pytest>=8", "pytest-benchmark>=4", "pytest-xdist>=3.5", "setuptools>=70.1", *LINT, *TRAIN]
 
 setup(
     name="fastglow",
