@@ -15,58 +15,76 @@ FRAMES_PER_GRAPH = 16
 
 
 def record_graph(
-    run: Callable[[], None], device: torch.device, pool: Any = None, stream: torch.cuda.Stream | None = None
+    run: Callable[[], None],
+    device: torch.device,
+    pool: Any = None,
+    stream: torch.cuda.Stream | None = None,
+    *,
+    rehearse: bool = False,
 ) -> torch.cuda.CUDAGraph:
     """A CUDA graph of what `run` launches; its kernels must have run once, so that they are compiled and loaded.
 
-    Other threads may launch work and record graphs meanwhile. torch.cuda.graph does not allow that: it records on one
-    stream for all threads and devices, and empties the memory cache first, which fails while another thread records.
+    Other threads may launch work meanwhile, and record graphs one after the other. torch.cuda.graph does not allow
+    that: it records on one stream for all threads and devices, and empties the memory cache first, which fails while
+    another thread records. Before PyTorch 2.12, no thread can draw from the device's default generator meanwhile.
 
     Args:
         run: launches work, and does not wait for it.
         device: to run on.
         pool: graphs of one pool (torch.cuda.graph_pool_handle), recorded on one stream, share the memory of their
             temporary tensors, and must not run at the same time.
-        stream: to record on; None: one of its own.
+        stream: to record on, see `stream_to_record_on`; None: one of its own.
+        rehearse: run it as written before, on the same stream. What libraries make at their first use in a thread,
+            such as cuDNN's handles and plans, cannot be recorded, and the kernels may have run in another thread.
     """
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), _no_garbage_collection():
-        current, side = torch.cuda.current_stream(), stream or torch.cuda.Stream()
+    graph, pool = torch.cuda.CUDAGraph(), pool or torch.cuda.graph_pool_handle()
+    with torch.cuda.device(device), _recording, _no_garbage_collection():
+        current, side = torch.cuda.current_stream(), stream or stream_to_record_on(device)
         side.wait_stream(current)
         with torch.cuda.stream(side):
-            graph.capture_begin(pool, capture_error_mode="thread_local")
-            try:
+            if rehearse:
                 run()
+            try:
+                graph.capture_begin(pool, capture_error_mode="thread_local")
+                run()
+                graph.capture_end()
             except BaseException:
-                with suppress(RuntimeError):  # it fails, too, and would hide the first error
-                    graph.capture_end()
+                _abandon(graph, pool)
                 raise
-            graph.capture_end()
         current.wait_stream(side)
     return graph
 
 
-_collecting = Lock()
-_n_recordings = 0
-_resumes_collecting = False
+def stream_to_record_on(device: torch.device) -> torch.cuda.Stream:
+    """Few others have its priority: after the 32nd stream of a priority, PyTorch hands out the first again, and what a
+    thread launches there during a recording would be recorded too."""
+    return torch.cuda.Stream(device, priority=-1)
+
+
+_recording = Lock()
+
+
+def _abandon(graph: torch.cuda.CUDAGraph, pool: Any) -> None:
+    """Ends a recording that has failed, whose error is the one to show."""
+    try:
+        graph.capture_end()
+    except RuntimeError:
+        # PyTorch may then go on allocating to the pool, which keeps memory from being given back ever again.
+        with suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+            torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
 
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
     """Collecting a kernel unloads it, which would abort a recording of any thread."""
-    global _n_recordings, _resumes_collecting
-    with _collecting:
-        if _n_recordings == 0:
-            _resumes_collecting = gc.isenabled()
-            gc.disable()
-        _n_recordings += 1
+    resumes = gc.isenabled()
+    gc.disable()
     try:
         yield
     finally:
-        with _collecting:
-            _n_recordings -= 1
-            if _n_recordings == 0 and _resumes_collecting:
-                gc.enable()
+        if resumes:
+            gc.enable()
 
 
 def pointer_table(tensors: Sequence[Tensor]) -> Tensor:

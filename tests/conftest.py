@@ -17,6 +17,10 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# For pytest-xdist's workers; the processes that tests start are none.
+for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
+    del os.environ[name]
+
 # Assertions of shared checks print their values too; before any test imports them.
 pytest.register_assert_rewrite("tests.kernels.checks")
 

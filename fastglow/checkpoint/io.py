@@ -126,6 +126,7 @@ def load_checkpoint(
     expect: str | None = ...,
     **overrides: Any,
 ) -> Model: ...
+@torch.inference_mode(False)  # else no change of its parameters could be noticed, and inference caches nothing
 def load_checkpoint(
     path: PathLike,
     device: str | torch.device = "cpu",

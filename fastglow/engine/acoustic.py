@@ -84,6 +84,8 @@ class Acoustic:
         for n_symbols in self.call.sizes(self.most_symbols):
             for _ in range(2):
                 self.decode([[1] * n_symbols] * batch_size, [0] * batch_size, [FRAMES_PER_GRAPH] * batch_size)
+            with closing(self.pieces([1] * n_symbols, 0, 1)) as pieces:
+                next(pieces)
         for n_frames in self.call.sizes(self.max_steps * self.frames_per_step):
             mel = weight.new_zeros(batch_size, self.tacotron2.config.n_mel_channels, n_frames)
             for _ in range(2):
@@ -98,12 +100,14 @@ class Acoustic:
             seeds, limits: of each: the prenet's seed and the most steps.
         """
         decoded = self.tacotron2.decode(*_padded(texts), seed=seeds, max_steps=limits, call=self.call)
-        alignments = decoded.alignments.float().cpu().numpy()  # in one transfer
+        # In one transfer, and before the postnet is queued, which then runs while they are judged.
+        alignments = decoded.alignments.float().cpu().numpy()
+        mels = self.tacotron2.refine(decoded, self.call)
         results = []
         for i, n_steps in enumerate(decoded.steps.tolist()):
             # A copy, because a view would keep the whole batch's.
             alignment = alignments[i, :n_steps, : len(texts[i])].copy()
-            mel = decoded.mel[i, :, : n_steps * self.frames_per_step]
+            mel = mels[i, :, : n_steps * self.frames_per_step]
             results.append(Decoded(mel, alignment, n_steps < limits[i]))
         return results
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastglow.kernels import backend
-from fastglow.kernels.graphs import record_graph
+from fastglow.kernels.graphs import record_graph, stream_to_record_on
 from fastglow.kernels.launch import product_precision
 from fastglow.modules.parameter_cache import ParameterCache, parameters_of
 
@@ -139,11 +139,7 @@ class Recorder:
         return sum(segment["total_size"] for segment in segments if tuple(segment["segment_pool_id"]) == tuple(pool))
 
     def _current(self) -> _Graphs:
-        return self._graphs.get(parameters_of(self.model), self._none)
-
-    def _none(self) -> _Graphs:
-        self._finish()  # the last weights' graphs are about to be dropped
-        return _Graphs()
+        return self._graphs.get(parameters_of(self.model), _Graphs)
 
     def _finish(self) -> None:
         """Waits for the last replay, whose memory is given back when its graph is dropped."""
@@ -179,10 +175,13 @@ class Recorder:
             graphs.pool = torch.cuda.graph_pool_handle()
         buffers = [x.clone() for x in inputs]
         device = buffers[0].device
-        graphs.stream = graphs.stream or torch.cuda.Stream(device)
+        graphs.stream = graphs.stream or stream_to_record_on(device)
         outputs: list[Tensor] = []
-        graph = record_graph(lambda: outputs.append(function(*buffers)), device, graphs.pool, graphs.stream)
-        return _Graph(buffers, outputs, graph)
+
+        def run() -> None:
+            outputs[:] = [function(*buffers)]
+
+        return _Graph(buffers, outputs, record_graph(run, device, graphs.pool, graphs.stream, rehearse=True))
 
     def _replay(self, found: _Graph, inputs: tuple[Tensor, ...]) -> Tensor:
         """A copy of the output, because the next replay overwrites it."""
@@ -192,6 +191,6 @@ class Recorder:
         for buffer, x in zip(found.inputs, inputs, strict=True):
             buffer.copy_(x)
         found.graph.replay()
-        output = found.outputs[-1].clone()
+        output = found.outputs[0].clone()
         self._last = stream.record_event()
         return output

@@ -80,12 +80,15 @@ class Synthesizer(Speaker):
         used = waveglow if vocoder == "waveglow" else None
         settings = resolve_settings(tacotron2, used, audio, text_cleaners, lexicon)
         check_mel_channels(tacotron2, settings.audio)
-        moved = used if used is None else used.to(self.device, dtype).eval()
+        with torch.inference_mode(False):  # as in load_checkpoint
+            tacotron2.to(self.device, dtype).eval()
+            if used is not None:
+                used.to(self.device, dtype).eval()
         super().__init__(
             settings.audio,
             Frontend(settings.text_cleaners, tacotron2.config.n_symbols, settings.lexicon, settings.symbols),
-            Acoustic(tacotron2.to(self.device, dtype).eval(), settings.audio.hop_length / settings.audio.sampling_rate),
-            build_vocoder(vocoder, settings.audio, moved, sigma, denoise),
+            Acoustic(tacotron2, settings.audio.hop_length / settings.audio.sampling_rate),
+            build_vocoder(vocoder, settings.audio, used, sigma, denoise),
             level,
         )
 

@@ -30,13 +30,15 @@ __all__ = ["Decoder", "DecoderStepLimitWarning", "Encoder", "Postnet", "Prenet",
 class DecodedBatch(NamedTuple):
     """
     Attributes:
-        mel: after the postnet, [B, n_mel_channels, T]; the step on which an item's gate fired is in it, then zeros.
+        mel: before the postnet, [B, n_mel_channels, T].
+        n_frames: [B] int64, up to the step on which an item's gate fired, or its limit.
         steps: [B] int64 on the CPU, how many steps came before that one, at most the limit.
         limits: [B] int64 on the CPU.
         alignments: [B, T / n_frames_per_step, T_in].
     """
 
     mel: Tensor
+    n_frames: Tensor
     steps: Tensor
     limits: Tensor
     alignments: Tensor
@@ -127,7 +129,7 @@ class Tacotron2(Refreshable):
         if self.decoder.early_stopping:
             warn_of_endless(decoded.steps, decoded.limits, stacklevel=4)  # past torch.no_grad's wrapper
         lengths = (decoded.steps * self.config.n_frames_per_step).int()
-        return decoded.mel, move(lengths, text.device), decoded.alignments
+        return self.refine(decoded), move(lengths, text.device), decoded.alignments
 
     @torch.no_grad()
     def decode(
@@ -139,12 +141,13 @@ class Tacotron2(Refreshable):
         max_steps: Sequence[int] | None = None,
         call: Call = DIRECT,
     ) -> DecodedBatch:
-        """`infer` for an engine: without its warning, with the lengths on the host, which is all that it waits for.
+        """`infer` for an engine, up to the postnet: without its warning, with the lengths on the host, which is all
+        that it waits for.
 
         Args:
             text, input_lengths, seed, max_steps: as for `infer`; a text on the CPU is checked without waiting for the
                 model's device.
-            call: runs the encoder and the postnet.
+            call: runs the encoder.
         """
         inputs, limits = self._encode(text, input_lengths, seed, max_steps, call)
         mel, steps, alignments = self.decoder.infer(*inputs)
@@ -154,9 +157,14 @@ class Tacotron2(Refreshable):
         n_steps = torch.minimum(steps + 1, limits)
         mel, alignments = mel[:, :, : most * r], alignments[:, :most]
         n_frames = move(n_steps * r, mel.device)
-        refined = call(self.postnet.refine, *call.padded(mel, n_frames))[: len(mel), :, : mel.shape[2]]
         alignments = alignments * length_mask(n_frames, mel.shape[2])[:, ::r].unsqueeze(2)
-        return DecodedBatch(refined, torch.minimum(steps, limits), limits, alignments)
+        return DecodedBatch(mel, n_frames, torch.minimum(steps, limits), limits, alignments)
+
+    @torch.no_grad()
+    def refine(self, decoded: DecodedBatch, call: Call = DIRECT) -> Tensor:
+        """The mel after the postnet, which `call` runs, [B, n_mel_channels, T]; zeros past each item's n_frames."""
+        mel = decoded.mel
+        return call(self.postnet.refine, *call.padded(mel, decoded.n_frames))[: len(mel), :, : mel.shape[2]]
 
     def infer_pieces(
         self,

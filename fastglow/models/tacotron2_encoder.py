@@ -1,8 +1,11 @@
 """Tacotron 2's encoder."""
 
+from contextlib import suppress
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.backends.cudnn.rnn import get_cudnn_mode
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from fastglow.errors import FastglowError
@@ -89,11 +92,23 @@ class Encoder(Refreshable):
     @torch.no_grad()
     def _split_directions(self) -> tuple[nn.LSTM, nn.LSTM]:
         """Two LSTMs of one direction, each with its weights in one block of memory, as cuDNN wants them."""
+        weight = parameters_of(self.lstm)[0]
         found = []
         for suffix in ("", "_reverse"):
-            one = nn.LSTM(self.lstm.input_size, self.lstm.hidden_size, batch_first=True, device="meta")
-            weights = {name: getattr(self.lstm, name + suffix).detach().clone() for name, _ in one.named_parameters()}
-            one.load_state_dict(weights, assign=True)
-            one.flatten_parameters()
+            one = nn.LSTM(
+                self.lstm.input_size, self.lstm.hidden_size, batch_first=True, device="meta", dtype=weight.dtype
+            )
+            one.to_empty(device=weight.device)  # now, because the first forward pass may be recorded
+            one.load_state_dict({name: getattr(self.lstm, name + suffix) for name, _ in one.named_parameters()})
+            if weight.is_cuda and weight.dtype == torch.bfloat16:
+                _flatten(one)
             found.append(one.eval())
         return found[0], found[1]
+
+
+def _flatten(lstm: nn.LSTM) -> None:
+    """`flatten_parameters` for bfloat16, which Python's list of cuDNN's dtypes lacks: cuDNN would copy the weights
+    together at every call, with a warning."""
+    sizes = lstm.input_size, get_cudnn_mode(lstm.mode), lstm.hidden_size, lstm.proj_size, lstm.num_layers
+    with suppress(RuntimeError):  # a cuDNN without bfloat16
+        torch._cudnn_rnn_flatten_weight(list(lstm.parameters()), 4, *sizes, lstm.batch_first, lstm.bidirectional)

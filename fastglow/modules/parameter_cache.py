@@ -6,6 +6,7 @@ from functools import cache
 from threading import RLock
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -50,10 +51,13 @@ class _Entry(Generic[Value]):
     values: dict[Hashable, Value]  # by settings: those of one must outlive a call with others, a graph may read them
     # Keeps the memory at the key's addresses from being reused by other weights.
     storages: tuple[Tensor, ...]
+    streams: set[torch.cuda.Stream]  # whose kernels may read the values
 
 
 class ParameterCache(Generic[Value]):
     """One value for each of a few settings, recomputed when a parameter was written to, moved, cast or replaced.
+
+    Any thread may ask, on any stream of the parameters' device, for a value that it only reads.
 
     Writes that PyTorch does not count need a `Refreshable.refresh`. A cache belongs to one module: copies and pickles
     of the module start with an empty one. Not for training: the value carries no gradient to the parameters.
@@ -74,10 +78,22 @@ class ParameterCache(Generic[Value]):
         with self._lock:
             entry = self._entry
             if entry is None or entry.key != key:
-                entry = self._entry = _Entry(key, {settings: build()}, tuple(x.detach() for x in parameters))
-            elif settings not in entry.values:
+                self._drop()
+                entry = self._entry = _Entry(key, {}, tuple(x.detach() for x in parameters), set())
+            stream = _stream_of(parameters)
+            if settings not in entry.values:
                 entry.values[settings] = build()
+                if stream is not None:
+                    stream.synchronize()  # other streams will read it
+            if stream is not None:
+                entry.streams.add(stream)
             return entry.values[settings]
+
+    def _drop(self) -> None:
+        """Forgets the values, once nobody reads them: their memory may be written to at once."""
+        for stream in self._entry.streams if self._entry else ():
+            stream.synchronize()
+        self._entry = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles are empty."""
@@ -85,6 +101,13 @@ class ParameterCache(Generic[Value]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(vars(ParameterCache()))
+
+
+def _stream_of(parameters: Sequence[Tensor]) -> torch.cuda.Stream | None:
+    """The current stream; None where there is none to wait for: on a CPU, and while the caller records it."""
+    if not parameters or not parameters[0].is_cuda or torch.cuda.is_current_stream_capturing():
+        return None
+    return torch.cuda.current_stream(parameters[0].device)
 
 
 class Refreshable(nn.Module):

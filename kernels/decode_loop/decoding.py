@@ -178,6 +178,11 @@ class Decoding:
         finally:
             self._last = torch.cuda.current_stream().record_event()
 
+    def finish(self) -> None:
+        """Waits for the work that was queued last, because the buffers are about to be freed."""
+        if self._last is not None:
+            self._last.synchronize()
+
     def begin(self, memory: Tensor, processed_memory: Tensor, lengths: Tensor, seeds: Tensor) -> None:
         """Copies a batch's inputs into the buffers and writes the first frame's list."""
         B, T = memory.shape[:2]
@@ -331,4 +336,6 @@ def decoding_of(
         with _idle_lock:
             idle[decoding] = key
             while len(idle) > MAX_DECODINGS:
-                idle.pop(next(iter(idle)), None)
+                dropped = next(iter(idle))
+                idle.pop(dropped, None)
+                dropped.finish()

@@ -78,9 +78,7 @@ def test_a_timed_benchmark_is_in_the_journal_and_in_the_report(tmp_path):
     path = tmp_path / "journal.jsonl"
     options = ["-p", "bench.journal", f"--journal={path}", "-q", "-p", "no:cacheprovider", "--benchmark-max-time=0.01"]
     command = [sys.executable, "-m", "pytest", "bench/test_bench_prenet.py", *options]
-    # Benchmarks are off in a process of xdist.
-    variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
-    subprocess.run(command, cwd=environment.ROOT, env=variables, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, cwd=environment.ROOT, check=True, stdout=subprocess.DEVNULL)
     run = results.load([path])
     assert run.machine["ceilings"]["bytes_per_second"] > 0
     assert {implementation for rows in run.by_name().values() for implementation in rows} == {"fastglow", "eager"}

@@ -17,7 +17,7 @@ def graphs(monkeypatch):
         def __init__(self, run):
             self.replay = lambda: (setattr(counts, "replayed", counts.replayed + 1), run())
 
-    def record(run, device, pool, stream):
+    def record(run, device, pool, stream, rehearse):
         if counts.fails:
             raise RuntimeError("CUDA error: operation not permitted\nwhen stream is capturing")
         counts.recorded += 1
@@ -30,6 +30,6 @@ def graphs(monkeypatch):
     monkeypatch.setattr(recording.Recorder, "records", True)
     monkeypatch.setattr(recording, "record_graph", record)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimpleNamespace())
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: SimpleNamespace())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
     return counts

@@ -6,6 +6,7 @@ import torch
 from fastglow.engine.acoustic import Acoustic
 from fastglow.engine.recording import Recorder
 
+from ..kernels.checks import host_syncs
 from .conftest import make_tacotron2
 from .fake_graphs import graphs  # noqa: F401
 
@@ -81,8 +82,5 @@ def test_encoder_and_postnet_do_not_wait_for_the_device():
         engine.call(engine.tacotron2.postnet.refine, *engine.call.padded(mel, inputs[1]))
 
     run()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with host_syncs("error"):
         run()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

@@ -14,6 +14,7 @@ from fastglow.engine.recording import Recorder, bucket
 from fastglow.engine.vocoders import build_vocoder
 from fastglow.kernels import backend
 
+from ..kernels.checks import host_syncs
 from .conftest import make_waveglow
 from .fake_graphs import graphs  # noqa: F401
 
@@ -128,7 +129,9 @@ def test_a_pool_is_not_used_again_after_its_last_graph(graphs, monkeypatch):  # 
     handles, pools = itertools.count(), []
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, next(handles)))
     record = recording.record_graph
-    monkeypatch.setattr(recording, "record_graph", lambda run, *args: (pools.append(args[1]), record(run, *args))[1])
+    monkeypatch.setattr(
+        recording, "record_graph", lambda run, *args, **more: (pools.append(args[1]), record(run, *args, **more))[1]
+    )
     product = Product()
     for n in (1, 1, 2, 2, 3, 4, 6, 6, 8, 8):  # 3, 4 and 6 push out the graphs of 1 and 2
         product.check(n)
@@ -278,8 +281,43 @@ def test_nothing_waits_for_the_device_in_a_vocoder():
     mel = torch.randn(1, 80, 50, device="cuda") - 4
     for _ in range(2):
         vocoder.vocode(mel, [50], [1])
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with host_syncs("error"):
         vocoder._vocode(mel, [50], [1], 0)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_a_failed_recording_leaves_the_device_as_it_was(caplog):
+    product = Product("cuda")
+    product.waiting = lambda x: x @ product.model.weight.T * x.sum().item()
+    product.waiting.__name__ = "waiting"
+    x = torch.randn(2, 32, device="cuda")
+    for _ in range(3):
+        torch.testing.assert_close(product.call(product.waiting, x), product.waiting(x), rtol=0, atol=0)
+    assert "waiting runs without a CUDA graph" in caplog.text
+    for _ in range(3):
+        product.check(2)  # records
+        torch.cuda.empty_cache()
+        torch.randn(3, device="cuda")
+    assert product.call.memory() > 0
+
+
+@pytest.mark.gpu
+def test_threads_record_and_replay_at_once():
+    """Each thread's first use of a library is not in its recording, whatever thread made the first call."""
+    vocoder = build_vocoder("waveglow", MelConfig(), make_waveglow().cuda(), 0.5, 0.2)
+    mel = torch.randn(1, 80, 50, device="cuda") - 4
+    barrier, found = threading.Barrier(4), [None] * 4
+
+    def speak(i):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            barrier.wait(timeout=60)
+            found[i] = [vocoder.vocode(mel, [50], [1])[0] for _ in range(5)]
+
+    torch.cuda.synchronize()
+    threads = [threading.Thread(target=speak, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all((one == found[0][0]).all() for several in found for one in several)
+    assert not vocoder.call._graphs._entry.values[()].unrecordable

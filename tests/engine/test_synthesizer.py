@@ -324,6 +324,17 @@ def test_seeds_may_be_an_array(synthesizer):
     assert (one.seed, two.seed) == (3, 4) and not np.array_equal(one.audio, two.audio)
 
 
+@pytest.mark.parametrize("dtype", [None, torch.float64])
+def test_a_voice_loaded_in_inference_mode_has_caches_too(voice_folder, dtype):
+    with torch.inference_mode():
+        voice = Synthesizer.from_voice(voice_folder, device="cpu", dtype=dtype, vocoder="waveglow")
+        inside = voice.synthesize("Hello.", seed=1).audio
+    models = (voice.tacotron2, voice.vocoder.model)
+    assert not any(parameter.is_inference() for model in models for parameter in model.parameters())
+    np.testing.assert_array_equal(voice.synthesize("Hello.", seed=1).audio, inside)
+    assert all(wn._folded._entry is not None for wn in voice.vocoder.model.WN)
+
+
 @pytest.mark.gpu
 def test_a_warm_engine_on_a_gpu_records_no_more_and_gives_the_same_bits(voice_folder):
     cold, warm = (Synthesizer.from_voice(voice_folder, device="cuda", vocoder="waveglow", denoise=0.1) for _ in "ab")

@@ -1,6 +1,8 @@
 """Checks that the tests of several operations share: errors, launches, random numbers, and results against float64."""
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, NamedTuple
 
@@ -23,6 +25,20 @@ EVERY_DTYPE = pytest.mark.parametrize("dtype", backend.KERNEL_DTYPES, ids=str)
 
 Caps = Mapping[torch.dtype, tuple[float, float]]
 """Largest errors of outputs and of gradients, by their dtype, in units of the largest exact value."""
+
+
+@contextmanager
+def host_syncs(mode: str) -> Iterator[list[warnings.WarningMessage]]:
+    """Within the block, waiting for the device is an "error", or with "warn" one of the yielded warnings each."""
+    found: list[warnings.WarningMessage] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            torch.cuda.set_sync_debug_mode(mode)  # warns that it is a prototype
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+            found += (one for one in caught if "called a synchronizing" in str(one.message))
 
 
 class Results(NamedTuple):

@@ -1,7 +1,6 @@
 """The decode loop on a GPU: full sizes, streams, threads, CUDA graphs and grid barriers."""
 
 import threading
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -14,7 +13,7 @@ from fastglow.kernels import DecodeResult, decode_pieces, fold_decoder
 from fastglow.kernels.decode_loop import METHODS, PERSISTENT_ITEMS
 from fastglow.kernels.decode_loop import decoding as decoding_module
 
-from .checks import assert_as_exact_as, assert_same_bits
+from .checks import assert_as_exact_as, assert_same_bits, host_syncs
 from .decode_loop_cases import CAPS, CASES, MANY, Case, call, check, joined, new_decoding, reference
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("triton_backend")]
@@ -173,14 +172,9 @@ def test_pieces_are_the_whole_and_cost_one_sync_each(batch_size, sizes):
     for method in (None, "steps"):
         next(call(batch, case, decode_pieces, piece_steps=1, method=method, folded=folded))  # records the graph
         torch.cuda.synchronize()
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn")
-            try:
-                pieces = list(call(batch, case, decode_pieces, piece_steps=sizes, method=method, folded=folded))
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-        assert len([one for one in caught if "called a synchronizing" in str(one.message)]) == len(pieces)
+        with host_syncs("warn") as found:
+            pieces = list(call(batch, case, decode_pieces, piece_steps=sizes, method=method, folded=folded))
+        assert len(found) == len(pieces)
         assert_same_bits(joined(pieces), whole)
         if method is None:
             assert all(piece.frames.shape[1] % 16 == 0 for piece in pieces[:-1])

@@ -8,6 +8,11 @@ from fastglow import Tacotron2, Tacotron2Loss, WaveGlow, WaveGlowLoss
 pytestmark = pytest.mark.gpu
 
 
+@pytest.fixture(autouse=True)
+def float32_as_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 @pytest.fixture
 def tacotron2(golden):
     data = golden("tacotron2_tiny")

@@ -2,12 +2,13 @@
 
 import copy
 import pickle
+from dataclasses import dataclass, field
 
 import pytest
 import torch
 from torch import nn
 
-from fastglow.modules import WN
+from fastglow.modules import WN, parameter_cache
 from fastglow.modules.parameter_cache import ParameterCache, parameters_of
 
 
@@ -28,6 +29,15 @@ class Doubling(nn.Module):
 
     def is_fresh(self) -> bool:
         return torch.equal(self.doubled(), 2 * self.linear.weight.detach())
+
+
+@dataclass(frozen=True)
+class Stream:
+    name: str
+    log: list = field(compare=False)
+
+    def synchronize(self):
+        self.log.append(self.name)
 
 
 @pytest.fixture
@@ -127,6 +137,24 @@ def test_rounded_weights_at_possibly_the_same_address(module):
     assert module.is_fresh()
     module.half().float()
     assert module.is_fresh()
+
+
+def test_streams_wait_for_a_value_and_for_each_other(module, monkeypatch):
+    """A value is complete before another stream reads it, and read before its memory is free."""
+    log = []
+    a, b = (Stream(name, log) for name in "ab")
+    current = [a, b, b, None, a]  # None: while the caller records
+    monkeypatch.setattr(parameter_cache, "_stream_of", lambda _: current.pop(0) if len(current) > 1 else current[0])
+    for _ in range(5):
+        module.doubled("settings")
+    assert log == ["a"]
+    with torch.no_grad():
+        module.linear.weight.add_(1)
+    module.build = lambda: log.append("build")
+    module.doubled("settings")
+    assert sorted(log[1:3]) == ["a", "b"] and log[3:] == ["build", "a"]
+    module.doubled("other settings")
+    assert log[5:] == ["build", "a"]
 
 
 def test_every_parameter_is_found():

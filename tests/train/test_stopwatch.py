@@ -7,6 +7,8 @@ from torch.profiler import ProfilerActivity, profile
 from fastglow.train import stopwatch
 from fastglow.train.stopwatch import Stopwatch
 
+from ..kernels.checks import host_syncs
+
 
 class Machine:
     """A host and a GPU with clocks of their own: the host launches work and goes on, unless it synchronises."""
@@ -157,15 +159,12 @@ def test_laps_are_ranges_of_a_trace():
 def test_laps_on_a_real_gpu():
     watch = Stopwatch(torch.device("cuda"))
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with host_syncs("error"):
         watch.lap("short")
         torch.cuda._sleep(1_000_000)
         watch.lap("long")
         torch.cuda._sleep(100_000_000)
         watch.stop()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     torch.cuda.synchronize()
     seconds = watch.seconds()
     assert list(seconds) == ["short", "long"]
