@@ -26,7 +26,7 @@ def record_graph(
 
     Other threads may launch work meanwhile, and record graphs one after the other. torch.cuda.graph does not allow
     that: it records on one stream for all threads and devices, and empties the memory cache first, which fails while
-    another thread records. Before PyTorch 2.12, no thread can draw from the device's default generator meanwhile.
+    another thread records. With PyTorch up to 2.11, no thread can draw from the device's default generator meanwhile.
 
     Args:
         run: launches work, and does not wait for it.

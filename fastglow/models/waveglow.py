@@ -15,6 +15,7 @@ from fastglow.modules.module_lists import modules_of_type
 from fastglow.modules.parameter_cache import Refreshable
 
 from .seeds import Seeds, item_seeds
+from .waveglow_upsampling import Upsample, group
 
 
 @dataclass
@@ -75,12 +76,7 @@ class WaveGlow(Refreshable):
         config = WaveGlowConfig(*args, **kw)
         self.config = config
         self.n_mel_channels = config.n_mel_channels
-        self.upsample = nn.ConvTranspose1d(
-            config.n_mel_channels,
-            config.n_mel_channels,
-            config.upsample_kernel_size,
-            stride=config.upsample_stride,
-        )
+        self.upsample = Upsample(config.n_mel_channels, config.upsample_kernel_size, config.upsample_stride)
         self.WN = nn.ModuleList()
         self.convinv = nn.ModuleList()
         n_channels = config.n_group
@@ -127,8 +123,8 @@ class WaveGlow(Refreshable):
                 f"a mel of {mel.shape[2]} frames covers {spect.shape[2]} samples, the audio has {audio.shape[1]}: "
                 "cut the audio or pass a longer mel"
             )
-        spect = self._group(spect[:, :, : audio.shape[1]])
-        audio = self._group(audio.unsqueeze(1))
+        spect = group(spect[:, :, : audio.shape[1]], self.config.n_group)
+        audio = group(audio.unsqueeze(1), self.config.n_group)
         early_outputs, log_s_list, log_det_list = [], [], []
         flows = self._flows
         _, log_dets = kernels.invertible_conv1x1_factors([convinv.conv.weight for convinv, _ in flows])
@@ -205,7 +201,7 @@ class WaveGlow(Refreshable):
             )
         noise = sigma * noise.to(mel.dtype)
 
-        spect = self._group(self.upsample(mel)[:, :, : n_frames * config.upsample_stride])
+        spect = self.upsample.grouped(mel, config.n_group)
         audio, unused = noise[:, : config.n_remaining_channels], noise[:, config.n_remaining_channels :]
         for k, (convinv, wn) in reversed(list(enumerate(self._flows))):
             kept, changed = self._split(audio, k)
@@ -223,16 +219,6 @@ class WaveGlow(Refreshable):
         if groups is not None:
             audio = audio.masked_fill(~length_mask(groups, n_groups).unsqueeze(1), 0.0)
         return audio.transpose(1, 2).reshape(batch_size, -1)
-
-    def _group(self, x: Tensor) -> Tensor:
-        """[B, C, N] -> [B, C * n_group, N // n_group], with the samples of a group adjacent.
-
-        Channels-last where the WaveNet layers' kernels run, which read it so.
-        """
-        x = x.unfold(2, self.config.n_group, self.config.n_group)  # [B, C, N // n_group, n_group]
-        if kernels.backend.picks_triton("wavenet_layer", x):
-            return x.transpose(1, 2).flatten(2).transpose(1, 2)
-        return x.transpose(2, 3).flatten(1, 2)
 
     def _swaps(self, flow: int) -> bool:
         return self.config.alternate_halves and flow % 2 == 1

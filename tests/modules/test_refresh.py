@@ -14,6 +14,7 @@ import fastglow.models
 import fastglow.modules
 from fastglow import Tacotron2, WaveGlow
 from fastglow.kernels import backend
+from fastglow.models.waveglow_upsampling import Upsample
 from fastglow.modules import WN, InvertibleConv1x1, LocationAttention
 from fastglow.modules.parameter_cache import ParameterCache, Refreshable
 
@@ -62,9 +63,10 @@ def encoder() -> tuple[nn.Module, tuple]:
 
 def run(module: nn.Module, inputs: tuple) -> list[Tensor]:
     """The result of inference, on the path that folds weights."""
-    call = module.infer if hasattr(module, "infer") else module
+    call = next((getattr(module, name) for name in ("infer", "grouped") if hasattr(module, name)), module)
     options = {"seed": 1} if isinstance(module, (WaveGlow, Tacotron2)) else {}
-    folds_on_both = isinstance(module, (WN, InvertibleConv1x1, WaveGlow, fastglow.models.tacotron2.Encoder))
+    on_both = (WN, InvertibleConv1x1, WaveGlow, Upsample, fastglow.models.tacotron2.Encoder)
+    folds_on_both = isinstance(module, on_both)
     with torch.no_grad(), backend.use_backend("reference" if folds_on_both else "triton"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", fastglow.models.tacotron2.DecoderStepLimitWarning)
@@ -80,6 +82,7 @@ CASES = {
         (torch.randn(1, 6), torch.randn(1, 7, 5), torch.randn(1, 7, 4), torch.rand(1, 2, 7)),
     ),
     WaveGlow: waveglow,
+    Upsample: lambda: (Upsample(5, 16, 4), (torch.randn(1, 5, 6), 2)),
     fastglow.models.tacotron2.Decoder: decoder,
     fastglow.models.tacotron2.Encoder: encoder,
     Tacotron2: tacotron2,
