@@ -70,7 +70,6 @@ def launch(arguments: Sequence[str], processes: int, max_restarts: int) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
     from torch.distributed.run import config_from_args, parse_args
 
-    os.environ[LAUNCHER] = str(os.getpid())
     # torchrun would give each process one thread.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
     options = {
@@ -103,15 +102,17 @@ def launch(arguments: Sequence[str], processes: int, max_restarts: int) -> None:
 
 @contextmanager
 def _leaving_nothing_behind() -> Iterator[None]:
-    """Kills the processes that outlive the block.
+    """Kills the processes that outlive the block, and tells them of this one, so that they end if it is killed.
 
     torchrun ends those that it knows of. An exception that a signal raises while it starts them, such as those of
     `_passing_on_signals`, comes before it knows of any.
     """
     before = set(_children())
+    os.environ[LAUNCHER] = str(os.getpid())
     try:
         yield
     finally:
+        del os.environ[LAUNCHER]
         for child in set(_children()) - before:
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)

@@ -140,7 +140,7 @@ def joined_ranks() -> Iterator[Ranks]:
     except ValueError as error:
         raise FastglowError(f"RANK, WORLD_SIZE and LOCAL_RANK must be numbers ({error}): start with torchrun") from None
     if RUN_ID in os.environ:
-        end_with_launcher(int(os.environ.get(LAUNCHER) or os.getppid()))
+        end_with_launcher(int(os.environ.pop(LAUNCHER, "") or os.getppid()))  # not for what this process starts
     if world_size == 1:
         yield ALONE
         return
