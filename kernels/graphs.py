@@ -33,13 +33,13 @@ def record_graph(
         device: to run on.
         pool: graphs of one pool (torch.cuda.graph_pool_handle), recorded on one stream, share the memory of their
             temporary tensors, and must not run at the same time.
-        stream: to record on, see `stream_to_record_on`; None: one of its own.
+        stream: to record on, see `recording_stream`; None: one of its own.
         rehearse: run it as written before, on the same stream. What libraries make at their first use in a thread,
             such as cuDNN's handles and plans, cannot be recorded, and the kernels may have run in another thread.
     """
     graph, pool = torch.cuda.CUDAGraph(), pool or torch.cuda.graph_pool_handle()
     with torch.cuda.device(device), _recording, _no_garbage_collection():
-        current, side = torch.cuda.current_stream(), stream or stream_to_record_on(device)
+        current, side = torch.cuda.current_stream(), stream or recording_stream(device)
         side.wait_stream(current)
         with torch.cuda.stream(side):
             if rehearse:
@@ -55,7 +55,7 @@ def record_graph(
     return graph
 
 
-def stream_to_record_on(device: torch.device) -> torch.cuda.Stream:
+def recording_stream(device: torch.device) -> torch.cuda.Stream:
     """Few others have its priority: after the 32nd stream of a priority, PyTorch hands out the first again, and what a
     thread launches there during a recording would be recorded too."""
     return torch.cuda.Stream(device, priority=-1)

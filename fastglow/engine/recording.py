@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastglow.kernels import backend
-from fastglow.kernels.graphs import record_graph, stream_to_record_on
+from fastglow.kernels.graphs import record_graph, recording_stream
 from fastglow.kernels.launch import product_precision
 from fastglow.modules.parameter_cache import ParameterCache, parameters_of
 
@@ -175,7 +175,7 @@ class Recorder:
             graphs.pool = torch.cuda.graph_pool_handle()
         buffers = [x.clone() for x in inputs]
         device = buffers[0].device
-        graphs.stream = graphs.stream or stream_to_record_on(device)
+        graphs.stream = graphs.stream or recording_stream(device)
         outputs: list[Tensor] = []
 
         def run() -> None:
