@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from fastglow.kernels.graphs import stop_recording_random_numbers
+
 ROUND_SECONDS = 2e-3  # at least: events resolve half a microsecond
 TIMED_SECONDS = 0.3  # all rounds together
 WARM_SECONDS = 0.1  # before them: an idle GPU clocks down
@@ -178,8 +180,7 @@ class Capturing:
 
     def give_up(self) -> None:
         self.broken = True
-        generator = torch.cuda.default_generators[torch.cuda.current_device()]
-        generator.graphsafe_set_state(generator.clone_state())  # the old state still counts as capturing
+        stop_recording_random_numbers(torch.cuda.current_device())
 
 
 capturing = Capturing()

@@ -44,6 +44,7 @@ def record_graph(
         with torch.cuda.stream(side):
             if rehearse:
                 run()
+                side.synchronize()  # nobody has to wait for it during the recording, which that would end
             try:
                 graph.capture_begin(pool, capture_error_mode="thread_local")
                 run()
@@ -69,10 +70,20 @@ def _abandon(graph: torch.cuda.CUDAGraph, pool: Any) -> None:
     try:
         graph.capture_end()
     except RuntimeError:
+        device = torch.cuda.current_device()
         # PyTorch may then go on allocating to the pool, which keeps memory from being given back ever again.
-        with suppress(RuntimeError):
-            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
-            torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
+        names = "_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"  # until PyTorch 2.7
+        end = next(getattr(torch._C, name) for name in names if hasattr(torch._C, name))
+        with suppress(RuntimeError):  # it has ended that itself
+            end(device, pool)
+            torch._C._cuda_releasePool(device, pool)
+        stop_recording_random_numbers(device)
+
+
+def stop_recording_random_numbers(device: int) -> None:
+    """After a failed recording, the state of the device's default generator may still count as recording."""
+    generator = torch.cuda.default_generators[device]
+    generator.graphsafe_set_state(generator.clone_state())
 
 
 @contextmanager

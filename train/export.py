@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -244,9 +245,11 @@ def _speaker(
 
 
 def _level(speaker: Speaker) -> float | None:
-    """Of the voice's speech, so that no synthesis has to measure it; None if the model gives next to no sound."""
-    level = round(speaker.level, 4)
-    return level if MIN_LEVEL <= level <= 0 else None
+    """Of the voice's speech, so that no synthesis has to measure it; None if there is none that voice.json may have."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about a sentence that is not the user's
+        level = speaker.measure_level()
+    return round(level, 4) if level is not None and MIN_LEVEL <= level <= 0 else None
 
 
 def _copy_lexicon(

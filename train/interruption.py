@@ -68,9 +68,9 @@ def begin_loading(worker_id: int) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def end_with_launcher(launcher: int) -> None:
-    """Ends this process once its parent is not, or no longer, the launcher: nothing trains on without a watch."""
-    threading.Thread(target=_watch, args=(launcher,), daemon=True).start()
+def end_with_launcher(parent: int) -> None:
+    """Ends this process once it has another parent, so that nothing trains on without being watched over."""
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
 
 
 def _watch(parent: int) -> None:

@@ -102,7 +102,7 @@ def launch(arguments: Sequence[str], processes: int, max_restarts: int) -> None:
 
 @contextmanager
 def _leaving_nothing_behind() -> Iterator[None]:
-    """Kills the processes that outlive the block, and tells them of this one, so that they end if it is killed.
+    """Kills the processes that an exception leaves behind. They know of this one, and end if it is killed.
 
     torchrun ends those that it knows of. An exception that a signal raises while it starts them, such as those of
     `_passing_on_signals`, comes before it knows of any.
@@ -111,11 +111,13 @@ def _leaving_nothing_behind() -> Iterator[None]:
     os.environ[LAUNCHER] = str(os.getpid())
     try:
         yield
-    finally:
-        del os.environ[LAUNCHER]
+    except BaseException:
         for child in set(_children()) - before:
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
+        raise
+    finally:
+        del os.environ[LAUNCHER]
 
 
 @contextmanager

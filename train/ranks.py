@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -140,7 +140,10 @@ def joined_ranks() -> Iterator[Ranks]:
     except ValueError as error:
         raise FastglowError(f"RANK, WORLD_SIZE and LOCAL_RANK must be numbers ({error}): start with torchrun") from None
     if RUN_ID in os.environ:
-        end_with_launcher(int(os.environ.pop(LAUNCHER, "") or os.getppid()))  # not for what this process starts
+        parent, launched_by = os.getppid(), os.environ.pop(LAUNCHER, "")  # not for what this process starts
+        if launched_by and int(launched_by) not in _ancestors():
+            os._exit(1)  # the launcher was killed while this process loaded PyTorch
+        end_with_launcher(parent)
     if world_size == 1:
         yield ALONE
         return
@@ -195,6 +198,14 @@ def launcher() -> str:
         pass
     name = f"{socket.gethostname()} {process} {began}"
     return hashlib.blake2b(name.encode(), digest_size=8).hexdigest()  # checkpoints are published
+
+
+def _ancestors() -> Iterator[int]:
+    """Process ids: the parent, and so on. A script may stand between torchrun and this process."""
+    process = os.getpid()
+    with suppress(OSError):
+        while process := int(status_of(process)[1]):
+            yield process
 
 
 def status_of(process: int) -> list[str]:

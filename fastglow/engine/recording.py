@@ -160,6 +160,7 @@ class Recorder:
             try:
                 found = self._record(function, inputs, graphs)
             except RuntimeError as error:  # CUDA's, out of memory among them
+                graphs.pool = None  # PyTorch may still be allocating to it
                 graphs.unrecordable.add(key)
                 _logger.warning("%s runs without a CUDA graph: %s", function.__name__, " ".join(str(error).split()))
                 return None
@@ -171,10 +172,13 @@ class Recorder:
         return found
 
     def _record(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...], graphs: _Graphs) -> _Graph:
-        if not any(graphs.by_call.values()):  # a pool ends with its last graph: PyTorch records no other into it
+        # A pool ends with its last graph: PyTorch records no other into it.
+        if graphs.pool is None or not any(graphs.by_call.values()):
             graphs.pool = torch.cuda.graph_pool_handle()
         buffers = [x.clone() for x in inputs]
         device = buffers[0].device
+        if self._last is not None:
+            torch.cuda.current_stream(device).wait_event(self._last)
         graphs.stream = graphs.stream or recording_stream(device)
         outputs: list[Tensor] = []
 

@@ -46,7 +46,7 @@ class Speaker:
     def __init__(self, audio: MelConfig, frontend: Frontend, acoustic: Acoustic, vocoder: Vocoder, level: float | None):
         self.audio, self.frontend, self.acoustic, self.vocoder = audio, frontend, acoustic, vocoder
         self._level = level
-        self._measured_level: ParameterCache[float] = ParameterCache()
+        self._measured_level: ParameterCache[float | None] = ParameterCache()
 
     @property
     def tacotron2(self) -> Tacotron2:
@@ -57,14 +57,16 @@ class Speaker:
         """Of the voice's speech before it is normalized, in dBFS: given, or measured from the mel of one sentence."""
         if self._level is not None:
             return self._level
-        return self._measured_level.get(parameters_of(self.tacotron2), self._measure_level)
+        measured = self._measured_level.get(parameters_of(self.tacotron2), self.measure_level)
+        return LEVEL_DB if measured is None else measured
 
-    def _measure_level(self) -> float:
+    def measure_level(self) -> float | None:
+        """The level of one sentence; None if the voice cannot read it."""
         jobs = list(make_jobs([LEVEL_TEXT], 0, self.frontend, self.acoustic.most_symbols))
         attempts = [self.acoustic.attempts(job) for job in jobs]
         self.acoustic.complete(attempts)
         mels = [mel for one in attempts if (mel := one.best().mel).shape[1]]
-        return mel_level(torch.cat(mels, dim=1), self.audio) if mels else LEVEL_DB
+        return mel_level(torch.cat(mels, dim=1), self.audio) if mels else None
 
     def _finisher(self, how: Delivery, job: Job) -> Finisher:
         return how.finisher(self.audio.sampling_rate, self.level if how.needs_level else LEVEL_DB, job.follows)

@@ -80,10 +80,11 @@ class Synthesizer(Speaker):
         used = waveglow if vocoder == "waveglow" else None
         settings = resolve_settings(tacotron2, used, audio, text_cleaners, lexicon)
         check_mel_channels(tacotron2, settings.audio)
-        with torch.inference_mode(False):  # as in load_checkpoint
-            tacotron2.to(self.device, dtype).eval()
-            if used is not None:
-                used.to(self.device, dtype).eval()
+        for model in (tacotron2, used):
+            if model is not None:
+                # The mode of its parameters: they may have been made or loaded outside, or in the caller's.
+                with torch.inference_mode(next(model.parameters()).is_inference()):
+                    model.to(self.device, dtype).eval()
         super().__init__(
             settings.audio,
             Frontend(settings.text_cleaners, tacotron2.config.n_symbols, settings.lexicon, settings.symbols),

@@ -84,7 +84,7 @@ class ParameterCache(Generic[Value]):
             if settings not in entry.values:
                 entry.values[settings] = build()
                 if stream is not None:
-                    stream.synchronize()  # other streams will read it
+                    _finish(stream)  # other streams will read it
             if stream is not None:
                 entry.streams.add(stream)
             return entry.values[settings]
@@ -92,7 +92,7 @@ class ParameterCache(Generic[Value]):
     def _drop(self) -> None:
         """Forgets the values, once nobody reads them: their memory may be written to at once."""
         for stream in self._entry.streams if self._entry else ():
-            stream.synchronize()
+            _finish(stream)
         self._entry = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -108,6 +108,13 @@ def _stream_of(parameters: Sequence[Tensor]) -> torch.cuda.Stream | None:
     if not parameters or not parameters[0].is_cuda or torch.cuda.is_current_stream_capturing():
         return None
     return torch.cuda.current_stream(parameters[0].device)
+
+
+def _finish(stream: torch.cuda.Stream) -> None:
+    """Waits for a stream, unless it is being recorded, which that would end."""
+    with torch.cuda.stream(stream):
+        if not torch.cuda.is_current_stream_capturing():
+            stream.synchronize()
 
 
 class Refreshable(nn.Module):

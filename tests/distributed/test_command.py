@@ -137,6 +137,15 @@ def test_no_process_waits_for_others_if_the_command_is_killed_while_they_start(f
     assert not (tmp_path / "run" / "log.jsonl").exists(), "training began"
 
 
+def test_a_script_may_stand_between_torchrun_and_a_rank(fastglow, prepared, tmp_path, monkeypatch):
+    script = tmp_path / "python"
+    script.write_text(f'#!/bin/sh\n{sys.executable} "$@"\nexit $?\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PYTHON_EXEC", str(script))
+    done = fastglow(arguments(prepared, tmp_path / "run", "--max-iterations", "1"))
+    assert done.returncode == 0, done.stderr
+
+
 def test_two_machines_continue_after_a_rank_of_one_is_killed(undisturbed, faults, prepared, tmp_path):
     """Only its machine counts that; the run goes on from the checkpoint all the same."""
     options = ["--nnodes=2", "--nproc-per-node=1", "--max-restarts=1", "--rdzv-backend=c10d", "--rdzv-id=run"]

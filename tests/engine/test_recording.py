@@ -13,6 +13,7 @@ from fastglow.engine import recording
 from fastglow.engine.recording import Recorder, bucket
 from fastglow.engine.vocoders import build_vocoder
 from fastglow.kernels import backend
+from fastglow.kernels.graphs import _abandon
 
 from ..kernels.checks import host_syncs
 from .conftest import make_waveglow
@@ -285,12 +286,54 @@ def test_nothing_waits_for_the_device_in_a_vocoder():
         vocoder._vocode(mel, [50], [1], 0)
 
 
+@pytest.mark.parametrize("name", ["_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"])
+@pytest.mark.parametrize("ended", [False, True])
+def test_what_a_failed_recording_leaves_is_ended(monkeypatch, name, ended):
+    """PyTorch ends allocating to the pool itself, or not; the method's name depends on the version."""
+    log = []
+
+    def end(device, pool):
+        log.append(("end", device, pool))
+        if ended:
+            raise RuntimeError("not currently recording")
+
+    def capture_end():
+        raise RuntimeError("capture failed")
+
+    bindings = {name: end, "_cuda_releasePool": lambda device, pool: log.append(("release", device, pool))}
+    monkeypatch.setattr(torch, "_C", SimpleNamespace(**bindings))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    generator = SimpleNamespace(clone_state=lambda: "state", graphsafe_set_state=log.append)
+    monkeypatch.setattr(torch.cuda, "default_generators", {3: generator})
+    _abandon(SimpleNamespace(capture_end=capture_end), (0, 7))
+    assert log == [("end", 3, (0, 7)), *([] if ended else [("release", 3, (0, 7))]), "state"]
+    log.clear()
+    _abandon(SimpleNamespace(capture_end=lambda: None), (0, 7))
+    assert log == []
+
+
+def test_a_pool_is_not_used_again_after_a_failed_recording(graphs, monkeypatch):  # noqa: F811
+    handles, pools = itertools.count(), []
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, next(handles)))
+    record = recording.record_graph
+    monkeypatch.setattr(
+        recording, "record_graph", lambda run, *args, **more: (pools.append(args[1]), record(run, *args, **more))[1]
+    )
+    product = Product()
+    for n, fails in ((1, False), (1, False), (2, True), (2, True), (4, False), (4, False)):
+        graphs.fails = fails
+        product.check(n)
+    assert pools == [(0, 0), (0, 0), (0, 1)]
+
+
 @pytest.mark.gpu
 def test_a_failed_recording_leaves_the_device_as_it_was(caplog):
     product = Product("cuda")
     product.waiting = lambda x: x @ product.model.weight.T * x.sum().item()
     product.waiting.__name__ = "waiting"
     x = torch.randn(2, 32, device="cuda")
+    for _ in range(2):
+        product.check(1)  # a graph that lives when the recording fails
     for _ in range(3):
         torch.testing.assert_close(product.call(product.waiting, x), product.waiting(x), rtol=0, atol=0)
     assert "waiting runs without a CUDA graph" in caplog.text

@@ -324,6 +324,15 @@ def test_seeds_may_be_an_array(synthesizer):
     assert (one.seed, two.seed) == (3, 4) and not np.array_equal(one.audio, two.audio)
 
 
+@pytest.mark.filterwarnings(UNSTOPPED)
+def test_models_made_in_inference_mode_speak():
+    with torch.inference_mode():
+        voice = Synthesizer(make_tacotron2(), "waveglow", make_waveglow(), device="cpu", dtype=torch.float64)
+    expected = Synthesizer(make_tacotron2(), "waveglow", make_waveglow(), device="cpu", dtype=torch.float64)
+    found = voice.synthesize("Hello.", seed=1).audio
+    np.testing.assert_array_equal(found, expected.synthesize("Hello.", seed=1).audio)
+
+
 @pytest.mark.parametrize("dtype", [None, torch.float64])
 def test_a_voice_loaded_in_inference_mode_has_caches_too(voice_folder, dtype):
     with torch.inference_mode():

@@ -16,6 +16,7 @@ from fastglow import Synthesizer, load_checkpoint
 from fastglow.audio import MelConfig
 from fastglow.checkpoint import LexiconFile, inspect_checkpoint, read_trained_with, save_nvidia_checkpoint
 from fastglow.cli import main
+from fastglow.engine import speaking
 from fastglow.engine.settings import OtherwiseTrainedWarning
 from fastglow.errors import FastglowError
 from fastglow.text import Lexicon
@@ -228,6 +229,14 @@ def test_a_voice_next_to_silent_has_no_level(runs, tmp_path):
 
     change(runs / "tacotron2" / "checkpoint_2.pt", silenced)
     export_voice(runs / "tacotron2", None, tmp_path / "voice")
+    assert Voice.load(tmp_path / "voice").level is None
+
+
+def test_a_voice_that_cannot_read_the_measured_sentence_has_no_level(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(speaking, "LEVEL_TEXT", "\u2603")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the sentence is not the user's
+        export_voice(runs / "tacotron2", None, tmp_path / "voice")
     assert Voice.load(tmp_path / "voice").level is None
 
 
