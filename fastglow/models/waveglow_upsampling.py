@@ -33,8 +33,8 @@ class Upsample(Refreshable, nn.ConvTranspose1d):
         """`group` of the first T * stride samples of `forward`.
 
         Each frame of the output depends on the last few of the mel: one product of matrices, whose rows come out in
-        groups. cuDNN may compute a transposed convolution by atomic additions, in any order, and CPUs take two to three
-        times as long.
+        groups. cuDNN may compute a transposed convolution by atomic additions, in any order, and on CPUs it takes
+        twice as long.
 
         Args:
             mel: [B, n_mel_channels, T].

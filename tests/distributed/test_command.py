@@ -114,12 +114,12 @@ def test_a_signal_to_the_command_while_processes_start_ends_them(fastglow, prepa
     assert (done.returncode, done.stderr.splitlines()[-1], done.stdout) == (2, last, "")
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGINT", 2), ("SIGTERM", 2), ("SIGHUP", 2)])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_signal_before_torchrun_knows_its_processes_ends_them(fastglow, prepared, tmp_path, name, code, rank):
+def test_a_signal_before_torchrun_knows_its_processes_ends_them(fastglow, prepared, tmp_path, name, rank):
     """The command's standard error stays open until all have ended."""
     done = fastglow(arguments(prepared, tmp_path / "run"), f"spawning-{name} {rank} 0 0")
-    assert (done.returncode, done.stdout) == (code, ""), done.stderr
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -125,14 +125,20 @@ def test_the_least_recently_used_graph_is_dropped(graphs):  # noqa: F811
     assert graphs.recorded == 5
 
 
-def test_a_pool_is_not_used_again_after_its_last_graph(graphs, monkeypatch):  # noqa: F811
-    """PyTorch fails an internal assertion if it is."""
+@pytest.fixture
+def pools(graphs, monkeypatch):  # noqa: F811
+    """The memory pool of each recording, tried or made."""
     handles, pools = itertools.count(), []
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, next(handles)))
     record = recording.record_graph
     monkeypatch.setattr(
         recording, "record_graph", lambda run, *args, **more: (pools.append(args[1]), record(run, *args, **more))[1]
     )
+    return pools
+
+
+def test_a_pool_is_not_used_again_after_its_last_graph(pools):
+    """PyTorch fails an internal assertion if it is."""
     product = Product()
     for n in (1, 1, 2, 2, 3, 4, 6, 6, 8, 8):  # 3, 4 and 6 push out the graphs of 1 and 2
         product.check(n)
@@ -312,13 +318,7 @@ def test_what_a_failed_recording_leaves_is_ended(monkeypatch, name, ended):
     assert log == []
 
 
-def test_a_pool_is_not_used_again_after_a_failed_recording(graphs, monkeypatch):  # noqa: F811
-    handles, pools = itertools.count(), []
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, next(handles)))
-    record = recording.record_graph
-    monkeypatch.setattr(
-        recording, "record_graph", lambda run, *args, **more: (pools.append(args[1]), record(run, *args, **more))[1]
-    )
+def test_a_pool_is_not_used_again_after_a_failed_recording(graphs, pools):  # noqa: F811
     product = Product()
     for n, fails in ((1, False), (1, False), (2, True), (2, True), (4, False), (4, False)):
         graphs.fails = fails
