@@ -78,7 +78,7 @@ class Limiter:
             return blocks
         needed = np.concatenate((self._needed, needed))
         self._needed = needed[-(_AHEAD + 1) :].copy()
-        if not needed.any() and not self._reduction.any():
+        if not needed.any() and not self._reduction.any() and self._gain == 1:  # the gain lags by a node
             return blocks
         # A node lies between two blocks: it serves both, and the needs of the blocks ahead.
         wanted = np.lib.stride_tricks.sliding_window_view(needed, _AHEAD + 2).max(axis=1)

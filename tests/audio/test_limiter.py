@@ -19,6 +19,7 @@ CEILING = 10 ** (-1 / 20)
     level=st.sampled_from([0.01, 0.3, 3.0]),
     sizes=SIZES,
 )
+@example(seed=932410, n=40000, rate=24000, ceiling=CEILING, level=3.0, sizes=[500])  # cut where the gain reaches 1
 def test_any_pieces_give_the_same_bits_below_the_ceiling(seed, n, rate, ceiling, level, sizes):
     audio = speech_like(n, seed, level)
     whole = through(Limiter(rate, ceiling), audio)
