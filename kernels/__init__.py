@@ -6,7 +6,16 @@ between Triton kernels and PyTorch references (`fastglow.kernels.reference`), wh
 
 from . import backend
 from .affine_coupling import affine_coupling, affine_coupling_inverse, flow_step_inverse
-from .decode_loop import DecodePiece, DecodeResult, FoldedDecoder, decode_loop, decode_pieces, fold_decoder
+from .decode_loop import (
+    DecodePiece,
+    DecodeResult,
+    FoldedDecoder,
+    PackedDecoder,
+    decode_loop,
+    decode_pieces,
+    fold_decoder,
+    pack_decoder,
+)
 from .decoder_weights import AttentionWeights, LSTMWeights, OutputWeights, RecurrentWeights
 from .gated_activation import gated_activation
 from .invertible_conv1x1 import invertible_conv1x1, invertible_conv1x1_factors, invertible_conv1x1_inverse
@@ -25,6 +34,7 @@ __all__ = [
     "FoldedDecoder",
     "LSTMWeights",
     "OutputWeights",
+    "PackedDecoder",
     "RecurrentWeights",
     "affine_coupling",
     "affine_coupling_inverse",
@@ -40,6 +50,7 @@ __all__ = [
     "location_attention",
     "lstm_cell",
     "normal_noise",
+    "pack_decoder",
     "prenet",
     "teacher_forced_loop",
     "uniform_noise",

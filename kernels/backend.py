@@ -1,7 +1,8 @@
 """Choice of the implementation of an operation: its Triton kernels or its PyTorch reference.
 
-By default CUDA tensors use the kernels, and all others the references. ``FASTGLOW_BACKEND=triton|reference``,
-or `use_backend` in code, forces one. No other file of the kernels reads environment variables.
+By default CUDA tensors use the kernels, and all others the references; inference of whole models on a CPU has packed
+forms of its own (`kernels.cpu`). ``FASTGLOW_BACKEND=triton|reference``, or `use_backend` in code, forces one. No other
+file of the kernels reads environment variables.
 """
 
 import logging
@@ -91,6 +92,24 @@ def picks_triton(op: str, *tensors: Tensor | None, unsupported: str | None = Non
         logged.add((op, reason))
         _logger.warning("%s runs on the PyTorch reference: %s", op, reason)
     return False
+
+
+CPU_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def picks_cpu(dtype: torch.dtype, *tensors: Tensor) -> bool:
+    """Whether an inference runs in its form for CPUs: no backend is forced, and all is float32 or bfloat16 there.
+
+    Args:
+        dtype: of the computation.
+        tensors: inputs and weights.
+    """
+    return (
+        backend_name() == AUTOMATIC
+        and not torch.is_grad_enabled()
+        and dtype in CPU_DTYPES
+        and all(x.device.type == "cpu" and (x.dtype in CPU_DTYPES or not x.is_floating_point()) for x in tensors)
+    )
 
 
 def interprets() -> bool:

@@ -64,7 +64,10 @@ class Decoder(Refreshable):
         self.decoder_rnn = nn.LSTMCell(config.attention_rnn_dim + memory_dim, config.decoder_rnn_dim)
         self.linear_projection = LinearNorm(config.decoder_rnn_dim + memory_dim, self.step_dim)
         self.gate_layer = LinearNorm(config.decoder_rnn_dim + memory_dim, 1, w_init_gain="sigmoid")
+        # In inference on a CPU, the LSTMs' weights are read in this dtype, or None for that of the parameters.
+        self.cpu_weights: torch.dtype | None = None
         self._folded: ParameterCache[kernels.FoldedDecoder] = ParameterCache()
+        self._packed: ParameterCache[kernels.PackedDecoder] = ParameterCache()
 
     def recurrent_weights(self) -> RecurrentWeights:
         """The weights that `decode_loop` and `teacher_forced_loop` both take."""
@@ -179,5 +182,11 @@ class Decoder(Refreshable):
             early_stopping=self.early_stopping,
             folded=lambda dtype: self._folded.get(
                 parameters_of(self), lambda: kernels.fold_decoder(recurrent, output, dtype), dtype
+            ),
+            packed=lambda dtype: self._packed.get(
+                parameters_of(self),
+                lambda: kernels.pack_decoder(recurrent, output, dtype, self.cpu_weights),
+                dtype,
+                self.cpu_weights,
             ),
         )

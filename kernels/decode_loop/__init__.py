@@ -6,6 +6,8 @@ Read on in `kernels` (the phases of a frame), `tiles` (the work of one program),
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,16 +26,26 @@ from ..arguments import (
     sizes_of_pieces,
     too_many_elements,
 )
+from ..cpu.decode_loop import decode_pieces as cpu_decode_pieces
+from ..cpu.decoder_weights import PackedDecoder, pack_decoder
 from ..decoder_weights import OutputWeights, RecurrentWeights, recurrent_shapes
 from ..location_attention import attention_too_wide
 from ..reference.decode_loop import DecodePiece, DecodeResult
-from ..reference.decode_loop import decode_loop as reference_decode_loop
 from ..reference.decode_loop import decode_pieces as reference_decode_pieces
 from .decoding import OP, decoding_of, gate_elements
 from .kernels import HAS_CONDITION
 from .weights import FoldedDecoder, fold_decoder
 
-__all__ = ["DecodePiece", "DecodeResult", "FoldedDecoder", "decode_loop", "decode_pieces", "fold_decoder"]
+__all__ = [
+    "DecodePiece",
+    "DecodeResult",
+    "FoldedDecoder",
+    "PackedDecoder",
+    "decode_loop",
+    "decode_pieces",
+    "fold_decoder",
+    "pack_decoder",
+]
 
 METHODS = ("steps", "graph", "persistent")
 PIECE_METHODS = METHODS[:2]
@@ -42,6 +54,7 @@ PERSISTENT_ITEMS = 8
 """Largest batch of the persistent kernel. In larger ones launch overhead should matter less; not measured yet."""
 
 Folded = FoldedDecoder | Callable[[torch.dtype], FoldedDecoder] | None
+Packed = PackedDecoder | Callable[[torch.dtype], PackedDecoder] | None
 
 
 def decode_loop(
@@ -58,6 +71,7 @@ def decode_loop(
     early_stopping: bool = True,
     method: str | None = None,
     folded: Folded = None,
+    packed: Packed = None,
 ) -> DecodeResult:
     """Tacotron 2's decoder in inference: frames until every item's gate has fired.
 
@@ -80,6 +94,7 @@ def decode_loop(
             None: persistent where it is supported, else graph.
         folded: a reused `fold_decoder(recurrent, output, dtype)`, or a function that returns it for a dtype, called
             only if the kernels run. Graphs are cached in it; without it every call records one.
+        packed: the same with `pack_decoder`, for inference on a CPU.
 
     Returns:
         frames [B, steps, n_frame] and alignments [B, steps, T], zeros after the step on which an item's gate fired;
@@ -92,15 +107,18 @@ def decode_loop(
     inputs = (memory, processed_memory, lengths, seeds)
     _check(*inputs, recurrent, output, p_prenet_dropout, max_steps, method, METHODS)
     if not _on_triton(*inputs, recurrent, output):
-        return reference_decode_loop(
-            *inputs,
+        (piece,) = _pieces_without_kernels(
+            inputs,
             recurrent,
             output,
+            packed,
             p_prenet_dropout=p_prenet_dropout,
             gate_threshold=gate_threshold,
             max_steps=max_steps,
+            piece_steps=max_steps,
             early_stopping=early_stopping,
         )
+        return DecodeResult(*piece[:3])
     B, T = memory.shape[:2]
     method = _pick_method(method, B, memory.device)
     dtype = _dtype(memory)
@@ -140,6 +158,7 @@ def decode_pieces(
     early_stopping: bool = True,
     method: str | None = None,
     folded: Folded = None,
+    packed: Packed = None,
 ) -> Generator[DecodePiece, None, None]:
     """`decode_loop` in pieces: joined, they are its result to the bit, and the last piece's steps are its steps.
 
@@ -147,7 +166,7 @@ def decode_pieces(
     itself; `close()` gives them back early. Other calls may run meanwhile.
 
     Args:
-        memory to max_steps, early_stopping, folded: as `decode_loop`.
+        memory to max_steps, early_stopping, folded, packed: as `decode_loop`.
         piece_steps: steps of every piece, or of the first, second, ..., of which the last repeats; at least 1 each.
             Read when a piece is asked for. 'graph' rounds up to whole replays, of FRAMES_PER_GRAPH steps.
         method: 'steps', or 'graph' on a GPU. None: graph on a GPU, else steps.
@@ -158,10 +177,11 @@ def decode_pieces(
     inputs = (memory, processed_memory, lengths, seeds)
     _check(*inputs, recurrent, output, p_prenet_dropout, max_steps, method, PIECE_METHODS)
     if not _on_triton(*inputs, recurrent, output):
-        return reference_decode_pieces(
-            *inputs,
+        return _pieces_without_kernels(
+            inputs,
             recurrent,
             output,
+            packed,
             p_prenet_dropout=p_prenet_dropout,
             gate_threshold=gate_threshold,
             max_steps=max_steps,
@@ -192,6 +212,20 @@ def decode_pieces(
                 start, running = stop, piece.running
 
     return pieces()
+
+
+def _pieces_without_kernels(
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor],
+    recurrent: RecurrentWeights,
+    output: OutputWeights,
+    packed: Packed,
+    **options: Any,
+) -> Generator[DecodePiece, None, None]:
+    memory, dtype = inputs[0], _dtype(inputs[0])
+    if not backend.picks_cpu(dtype, *inputs, output.projection) or len(memory) == 0:
+        return reference_decode_pieces(*inputs, recurrent, output, **options)
+    weights = packed(dtype) if callable(packed) else packed or pack_decoder(recurrent, output, dtype)
+    return cpu_decode_pieces(*inputs, weights, modes=partial(_kernel_modes, memory), **options)
 
 
 @contextmanager

@@ -1,0 +1,197 @@
+"""Tacotron 2's free-running decoder on a CPU.
+
+Reading the LSTMs' weights bounds the time of a frame. All else is some thirty small operations on buffers that are made
+once per call, in float32.
+"""
+
+import math
+from collections.abc import Callable, Generator, Iterable
+from contextlib import AbstractContextManager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..arguments import sizes_of_pieces
+from ..reference.decode_loop import DecodePiece
+from ..reference.prenet import prenet_noise
+from .decoder_weights import PackedDecoder
+from .linear import Linear
+
+NOISE_BLOCK = 64
+"""Steps whose random numbers are drawn together."""
+
+
+def decode_pieces(
+    memory: Tensor,
+    processed_memory: Tensor,
+    lengths: Tensor,
+    seeds: Tensor,
+    weights: PackedDecoder,
+    *,
+    p_prenet_dropout: float,
+    gate_threshold: float,
+    max_steps: int,
+    piece_steps: int | Iterable[int],
+    early_stopping: bool,
+    modes: Callable[[], AbstractContextManager],
+) -> Generator[DecodePiece, None, None]:
+    """As `kernels.decode_pieces`.
+
+    Args:
+        weights: packed ones, instead of the model's.
+        modes: makes the context to compute in, which must not last while the caller has a piece.
+    """
+    with modes():
+        loop = _Loop(memory, processed_memory, lengths, seeds, weights, p_prenet_dropout)
+    sizes = sizes_of_pieces("piece_steps", piece_steps)
+    # The largest gate whose sigmoid is not above the threshold.
+    limit = math.log(gate_threshold / (1 - gate_threshold)) if 0 < gate_threshold < 1 else gate_threshold * math.inf
+    running = lengths.numpy() > 0
+    steps = np.zeros(len(memory), np.int64)
+    start, ended = 0, False
+    while True:
+        n = min(next(sizes), max_steps - start)
+        with modes():
+            frames, alignments = (torch.empty(n, *x.shape) for x in (loop.frame, loop.alignment))
+            gates, own = frames[:, :, -1].numpy(), np.zeros((n, len(memory)), bool)
+            taken = 0
+            while taken < n and not ended:
+                loop.step(start + taken)
+                frames[taken], alignments[taken] = loop.frame, loop.alignment
+                own[taken] = running
+                running = running & (gates[taken] <= limit)
+                steps += running
+                taken += 1
+                ended = not running.any()
+            n = taken if early_stopping else n
+            start += n
+            beyond = torch.from_numpy(~own[:n]).unsqueeze(2)
+            frames, alignments = (
+                x[:n].masked_fill(beyond, 0.0).transpose(0, 1).to(memory.dtype, memory_format=torch.contiguous_format)
+                for x in (frames[:, :, :-1], alignments)
+            )
+        goes_on = start < max_steps and not ended
+        yield DecodePiece(frames, torch.from_numpy(steps.copy()), alignments, goes_on)
+        if start == max_steps or (ended and early_stopping):
+            return
+
+
+class _Loop:
+    """The state of B items, and what a step writes to: always the same aligned memory, because the rounding of a product
+    or a softmax may depend on the alignment.
+
+    Attributes:
+        frame: frame and gate, [B, n_frame + 1].
+        alignment: attention weights, [B, T].
+    """
+
+    def __init__(
+        self,
+        memory: Tensor,
+        processed_memory: Tensor,
+        lengths: Tensor,
+        seeds: Tensor,
+        weights: PackedDecoder,
+        p_dropout: float,
+    ):
+        B, T, _ = memory.shape
+        P, N, D, n = weights.sizes
+        self.weights, self.seeds, self.p_dropout = weights, seeds, p_dropout
+        self.memory = memory.float()
+        self.frame = torch.zeros(B, len(weights.output_bias))
+        self.alignment = torch.empty(B, T)
+        self.hidden = [torch.empty(B, weight.shape[1]) for weight in weights.prenet[:-1]]
+        # Side by side, so that every layer reads neighbours in place.
+        state = torch.zeros(B, P + N + D + n)
+        self.prenet_out, self.query_in, self.context, _ = state.split((P, N, D, n), dim=1)
+        self.output_in = state[:, P + N :]
+        self.attention_rnn = _LSTM(weights.attention_rnn, state[:, : P + N + D], self.query_in, weights.lstm_dtype)
+        self.decoder_rnn = _LSTM(weights.decoder_rnn, state[:, P:], state[:, P + N + D :], weights.lstm_dtype)
+        # The previous and the cumulative weights, interleaved: a window over both is contiguous.
+        k = weights.taps
+        history = torch.zeros(B, T + k - 1, 2)
+        self.previous, self.cumulative = history[:, k // 2 : k // 2 + T].unbind(2)
+        self.windows = history.as_strided((B, T, 2 * k), (history.stride(0), 2, 1))
+        self.location_in = torch.empty(B, T, 2 * k)
+        self.processed_memory = 2 * processed_memory.float().flatten(0, 1)  # as the query and the location
+        A = len(weights.v)
+        self.query = torch.empty(B, A)
+        self.energies_in = torch.empty(B * T, A)
+        self.energies = torch.empty(B * T)
+        # An item of length 0 attends to position 0.
+        beyond = torch.arange(T) >= lengths.clamp(min=1).unsqueeze(1)
+        self.beyond = torch.zeros(B, T).masked_fill_(beyond, -math.inf) if beyond.any() else None
+        self.attended = torch.empty(B, 1, D)
+        self.kept: list[tuple[Tensor, ...]] = []
+
+    def step(self, step: int) -> None:
+        """Computes `frame` and `alignment`."""
+        weights = self.weights
+        if step % NOISE_BLOCK == 0:
+            self.kept = self._draw(step)
+        x = self.frame
+        for weight, kept, out in zip(
+            weights.prenet, self.kept[step % NOISE_BLOCK], [*self.hidden, self.prenet_out], strict=True
+        ):
+            x = torch.mm(x, weight, out=out).relu_().mul_(kept)
+        self.attention_rnn.step()
+        self._attend()
+        self.decoder_rnn.step()
+        torch.addmm(weights.output_bias, self.output_in, weights.output, out=self.frame)
+
+    def _draw(self, step: int) -> list[tuple[Tensor, ...]]:
+        """The factors of the prenet's dropout: for each of the block's steps, [B, n_out] of each layer."""
+        noise = prenet_noise(self.seeds, [weight.shape[1] for weight in self.weights.prenet], step, NOISE_BLOCK)
+        factors = [(layer >= self.p_dropout).float() / (1 - self.p_dropout) for layer in noise]
+        return list(zip(*(layer.transpose(0, 1).contiguous().unbind() for layer in factors), strict=True))
+
+    def _attend(self) -> None:
+        B, T = self.alignment.shape
+        torch.mm(self.query_in, self.weights.query, out=self.query)
+        self.location_in.copy_(self.windows)
+        x = torch.addmm(
+            self.processed_memory, self.location_in.view(B * T, -1), self.weights.location, out=self.energies_in
+        )
+        x.view(B, T, -1).add_(self.query.unsqueeze(1))
+        # v tanh(x) = 2 v sigmoid(2x) - sum(v), and softmax does not see the sum.
+        energies = torch.mv(x.sigmoid_(), self.weights.v, out=self.energies).view(B, T)
+        if self.beyond is not None:
+            energies.add_(self.beyond)
+        torch.softmax(energies, 1, out=self.alignment)
+        self.context.copy_(torch.bmm(self.alignment.unsqueeze(1), self.memory, out=self.attended).squeeze(1))
+        self.previous.copy_(self.alignment)
+        self.cumulative.add_(self.alignment)
+
+
+class _LSTM:
+    """A cell that reads and writes parts of the state.
+
+    Args:
+        linear: [M, n_in] -> [M, 4n], gates in the order i, f, o, g.
+        x: [B, n_in] float32, its own state included.
+        h: [B, n] float32, its own state.
+        dtype: of the linear layer.
+    """
+
+    def __init__(self, linear: Linear, x: Tensor, h: Tensor, dtype: torch.dtype):
+        self.linear, self.x, self.h = linear, x, h
+        exact = dtype == torch.float32
+        self.narrow = None if exact else torch.empty(x.shape, dtype=dtype)
+        self.tanh_: Callable[[Tensor], Tensor] = Tensor.tanh_ if exact else _tanh_by_sigmoid_
+        self.gates = torch.empty(len(h), 4 * h.shape[1])
+        self.sigmoids = self.gates[:, : 3 * h.shape[1]]
+        self.i, self.f, self.o, self.g = self.gates.chunk(4, dim=1)
+        self.c, self.tanh_c = (torch.zeros(h.shape) for _ in range(2))
+
+    def step(self) -> None:
+        x = self.x if self.narrow is None else self.narrow.copy_(self.x)
+        self.gates.copy_(self.linear(x))
+        self.sigmoids.sigmoid_()
+        self.c.mul_(self.f).addcmul_(self.i, self.tanh_(self.g))
+        torch.mul(self.o, self.tanh_(self.tanh_c.copy_(self.c)), out=self.h)
+
+
+def _tanh_by_sigmoid_(x: Tensor) -> Tensor:
+    """tanh_ to 1e-7: PyTorch's own splits even a thousand elements over threads, which wait if a core is busy."""
+    return x.mul_(2).sigmoid_().mul_(2).sub_(1)

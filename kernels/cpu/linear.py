@@ -1,0 +1,46 @@
+"""Linear layers of a recurrent network on a CPU: their weights are packed once, for products of a few rows each."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .processor import packs
+
+Linear = Callable[[Tensor], Tensor]
+"""x [M, K] -> [M, N], both of the layer's dtype."""
+
+PACKED_FOR_ROWS = 8
+"""oneDNN then takes blocks that are as fast for one row, and in float32 1.5 times as fast for eight."""
+
+INT8_LARGEST = 127
+
+
+def packed_linear(weight: Tensor, bias: Tensor) -> Linear:
+    """F.linear on oneDNN's blocked weights, which a matrix-vector product reads twice as fast as plain ones.
+
+    Args:
+        weight: [N, K], float32 or bfloat16.
+        bias: [N], rounded to the weight's dtype.
+    """
+    weight, bias = weight.contiguous(), bias.to(weight.dtype)
+    if not packs(weight.dtype):
+        return lambda x: F.linear(x, weight, bias)
+    blocks = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR_ROWS)
+    product = torch.ops.mkldnn._linear_pointwise.default
+    return lambda x: product(x, blocks, bias, "none", [], "")
+
+
+def int8_linear(weight: Tensor, bias: Tensor) -> Linear:
+    """F.linear in bfloat16 on weights of 8 bits, with a scale for each row.
+
+    Args:
+        weight: [N, K]; rounded to multiples of a 127th of the largest magnitude in its row.
+        bias: [N], rounded to bfloat16.
+    """
+    weight = weight.float()
+    scales = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / INT8_LARGEST
+    levels = (weight / scales.unsqueeze(1)).round().to(torch.int8)
+    scales, bias = scales.to(torch.bfloat16), bias.to(torch.bfloat16)
+    return lambda x: torch._weight_int8pack_mm(x, levels, scales).add_(bias)

@@ -1,0 +1,33 @@
+"""What the processor is fast at."""
+
+import platform
+
+import torch
+
+
+def has_bfloat16() -> bool:
+    """Whether matrix products in bfloat16 are faster than in float32: the processor has instructions for them
+    (AVX512_BF16, AMX, Arm's BF16), and ATEN_CPU_CAPABILITY does not keep PyTorch from vector instructions.
+
+    Elsewhere oneDNN may emulate bfloat16, which is slower than float32.
+    """
+    if not has_onednn() or torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX", "AVX2"):
+        return False
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def fast_dtype() -> torch.dtype:
+    """bfloat16 if the processor has instructions for it, else float32."""
+    return torch.bfloat16 if has_bfloat16() else torch.float32
+
+
+def has_onednn() -> bool:
+    """Whether PyTorch was built with oneDNN, whose products take weights in blocks that were packed before."""
+    return torch.backends.mkldnn.is_available()
+
+
+def packs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN packs weights of this dtype here."""
+    return has_onednn() and (dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
