@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from fastglow import Tacotron2, WaveGlow
+from fastglow.kernels.cpu import fast_dtype
 
 from . import tacotron2_model, waveglow_model
-from .precision import BF16, FP16, OFF, TF32, Precision, cpu_has_bf16
+from .precision import BF16, FP16, OFF, TF32, Precision
 from .training import Batch, Recipe, Trainee, TrainStep
 from .workload import COMPILE, Implementation, cases, on_this_machine
 
@@ -134,7 +135,7 @@ def in_precisions(step: StepT, *precisions: Precision) -> list[StepT]:
 
 def on_a_cpu(small: StepT, wide: StepT) -> list[StepT]:
     """`small` to verify, `wide` to time."""
-    return in_precisions(small, OFF, TF32, BF16, FP16) + in_precisions(wide, *[BF16] * cpu_has_bf16())
+    return in_precisions(small, OFF, TF32, BF16, FP16) + in_precisions(wide, BF16 if fast_dtype() == torch.bfloat16 else OFF)
 
 
 def tacotron2_steps() -> list[Tacotron2Step]:
