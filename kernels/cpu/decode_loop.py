@@ -78,8 +78,8 @@ def decode_pieces(
 
 
 class _Loop:
-    """The state of B items, and what a step writes to: always the same aligned memory, because the rounding of a product
-    or a softmax may depend on the alignment.
+    """The state of B items, and what a step writes to: always the same aligned memory, because the rounding of a
+    product or a softmax may depend on the alignment.
 
     Attributes:
         frame: frame and gate, [B, n_frame + 1].
