@@ -21,6 +21,8 @@ from .linear import Linear
 NOISE_BLOCK = 64
 """Steps whose random numbers are drawn together."""
 
+_ONE = torch.ones(())
+
 
 def decode_pieces(
     memory: Tensor,
@@ -36,7 +38,7 @@ def decode_pieces(
     early_stopping: bool,
     modes: Callable[[], AbstractContextManager],
 ) -> Generator[DecodePiece, None, None]:
-    """As `kernels.decode_pieces`.
+    """As `kernels.decode_pieces`; frames and alignments are float32.
 
     Args:
         weights: packed ones, instead of the model's.
@@ -68,8 +70,7 @@ def decode_pieces(
             start += n
             beyond = torch.from_numpy(~own[:n]).unsqueeze(2)
             frames, alignments = (
-                x[:n].masked_fill(beyond, 0.0).transpose(0, 1).to(memory.dtype, memory_format=torch.contiguous_format)
-                for x in (frames[:, :, :-1], alignments)
+                x[:n].masked_fill(beyond, 0.0).transpose(0, 1).contiguous() for x in (frames[:, :, :-1], alignments)
             )
         goes_on = start < max_steps and not ended
         yield DecodePiece(frames, torch.from_numpy(steps.copy()), alignments, goes_on)
@@ -101,6 +102,7 @@ class _Loop:
         self.memory = memory.float()
         self.frame = torch.zeros(B, len(weights.output_bias))
         self.alignment = torch.empty(B, T)
+        self.alignment_row = self.alignment.unsqueeze(1)
         self.hidden = [torch.empty(B, weight.shape[1]) for weight in weights.prenet[:-1]]
         # Side by side, so that every layer reads neighbours in place.
         state = torch.zeros(B, P + N + D + n)
@@ -114,15 +116,20 @@ class _Loop:
         self.previous, self.cumulative = history[:, k // 2 : k // 2 + T].unbind(2)
         self.windows = history.as_strided((B, T, 2 * k), (history.stride(0), 2, 1))
         self.location_in = torch.empty(B, T, 2 * k)
+        self.location_rows = self.location_in.view(B * T, 2 * k)
         self.processed_memory = 2 * processed_memory.float().flatten(0, 1)  # as the query and the location
         A = len(weights.v)
         self.query = torch.empty(B, A)
+        self.query_of_all = self.query.unsqueeze(1)
         self.energies_in = torch.empty(B * T, A)
+        self.energies_in_of_items = self.energies_in.view(B, T, A)
         self.energies = torch.empty(B * T)
+        self.energies_of_items = self.energies.view(B, T)
         # An item of length 0 attends to position 0.
         beyond = torch.arange(T) >= lengths.clamp(min=1).unsqueeze(1)
         self.beyond = torch.zeros(B, T).masked_fill_(beyond, -math.inf) if beyond.any() else None
         self.attended = torch.empty(B, 1, D)
+        self.attended_row = self.attended.squeeze(1)
         self.kept: list[tuple[Tensor, ...]] = []
 
     def step(self, step: int) -> None:
@@ -147,19 +154,18 @@ class _Loop:
         return list(zip(*(layer.transpose(0, 1).contiguous().unbind() for layer in factors), strict=True))
 
     def _attend(self) -> None:
-        B, T = self.alignment.shape
-        torch.mm(self.query_in, self.weights.query, out=self.query)
+        weights = self.weights
+        torch.mm(self.query_in, weights.query, out=self.query)
         self.location_in.copy_(self.windows)
-        x = torch.addmm(
-            self.processed_memory, self.location_in.view(B * T, -1), self.weights.location, out=self.energies_in
-        )
-        x.view(B, T, -1).add_(self.query.unsqueeze(1))
+        torch.addmm(self.processed_memory, self.location_rows, weights.location, out=self.energies_in)
+        self.energies_in_of_items.add_(self.query_of_all)
         # v tanh(x) = 2 v sigmoid(2x) - sum(v), and softmax does not see the sum.
-        energies = torch.mv(x.sigmoid_(), self.weights.v, out=self.energies).view(B, T)
+        torch.mv(self.energies_in.sigmoid_(), weights.v, out=self.energies)
         if self.beyond is not None:
-            energies.add_(self.beyond)
-        torch.softmax(energies, 1, out=self.alignment)
-        self.context.copy_(torch.bmm(self.alignment.unsqueeze(1), self.memory, out=self.attended).squeeze(1))
+            self.energies_of_items.add_(self.beyond)
+        torch.softmax(self.energies_of_items, 1, out=self.alignment)
+        torch.bmm(self.alignment_row, self.memory, out=self.attended)
+        self.context.copy_(self.attended_row)
         self.previous.copy_(self.alignment)
         self.cumulative.add_(self.alignment)
 
@@ -193,5 +199,9 @@ class _LSTM:
 
 
 def _tanh_by_sigmoid_(x: Tensor) -> Tensor:
-    """tanh_ to 1e-7: PyTorch's own splits even a thousand elements over threads, which wait if a core is busy."""
-    return x.mul_(2).sigmoid_().mul_(2).sub_(1)
+    """tanh_ to 1e-7: PyTorch's own splits even a thousand elements over threads, which wait if a core is busy.
+
+    Without Python's numbers, which PyTorch would copy to tensors of the right type.
+    """
+    x.add_(x).sigmoid_()
+    return x.add_(x).sub_(_ONE)

@@ -46,7 +46,7 @@ class Voices:
             raise FastglowError("unknown voice 'nobody': use another")
         return SimpleNamespace(name=name)
 
-    def from_voice(self, voice, device, dtype):
+    def from_voice(self, voice, device, dtype, cpu_decoder):
         self.loads.append(voice.name)
         return SimpleNamespace(synthesize_batch=partial(self.speak, voice.name), batch_size=64)
 
