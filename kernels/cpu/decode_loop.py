@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastglow.threads import Team, one_thread
+
 from ..arguments import sizes_of_pieces
 from ..reference.decode_loop import DecodePiece
 from ..reference.prenet import prenet_noise
@@ -20,6 +22,9 @@ from .linear import Linear
 
 NOISE_BLOCK = 64
 """Steps whose random numbers are drawn together."""
+
+TEAM_BYTES = 6 << 20
+"""Weights from here on are read by several threads: it takes longer than waking them."""
 
 _ONE = torch.ones(())
 
@@ -54,12 +59,12 @@ def decode_pieces(
     start, ended = 0, False
     while True:
         n = min(next(sizes), max_steps - start)
-        with modes():
+        with modes(), one_thread() as team:
             frames, alignments = (torch.empty(n, *x.shape) for x in (loop.frame, loop.alignment))
             gates, own = frames[:, :, -1].numpy(), np.zeros((n, len(memory)), bool)
             taken = 0
             while taken < n and not ended:
-                loop.step(start + taken)
+                loop.step(start + taken, team)
                 frames[taken], alignments[taken] = loop.frame, loop.alignment
                 own[taken] = running
                 running = running & (gates[taken] <= limit)
@@ -108,8 +113,8 @@ class _Loop:
         state = torch.zeros(B, P + N + D + n)
         self.prenet_out, self.query_in, self.context, _ = state.split((P, N, D, n), dim=1)
         self.output_in = state[:, P + N :]
-        self.attention_rnn = _LSTM(weights.attention_rnn, state[:, : P + N + D], self.query_in, weights.lstm_dtype)
-        self.decoder_rnn = _LSTM(weights.decoder_rnn, state[:, P:], state[:, P + N + D :], weights.lstm_dtype)
+        self.attention_rnn = _LSTM(weights.attention_rnn, state[:, : P + N + D], self.query_in)
+        self.decoder_rnn = _LSTM(weights.decoder_rnn, state[:, P:], state[:, P + N + D :])
         # The previous and the cumulative weights, interleaved: a window over both is contiguous.
         k = weights.taps
         history = torch.zeros(B, T + k - 1, 2)
@@ -132,7 +137,7 @@ class _Loop:
         self.attended_row = self.attended.squeeze(1)
         self.kept: list[tuple[Tensor, ...]] = []
 
-    def step(self, step: int) -> None:
+    def step(self, step: int, team: Team) -> None:
         """Computes `frame` and `alignment`."""
         weights = self.weights
         if step % NOISE_BLOCK == 0:
@@ -142,9 +147,9 @@ class _Loop:
             weights.prenet, self.kept[step % NOISE_BLOCK], [*self.hidden, self.prenet_out], strict=True
         ):
             x = torch.mm(x, weight, out=out).relu_().mul_(kept)
-        self.attention_rnn.step()
+        self.attention_rnn.step(team)
         self._attend()
-        self.decoder_rnn.step()
+        self.decoder_rnn.step(team)
         torch.addmm(weights.output_bias, self.output_in, weights.output, out=self.frame)
 
     def _draw(self, step: int) -> list[tuple[Tensor, ...]]:
@@ -177,22 +182,27 @@ class _LSTM:
         linear: [M, n_in] -> [M, 4n], gates in the order i, f, o, g.
         x: [B, n_in] float32, its own state included.
         h: [B, n] float32, its own state.
-        dtype: of the linear layer.
     """
 
-    def __init__(self, linear: Linear, x: Tensor, h: Tensor, dtype: torch.dtype):
-        self.linear, self.x, self.h = linear, x, h
-        exact = dtype == torch.float32
-        self.narrow = None if exact else torch.empty(x.shape, dtype=dtype)
+    def __init__(self, linear: Linear, x: Tensor, h: Tensor):
+        self.product, self.x, self.h = linear.product, x, h
+        exact = linear.dtype == torch.float32
+        self.by_team = linear.n_bytes >= TEAM_BYTES
+        self.narrow = None if exact else torch.empty(x.shape, dtype=linear.dtype)
         self.tanh_: Callable[[Tensor], Tensor] = Tensor.tanh_ if exact else _tanh_by_sigmoid_
         self.gates = torch.empty(len(h), 4 * h.shape[1])
         self.sigmoids = self.gates[:, : 3 * h.shape[1]]
         self.i, self.f, self.o, self.g = self.gates.chunk(4, dim=1)
         self.c, self.tanh_c = (torch.zeros(h.shape) for _ in range(2))
 
-    def step(self) -> None:
+    def step(self, team: Team) -> None:
         x = self.x if self.narrow is None else self.narrow.copy_(self.x)
-        self.gates.copy_(self.linear(x))
+        if self.by_team:
+            team.use(team.size)
+        gates = self.product(x)
+        if self.by_team:
+            team.use(1)
+        self.gates.copy_(gates)
         self.sigmoids.sigmoid_()
         self.c.mul_(self.f).addcmul_(self.i, self.tanh_(self.g))
         torch.mul(self.o, self.tanh_(self.tanh_c.copy_(self.c)), out=self.h)
