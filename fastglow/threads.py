@@ -7,12 +7,18 @@ doubles a small decoder's time on an idle machine. So threads spin briefly, then
 
 `let_threads_sleep` is called before the engine, the models, the training or the command load torch. It changes neither
 the number of threads nor the user's settings.
+
+Even so, waking a thread takes 50 us here, as long as many an operation of a decoder or of Griffin-Lim. `one_thread`
+keeps such operations on the thread that calls them, and `Team` calls the others for the few that are worth it.
 """
 
 import ctypes
 import os
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 # GNU's runtime reads the number of spins from the second variable: enough for the pause between two products of a
@@ -51,9 +57,46 @@ def let_threads_sleep() -> None:
         _settled = True
 
 
+class Team:
+    """The threads that PyTorch computes with, when called from this thread.
+
+    The OpenMP runtime has a number for each of the caller's threads, other than torch.set_num_threads. Another runtime
+    than GNU's is left alone: then all of this does nothing.
+    """
+
+    def __init__(self) -> None:
+        self._runtime = _runtime()
+        self.size = self._runtime.omp_get_max_threads() if self._runtime else 1
+
+    def use(self, n: int) -> None:
+        """Computes with n threads from here on."""
+        if self._runtime and self.size > 1:
+            self._runtime.omp_set_num_threads(n)
+
+
+@contextmanager
+def one_thread() -> Iterator[Team]:
+    """Inside, PyTorch computes on the calling thread alone, but where the team is told otherwise."""
+    team = Team()
+    team.use(1)
+    try:
+        yield team
+    finally:
+        team.use(team.size)
+
+
 def user_choices() -> dict[str, str]:
     """The variables of `CHOICES` that are set, with their values."""
     return {name: os.environ[name] for name in CHOICES if os.environ.get(name)}
+
+
+@cache
+def _runtime() -> ctypes.CDLL | None:
+    """GNU's OpenMP runtime; None if PyTorch uses another."""
+    import torch  # noqa: F401
+
+    path = _loaded_libgomp()
+    return ctypes.CDLL(path) if path else None
 
 
 def _loaded_libgomp() -> str | None:

@@ -28,6 +28,9 @@ KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 launches: Counter[str] = Counter()
 """Kernel launches by operation: shows which implementation ran."""
 
+cpu_calls: Counter[str] = Counter()
+"""Calls of the packed forms for CPUs by operation."""
+
 _logger = logging.getLogger("fastglow")
 _forced: ContextVar[str | None] = ContextVar("fastglow_backend", default=None)
 logged: set[tuple[str, str]] = set()

@@ -39,12 +39,12 @@ class BatchReport:
         draws = draws_progress(quiet)
         self._bar = tqdm(total=count_lines(inputs) if draws else None, unit=" items", leave=False, disable=not draws)
 
-    def spoken(self, job: Job, speech: "Speech") -> None:
+    def spoken(self, job: Job, speech: "Speech", how: dict[str, str | None]) -> None:
         self.n_spoken += 1
         self.audio_seconds += speech.seconds
         self._bar.set_postfix_str(f"{self._speed:.1f} x real time", refresh=False)
         self._tell(
-            job.line, job.out, audio_seconds=speech.seconds, seed=speech.seed, sentences=sentence_reports(speech)
+            job.line, job.out, audio_seconds=speech.seconds, seed=speech.seed, **how, sentences=sentence_reports(speech)
         )
 
     def skipped(self, job: Job) -> None:

@@ -19,7 +19,7 @@ from .inputs import Line, check_inputs, read_windows
 from .jobs import Defaults, Job, JobReader
 from .journal import Journal
 from .options import VoiceChoice
-from .reports import nothing_spoken
+from .reports import computed_with, nothing_spoken
 
 if TYPE_CHECKING:
     from fastglow.engine import Speech, Synthesizer
@@ -65,7 +65,7 @@ def speak_jobs(
                 for batch in _batches(_to_do(window, reader, journal, report)):
                     for job, outcome in zip(batch, speakers.speak(batch), strict=True):
                         report.seconds = speakers.seconds
-                        _finish(job, outcome, journal, report)
+                        _finish(job, outcome, speakers.how, journal, report)
         except KeyboardInterrupt as error:
             report.close()
             click.echo("fastglow: stopped: the same command with --resume goes on from here", err=True)
@@ -122,10 +122,12 @@ class _Speakers:
 
     Attributes:
         seconds: spent on speaking.
+        how: the latest batch was computed.
     """
 
     def __init__(self, default: VoiceChoice, warmup: bool):
         self.seconds = 0.0
+        self.how: dict[str, str | None] = {}
         self._default = default
         self._load = lru_cache(VOICES_KEPT)(partial(VoiceChoice.load, warmup=warmup))
 
@@ -143,6 +145,7 @@ class _Speakers:
                 raise
             yield from [_message(error)] * len(batch)
             return
+        self.how = computed_with(synthesizer)
         for first in range(0, len(batch), synthesizer.batch_size):
             started = time.perf_counter()
             outcomes = _speak(synthesizer, batch[first : first + synthesizer.batch_size])
@@ -167,8 +170,10 @@ def _speak(synthesizer: "Synthesizer", batch: list[Job]) -> list["Speech | str"]
     return [outcome for job in batch for outcome in _speak(synthesizer, [job])]
 
 
-def _finish(job: Job, outcome: "Speech | str", journal: Journal, report: BatchReport) -> None:
-    """Writes the file of a job and notes that it is done."""
+def _finish(
+    job: Job, outcome: "Speech | str", how: dict[str, str | None], journal: Journal, report: BatchReport
+) -> None:
+    """Writes the file of a job, which was computed so, and notes that it is done."""
     try:
         if isinstance(outcome, str):
             raise FastglowError(outcome)
@@ -180,7 +185,7 @@ def _finish(job: Job, outcome: "Speech | str", journal: Journal, report: BatchRe
     except (FastglowError, OSError) as error:
         report.failed(job.line, _message(error), job.out)
     else:
-        report.spoken(job, outcome)
+        report.spoken(job, outcome, how)
 
 
 def _message(error: Exception) -> str:

@@ -14,6 +14,7 @@ from fastglow.files import replacing
 from fastglow.outputs import check_writable, draws_progress
 
 from .options import VoiceChoice, voice_options
+from .reports import computed_with
 
 if TYPE_CHECKING:
     from fastglow.benchmark.measuring import Results
@@ -115,7 +116,7 @@ def _measure(
     started = perf_counter()
     synthesizer = choice.load()
     loading = load_case(choice.load, perf_counter() - started)
-    launched = backend.launches.total()
+    before = _own_calls()
     with (
         tqdm(total=seconds, leave=False, disable=not progress, bar_format="{l_bar}{bar}| {desc}") as bar,
         warnings.catch_warnings(),
@@ -136,7 +137,7 @@ def _measure(
             seconds,
             memory,
             perf_counter,
-            ran_reference=lambda: backend.launches.total() == launched,
+            ran_reference=lambda: _own_calls() == before,
             n_warm_up=2 if device.type == "cuda" else 1,  # the second call records CUDA graphs
             too_large=(MemoryError, torch.OutOfMemoryError),
             on_call=show,
@@ -149,7 +150,7 @@ def _measure(
             **machine.describe(device),
             "voice": voice.name or str(voice.tacotron2),
             "vocoder": voice.vocoder,
-            "dtype": choice.dtype,
+            **{name: value for name, value in computed_with(synthesizer).items() if name != "device"},
             "budget_seconds": seconds,
             "memory_method": memory.method,
             "reserved_bytes": memory.reserved_bytes(),
@@ -158,10 +159,18 @@ def _measure(
     )
 
 
+def _own_calls() -> int:
+    """Calls so far of anything but references."""
+    from fastglow.kernels import backend
+
+    return backend.launches.total() + backend.cpu_calls.total()
+
+
 def _note(results: "Results", on_gpu: bool, backend_name: str) -> str | None:
     """Why there is no comparison, if there is none."""
     if len(results.implementations) > 1:
         return None
     if backend_name == "reference":
         return "the reference was asked for (FASTGLOW_BACKEND): it is what ran"
-    return f"{'no kernel supports this voice' if on_gpu else 'the kernels need a GPU'}: the reference is what ran"
+    what = "no kernel supports this voice" if on_gpu else "without a GPU, only float32 and bfloat16 have a faster form"
+    return f"{what}: the reference is what ran"

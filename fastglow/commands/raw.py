@@ -8,7 +8,7 @@ import click
 
 from fastglow.outputs import opened
 
-from .reports import nothing_spoken
+from .reports import computed_with, nothing_spoken
 
 if TYPE_CHECKING:
     from fastglow.engine import Synthesizer
@@ -63,5 +63,5 @@ def stream_raw(
         "first_audio_seconds": first,
         "times_real_time": n_samples / rate / seconds,
         "seed": keywords["seed"],
-        "device": str(synthesizer.device),
+        **computed_with(synthesizer),
     }

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from fastglow.errors import FastglowError
 
 if TYPE_CHECKING:
-    from fastglow.engine import Speech
+    from fastglow.engine import Speech, Synthesizer
 
 
 def sentence_reports(speech: "Speech") -> list[dict[str, Any]]:
@@ -14,6 +14,17 @@ def sentence_reports(speech: "Speech") -> list[dict[str, Any]]:
          "stopped": s.stopped, "attempts": s.attempts, "cut": s.cut, "fault": s.fault, "faults": s.faults}
         for s in speech.sentences
     ]  # fmt: skip
+
+
+def computed_with(synthesizer: "Synthesizer") -> dict[str, str | None]:
+    """What the models compute on, and in which types."""
+    from fastglow.kernels.arguments import dtype_name
+
+    return {
+        "device": str(synthesizer.device),
+        "dtype": dtype_name(synthesizer.dtype),
+        "cpu_decoder": synthesizer.cpu_decoder,
+    }
 
 
 def nothing_spoken(text: str) -> FastglowError:

@@ -27,7 +27,7 @@ from fastglow.voices import Voice, list_voices
 from . import Invocation
 from .inputs import read_whole
 from .options import VoiceChoice, check_keywords, given_keywords, speech_options, voice_options
-from .reports import nothing_spoken, sentence_reports
+from .reports import computed_with, nothing_spoken, sentence_reports
 from .signals import ending_cleanly
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def _speak(
         "times_real_time": speech.seconds / compute,
         "mel_frames": speech.mel.shape[1],
         "seed": speech.seed,
-        "device": str(synthesizer.device),
+        **computed_with(synthesizer),
         "sentences": sentence_reports(speech),
     }
 
@@ -192,7 +192,9 @@ def _line(report: dict[str, Any]) -> str:
         "{n_sentences} sentence(s)"
     )
     line = "{output}: {audio_seconds:.2f} s of audio in {compute_seconds:.2f} s, {times_real_time:.1f} x real time "
-    return (line + how + ", {device}, seed {seed}").format(**report, n_sentences=len(report.get("sentences", ())))
+    return (line + how + ", {device}, {dtype}, seed {seed}").format(
+        **report, n_sentences=len(report.get("sentences", ()))
+    )
 
 
 @contextmanager

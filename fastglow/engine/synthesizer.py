@@ -15,6 +15,7 @@ from fastglow.audio import MelConfig
 from fastglow.checkpoint import load_checkpoint
 from fastglow.devices import pick_device
 from fastglow.errors import FastglowError
+from fastglow.kernels.cpu import fast_dtype
 from fastglow.models import Tacotron2, WaveGlow
 from fastglow.text import Lexicon, split_sentences
 from fastglow.voices import AS_TRAINED, AsTrained, Voice
@@ -32,6 +33,7 @@ from .streaming import growing
 from .vocoders import build_vocoder
 
 DEFAULT_SIGMA = 0.6
+CPU_DECODERS = ("int8",)
 # Sentences that synthesize_batch decodes together: on a CPU, enough to amortise reading the weights.
 BATCH_SIZE = {"cuda": 64, "cpu": 8}
 FIRST_CHUNK_FRAMES = 16
@@ -55,10 +57,13 @@ class Synthesizer(Speaker):
         denoise: strength of WaveGlow's denoiser; 0: off.
         level: of the voice's speech in dBFS; default: measured when it is first needed.
         device: default: the GPU if there is one.
-        dtype: of the weights; default float32.
+        dtype: of the weights; default: bfloat16 on a CPU that has instructions for it, else float32. On a CPU, signals
+            and states stay float32, and so do the results.
+        cpu_decoder: 'int8': on a CPU the decoder reads its LSTMs' weights rounded to 8 bits, with a scale for each row.
 
     Raises:
-        FastglowError: models that do not fit each other, the vocoder, the lexicon or the device; a bad lexicon.
+        FastglowError: models that do not fit each other, the vocoder, the lexicon or the device; a bad lexicon; an
+            unknown cpu_decoder, or one on another device.
     """
 
     def __init__(
@@ -75,8 +80,17 @@ class Synthesizer(Speaker):
         level: float | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
+        cpu_decoder: str | None = None,
     ):
         self.device = pick_device(device)
+        on_cpu = self.device.type == "cpu"
+        if cpu_decoder is not None and not (on_cpu and cpu_decoder in CPU_DECODERS):
+            raise FastglowError(
+                f"cpu_decoder={cpu_decoder!r} with device={str(self.device)!r}: use {' or '.join(CPU_DECODERS)} on a "
+                "CPU, or leave it out"
+            )
+        self.dtype = dtype or (fast_dtype() if on_cpu else torch.float32)
+        self.cpu_decoder = cpu_decoder
         used = waveglow if vocoder == "waveglow" else None
         settings = resolve_settings(tacotron2, used, audio, text_cleaners, lexicon)
         check_mel_channels(tacotron2, settings.audio)
@@ -84,7 +98,8 @@ class Synthesizer(Speaker):
             if model is not None:
                 # The mode of its parameters: they may have been made or loaded outside, or in the caller's.
                 with torch.inference_mode(next(model.parameters()).is_inference()):
-                    model.to(self.device, dtype).eval()
+                    model.to(self.device, self.dtype).eval()
+        tacotron2.decoder.cpu_weights = torch.int8 if cpu_decoder == "int8" else None
         super().__init__(
             settings.audio,
             Frontend(settings.text_cleaners, tacotron2.config.n_symbols, settings.lexicon, settings.symbols),
@@ -99,13 +114,14 @@ class Synthesizer(Speaker):
         name: str | Path | Voice,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
+        cpu_decoder: str | None = None,
         **overrides: Any,
     ) -> "Synthesizer":
         """Loads a voice.
 
         Args:
             name: of a bundled voice, a voice's folder, or a `Voice`.
-            device, dtype: as for the constructor.
+            device, dtype, cpu_decoder: as for the constructor.
             overrides: other values for fields of `Voice`: vocoder, sigma, denoise, text_cleaners, lexicon, ...;
                 another tacotron2 brings the audio parameters, cleaners and lexicon that its checkpoint records.
 
@@ -130,6 +146,7 @@ class Synthesizer(Speaker):
             level=voice.level,
             device=device,
             dtype=dtype,
+            cpu_decoder=cpu_decoder,
         )
 
     def synthesize(self, text: str, seed: int | None = None, *, progress: bool = False, **delivery: Any) -> Speech:

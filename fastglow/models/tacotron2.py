@@ -214,7 +214,7 @@ class Tacotron2(Refreshable):
         """`infer_pieces` for an engine: without its warning; arguments as there and as for `decode`."""
         with torch.no_grad():
             inputs, limits = self._encode(text, input_lengths, seed, max_steps, call)
-        return mel_pieces(self.decoder, self.postnet, inputs, limits, piece_frames, call)
+            return mel_pieces(self.decoder, self.postnet, inputs, limits, piece_frames, call)
 
     def _encode(
         self, text: Tensor, input_lengths: Tensor, seed: Seeds, max_steps: Sequence[int] | None, call: Call

@@ -42,9 +42,10 @@ class Postnet(nn.Module):
 
     def refine(self, mel: Tensor, n_frames: Tensor) -> Tensor:
         """The mel plus its residual, [B, n_mel_channels, T]; zeros past each item's number of frames [B]."""
-        mask = length_mask(n_frames, mel.shape[2]).unsqueeze(1).to(mel.dtype)
+        mask = length_mask(n_frames, mel.shape[2]).unsqueeze(1)
         mel = mel * mask
-        return mel + self(mel, mask)
+        dtype = next(self.parameters()).dtype
+        return mel + self(mel.to(dtype), mask.to(dtype))
 
     @property
     def receptive_field(self) -> int:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fastglow import kernels
 from fastglow.errors import FastglowError
+from fastglow.kernels.cpu.wavenet import PackedWaveNet, pack_wavenet, run_wavenet, supports
 
 from .convolution import WeightNormConv1d
 from .module_lists import modules_of_type
@@ -58,6 +59,7 @@ class WN(Refreshable):
             self.res_skip_layers.append(WeightNormConv1d(n_channels, n_channels if last else 2 * n_channels, 1))
 
         self._folded: ParameterCache[WNWeights] = ParameterCache()
+        self._packed: ParameterCache[PackedWaveNet] = ParameterCache()
 
     def forward(
         self, audio: Tensor, spect: Tensor, mask: Tensor | None = None, *, lengths: Tensor | None = None
@@ -73,10 +75,14 @@ class WN(Refreshable):
         Returns:
             [B, 2 * n_in_channels, T], b first; undefined beyond an item's length.
         """
+        autocast = kernels.backend.autocast_dtype(self.end.weight)
+        if mask is None and self._runs_packed(audio, spect, autocast):
+            kernels.backend.cpu_calls["wavenet_layer"] += self.n_layers
+            packed = self._packed.get(parameters_of(self), lambda: self._pack(autocast), autocast)
+            return _run_packed(audio, spect, lengths, packed)
         if torch.is_grad_enabled():
             weights = self._normalised()
         else:
-            autocast = kernels.backend.autocast_dtype(self.end.weight)
             weights = self._folded.get(parameters_of(self), self._fold, autocast)
         start = F.conv1d(audio, weights.start, self.start.bias)
         h: Tensor | None = start if mask is None else start * mask
@@ -101,6 +107,27 @@ class WN(Refreshable):
             )
         assert skip is not None
         return self.end(skip) if weights.skip_bias is None else skip.to(start.dtype)
+
+    def _runs_packed(self, audio: Tensor, spect: Tensor, autocast: torch.dtype | None) -> bool:
+        weight = self.end.weight
+        dtype = autocast or weight.dtype
+        return (
+            kernels.backend.picks_cpu(dtype, audio, spect, weight)
+            and supports(dtype)
+            and len(weight) <= self.n_channels
+        )
+
+    def _pack(self, autocast: torch.dtype | None) -> PackedWaveNet:
+        weights = self._fold()
+        assert weights.skip_bias is not None and self.start.bias is not None
+        return pack_wavenet(
+            (weights.start, self.start.bias),
+            list(zip(weights.in_layers, weights.in_biases, strict=True)),
+            list(zip(weights.cond_layers, weights.cond_biases, strict=True)),
+            list(zip(weights.res_skip_layers, weights.res_skip_biases, strict=True)),
+            weights.skip_bias,
+            autocast or self.end.weight.dtype,
+        )
 
     def _normalised(self) -> "WNWeights":
         """The weights after weight normalisation, in one launch and in autocast's dtype."""
@@ -146,6 +173,17 @@ class WN(Refreshable):
                 biases.append(torch.cat((bias[:n_residual], bias.new_zeros(len(end)))))
                 skip_bias = skip_bias + end @ bias[n_residual:].to(wide)
         return replace(plain, res_skip_layers=weights, res_skip_biases=biases, skip_bias=skip_bias)
+
+
+def _run_packed(audio: Tensor, spect: Tensor, lengths: Tensor | None, packed: PackedWaveNet) -> Tensor:
+    """[B, n_in, T], [B, D, T] -> [B, S, T]: item by item, so that padding costs nothing and changes no bit."""
+    B, _, T = audio.shape
+    out = audio.new_zeros(B, T, len(packed.skip_bias))
+    with kernels.backend.without_autocast(audio):
+        for i, n in enumerate([T] * B if lengths is None else lengths.tolist()):
+            if n:
+                out[i, :n] = run_wavenet(audio[i, :, :n].t(), spect[i, :, :n].t(), packed)
+    return out.transpose(1, 2)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastglow.threads import Team, one_thread
+
 from ..arguments import sizes_of_pieces
 from ..reference.decode_loop import DecodePiece
 from ..reference.prenet import prenet_noise
@@ -20,6 +22,11 @@ from .linear import Linear
 
 NOISE_BLOCK = 64
 """Steps whose random numbers are drawn together."""
+
+TEAM_BYTES = 6 << 20
+"""Weights from here on are read by several threads: it takes longer than waking them."""
+
+_ONE = torch.ones(())
 
 
 def decode_pieces(
@@ -36,7 +43,7 @@ def decode_pieces(
     early_stopping: bool,
     modes: Callable[[], AbstractContextManager],
 ) -> Generator[DecodePiece, None, None]:
-    """As `kernels.decode_pieces`.
+    """As `kernels.decode_pieces`; frames and alignments are float32.
 
     Args:
         weights: packed ones, instead of the model's.
@@ -52,12 +59,12 @@ def decode_pieces(
     start, ended = 0, False
     while True:
         n = min(next(sizes), max_steps - start)
-        with modes():
+        with modes(), one_thread() as team:
             frames, alignments = (torch.empty(n, *x.shape) for x in (loop.frame, loop.alignment))
             gates, own = frames[:, :, -1].numpy(), np.zeros((n, len(memory)), bool)
             taken = 0
             while taken < n and not ended:
-                loop.step(start + taken)
+                loop.step(start + taken, team)
                 frames[taken], alignments[taken] = loop.frame, loop.alignment
                 own[taken] = running
                 running = running & (gates[taken] <= limit)
@@ -68,8 +75,7 @@ def decode_pieces(
             start += n
             beyond = torch.from_numpy(~own[:n]).unsqueeze(2)
             frames, alignments = (
-                x[:n].masked_fill(beyond, 0.0).transpose(0, 1).to(memory.dtype, memory_format=torch.contiguous_format)
-                for x in (frames[:, :, :-1], alignments)
+                x[:n].masked_fill(beyond, 0.0).transpose(0, 1).contiguous() for x in (frames[:, :, :-1], alignments)
             )
         goes_on = start < max_steps and not ended
         yield DecodePiece(frames, torch.from_numpy(steps.copy()), alignments, goes_on)
@@ -78,8 +84,8 @@ def decode_pieces(
 
 
 class _Loop:
-    """The state of B items, and what a step writes to: always the same aligned memory, because the rounding of a product
-    or a softmax may depend on the alignment.
+    """The state of B items, and what a step writes to: always the same aligned memory, because the rounding of a
+    product or a softmax may depend on the alignment.
 
     Attributes:
         frame: frame and gate, [B, n_frame + 1].
@@ -101,31 +107,37 @@ class _Loop:
         self.memory = memory.float()
         self.frame = torch.zeros(B, len(weights.output_bias))
         self.alignment = torch.empty(B, T)
+        self.alignment_row = self.alignment.unsqueeze(1)
         self.hidden = [torch.empty(B, weight.shape[1]) for weight in weights.prenet[:-1]]
         # Side by side, so that every layer reads neighbours in place.
         state = torch.zeros(B, P + N + D + n)
         self.prenet_out, self.query_in, self.context, _ = state.split((P, N, D, n), dim=1)
         self.output_in = state[:, P + N :]
-        self.attention_rnn = _LSTM(weights.attention_rnn, state[:, : P + N + D], self.query_in, weights.lstm_dtype)
-        self.decoder_rnn = _LSTM(weights.decoder_rnn, state[:, P:], state[:, P + N + D :], weights.lstm_dtype)
+        self.attention_rnn = _LSTM(weights.attention_rnn, state[:, : P + N + D], self.query_in)
+        self.decoder_rnn = _LSTM(weights.decoder_rnn, state[:, P:], state[:, P + N + D :])
         # The previous and the cumulative weights, interleaved: a window over both is contiguous.
         k = weights.taps
         history = torch.zeros(B, T + k - 1, 2)
         self.previous, self.cumulative = history[:, k // 2 : k // 2 + T].unbind(2)
         self.windows = history.as_strided((B, T, 2 * k), (history.stride(0), 2, 1))
         self.location_in = torch.empty(B, T, 2 * k)
+        self.location_rows = self.location_in.view(B * T, 2 * k)
         self.processed_memory = 2 * processed_memory.float().flatten(0, 1)  # as the query and the location
         A = len(weights.v)
         self.query = torch.empty(B, A)
+        self.query_of_all = self.query.unsqueeze(1)
         self.energies_in = torch.empty(B * T, A)
+        self.energies_in_of_items = self.energies_in.view(B, T, A)
         self.energies = torch.empty(B * T)
+        self.energies_of_items = self.energies.view(B, T)
         # An item of length 0 attends to position 0.
         beyond = torch.arange(T) >= lengths.clamp(min=1).unsqueeze(1)
         self.beyond = torch.zeros(B, T).masked_fill_(beyond, -math.inf) if beyond.any() else None
         self.attended = torch.empty(B, 1, D)
+        self.attended_row = self.attended.squeeze(1)
         self.kept: list[tuple[Tensor, ...]] = []
 
-    def step(self, step: int) -> None:
+    def step(self, step: int, team: Team) -> None:
         """Computes `frame` and `alignment`."""
         weights = self.weights
         if step % NOISE_BLOCK == 0:
@@ -135,9 +147,9 @@ class _Loop:
             weights.prenet, self.kept[step % NOISE_BLOCK], [*self.hidden, self.prenet_out], strict=True
         ):
             x = torch.mm(x, weight, out=out).relu_().mul_(kept)
-        self.attention_rnn.step()
+        self.attention_rnn.step(team)
         self._attend()
-        self.decoder_rnn.step()
+        self.decoder_rnn.step(team)
         torch.addmm(weights.output_bias, self.output_in, weights.output, out=self.frame)
 
     def _draw(self, step: int) -> list[tuple[Tensor, ...]]:
@@ -147,19 +159,18 @@ class _Loop:
         return list(zip(*(layer.transpose(0, 1).contiguous().unbind() for layer in factors), strict=True))
 
     def _attend(self) -> None:
-        B, T = self.alignment.shape
-        torch.mm(self.query_in, self.weights.query, out=self.query)
+        weights = self.weights
+        torch.mm(self.query_in, weights.query, out=self.query)
         self.location_in.copy_(self.windows)
-        x = torch.addmm(
-            self.processed_memory, self.location_in.view(B * T, -1), self.weights.location, out=self.energies_in
-        )
-        x.view(B, T, -1).add_(self.query.unsqueeze(1))
+        torch.addmm(self.processed_memory, self.location_rows, weights.location, out=self.energies_in)
+        self.energies_in_of_items.add_(self.query_of_all)
         # v tanh(x) = 2 v sigmoid(2x) - sum(v), and softmax does not see the sum.
-        energies = torch.mv(x.sigmoid_(), self.weights.v, out=self.energies).view(B, T)
+        torch.mv(self.energies_in.sigmoid_(), weights.v, out=self.energies)
         if self.beyond is not None:
-            energies.add_(self.beyond)
-        torch.softmax(energies, 1, out=self.alignment)
-        self.context.copy_(torch.bmm(self.alignment.unsqueeze(1), self.memory, out=self.attended).squeeze(1))
+            self.energies_of_items.add_(self.beyond)
+        torch.softmax(self.energies_of_items, 1, out=self.alignment)
+        torch.bmm(self.alignment_row, self.memory, out=self.attended)
+        self.context.copy_(self.attended_row)
         self.previous.copy_(self.alignment)
         self.cumulative.add_(self.alignment)
 
@@ -171,27 +182,36 @@ class _LSTM:
         linear: [M, n_in] -> [M, 4n], gates in the order i, f, o, g.
         x: [B, n_in] float32, its own state included.
         h: [B, n] float32, its own state.
-        dtype: of the linear layer.
     """
 
-    def __init__(self, linear: Linear, x: Tensor, h: Tensor, dtype: torch.dtype):
-        self.linear, self.x, self.h = linear, x, h
-        exact = dtype == torch.float32
-        self.narrow = None if exact else torch.empty(x.shape, dtype=dtype)
+    def __init__(self, linear: Linear, x: Tensor, h: Tensor):
+        self.product, self.x, self.h = linear.product, x, h
+        exact = linear.dtype == torch.float32
+        self.by_team = linear.n_bytes >= TEAM_BYTES
+        self.narrow = None if exact else torch.empty(x.shape, dtype=linear.dtype)
         self.tanh_: Callable[[Tensor], Tensor] = Tensor.tanh_ if exact else _tanh_by_sigmoid_
         self.gates = torch.empty(len(h), 4 * h.shape[1])
         self.sigmoids = self.gates[:, : 3 * h.shape[1]]
         self.i, self.f, self.o, self.g = self.gates.chunk(4, dim=1)
         self.c, self.tanh_c = (torch.zeros(h.shape) for _ in range(2))
 
-    def step(self) -> None:
+    def step(self, team: Team) -> None:
         x = self.x if self.narrow is None else self.narrow.copy_(self.x)
-        self.gates.copy_(self.linear(x))
+        if self.by_team:
+            team.use(team.size)
+        gates = self.product(x)
+        if self.by_team:
+            team.use(1)
+        self.gates.copy_(gates)
         self.sigmoids.sigmoid_()
         self.c.mul_(self.f).addcmul_(self.i, self.tanh_(self.g))
         torch.mul(self.o, self.tanh_(self.tanh_c.copy_(self.c)), out=self.h)
 
 
 def _tanh_by_sigmoid_(x: Tensor) -> Tensor:
-    """tanh_ to 1e-7: PyTorch's own splits even a thousand elements over threads, which wait if a core is busy."""
-    return x.mul_(2).sigmoid_().mul_(2).sub_(1)
+    """tanh_ to 1e-7: PyTorch's own splits even a thousand elements over threads, which wait if a core is busy.
+
+    Without Python's numbers, which PyTorch would copy to tensors of the right type.
+    """
+    x.add_(x).sigmoid_()
+    return x.add_(x).sub_(_ONE)

@@ -21,7 +21,6 @@ class PackedDecoder:
     and rounds half as much as one that adds column after column.
     """
 
-    lstm_dtype: torch.dtype  # of the LSTMs' inputs
     attention_rnn: Linear  # [P + N + D] -> [4N]: prenet output, own state, context; gates i, f, o, g
     decoder_rnn: Linear  # [N + D + n] -> [4n]: attention LSTM's state, context, own state
     query: Tensor  # [N, A], doubled
@@ -59,7 +58,6 @@ def pack_decoder(
     location = attention.location_dense.float() @ attention.location_conv.float().flatten(1)  # [A, 2k]
     taps = attention.location_conv.shape[2]
     return PackedDecoder(
-        lstm_dtype=torch.bfloat16 if lstm_weights == torch.int8 else lstm_weights,
         attention_rnn=_lstm(attention_rnn, (prenet_ih, attention_rnn.weight_hh.float(), context_ih), lstm_weights),
         decoder_rnn=_lstm(decoder_rnn, (decoder_rnn.weight_ih.float(), decoder_rnn.weight_hh.float()), lstm_weights),
         query=(2 * attention.query.float()).t(),

@@ -1,6 +1,7 @@
 """Linear layers of a recurrent network on a CPU: their weights are packed once, for products of a few rows each."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -8,8 +9,20 @@ from torch import Tensor
 
 from .processor import packs
 
-Linear = Callable[[Tensor], Tensor]
-"""x [M, K] -> [M, N], both of the layer's dtype."""
+
+@dataclass(frozen=True)
+class Linear:
+    """
+    Attributes:
+        product: x [M, K] -> [M, N], both of `dtype`.
+        dtype: float32 or bfloat16.
+        n_bytes: of the weights, which every product reads.
+    """
+
+    product: Callable[[Tensor], Tensor]
+    dtype: torch.dtype
+    n_bytes: int
+
 
 PACKED_FOR_ROWS = 8
 """oneDNN then takes blocks that are as fast for one row, and in float32 1.5 times as fast for eight."""
@@ -26,10 +39,10 @@ def packed_linear(weight: Tensor, bias: Tensor) -> Linear:
     """
     weight, bias = weight.contiguous(), bias.to(weight.dtype)
     if not packs(weight.dtype):
-        return lambda x: F.linear(x, weight, bias)
+        return Linear(lambda x: F.linear(x, weight, bias), weight.dtype, weight.nbytes)
     blocks = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR_ROWS)
     product = torch.ops.mkldnn._linear_pointwise.default
-    return lambda x: product(x, blocks, bias, "none", [], "")
+    return Linear(lambda x: product(x, blocks, bias, "none", [], ""), weight.dtype, weight.nbytes)
 
 
 def int8_linear(weight: Tensor, bias: Tensor) -> Linear:
@@ -43,4 +56,4 @@ def int8_linear(weight: Tensor, bias: Tensor) -> Linear:
     scales = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / INT8_LARGEST
     levels = (weight / scales.unsqueeze(1)).round().to(torch.int8)
     scales, bias = scales.to(torch.bfloat16), bias.to(torch.bfloat16)
-    return lambda x: torch._weight_int8pack_mm(x, levels, scales).add_(bias)
+    return Linear(lambda x: torch._weight_int8pack_mm(x, levels, scales).add_(bias), torch.bfloat16, levels.nbytes)

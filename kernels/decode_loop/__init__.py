@@ -224,6 +224,7 @@ def _pieces_without_kernels(
     memory, dtype = inputs[0], _dtype(inputs[0])
     if not backend.picks_cpu(dtype, *inputs, output.projection) or len(memory) == 0:
         return reference_decode_pieces(*inputs, recurrent, output, **options)
+    backend.cpu_calls[OP] += 1
     weights = packed(dtype) if callable(packed) else packed or pack_decoder(recurrent, output, dtype)
     return cpu_decode_pieces(*inputs, weights, modes=partial(_kernel_modes, memory), **options)
 

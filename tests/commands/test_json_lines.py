@@ -12,6 +12,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import soundfile
+import torch
 from hypothesis import given, settings
 
 from fastglow import FastglowError, Synthesizer
@@ -21,6 +22,8 @@ from fastglow.commands.jobs import KEYS, Defaults, JobReader
 from fastglow.commands.options import VoiceChoice
 from fastglow.engine import Speech
 from fastglow.engine.speech import Sentence
+from fastglow.kernels.arguments import dtype_name
+from fastglow.kernels.cpu import fast_dtype
 from fastglow.voices import Voice
 
 from ..engine.conftest import ENVIRONMENT, UNSTOPPED
@@ -46,9 +49,12 @@ class Voices:
             raise FastglowError("unknown voice 'nobody': use another")
         return SimpleNamespace(name=name)
 
-    def from_voice(self, voice, device, dtype):
+    def from_voice(self, voice, device, dtype, cpu_decoder):
         self.loads.append(voice.name)
-        return SimpleNamespace(synthesize_batch=partial(self.speak, voice.name), batch_size=64)
+        speak = partial(self.speak, voice.name)
+        return SimpleNamespace(
+            synthesize_batch=speak, batch_size=64, device="cpu", dtype=torch.bfloat16, cpu_decoder=cpu_decoder
+        )
 
     def speak(self, voice, texts, seeds, **keywords):
         self.batches.append((voice, list(texts), {"seeds": list(seeds), **keywords}))
@@ -93,6 +99,7 @@ def test_a_job_is_spoken_as_a_text_is(voice_folder, tmp_path, capsys):
     assert (folder / "deep" / "er" / "one.flac").read_bytes() == (tmp_path / "one.flac").read_bytes()
     out = str(folder / "deep/er/one.flac")
     assert report == {"input": str(tmp_path / "jobs.jsonl"), "line": 1, "out": out, "seed": 3,
+                      "device": "cpu", "dtype": dtype_name(fast_dtype()), "cpu_decoder": None,
                       "audio_seconds": alone["audio_seconds"], "sentences": alone["sentences"]}  # fmt: skip
     assert main(arguments) == 0
     out, err = capsys.readouterr()
@@ -225,7 +232,7 @@ VALID = st.fixed_dictionaries(
 @given(VALID | st.binary() | st.dictionaries(st.sampled_from([*KEYS, "other"]), JSON, max_size=6) | JSON)
 def test_any_line_is_a_job_or_a_one_line_error(values):
     data = values if isinstance(values, bytes) else json.dumps(values).encode()
-    voice = VoiceChoice("v", None, None, None, (), (), None, None, None, "float32")
+    voice = VoiceChoice("v", None, None, None, (), (), None, None, None, "float32", None)
     reader = JobReader(Defaults(voice, None, {"seed": 3}), "/tmp", "/tmp/journal")
     try:
         job = reader.read(Line("x", 4, 5, data))

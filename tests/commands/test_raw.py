@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from fastglow import Synthesizer
 from fastglow.cli import main
@@ -33,7 +34,10 @@ def streaming(monkeypatch):
             calls.append({"text": text, **keywords})
             return stream()
 
-        synthesizer = SimpleNamespace(audio=SimpleNamespace(sampling_rate=16000), stream=recorded, device="cpu")
+        audio = SimpleNamespace(sampling_rate=16000)
+        synthesizer = SimpleNamespace(
+            audio=audio, stream=recorded, device="cpu", dtype=torch.bfloat16, cpu_decoder=None
+        )
         monkeypatch.setattr(Synthesizer, "from_voice", lambda *ignored: synthesizer)
         return calls
 

@@ -28,7 +28,7 @@ class ScriptedTacotron2(nn.Module):
         self.script = script
         sizes = {**TACOTRON2, "n_frames_per_step": r, "max_decoder_steps": max_decoder_steps}
         self.config = SimpleNamespace(**sizes, n_symbols=n_symbols, n_mel_channels=80)
-        self.embedding = nn.Embedding(n_symbols, 1)
+        self.embedding, self.decoder = nn.Embedding(n_symbols, 1), nn.Module()
         self.calls = []
 
     def decode(self, text, input_lengths, *, seed, max_steps, call):
