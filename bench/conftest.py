@@ -108,8 +108,7 @@ def pytest_sessionfinish(session, exitstatus):
 
 def pytest_benchmark_update_machine_info(config, machine_info):
     ceilings = config.stash[DURING_THE_RUN].get("ceilings")
-    of_cpu = {} if environment.has_gpu() else environment.processor()
-    machine_info["fastglow"] = {**environment.describe(), **of_cpu, "ceilings": ceilings and asdict(ceilings)}
+    machine_info["fastglow"] = {**environment.describe(), "ceilings": ceilings and asdict(ceilings)}
 
 
 def pytest_benchmark_update_json(output_json):
@@ -153,7 +152,8 @@ def measure(request, benchmark, ceilings) -> Measurement:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _forget_compiled_code():
+def _forget_compiled_code(request):
     """Resets torch.compile after each file: it limits the compilations per function."""
     yield
-    torch.compiler.reset()
+    if any(item.name == COMPILE for item in _implementations(request.config)):
+        torch.compiler.reset()

@@ -34,13 +34,14 @@ def device() -> torch.device:
 
 
 @lru_cache
-def describe() -> dict[str, str | None]:
-    """gpu (None on a machine without one), torch, triton, commit."""
+def describe() -> dict[str, str | int | None]:
+    """gpu (None on a machine without one), torch, triton, commit; without a GPU also the `processor`."""
     return {
         "gpu": torch.cuda.get_device_name() if has_gpu() else None,
         "torch": torch.__version__,
         "triton": triton.__version__,
         "commit": _commit(),
+        **({} if has_gpu() else processor()),
     }
 
 

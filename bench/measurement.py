@@ -98,9 +98,7 @@ class Measurement:
         infos = []
         for contender, taken in zip(contenders, rounds, strict=True):
             seconds = statistics.median(taken)
-            info = _info(
-                ceilings, contender.workload, direction, contender.implementation, contender.error, seconds
-            )
+            info = _info(ceilings, contender.workload, direction, contender.implementation, contender.error, seconds)
             info |= {"method": "host, in turn", "peak_memory_bytes": None, "seconds": seconds}
             if contender.implementation.name == FASTGLOW:
                 info["ratios"] = ratios = _ratios(taken, contenders, rounds)

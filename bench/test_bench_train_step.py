@@ -135,7 +135,9 @@ def in_precisions(step: StepT, *precisions: Precision) -> list[StepT]:
 
 def on_a_cpu(small: StepT, wide: StepT) -> list[StepT]:
     """`small` to verify, `wide` to time."""
-    return in_precisions(small, OFF, TF32, BF16, FP16) + in_precisions(wide, BF16 if fast_dtype() == torch.bfloat16 else OFF)
+    return in_precisions(small, OFF, TF32, BF16, FP16) + in_precisions(
+        wide, BF16 if fast_dtype() == torch.bfloat16 else OFF
+    )
 
 
 def tacotron2_steps() -> list[Tacotron2Step]:

@@ -160,7 +160,7 @@ class Workload(ABC):
         return ()
 
     def targets(self, direction: str) -> dict[str, float]:
-        """Targets by metric, a key of `report.TARGETS`; bench/README.md lists them."""
+        """Targets by metric, a key of `targets.FORMATS`; bench/README.md lists them."""
         return {}
 
     def details(self) -> dict[str, Any]:
