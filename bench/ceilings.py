@@ -36,12 +36,12 @@ class Ceilings:
 
     def floor(self, cost: Cost, dtype: str) -> tuple[float, str]:
         """(fewest seconds for `cost`, its bound: 'memory' or 'arithmetic')."""
-        moving = cost.bytes / self._bytes_per_second(cost)
+        moving = cost.bytes / self.memory_rate(cost)
         computing = cost.flops / self.flops_per_second[dtype] if dtype in self.flops_per_second else 0.0
         return (moving, "memory") if moving >= computing else (computing, "arithmetic")
 
-    def _bytes_per_second(self, cost: Cost) -> float:
-        """What is read again and again is read at the rate of the largest measured size that is not larger."""
+    def memory_rate(self, cost: Cost) -> float:
+        """Bytes per second; what is read again and again has the rate of the largest measured size that is not larger."""
         if cost.reread is None or not self.reads:
             return self.bytes_per_second
         fitting = [read for read in self.reads if read[0] <= cost.reread] or [min(self.reads)]

@@ -47,9 +47,17 @@ def _cells(rows: Mapping[str, Row]) -> list[str]:
         *times,
         *ratios,
         f"{statistics.median(peer):.2f}" if peer else "-",
-        f"{info['percent_of_ceiling']:.0f} %, {info['bound']}" if info["flops"] else "-",
+        _of_the_ceiling(info),
         f"{info['error']:.1g}",
     ]
+
+
+def _of_the_ceiling(info: Mapping) -> str:
+    """A decoder is held against the rate of memory, whatever its batch."""
+    if (percent := info.get("percent_of_memory_rate")) is not None:
+        return f"{percent:.0f} % of reading"
+    bound = {"memory": "copying", "arithmetic": "products"}[info["bound"]]
+    return f"{info['percent_of_ceiling']:.0f} % of {bound}" if info["flops"] else "-"
 
 
 def _time(row: Row) -> str:

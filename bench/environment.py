@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import subprocess
+import warnings
 from functools import lru_cache
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def device() -> torch.device:
 
 
 @lru_cache
-def describe() -> dict[str, str | int | None]:
+def describe() -> dict[str, str | None]:
     """gpu (None on a machine without one), torch, triton, commit; without a GPU also the `processor`."""
     return {
         "gpu": torch.cuda.get_device_name() if has_gpu() else None,
@@ -45,7 +46,7 @@ def describe() -> dict[str, str | int | None]:
     }
 
 
-def processor() -> dict[str, str | int]:
+def processor() -> dict[str, str]:
     """processor (its model's name on Linux), capability (the instructions that PyTorch uses), threads that it uses."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -55,7 +56,7 @@ def processor() -> dict[str, str | int]:
     return {
         "processor": names[0] if names else platform.machine(),
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
+        "threads": str(torch.get_num_threads()),
     }
 
 
@@ -63,7 +64,9 @@ def processor() -> dict[str, str | int]:
 def compile_problem() -> str | None:
     """Why torch.compile does not work on this CPU, in one line: it needs a C++ compiler and Python's headers."""
     try:
-        torch.compile(lambda x: x.sin() + 1)(torch.ones(8))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.compile(lambda x: x.sin() + 1)(torch.ones(8))
     except Exception as error:  # Inductor's own types differ between versions
         return next(iter(str(error).splitlines()), type(error).__name__)
     return None

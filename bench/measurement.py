@@ -99,7 +99,7 @@ class Measurement:
         for contender, taken in zip(contenders, rounds, strict=True):
             seconds = statistics.median(taken)
             info = _info(ceilings, contender.workload, direction, contender.implementation, contender.error, seconds)
-            info |= {"method": "host, in turn", "peak_memory_bytes": None, "seconds": seconds}
+            info |= {"method": "host, in turn", "peak_memory_bytes": None, "median": seconds}
             if contender.implementation.name == FASTGLOW:
                 info["ratios"] = ratios = _ratios(taken, contenders, rounds)
                 of_peer = ratios.get(PEER, {}).get("float32")
@@ -163,6 +163,7 @@ def _rates(ceilings: Ceilings, workload: Workload, direction: str, seconds: floa
         "teraflops_per_second": cost.flops / seconds / 1e12,
         "bound": bound,
         "percent_of_ceiling": 100 * floor / seconds,
+        "percent_of_memory_rate": 100 * cost.bytes / ceilings.memory_rate(cost) / seconds if cost.reread else None,
         "percent_of_bfloat16_ceiling": matrix_rate and 100 * cost.flops / seconds / matrix_rate,
         "samples_per_second": samples and samples / seconds,
         "milliseconds": 1e3 * seconds,

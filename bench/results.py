@@ -120,7 +120,7 @@ def _rows(benchmark: dict[str, Any]) -> list[Row]:
     info, test = benchmark["extra_info"], benchmark["fullname"]
     return [
         _row(info, benchmark["stats"]["median"], test),
-        *(_row(other, other["seconds"], test) for other in info.get("in_turn", [])),
+        *(_row(other, other["median"], test) for other in info.get("in_turn", [])),
     ]
 
 
