@@ -8,6 +8,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from fastglow.errors import FastglowError
 from fastglow.kernels import backend
+from fastglow.kernels.cpu import fast_dtype
 
 from .comparison import Error
 from .findings import OPEN_AN_ISSUE, Finding
@@ -86,6 +87,8 @@ def what_runs() -> list[Finding]:
     mode = Mode.here()
     dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in mode.dtypes)
     detail = f"{mode.what} on {mode.device} in {dtypes}: {mode.reason}"
+    if not mode.kernels and backend.backend_name() == backend.AUTOMATIC:
+        detail += f"; inference has packed forms, by default in {str(fast_dtype()).removeprefix('torch.')}"
     return [Finding("what runs", "warning" if mode.remedy else "ok", detail, mode.remedy)]
 
 
@@ -127,8 +130,9 @@ def run_case(case: Case, dtype: torch.dtype, mode: Mode) -> tuple[Results, Resul
         upstream = [torch.randn(x.shape, generator=generator).to(x.dtype) for x in outputs]
         references = perturbed(lambda: _differentiate(call, upstream), RUNS)
         exact = _differentiate(_converted(call, dtype=torch.float64), upstream)
-    automatic = mode.kernels and mode.device.type == "cuda"
-    with backend.use_backend(backend.AUTOMATIC if automatic else backend.TRITON if mode.kernels else backend.REFERENCE):
+    forced = backend.backend_name() == backend.REFERENCE
+    interpreted = mode.kernels and mode.device.type != "cuda"
+    with backend.use_backend(backend.REFERENCE if forced else backend.TRITON if interpreted else backend.AUTOMATIC):
         actual = _differentiate(_converted(call, device=mode.device), upstream)
     return Results(*([x.cpu() for x in xs] for xs in actual)), references, exact
 
@@ -169,8 +173,9 @@ def _converted(call: Call, *, device: torch.device | None = None, dtype: torch.d
 
 def _differentiate(call: Call, upstream: list[Tensor]) -> Results:
     """The call's results with these gradients of its outputs."""
-    outputs = tree_leaves(call.function(**call.arguments))
     leaves = [x for x in tree_leaves(call.arguments) if isinstance(x, Tensor) and x.requires_grad]
+    with torch.set_grad_enabled(bool(leaves)):  # what is for inference has another form on a CPU
+        outputs = tree_leaves(call.function(**call.arguments))
     gradients: list[Tensor] = []
     if leaves:
         reached = [

@@ -117,7 +117,7 @@ class Tacotron2(Refreshable):
         Returns:
             (mel_postnet [B, n_mel_channels, T], mel_lengths [B] int32, alignments
             [B, T / n_frames_per_step, T_in]). mel_lengths excludes the step on which the gate fires; the mel includes
-            it, followed by zeros.
+            it, followed by zeros. Of a bfloat16 model on a CPU, which keeps its state in float32, they are float32.
 
         Raises:
             FastglowError: shapes, lengths, symbol ids, seeds or limits that do not fit.

@@ -98,17 +98,21 @@ class Encoder(Refreshable):
             one = nn.LSTM(
                 self.lstm.input_size, self.lstm.hidden_size, batch_first=True, device="meta", dtype=weight.dtype
             )
-            one.to_empty(device=weight.device)  # now, because the first forward pass may be recorded
-            one.load_state_dict({name: getattr(self.lstm, name + suffix) for name, _ in one.named_parameters()})
-            if weight.is_cuda and weight.dtype == torch.bfloat16:
+            # Copies, which cuDNN's layout then moves. Filling memory of the module's own, by to_empty, loads sympy.
+            state = {name: getattr(self.lstm, name + suffix).detach().clone() for name, _ in one.named_parameters()}
+            one.load_state_dict(state, assign=True)
+            if weight.is_cuda:  # now, because the first forward pass may be recorded
                 _flatten(one)
             found.append(one.eval())
         return found[0], found[1]
 
 
 def _flatten(lstm: nn.LSTM) -> None:
-    """`flatten_parameters` for bfloat16, which Python's list of cuDNN's dtypes lacks: cuDNN would copy the weights
+    """`flatten_parameters`, also in bfloat16, which Python's list of cuDNN's dtypes lacks: cuDNN would copy the weights
     together at every call, with a warning."""
+    if next(lstm.parameters()).dtype != torch.bfloat16:
+        lstm.flatten_parameters()
+        return
     sizes = lstm.input_size, get_cudnn_mode(lstm.mode), lstm.hidden_size, lstm.proj_size, lstm.num_layers
     with suppress(RuntimeError):  # a cuDNN without bfloat16
         torch._cudnn_rnn_flatten_weight(list(lstm.parameters()), 4, *sizes, lstm.batch_first, lstm.bidirectional)

@@ -154,7 +154,7 @@ class WaveGlow(Refreshable):
         """Mel spectrogram to audio. Every item gets the same result as alone, in float32 to 1e-5 of full scale.
 
         Args:
-            mel: log-mel, [B, n_mel_channels, T].
+            mel: log-mel, [B, n_mel_channels, T]; float32 also for a bfloat16 model on a CPU, which is more exact then.
             sigma: standard deviation of the noise.
             lengths: mel frames of each item, [B]; None: all have T. Values outside 0 to T are clamped if they are on a
                 GPU, and an error elsewhere.

@@ -304,3 +304,23 @@ def test_the_list_of_commands_says_what_they_say_themselves():
         command = cli.get_command(click.Context(cli), name)
         assert " ".join(command.help.split("\n\n")[0].split()) == entry.help
     assert cli.get_command(click.Context(cli), "sing") is None
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["Hello.", "-o", "a.wav"], ["Hello.", "--raw", "-o", "a.pcm"], ["--json-lines", "-i", "jobs.jsonl", "-o", "made"]],
+    ids=["file", "raw", "json-lines"],
+)
+def test_speaking_loads_no_compiler_and_no_plots(voice_folder, tmp_path, arguments):
+    """Each takes as long to load as a short sentence takes to speak."""
+    (tmp_path / "jobs.jsonl").write_text('{"text": "Hello."}\n')
+    command = ["synth", *arguments, "-q", "--seed", "1", "--voice", str(voice_folder), "--device", "cpu"]
+    code = f"""
+import sys
+from fastglow.cli import main
+assert main({command!r}) == 0
+heavy = {{"sympy", "torch._dynamo", "torch._inductor", "torch.fx.experimental.symbolic_shapes", "matplotlib", "scipy"}}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr

@@ -14,7 +14,7 @@ from fastglow.diagnosis.self_test import _RandomTensors
 from fastglow.kernels import backend
 from tests.kernels.test_stems import ON_TRITON
 
-HELPERS = {"fold_decoder", "normal_noise", "uniform_noise"}
+HELPERS = {"fold_decoder", "normal_noise", "pack_decoder", "uniform_noise"}
 """Public functions without kernels."""
 
 CASES = [pytest.param(name, case, id=case.__name__.lstrip("_")) for name, cases in OPERATIONS.items() for case in cases]

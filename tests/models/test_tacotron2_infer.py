@@ -265,7 +265,8 @@ class TestStepLimit:
 def test_dtypes(dtype):
     model = build().to(dtype)
     mel, _, alignments = model.infer(TEXT, LENGTHS, seed=0)
-    assert mel.dtype == alignments.dtype == dtype
+    # In bfloat16 on a CPU only the weights and the inputs of products are rounded.
+    assert mel.dtype == alignments.dtype == (torch.float32 if dtype == torch.bfloat16 else dtype)
     assert mel.isfinite().all()
     exact, _, _ = copy.deepcopy(model).double().infer(TEXT, LENGTHS, seed=0)
     steps = min(4, mel.shape[2], exact.shape[2])
