@@ -41,54 +41,54 @@ class Ceilings:
         return (moving, "memory") if moving >= computing else (computing, "arithmetic")
 
     def memory_rate(self, cost: Cost) -> float:
-        """Bytes per second; what is read again and again has the rate of the largest measured size that is not larger."""
+        """Bytes per second: of a copy, or of reading the largest measured size that is not larger than `reread`."""
         if cost.reread is None or not self.reads:
             return self.bytes_per_second
         fitting = [read for read in self.reads if read[0] <= cost.reread] or [min(self.reads)]
         return max(fitting)[1]
 
 
-def measure_ceilings(device: torch.device) -> Ceilings:
-    """Takes well under a second on a GPU, seconds on a CPU."""
+def measure_ceilings(device: torch.device, repeats: int = REPEATS) -> Ceilings:
+    """Takes well under a second on a GPU; on two CPU cores 0.2 s a repeat."""
     on_a_cpu = list(dict.fromkeys((fast_dtype(), torch.float32)))
     dtypes = [torch.float16, torch.bfloat16, torch.float32] if device.type == "cuda" else on_a_cpu
     with tf32(True):
-        rates = {dtype_name(dtype): _matrix_rate(device, dtype) for dtype in dtypes}
+        rates = {dtype_name(dtype): _matrix_rate(device, dtype, repeats) for dtype in dtypes}
     if device.type == "cuda":
         with tf32(False):
-            rates[IEEE] = _matrix_rate(device, torch.float32)
-    reads = [(n, _read_rate(n)) for n in READ_BYTES] if device.type == "cpu" else ()
-    return Ceilings(_copy_rate(device), rates, reads)
+            rates[IEEE] = _matrix_rate(device, torch.float32, repeats)
+    reads = [(n, _read_rate(n, repeats)) for n in READ_BYTES] if device.type == "cpu" else ()
+    return Ceilings(_copy_rate(device, repeats), rates, reads)
 
 
-def _copy_rate(device: torch.device) -> float:
+def _copy_rate(device: torch.device, repeats: int) -> float:
     n = COPIED_BYTES[device.type]
     source = torch.randn(n // 4, device=device)
     target = torch.empty_like(source)
-    return 2 * n / _seconds(lambda: target.copy_(source), device)
+    return 2 * n / _seconds(lambda: target.copy_(source), device, repeats)
 
 
-def _read_rate(n: int) -> float:
+def _read_rate(n: int, repeats: int) -> float:
     """Of a sum over float32, on a CPU: of PyTorch's operations that only read, none is faster."""
     source = torch.randn(n // 4)
-    return n / _seconds(source.sum, source.device)
+    return n / _seconds(source.sum, source.device, repeats)
 
 
-def _matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+def _matrix_rate(device: torch.device, dtype: torch.dtype, repeats: int) -> float:
     n = MATRIX_SIZE[device.type]
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     out = torch.empty_like(a)
-    return 2 * n**3 / _seconds(lambda: torch.mm(a, b, out=out), device)
+    return 2 * n**3 / _seconds(lambda: torch.mm(a, b, out=out), device, repeats)
 
 
-def _seconds(call: Callable[[], object], device: torch.device) -> float:
+def _seconds(call: Callable[[], object], device: torch.device, repeats: int) -> float:
     """Of a call: on a GPU the median, on a CPU the fewest, because other processes only slow it down."""
-    for _ in range(3):
+    for _ in range(min(3, repeats)):
         call()
     if device.type == "cuda":
-        return statistics.median(event_seconds(call) for _ in range(REPEATS))
+        return statistics.median(event_seconds(call) for _ in range(repeats))
     times = []
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)

@@ -47,9 +47,17 @@ def pytest_generate_tests(metafunc):
 def _implementations(config) -> list[Implementation]:
     """Those of the run."""
     dle = config.stash[DURING_THE_RUN]["dle"]
-    on_a_cpu = not config._benchmarksession.disabled and environment.compile_problem() is None
-    present = {FASTGLOW: True, EAGER: True, PEER: dle is not None, COMPILE: environment.has_gpu() or on_a_cpu}
+    present = {FASTGLOW: True, EAGER: True, PEER: dle is not None, COMPILE: environment.has_gpu() or _compiles(config)}
     return [Implementation(name, dle) for name in ORDER if present[name]]
+
+
+def _has_small_sizes(config) -> bool:
+    return config._benchmarksession.disabled or config.getoption("small")
+
+
+def _compiles(config) -> bool:
+    """On a CPU."""
+    return not _has_small_sizes(config) and environment.compile_problem() is None
 
 
 def pytest_collection_modifyitems(config, items):
@@ -59,7 +67,7 @@ def pytest_collection_modifyitems(config, items):
     files = list(dict.fromkeys(item.path for item in ours))
     ours.sort(key=lambda item: (files.index(item.path), ORDER.index(item.callspec.params["implementation"])))
     timed = not config._benchmarksession.disabled
-    small = not timed or config.getoption("small")
+    small = _has_small_sizes(config)
     # On a CPU fastglow's benchmark times the others, too.
     names = [FASTGLOW] if timed and not environment.has_gpu() else ORDER
     supported = [item for item in ours if _runs(small, names, **item.callspec.params)]
@@ -85,12 +93,11 @@ def pytest_runtest_setup(item):
 
 def pytest_terminal_summary(terminalreporter, config):
     skipped = []
-    timed = not config._benchmarksession.disabled
     if not environment.has_gpu():
-        small = not timed or config.getoption("small")
-        left_out = "published sizes" if small else "single operations, which are PyTorch's on a CPU"
+        small = _has_small_sizes(config)
+        left_out = "published sizes, torch.compile" if small else "single operations, which are PyTorch's on a CPU"
         skipped.append(f"no GPU: skipped GPU times, float16, peak memory, {left_out}")
-        if problem := timed and environment.compile_problem():
+        if problem := None if small else environment.compile_problem():
             skipped.append(f"torch.compile skipped: {problem}")
     if not config.stash[DURING_THE_RUN]["dle"]:
         skipped.append("no --peer-dle PATH: NVIDIA's own code skipped")
@@ -148,7 +155,9 @@ def implementation(request) -> Implementation:
 def measure(request, benchmark, ceilings) -> Measurement:
     """`measure(workload, direction, implementation)` verifies, then times."""
     torch.manual_seed(0)
-    return Measurement(benchmark, ceilings, _implementations(request.config))
+    config = request.config
+    seconds = float(config.getoption("benchmark_max_time"))
+    return Measurement(benchmark, ceilings, _implementations(config), seconds)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,8 +9,13 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from . import environment, timing
-from .ceilings import Ceilings
+from .ceilings import Ceilings, measure_ceilings
 from .workload import COMPILE, EAGER, FASTGLOW, PEER, Implementation, Workload
+
+CEILING_REPEATS = 3  # in each round on a CPU
+
+Rounds = Sequence[tuple[float, Ceilings]]
+"""Seconds and the ceilings that they are held against."""
 
 Ratios = dict[str, dict[str, list[float]]]
 """By implementation and dtype: its time over ours in each round."""
@@ -35,11 +40,13 @@ class Measurement:
     """
     Attributes:
         implementations: on a CPU, those that are timed in turn.
+        seconds: on a CPU, for all rounds.
     """
 
     benchmark: BenchmarkFixture
     ceilings: Ceilings | None
     implementations: Sequence[Implementation]
+    seconds: float
 
     def __call__(self, workload: Workload, direction: str, implementation: Implementation) -> None:
         """Verifies the result, then times the workload unless --benchmark-disable is on.
@@ -50,22 +57,26 @@ class Measurement:
         self.benchmark.group = f"{workload.op} {workload.name} {direction}"
         failures: list[str] = []
         try:
-            if not (self.benchmark.disabled or self.ceilings is None or environment.has_gpu()):
-                failures = self._measure_in_turn(self.ceilings, workload, direction)
-            else:
+            if self.benchmark.disabled or self.ceilings is None:
                 with implementation.active():
-                    error = workload.verify(implementation, direction)
-                    if self.benchmark.disabled or self.ceilings is None:
-                        self.benchmark.pedantic(workload.call(implementation, direction))
-                        return
-                    how = self._time(workload, direction, implementation)
-                seconds = self._stats().median
-                info = _info(self.ceilings, workload, direction, implementation, error, seconds)
-                self.benchmark.extra_info.update(info, **how)
+                    workload.verify(implementation, direction)
+                    self.benchmark.pedantic(workload.call(implementation, direction))
+            elif environment.has_gpu():
+                self._measure(self.ceilings, workload, direction, implementation)
+            else:
+                failures = self._measure_in_turn(workload, direction)
         except BaseException:
             self.benchmark.has_error = True  # also on an interrupt: a partial measurement must not be saved
             raise
         assert not failures, "\n".join(failures)
+
+    def _measure(self, ceilings: Ceilings, workload: Workload, direction: str, implementation: Implementation) -> None:
+        with implementation.active():
+            error = workload.verify(implementation, direction)
+            how = self._time(workload, direction, implementation)
+        assert self.benchmark.stats is not None
+        rounds = [(self.benchmark.stats.stats.median, ceilings)]
+        self.benchmark.extra_info.update(_info(workload, direction, implementation, error, rounds), **how)
 
     def _time(self, workload: Workload, direction: str, implementation: Implementation) -> dict:
         torch.cuda.empty_cache()
@@ -80,8 +91,9 @@ class Measurement:
         timing.time_rounds(self.benchmark, timed)
         return {"method": timed.method, "peak_memory_bytes": peak, "sets": n, "calls_per_round": timed.calls}
 
-    def _measure_in_turn(self, ceilings: Ceilings, workload: Workload, direction: str) -> list[str]:
-        """Times fastglow's implementation and all others, in this and the other precisions; returns what failed."""
+    def _measure_in_turn(self, workload: Workload, direction: str) -> list[str]:
+        """Times fastglow's implementation and all others, in this and the other precisions, and the machine's ceilings;
+        returns what failed."""
         contenders, failures = [], []
         for of in (workload, *workload.beside()):
             for implementation in self.implementations:
@@ -93,13 +105,17 @@ class Measurement:
                     if not contenders:  # fastglow's own
                         raise
                     failures.append(f"{of.name} {implementation.name}: {error}")
-        rounds = timing.time_in_turn(contenders)
+        ceilings: list[Ceilings] = []
+        *rounds, _ = timing.time_in_turn(
+            [*contenders, lambda: ceilings.append(measure_ceilings(environment.device(), CEILING_REPEATS))],
+            self.seconds,
+        )
         timing.record(self.benchmark, rounds[0])
         infos = []
         for contender, taken in zip(contenders, rounds, strict=True):
-            seconds = statistics.median(taken)
-            info = _info(ceilings, contender.workload, direction, contender.implementation, contender.error, seconds)
-            info |= {"method": "host, in turn", "peak_memory_bytes": None, "median": seconds}
+            of_rounds = list(zip(taken, ceilings, strict=True))
+            info = _info(contender.workload, direction, contender.implementation, contender.error, of_rounds)
+            info |= {"method": "host, in turn", "peak_memory_bytes": None, "median": statistics.median(taken)}
             if contender.implementation.name == FASTGLOW:
                 info["ratios"] = ratios = _ratios(taken, contenders, rounds)
                 of_peer = ratios.get(PEER, {}).get("float32")
@@ -107,10 +123,6 @@ class Measurement:
             infos.append(info)
         self.benchmark.extra_info.update(infos[0], in_turn=infos[1:])
         return failures
-
-    def _stats(self) -> Any:
-        assert self.benchmark.stats is not None
-        return self.benchmark.stats.stats
 
 
 def _contender(workload: Workload, implementation: Implementation, direction: str) -> Contender:
@@ -131,7 +143,7 @@ def _ratios(ours: Sequence[float], contenders: Sequence[Contender], rounds: Sequ
 
 
 def _info(
-    ceilings: Ceilings, workload: Workload, direction: str, implementation: Implementation, error: float, seconds: float
+    workload: Workload, direction: str, implementation: Implementation, error: float, rounds: Rounds
 ) -> dict[str, Any]:
     """What to record of a benchmark, whatever it was timed with."""
     return {
@@ -146,25 +158,32 @@ def _info(
         "targets": workload.targets(direction),
         "implementations": [name for name in (FASTGLOW, EAGER) if workload.supports(name)],
         **workload.details(),
-        **_rates(ceilings, workload, direction, seconds),
+        **_rates(workload, direction, rounds),
     }
 
 
-def _rates(ceilings: Ceilings, workload: Workload, direction: str, seconds: float) -> dict[str, Any]:
+def _rates(workload: Workload, direction: str, rounds: Rounds) -> dict[str, Any]:
+    seconds = statistics.median(taken for taken, _ in rounds)
     cost, samples = workload.cost(direction), workload.samples(direction)
     spoken = workload.audio_seconds(direction)
     frames, steps = workload.frames(direction), workload.steps(direction)
-    floor, bound = ceilings.floor(cost, workload.ceiling)
-    matrix_rate = ceilings.flops_per_second.get("bfloat16")
+
+    def percent(floor: Callable[[Ceilings], float]) -> float:
+        return statistics.median(100 * floor(ceilings) / taken for taken, ceilings in rounds)
+
+    ceilings = rounds[0][1]
+    has_bfloat16 = "bfloat16" in ceilings.flops_per_second
     return {
         "bytes": cost.bytes,
         "flops": cost.flops,
         "gigabytes_per_second": cost.bytes / seconds / 1e9,
         "teraflops_per_second": cost.flops / seconds / 1e12,
-        "bound": bound,
-        "percent_of_ceiling": 100 * floor / seconds,
-        "percent_of_memory_rate": 100 * cost.bytes / ceilings.memory_rate(cost) / seconds if cost.reread else None,
-        "percent_of_bfloat16_ceiling": matrix_rate and 100 * cost.flops / seconds / matrix_rate,
+        "bound": ceilings.floor(cost, workload.ceiling)[1],
+        "percent_of_ceiling": percent(lambda of: of.floor(cost, workload.ceiling)[0]),
+        "percent_of_memory_rate": percent(lambda of: cost.bytes / of.memory_rate(cost)) if cost.reread else None,
+        "percent_of_bfloat16_ceiling": (
+            percent(lambda of: cost.flops / of.flops_per_second["bfloat16"]) if has_bfloat16 else None
+        ),
         "samples_per_second": samples and samples / seconds,
         "milliseconds": 1e3 * seconds,
         "times_real_time": spoken and spoken / seconds,

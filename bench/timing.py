@@ -25,7 +25,6 @@ FEWEST_ROUNDS, MOST_ROUNDS = 7, 50
 MAX_CALLS_PER_ROUND = 400
 CACHE_TIMES = 3  # total size of all sets, in multiples of the L2 cache
 MAX_SETS = 128
-SECONDS_IN_TURN = 10.0  # all rounds together, unless there are fewer than
 FEWEST_IN_TURN, MOST_IN_TURN = 3, 25
 
 Call = Callable[[], object]
@@ -135,10 +134,14 @@ def time_rounds(benchmark: BenchmarkFixture, timed: Round) -> None:
     benchmark.pedantic(round_, rounds=timed.rounds, warmup_rounds=timed.warm_rounds)
 
 
-def time_in_turn(calls: Sequence[Call]) -> list[list[float]]:
-    """Each call's seconds in every round, on a CPU; a round makes all calls."""
+def time_in_turn(calls: Sequence[Call], limit: float) -> list[list[float]]:
+    """Each call's seconds in every round, on a CPU; a round makes all calls.
+
+    Args:
+        limit: no round starts after so many seconds, but FEWEST_IN_TURN are made.
+    """
     taken: list[list[float]] = [[] for _ in calls]
-    end = time.perf_counter() + SECONDS_IN_TURN
+    end = time.perf_counter() + limit
     while len(taken[0]) < FEWEST_IN_TURN or (len(taken[0]) < MOST_IN_TURN and time.perf_counter() < end):
         for call, seconds in zip(calls, taken, strict=True):
             start = time.perf_counter()

@@ -86,18 +86,16 @@ def clock(monkeypatch):
     made = SimpleNamespace(now=0.0, perf_counter=lambda: made.now)
     monkeypatch.setattr(timing, "time", made)
     monkeypatch.setattr(measurement.environment, "has_gpu", lambda: False)
+    # The machine's speed changes: it copies 1, 0.5 and 2 GB/s in the three rounds.
+    rates = iter([1e9, 0.5e9, 2e9])
+    found = lambda device, repeats: Ceilings(next(rates), {"bfloat16": 2e12, "float32": 1e12})  # noqa: E731
+    monkeypatch.setattr(measurement, "measure_ceilings", found)
     return made
 
 
-def measured(workload: Waiting) -> Benchmark:
-    benchmark = Benchmark()
-    ceilings = Ceilings(1e9, {"bfloat16": 2e12, "float32": 1e12})
-    Measurement(benchmark, ceilings, ALL)(workload, INFERENCE, ALL[0])
-    return benchmark
-
-
 def test_all_precisions_and_implementations_are_timed_in_turn(clock):
-    benchmark = measured(Waiting(clock, torch.bfloat16))
+    benchmark = Benchmark()
+    Measurement(benchmark, Ceilings(1e9, {}), ALL, 0.0)(Waiting(clock, torch.bfloat16), INFERENCE, ALL[0])
     info = benchmark.extra_info
     assert benchmark.data == pytest.approx([1.0, 2.0, 4.0])
     assert (info["op"], info["case"], info["implementation"]) == ("wait", "case-bfloat16", FASTGLOW)
@@ -107,7 +105,9 @@ def test_all_precisions_and_implementations_are_timed_in_turn(clock):
         PEER: {"bfloat16": [2.0, 3.0, 1.0], "float32": [5.0, 6.0, 4.0]},
     }
     assert info["times_peer"] == 5.0
-    assert info["percent_of_ceiling"] == pytest.approx(100.0)  # copies 2 GB at 1 GB/s in 2 s
+    # 2 GB: 2 of 1 s, 4 of 2 s, 1 of 4 s; the FLOPs take half a second.
+    assert info["percent_of_ceiling"] == pytest.approx(200.0)
+    assert info["percent_of_bfloat16_ceiling"] == pytest.approx(25.0)
     others = {(other["dtype"], other["implementation"]): other for other in info["in_turn"]}
     assert list(others) == list(SECONDS)[1:]
     assert [other["median"] for other in others.values()] == [4.0, 4.0, 2.0, 8.0, 12.0]
@@ -120,7 +120,7 @@ def test_all_precisions_and_implementations_are_timed_in_turn(clock):
 def test_a_wrong_result_of_another_fails_after_the_rest_is_recorded(clock):
     benchmark, workload = Benchmark(), Waiting(clock, torch.bfloat16, wrong=("peer float32", "eager bfloat16"))
     with pytest.raises(AssertionError) as caught:
-        Measurement(benchmark, Ceilings(1e9, {}), ALL)(workload, INFERENCE, ALL[0])
+        Measurement(benchmark, Ceilings(1e9, {}), ALL, 0.0)(workload, INFERENCE, ALL[0])
     assert str(caught.value).splitlines()[:2] == [
         "case-bfloat16 eager: result 0 is wrong",
         "case-float32 peer: result 0 is wrong",
@@ -134,6 +134,6 @@ def test_a_wrong_result_of_another_fails_after_the_rest_is_recorded(clock):
 def test_a_wrong_result_of_ours_is_not_recorded(clock):
     benchmark, workload = Benchmark(), Waiting(clock, torch.bfloat16, wrong=("fastglow bfloat16",))
     with pytest.raises(AssertionError, match="result 0 is wrong"):
-        Measurement(benchmark, Ceilings(1e9, {}), ALL)(workload, INFERENCE, ALL[0])
+        Measurement(benchmark, Ceilings(1e9, {}), ALL, 0.0)(workload, INFERENCE, ALL[0])
     assert benchmark.has_error
     assert benchmark.extra_info == {}
