@@ -17,7 +17,7 @@ from .workload import Cost
 COPIED_BYTES = {"cuda": 2**30, "cpu": 2**26}
 MATRIX_SIZE = {"cuda": 8192, "cpu": 2048}
 READ_BYTES = [2**n for n in range(24, 28)]
-REPEATS = 10
+WARM_CALLS, REPEATS = {"cuda": 3, "cpu": 1}, {"cuda": 10, "cpu": 3}
 
 
 @dataclass(frozen=True)
@@ -48,47 +48,47 @@ class Ceilings:
         return max(fitting)[1]
 
 
-def measure_ceilings(device: torch.device, repeats: int = REPEATS) -> Ceilings:
-    """Takes well under a second on a GPU; on two CPU cores 0.2 s a repeat."""
+def measure_ceilings(device: torch.device) -> Ceilings:
+    """Takes well under a second on a GPU; on two CPU cores less than a second."""
     on_a_cpu = list(dict.fromkeys((fast_dtype(), torch.float32)))
     dtypes = [torch.float16, torch.bfloat16, torch.float32] if device.type == "cuda" else on_a_cpu
     with tf32(True):
-        rates = {dtype_name(dtype): _matrix_rate(device, dtype, repeats) for dtype in dtypes}
+        rates = {dtype_name(dtype): _matrix_rate(device, dtype) for dtype in dtypes}
     if device.type == "cuda":
         with tf32(False):
-            rates[IEEE] = _matrix_rate(device, torch.float32, repeats)
-    reads = [(n, _read_rate(n, repeats)) for n in READ_BYTES] if device.type == "cpu" else ()
-    return Ceilings(_copy_rate(device, repeats), rates, reads)
+            rates[IEEE] = _matrix_rate(device, torch.float32)
+    reads = [(n, _read_rate(n)) for n in READ_BYTES] if device.type == "cpu" else ()
+    return Ceilings(_copy_rate(device), rates, reads)
 
 
-def _copy_rate(device: torch.device, repeats: int) -> float:
+def _copy_rate(device: torch.device) -> float:
     n = COPIED_BYTES[device.type]
     source = torch.randn(n // 4, device=device)
     target = torch.empty_like(source)
-    return 2 * n / _seconds(lambda: target.copy_(source), device, repeats)
+    return 2 * n / _seconds(lambda: target.copy_(source), device)
 
 
-def _read_rate(n: int, repeats: int) -> float:
+def _read_rate(n: int) -> float:
     """Of a sum over float32, on a CPU: of PyTorch's operations that only read, none is faster."""
     source = torch.randn(n // 4)
-    return n / _seconds(source.sum, source.device, repeats)
+    return n / _seconds(source.sum, source.device)
 
 
-def _matrix_rate(device: torch.device, dtype: torch.dtype, repeats: int) -> float:
+def _matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     n = MATRIX_SIZE[device.type]
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     out = torch.empty_like(a)
-    return 2 * n**3 / _seconds(lambda: torch.mm(a, b, out=out), device, repeats)
+    return 2 * n**3 / _seconds(lambda: torch.mm(a, b, out=out), device)
 
 
-def _seconds(call: Callable[[], object], device: torch.device, repeats: int) -> float:
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
     """Of a call: on a GPU the median, on a CPU the fewest, because other processes only slow it down."""
-    for _ in range(min(3, repeats)):
+    for _ in range(WARM_CALLS[device.type]):
         call()
     if device.type == "cuda":
-        return statistics.median(event_seconds(call) for _ in range(repeats))
+        return statistics.median(event_seconds(call) for _ in range(REPEATS[device.type]))
     times = []
-    for _ in range(repeats):
+    for _ in range(REPEATS[device.type]):
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)

@@ -12,8 +12,6 @@ from . import environment, timing
 from .ceilings import Ceilings, measure_ceilings
 from .workload import COMPILE, EAGER, FASTGLOW, PEER, Implementation, Workload
 
-CEILING_REPEATS = 3  # in each round on a CPU
-
 Rounds = Sequence[tuple[float, Ceilings]]
 """Seconds and the ceilings that they are held against."""
 
@@ -107,8 +105,7 @@ class Measurement:
                     failures.append(f"{of.name} {implementation.name}: {error}")
         ceilings: list[Ceilings] = []
         *rounds, _ = timing.time_in_turn(
-            [*contenders, lambda: ceilings.append(measure_ceilings(environment.device(), CEILING_REPEATS))],
-            self.seconds,
+            [*contenders, lambda: ceilings.append(measure_ceilings(environment.device()))], self.seconds
         )
         timing.record(self.benchmark, rounds[0])
         infos = []

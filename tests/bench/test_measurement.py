@@ -88,7 +88,7 @@ def clock(monkeypatch):
     monkeypatch.setattr(measurement.environment, "has_gpu", lambda: False)
     # The machine's speed changes: it copies 1, 0.5 and 2 GB/s in the three rounds.
     rates = iter([1e9, 0.5e9, 2e9])
-    found = lambda device, repeats: Ceilings(next(rates), {"bfloat16": 2e12, "float32": 1e12})  # noqa: E731
+    found = lambda device: Ceilings(next(rates), {"bfloat16": 2e12, "float32": 1e12})  # noqa: E731
     monkeypatch.setattr(measurement, "measure_ceilings", found)
     return made
 
