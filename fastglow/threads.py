@@ -65,8 +65,11 @@ class Team:
     """
 
     def __init__(self) -> None:
+        import torch
+
         self._runtime = _runtime()
-        self.size = self._runtime.omp_get_max_threads() if self._runtime else 1
+        # PyTorch gives a new thread its number when first asked for it.
+        self.size = torch.get_num_threads() if self._runtime else 1
 
     def use(self, n: int) -> None:
         """Computes with n threads from here on."""

@@ -123,3 +123,31 @@ def test_how_many_threads_there_are_is_the_users_choice(code, environment, n):
     report, _ = run(code, **environment)
     assert report["threads"] == n
     assert report["parked"] == ("torch" in code and n > 1)
+
+
+ALONE = """
+import threading
+import torch
+from fastglow.threads import one_thread
+found, others = [torch.get_num_threads()], []
+try:
+    with one_thread() as team:
+        found.append(torch.get_num_threads())
+        other = threading.Thread(target=lambda: others.append(torch.get_num_threads()))
+        other.start()
+        other.join()
+        team.use(team.size)
+        found.append(torch.get_num_threads())
+        raise KeyError
+except KeyError:
+    found.append(torch.get_num_threads())
+assert others == [found[0]], others
+assert found == [found[0], 1, found[0], found[0]], found
+"""
+
+
+@pytest.mark.parametrize("chosen", ["1", "2"])
+@pytest.mark.parametrize("way", ["", "import torch; torch.set_num_threads(2)"])
+def test_one_thread_is_the_callers_alone_and_for_a_while(chosen, way):
+    report, _ = run(way + ALONE, OMP_NUM_THREADS=chosen)
+    assert report["threads"] == (2 if way else int(chosen))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fastglow import kernels
 from fastglow.errors import FastglowError
+from fastglow.kernels.arguments import check_integers, check_shape
 from fastglow.kernels.cpu.wavenet import PackedWaveNet, pack_wavenet, run_wavenet, supports
 
 from .convolution import WeightNormConv1d
@@ -84,6 +85,8 @@ class WN(Refreshable):
             weights = self._normalised()
         else:
             weights = self._folded.get(parameters_of(self), self._fold, autocast)
+            # Signals in float32, as the packed form gives and takes, fit weights in bfloat16 here too.
+            audio, spect = audio.to(weights.start.dtype), spect.to(weights.start.dtype)
         start = F.conv1d(audio, weights.start, self.start.bias)
         h: Tensor | None = start if mask is None else start * mask
         skip = None
@@ -177,10 +180,17 @@ class WN(Refreshable):
 
 def _run_packed(audio: Tensor, spect: Tensor, lengths: Tensor | None, packed: PackedWaveNet) -> Tensor:
     """[B, n_in, T], [B, D, T] -> [B, S, T]: item by item, so that padding costs nothing and changes no bit."""
+    check_shape("audio", audio, ("B", len(packed.start), "T"))
     B, _, T = audio.shape
+    check_shape("spect", spect, (B, packed.layers[0].conditioning.shape[1], T), beside=("audio", audio))
+    ends = [T] * B
+    if lengths is not None:
+        check_shape("lengths", lengths, (B,), beside=("audio", audio))
+        check_integers("lengths", lengths)
+        ends = lengths.clamp(0, T).tolist()
     out = audio.new_zeros(B, T, len(packed.skip_bias))
     with kernels.backend.without_autocast(audio):
-        for i, n in enumerate([T] * B if lengths is None else lengths.tolist()):
+        for i, n in enumerate(ends):
             if n:
                 out[i, :n] = run_wavenet(audio[i, :, :n].t(), spect[i, :, :n].t(), packed)
     return out.transpose(1, 2)

@@ -26,7 +26,7 @@ NOISE_BLOCK = 64
 TEAM_BYTES = 6 << 20
 """Weights from here on are read by several threads: it takes longer than waking them."""
 
-_ONE = torch.ones(())
+_ONE = torch.ones((), dtype=torch.float32, device="cpu")
 
 
 def decode_pieces(
@@ -60,7 +60,7 @@ def decode_pieces(
     while True:
         n = min(next(sizes), max_steps - start)
         with modes(), one_thread() as team:
-            frames, alignments = (torch.empty(n, *x.shape) for x in (loop.frame, loop.alignment))
+            frames, alignments = (x.new_empty(n, *x.shape) for x in (loop.frame, loop.alignment))
             gates, own = frames[:, :, -1].numpy(), np.zeros((n, len(memory)), bool)
             taken = 0
             while taken < n and not ended:
@@ -105,35 +105,37 @@ class _Loop:
         P, N, D, n = weights.sizes
         self.weights, self.seeds, self.p_dropout = weights, seeds, p_dropout
         self.memory = memory.float()
-        self.frame = torch.zeros(B, len(weights.output_bias))
-        self.alignment = torch.empty(B, T)
+        empty, zeros = self.memory.new_empty, self.memory.new_zeros
+        self.frame = zeros(B, len(weights.output_bias))
+        self.prenet_in = self.frame[:, :-1]
+        self.alignment = empty(B, T)
         self.alignment_row = self.alignment.unsqueeze(1)
-        self.hidden = [torch.empty(B, weight.shape[1]) for weight in weights.prenet[:-1]]
+        self.hidden = [empty(B, weight.shape[1]) for weight in weights.prenet[:-1]]
         # Side by side, so that every layer reads neighbours in place.
-        state = torch.zeros(B, P + N + D + n)
+        state = zeros(B, P + N + D + n)
         self.prenet_out, self.query_in, self.context, _ = state.split((P, N, D, n), dim=1)
         self.output_in = state[:, P + N :]
         self.attention_rnn = _LSTM(weights.attention_rnn, state[:, : P + N + D], self.query_in)
         self.decoder_rnn = _LSTM(weights.decoder_rnn, state[:, P:], state[:, P + N + D :])
         # The previous and the cumulative weights, interleaved: a window over both is contiguous.
         k = weights.taps
-        history = torch.zeros(B, T + k - 1, 2)
+        history = zeros(B, T + k - 1, 2)
         self.previous, self.cumulative = history[:, k // 2 : k // 2 + T].unbind(2)
         self.windows = history.as_strided((B, T, 2 * k), (history.stride(0), 2, 1))
-        self.location_in = torch.empty(B, T, 2 * k)
+        self.location_in = empty(B, T, 2 * k)
         self.location_rows = self.location_in.view(B * T, 2 * k)
         self.processed_memory = 2 * processed_memory.float().flatten(0, 1)  # as the query and the location
         A = len(weights.v)
-        self.query = torch.empty(B, A)
+        self.query = empty(B, A)
         self.query_of_all = self.query.unsqueeze(1)
-        self.energies_in = torch.empty(B * T, A)
+        self.energies_in = empty(B * T, A)
         self.energies_in_of_items = self.energies_in.view(B, T, A)
-        self.energies = torch.empty(B * T)
+        self.energies = empty(B * T)
         self.energies_of_items = self.energies.view(B, T)
         # An item of length 0 attends to position 0.
-        beyond = torch.arange(T) >= lengths.clamp(min=1).unsqueeze(1)
-        self.beyond = torch.zeros(B, T).masked_fill_(beyond, -math.inf) if beyond.any() else None
-        self.attended = torch.empty(B, 1, D)
+        beyond = torch.arange(T, device="cpu") >= lengths.clamp(min=1).unsqueeze(1)
+        self.beyond = beyond if beyond.any() else None
+        self.attended = empty(B, 1, D)
         self.attended_row = self.attended.squeeze(1)
         self.kept: list[tuple[Tensor, ...]] = []
 
@@ -142,7 +144,7 @@ class _Loop:
         weights = self.weights
         if step % NOISE_BLOCK == 0:
             self.kept = self._draw(step)
-        x = self.frame
+        x = self.prenet_in
         for weight, kept, out in zip(
             weights.prenet, self.kept[step % NOISE_BLOCK], [*self.hidden, self.prenet_out], strict=True
         ):
@@ -167,7 +169,7 @@ class _Loop:
         # v tanh(x) = 2 v sigmoid(2x) - sum(v), and softmax does not see the sum.
         torch.mv(self.energies_in.sigmoid_(), weights.v, out=self.energies)
         if self.beyond is not None:
-            self.energies_of_items.add_(self.beyond)
+            self.energies_of_items.masked_fill_(self.beyond, -math.inf)
         torch.softmax(self.energies_of_items, 1, out=self.alignment)
         torch.bmm(self.alignment_row, self.memory, out=self.attended)
         self.context.copy_(self.attended_row)
@@ -188,12 +190,12 @@ class _LSTM:
         self.product, self.x, self.h = linear.product, x, h
         exact = linear.dtype == torch.float32
         self.by_team = linear.n_bytes >= TEAM_BYTES
-        self.narrow = None if exact else torch.empty(x.shape, dtype=linear.dtype)
+        self.narrow = None if exact else x.new_empty(x.shape, dtype=linear.dtype)
         self.tanh_: Callable[[Tensor], Tensor] = Tensor.tanh_ if exact else _tanh_by_sigmoid_
-        self.gates = torch.empty(len(h), 4 * h.shape[1])
+        self.gates = h.new_empty(len(h), 4 * h.shape[1])
         self.sigmoids = self.gates[:, : 3 * h.shape[1]]
         self.i, self.f, self.o, self.g = self.gates.chunk(4, dim=1)
-        self.c, self.tanh_c = (torch.zeros(h.shape) for _ in range(2))
+        self.c, self.tanh_c = (h.new_zeros(h.shape) for _ in range(2))
 
     def step(self, team: Team) -> None:
         x = self.x if self.narrow is None else self.narrow.copy_(self.x)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..decoder_weights import LSTMWeights, OutputWeights, RecurrentWeights
@@ -26,7 +25,7 @@ class PackedDecoder:
     query: Tensor  # [N, A], doubled
     location: Tensor  # [2k, A], doubled: convolution and dense layer in one; row `2 tap + channel`
     v: Tensor  # [A], doubled
-    prenet: tuple[Tensor, ...]  # [n_in, n_out] each; the first takes the gate, too, and ignores it
+    prenet: tuple[Tensor, ...]  # [n_in, n_out] each
     output: Tensor  # [D + n, n_frame + 1]: projection and gate
     output_bias: Tensor  # [n_frame + 1]
     sizes: tuple[int, int, int, int]  # P, N, D, n
@@ -53,7 +52,6 @@ def pack_decoder(
     P, N, n = len(output.prenet[-1]), attention_rnn.weight_hh.shape[1], decoder_rnn.weight_hh.shape[1]
     D = attention_rnn.weight_ih.shape[1] - P
     prenet_ih, context_ih = attention_rnn.weight_ih.float().split((P, D), dim=1)
-    first, *others = (weight.float() for weight in output.prenet)
     projection = torch.cat((output.projection, output.gate)).float()  # reads [state, context]
     location = attention.location_dense.float() @ attention.location_conv.float().flatten(1)  # [A, 2k]
     taps = attention.location_conv.shape[2]
@@ -63,7 +61,7 @@ def pack_decoder(
         query=(2 * attention.query.float()).t(),
         location=(2 * location.view(-1, 2, taps).transpose(1, 2).flatten(1)).t(),
         v=2 * attention.v.float().flatten(),
-        prenet=tuple(weight.t() for weight in (F.pad(first, (0, 1)), *others)),
+        prenet=tuple(weight.float().t() for weight in output.prenet),
         output=torch.cat((projection[:, n:], projection[:, :n]), dim=1).t(),
         output_bias=torch.cat((output.projection_bias, output.gate_bias)).float(),
         sizes=(P, N, D, n),
@@ -71,7 +69,7 @@ def pack_decoder(
 
 
 def _lstm(weights: LSTMWeights, columns: tuple[Tensor, ...], dtype: torch.dtype) -> Linear:
-    i, f, g, o = torch.arange(len(weights.bias_ih)).chunk(4)
+    i, f, g, o = torch.arange(len(weights.bias_ih), device="cpu").chunk(4)
     order = torch.cat((i, f, o, g))  # the sigmoids are neighbours
     weight, bias = torch.cat(columns, dim=1)[order], (weights.bias_ih.float() + weights.bias_hh.float())[order]
     return int8_linear(weight, bias) if dtype == torch.int8 else packed_linear(weight.to(dtype), bias)

@@ -29,6 +29,9 @@ PACKED_FOR_ROWS = 8
 
 INT8_LARGEST = 127
 
+INT8_COLUMNS = 16
+"""PyTorch's product reads so many columns at a time, aligned and past the end."""
+
 
 def packed_linear(weight: Tensor, bias: Tensor) -> Linear:
     """F.linear on oneDNN's blocked weights, which a matrix-vector product reads twice as fast as plain ones.
@@ -49,11 +52,16 @@ def int8_linear(weight: Tensor, bias: Tensor) -> Linear:
     """F.linear in bfloat16 on weights of 8 bits, with a scale for each row.
 
     Args:
-        weight: [N, K]; rounded to multiples of a 127th of the largest magnitude in its row.
+        weight: [N, K]; rounded to multiples of its row's scale: a 127th of the largest magnitude, in bfloat16.
         bias: [N], rounded to bfloat16.
     """
-    weight = weight.float()
-    scales = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / INT8_LARGEST
-    levels = (weight / scales.unsqueeze(1)).round().to(torch.int8)
-    scales, bias = scales.to(torch.bfloat16), bias.to(torch.bfloat16)
-    return Linear(lambda x: torch._weight_int8pack_mm(x, levels, scales).add_(bias), torch.bfloat16, levels.nbytes)
+    smallest = torch.finfo(torch.float32).tiny  # for a row of zeros
+    scales = (weight.float().abs().amax(1) / INT8_LARGEST).clamp(min=smallest).to(torch.bfloat16)
+    levels = (weight.float() / scales.float().unsqueeze(1)).round().to(torch.int8)
+    bias, padding = bias.to(torch.bfloat16), -weight.shape[1] % INT8_COLUMNS
+    levels = F.pad(levels, (0, padding))
+
+    def product(x: Tensor) -> Tensor:
+        return torch._weight_int8pack_mm(F.pad(x, (0, padding)) if padding else x, levels, scales).add_(bias)
+
+    return Linear(product, torch.bfloat16, levels.nbytes)

@@ -71,7 +71,7 @@ def pack_wavenet(
         zip(in_layers, cond_layers, res_skip_layers, strict=True)
     ):
         rows, C, taps = in_weight.shape
-        scale = torch.ones(rows)
+        scale = in_bias.new_ones(rows)
         scale[:C] = 2
         dilation, n_residual = 2**i, len(weight) - len(skip_bias)
         padding = dilation * (taps // 2)

@@ -225,7 +225,8 @@ def _pieces_without_kernels(
     if not backend.picks_cpu(dtype, *inputs, output.projection) or len(memory) == 0:
         return reference_decode_pieces(*inputs, recurrent, output, **options)
     backend.cpu_calls[OP] += 1
-    weights = packed(dtype) if callable(packed) else packed or pack_decoder(recurrent, output, dtype)
+    with _kernel_modes(memory):
+        weights = packed(dtype) if callable(packed) else packed or pack_decoder(recurrent, output, dtype)
     return cpu_decode_pieces(*inputs, weights, modes=partial(_kernel_modes, memory), **options)
 
 
