@@ -249,7 +249,6 @@ WORKLOADS: list[Workload] = on_this_machine(
         small("small"),
         small("small-first-sound", streamed=True),
         small("small-batch", n_sentences=2, batch=3),
-        BundledVoice("heart-short", "Hi.", torch.float32, small=True),
         BundledVoice("heart-128-characters", TEXT, fast_dtype()),
         StartToFile(),
     ],

@@ -76,7 +76,7 @@ def test_weights_in_4_bits_are_too_inexact(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore::fastglow.models.tacotron2.DecoderStepLimitWarning")
 def test_a_wrong_mel_of_the_bundled_voice_is_found(monkeypatch):
-    workload = BundledVoice("short", "No.", torch.float32, small=True)
+    workload = BundledVoice("short", "No.", torch.float32)
     assert workload.verify(OURS, INFERENCE) < 1e-5
     assert workload.samples(INFERENCE) == pytest.approx(22050 * workload.audio_seconds(INFERENCE))
     speech = copy.deepcopy(bundled_voice.speech_of(workload))
