@@ -155,7 +155,7 @@ def waveglow_steps() -> list[WaveGlowStep]:
     published = WaveGlowStep("train-512", OFF, batch=10)
     half = replace(published, case="train-256", channels=256)
     small = replace(published, case="train-small", batch=2, small=True, channels=16, audio_length=1000)
-    wide = replace(half, batch=4, audio_length=4000)
+    wide = replace(half, batch=2, audio_length=4000)
     return on_this_machine(
         gpu=[
             *in_precisions(published, FP16, BF16),
