@@ -53,7 +53,7 @@ PEER = $(if $(PEER_DLE),--peer-dle="$(PEER_DLE)")
 
 bench: $(VENV)/.installed-test
 	@mkdir -p $(RESULTS)
-	$(VENV)/bin/python -m pytest bench -q --benchmark-quiet --benchmark-json=$(RESULTS)/bench.json $(PEER) $(ARGS)
+	$(VENV)/bin/python -m pytest bench -q --benchmark-quiet --benchmark-max-time=10 --benchmark-json=$(RESULTS)/bench.json $(PEER) $(ARGS)
 	$(VENV)/bin/python -m bench.report $(RESULTS)/bench.json --out $(RESULTS)
 	@cat $(RESULTS)/report.md
 

@@ -1,6 +1,7 @@
 """Options and fixtures of the suite; README.md describes what is measured and how."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import pytest
@@ -22,6 +23,7 @@ DURING_THE_RUN = pytest.StashKey[dict]()
 def pytest_addoption(parser):
     group = parser.getgroup("fastglow benchmarks")
     group.addoption("--peer-dle", metavar="PATH", help="Checkout of NVIDIA's DeepLearningExamples to compare with.")
+    group.addoption("--small", action="store_true", help="On a CPU, time the small sizes that tests verify.")
     group.addoption(
         "--time-limit", type=float, default=float("inf"), metavar="SECONDS", help="Start no benchmark after this time."
     )
@@ -38,12 +40,24 @@ def pytest_configure(config):
 
 def pytest_generate_tests(metafunc):
     if "implementation" in metafunc.fixturenames:
-        names = [FASTGLOW, EAGER]
-        if metafunc.config.stash[DURING_THE_RUN]["dle"]:
-            names.append(PEER)
-        if environment.has_gpu():
-            names.append(COMPILE)
+        names = [item.name for item in _implementations(metafunc.config)]
         metafunc.parametrize("implementation", names, indirect=True)
+
+
+def _implementations(config) -> list[Implementation]:
+    """Those of the run."""
+    dle = config.stash[DURING_THE_RUN]["dle"]
+    present = {FASTGLOW: True, EAGER: True, PEER: dle is not None, COMPILE: environment.has_gpu() or _compiles(config)}
+    return [Implementation(name, dle) for name in ORDER if present[name]]
+
+
+def _has_small_sizes(config) -> bool:
+    return config._benchmarksession.disabled or config.getoption("small")
+
+
+def _compiles(config) -> bool:
+    """On a CPU."""
+    return not _has_small_sizes(config) and environment.compile_problem() is None
 
 
 def pytest_collection_modifyitems(config, items):
@@ -53,8 +67,11 @@ def pytest_collection_modifyitems(config, items):
     files = list(dict.fromkeys(item.path for item in ours))
     ours.sort(key=lambda item: (files.index(item.path), ORDER.index(item.callspec.params["implementation"])))
     timed = not config._benchmarksession.disabled
-    supported = [item for item in ours if _runs(timed, **item.callspec.params)]
-    if environment.has_gpu():
+    small = _has_small_sizes(config)
+    # On a CPU fastglow's benchmark times the others, too.
+    names = [FASTGLOW] if timed and not environment.has_gpu() else ORDER
+    supported = [item for item in ours if _runs(small, names, **item.callspec.params)]
+    if timed or environment.has_gpu():
         for item in supported:
             item.add_marker(pytest.mark.benchmark(timer=timing.CLOCK))
             item.add_marker(pytest.mark.filterwarnings("default"))  # warnings from compilers must not fail the run
@@ -62,8 +79,8 @@ def pytest_collection_modifyitems(config, items):
     items[:] = others + supported
 
 
-def _runs(timed: bool, workload: Workload, implementation: str, **others) -> bool:
-    return workload.supports(implementation) and workload.runs(timed)
+def _runs(small: bool, names: Sequence[str], workload: Workload, implementation: str, **others) -> bool:
+    return implementation in names and workload.supports(implementation) and workload.runs(small)
 
 
 def pytest_runtest_setup(item):
@@ -77,10 +94,11 @@ def pytest_runtest_setup(item):
 def pytest_terminal_summary(terminalreporter, config):
     skipped = []
     if not environment.has_gpu():
-        skipped.append(
-            "no GPU: CPU paths at small sizes, and training steps in bfloat16; skipped: GPU times, published sizes, "
-            "float16, torch.compile, peak memory"
-        )
+        small = _has_small_sizes(config)
+        left_out = "published sizes, torch.compile" if small else "single operations, which are PyTorch's on a CPU"
+        skipped.append(f"no GPU: skipped GPU times, float16, peak memory, {left_out}")
+        if problem := None if small else environment.compile_problem():
+            skipped.append(f"torch.compile skipped: {problem}")
     if not config.stash[DURING_THE_RUN]["dle"]:
         skipped.append("no --peer-dle PATH: NVIDIA's own code skipped")
     if late := config.stash[DURING_THE_RUN]["late"]:
@@ -130,19 +148,21 @@ def ceilings(request, _streams_and_algorithms) -> Ceilings | None:
 
 @pytest.fixture
 def implementation(request) -> Implementation:
-    return Implementation(request.param, request.config.stash[DURING_THE_RUN]["dle"])
+    return next(item for item in _implementations(request.config) if item.name == request.param)
 
 
 @pytest.fixture
-def measure(benchmark, ceilings) -> Measurement:
+def measure(request, benchmark, ceilings) -> Measurement:
     """`measure(workload, direction, implementation)` verifies, then times."""
     torch.manual_seed(0)
-    return Measurement(benchmark, ceilings)
+    config = request.config
+    seconds = float(config.getoption("benchmark_max_time"))
+    return Measurement(benchmark, ceilings, _implementations(config), seconds)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _forget_compiled_code():
+def _forget_compiled_code(request):
     """Resets torch.compile after each file: it limits the compilations per function."""
     yield
-    if environment.has_gpu():
+    if any(item.name == COMPILE for item in _implementations(request.config)):
         torch.compiler.reset()

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import subprocess
+import warnings
 from functools import lru_cache
 from pathlib import Path
 
@@ -35,23 +36,40 @@ def device() -> torch.device:
 
 @lru_cache
 def describe() -> dict[str, str | None]:
-    """gpu (None on a machine without one), torch, triton, commit."""
+    """gpu (None on a machine without one), torch, triton, commit; without a GPU also the `processor`."""
     return {
         "gpu": torch.cuda.get_device_name() if has_gpu() else None,
         "torch": torch.__version__,
         "triton": triton.__version__,
         "commit": _commit(),
+        **({} if has_gpu() else processor()),
     }
 
 
-def processor() -> dict[str, str | int]:
-    """processor (its model's name on Linux), threads that PyTorch computes with."""
+def processor() -> dict[str, str]:
+    """processor (its model's name on Linux), capability (the instructions that PyTorch uses), threads that it uses."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {"processor": names[0] if names else platform.machine(), "threads": torch.get_num_threads()}
+    return {
+        "processor": names[0] if names else platform.machine(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+@lru_cache
+def compile_problem() -> str | None:
+    """Why torch.compile does not work on this CPU, in one line: it needs a C++ compiler and Python's headers."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.compile(lambda x: x.sin() + 1)(torch.ones(8))
+    except Exception as error:  # Inductor's own types differ between versions
+        return next(iter(str(error).splitlines()), type(error).__name__)
+    return None
 
 
 def key() -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from . import environment
 from .records import append, read
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
@@ -68,7 +69,7 @@ def _measured(item: pytest.Item) -> dict[str, Any] | None:
     if measure is None or benchmark is None or benchmark.stats is None or measure.ceilings is None:
         return None
     info = dict(benchmark.extra_info)
-    machine = {key: info[key] for key in ("gpu", "torch", "triton", "commit")}
+    machine = {key: info[key] for key in environment.describe()}
     return {
         "fullname": benchmark.fullname,
         "stats": {"median": benchmark.stats.stats.median},

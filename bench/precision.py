@@ -51,8 +51,3 @@ OFF = Precision("off", torch.float32, False, 1e-4, 1e-3)
 TF32 = Precision("tf32", torch.float32, True, 5e-3, 2e-2)
 FP16 = Precision("fp16", torch.float16, None, 5e-3, 2e-2)
 BF16 = Precision("bf16", torch.bfloat16, None, 2e-2, 1e-1)
-
-
-def cpu_has_bf16() -> bool:
-    """Whether PyTorch multiplies bfloat16 matrices with the processor's vector instructions."""
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

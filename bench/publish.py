@@ -1,8 +1,9 @@
 """Makes the files to commit from a run: `python -m bench.publish bench/results/<time>/journal.jsonl`.
 
-Writes bench/baselines/<gpu>.json, the GPU's table in bench/README.md, and how long the steps took, from which the
-next run's times follow (bench/step_seconds.json). Needs no GPU: the journal may come from another machine. Tuned
-configurations are written by bench.tune itself, to kernels/configs/<gpu>.json.
+Of a run on a GPU it writes bench/baselines/<gpu>.json, the GPU's table in bench/README.md, and how long the steps took,
+from which the next run's times follow (bench/step_seconds.json). Needs no GPU: the journal may come from another
+machine. Tuned configurations are written by bench.tune itself, to kernels/configs/<gpu>.json. Of `make bench` on a CPU,
+`bench/results/bench.json`, it writes the CPU's tables in bench/README.md.
 """
 
 import argparse
@@ -15,27 +16,24 @@ from fastglow.errors import FastglowError
 from fastglow.files import replacing
 from fastglow.kernels.launch import gpu_slug
 
-from . import environment, gate, journal, report, results
+from . import cpu_report, environment, gate, journal, results, targets
 from .readme import README, write_between
 from .results import Run
 from .steps import SECONDS_FILE
 
 
-def markers(gpu: str) -> tuple[str, str]:
-    slug = gpu_slug(gpu)
+def markers(gpu: str | None) -> tuple[str, str]:
+    slug = gpu_slug(gpu) if gpu else "cpu"
     return f"<!-- measured: {slug} -->", f"<!-- end: {slug} -->"
 
 
 def section(run: Run) -> str:
-    """The targets of one GPU."""
-    rows = [
-        f"| {name} | {target} | {found} |"
-        for name, of_name in run.by_name().items()
-        for target, found in report.judged(of_name, run.machine["ceilings"])
-    ]
-    versions = f"torch {run.machine['torch']}, triton {run.machine['triton']}, commit {run.machine['commit']}."
-    head = [f"### {run.machine['gpu']}", "", versions, "", "| benchmark | target | measured |", "|---|---|---|"]
-    return "\n".join([*head, *rows])
+    """The targets of one GPU, or a CPU's tables."""
+    machine = run.machine
+    if machine["gpu"] is None:
+        return "\n".join([*cpu_report.speed(run), "", *targets.table(run)])
+    versions = f"torch {machine['torch']}, triton {machine['triton']}, commit {machine['commit']}."
+    return "\n".join([f"### {machine['gpu']}", "", versions, "", *targets.table(run)])
 
 
 def measured_seconds(journals: Sequence[Path]) -> dict[str, float]:
@@ -52,38 +50,39 @@ def measured_seconds(journals: Sequence[Path]) -> dict[str, float]:
     return found
 
 
-def publish(journals: Sequence[Path], baselines: Path, readme: Path, seconds: Path) -> Path:
-    """The baseline's path.
+def publish(runs: Sequence[Path], baselines: Path, readme: Path, seconds: Path) -> list[Path]:
+    """The files that were written.
 
     Args:
-        seconds: gets the time of each step.
+        runs: journals, or pytest-benchmark's files.
+        seconds: gets the time of each step; of a run on a GPU only, as the baseline.
 
     Raises:
-        FastglowError: the run had no GPU, or its results cannot be read.
+        FastglowError: the results cannot be read.
     """
-    run = results.load(journals)
+    run = results.load(runs)
     gpu = run.machine["gpu"]
+    write_between(readme, *markers(gpu), section(run))
     if gpu is None:
-        raise FastglowError("this run had no GPU, and baselines are per GPU: run `make gpu` on a GPU")
+        return [readme]
     path = results.baseline_path(baselines, gpu)
     gate.write_baseline(path, run)
-    write_between(readme, *markers(gpu), section(run))
     known = json.loads(seconds.read_text(encoding="utf-8"))
     with replacing(seconds) as temporary:
-        temporary.write_text(json.dumps(known | measured_seconds(journals), indent=1, sort_keys=True) + "\n")
-    return path
+        temporary.write_text(json.dumps(known | measured_seconds(runs), indent=1, sort_keys=True) + "\n")
+    return [path, readme, seconds]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.publish", description=__doc__.partition("\n")[0])
-    parser.add_argument("run", nargs="+", type=Path, help="journal.jsonl of a run")
+    parser.add_argument("run", nargs="+", type=Path, help="journal.jsonl of a run, or bench.json of `make bench`")
     options = parser.parse_args(arguments)
     try:
-        path = publish(options.run, environment.BASELINES, README, SECONDS_FILE)
+        written = publish(options.run, environment.BASELINES, README, SECONDS_FILE)
     except FastglowError as error:
         print(f"publish: {error}", file=sys.stderr)
         return 2
-    print(f"wrote {path}, {README} and {SECONDS_FILE}")
+    print(f"wrote {', '.join(map(str, written))}")
     return 0
 
 

@@ -9,74 +9,17 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from fastglow.errors import FastglowError
 from fastglow.files import replacing
 
-from . import environment, journal, results
+from . import cpu_report, environment, journal, results, targets
+from .cells import IMPLEMENTATIONS, ceilings_line, time_cell
 from .results import Row, Run
-from .workload import COMPILE, EAGER, FASTGLOW, PEER
-
-IMPLEMENTATIONS = {FASTGLOW: "ours", EAGER: "eager", COMPILE: "compile", PEER: "peer"}
-
-TARGETS = {
-    "percent_of_ceiling": "{:.1f} % of ceiling",
-    "percent_of_bfloat16_ceiling": "{:.1f} % of bf16 peak",
-    "samples_per_second": "{:,.0f} samples/s",
-    "frames_per_second": "{:,.0f} frames/s",
-    "us_per_frame": "{:.1f} us/frame",
-    "milliseconds": "{:.1f} ms",
-    "times_real_time": "{:,.0f} x real time",
-}
-"""Metrics that have targets, and their formats."""
-
-AT_MOST = ("us_per_frame", "milliseconds")
-"""Metrics whose target is an upper bound; the others have lower bounds."""
-
-MISSED, MET = "MISSED", "met"
-
-
-STATED_FOR = {"memory": 4.3e12, "arithmetic": 790e12}
-"""An H200's copied bytes and bfloat16 FLOPs a second, for which the absolute targets are stated."""
-
-ABSOLUTE = ("samples_per_second", "frames_per_second", "us_per_frame", "milliseconds", "times_real_time")
-
-
-def scaled(metric: str, target: float, bound: str, ceilings: Mapping | None) -> float:
-    """An absolute target of an H200, for a GPU of other ceilings; a percentage needs no scaling.
-
-    Args:
-        metric: key of TARGETS.
-        target: on an H200.
-        bound: 'memory' or 'arithmetic': what limits the benchmark.
-        ceilings: as measured, None if they were not.
-    """
-    if metric not in ABSOLUTE or ceilings is None:
-        return target
-    rates = {"memory": ceilings["bytes_per_second"], "arithmetic": ceilings["flops_per_second"].get("bfloat16")}
-    ratio = (rates[bound] or STATED_FOR[bound]) / STATED_FOR[bound]
-    return target / ratio if metric in AT_MOST else target * ratio
-
-
-def judged(rows: Mapping[str, Row], ceilings: Mapping | None = None) -> list[tuple[str, str]]:
-    """(target, 'met (value)' or 'MISSED (value)') of fastglow's row; matching torch.compile is a target too."""
-    ours = rows.get(FASTGLOW)
-    if ours is None:
-        return []
-    found = []
-    for metric, target in ours.info["targets"].items():
-        value = ours.info[metric]
-        if value is not None:
-            target = scaled(metric, target, ours.info["bound"], ceilings)
-            sign, reached = ("<=", value <= target) if metric in AT_MOST else (">=", value >= target)
-            word = MET if reached else MISSED
-            found.append((f"{sign} {TARGETS[metric].format(target)}", f"{word} ({TARGETS[metric].format(value)})"))
-    if COMPILE in rows:
-        speedup = rows[COMPILE].seconds / ours.seconds
-        found.append((">= 1.00 x compile", f"{MET if speedup >= 1 else MISSED} ({speedup:.2f} x)"))
-    return found
+from .targets import FORMATS
+from .workload import EAGER, FASTGLOW
 
 
 def markdown(run: Run, tests: Sequence[str] = ()) -> str:
@@ -85,7 +28,27 @@ def markdown(run: Run, tests: Sequence[str] = ()) -> str:
     lines = [
         f"# fastglow on {machine['gpu'] or 'a CPU'}",
         "",
-        f"torch {machine['torch']}, triton {machine['triton']}, commit {machine['commit']}. {_ceilings(machine)}",
+        *(_speed(run) if machine["gpu"] else cpu_report.speed(run)),
+    ]
+    lines += training_section(run)
+    if verdicts := targets.table(run):
+        lines += ["", "## Targets", "", *verdicts]
+    unmeasured = [
+        f"{name} ({', '.join(absent)})"
+        for name, rows in run.by_name().items()
+        if (absent := [IMPLEMENTATIONS[i] for i in _expected(rows) if i not in rows])
+    ]
+    if unmeasured:
+        lines += ["", f"Failed or skipped: {'; '.join(unmeasured)}."]
+    lines += [*tests, "", "![roofline](roofline.png)", ""]
+    return "\n".join(lines)
+
+
+def _speed(run: Run) -> list[str]:
+    """On a GPU."""
+    machine = run.machine
+    lines = [
+        f"torch {machine['torch']}, triton {machine['triton']}, commit {machine['commit']}. {ceilings_line(machine)}",
         "",
         "Medians. `x eager`: the eager reference's time over ours. `% of ceiling`: of the copy bandwidth where `bound` "
         "is `memory`, of the matrix rate in the benchmark's dtype where it is `arithmetic`. `s` after a time: timed "
@@ -103,24 +66,7 @@ def markdown(run: Run, tests: Sequence[str] = ()) -> str:
                 _frames(rows[implementation]) if implementation in rows else "-" for implementation in IMPLEMENTATIONS
             ]
             lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += training_section(run)
-    verdicts = [
-        (name, *verdict) for name, rows in run.by_name().items() for verdict in judged(rows, machine["ceilings"])
-    ]
-    if verdicts:
-        lines += ["", "## Targets", "", "| benchmark | target | result |", "|---|---|---|"]
-        lines += [f"| {' | '.join(verdict)} |" for verdict in verdicts]
-        missed = sum(result.startswith(MISSED) for _, _, result in verdicts)
-        lines += ["", f"{len(verdicts) - missed} of {len(verdicts)} targets met."]
-    unmeasured = [
-        f"{name} ({', '.join(absent)})"
-        for name, rows in run.by_name().items()
-        if (absent := [IMPLEMENTATIONS[i] for i in _expected(rows) if i not in rows])
-    ]
-    if unmeasured:
-        lines += ["", f"Failed or skipped: {'; '.join(unmeasured)}."]
-    lines += [*tests, "", "![roofline](roofline.png)", ""]
-    return "\n".join(lines)
+    return lines
 
 
 def _expected(rows: Mapping[str, Row]) -> Sequence[str]:
@@ -141,25 +87,14 @@ def training_section(run: Run) -> list[str]:
     for name, rows in of_steps.items():
         info = next(iter(rows.values())).info
         cells = [_step(rows[i]) if i in rows else "-" for i in IMPLEMENTATIONS]
-        if in_turn := {i: _beside(row) for i, row in rows.items() if row.info.get("beside")}:
-            others = [_step(in_turn[i]) if i in in_turn else "-" for i in IMPLEMENTATIONS]
-            lines.append(f"| {next(iter(in_turn.values())).name} | {info['batch']} | {' | '.join(others)} | 1.00 |")
         lines.append(f"| {name} | {info['batch']} | {' | '.join(cells)} | {_gain(name, of_steps)} |")
     return lines
 
 
 def _step(row: Row) -> str:
     memory = row.info["peak_memory_bytes"]
-    parts = [_time(row), TARGETS[_rate_of(row)].format(row.info[_rate_of(row)])]
+    parts = [time_cell(row), FORMATS[_rate_of(row)].format(row.info[_rate_of(row)])]
     return ", ".join(parts if memory is None else [*parts, f"{memory / 2**20:,.0f} MiB"])
-
-
-def _beside(row: Row) -> Row:
-    """What was timed in turn with a row."""
-    other, metric = row.info["beside"], _rate_of(row)
-    rate = row.info[metric] * row.seconds / other["seconds"]
-    name = row.name.replace(row.info["case"], other["case"])
-    return replace(row, name=name, seconds=other["seconds"], info=row.info | {metric: rate})
 
 
 def _gain(name: str, of_steps: Mapping[str, Mapping[str, Row]]) -> str:
@@ -167,12 +102,11 @@ def _gain(name: str, of_steps: Mapping[str, Mapping[str, Row]]) -> str:
     ours = of_steps[name].get(FASTGLOW)
     if ours is None:
         return "-"
-    if beside := ours.info.get("beside"):
-        ratios = beside["ratios"]
-        return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
     off = of_steps.get(name.replace(f"-{ours.info['precision']}/", "-off/"), {}).get(FASTGLOW)
     if off is None:
         return "-"
+    if len(ratios := results.times_as_fast(ours, off)) > 1:
+        return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
     metric = _rate_of(ours)
     return f"{ours.info[metric] / off.info[metric]:.2f}"
 
@@ -204,7 +138,7 @@ def plot_roofline(run: Run, path: Path) -> None:
     axes.set(xscale="log", yscale="log", xlabel="FLOPs per byte", ylabel="TFLOP/s")
     axes.set_title(f"{run.machine['gpu'] or 'CPU'}, torch {run.machine['torch']}, commit {run.machine['commit']}")
     for implementation, marker in zip(IMPLEMENTATIONS, "o^sD", strict=True):
-        rows = [row for row in run.rows if row.implementation == implementation]
+        rows = [row for row in run.rows if row.implementation == implementation and row.info["flops"]]
         if rows:
             axes.scatter(
                 [row.info["flops"] / row.info["bytes"] for row in rows],
@@ -214,12 +148,12 @@ def plot_roofline(run: Run, path: Path) -> None:
                 label=IMPLEMENTATIONS[implementation],
             )
     for row in run.rows:
-        if row.implementation == FASTGLOW:
+        if row.implementation == FASTGLOW and row.info["flops"]:
             at = (row.info["flops"] / row.info["bytes"], row.info["teraflops_per_second"])
             axes.annotate(row.name, at, fontsize=5, xytext=(3, 3), textcoords="offset points")
     if ceilings := run.machine["ceilings"]:
         copied = ceilings["bytes_per_second"]
-        intensities = [row.info["flops"] / row.info["bytes"] for row in run.rows]
+        intensities = [row.info["flops"] / row.info["bytes"] for row in run.rows if row.info["flops"]]
         for dtype, rate in ceilings["flops_per_second"].items():
             ridge = rate / copied
             low, high = min([ridge / 10, *intensities]), max([ridge * 10, *intensities])
@@ -240,7 +174,7 @@ def write_report(run: Run | None, folder: Path, tests: Sequence[str] = ()) -> No
     everything = {
         "machine": run.machine,
         "benchmarks": [asdict(row) for row in run.rows],
-        "targets": {name: judged(rows, run.machine["ceilings"]) for name, rows in run.by_name().items()},
+        "targets": targets.verdicts(run),
     }
     with replacing(folder / "results.json") as temporary:
         temporary.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
@@ -253,25 +187,17 @@ def write_report(run: Run | None, folder: Path, tests: Sequence[str] = ()) -> No
         print(f"report: no roofline.png: {error}", file=sys.stderr)
 
 
-def _ceilings(machine: Mapping) -> str:
-    ceilings = machine["ceilings"]
-    if ceilings is None:
-        return "Ceilings were not measured."
-    rates = ", ".join(f"{dtype} {rate / 1e12:.4g} TFLOP/s" for dtype, rate in ceilings["flops_per_second"].items())
-    return f"Ceilings: copy {ceilings['bytes_per_second'] / 1e9:.4g} GB/s; matrix product {rates}."
-
-
 def _cells(rows: Mapping[str, Row]) -> list[str]:
-    times = [_time(rows[name]) if name in rows else "-" for name in IMPLEMENTATIONS]
+    times = [time_cell(rows[name]) if name in rows else "-" for name in IMPLEMENTATIONS]
     ours = rows.get(FASTGLOW)
     if ours is None:
         return [*times, *["-"] * 6]
     info = ours.info
-    speedup = f"{rows[EAGER].seconds / ours.seconds:.2f}" if EAGER in rows else "-"
+    of_eager = f"{results.speedup(ours, rows[EAGER]):.2f}" if EAGER in rows else "-"
     memory = info["peak_memory_bytes"]
     return [
         *times,
-        speedup,
+        of_eager,
         f"{info['gigabytes_per_second']:.4g}",
         f"{info['teraflops_per_second']:.4g}",
         f"{info['percent_of_ceiling']:.1f}",
@@ -286,14 +212,7 @@ def _frames(row: Row) -> str:
     if "precision" in row.info:
         return ""
     metrics = ("us_per_frame", "frames_per_second")
-    return next((TARGETS[metric].format(row.info[metric]) for metric in metrics if row.info.get(metric)), "")
-
-
-def _time(row: Row) -> str:
-    seconds = row.seconds
-    text = f"{seconds * 1e3:.4g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.4g} us"
-    text = f"{seconds * 1e3:,.0f} ms" if seconds >= 1 else text
-    return text + " s" * row.info["method"].startswith("stream")
+    return next((FORMATS[metric].format(row.info[metric]) for metric in metrics if row.info.get(metric)), "")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

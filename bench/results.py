@@ -1,6 +1,7 @@
 """pytest-benchmark's JSON of a run, read for the gate and the report."""
 
 import json
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +37,8 @@ class Row:
 class Run:
     """
     Attributes:
-        machine: gpu (or None), torch, triton, commit, ceilings.
-        rows: all benchmarks.
+        machine: gpu (or None), torch, triton, commit, ceilings; of a CPU also processor, capability, threads.
+        rows: all benchmarks; those of a CPU that were timed in turn have one each.
     """
 
     machine: dict[str, Any]
@@ -73,7 +74,7 @@ def load(paths: Sequence[Path]) -> Run:
             found, benchmarks = _journal(path) if path.suffix == ".jsonl" else _json(path)
             machines += found
             sources += [path] * len(found)
-            rows += [_row(benchmark) for benchmark in benchmarks]
+            rows += [row for benchmark in benchmarks for row in _rows(benchmark)]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise FastglowError(f"{path} is not a benchmark result ({error!r}): make one with `make bench`") from error
     if not machines:
@@ -105,7 +106,24 @@ def baseline_path(folder: Path, gpu: str) -> Path:
     return folder / f"{gpu_slug(gpu)}.json"
 
 
-def _row(benchmark: dict[str, Any]) -> Row:
-    info = benchmark["extra_info"]
+def times_as_fast(ours: Row, other: Row) -> list[float]:
+    """The other's time over ours: in each round if they were timed in turn, else of the medians."""
+    in_turn = ours.info.get("ratios", {}).get(other.implementation, {}).get(other.info["dtype"])
+    return in_turn or [other.seconds / ours.seconds]
+
+
+def speedup(ours: Row, other: Row) -> float:
+    return statistics.median(times_as_fast(ours, other))
+
+
+def _rows(benchmark: dict[str, Any]) -> list[Row]:
+    info, test = benchmark["extra_info"], benchmark["fullname"]
+    return [
+        _row(info, benchmark["stats"]["median"], test),
+        *(_row(other, other["median"], test) for other in info.get("in_turn", [])),
+    ]
+
+
+def _row(info: dict[str, Any], seconds: float, test: str) -> Row:
     name = "/".join(info[key] for key in ("op", "case", "direction"))
-    return Row(name, info["implementation"], benchmark["stats"]["median"], benchmark["fullname"], info)
+    return Row(name, info["implementation"], seconds, test, info)

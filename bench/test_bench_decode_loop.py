@@ -3,13 +3,13 @@
 A call decodes a fixed number of frames, because with a threshold of 1 no gate fires, and ends with a host sync, as
 inference does. fastglow's methods `graph` and `persistent` are separate cases, each with the eager reference. Only
 `graph` has NVIDIA's code and torch.compile of a plain PyTorch frame too; torch.compile has fewer sizes, because it
-compiles for each.
+compiles for each. On a CPU the weights are those that fastglow packs, in bfloat16, float32 or 8 bits.
 """
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import Any
 
 import pytest
@@ -18,6 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastglow import Tacotron2, kernels
+from fastglow.kernels.arguments import dtype_name
+from fastglow.kernels.backend import CPU_DTYPES
+from fastglow.kernels.cpu import fast_dtype, pack_decoder
 from fastglow.kernels.decode_loop import decode_loop, fold_decoder
 
 from . import plain_tacotron2, tacotron2_model
@@ -40,8 +43,12 @@ P_DROPOUT = 0.5
 FRAMES = 128  # per call
 CHECKED_FRAMES = 16  # the first ones; all later frames depend on them
 
-GRAPH, PERSISTENT = "graph", "persistent"
+GRAPH, PERSISTENT, ON_A_CPU = "graph", "persistent", "cpu"
 TARGETS = {GRAPH: 25, PERSISTENT: 12}  # microseconds per frame of one item in float16
+CPU_TARGETS: dict[str, dict[str, float]] = {
+    "bfloat16": {"us_per_frame": 1500, "times_peer": 3.5},
+    "int8": {"us_per_frame": 700},
+}
 
 
 @lru_cache
@@ -70,7 +77,8 @@ class SeededPrenet(nn.Module):
 
 @dataclass(frozen=True)
 class Decoding(Workload):
-    """`method`: GRAPH or PERSISTENT; `text`: symbols of each of `batch` items."""
+    """`method`: GRAPH, PERSISTENT or ON_A_CPU; `text`: symbols of each of `batch` items; `lstm_weights`: as of
+    `pack_decoder`."""
 
     case: str
     method: str
@@ -79,6 +87,7 @@ class Decoding(Workload):
     dtype: torch.dtype
     small: bool = False
     n_frames: int = FRAMES
+    lstm_weights: torch.dtype | None = None
 
     op = "decode_loop"
     directions = (INFERENCE,)
@@ -87,10 +96,28 @@ class Decoding(Workload):
     def model(self) -> Tacotron2:
         return new_model(self.small, self.n_frames, self.dtype)
 
+    @property
+    def dtype_name(self) -> str:
+        return dtype_name(self.lstm_weights or self.dtype)
+
+    @property
+    def ceiling(self) -> str:
+        return dtype_name(self.dtype)
+
     def supports(self, implementation: str) -> bool:
-        if implementation == COMPILE:
-            return self.method == GRAPH and self.dtype == torch.float16 and (self.batch == 1 or self.text == 128)
-        return implementation != PEER or self.method == GRAPH
+        if self.lstm_weights is not None:
+            return implementation == FASTGLOW
+        if implementation != COMPILE:
+            return implementation != PEER or self.method != PERSISTENT
+        if self.method == ON_A_CPU:
+            return self.batch == 1
+        return self.method == GRAPH and self.dtype == torch.float16 and (self.batch == 1 or self.text == 128)
+
+    def beside(self) -> "Sequence[Decoding]":
+        if self.small:
+            return ()
+        others = [replace(self, dtype=torch.float32)] if self.dtype != torch.float32 else []
+        return [*others, replace(self, lstm_weights=torch.int8)]
 
     def shapes(self) -> dict[str, list[int]]:
         return {"memory": list(self._memory().shape)}
@@ -98,12 +125,18 @@ class Decoding(Workload):
     def cost(self, direction: str) -> Cost:
         """Every frame reads the weights and the memory it attends to; none of it is assumed to stay on chip."""
         recurrent, output, _ = plain_tacotron2.weights_of(self.model.decoder)
-        weights = sum(tensor.numel() for tensor in plain_tacotron2.tensors_of((recurrent, output)))
+        weights = tacotron2_model.decoder_weights(self.model)
         A, _, taps = len(recurrent.attention.query), *recurrent.attention.location_conv.shape[1:]
         D = self._memory().shape[2]
         read = weights + self.batch * self.text * (D + A)
         products = self.batch * (weights + self.text * ((2 * taps + 1) * A + D))
-        return Cost(self.n_frames * read * self.dtype.itemsize, self.n_frames * 2 * products)
+        per_frame = read * self.dtype.itemsize
+        if self.lstm_weights is not None:
+            in_lstms = sum(
+                x.numel() for x in plain_tacotron2.tensors_of((recurrent.attention_rnn, recurrent.decoder_rnn))
+            )
+            per_frame += in_lstms * (self.lstm_weights.itemsize - self.dtype.itemsize)
+        return Cost(self.n_frames * per_frame, self.n_frames * 2 * products, reread=per_frame)
 
     def capturable(self, direction: str) -> bool:
         return False  # the host reads how many steps each item took
@@ -115,7 +148,11 @@ class Decoding(Workload):
         return self.n_frames
 
     def targets(self, direction: str) -> dict[str, float]:
-        return {"us_per_frame": TARGETS[self.method]} if self.batch == 1 and self.dtype == torch.float16 else {}
+        if self.batch != 1 or self.small:
+            return {}
+        if self.method == ON_A_CPU:
+            return CPU_TARGETS.get(self.dtype_name, {})
+        return {"us_per_frame": TARGETS[self.method]} if self.dtype == torch.float16 else {}
 
     def call(self, implementation: Implementation, direction: str) -> Callable[[], object]:
         return self._run(implementation, self._memory())
@@ -129,7 +166,7 @@ class Decoding(Workload):
         frames = actual[0].shape[1]
         assert frames == self.n_frames, f"got {frames} frames, not {self.n_frames}"
         checked = min(CHECKED_FRAMES, frames)
-        usual = self._plain(self.model, memory, seeds, checked)
+        usual = self._plain(self.model if self.lstm_weights is None else in_8_bits(self.model), memory, seeds, checked)
         exact = self._plain(copy.deepcopy(self.model).double(), memory.double(), seeds, checked)
         n = len(actual)
         return largest_error([x[:, :checked] for x in actual], usual[:n], exact[:n], direction)
@@ -180,7 +217,11 @@ class Decoding(Workload):
                 decoder.prenet = SeededPrenet(decoder.prenet, seeds)
             return torch.no_grad()(lambda: [decoder.infer(memory, lengths)[0].transpose(1, 2)])
         recurrent, output, _ = plain_tacotron2.weights_of(model.decoder)
-        folded = fold_decoder(recurrent, output) if implementation.name == FASTGLOW else None
+        folded = packed = None
+        if implementation.name == FASTGLOW and self.method == ON_A_CPU:
+            packed = pack_decoder(recurrent, output, self.dtype, self.lstm_weights)
+        elif implementation.name == FASTGLOW:
+            folded = fold_decoder(recurrent, output)
         seeds = torch.arange(len(memory), device=device()) if seeds is None else seeds
         processed = self._processed(memory) if processed_memory is None else processed_memory
 
@@ -195,18 +236,30 @@ class Decoding(Workload):
                 p_prenet_dropout=P_DROPOUT,
                 gate_threshold=1.0,
                 max_steps=self.n_frames,
-                method=self.method,
+                method=None if self.method == ON_A_CPU else self.method,
                 folded=folded,
+                packed=packed,
             )
             return frames, alignments
 
         return torch.no_grad()(run)
 
 
-def decoding(
-    method: str, batch: int, text: int, dtype: torch.dtype, small: bool = False, n_frames: int = FRAMES
-) -> Decoding:
-    return Decoding(f"{method}-{batch}x{text}", method, batch, text, dtype, small, n_frames)
+def in_8_bits(model: Tacotron2) -> Tacotron2:
+    """A copy whose LSTMs' rows, of input and state together, are rounded to 127ths of their largest magnitude."""
+    model = copy.deepcopy(model)
+    for cell in (model.decoder.attention_rnn, model.decoder.decoder_rnn):
+        step = torch.cat((cell.weight_ih, cell.weight_hh), dim=1).float().abs().amax(1, keepdim=True) / 127
+        for weight in (cell.weight_ih, cell.weight_hh):
+            weight.copy_((weight.float() / step).round() * step)
+    return model
+
+
+def decoding(method: str, batch: int, text: int, dtype: torch.dtype, **options: Any) -> Decoding:
+    return Decoding(f"{method}-{batch}x{text}", method, batch, text, dtype, **options)
+
+
+small = partial(decoding, ON_A_CPU, text=7, small=True, n_frames=20)
 
 
 GRID = [(batch, text) for text in (128, 32, 256) for batch in (1, 64, 4, 16)]
@@ -217,7 +270,11 @@ WORKLOADS = on_this_machine(
         *(decoding(PERSISTENT, *sizes, torch.float16) for sizes in GRID if sizes[0] <= 4),
         *(decoding(method, 1, 128, torch.float32) for method in (GRAPH, PERSISTENT)),
     ],
-    cpu=[decoding(GRAPH, batch, 7, torch.float32, small=True, n_frames=20) for batch in (1, 3)],
+    cpu=[
+        *(small(batch=batch, dtype=dtype) for batch in (1, 3) for dtype in CPU_DTYPES),
+        small(batch=2, dtype=torch.bfloat16, lstm_weights=torch.int8),
+        *(decoding(ON_A_CPU, batch, 128, fast_dtype()) for batch in (1, 8)),
+    ],
 )
 
 

@@ -3,7 +3,8 @@
 A call speaks texts of 16, 128 or 512 characters, from the strings to the finished samples in the host's memory; 512 are
 four sentences. It decodes a fixed number of frames a sentence, because with a threshold of 1 no gate fires. The first
 sound is `Synthesizer.stream`'s first chunk. NVIDIA's code gets the symbols and returns its samples to the host; it
-draws its own noise, and its first sound is its whole result.
+draws its own noise, and its first sound is its whole result. On a CPU it is the bundled voice that speaks, and the
+command from its start to the file.
 """
 
 import copy
@@ -23,10 +24,12 @@ from fastglow.audio.loudness import LEVEL_DB
 from fastglow.engine import Speech
 from fastglow.engine.acoustic import MAX_SYMBOLS
 from fastglow.engine.synthesizer import FIRST_CHUNK_FRAMES
+from fastglow.kernels.cpu import fast_dtype
 from fastglow.models import WaveGlow
 
 from . import test_bench_decode_loop as decode_loop
 from . import waveglow_model
+from .bundled_voice import BundledVoice, StartToFile
 from .environment import device
 from .precision import OFF
 from .waveglow_model import SIGMA
@@ -235,14 +238,20 @@ def synthesis(characters: int, batch: int = 1, streamed: bool = False) -> Synthe
 
 small = partial(Synthesis, dtype=torch.float32, channels=16, n_frames=30, small=True)
 
-WORKLOADS = on_this_machine(
+WORKLOADS: list[Workload] = on_this_machine(
     gpu=[
         synthesis(128),
         synthesis(128, streamed=True),
         *(synthesis(128, batch) for batch in (8, 64)),
         *(synthesis(characters, batch) for characters in (16, 512) for batch in (1, 8, 64)),
     ],
-    cpu=[small("small"), small("small-first-sound", streamed=True), small("small-batch", n_sentences=2, batch=3)],
+    cpu=[
+        small("small"),
+        small("small-first-sound", streamed=True),
+        small("small-batch", n_sentences=2, batch=3),
+        BundledVoice("heart-128-characters", TEXT, fast_dtype()),
+        StartToFile(),
+    ],
 )
 
 

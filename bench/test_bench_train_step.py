@@ -14,13 +14,16 @@ import torch
 from torch import nn
 
 from fastglow import Tacotron2, WaveGlow
+from fastglow.kernels.cpu import fast_dtype
 
 from . import tacotron2_model, waveglow_model
-from .precision import BF16, FP16, OFF, TF32, Precision, cpu_has_bf16
+from .environment import has_gpu
+from .precision import BF16, FP16, OFF, TF32, Precision
 from .training import Batch, Recipe, Trainee, TrainStep
 from .workload import COMPILE, Implementation, cases, on_this_machine
 
 CHECKED_FRAMES = 24
+CHECKED_SAMPLES = 500  # of each segment, on a CPU
 
 LONGEST, SHORTEST = (180, 860), (20, 272)
 """Symbols and frames of an item. Evenly spread between, they have LJSpeech's means: 100 and 566, of at most 870."""
@@ -115,7 +118,9 @@ class WaveGlowStep(TrainStep):
         return {"samples_per_second": 1.5e6, "percent_of_bfloat16_ceiling": 40}
 
     def new_batch(self, checked: bool) -> Batch:
-        return waveglow_model.new_batch(self.model, self.batch, self.audio_length)
+        # On a CPU float64 takes long.
+        n = CHECKED_SAMPLES if checked and not has_gpu() else self.audio_length
+        return waveglow_model.new_batch(self.model, self.batch, n)
 
     def trainee(self, implementation: Implementation, model: nn.Module, dropout: bool) -> Trainee:
         assert isinstance(model, WaveGlow)
@@ -134,7 +139,9 @@ def in_precisions(step: StepT, *precisions: Precision) -> list[StepT]:
 
 def on_a_cpu(small: StepT, wide: StepT) -> list[StepT]:
     """`small` to verify, `wide` to time."""
-    return in_precisions(small, OFF, TF32, BF16, FP16) + in_precisions(wide, *[BF16] * cpu_has_bf16())
+    return in_precisions(small, OFF, TF32, BF16, FP16) + in_precisions(
+        wide, BF16 if fast_dtype() == torch.bfloat16 else OFF
+    )
 
 
 def tacotron2_steps() -> list[Tacotron2Step]:

@@ -1,7 +1,9 @@
-"""GPU times for pytest-benchmark.
+"""Times for pytest-benchmark, by a clock of our own.
 
-A round is one replay of a CUDA graph of many calls, timed by two events: no host time, no sync after a launch. The
-calls rotate over several sets of inputs and outputs, enough that each set has left the L2 cache when it is used
+On a CPU implementations are timed in turn, so that the machine's changing speed affects all alike.
+
+On a GPU a round is one replay of a CUDA graph of many calls, timed by two events: no host time, no sync after a launch.
+The calls rotate over several sets of inputs and outputs, enough that each set has left the L2 cache when it is used
 again. A call with a host sync cannot be captured: it is timed as a run of launches, also between two events.
 """
 
@@ -23,12 +25,12 @@ FEWEST_ROUNDS, MOST_ROUNDS = 7, 50
 MAX_CALLS_PER_ROUND = 400
 CACHE_TIMES = 3  # total size of all sets, in multiples of the L2 cache
 MAX_SETS = 128
-ROUNDS_IN_TURN = 5
+FEWEST_IN_TURN, MOST_IN_TURN = 3, 25
 
 Call = Callable[[], object]
 
 
-class GpuClock:
+class Clock:
     """The timer given to pytest-benchmark: the sum of all measured seconds per call."""
 
     def __init__(self) -> None:
@@ -38,7 +40,7 @@ class GpuClock:
         return self.seconds
 
 
-CLOCK = GpuClock()
+CLOCK = Clock()
 
 
 def sets_needed(bytes_per_call: int, cache_bytes: int) -> int:
@@ -132,23 +134,30 @@ def time_rounds(benchmark: BenchmarkFixture, timed: Round) -> None:
     benchmark.pedantic(round_, rounds=timed.rounds, warmup_rounds=timed.warm_rounds)
 
 
-def time_in_turn(benchmark: BenchmarkFixture, call: Call, other: Call) -> tuple[float, list[float]]:
-    """Times two calls on a CPU in turn, so that the machine's changing speed affects both alike.
+def time_in_turn(calls: Sequence[Call], limit: float) -> list[list[float]]:
+    """Each call's seconds in every round, on a CPU; a round makes all calls.
 
-    Returns:
-        the median seconds of `other`, and its time over `call`'s in each round; pytest-benchmark gets the times of
-        `call`.
+    Args:
+        limit: no round starts after so many seconds, but FEWEST_IN_TURN are made.
     """
-    others: list[float] = []
+    taken: list[list[float]] = [[] for _ in calls]
+    end = time.perf_counter() + limit
+    while len(taken[0]) < FEWEST_IN_TURN or (len(taken[0]) < MOST_IN_TURN and time.perf_counter() < end):
+        for call, seconds in zip(calls, taken, strict=True):
+            start = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - start)
+    return taken
 
-    def time_other() -> None:
-        start = time.perf_counter()
-        other()
-        others.append(time.perf_counter() - start)
 
-    benchmark.pedantic(call, setup=time_other, rounds=ROUNDS_IN_TURN)
-    assert benchmark.stats is not None
-    return statistics.median(others), [b / a for a, b in zip(benchmark.stats.stats.data, others, strict=True)]
+def record(benchmark: BenchmarkFixture, rounds: Sequence[float]) -> None:
+    """Reports measured seconds to pytest-benchmark, whose timer must be `CLOCK`."""
+    left = iter(rounds)
+
+    def round_() -> None:
+        CLOCK.seconds += next(left)
+
+    benchmark.pedantic(round_, rounds=len(rounds))
 
 
 def median_seconds(calls: Sequence[Call], capturable: bool = True) -> float:

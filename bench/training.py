@@ -2,7 +2,7 @@
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .environment import device, has_gpu
-from .precision import BF16, OFF, Precision
+from .precision import OFF, Precision
 from .workload import EAGER, PEER, TRAIN_STEP, Cost, Implementation, Workload, launching
 
 STEPS_FOR_THE_SCALE = 24
@@ -112,7 +112,7 @@ class TrainStep(Workload):
     Attributes:
         precision: of forward, loss and backward.
         batch: items.
-        small: a small model, for runs that only verify on a CPU.
+        small: a small model.
     """
 
     case: str
@@ -161,12 +161,8 @@ class TrainStep(Workload):
         # On a CPU, fastglow trains with its references: they are timed once.
         return implementation != EAGER or has_gpu() or self.small
 
-    def runs(self, timed: bool) -> bool:
-        return has_gpu() or timed != self.small
-
-    def beside(self) -> "TrainStep | None":
-        """On a CPU, whose speed varies, bf16 is timed in turn with float32."""
-        return replace(self, precision=OFF) if self.precision == BF16 and not has_gpu() else None
+    def beside(self) -> "Sequence[TrainStep]":
+        return () if self.small or self.precision == OFF else (replace(self, precision=OFF),)
 
     def details(self) -> dict[str, Any]:
         return {"precision": self.precision.name, "batch": self.batch}

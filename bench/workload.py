@@ -35,10 +35,12 @@ class Cost:
     Attributes:
         bytes: each input read once, each output written once.
         flops: additions plus multiplications.
+        reread: the bytes that are read again and again, which a cache may hold a part of; None: `bytes` are copied.
     """
 
     bytes: int
     flops: int
+    reread: int | None = None
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,14 @@ class Workload(ABC):
         dtype: of the computation.
         directions: keys of FACTORS.
         composed: made of other workloads, which are tuned and predicted instead.
+        small: its sizes are for verifying on a CPU, which is not timed.
     """
 
     op: str
     case: str
     dtype: torch.dtype
     composed = False
+    small: bool
 
     @property
     @abstractmethod
@@ -103,13 +107,13 @@ class Workload(ABC):
     def supports(self, implementation: str) -> bool:
         """Whether the implementation provides this computation."""
 
-    def runs(self, timed: bool) -> bool:
-        """Whether a run includes it; `timed`: the run measures times, else it only verifies."""
-        return True
+    def runs(self, small: bool) -> bool:
+        """Whether a run includes it; `small`: on a CPU, the run has the small sizes, else the published ones."""
+        return has_gpu() or small == self.small
 
-    def beside(self) -> "Workload | None":
-        """What to time in turn with it, on a CPU, for a ratio that the machine's load does not change."""
-        return None
+    def beside(self) -> "Sequence[Workload]":
+        """The same in other precisions: on a CPU they are timed in turn with it."""
+        return ()
 
     @abstractmethod
     def shapes(self) -> dict[str, list[int]]:
@@ -156,7 +160,7 @@ class Workload(ABC):
         return ()
 
     def targets(self, direction: str) -> dict[str, float]:
-        """Targets by metric, a key of `report.TARGETS`; bench/README.md lists them."""
+        """Targets by metric, a key of `targets.FORMATS`; bench/README.md lists them."""
         return {}
 
     def details(self) -> dict[str, Any]:
@@ -186,6 +190,7 @@ class Operation(Workload):
     op: str
     case: str
     dtype: torch.dtype
+    small = True  # on a CPU it is its reference
     inputs: Callable[[], dict[str, Tensor]]
     function: Callable[..., Any]
     reference: Callable[..., Any]

@@ -76,7 +76,8 @@ def test_every_cut_of_the_file_is_read_and_continued(tmp_path):
 
 def test_a_timed_benchmark_is_in_the_journal_and_in_the_report(tmp_path):
     path = tmp_path / "journal.jsonl"
-    options = ["-p", "bench.journal", f"--journal={path}", "-q", "-p", "no:cacheprovider", "--benchmark-max-time=0.01"]
+    options = ["-p", "bench.journal", f"--journal={path}", "-q", "-p", "no:cacheprovider"]
+    options += ["--small", "-k", "forward", "--benchmark-max-time=0.01"]
     command = [sys.executable, "-m", "pytest", "bench/test_bench_prenet.py", *options]
     subprocess.run(command, cwd=environment.ROOT, check=True, stdout=subprocess.DEVNULL)
     run = results.load([path])

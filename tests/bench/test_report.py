@@ -2,7 +2,7 @@
 
 import json
 
-from bench import journal, report, results
+from bench import journal, report, results, targets
 
 from .conftest import benchmark
 
@@ -37,11 +37,11 @@ def test_targets(write_run):
     ]  # fmt: skip
     run = results.load([write_run(rows)])
     table = run.by_name()
-    assert report.judged(table[NAME]) == [
+    assert targets.judged(table[NAME]) == [
         (">= 85.0 % of ceiling", "MISSED (84.9 % of ceiling)"),
         (">= 1.00 x compile", "met (1.00 x)"),
     ]
-    assert report.judged(table["waveglow/train-512/train_step"]) == [
+    assert targets.judged(table["waveglow/train-512/train_step"]) == [
         (">= 1,500,000 samples/s", "met (1,600,000 samples/s)"),
         (">= 1.00 x compile", "MISSED (0.90 x)"),
     ]
@@ -52,16 +52,16 @@ def test_absolute_targets_follow_the_ceilings():
     """They are stated for an H200: 4.3 TB/s and 790 TFLOP/s."""
     h200 = {"bytes_per_second": 4.3e12, "flops_per_second": {"bfloat16": 790e12}}
     half = {"bytes_per_second": 2.15e12, "flops_per_second": {"bfloat16": 1580e12}}
-    assert report.scaled("us_per_frame", 12, "memory", h200) == 12
-    assert report.scaled("us_per_frame", 12, "memory", half) == 24
-    assert report.scaled("samples_per_second", 1.5e6, "arithmetic", half) == 3e6
-    assert report.scaled("frames_per_second", 1e6, "memory", half) == 0.5e6
-    assert report.scaled("percent_of_ceiling", 85, "memory", half) == 85
-    assert report.scaled("us_per_frame", 12, "memory", None) == 12
+    assert targets.scaled("us_per_frame", 12, "memory", h200) == 12
+    assert targets.scaled("us_per_frame", 12, "memory", half) == 24
+    assert targets.scaled("samples_per_second", 1.5e6, "arithmetic", half) == 3e6
+    assert targets.scaled("frames_per_second", 1e6, "memory", half) == 0.5e6
+    assert targets.scaled("percent_of_ceiling", 85, "memory", half) == 85
+    assert targets.scaled("us_per_frame", 12, "memory", None) == 12
     info = {"targets": {"us_per_frame": 12}, "us_per_frame": 20.0, "bound": "memory"}
     rows = {"fastglow": results.Row("a/b/c", "fastglow", 1.0, "", info)}
-    assert report.judged(rows, half) == [("<= 24.0 us/frame", "met (20.0 us/frame)")]
-    assert report.judged(rows, h200) == [("<= 12.0 us/frame", "MISSED (20.0 us/frame)")]
+    assert targets.judged(rows, half) == [("<= 24.0 us/frame", "met (20.0 us/frame)")]
+    assert targets.judged(rows, h200) == [("<= 12.0 us/frame", "MISSED (20.0 us/frame)")]
 
 
 def test_frames(write_run):
@@ -74,10 +74,10 @@ def test_frames(write_run):
     ]
     run = results.load([write_run(rows)])
     table = run.by_name()
-    assert report.judged(table[decoding]) == [("<= 25.0 us/frame", "met (25.0 us/frame)")]
+    assert targets.judged(table[decoding]) == [("<= 25.0 us/frame", "met (25.0 us/frame)")]
     table[decoding]["fastglow"].info["us_per_frame"] = 25.1
-    assert report.judged(table[decoding]) == [("<= 25.0 us/frame", "MISSED (25.1 us/frame)")]
-    assert report.judged(table[training]) == [(">= 1,000,000 frames/s", "met (1,024,000 frames/s)")]
+    assert targets.judged(table[decoding]) == [("<= 25.0 us/frame", "MISSED (25.1 us/frame)")]
+    assert targets.judged(table[training]) == [(">= 1,000,000 frames/s", "met (1,024,000 frames/s)")]
     section = report.markdown(run).partition("## Mel frames")[2].partition("## ")[0]
     assert cells(section, decoding)[1:] == ["25.1 us/frame", "1000.0 us/frame", "-", "-"]
     assert cells(section, training)[1:] == ["1,024,000 frames/s", "-", "-", "-"]
@@ -112,8 +112,10 @@ def test_training_steps(write_run):
 
 def test_steps_timed_in_turn(write_run):
     """The median of the ratios, not the ratio of the medians."""
-    beside = {"case": "train-512-off", "seconds": 4.0, "ratios": [1.5, 2.5, 1.75]}
-    row = step("bf16", "fastglow", 4e4, beside=beside, peak_memory_bytes=None, implementations=["fastglow"])
+    cpu = {"peak_memory_bytes": None, "implementations": ["fastglow"], "median": 4.0}
+    off = step("off", "fastglow", 2e4, **cpu, dtype="float32")["extra_info"]
+    ratios = {"fastglow": {"bfloat16": [1.0] * 3, "float32": [1.5, 2.5, 1.75]}}
+    row = step("bf16", "fastglow", 4e4, **cpu, dtype="bfloat16", ratios=ratios, in_turn=[off])
     text = report.markdown(results.load([write_run([row], gpu=None)]))
     section = text.partition("## Training steps")[2]
     assert cells(section, "waveglow/train-512-off/")[1:] == ["10", "4,000 ms, 20,000 samples/s", "-", "-", "-", "1.00"]
@@ -121,6 +123,41 @@ def test_steps_timed_in_turn(write_run):
         "10", "2,000 ms, 40,000 samples/s", "-", "-", "-", "1.75 (1.50 to 2.50)",
     ]  # fmt: skip
     assert "Failed or skipped" not in text  # eager is the same there
+
+
+def test_a_table_of_a_cpu(write_run):
+    """A row for each precision, with the times of all that were timed in turn with it."""
+    name = "decode_loop/cpu-1x128-{}/inference"
+
+    def of(implementation: str, dtype: str, seconds: float, **info) -> dict:
+        return benchmark(name.format(dtype), implementation, seconds, dtype=dtype, us_per_frame=1e6 * seconds / 128,
+                         median=seconds, **info)  # fmt: skip
+
+    ratios = {"eager": {"bfloat16": [3.0, 9.0, 4.0]}, "peer": {"bfloat16": [5.0] * 3, "float32": [1.0, 6.25, 7.0]}}
+    ours = of("fastglow", "bfloat16", 0.128, ratios=ratios, percent_of_memory_rate=61.4, error=0.00321, times_peer=6.25,
+              targets={"us_per_frame": 1500, "times_peer": 6.5})  # fmt: skip
+    others = [
+        of("eager", "bfloat16", 0.5),
+        of("peer", "bfloat16", 0.64),
+        of("fastglow", "float32", 0.256, ratios={"peer": {"float32": [3.0, 3.5, 2.0]}}),
+        of("peer", "float32", 0.8),
+        of("fastglow", "int8", 0.0768, ratios={}, flops=0),
+    ]
+    ours["extra_info"]["in_turn"] = [other["extra_info"] for other in others]
+    run = results.load([write_run([ours], gpu=None)])
+    text = report.markdown(run)
+    assert "AMD EPYC, AVX512, 2 thread(s); torch 2.13.0, commit 0123abc. Ceilings: " in text
+    assert "copy 3000 GB/s, reading 16.8 MB 50 GB/s, reading 33.6 MB 40 GB/s; matrix product" in text
+    assert cells(text, name.format("bfloat16"))[1:] == [
+        "1.00 ms a frame", "3.91 ms a frame", "-", "5.00 ms a frame", "4.00", "-", "5.00", "6.25", "61 % of reading",
+        "0.003",
+    ]  # fmt: skip
+    assert cells(text, name.format("float32"))[4:10] == ["6.25 ms a frame", "-", "-", "3.00", "3.00", "0 % of copying"]
+    assert cells(text, name.format("int8"))[1:] == ["0.60 ms a frame", *["-"] * 8, "0.0003"]
+    assert targets.verdicts(run)[name.format("bfloat16")] == [
+        ("<= 1500.0 us/frame", "met (1000.0 us/frame)"),  # not scaled by the ceilings
+        (">= 6.50 x NVIDIA's in float32", "MISSED (6.25 x NVIDIA's in float32)"),
+    ]
 
 
 def test_failed_benchmarks_are_named(write_run):
@@ -144,7 +181,7 @@ def test_a_run_without_a_gpu(write_run, tmp_path):
     row = benchmark(NAME, "fastglow", 1e-3, peak_memory_bytes=None, percent_of_bfloat16_ceiling=None,
                     targets={"percent_of_bfloat16_ceiling": 45})  # fmt: skip
     run = results.load([write_run([row], gpu=None)])
-    assert report.judged(run.by_name()[NAME]) == []
+    assert targets.judged(run.by_name()[NAME]) == []
     assert report.markdown(run).startswith("# fastglow on a CPU\n")
 
 

@@ -129,30 +129,41 @@ def test_the_error_bound_is_a_multiple_of_pytorchs_error():
             largest_error([wrong.float()], [off_by(1e-3)], [exact], FORWARD)
 
 
-def test_two_calls_in_turn(monkeypatch):
-    """With a clock that only the calls move."""
+@pytest.mark.parametrize("scale, rounds", [(1.0, 3), (0.1, 17), (0.001, 25)])
+def test_calls_in_turn(monkeypatch, scale, rounds):
+    """With a clock that only the calls move: ten seconds, but neither too few rounds nor too many."""
     clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
     monkeypatch.setattr(timing, "time", clock)
     turns = []
 
-    def call(name: str, seconds: list[float]):
+    def call(name: str, seconds: float):
         def run() -> None:
             turns.append(name)
-            clock.now += seconds[len(turns) // 2 % len(seconds)] if name == "a" else 6.0
+            clock.now += seconds * scale
 
         return run
 
+    taken = timing.time_in_turn([call("a", 1.0), call("b", 3.0), call("c", 2.0)], limit=10.0)
+    assert turns == ["a", "b", "c"] * rounds
+    assert taken == [pytest.approx([seconds * scale] * rounds) for seconds in (1.0, 3.0, 2.0)]
+
+
+def test_measured_seconds_are_recorded():
     class Benchmark:
-        stats = SimpleNamespace(stats=SimpleNamespace(data=[]))
-
-        def pedantic(self, target, setup, rounds):
+        def pedantic(self, target, rounds):
+            self.times = []
             for _ in range(rounds):
-                setup()
-                start = clock.now
+                start = timing.CLOCK()
                 target()
-                self.stats.stats.data.append(clock.now - start)
+                self.times.append(timing.CLOCK() - start)
 
-    seconds, ratios = timing.time_in_turn(Benchmark(), call("a", [1.0, 2.0, 3.0]), call("b", []))
-    assert turns == ["b", "a"] * timing.ROUNDS_IN_TURN
-    assert seconds == 6.0
-    assert ratios == [3.0, 2.0, 6.0, 3.0, 2.0]
+    benchmark = Benchmark()
+    timing.record(benchmark, [0.5, 0.25, 4.0])
+    assert benchmark.times == pytest.approx([0.5, 0.25, 4.0])
+
+
+def test_what_is_reread_is_read_at_the_rate_of_its_size():
+    ceilings = Ceilings(1e9, {"float32": 1e12}, [(16, 4e9), (32, 2e9)])
+    for reread, rate in ((None, 1e9), (8, 4e9), (16, 4e9), (31, 4e9), (32, 2e9), (99, 2e9)):
+        assert ceilings.floor(Cost(10**9, 0, reread), "float32") == (pytest.approx(1e9 / rate), "memory")
+    assert Ceilings(1e9, {}).floor(Cost(10**9, 0, 8), "float32") == (pytest.approx(1.0), "memory")
