@@ -1,12 +1,9 @@
 """Reads text files with one entry per line: filelists, metadata.csv, lexicons, manifests."""
 
-import re
 from pathlib import Path
 
 from fastglow.errors import FastglowError
 from fastglow.text_files import marked_encoding
-
-_LINE_END = re.compile(r"\r\n|\n|\r")
 
 
 def split_lines(text: str) -> list[str]:
@@ -14,7 +11,7 @@ def split_lines(text: str) -> list[str]:
 
     `str.splitlines` also splits at U+0085, U+2028 and other separators, which occur inside copied sentences.
     """
-    lines = _LINE_END.split(text)
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return lines if lines[-1] else lines[:-1]
 
 

@@ -28,6 +28,7 @@ def test_split_lines_is_the_inverse_of_join(lines, end):
         ("a\n\nb", ["a", "", "b"]),
         ("a\r\n\rb\n", ["a", "", "b"]),
         ("a\n\r\nb", ["a", "", "b"]),
+        ("a\r\r\nb", ["a", "", "b"]),
     ],
 )
 def test_empty_lines_count(text, lines):

@@ -15,6 +15,7 @@ from fastglow.audio.mel import mel_filterbank
 from fastglow.audio.mel_inversion import MelConstraint, level_above
 from fastglow.audio.stft import Stft, magnitude_of
 from fastglow.errors import FastglowError
+from fastglow.threads import one_thread
 
 _TINY = 1e-10
 
@@ -86,7 +87,8 @@ def griffin_lim(
     audio = torch.zeros(len(items), items.size(2) * config.hop_length, device=items.device)
     for item, length, out in zip(items, frames, audio, strict=True):
         if length:
-            with torch.autocast(items.device.type, enabled=False):
+            # Its operations are short: waking other threads for each of them takes longer than they save.
+            with torch.autocast(items.device.type, enabled=False), one_thread():
                 out[: length * config.hop_length] = _reconstruct(
                     item[:, :length], filters, config, n_iter, momentum, seed, power
                 )

@@ -26,6 +26,7 @@ from fastglow.voices import Voice, list_voices
 
 from . import Invocation
 from .inputs import read_whole
+from .loading import load_engine
 from .options import VoiceChoice, check_keywords, given_keywords, speech_options, voice_options
 from .reports import computed_with, nothing_spoken, sentence_reports
 from .signals import ending_cleanly
@@ -89,10 +90,7 @@ def _synth(
     raw: bool, chunk_frames: int | None, warmup: bool, json_lines: bool, resume: bool, plot: str | None, as_json: bool,
     quiet: bool, options: dict[str, Any],
 ) -> int | None:  # fmt: skip
-    from fastglow.plotting import require_matplotlib
-    from fastglow.threads import let_threads_sleep
-
-    let_threads_sleep()  # before torch is loaded
+    load_engine()
     voice, keywords = VoiceChoice.of(options), given_keywords(options)
     if json_lines:
         _refuse("--json-lines", {"TEXT": text, "--raw": raw, "--plot": plot, "--chunk-frames": chunk_frames})
@@ -119,6 +117,8 @@ def _synth(
     else:
         format = output_format(output, format)
     if plot:
+        from fastglow.plotting import require_matplotlib
+
         check_writable(plot)
         require_matplotlib()
     if not whole_text.strip():

@@ -15,6 +15,8 @@ from fastglow.audio import MelConfig
 from fastglow.checkpoint import load_checkpoint
 from fastglow.devices import pick_device
 from fastglow.errors import FastglowError
+from fastglow.kernels.arguments import dtype_name
+from fastglow.kernels.backend import CPU_DTYPES
 from fastglow.kernels.cpu import fast_dtype
 from fastglow.models import Tacotron2, WaveGlow
 from fastglow.text import Lexicon, split_sentences
@@ -63,7 +65,7 @@ class Synthesizer(Speaker):
 
     Raises:
         FastglowError: models that do not fit each other, the vocoder, the lexicon or the device; a bad lexicon; an
-            unknown cpu_decoder, or one on another device.
+            unknown cpu_decoder, or one on another device or in another dtype than float32 and bfloat16.
     """
 
     def __init__(
@@ -84,12 +86,12 @@ class Synthesizer(Speaker):
     ):
         self.device = pick_device(device)
         on_cpu = self.device.type == "cpu"
-        if cpu_decoder is not None and not (on_cpu and cpu_decoder in CPU_DECODERS):
-            raise FastglowError(
-                f"cpu_decoder={cpu_decoder!r} with device={str(self.device)!r}: use {' or '.join(CPU_DECODERS)} on a "
-                "CPU, or leave it out"
-            )
         self.dtype = dtype or (fast_dtype() if on_cpu else torch.float32)
+        if cpu_decoder is not None and not (on_cpu and self.dtype in CPU_DTYPES and cpu_decoder in CPU_DECODERS):
+            raise FastglowError(
+                f"cpu_decoder={cpu_decoder!r} with device={str(self.device)!r} and dtype={dtype_name(self.dtype)}: use "
+                f"{' or '.join(CPU_DECODERS)} on a CPU in float32 or bfloat16, or leave it out"
+            )
         self.cpu_decoder = cpu_decoder
         used = waveglow if vocoder == "waveglow" else None
         settings = resolve_settings(tacotron2, used, audio, text_cleaners, lexicon)

@@ -4,7 +4,7 @@ import gzip
 import hashlib
 import re
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 
@@ -19,7 +19,6 @@ Pronounce = Callable[[str], str | None]
 
 _word = re.compile(r"(?<!\w)[A-Za-z]+(?:'[A-Za-z]+)*(?!\w)")
 _variant = re.compile(r"\(\d+\)$")
-_unusual = re.compile(r"[^!-~\n]|[A-Z#(]")
 _phones = frozenset(ARPABET)
 _sibilants = frozenset("S Z SH ZH CH JH".split())
 _voiceless = frozenset("P T K F TH".split())
@@ -88,24 +87,9 @@ def _read(path: Path) -> dict[str, str]:
         data = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
     except (OSError, EOFError, zlib.error) as error:
         raise FastglowError(f"cannot read the lexicon {path}: {getattr(error, 'strerror', None) or error}") from error
-    lines = split_lines(decode_text(data, f"the lexicon {path}", warn=False))  # CMUdict 0.7b is Latin-1
-    return _parse_plain(lines) or _parse(lines, path)
-
-
-def _parse_plain(lines: Iterable[str]) -> dict[str, str] | None:
-    """The pronunciations, if no line has capitals, a variant, a comment after the phones, or white space but single
-    spaces, and no word is there twice. This takes two thirds of the time, which a command feels."""
-    parts = [line.partition(" ") for line in lines if line and not line.startswith(";;;")]
-    pronunciations = {word: phones for word, _, phones in parts}
-    plain = len(pronunciations) == len(parts) > 0 and "" not in pronunciations
-    if not plain or _unusual.search("\n".join(pronunciations)):
-        return None
-    return pronunciations if _phones.issuperset(" ".join(pronunciations.values()).split(" ")) else None
-
-
-def _parse(lines: Iterable[str], path: Path) -> dict[str, str]:
+    text = decode_text(data, f"the lexicon {path}", warn=False)  # CMUdict 0.7b is Latin-1
     pronunciations: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(split_lines(text), 1):
         if line.startswith(";;;"):
             continue
         word, *phones = line.partition("#")[0].split() or [""]
@@ -115,5 +99,7 @@ def _parse(lines: Iterable[str], path: Path) -> dict[str, str]:
             unknown = [phone for phone in phones if phone not in _phones]
             what = f"unknown phone {unknown[0][:40]!r}" if unknown else "no phones"
             raise FastglowError(f"{path}, line {number}: {what} for {word[:40]!r}: use ARPAbet as CMUdict does")
-        pronunciations.setdefault(_variant.sub("", word).lower(), " ".join(phones))
+        if word.endswith(")"):
+            word = _variant.sub("", word)
+        pronunciations.setdefault(word.lower(), " ".join(phones))
     return pronunciations

@@ -52,8 +52,7 @@ def decode_pieces(
     with modes():
         loop = _Loop(memory, processed_memory, lengths, seeds, weights, p_prenet_dropout)
     sizes = sizes_of_pieces("piece_steps", piece_steps)
-    # The largest gate whose sigmoid is not above the threshold.
-    limit = math.log(gate_threshold / (1 - gate_threshold)) if 0 < gate_threshold < 1 else gate_threshold * math.inf
+    limit = _logit(gate_threshold)
     running = lengths.numpy() > 0
     steps = np.zeros(len(memory), np.int64)
     start, ended = 0, False
@@ -81,6 +80,13 @@ def decode_pieces(
         yield DecodePiece(frames, torch.from_numpy(steps.copy()), alignments, goes_on)
         if start == max_steps or (ended and early_stopping):
             return
+
+
+def _logit(p: float) -> float:
+    """The largest gate whose sigmoid is at most p; NaN if there is none."""
+    if 0 < p < 1:
+        return math.log(p / (1 - p))
+    return math.nan if p < 0 else -math.inf if p == 0 else math.inf
 
 
 class _Loop:

@@ -15,7 +15,7 @@ def has_bfloat16() -> bool:
         return False
     if platform.machine().lower() in ("x86_64", "amd64"):
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return _onednn_takes_bfloat16()
 
 
 def fast_dtype() -> torch.dtype:
@@ -30,4 +30,9 @@ def has_onednn() -> bool:
 
 def packs(dtype: torch.dtype) -> bool:
     """Whether oneDNN packs weights of this dtype here."""
-    return has_onednn() and (dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return has_onednn() and (dtype == torch.float32 or _onednn_takes_bfloat16())
+
+
+def _onednn_takes_bfloat16() -> bool:
+    """On x86 also where it emulates it."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -319,6 +319,29 @@ def test_bad_arguments_of_calls(synthesizer, call, message):
         call(synthesizer)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cpu_decoder": "int4"}, "cpu_decoder='int4' with device='cpu' and dtype=.*: use int8 on a CPU in float32 or"),
+        ({"cpu_decoder": "int8", "dtype": torch.float64}, "cpu_decoder='int8' with device='cpu' and dtype=float64"),
+    ],
+)
+def test_bad_types_of_the_decoder(voice_folder, options, message):
+    with pytest.raises(FastglowError, match=message):
+        Synthesizer.from_voice(voice_folder, device="cpu", **options)
+
+
+def test_types_of_the_decoder(voice_folder):
+    """Another synthesizer of the same model has its own."""
+    voice = Synthesizer.from_voice(voice_folder, device="cpu", dtype=torch.float32, cpu_decoder="int8")
+    assert (voice.dtype, voice.cpu_decoder) == (torch.float32, "int8")
+    rounded = voice.synthesize("Hello.", seed=1).mel
+    exact = Synthesizer(voice.tacotron2, "griffin-lim", device="cpu", dtype=torch.float32).synthesize("Hello.", seed=1)
+    n = 4  # of the first steps, before the gate or the drift decides
+    assert not np.array_equal(rounded[:, :n], exact.mel[:, :n])
+    np.testing.assert_allclose(rounded[:, :n], exact.mel[:, :n], atol=0.1)
+
+
 def test_seeds_may_be_an_array(synthesizer):
     one, two = synthesizer.synthesize_batch(["One.", "One."], np.array([3, 4]))
     assert (one.seed, two.seed) == (3, 4) and not np.array_equal(one.audio, two.audio)

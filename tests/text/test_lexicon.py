@@ -2,7 +2,6 @@
 
 import gzip
 import warnings
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 
 from fastglow.errors import FastglowError
 from fastglow.text import Lexicon, UnspeakableTextWarning, cleaner_names, sequence_to_text, symbols, text_to_sequence
-from fastglow.text.lexicon import _parse, _parse_plain, pronounce_words
+from fastglow.text.lexicon import pronounce_words
 from fastglow.voices import BUNDLED, DEFAULT_VOICE
 
 CMUDICT = BUNDLED / DEFAULT_VOICE / "lexicon.txt.gz"
@@ -259,30 +258,3 @@ def test_any_text_is_accepted(cmudict, cleaner, text):
     # Only letters, and apostrophes inside words, become phones: every mark stays in place.
     assert [i for i in sequence if i < 12 and symbols[i] != "'"] == [i for i in without if i < 12 and symbols[i] != "'"]
     assert bool(sequence) == bool(without)
-
-
-LINES = st.lists(
-    st.tuples(
-        st.sampled_from(["", " ", ";;;", "# "]),
-        st.sampled_from(["a", "b's", "A", "a(2)", "é", "#", ""]),
-        st.sampled_from([" ", "  ", "\t", ""]),
-        st.sampled_from(["AH0", "AH0 B", "AH0  B", "AH0 b", "AH0 # B", "AH0 ", "QQ", ""]),
-    ).map("".join)
-    | st.just("a AH0")
-    | st.just("b B IY1"),
-    max_size=4,
-)
-
-
-@given(LINES)
-def test_a_plain_file_is_read_as_any_other(lines):
-    plain = _parse_plain(lines)
-    if plain is not None:
-        assert list(plain.items()) == list(_parse(lines, Path("x")).items())
-
-
-def test_the_bundled_lexicon_is_plain(cmudict):
-    lines = gzip.decompress(CMUDICT.read_bytes()).decode().splitlines()
-    plain = _parse_plain(lines)
-    assert plain is not None and plain == _parse(lines, CMUDICT)
-    assert all(cmudict(word) == phones for word, phones in list(plain.items())[::1000])
