@@ -21,7 +21,8 @@ def sources(folder: Path) -> dict[str, str]:
 
 IN_KERNELS = sources(ROOT / "kernels")
 REFERENCES = sources(ROOT / "kernels" / "reference")
-OPERATIONS = (IN_KERNELS.keys() | REFERENCES.keys()) - SHARED - {"reference"}
+OTHER_FORMS = {"reference", "cpu"}  # of operations
+OPERATIONS = (IN_KERNELS.keys() | REFERENCES.keys()) - SHARED - OTHER_FORMS
 ON_TRITON = {name for name, source in IN_KERNELS.items() if "@triton.jit" in source} - SHARED
 
 
