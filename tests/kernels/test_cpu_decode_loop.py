@@ -15,7 +15,7 @@ from .decode_loop_cases import CAPS, CASES, MANY, Case, call, joined, reference
 from .test_decode_loop import REFERENCE_CASES
 
 DTYPES = [torch.float32, torch.bfloat16]
-EVERY_CASE = dict.fromkeys([*CASES, *REFERENCE_CASES, MANY, Case((3, 4), n_prenet=(5,))])  # each once
+EVERY_CASE = dict.fromkeys([*CASES, *REFERENCE_CASES, MANY, Case((3, 4), n_prenet=(5,), stops="never")])  # each once
 LONG = Case((9, 4), stops="never", max_steps=70, n_decoder_rnn=32, n_attention_rnn=16)
 
 
