@@ -69,7 +69,7 @@ class Team:
 
         self._runtime = _runtime()
         # PyTorch gives a new thread its number when first asked for it.
-        self.size = self._runtime.omp_get_max_threads() if self._runtime else 1
+        self.size = torch.get_num_threads() if self._runtime else 1
 
     def use(self, n: int) -> None:
         """Computes with n threads from here on."""
