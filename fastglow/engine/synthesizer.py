@@ -59,8 +59,7 @@ class Synthesizer(Speaker):
         denoise: strength of WaveGlow's denoiser; 0: off.
         level: of the voice's speech in dBFS; default: measured when it is first needed.
         device: default: the GPU if there is one.
-        dtype: of the weights; default: bfloat16 on a CPU that has instructions for it, else float32. On a CPU, signals
-            and states stay float32, and so do the results.
+        dtype: of the weights; default: as they are. On a CPU, bfloat16 takes and gives float32 mels and audio.
         cpu_decoder: 'int8': on a CPU the decoder reads its LSTMs' weights rounded to 8 bits, with a scale for each row.
 
     Raises:
@@ -86,7 +85,7 @@ class Synthesizer(Speaker):
     ):
         self.device = pick_device(device)
         on_cpu = self.device.type == "cpu"
-        self.dtype = dtype or (fast_dtype() if on_cpu else torch.float32)
+        self.dtype = dtype or tacotron2.embedding.weight.dtype
         if cpu_decoder is not None and not (on_cpu and self.dtype in CPU_DTYPES and cpu_decoder in CPU_DECODERS):
             raise FastglowError(
                 f"cpu_decoder={cpu_decoder!r} with device={str(self.device)!r} and dtype={dtype_name(self.dtype)}: use "
@@ -100,7 +99,7 @@ class Synthesizer(Speaker):
             if model is not None:
                 # The mode of its parameters: they may have been made or loaded outside, or in the caller's.
                 with torch.inference_mode(next(model.parameters()).is_inference()):
-                    model.to(self.device, self.dtype).eval()
+                    model.to(self.device, dtype).eval()
         tacotron2.decoder.cpu_weights = torch.int8 if cpu_decoder == "int8" else None
         super().__init__(
             settings.audio,
@@ -123,7 +122,8 @@ class Synthesizer(Speaker):
 
         Args:
             name: of a bundled voice, a voice's folder, or a `Voice`.
-            device, dtype, cpu_decoder: as for the constructor.
+            device, cpu_decoder: as for the constructor.
+            dtype: of the weights; default: bfloat16 on a CPU that has instructions for it, else float32.
             overrides: other values for fields of `Voice`: vocoder, sigma, denoise, text_cleaners, lexicon, ...;
                 another tacotron2 brings the audio parameters, cleaners and lexicon that its checkpoint records.
 
@@ -131,6 +131,8 @@ class Synthesizer(Speaker):
             FastglowError: unknown voice, unreadable files, absent device, or a vocoder that the voice lacks.
         """
         voice = with_parts(name if isinstance(name, Voice) else Voice.load(name), **overrides)
+        device = pick_device(device)
+        dtype = dtype or (fast_dtype() if device.type == "cpu" else torch.float32)
         waveglow = None
         if voice.vocoder == "waveglow":
             if voice.waveglow is None:

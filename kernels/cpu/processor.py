@@ -6,9 +6,10 @@ import torch
 
 
 def has_bfloat16() -> bool:
-    """Whether matrix products in bfloat16 are faster than in float32: the processor has instructions for them
-    (AVX512_BF16, AMX, Arm's BF16), and ATEN_CPU_CAPABILITY does not keep PyTorch from vector instructions.
+    """Whether matrix products in bfloat16 are faster than in float32.
 
+    The processor has instructions for them (AVX512_BF16, AMX, on Arm BF16 beside SVE of 256 bits), and
+    ATEN_CPU_CAPABILITY does not keep PyTorch from vector instructions.
     Elsewhere oneDNN may emulate bfloat16, which is slower than float32.
     """
     if not has_onednn() or torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX", "AVX2"):

@@ -342,6 +342,15 @@ def test_types_of_the_decoder(voice_folder):
     np.testing.assert_allclose(rounded[:, :n], exact.mel[:, :n], atol=0.1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_models_of_the_caller_keep_their_type(dtype):
+    model = make_tacotron2().to(dtype)
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    assert Synthesizer(model, "griffin-lim", device="cpu").dtype == dtype
+    for name, x in model.state_dict().items():
+        assert x.dtype == before[name].dtype and torch.equal(x, before[name])
+
+
 def test_seeds_may_be_an_array(synthesizer):
     one, two = synthesizer.synthesize_batch(["One.", "One."], np.array([3, 4]))
     assert (one.seed, two.seed) == (3, 4) and not np.array_equal(one.audio, two.audio)

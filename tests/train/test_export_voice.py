@@ -62,6 +62,7 @@ def spoken(voice, tmp_path, *options):
     """The audio of the command."""
     out = tmp_path / "out.wav"
     arguments = ["synth", TEXT, "-o", str(out), "--voice", str(voice), "--seed", "3", "--device", "cpu", "-q"]
+    arguments += ["--dtype", "float32"]  # as the models are
     assert main([*arguments, *options]) == 0
     return soundfile.read(out, dtype="int16")[0]
 
