@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import partial
-from itertools import pairwise
+from collections.abc import Sequence
 from math import ceil, inf
 
 import torch
@@ -60,8 +56,7 @@ def griffin_lim(
 
     T frames give T * hop_length samples, as WaveGlow does: the last frame is repeated, since an inverse STFT alone
     gives one hop less. Items are independent: with `lengths` [B], in frames, each is the same as alone, followed by
-    zeros. `seed` fixes every item's noise, on any device; None draws it from torch's global generator. A CPU's result
-    does not depend on the number of threads.
+    zeros. `seed` fixes every item's noise, on any device; None draws it from torch's global generator.
     `power` > 1 sharpens each frame at equal energy, as Tacotron (Wang et al., 2017) sharpened its magnitudes: use
     `PREDICTED_POWER` for over-smooth predictions; for recorded mels 1 is best. The level follows the mel, so samples
     can slightly exceed [-1, 1]. `config=None` means the defaults of `MelConfig`.
@@ -89,11 +84,12 @@ def griffin_lim(
     if len(frames) != len(items) or not all(0 <= length <= items.size(2) for length in frames):
         raise FastglowError(f"lengths={frames} must be {len(items)} values between 0 and {items.size(2)} frames")
     audio = torch.zeros(len(items), items.size(2) * config.hop_length, device=items.device)
-    with torch.autocast(items.device.type, enabled=False), _one_core_per_block() as for_each:
+    # Its operations are short: waking other threads for each of them takes longer than they save.
+    with torch.autocast(items.device.type, enabled=False), one_thread():
         for item, length, out in zip(items, frames, audio, strict=True):
             if length:
                 out[: length * config.hop_length] = _reconstruct(
-                    item[:, :length], config, n_iter, momentum, seed, power, for_each
+                    item[:, :length], config, n_iter, momentum, seed, power
                 )
     return audio if log_mel.dim() == 3 else audio[0]
 
@@ -125,15 +121,9 @@ def _source(log_mel: Tensor, stft: Stft, config: MelConfig, seed: int | None) ->
 
 
 def _reconstruct(
-    log_mel: Tensor,
-    config: MelConfig,
-    n_iter: int,
-    momentum: float,
-    seed: int | None,
-    power: float,
-    for_each: Callable[[Callable[[_Block], Tensor], list[_Block]], list[Tensor]],
+    log_mel: Tensor, config: MelConfig, n_iter: int, momentum: float, seed: int | None, power: float
 ) -> Tensor:
-    """Log-mel [C, T] -> audio [T * hop_length]. `for_each` is a `map` over the blocks."""
+    """Log-mel [C, T] -> audio [T * hop_length]."""
     log_mel = F.pad(log_mel.float()[None], (0, 1), mode="replicate")[0].T.contiguous()
     mel = _decompress(log_mel, power)
     stft = Stft(config, len(log_mel), log_mel.device)
@@ -143,19 +133,16 @@ def _reconstruct(
     size = _block_size(mel)
     parts = zip(range(0, len(mel), size), source.split(size), mel.split(size), level.split(size), strict=True)
     blocks = [_Block(stft, constraint, *part) for part in parts]
-    signal = stft.join(for_each(_Block.start, blocks))
+    signal = stft.join([block.start() for block in blocks])
     for _ in range(n_iter):
-        signal = stft.join(for_each(partial(_Block.iterate, signal=signal, momentum=momentum), blocks))
+        signal = stft.join([block.iterate(signal, momentum) for block in blocks])
     return stft.unpad(signal)
 
 
 def _block_size(mel: Tensor) -> int:
     """Frames of a block. It depends on the mel only, and so does the order in which samples are added up."""
     n_frames = len(mel)
-    if mel.device.type != "cpu" or n_frames <= _MOST_FRAMES // 2:
-        return n_frames
-    n_blocks = 2 * ceil(n_frames / (2 * _MOST_FRAMES))  # for an even number of cores
-    return ceil(n_frames / n_blocks)
+    return n_frames if mel.device.type != "cpu" else ceil(n_frames / ceil(n_frames / _MOST_FRAMES))
 
 
 class _Block:
@@ -197,29 +184,3 @@ class _Block:
         self.inside.addcmul_(power[:, :n_bins], inverse[:, :n_bins], value=1 + momentum)
         self.constraint.update(self.inside, self.mel)
         return self.stft.share(ahead.mul_(inverse.mul_(self.magnitude)))
-
-
-@contextmanager
-def _one_core_per_block() -> Iterator[Callable[[Callable[[_Block], Tensor], list[_Block]], list[Tensor]]]:
-    """Gives a `map` over blocks that runs in as many threads as torch may use.
-
-    Threads that share every operation wait for each other thousands of times in a second of audio, and long if another
-    process holds one of the cores. Here each does whole blocks, with operations that use one core.
-    """
-
-    def some(function: Callable[[_Block], Tensor], blocks: list[_Block]) -> list[Tensor]:
-        with one_thread(), torch.inference_mode():
-            return [function(block) for block in blocks]
-
-    def for_each(function: Callable[[_Block], Tensor], blocks: list[_Block]) -> list[Tensor]:
-        n = min(team.size, len(blocks))
-        bounds = [len(blocks) * i // n for i in range(n + 1)]
-        own, *others = (blocks[start:end] for start, end in pairwise(bounds))
-        futures = [pool.submit(some, function, other) for other in others]
-        shares = some(function, own)
-        for future in futures:
-            shares += future.result()
-        return shares
-
-    with one_thread() as team, ThreadPoolExecutor(team.size) as pool:
-        yield for_each
