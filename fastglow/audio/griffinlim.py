@@ -38,7 +38,7 @@ PREDICTED_POWER = 1.2
 def griffin_lim(
     log_mel: Tensor,
     config: MelConfig | None = None,
-    n_iter: int = 60,
+    n_iter: int = 50,
     momentum: float = 0.99,
     seed: int | None = None,
     lengths: Sequence[int] | Tensor | None = None,
