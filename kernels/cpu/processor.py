@@ -43,11 +43,12 @@ def has_onednn() -> bool:
 
 def packs(dtype: torch.dtype) -> bool:
     """Whether oneDNN packs weights of this dtype here, and this PyTorch has the operations."""
-    return has_onednn() and _has_operations() and (dtype == torch.float32 or _onednn_takes_bfloat16())
+    return has_onednn() and has_operations() and (dtype == torch.float32 or _onednn_takes_bfloat16())
 
 
 @cache
-def _has_operations() -> bool:
+def has_operations() -> bool:
+    """Whether this PyTorch has all of `OPERATIONS`."""
     try:
         attrgetter(*OPERATIONS)(torch.ops.mkldnn)
     except AttributeError:
