@@ -130,7 +130,7 @@ def traced() -> bool:
     Not by torch.compile, which breaks its graph at functions that are `launch.uncompiled`.
     """
     if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting()
+        return torch.compiler._is_exporting_flag  # is_exporting() is True in all that PyTorch 2.7 compiles
     return torch.jit.is_tracing() or _transforms_active() or _n_dispatch_modes() > 0
 
 
