@@ -15,6 +15,9 @@ from contextvars import ContextVar
 import torch
 import triton
 from torch import Tensor
+from torch._C import _are_functorch_transforms_active as _transforms_active
+from torch._C import _len_torch_dispatch_stack as _n_dispatch_modes
+from torch.nn import Parameter
 
 from fastglow.errors import FastglowError
 
@@ -100,19 +103,42 @@ def picks_triton(op: str, *tensors: Tensor | None, unsupported: str | None = Non
 CPU_DTYPES = (torch.float32, torch.bfloat16)
 
 
-def picks_cpu(dtype: torch.dtype, *tensors: Tensor) -> bool:
-    """Whether an inference runs in its form for CPUs: no backend is forced, and all is float32 or bfloat16 there.
+def picks_cpu(weight: Tensor, *inputs: Tensor) -> bool:
+    """Whether an inference runs in its form for CPUs: no backend is forced, nothing traces the operations, and all is
+    float32 or bfloat16 there.
 
     Args:
-        dtype: of the computation.
-        tensors: inputs and weights.
+        weight: one of the weights.
+        inputs: of the weight's dtype, or float32 for a bfloat16 weight, or under autocast either; else it is left to
+            PyTorch whether they fit.
     """
-    return (
-        backend_name() == AUTOMATIC
-        and not torch.is_grad_enabled()
-        and dtype in CPU_DTYPES
-        and all(x.device.type == "cpu" and (x.dtype in CPU_DTYPES or not x.is_floating_point()) for x in tensors)
+    if torch.is_grad_enabled() or traced() or backend_name() != AUTOMATIC:
+        return False
+    autocast = autocast_dtype(weight)
+    dtype = autocast or weight.dtype
+    taken = CPU_DTYPES if autocast or dtype == torch.bfloat16 else (dtype,)
+    return dtype in CPU_DTYPES and all(
+        type(x) in (Tensor, Parameter) and x.is_cpu and (x.dtype in taken or not x.is_floating_point())
+        for x in (weight, *inputs)
     )
+
+
+def traced() -> bool:
+    """Whether operations are recorded, transformed or watched (torch.export, torch.jit.trace, torch.func, a dispatch
+    mode): of tensors that may have no memory, and by what knows PyTorch's own operations only.
+
+    Not by torch.compile, which breaks its graph at functions that are `launch.uncompiled`.
+    """
+    if torch.compiler.is_compiling():
+        return torch.compiler._is_exporting_flag  # is_exporting() is True in all that PyTorch 2.7 compiles
+    return torch.jit.is_tracing() or _transforms_active() or _n_dispatch_modes() > 0
+
+
+def fitting(signal: Tensor, weight: Tensor) -> Tensor:
+    """A float32 signal in bfloat16 for such weights on a CPU, where models pass signals on in float32; others as they
+    are."""
+    narrows = signal.is_cpu and (signal.dtype, weight.dtype) == (torch.float32, torch.bfloat16)
+    return signal.to(weight.dtype) if narrows else signal
 
 
 def interprets() -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,9 @@ class Prenet(nn.Module):
 class Decoder(Refreshable):
     """Autoregressive decoder: prenet, attention LSTM, location-sensitive attention, decoder LSTM."""
 
+    # In inference on a CPU, the LSTMs' weights are read in this dtype, or None for that of the parameters.
+    cpu_weights: torch.dtype | None = None
+
     def __init__(self, config: Tacotron2Config):
         super().__init__()
         memory_dim = config.encoder_embedding_dim
@@ -64,10 +67,11 @@ class Decoder(Refreshable):
         self.decoder_rnn = nn.LSTMCell(config.attention_rnn_dim + memory_dim, config.decoder_rnn_dim)
         self.linear_projection = LinearNorm(config.decoder_rnn_dim + memory_dim, self.step_dim)
         self.gate_layer = LinearNorm(config.decoder_rnn_dim + memory_dim, 1, w_init_gain="sigmoid")
-        # In inference on a CPU, the LSTMs' weights are read in this dtype, or None for that of the parameters.
-        self.cpu_weights: torch.dtype | None = None
         self._folded: ParameterCache[kernels.FoldedDecoder] = ParameterCache()
         self._packed: ParameterCache[kernels.PackedDecoder] = ParameterCache()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({"_packed": ParameterCache(), **state})  # absent in pickles of older versions
 
     def recurrent_weights(self) -> RecurrentWeights:
         """The weights that `decode_loop` and `teacher_forced_loop` both take."""

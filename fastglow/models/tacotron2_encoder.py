@@ -1,6 +1,7 @@
 """Tacotron 2's encoder."""
 
 from contextlib import suppress
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,9 @@ class Encoder(Refreshable):
         )
         self.lstm = nn.LSTM(dim, dim // 2, batch_first=True, bidirectional=True)
         self._directions: ParameterCache[tuple[nn.LSTM, nn.LSTM]] = ParameterCache()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({"_directions": ParameterCache(), **state})  # absent in pickles of older versions
 
     def forward(self, x: Tensor, input_lengths: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encode a padded batch.

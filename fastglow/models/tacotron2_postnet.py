@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastglow.kernels.backend import fitting
 from fastglow.modules.convolution import length_mask
 
 from .tacotron2_config import Tacotron2Config
@@ -44,8 +45,8 @@ class Postnet(nn.Module):
         """The mel plus its residual, [B, n_mel_channels, T]; zeros past each item's number of frames [B]."""
         mask = length_mask(n_frames, mel.shape[2]).unsqueeze(1)
         mel = mel * mask
-        dtype = next(self.parameters()).dtype
-        return mel + self(mel.to(dtype), mask.to(dtype))
+        x = fitting(mel, next(self.parameters()))
+        return mel + self(x, mask.to(x.dtype))
 
     @property
     def receptive_field(self) -> int:

@@ -47,9 +47,9 @@ class Upsample(Refreshable, nn.ConvTranspose1d):
         weight, bias = self._folded.get((self.weight, self._bias), lambda: self._fold(n_group, dtype), n_group, dtype)
         n_taps = weight.shape[1] // self.in_channels
         frames = F.pad(mel, (n_taps - 1, 0)).unfold(2, n_taps, 1).transpose(1, 2).flatten(2)  # [B, T, channels * taps]
-        x = F.linear(frames.to(weight.dtype), weight, bias).view(len(mel), -1, self.out_channels * n_group)
+        x = F.linear(backend.fitting(frames, weight), weight, bias).view(len(mel), -1, self.out_channels * n_group)
         x = x.transpose(1, 2)
-        channels_last = backend.picks_triton("wavenet_layer", x) or backend.picks_cpu(x.dtype, x)
+        channels_last = backend.picks_triton("wavenet_layer", x) or backend.picks_cpu(x)
         return x if channels_last else x.contiguous()
 
     @property

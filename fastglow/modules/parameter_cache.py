@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from fastglow.kernels.backend import traced
+from fastglow.kernels.launch import uncompiled
+
 Value = TypeVar("Value")
 
 _unseen_writes = 0
@@ -69,10 +72,14 @@ class ParameterCache(Generic[Value]):
 
     def get(self, parameters: Sequence[Tensor], build: Callable[[], Value], *settings: Hashable) -> Value:
         """`build()`, or its last result for these settings if the parameters have not changed since."""
+        return build() if traced() else self._get(parameters, build, *settings)
+
+    @uncompiled
+    def _get(self, parameters: Sequence[Tensor], build: Callable[[], Value], *settings: Hashable) -> Value:
         _watch_optimizers()
         try:
-            counts = [(x.data_ptr(), x._version, x.dtype) for x in parameters]
-        except RuntimeError:  # inference tensors have no version counter
+            counts = [(x.data_ptr(), _version(x), x.dtype) for x in parameters]
+        except RuntimeError:  # a FakeTensor has no memory
             return build()
         key = (counts, _unseen_writes)
         with self._lock:
@@ -103,6 +110,11 @@ class ParameterCache(Generic[Value]):
         vars(self).update(vars(ParameterCache()))
 
 
+def _version(x: Tensor) -> int | None:
+    """Number of writes; None: of an inference tensor, which does not count them."""
+    return None if x.is_inference() else x._version
+
+
 def _stream_of(parameters: Sequence[Tensor]) -> torch.cuda.Stream | None:
     """The current stream; None where there is none to wait for: on a CPU, and while the caller records it."""
     if not parameters or not parameters[0].is_cuda or torch.cuda.is_current_stream_capturing():
@@ -120,12 +132,18 @@ def _finish(stream: torch.cuda.Stream) -> None:
 class Refreshable(nn.Module):
     """A module with a `ParameterCache`, or with parts that have one."""
 
+    def _load_from_state_dict(self, *args: Any, **kw: Any) -> None:
+        super()._load_from_state_dict(*args, **kw)
+        if any(x.is_inference() for x in parameters_of(self)):
+            self.refresh()
+
     def refresh(self) -> None:
         """Makes inference fold, normalise and invert the weights again: those of every model in this process.
 
         Training steps, `load_state_dict`, `.to()`, new parameters and in-place changes are detected without it. Call
         it after writes that PyTorch does not count: through `parameter.data`, through a NumPy array, DLPack tensor or
-        storage that shares their memory, or by a replayed CUDA graph. Then also make a new `Denoiser`.
+        storage that shares their memory, by a replayed CUDA graph, or in place to weights that were made under
+        torch.inference_mode. Then also make a new `Denoiser`.
         """
         global _unseen_writes
         _unseen_writes += 1

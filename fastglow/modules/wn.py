@@ -1,6 +1,7 @@
 """WaveGlow's WaveNet-like coupling network."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from fastglow import kernels
 from fastglow.errors import FastglowError
 from fastglow.kernels.arguments import check_integers, check_shape
 from fastglow.kernels.cpu.wavenet import PackedWaveNet, pack_wavenet, run_wavenet, supports
+from fastglow.kernels.launch import uncompiled
 
 from .convolution import WeightNormConv1d
 from .module_lists import modules_of_type
@@ -62,6 +64,9 @@ class WN(Refreshable):
         self._folded: ParameterCache[WNWeights] = ParameterCache()
         self._packed: ParameterCache[PackedWaveNet] = ParameterCache()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({"_packed": ParameterCache(), **state})  # absent in pickles of older versions
+
     def forward(
         self, audio: Tensor, spect: Tensor, mask: Tensor | None = None, *, lengths: Tensor | None = None
     ) -> Tensor:
@@ -78,15 +83,12 @@ class WN(Refreshable):
         """
         autocast = kernels.backend.autocast_dtype(self.end.weight)
         if mask is None and self._runs_packed(audio, spect, autocast):
-            kernels.backend.cpu_calls["wavenet_layer"] += self.n_layers
-            packed = self._packed.get(parameters_of(self), lambda: self._pack(autocast), autocast)
-            return _run_packed(audio, spect, lengths, packed)
+            return self._run_packed(audio, spect, lengths, autocast)
         if torch.is_grad_enabled():
             weights = self._normalised()
         else:
             weights = self._folded.get(parameters_of(self), self._fold, autocast)
-            # Signals in float32, as the packed form gives and takes, fit weights in bfloat16 here too.
-            audio, spect = audio.to(weights.start.dtype), spect.to(weights.start.dtype)
+            audio, spect = (kernels.backend.fitting(x, weights.start) for x in (audio, spect))
         start = F.conv1d(audio, weights.start, self.start.bias)
         h: Tensor | None = start if mask is None else start * mask
         skip = None
@@ -113,12 +115,17 @@ class WN(Refreshable):
 
     def _runs_packed(self, audio: Tensor, spect: Tensor, autocast: torch.dtype | None) -> bool:
         weight = self.end.weight
-        dtype = autocast or weight.dtype
         return (
-            kernels.backend.picks_cpu(dtype, audio, spect, weight)
-            and supports(dtype)
+            kernels.backend.picks_cpu(weight, audio, spect)
+            and supports(autocast or weight.dtype)
             and len(weight) <= self.n_channels
         )
+
+    @uncompiled
+    def _run_packed(self, audio: Tensor, spect: Tensor, lengths: Tensor | None, autocast: torch.dtype | None) -> Tensor:
+        kernels.backend.cpu_calls["wavenet_layer"] += self.n_layers
+        packed = self._packed.get(parameters_of(self), lambda: self._pack(autocast), autocast)
+        return _run_packed(audio, spect, lengths, packed)
 
     def _pack(self, autocast: torch.dtype | None) -> PackedWaveNet:
         weights = self._fold()

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastglow.threads import Team, one_thread
@@ -22,6 +23,9 @@ from .linear import Linear
 
 NOISE_BLOCK = 64
 """Steps whose random numbers are drawn together."""
+
+FIRST_STEPS = 256
+"""Steps that a piece has room for at first; the room doubles, because a limit may be far beyond the end."""
 
 TEAM_BYTES = 6 << 20
 """Weights from here on are read by several threads: it takes longer than waking them."""
@@ -59,10 +63,15 @@ def decode_pieces(
     while True:
         n = min(next(sizes), max_steps - start)
         with modes(), one_thread() as team:
-            frames, alignments = (x.new_empty(n, *x.shape) for x in (loop.frame, loop.alignment))
-            gates, own = frames[:, :, -1].numpy(), np.zeros((n, len(memory)), bool)
+            room = min(n, FIRST_STEPS)
+            frames, alignments = (x.new_empty(room, *x.shape) for x in (loop.frame, loop.alignment))
+            gates, own = frames[:, :, -1].numpy(), np.zeros((room, len(memory)), bool)
             taken = 0
             while taken < n and not ended:
+                if taken == room:
+                    room = min(n, 2 * room)
+                    frames, alignments = (_with_room(x, room) for x in (frames, alignments))
+                    gates, own = frames[:, :, -1].numpy(), np.resize(own, (room, len(memory)))
                 loop.step(start + taken, team)
                 frames[taken], alignments[taken] = loop.frame, loop.alignment
                 own[taken] = running
@@ -72,14 +81,22 @@ def decode_pieces(
                 ended = not running.any()
             n = taken if early_stopping else n
             start += n
-            beyond = torch.from_numpy(~own[:n]).unsqueeze(2)
+            beyond = torch.from_numpy(~own[:taken]).unsqueeze(2)
             frames, alignments = (
-                x[:n].masked_fill(beyond, 0.0).transpose(0, 1).contiguous() for x in (frames[:, :, :-1], alignments)
+                F.pad(x[:taken].masked_fill(beyond, 0.0).transpose(0, 1), (0, 0, 0, n - taken)).contiguous()
+                for x in (frames[:, :, :-1], alignments)
             )
         goes_on = start < max_steps and not ended
         yield DecodePiece(frames, torch.from_numpy(steps.copy()), alignments, goes_on)
         if start == max_steps or (ended and early_stopping):
             return
+
+
+def _with_room(x: Tensor, n: int) -> Tensor:
+    """The rows of x, at the start of n."""
+    grown = x.new_empty(n, *x.shape[1:])
+    grown[: len(x)] = x
+    return grown
 
 
 def _logit(p: float) -> float:

@@ -1,8 +1,20 @@
 """What the processor is fast at."""
 
 import platform
+from functools import cache
+from operator import attrgetter
 
 import torch
+
+OPERATIONS = (
+    "_reorder_linear_weight.default",
+    "_linear_pointwise.default",
+    "_linear_pointwise.binary",
+    "_reorder_convolution_weight.default",
+    "_convolution_pointwise_.binary",
+    "_is_mkldnn_bf16_supported.default",
+)
+"""On packed weights, in `torch.ops.mkldnn`. They are PyTorch's private ones, which a version may lack."""
 
 
 def has_bfloat16() -> bool:
@@ -30,8 +42,18 @@ def has_onednn() -> bool:
 
 
 def packs(dtype: torch.dtype) -> bool:
-    """Whether oneDNN packs weights of this dtype here."""
-    return has_onednn() and (dtype == torch.float32 or _onednn_takes_bfloat16())
+    """Whether oneDNN packs weights of this dtype here, and this PyTorch has the operations."""
+    return has_onednn() and has_operations() and (dtype == torch.float32 or _onednn_takes_bfloat16())
+
+
+@cache
+def has_operations() -> bool:
+    """Whether this PyTorch has all of `OPERATIONS`."""
+    try:
+        attrgetter(*OPERATIONS)(torch.ops.mkldnn)
+    except AttributeError:
+        return False
+    return True
 
 
 def _onednn_takes_bfloat16() -> bool:

@@ -29,6 +29,7 @@ from ..arguments import (
 from ..cpu.decode_loop import decode_pieces as cpu_decode_pieces
 from ..cpu.decoder_weights import PackedDecoder, pack_decoder
 from ..decoder_weights import OutputWeights, RecurrentWeights, recurrent_shapes
+from ..launch import uncompiled
 from ..location_attention import attention_too_wide
 from ..reference.decode_loop import DecodePiece, DecodeResult
 from ..reference.decode_loop import decode_pieces as reference_decode_pieces
@@ -57,6 +58,7 @@ Folded = FoldedDecoder | Callable[[torch.dtype], FoldedDecoder] | None
 Packed = PackedDecoder | Callable[[torch.dtype], PackedDecoder] | None
 
 
+@uncompiled
 def decode_loop(
     memory: Tensor,
     processed_memory: Tensor,
@@ -143,6 +145,7 @@ def decode_loop(
         return decoding.result(B, T, early_stopping)
 
 
+@uncompiled
 def decode_pieces(
     memory: Tensor,
     processed_memory: Tensor,
@@ -222,7 +225,8 @@ def _pieces_without_kernels(
     **options: Any,
 ) -> Generator[DecodePiece, None, None]:
     memory, dtype = inputs[0], _dtype(inputs[0])
-    if not backend.picks_cpu(dtype, *inputs, output.projection) or len(memory) == 0:
+    fits = memory.dtype == output.projection.dtype or backend.autocast_dtype(memory) is not None
+    if not fits or len(memory) == 0 or not backend.picks_cpu(output.projection, *inputs):
         return reference_decode_pieces(*inputs, recurrent, output, **options)
     backend.cpu_calls[OP] += 1
     with _kernel_modes(memory):

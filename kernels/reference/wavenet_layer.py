@@ -32,7 +32,7 @@ def wavenet_layer(
     added = conditioning
     if conditioning is not None and cond_weight is not None:
         added = conv1d(conditioning, cond_weight, cond_bias)
-    padding = dilation * (in_weight.shape[2] - 1) // 2
+    padding = int(dilation * (in_weight.shape[2] - 1) // 2)  # a tensor in torch.jit.trace, which PyTorch 2.7 refuses
     acts = gated_activation(conv1d(h, in_weight, in_bias, padding=padding, dilation=dilation), added)
     res_skip = conv1d(acts, res_skip_weight, res_skip_bias)
     if res_skip.shape[1] <= channels:

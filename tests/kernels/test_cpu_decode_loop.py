@@ -7,7 +7,8 @@ import torch
 
 from fastglow.diagnosis.rounding import RUNS, perturbed
 from fastglow.kernels import backend, decode_loop, decode_pieces, pack_decoder
-from fastglow.kernels.cpu import linear
+from fastglow.kernels.cpu import decode_loop as cpu_decode_loop
+from fastglow.kernels.cpu import processor
 from fastglow.kernels.decoder_weights import LSTMWeights
 
 from .checks import assert_as_exact_as, assert_same_bits
@@ -66,12 +67,22 @@ def test_int8_weights_are_computed_with_in_bfloat16(case, dtype):
     check(call(batch, case, packed=packed), of_levels.to(torch.bfloat16), of_levels.to(torch.float64), case)
 
 
-def test_without_onednn(monkeypatch):
+@pytest.mark.parametrize("lacking", ["oneDNN", "an operation", "an overload"])
+def test_without_onednn(monkeypatch, lacking):
     """Plain products, of the same exactness."""
-    monkeypatch.setattr(linear, "packs", lambda dtype: False)
-    for dtype in DTYPES:
-        batch = Case().batch(dtype)
-        check(call(batch, Case()), batch, batch.to(torch.float64), Case())
+    if lacking == "oneDNN":
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    else:
+        name = {"an operation": "_no_such.default", "an overload": "_linear_pointwise.no_such"}[lacking]
+        monkeypatch.setattr(processor, "OPERATIONS", (*processor.OPERATIONS, name))
+    processor.has_operations.cache_clear()
+    try:
+        assert not any(map(processor.packs, DTYPES))
+        for dtype in DTYPES:
+            batch = Case().batch(dtype)
+            check(call(batch, Case()), batch, batch.to(torch.float64), Case())
+    finally:
+        processor.has_operations.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -99,6 +110,26 @@ def test_an_item_of_a_batch_is_as_exact_as_alone(dtype):
         torch.testing.assert_close(together.frames[item], alone.frames[0], atol=tolerance, rtol=0)
         torch.testing.assert_close(together.alignments[item, :, :length], alone.alignments[0], atol=tolerance, rtol=0)
         assert not together.alignments[item, :, length:].any()
+
+
+@pytest.mark.parametrize("early_stopping", [True, False])
+@pytest.mark.parametrize("first", [1, 2, 3, 8, 9])
+def test_results_that_outgrow_their_room_have_the_same_bits(monkeypatch, first, early_stopping):
+    case = Case((7, 3, 5), max_steps=8, early_stopping=early_stopping)
+    batch = case.batch(torch.float32)
+    expected = call(batch, case)
+    assert len(set(expected.steps.tolist())) > 1
+    monkeypatch.setattr(cpu_decode_loop, "FIRST_STEPS", first)
+    assert_same_bits(call(batch, case), expected)
+    assert_same_bits(joined(call(batch, case, decode_pieces, piece_steps=5)), expected)
+
+
+def test_a_limit_for_which_there_is_no_memory():
+    """The gates fire long before."""
+    case = Case(stops="at once")
+    batch = case.batch(torch.float32)
+    assert call(batch, case).frames.shape[1] == 1
+    assert_same_bits(call(batch, replace(case, max_steps=10**12)), call(batch, case))
 
 
 def test_what_it_is_not_for():

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from fastglow import kernels
 from fastglow.errors import FastglowError
-from fastglow.kernels import uniform_noise
+from fastglow.kernels import backend, uniform_noise
 from fastglow.kernels.reference import decode_loop
 from fastglow.models.tacotron2 import DecoderStepLimitWarning
 
@@ -273,6 +274,81 @@ def test_dtypes(dtype):
     torch.testing.assert_close(
         mel[:, :, :steps].double(), exact[:, :, :steps], atol=50 * torch.finfo(dtype).eps, rtol=0
     )
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("signal", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@torch.no_grad()
+def test_only_float32_is_cast_and_only_to_bfloat16(weights, signal):
+    """By the postnet, because the decoder in bfloat16 gives frames in float32."""
+    model = build().to(weights)
+    mel, n_frames = torch.randn(2, 5, 8).to(signal), torch.tensor([8, 3])
+    if signal == weights or (signal, weights) == (torch.float32, torch.bfloat16):
+        residual = model.postnet.refine(mel, n_frames) - mel
+        assert residual.dtype == signal
+        expected = model.postnet.refine(mel.to(weights), n_frames) - mel.to(weights)
+        torch.testing.assert_close(residual[0].to(weights), expected[0], atol=1e-1, rtol=0)
+    else:
+        with pytest.raises(RuntimeError, match="should be the same"):
+            model.postnet.refine(mel, n_frames)
+    if signal != weights:
+        with pytest.raises(RuntimeError, match="have the same dtype"):
+            model.decoder.infer(torch.randn(4, 7, 6).to(signal), LENGTHS, torch.tensor(SEEDS))
+
+
+def test_a_limit_far_beyond_the_end():
+    """Its memory is that of the frames."""
+    model = build_stopping(SEEDS)
+    expected = model.infer(TEXT, LENGTHS, seed=SEEDS)
+    model.decoder.max_decoder_steps = 10**9
+    for found, tensor in zip(model.infer(TEXT, LENGTHS, seed=SEEDS), expected, strict=True):
+        assert torch.equal(found, tensor)
+
+
+def test_an_older_versions_pickle():
+    model = build_stopping(SEEDS)
+    expected = model.infer(TEXT, LENGTHS, seed=SEEDS)
+    del model.decoder._packed, model.encoder._directions
+    assert "cpu_weights" not in vars(model.decoder)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        for found, tensor in zip(twin.infer(TEXT, LENGTHS, seed=SEEDS), expected, strict=True):
+            assert torch.equal(found, tensor)
+
+
+def test_weights_of_inference_mode_are_packed_once(monkeypatch):
+    packs = []
+    pack_decoder = kernels.pack_decoder
+    monkeypatch.setattr(kernels, "pack_decoder", lambda *args: packs.append(1) or pack_decoder(*args))
+    state = build_stopping(SEEDS).state_dict()
+    with torch.inference_mode():
+        model = build()
+    for scale in (1.0, 1.5):
+        with torch.inference_mode():
+            model.load_state_dict({name: x * scale if x.is_floating_point() else x for name, x in state.items()})
+        assert next(model.parameters()).is_inference()
+        expected = build()
+        expected.load_state_dict(model.state_dict())
+        expected = expected.infer(TEXT, LENGTHS, seed=SEEDS)
+        packs.clear()
+        for _ in range(2):
+            for found, tensor in zip(model.infer(TEXT, LENGTHS, seed=SEEDS), expected, strict=True):
+                assert torch.equal(found, tensor)
+        assert len(packs) == 1
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler, about itself
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+def test_compiled(compiler):
+    """The compiler breaks its graph at the decoder's loop."""
+    model = build_stopping(SEEDS)
+    expected = model.infer(TEXT, LENGTHS, seed=SEEDS)
+    torch.compiler.reset()
+    before = backend.cpu_calls["decode_loop"]
+    for found, tensor in zip(
+        torch.compile(model.infer, backend=compiler)(TEXT, LENGTHS, seed=SEEDS), expected, strict=True
+    ):
+        torch.testing.assert_close(found, tensor, atol=1e-5, rtol=0)
+    assert backend.cpu_calls["decode_loop"] == before + 1
 
 
 @pytest.mark.filterwarnings("ignore::fastglow.models.tacotron2.DecoderStepLimitWarning")

@@ -6,6 +6,8 @@ import torch
 from fastglow.kernels import backend
 from fastglow.models.waveglow_upsampling import Upsample, group
 
+from ..kernels.checks import assert_same_bits
+
 SIZES = {
     "published": (80, 1024, 256, 8),
     "kernel no multiple of the stride": (3, 50, 12, 4),
@@ -63,6 +65,17 @@ def test_new_weights_and_precisions(sizes):
     assert found.dtype == of_pytorch.dtype == torch.bfloat16
     assert (found - exact).abs().max() <= 2 * (of_pytorch - exact).abs().max()
     torch.testing.assert_close(upsample.grouped(x, n_group), exact)
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("signal", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_only_float32_is_cast_and_only_to_bfloat16(weights, signal):
+    upsample, mel = build(3, 8, 4, weights), torch.randn(2, 3, 5).to(signal)
+    if signal == weights or (signal, weights) == (torch.float32, torch.bfloat16):
+        assert_same_bits(upsample.grouped(mel, 2), upsample.grouped(mel.to(weights), 2))
+    else:
+        with pytest.raises(RuntimeError, match="have the same dtype"):
+            upsample.grouped(mel, 2)
 
 
 def test_its_state_is_the_convolutions():

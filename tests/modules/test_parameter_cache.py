@@ -6,6 +6,8 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from fastglow.modules import WN, parameter_cache
 from fastglow.modules.parameter_cache import ParameterCache, parameters_of
@@ -100,12 +102,28 @@ def test_is_computed_once_while_nothing_changes(module):
     assert module.builds == 2
 
 
-def test_parameters_without_a_version_are_never_cached():
+@pytest.mark.parametrize("inside", [True, False], ids=["in inference mode", "outside"])
+def test_parameters_without_a_version_are_cached_until_a_refresh(inside):
     with torch.inference_mode():
         module = Doubling()
+    with torch.inference_mode(inside):
+        for builds, change in enumerate((write_to_data, CHANGES["replaced"], CHANGES["cast"]), 1):
+            assert module.is_fresh() and module.is_fresh()
+            assert module.builds == builds
+            with torch.inference_mode():
+                change(module)
         assert module.is_fresh()
-        module.linear.weight.add_(1)
-        assert module.is_fresh()
+        assert module.builds == builds + 1
+
+
+@pytest.mark.parametrize("mode", [FakeTensorMode, FlopCounterMode])
+def test_nothing_that_is_computed_in_a_mode_stays(mode):
+    module = Doubling()
+    with mode(**({"allow_non_fake_inputs": True} if mode is FakeTensorMode else {"display": False})):
+        module.doubled()
+        module.doubled()
+    assert module.builds == 2
+    assert type(module.doubled()) is torch.Tensor and module.is_fresh()
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copy", "pickle"])

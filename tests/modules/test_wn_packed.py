@@ -11,6 +11,7 @@ from torch import nn
 
 from fastglow.diagnosis.rounding import perturbed
 from fastglow.kernels import backend
+from fastglow.kernels.cpu.wavenet import pack_wavenet
 from fastglow.modules import WN, wn
 
 from ..kernels.checks import assert_as_exact_as, assert_refused, assert_same_bits, strided
@@ -142,6 +143,29 @@ def test_what_it_is_not_for():
     assert backend.cpu_calls.total() == before
 
 
+MIXED = [  # weights, signals
+    (torch.float32, torch.bfloat16),
+    (torch.float32, torch.float16),
+    (torch.float32, torch.float64),
+    (torch.bfloat16, torch.float16),
+    (torch.bfloat16, torch.float64),
+    (torch.float16, torch.float32),
+    (torch.float64, torch.float32),
+]
+
+
+@pytest.mark.parametrize("which", ["audio", "spect", "both"])
+@pytest.mark.parametrize(("weights", "signals"), MIXED, ids=str)
+def test_no_other_signals_are_cast(weights, signals, which):
+    """As in PyTorch, where weights and inputs of different dtypes are an error."""
+    module, (audio, spect) = make(weights), (x.to(weights) for x in inputs(9))
+    audio, spect = audio if which == "spect" else audio.to(signals), spect if which == "audio" else spect.to(signals)
+    with torch.no_grad():
+        with pytest.raises(RuntimeError, match="(?i)same|dtype|type"):
+            module(audio, spect)
+        module(audio.to(weights), spect.to(weights))
+
+
 def test_without_onednn(monkeypatch):
     monkeypatch.setattr(wn, "supports", lambda dtype: False)
     audio, spect = inputs(9)
@@ -177,6 +201,48 @@ def test_changed_weights_are_packed_again(change):
     changed = packed(module, *arguments)
     assert not torch.equal(changed, before)
     assert_same_bits(changed, packed(copy.deepcopy(module), *arguments))
+
+
+def load(module):
+    module.load_state_dict({name: x + 1 for name, x in module.state_dict().items()})
+
+
+CHANGES_OF_INFERENCE_TENSORS = {
+    "load_state_dict": load,
+    "in place": lambda module: (module.start.bias.add_(1), module.refresh()),
+    "replaced": CHANGES["replaced"],
+    "bfloat16": CHANGES["bfloat16"],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES_OF_INFERENCE_TENSORS.values(), ids=list(CHANGES_OF_INFERENCE_TENSORS))
+@pytest.mark.parametrize("inside", [True, False], ids=["in inference mode", "outside"])
+def test_weights_of_inference_mode_are_packed_once(monkeypatch, inside, change):
+    packs = []
+    monkeypatch.setattr(wn, "pack_wavenet", lambda *args: packs.append(1) or pack_wavenet(*args))
+    with torch.inference_mode():
+        module, arguments = make(torch.float32), inputs(9)
+    assert all(x.is_inference() for x in module.parameters())
+    with torch.inference_mode(inside):
+        before = packed(module, *arguments)
+        assert_same_bits(packed(module, *arguments), before)
+        assert len(packs) == 1
+        with torch.inference_mode():
+            change(module)
+        after = packed(module, *arguments)
+        assert not torch.equal(after, before)
+        assert_same_bits(packed(module, *arguments), after)
+        assert len(packs) == 2
+        assert_same_bits(packed(copy.deepcopy(module), *arguments), after)
+
+
+def test_an_older_versions_pickle():
+    module, arguments = make(torch.float32), inputs(9)
+    expected = packed(module, *arguments)
+    del module._packed
+    for one in (pickle.loads(pickle.dumps(module)), copy.deepcopy(module)):
+        assert_same_bits(packed(one, *arguments), expected)
+        assert one._packed._entry is not None
 
 
 def test_packed_weights_are_not_copied():
