@@ -16,6 +16,8 @@ from fastglow.modules.parameter_cache import ParameterCache, Refreshable, parame
 
 from .tacotron2_config import Tacotron2Config
 
+CPU_WEIGHTS = (torch.float32, torch.bfloat16, torch.int8)
+
 Result = TypeVar("Result")
 
 
@@ -64,10 +66,22 @@ class Decoder(Refreshable):
         self.decoder_rnn = nn.LSTMCell(config.attention_rnn_dim + memory_dim, config.decoder_rnn_dim)
         self.linear_projection = LinearNorm(config.decoder_rnn_dim + memory_dim, self.step_dim)
         self.gate_layer = LinearNorm(config.decoder_rnn_dim + memory_dim, 1, w_init_gain="sigmoid")
-        # In inference on a CPU, the LSTMs' weights are read in this dtype, or None for that of the parameters.
-        self.cpu_weights: torch.dtype | None = None
+        self._cpu_weights: torch.dtype | None = None
         self._folded: ParameterCache[kernels.FoldedDecoder] = ParameterCache()
         self._packed: ParameterCache[kernels.PackedDecoder] = ParameterCache()
+
+    @property
+    def cpu_weights(self) -> torch.dtype | None:
+        """Type in which inference on a CPU reads the LSTMs' weights: float32, bfloat16, int8, or None for that of the
+        parameters; setting another is a FastglowError."""
+        return self._cpu_weights
+
+    @cpu_weights.setter
+    def cpu_weights(self, dtype: torch.dtype | None) -> None:
+        if dtype is not None and dtype not in CPU_WEIGHTS:
+            choices = ", ".join(map(str, CPU_WEIGHTS))
+            raise FastglowError(f"cpu_weights={dtype!r} must be one of {choices}, or None for the parameters' own")
+        self._cpu_weights = dtype
 
     def recurrent_weights(self) -> RecurrentWeights:
         """The weights that `decode_loop` and `teacher_forced_loop` both take."""

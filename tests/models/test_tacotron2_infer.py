@@ -341,3 +341,25 @@ def test_the_masked_encoder_follows_its_weights():
         after = encoder(x, n, mask)
         assert not torch.equal(before, after)
         torch.testing.assert_close(after, encoder(x, n), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("value", [torch.uint8, torch.float64, torch.float16, "int8", 8])
+def test_other_types_of_the_decoders_weights_are_refused(value):
+    decoder = build().decoder
+    decoder.cpu_weights = torch.int8
+    with pytest.raises(FastglowError) as error:
+        decoder.cpu_weights = value
+    message = str(error.value)
+    assert f"cpu_weights={value!r}" in message and "\n" not in message
+    assert all(choice in message for choice in ("torch.float32", "torch.bfloat16", "torch.int8", "None"))
+    assert decoder.cpu_weights == torch.int8
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16, torch.int8])
+def test_types_of_the_decoders_weights(dtype):
+    model = build_stopping(SEEDS)
+    exact = model.infer(TEXT, LENGTHS, seed=SEEDS)[0]
+    model.decoder.cpu_weights = dtype
+    mel = copy.deepcopy(model).infer(TEXT, LENGTHS, seed=SEEDS)[0]
+    assert torch.equal(mel, exact) is (dtype in (None, torch.float32))
+    torch.testing.assert_close(mel[:, :, :2], exact[:, :, :2], atol=0.1, rtol=0)
