@@ -1,7 +1,6 @@
 """Loads the engine for a command."""
 
 import gc
-import sys
 
 
 def load_engine() -> None:
@@ -9,10 +8,8 @@ def load_engine() -> None:
 
     They are hundreds of thousands of objects that live as long as the process. Collections while they are loaded, and
     those at the exit of Python, would look at each of them and find nothing: a third of the time of a process that
-    loads torch.
+    loads torch. Only for a process that is the command's own: a caller has objects that must be collected.
     """
-    if "fastglow.engine" in sys.modules:  # in a caller's process, which has objects of its own
-        return
     collects = gc.isenabled()
     gc.disable()
     try:
