@@ -1,6 +1,9 @@
 """Loads the engine for a command."""
 
 import gc
+import importlib
+
+from fastglow.threads import let_threads_sleep
 
 
 def load_engine() -> None:
@@ -13,8 +16,11 @@ def load_engine() -> None:
     collects = gc.isenabled()
     gc.disable()
     try:
-        import fastglow.engine  # noqa: F401
-
+        let_threads_sleep()
+        # First and from here, not from a dozen imports down: Python keeps frames in blocks of 16 KB, and maps a new one
+        # for each call across a block's end. Triton makes tens of thousands of calls to read the kernels' sources.
+        for name in ("fastglow.kernels", "fastglow.engine"):
+            importlib.import_module(name)
         gc.freeze()
     finally:
         if collects:
