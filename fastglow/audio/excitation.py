@@ -8,6 +8,7 @@ pulse-or-noise excitation of Dudley's vocoder, 1939) gives back the fine structu
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -88,24 +89,11 @@ def pitch(log_mel: np.ndarray, config: MelConfig) -> np.ndarray:
     for half and double the pitch. The best path through the frames (Viterbi, 1967) avoids leaps.
     """
     log_mel = np.ascontiguousarray(log_mel, dtype=np.float64)
-    score = _constants(config).comb @ np.maximum(log_mel, log_mel.max() - _RANGE)
+    audible = np.maximum(log_mel, log_mel.max() - _RANGE)
+    # NumPy's product would start threads of its own, which spin while torch's work.
+    score = (torch.from_numpy(_constants(config).comb) @ torch.from_numpy(audible)).numpy()
+    state = _best_path(score)
     n, n_frames = score.shape
-    # State n is unvoiced.
-    gain = np.vstack([score, np.full((1, n_frames), _VOICED)])
-    distance = np.abs(np.arange(n)[:, None] - np.arange(n))
-    cost = np.full((n + 1, n + 1), _TURN_COST)
-    cost[:n, :n] = np.minimum(_STEP_COST * distance, _LEAP_COST)
-    cost[n, n] = 0.0
-    total = gain[:, 0]
-    came_from = np.zeros((n_frames, n + 1), dtype=np.int64)
-    for t in range(1, n_frames):
-        paths = total - cost
-        came_from[t] = paths.argmax(1)
-        total = gain[:, t] + paths.max(1)
-    state = np.empty(n_frames, dtype=np.int64)
-    state[-1] = total.argmax()
-    for t in range(n_frames - 1, 0, -1):
-        state[t - 1] = came_from[t, state[t]]
     # The top of the parabola through three scores is finer than the candidates.
     inner = np.clip(state, 1, n - 2)
     left, middle, right = (score[inner + i, np.arange(n_frames)] for i in (-1, 0, 1))
@@ -114,6 +102,32 @@ def pitch(log_mel: np.ndarray, config: MelConfig) -> np.ndarray:
     offset = np.where(peaked, np.clip((left - right) / (2 * np.where(peaked, curvature, -1.0)), -0.5, 0.5), 0.0)
     hz = CANDIDATES[np.minimum(state, n - 1)] * 2 ** (offset / _STEPS_PER_OCTAVE)
     return np.where(state < n, hz, 0.0)
+
+
+def _best_path(score: np.ndarray) -> np.ndarray:
+    """Score of each candidate [n, T] -> the candidate of each frame, n where unvoiced, int64 [T].
+
+    The maxima over all steps take two passes, as in a distance transform (Felzenszwalb & Huttenlocher, 2012).
+    """
+    n, n_frames = score.shape
+    # Of the best path to each state, at first of the state alone.
+    best = np.column_stack([score.T, np.full(n_frames, _VOICED)])
+    ramp = _STEP_COST * np.arange(n)
+    for before, now in pairwise(best):
+        voiced, unvoiced = before[:n], before[n]
+        top = voiced.max()
+        up = np.maximum.accumulate(voiced + ramp) - ramp
+        down = np.maximum.accumulate((voiced - ramp)[::-1])[::-1] + ramp
+        now[:n] += np.maximum(np.maximum(up, down), max(top - _LEAP_COST, unvoiced - _TURN_COST))
+        now[n] += max(unvoiced, top - _TURN_COST)
+    cost = np.full((n + 1, n + 1), _TURN_COST)
+    cost[:n, :n] = np.minimum(np.abs(ramp[:, None] - ramp), _LEAP_COST)
+    cost[n, n] = 0.0
+    state = np.empty(n_frames, dtype=np.int64)
+    state[-1] = best[-1].argmax()
+    for t in range(n_frames - 1, 0, -1):
+        state[t - 1] = (best[t - 1] - cost[state[t]]).argmax()
+    return state
 
 
 def pulses(hz: np.ndarray, config: MelConfig, n_samples: int) -> np.ndarray:
@@ -141,11 +155,11 @@ def pulses(hz: np.ndarray, config: MelConfig, n_samples: int) -> np.ndarray:
 def mix(hz: np.ndarray, pulses: Tensor, noise: Tensor, config: MelConfig) -> Tensor:
     """Spectrum of the source from the spectra of its pulses and its noise, all complex64 [T, bins]."""
     padded = np.pad((hz > 0).astype(np.float64), 1, mode="edge")
-    voiced = (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
+    voicing = (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
     share = _constants(config).noise
-    of_pulses = torch.from_numpy(np.outer(voiced, np.sqrt(1 - share))).to(pulses.device, torch.float32)
-    of_noise = torch.from_numpy(np.outer(voiced, np.sqrt(share)) + (1 - voiced)[:, None]).to(of_pulses)
-    return of_pulses * pulses + of_noise * noise
+    arrays = (voicing[:, None], np.sqrt(1 - share), np.sqrt(share) - 1)
+    voiced, of_pulses, of_noise = (torch.from_numpy(array).to(pulses.device, torch.float32) for array in arrays)
+    return voiced * of_pulses * pulses + (1 + voiced * of_noise) * noise
 
 
 def tract_phase(log_mel: Tensor, config: MelConfig) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import inf
+from math import ceil, inf
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,8 @@ from torch import Tensor
 
 from fastglow.audio.config import MelConfig
 from fastglow.audio.excitation import mix, pitch, pulses, tract_phase
-from fastglow.audio.mel import mel_filterbank
-from fastglow.audio.mel_inversion import MelConstraint, level_above
-from fastglow.audio.stft import Stft, magnitude_of
+from fastglow.audio.mel_inversion import MelConstraint, level_above, mel_constraint
+from fastglow.audio.stft import Stft, magnitude_of, power_of
 from fastglow.errors import FastglowError
 from fastglow.threads import one_thread
 
@@ -25,8 +24,8 @@ _FLOOR = 1e-3
 # Updates of the source's magnitudes before the first iteration; more change nothing that can be heard or measured.
 _START_UPDATES = 10
 
-# Many linear magnitudes have the same mel. Each iteration moves them this far towards those of the current signal.
-_BLEND = 0.5
+# Frames that a CPU's core works on at a time: what an iteration reads and writes of them stays in its cache.
+_MOST_FRAMES = 128
 
 # Log-mels up to here leave room for the squares of the magnitudes. Speech stays below 2.
 _LARGEST = 30.0
@@ -39,7 +38,7 @@ PREDICTED_POWER = 1.2
 def griffin_lim(
     log_mel: Tensor,
     config: MelConfig | None = None,
-    n_iter: int = 60,
+    n_iter: int = 50,
     momentum: float = 0.99,
     seed: int | None = None,
     lengths: Sequence[int] | Tensor | None = None,
@@ -51,8 +50,9 @@ def griffin_lim(
     the harmonics and the roughness that a mel blurs (`fastglow.audio.excitation`). Multiplicative updates under the
     Kullback-Leibler divergence (Lee & Seung, 2001) give the magnitudes the mel, and keep their fine structure. The
     fast Griffin-Lim algorithm (Perraudin, Balazs & Sondergaard, 2013) with `momentum` (0 is Griffin & Lim, 1984)
-    then makes the phases consistent and moves the magnitudes towards the signal's, still with the given mel. Above
-    mel_fmax, where a mel says nothing, the spectrum goes on from below at a falling level.
+    then makes the phases consistent, and moves the magnitudes towards those of the spectrum that the momentum leads
+    to, still with the given mel. Above mel_fmax, where a mel says nothing, the spectrum goes on from below at a
+    falling level.
 
     T frames give T * hop_length samples, as WaveGlow does: the last frame is repeated, since an inverse STFT alone
     gives one hop less. Items are independent: with `lengths` [B], in frames, each is the same as alone, followed by
@@ -83,14 +83,13 @@ def griffin_lim(
     frames = [items.size(2)] * len(items) if lengths is None else [int(length) for length in lengths]
     if len(frames) != len(items) or not all(0 <= length <= items.size(2) for length in frames):
         raise FastglowError(f"lengths={frames} must be {len(items)} values between 0 and {items.size(2)} frames")
-    filters = torch.from_numpy(mel_filterbank(config)).to(items.device, torch.float32)
     audio = torch.zeros(len(items), items.size(2) * config.hop_length, device=items.device)
-    for item, length, out in zip(items, frames, audio, strict=True):
-        if length:
-            # Its operations are short: waking other threads for each of them takes longer than they save.
-            with torch.autocast(items.device.type, enabled=False), one_thread():
+    # Its operations are short: waking other threads for each of them takes longer than they save.
+    with torch.autocast(items.device.type, enabled=False), one_thread():
+        for item, length, out in zip(items, frames, audio, strict=True):
+            if length:
                 out[: length * config.hop_length] = _reconstruct(
-                    item[:, :length], filters, config, n_iter, momentum, seed, power
+                    item[:, :length], config, n_iter, momentum, seed, power
                 )
     return audio if log_mel.dim() == 3 else audio[0]
 
@@ -122,28 +121,66 @@ def _source(log_mel: Tensor, stft: Stft, config: MelConfig, seed: int | None) ->
 
 
 def _reconstruct(
-    log_mel: Tensor, filters: Tensor, config: MelConfig, n_iter: int, momentum: float, seed: int | None, power: float
+    log_mel: Tensor, config: MelConfig, n_iter: int, momentum: float, seed: int | None, power: float
 ) -> Tensor:
     """Log-mel [C, T] -> audio [T * hop_length]."""
     log_mel = F.pad(log_mel.float()[None], (0, 1), mode="replicate")[0].T.contiguous()
     mel = _decompress(log_mel, power)
     stft = Stft(config, len(log_mel), log_mel.device)
-    constraint = MelConstraint(filters, mel)
-    spectrum = _source(log_mel, stft, config, seed)
-    magnitude = magnitude_of(spectrum) + _FLOOR
-    inside = magnitude[:, : constraint.n_bins]  # a view
-    above = magnitude[:, constraint.n_bins :]
-    above *= level_above(mel, filters, config)[:, constraint.n_bins :] / stft.window.norm()
-    for _ in range(_START_UPDATES):
-        inside.copy_(constraint.update(inside))
-    spectrum = spectrum * (magnitude / magnitude_of(spectrum).clamp(min=_TINY))
-    previous = torch.zeros_like(spectrum)
+    constraint = mel_constraint(config, log_mel.device)
+    source = _source(log_mel, stft, config, seed)
+    level = level_above(mel, constraint.filters, config) / stft.window.norm()
+    size = _block_size(mel)
+    parts = zip(range(0, len(mel), size), source.split(size), mel.split(size), level.split(size), strict=True)
+    blocks = [_Block(stft, constraint, *part) for part in parts]
+    signal = stft.join([block.start() for block in blocks])
     for _ in range(n_iter):
-        current = stft.forward(stft.inverse(spectrum))
-        # Proportional to s_i + momentum * (s_i - s_(i-1)); only the phase is used.
-        ahead = torch.sub(current, previous, alpha=momentum / (1 + momentum))
-        previous = current
-        blended = torch.lerp(inside, magnitude_of(current[:, : constraint.n_bins]), _BLEND)
-        inside.copy_(constraint.update(blended))
-        spectrum = ahead * (magnitude / magnitude_of(ahead).clamp(min=_TINY))
-    return stft.unpad(stft.inverse(spectrum))
+        signal = stft.join([block.iterate(signal, momentum) for block in blocks])
+    return stft.unpad(signal)
+
+
+def _block_size(mel: Tensor) -> int:
+    """Frames of a block. It depends on the mel only, and so does the order in which samples are added up."""
+    n_frames = len(mel)
+    return n_frames if mel.device.type != "cpu" else ceil(n_frames / ceil(n_frames / _MOST_FRAMES))
+
+
+class _Block:
+    """Successive frames of the spectrum, [frames, bins].
+
+    Args:
+        first: number of the first frame.
+        source: spectrum of the speaker's source, with the phase of the vocal tract.
+        mel: mel magnitudes [frames, C].
+        level: of the bins above mel_fmax.
+    """
+
+    def __init__(self, stft: Stft, constraint: MelConstraint, first: int, source: Tensor, mel: Tensor, level: Tensor):
+        self.stft, self.constraint, self.mel = stft, constraint, mel
+        self.frames = slice(first, first + len(mel))
+        self.previous = source
+        self.magnitude = magnitude_of(source).add_(_FLOOR)
+        self.inside, above = self.magnitude.tensor_split([constraint.n_bins], dim=1)  # views
+        above *= level[:, constraint.n_bins :]
+
+    def start(self) -> Tensor:
+        """The share in the first signal, of the source with the magnitudes that the mel has."""
+        for _ in range(_START_UPDATES):
+            self.constraint.update(self.inside, self.mel)
+        source = self.previous
+        self.previous = source * (self.magnitude / magnitude_of(source).clamp_(min=_TINY))
+        return self.stft.share(self.previous)
+
+    def iterate(self, signal: Tensor, momentum: float) -> Tensor:
+        """The share in the next signal."""
+        current = self.stft.forward(signal, self.frames)
+        # Proportional to s_i + momentum * (s_i - s_(i-1)).
+        ahead = torch.sub(current, self.previous, alpha=momentum / (1 + momentum))
+        self.previous = current
+        power = power_of(ahead).clamp_(min=_TINY**2)
+        inverse = power.rsqrt()
+        # Many linear magnitudes have the same mel. These go half-way to those of `ahead`; the update sets their level.
+        n_bins = self.constraint.n_bins
+        self.inside.addcmul_(power[:, :n_bins], inverse[:, :n_bins], value=1 + momentum)
+        self.constraint.update(self.inside, self.mel)
+        return self.stft.share(ahead.mul_(inverse.mul_(self.magnitude)))

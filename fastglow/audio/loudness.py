@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fastglow.audio.config import MelConfig
-from fastglow.audio.mel import centred_hann_window, mel_filterbank
-from fastglow.audio.mel_inversion import MelConstraint, level_above
+from fastglow.audio.mel import centred_hann_window
+from fastglow.audio.mel_inversion import level_above, mel_constraint
 from fastglow.errors import FastglowError
 
 # RMS of the active part, in dB relative to a full-scale constant. Speech peaks 10 to 16 dB above its RMS, so the
@@ -51,12 +51,11 @@ def mel_level(log_mel: Tensor | np.ndarray, config: MelConfig) -> float:
     level is about -100 dBFS.
     """
     mel = torch.as_tensor(log_mel).detach().float().cpu().exp().T.contiguous()
-    filters = torch.from_numpy(mel_filterbank(config)).float()
-    constraint = MelConstraint(filters, mel)
-    magnitude = level_above(mel, filters, config)
+    constraint = mel_constraint(config, mel.device)
+    magnitude = level_above(mel, constraint.filters, config)
     inside = torch.ones(len(mel), constraint.n_bins)
     for _ in range(_UPDATES):
-        inside = constraint.update(inside)
+        constraint.update(inside, mel)
     magnitude[:, : constraint.n_bins] = inside
     power = magnitude.double().square()
     power[:, 1:-1] *= 2  # bins of negative frequency

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from itertools import pairwise
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from fastglow.audio.config import MelConfig
+from fastglow.audio.mel import mel_filterbank
 
 _TINY = 1e-10
 
 # Channels whose centres are above this fraction of mel_fmax tell the level above it.
 _TOP = 7 / 8
+
+# Channels of a band of filters: few zeros, and whole vectors of any processor.
+_BAND = 32
+
+
+class _Band(NamedTuple):
+    """Some bins and the channels of all filters that they are in."""
+
+    bins: slice
+    channels: slice
+    to_mel: Tensor  # [bins, channels]
+    to_bins: Tensor  # [channels, bins]
 
 
 class MelConstraint:
@@ -21,22 +38,43 @@ class MelConstraint:
     stays as it is.
 
     Args:
-        filters: [C, bins], not negative.
-        mel: mel magnitudes [T, C].
+        filters: [C, bins], not negative. As in `mel_filterbank`, a bin is in two neighbouring ones at most.
     """
 
-    def __init__(self, filters: Tensor, mel: Tensor):
+    def __init__(self, filters: Tensor):
+        self.filters = filters
         used = filters.any(0).nonzero().flatten().tolist()
         self.n_bins = used[-1] + 1 if used else 0
         filters = filters[:, : self.n_bins]
-        self.mel = mel
-        self.to_mel = filters.T.contiguous()
-        self.to_bins = filters / filters.sum(0).clamp(min=_TINY)
+        shares = filters / filters.sum(0).clamp(min=_TINY)
+        # Most of the filterbank is zeros: products with bands of it take half the time.
+        firsts = torch.arange(0, len(filters), _BAND - 1, device=filters.device)
+        lowest = filters.gt(0).int().argmax(0).cummax(0).values
+        edges = [*torch.searchsorted(lowest, firsts).tolist(), self.n_bins]
+        self.bands = []
+        for first, (start, end) in zip(firsts.tolist(), pairwise(edges), strict=True):
+            first = max(0, min(first, len(filters) - _BAND))
+            channels, bins = slice(first, first + _BAND), slice(start, end)
+            band = _Band(bins, channels, filters[channels, bins].T.contiguous(), shares[channels, bins].contiguous())
+            self.bands.append(band)
 
-    def update(self, magnitude: Tensor) -> Tensor:
-        """One update of magnitudes [T, n_bins]; bins outside every filter become 0."""
-        ratio = self.mel / (magnitude @ self.to_mel).clamp(min=_TINY)
-        return magnitude * (ratio @ self.to_bins)
+    def update(self, magnitude: Tensor, mel: Tensor) -> None:
+        """Updates magnitudes [T, n_bins], in place, given mel magnitudes [T, C]. Bins outside every filter become 0.
+
+        The result does not depend on the level of the magnitudes.
+        """
+        found = torch.zeros_like(mel)
+        for band in self.bands:
+            found[:, band.channels].addmm_(magnitude[:, band.bins], band.to_mel)
+        ratio = mel / found.clamp_(min=_TINY)
+        for band in self.bands:
+            magnitude[:, band.bins] *= ratio[:, band.channels] @ band.to_bins
+
+
+@lru_cache(maxsize=8)
+def mel_constraint(config: MelConfig, device: torch.device) -> MelConstraint:
+    """For mels of this config, fp32."""
+    return MelConstraint(torch.from_numpy(mel_filterbank(config)).to(device, torch.float32))
 
 
 def level_above(mel: Tensor, filters: Tensor, config: MelConfig) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from math import ceil
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,15 +31,24 @@ class Stft:
         self.inverse_weight = torch.zeros_like(weight)
         self.inverse_weight[self.start : self.end] = 1 / weight[self.start : self.end].clamp(min=_TINY)
 
-    def forward(self, padded: Tensor) -> Tensor:
-        """Samples between margins, as `inverse` returns them -> complex64 [n_frames, bins]."""
-        frames = padded.unfold(0, self.n_fft, self.hop)[: self.n_frames]
-        return torch.fft.rfft(frames * self.window)
+    def forward(self, padded: Tensor, frames: slice = slice(None)) -> Tensor:
+        """Samples between margins, as `join` returns them -> these of the frames, complex64 [frames, bins]."""
+        samples = padded.unfold(0, self.n_fft, self.hop)[: self.n_frames]
+        return torch.fft.rfft(samples[frames] * self.window)
 
-    def inverse(self, spectrum: Tensor) -> Tensor:
-        """The signal whose STFT is nearest to `spectrum`, in margins of zeros."""
-        frames = torch.fft.irfft(spectrum, n=self.n_fft)
-        return overlap_add(frames.mul_(self.window), self.hop).mul_(self.inverse_weight)
+    def share(self, spectrum: Tensor) -> Tensor:
+        """Successive frames [frames, bins] -> the samples that `join` takes."""
+        return overlap_add(torch.fft.irfft(spectrum, n=self.n_fft).mul_(self.window), self.hop)
+
+    def join(self, shares: Iterable[Tensor]) -> Tensor:
+        """The signal whose STFT is nearest to all `n_frames` frames, from their shares; in margins of zeros."""
+        padded = torch.zeros_like(self.inverse_weight)
+        overlap = len(padded) - self.n_frames * self.hop
+        start = 0
+        for share in shares:
+            padded[start : start + len(share)] += share
+            start += len(share) - overlap
+        return padded.mul_(self.inverse_weight)
 
     def pad(self, audio: Tensor) -> Tensor:
         """Samples [(n_frames - 1) * hop] -> the same between margins of zeros."""
@@ -50,14 +62,19 @@ class Stft:
 def overlap_add(frames: Tensor, hop: int) -> Tensor:
     """The sum of frames [..., n, length] that begin `hop` samples apart, [..., N], padded to whole hops."""
     n, length = frames.shape[-2:]
-    n_hops = -(-length // hop)  # that a frame touches
-    parts = F.pad(frames, (0, n_hops * hop - length)).unflatten(-1, (n_hops, hop))
-    total = frames.new_zeros(*frames.shape[:-2], n + n_hops - 1, hop)
-    for i in range(n_hops):
-        total[..., i : i + n, :] += parts[..., i, :]
+    total = frames.new_zeros(*frames.shape[:-2], n - 1 + ceil(length / hop), hop)
+    for i, part in enumerate(frames.split(hop, dim=-1)):
+        total[..., i : i + n, : part.size(-1)] += part
     return total.flatten(-2)
 
 
+def power_of(spectrum: Tensor) -> Tensor:
+    """Squared magnitudes. One product of neighbouring values takes less time than two of every other value."""
+    parts = torch.view_as_real(spectrum)
+    squares = parts * parts
+    return squares[..., 0] + squares[..., 1]
+
+
 def magnitude_of(spectrum: Tensor) -> Tensor:
-    """Three times as fast as abs(), which guards against squares that overflow."""
-    return (spectrum.real.square() + spectrum.imag.square()).sqrt_()
+    """Several times as fast as abs(), which guards against squares that overflow."""
+    return power_of(spectrum).sqrt_()

@@ -194,9 +194,9 @@ class _LSTM:
 
     def __init__(self, linear: Linear, x: Tensor, h: Tensor):
         self.product, self.x, self.h = linear.product, x, h
-        exact = linear.dtype == torch.float32
         self.by_team = linear.n_bytes >= TEAM_BYTES
-        self.narrow = None if exact else x.new_empty(x.shape, dtype=linear.dtype)
+        self.narrow = None if linear.dtype == x.dtype else x.new_empty(x.shape, dtype=linear.dtype)
+        exact = linear.weights == torch.float32
         self.tanh_: Callable[[Tensor], Tensor] = Tensor.tanh_ if exact else _tanh_by_sigmoid_
         self.gates = h.new_empty(len(h), 4 * h.shape[1])
         self.sigmoids = self.gates[:, : 3 * h.shape[1]]

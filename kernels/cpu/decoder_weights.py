@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ..decoder_weights import LSTMWeights, OutputWeights, RecurrentWeights
-from .linear import Linear, int8_linear, packed_linear
+from .int8_linear import int8_linear
+from .linear import Linear, packed_linear
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastglow.audio import MelConfig, MelSpectrogram, griffin_lim
+from fastglow.audio import MelConfig, MelSpectrogram, excitation, griffin_lim
 from fastglow.audio.excitation import mix, pitch, pulses, tract_phase
 from fastglow.audio.mel import filter_corners
 
@@ -36,6 +36,31 @@ def test_pitch_follows_a_glide():
     found = pitch(log_mel_of(harmonics(hz)).numpy(), CONFIG)
     frames = np.arange(len(found)) * CONFIG.hop_length
     np.testing.assert_allclose(found[4:-4], hz[np.minimum(frames, len(hz) - 1)][4:-4], rtol=0.02)
+
+
+@pytest.mark.parametrize("n_frames", [1, 2, 61])
+def test_the_path_is_the_best(n_frames):
+    # Frames 20 to 39 suit no candidate.
+    score = np.random.default_rng(n_frames).normal(0, 0.5, (109, n_frames)) - 4 * (np.arange(n_frames) // 20 % 2)
+    scores = np.vstack([score, np.full(n_frames, excitation._VOICED)])
+    n = len(score)
+    step, leap, turn = excitation._STEP_COST, excitation._LEAP_COST, excitation._TURN_COST
+    costs = np.array(
+        [
+            [min(step * abs(i - j), leap) if max(i, j) < n else turn * (i != j) for j in range(n + 1)]
+            for i in range(n + 1)
+        ]
+    )
+
+    def gain(path):
+        return scores[path, np.arange(n_frames)].sum() - costs[path[:-1], path[1:]].sum()
+
+    best = scores[:, 0]
+    for now in scores.T[1:]:
+        best = now + (best - costs).max(1)
+    path = excitation._best_path(score)
+    assert path.shape == (n_frames,) and (path[20:40] == n).all() and (path[:20] < n).all()
+    assert gain(path) == pytest.approx(best.max(), rel=1e-12)
 
 
 def test_pitch_of_another_config():

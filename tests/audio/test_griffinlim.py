@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fastglow.audio import MelConfig, MelSpectrogram, griffin_lim
+from fastglow.audio import MelConfig, MelSpectrogram, griffin_lim, griffinlim
 from fastglow.errors import FastglowError
 
 HOP = 256
@@ -75,18 +75,53 @@ def test_a_seed_leaves_the_global_generator_alone_and_none_uses_it(speech):
 
 @pytest.mark.parametrize("as_tensor", [False, True])
 def test_batched_equals_alone(speech, as_tensor):
-    lengths = [7, 0, 31, 1]
-    batch = torch.full((4, 80, 31), 123.0)
+    lengths = [7, 0, 97, 1]
+    batch = torch.full((4, 80, 97), 123.0)
     for i, length in enumerate(lengths):
         batch[i, :, :length] = speech[1][:, 10 * i : 10 * i + length]
     given = torch.tensor(lengths) if as_tensor else lengths
     audio = griffin_lim(batch, n_iter=5, seed=1, lengths=given)
-    assert audio.shape == (4, 31 * HOP)
+    assert audio.shape == (4, 97 * HOP)
     for i, length in enumerate(lengths):
         if length:
             alone = griffin_lim(batch[i, :, :length], n_iter=5, seed=1)
             assert torch.equal(audio[i, : length * HOP], alone)
         assert not audio[i, length * HOP :].any()
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of torch's threads."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("n_threads", [2, 3])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_threads_change_no_bit(speech, threads, n_threads, mode):
+    mel = speech[1].repeat(1, 3)[:, :301].requires_grad_()
+    one = griffin_lim(mel, n_iter=4, seed=0)
+    threads(n_threads)
+    with mode():
+        several = griffin_lim(mel, n_iter=4, seed=0)
+    assert torch.equal(several, one)
+    assert torch.get_num_threads() == n_threads
+
+
+def test_an_error_leaves_the_number_of_threads(threads):
+    threads(2)
+    with pytest.raises(FastglowError, match="NaN"):
+        griffin_lim(torch.full((80, 5), math.nan))
+    assert torch.get_num_threads() == 2
+
+
+def test_parts_of_the_frames_join(speech, monkeypatch):
+    mel = speech[1]
+    several = griffin_lim(mel, n_iter=4, seed=0)
+    monkeypatch.setattr(griffinlim, "_MOST_FRAMES", 1000)
+    whole = griffin_lim(mel, n_iter=4, seed=0)
+    torch.testing.assert_close(several, whole, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("n_frames", [1, 2, 3])
