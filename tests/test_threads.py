@@ -65,13 +65,26 @@ assert worker.exitcode == 0
 """
 
 COMMAND = """
+import sys
 from fastglow.cli import main
-assert main(["synth", "Hi.", "-o", "/dev/null/x.wav"]) == 2
+sys.argv[1:] = ["synth", "Hi.", "-o", "/dev/null/x.wav"]
+assert main() == 2
+"""
+CALLED_COMMAND = """
+from fastglow.cli import main
+assert main(["synth", "Hi.", "-o", "-", "--voice", "/dev/null"]) == 2
 """
 
 
 @pytest.mark.parametrize(
-    "code", ["import fastglow; fastglow.Synthesizer", "import fastglow.models", "import fastglow.train", COMMAND]
+    "code",
+    [
+        "import fastglow; fastglow.Synthesizer",
+        "import fastglow.models",
+        "import fastglow.train",
+        COMMAND,
+        CALLED_COMMAND,
+    ],
 )
 def test_the_runtime_is_loaded_with_threads_that_sleep(code):
     report, settings = run(code)
