@@ -53,13 +53,17 @@ def cli() -> None:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Runs the command and returns its exit code, see `exit_code`."""
-    args = sys.argv[1:] if args is None else args
+    """Runs the command and returns its exit code, see `exit_code`.
+
+    Args:
+        args: default: this process's, which then is the command's own.
+    """
+    arguments = sys.argv[1:] if args is None else args
 
     def call() -> int | None:
         with _warnings_as_lines() as caught:
-            obj = Invocation(args, caught)
-            return cli.main(args, prog_name="fastglow", standalone_mode=False, obj=obj)
+            obj = Invocation(arguments, caught, owns_process=args is None)
+            return cli.main(arguments, prog_name="fastglow", standalone_mode=False, obj=obj)
 
     return exit_code(call, "fastglow")
 

@@ -42,10 +42,8 @@ def let_threads_sleep() -> None:
     global _settled
     if _settled or user_choices():
         return
-    loaded = _loaded_libgomp()
-    if loaded is not None:
-        _settled = _park(loaded)
-    elif "torch" not in sys.modules:
+    if "torch" not in sys.modules:
+        loaded = _loaded_libgomps()  # another package's own copy, or the one that PyTorch will use, too
         before = {name: os.environ[name] for name in SLEEP_SETTINGS if name in os.environ}  # set, but empty
         os.environ.update(SLEEP_SETTINGS)
         try:
@@ -54,38 +52,46 @@ def let_threads_sleep() -> None:
             for name in SLEEP_SETTINGS:
                 del os.environ[name]
             os.environ.update(before)
-        _settled = True
+        _settled = not loaded or _loaded_libgomps() != loaded
+    if not _settled:
+        _settled = _park()
 
 
 class Team:
-    """The threads that PyTorch computes with, when called from this thread.
+    """The threads that PyTorch computes with, MKL's included, when called from this thread.
 
-    The OpenMP runtime has a number for each of the caller's threads, other than torch.set_num_threads. Another runtime
-    than GNU's is left alone: then all of this does nothing.
+    OpenMP and MKL have numbers for each of the caller's threads, other than torch.set_num_threads. A PyTorch that
+    computes without OpenMP is left alone: then all of this does nothing.
     """
 
     def __init__(self) -> None:
         import torch
 
-        self._runtime = _runtime()
+        self._libraries = _libraries()
         # PyTorch gives a new thread its number when first asked for it.
-        self.size = torch.get_num_threads() if self._runtime else 1
+        self.size = torch.get_num_threads() if self._libraries else 1
 
     def use(self, n: int) -> None:
         """Computes with n threads from here on."""
-        if self._runtime and self.size > 1:
-            self._runtime.omp_set_num_threads(n)
+        self._set(n, n)
+
+    def _set(self, n: int, n_of_mkl: int) -> int:
+        """Returns MKL's number before: 0 if it follows OpenMP's, which it does until torch.set_num_threads."""
+        if self._libraries is None:
+            return 0
+        self._libraries.omp_set_num_threads(n)
+        return self._libraries.MKL_Set_Num_Threads_Local(n_of_mkl) if _has_mkl() else 0
 
 
 @contextmanager
 def one_thread() -> Iterator[Team]:
     """Inside, PyTorch computes on the calling thread alone, but where the team is told otherwise."""
     team = Team()
-    team.use(1)
+    n_of_mkl = team._set(1, 1)
     try:
         yield team
     finally:
-        team.use(team.size)
+        team._set(team.size, n_of_mkl)
 
 
 def user_choices() -> dict[str, str]:
@@ -94,27 +100,41 @@ def user_choices() -> dict[str, str]:
 
 
 @cache
-def _runtime() -> ctypes.CDLL | None:
-    """GNU's OpenMP runtime; None if PyTorch uses another."""
-    import torch  # noqa: F401
+def _libraries() -> ctypes.CDLL | None:
+    """Finds functions of the libraries that PyTorch is linked to; None if their OpenMP is not what it computes with."""
+    import torch
 
-    path = _loaded_libgomp()
-    return ctypes.CDLL(path) if path else None
+    try:
+        libraries = ctypes.CDLL(torch._C.__file__)
+        set_threads = libraries.omp_set_num_threads
+    except (AttributeError, OSError):
+        return None
+    n = torch.get_num_threads()
+    other = 1 if n > 1 else 2
+    set_threads(other)
+    found = torch.get_num_threads() == other  # a runtime that was preloaded comes first
+    set_threads(n)
+    return libraries if found else None
 
 
-def _loaded_libgomp() -> str | None:
-    """Path of GNU's OpenMP runtime, if this process has loaded it."""
+@cache
+def _has_mkl() -> bool:
+    return hasattr(_libraries(), "MKL_Set_Num_Threads_Local")
+
+
+def _loaded_libgomps() -> set[str]:
+    """Paths of GNU's OpenMP runtimes that this process has loaded: packages bring their own."""
     try:
         lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape").split("\n")
     except OSError:
-        return None
+        return set()
     # The sixth column, which may contain spaces.
     paths = (line.split(maxsplit=5)[5] for line in lines if "libgomp" in line)
-    return next((path for path in paths if Path(path).name.startswith("libgomp")), None)
+    return {path for path in paths if Path(path).name.startswith("libgomp")}
 
 
-def _park(libgomp: str) -> bool:
-    """Shortens the runtime's spinning by parking more threads in it than there are cores; False if unnecessary.
+def _park() -> bool:
+    """Shortens the runtime's spinning by parking more threads in it than there are cores; False if it did not.
 
     libgomp spins 3,000 times less if it has more threads than cores, since they cannot all run. The threads of a
     parallel region stay until the thread that opened it ends. So a thread opens an empty region, one thread wider
@@ -122,9 +142,10 @@ def _park(libgomp: str) -> bool:
     """
     import torch
 
-    if torch.get_num_threads() == 1:  # a single thread never waits
+    runtime = _libraries()
+    gnu = hasattr(runtime, "GOMP_parallel") and not hasattr(runtime, "kmp_set_blocktime")  # others imitate it
+    if runtime is None or not gnu or torch.get_num_threads() == 1:  # a single thread never waits
         return False
-    runtime = ctypes.CDLL(libgomp)
     nothing_to_do = ctypes.cast(runtime.omp_get_thread_num, ctypes.c_void_p)
     runtime.GOMP_parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
     runtime.GOMP_parallel.restype = None

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,13 +65,26 @@ assert worker.exitcode == 0
 """
 
 COMMAND = """
+import sys
 from fastglow.cli import main
-assert main(["synth", "Hi.", "-o", "/dev/null/x.wav"]) == 2
+sys.argv[1:] = ["synth", "Hi.", "-o", "/dev/null/x.wav"]
+assert main() == 2
+"""
+CALLED_COMMAND = """
+from fastglow.cli import main
+assert main(["synth", "Hi.", "-o", "-", "--voice", "/dev/null"]) == 2
 """
 
 
 @pytest.mark.parametrize(
-    "code", ["import fastglow; fastglow.Synthesizer", "import fastglow.models", "import fastglow.train", COMMAND]
+    "code",
+    [
+        "import fastglow; fastglow.Synthesizer",
+        "import fastglow.models",
+        "import fastglow.train",
+        COMMAND,
+        CALLED_COMMAND,
+    ],
 )
 def test_the_runtime_is_loaded_with_threads_that_sleep(code):
     report, settings = run(code)
@@ -126,28 +140,90 @@ def test_how_many_threads_there_are_is_the_users_choice(code, environment, n):
 
 
 ALONE = """
-import threading
+import re, threading
 import torch
 from fastglow.threads import one_thread
-found, others = [torch.get_num_threads()], []
+def numbers():
+    n = torch.get_num_threads()
+    return n, re.findall(r"(?:omp|mkl)_get_max_threads[(][)] : ([0-9]+)", torch.__config__.parallel_info())
+def ask_another_thread():
+    other = threading.Thread(target=lambda: others.append(numbers()))
+    other.start()
+    other.join()
+found, others = [numbers()], []
+ask_another_thread()
 try:
     with one_thread() as team:
-        found.append(torch.get_num_threads())
-        other = threading.Thread(target=lambda: others.append(torch.get_num_threads()))
-        other.start()
-        other.join()
+        found.append(numbers())
+        ask_another_thread()
         team.use(team.size)
-        found.append(torch.get_num_threads())
+        found.append(numbers())
         raise KeyError
 except KeyError:
-    found.append(torch.get_num_threads())
-assert others == [found[0]], others
-assert found == [found[0], 1, found[0], found[0]], found
+    found.append(numbers())
+assert others[0] == others[1], others
+n, each = found[0]
+assert each and set(each) == {str(n)}, found[0]
+assert found == [found[0], (1, ["1"] * len(each)), found[0], found[0]], found
+torch.set_num_threads(3)
+assert numbers() == (3, ["3"] * len(each)), numbers()
 """
 
 
 @pytest.mark.parametrize("chosen", ["1", "2"])
 @pytest.mark.parametrize("way", ["", "import torch; torch.set_num_threads(2)"])
 def test_one_thread_is_the_callers_alone_and_for_a_while(chosen, way):
-    report, _ = run(way + ALONE, OMP_NUM_THREADS=chosen)
-    assert report["threads"] == (2 if way else int(chosen))
+    run(way + ALONE, OMP_NUM_THREADS=chosen)
+
+
+@pytest.fixture(scope="module")
+def foreign_libgomp(tmp_path_factory):
+    """A copy of PyTorch's runtime as another package brings it: the loader takes it for another library."""
+    code = "import torch; from fastglow.threads import _loaded_libgomps; print(*_loaded_libgomps(), sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    (own,) = done.stdout.split("\n")[:-1]
+    path = tmp_path_factory.mktemp("another package") / "libgomp-1234.so.1"
+    renamed, n = re.subn(rb"(libgomp[-.\w]*)1\0", rb"\g<1>9\0", Path(own).read_bytes())
+    assert n
+    path.write_bytes(renamed)
+    return own, str(path)
+
+
+@pytest.mark.parametrize("when", ["before torch", "after torch"])
+def test_another_packages_runtime_is_left_alone(foreign_libgomp, when):
+    own, foreign = foreign_libgomp
+    lines = ["import ctypes", f"foreign = ctypes.CDLL({foreign!r})", "import fastglow.engine"]
+    if when == "after torch":
+        lines.insert(1, "import torch")
+    lines += ["from fastglow.threads import _loaded_libgomps", f"assert _loaded_libgomps() == {{{own!r}, {foreign!r}}}"]
+    lines += ["n = foreign.omp_get_max_threads()", ALONE, "assert foreign.omp_get_max_threads() == n"]
+    report, settings = run("\n".join(lines), OMP_NUM_THREADS="2")
+    assert report["parked"] == (when == "after torch")
+    if when == "before torch":  # PyTorch's own is the last to be loaded
+        assert settings["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+def test_a_runtime_that_another_package_has_loaded_has_more_threads_than_cores(foreign_libgomp):
+    own, _ = foreign_libgomp
+    report, _ = run(f"import ctypes; ctypes.CDLL({own!r}); import fastglow.engine", OMP_NUM_THREADS="2")
+    assert report["parked"] == 1
+
+
+@pytest.mark.parametrize("linked", ["to no OpenMP", "to one that it does not use", "to nothing that can be loaded"])
+def test_without_openmp_threads_stay_as_they_are(foreign_libgomp, linked):
+    library = {
+        "to no OpenMP": "__import__('_ctypes').__file__",
+        "to one that it does not use": repr(foreign_libgomp[1]),
+    }
+    code = f"""
+import torch
+torch._C.__file__ = {library.get(linked, repr("/dev/null"))}
+import fastglow.engine
+from fastglow.threads import one_thread
+with one_thread() as team:
+    assert (team.size, torch.get_num_threads()) == (1, 2)
+    team.use(3)
+    assert torch.get_num_threads() == 2
+"""
+    report, _ = run(code, OMP_NUM_THREADS="2")
+    assert (report["threads"], report["parked"]) == (2, 0)

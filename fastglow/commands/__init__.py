@@ -8,3 +8,4 @@ class Invocation(NamedTuple):
 
     arguments: list[str]
     warnings: list[str]  # shown so far
+    owns_process: bool  # rather than being called by another program

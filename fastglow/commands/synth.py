@@ -90,7 +90,8 @@ def _synth(
     raw: bool, chunk_frames: int | None, warmup: bool, json_lines: bool, resume: bool, plot: str | None, as_json: bool,
     quiet: bool, options: dict[str, Any],
 ) -> int | None:  # fmt: skip
-    load_engine()
+    if invocation.owns_process:
+        load_engine()
     voice, keywords = VoiceChoice.of(options), given_keywords(options)
     if json_lines:
         _refuse("--json-lines", {"TEXT": text, "--raw": raw, "--plot": plot, "--chunk-frames": chunk_frames})

@@ -35,7 +35,7 @@ from .streaming import growing
 from .vocoders import build_vocoder
 
 DEFAULT_SIGMA = 0.6
-CPU_DECODERS = ("int8",)
+CPU_DECODERS = {"int8": torch.int8}
 # Sentences that synthesize_batch decodes together: on a CPU, enough to amortise reading the weights.
 BATCH_SIZE = {"cuda": 64, "cpu": 8}
 FIRST_CHUNK_FRAMES = 16
@@ -60,7 +60,8 @@ class Synthesizer(Speaker):
         level: of the voice's speech in dBFS; default: measured when it is first needed.
         device: default: the GPU if there is one.
         dtype: of the weights; default: as they are. On a CPU, bfloat16 takes and gives float32 mels and audio.
-        cpu_decoder: 'int8': on a CPU the decoder reads its LSTMs' weights rounded to 8 bits, with a scale for each row.
+        cpu_decoder: 'int8': on a CPU the decoder reads its LSTMs' weights rounded to 8 bits, with a scale for each row;
+            sets the acoustic model's `decoder.cpu_weights`; default: as that is.
 
     Raises:
         FastglowError: models that do not fit each other, the vocoder, the lexicon or the device; a bad lexicon; an
@@ -84,14 +85,12 @@ class Synthesizer(Speaker):
         cpu_decoder: str | None = None,
     ):
         self.device = pick_device(device)
-        on_cpu = self.device.type == "cpu"
-        self.dtype = dtype or tacotron2.embedding.weight.dtype
-        if cpu_decoder is not None and not (on_cpu and self.dtype in CPU_DTYPES and cpu_decoder in CPU_DECODERS):
+        computed = dtype or tacotron2.embedding.weight.dtype
+        if cpu_decoder is not None and not (_reads_cpu_weights(self.device, computed) and cpu_decoder in CPU_DECODERS):
             raise FastglowError(
-                f"cpu_decoder={cpu_decoder!r} with device={str(self.device)!r} and dtype={dtype_name(self.dtype)}: use "
+                f"cpu_decoder={cpu_decoder!r} with device={str(self.device)!r} and dtype={dtype_name(computed)}: use "
                 f"{' or '.join(CPU_DECODERS)} on a CPU in float32 or bfloat16, or leave it out"
             )
-        self.cpu_decoder = cpu_decoder
         used = waveglow if vocoder == "waveglow" else None
         settings = resolve_settings(tacotron2, used, audio, text_cleaners, lexicon)
         check_mel_channels(tacotron2, settings.audio)
@@ -100,7 +99,8 @@ class Synthesizer(Speaker):
                 # The mode of its parameters: they may have been made or loaded outside, or in the caller's.
                 with torch.inference_mode(next(model.parameters()).is_inference()):
                     model.to(self.device, dtype).eval()
-        tacotron2.decoder.cpu_weights = torch.int8 if cpu_decoder == "int8" else None
+        if cpu_decoder is not None:
+            tacotron2.decoder.cpu_weights = CPU_DECODERS[cpu_decoder]
         super().__init__(
             settings.audio,
             Frontend(settings.text_cleaners, tacotron2.config.n_symbols, settings.lexicon, settings.symbols),
@@ -266,6 +266,19 @@ class Synthesizer(Speaker):
         return chain.from_iterable(chain.from_iterable(one.sentences) for one in spoken)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the acoustic model's weights."""
+        return self.tacotron2.embedding.weight.dtype
+
+    @property
+    def cpu_decoder(self) -> str | None:
+        """The type, as 'int8', in which the decoder reads its LSTMs' weights, if it is another than `dtype`."""
+        weights = self.tacotron2.decoder.cpu_weights
+        if weights in (None, self.dtype) or not _reads_cpu_weights(self.device, self.dtype):
+            return None
+        return dtype_name(weights)
+
+    @property
     def batch_size(self) -> int:
         """Sentences that `synthesize_batch` decodes together by default."""
         return BATCH_SIZE.get(self.device.type, BATCH_SIZE["cpu"])
@@ -316,3 +329,8 @@ class Synthesizer(Speaker):
 
     def _new_speech(self, seed: int, how: Delivery) -> Speech:
         return Speech([], self.audio.sampling_rate, seed, how.sentence_silence, self.audio.n_mel_channels)
+
+
+def _reads_cpu_weights(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the decoder reads its LSTMs' weights as `Decoder.cpu_weights` says."""
+    return device.type == "cpu" and dtype in CPU_DTYPES

@@ -16,6 +16,8 @@ from fastglow.modules.parameter_cache import ParameterCache, Refreshable, parame
 
 from .tacotron2_config import Tacotron2Config
 
+CPU_WEIGHTS = (torch.float32, torch.bfloat16, torch.int8)
+
 Result = TypeVar("Result")
 
 
@@ -41,8 +43,7 @@ class Prenet(nn.Module):
 class Decoder(Refreshable):
     """Autoregressive decoder: prenet, attention LSTM, location-sensitive attention, decoder LSTM."""
 
-    # In inference on a CPU, the LSTMs' weights are read in this dtype, or None for that of the parameters.
-    cpu_weights: torch.dtype | None = None
+    _cpu_weights: torch.dtype | None = None  # of the class, for pickles of older versions
 
     def __init__(self, config: Tacotron2Config):
         super().__init__()
@@ -72,6 +73,19 @@ class Decoder(Refreshable):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({"_packed": ParameterCache(), **state})  # absent in pickles of older versions
+
+    @property
+    def cpu_weights(self) -> torch.dtype | None:
+        """Type in which inference on a CPU reads the LSTMs' weights: float32, bfloat16, int8, or None for that of the
+        parameters; setting another is a FastglowError."""
+        return self._cpu_weights
+
+    @cpu_weights.setter
+    def cpu_weights(self, dtype: torch.dtype | None) -> None:
+        if dtype is not None and dtype not in CPU_WEIGHTS:
+            choices = ", ".join(map(str, CPU_WEIGHTS))
+            raise FastglowError(f"cpu_weights={dtype!r} must be one of {choices}, or None for the parameters' own")
+        self._cpu_weights = dtype
 
     def recurrent_weights(self) -> RecurrentWeights:
         """The weights that `decode_loop` and `teacher_forced_loop` both take."""

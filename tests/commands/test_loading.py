@@ -36,15 +36,33 @@ def test_a_caller_without_collections_gets_none():
     run("gc.disable()\nload_engine()\nassert not gc.isenabled()\n" + FROZEN)
 
 
+SPEAK = """
+import fastglow.cli
+before = gc.get_freeze_count()
+arguments = ["synth", "Hi.", "-o", {out!r}, "--voice", {voice!r}, "-q", "--seed", "1"]
+"""
+
+
 @pytest.mark.parametrize("enabled", [True, False])
-def test_a_process_that_has_loaded_the_engine_keeps_its_objects(enabled):
+def test_a_callers_process_keeps_its_objects(voice_folder, tmp_path, enabled):
     run(
-        "import fastglow.engine\n"
         f"gc.enable() if {enabled} else gc.disable()\n"
-        "before = gc.get_freeze_count()\n"
-        "load_engine()\n"
-        f"assert gc.get_freeze_count() == before and gc.isenabled() is {enabled}\n" + ALIVE
+        "switched = []\n"
+        "gc.disable = gc.enable = gc.freeze = lambda: switched.append(1)\n"
+        + SPEAK.format(out=str(tmp_path / "x.wav"), voice=str(voice_folder))
+        + "assert fastglow.cli.main(arguments) == 0 and 'torch' in sys.modules\n"
+        f"assert not switched and gc.get_freeze_count() == before and gc.isenabled() is {enabled}\n" + ALIVE
     )
+    assert (tmp_path / "x.wav").stat().st_size > 44
+
+
+def test_the_command_in_a_process_of_its_own_leaves_the_engine_out(voice_folder, tmp_path):
+    run(
+        SPEAK.format(out=str(tmp_path / "x.wav"), voice=str(voice_folder))
+        + "sys.argv[1:] = arguments\n"
+        + "assert fastglow.cli.main() == 0 and gc.isenabled()\n" + FROZEN + ALIVE
+    )  # fmt: skip
+    assert (tmp_path / "x.wav").stat().st_size > 44
 
 
 def test_collections_go_on_when_the_engine_cannot_be_loaded():

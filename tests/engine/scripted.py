@@ -29,6 +29,7 @@ class ScriptedTacotron2(nn.Module):
         sizes = {**TACOTRON2, "n_frames_per_step": r, "max_decoder_steps": max_decoder_steps}
         self.config = SimpleNamespace(**sizes, n_symbols=n_symbols, n_mel_channels=80)
         self.embedding, self.decoder = nn.Embedding(n_symbols, 1), nn.Module()
+        self.decoder.cpu_weights = None
         self.calls = []
 
     def decode(self, text, input_lengths, *, seed, max_steps, call):
