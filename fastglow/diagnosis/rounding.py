@@ -130,7 +130,7 @@ def _unit(dtype: torch.dtype) -> float:
 
 
 def _is_rounded(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64
+    return isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64 and not x.is_meta
 
 
 def _widened(x: Any) -> Any:
