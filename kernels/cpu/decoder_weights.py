@@ -52,13 +52,13 @@ def pack_decoder(
     attention_rnn, attention, decoder_rnn = recurrent
     P, N, n = len(output.prenet[-1]), attention_rnn.weight_hh.shape[1], decoder_rnn.weight_hh.shape[1]
     D = attention_rnn.weight_ih.shape[1] - P
-    prenet_ih, context_ih = attention_rnn.weight_ih.float().split((P, D), dim=1)
+    prenet_ih, context_ih = attention_rnn.weight_ih.split((P, D), dim=1)
     projection = torch.cat((output.projection, output.gate)).float()  # reads [state, context]
     location = attention.location_dense.float() @ attention.location_conv.float().flatten(1)  # [A, 2k]
     taps = attention.location_conv.shape[2]
     return PackedDecoder(
-        attention_rnn=_lstm(attention_rnn, (prenet_ih, attention_rnn.weight_hh.float(), context_ih), lstm_weights),
-        decoder_rnn=_lstm(decoder_rnn, (decoder_rnn.weight_ih.float(), decoder_rnn.weight_hh.float()), lstm_weights),
+        attention_rnn=_lstm(attention_rnn, (prenet_ih, attention_rnn.weight_hh, context_ih), lstm_weights),
+        decoder_rnn=_lstm(decoder_rnn, (decoder_rnn.weight_ih, decoder_rnn.weight_hh), lstm_weights),
         query=(2 * attention.query.float()).t(),
         location=(2 * location.view(-1, 2, taps).transpose(1, 2).flatten(1)).t(),
         v=2 * attention.v.float().flatten(),
