@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from itertools import pairwise
 from math import ceil, inf
 
 import torch
@@ -84,12 +88,11 @@ def griffin_lim(
     if len(frames) != len(items) or not all(0 <= length <= items.size(2) for length in frames):
         raise FastglowError(f"lengths={frames} must be {len(items)} values between 0 and {items.size(2)} frames")
     audio = torch.zeros(len(items), items.size(2) * config.hop_length, device=items.device)
-    # Its operations are short: waking other threads for each of them takes longer than they save.
-    with torch.autocast(items.device.type, enabled=False), one_thread():
+    with torch.autocast(items.device.type, enabled=False), _one_core_per_block() as for_each:
         for item, length, out in zip(items, frames, audio, strict=True):
             if length:
                 out[: length * config.hop_length] = _reconstruct(
-                    item[:, :length], config, n_iter, momentum, seed, power
+                    item[:, :length], config, n_iter, momentum, seed, power, for_each
                 )
     return audio if log_mel.dim() == 3 else audio[0]
 
@@ -121,7 +124,13 @@ def _source(log_mel: Tensor, stft: Stft, config: MelConfig, seed: int | None) ->
 
 
 def _reconstruct(
-    log_mel: Tensor, config: MelConfig, n_iter: int, momentum: float, seed: int | None, power: float
+    log_mel: Tensor,
+    config: MelConfig,
+    n_iter: int,
+    momentum: float,
+    seed: int | None,
+    power: float,
+    for_each: ForEach,
 ) -> Tensor:
     """Log-mel [C, T] -> audio [T * hop_length]."""
     log_mel = F.pad(log_mel.float()[None], (0, 1), mode="replicate")[0].T.contiguous()
@@ -133,16 +142,19 @@ def _reconstruct(
     size = _block_size(mel)
     parts = zip(range(0, len(mel), size), source.split(size), mel.split(size), level.split(size), strict=True)
     blocks = [_Block(stft, constraint, *part) for part in parts]
-    signal = stft.join([block.start() for block in blocks])
+    signal = stft.join(for_each(_Block.start, blocks))
     for _ in range(n_iter):
-        signal = stft.join([block.iterate(signal, momentum) for block in blocks])
+        signal = stft.join(for_each(partial(_Block.iterate, signal=signal, momentum=momentum), blocks))
     return stft.unpad(signal)
 
 
 def _block_size(mel: Tensor) -> int:
     """Frames of a block. It depends on the mel only, and so does the order in which samples are added up."""
     n_frames = len(mel)
-    return n_frames if mel.device.type != "cpu" else ceil(n_frames / ceil(n_frames / _MOST_FRAMES))
+    if mel.device.type != "cpu" or n_frames <= _MOST_FRAMES:
+        return n_frames
+    n_blocks = 2 * ceil(n_frames / (2 * _MOST_FRAMES))  # for an even number of cores
+    return ceil(n_frames / n_blocks)
 
 
 class _Block:
@@ -184,3 +196,33 @@ class _Block:
         self.inside.addcmul_(power[:, :n_bins], inverse[:, :n_bins], value=1 + momentum)
         self.constraint.update(self.inside, self.mel)
         return self.stft.share(ahead.mul_(inverse.mul_(self.magnitude)))
+
+
+ForEach = Callable[[Callable[[_Block], Tensor], list[_Block]], list[Tensor]]
+"""A `map` over blocks."""
+
+
+@contextmanager
+def _one_core_per_block() -> Iterator[ForEach]:
+    """Gives a `map` that runs in as many threads as PyTorch may use.
+
+    Threads that share every operation wait for each other thousands of times in a second of audio, and long if another
+    process holds one of the cores. Here each does whole blocks, with operations that use one core.
+    """
+
+    def some(function: Callable[[_Block], Tensor], blocks: list[_Block]) -> list[Tensor]:
+        with one_thread(), torch.inference_mode():
+            return [function(block) for block in blocks]
+
+    def for_each(function: Callable[[_Block], Tensor], blocks: list[_Block]) -> list[Tensor]:
+        n = min(team.size, len(blocks))
+        bounds = [len(blocks) * i // n for i in range(n + 1)]
+        own, *others = (blocks[start:end] for start, end in pairwise(bounds))
+        futures = [pool.submit(some, function, other) for other in others]
+        shares = some(function, own)
+        for future in futures:
+            shares += future.result()
+        return shares
+
+    with one_thread() as team, ThreadPoolExecutor(team.size) as pool:
+        yield for_each
