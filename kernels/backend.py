@@ -129,7 +129,7 @@ def traced() -> bool:
 
     Not by torch.compile, which breaks its graph at functions that are `launch.uncompiled`.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():  # this thread; the other flags are the process's
         return torch.compiler._is_exporting_flag  # is_exporting() is True in all that PyTorch 2.7 compiles
     return torch.jit.is_tracing() or _transforms_active() or _n_dispatch_modes() > 0
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
-from itertools import pairwise
 from math import ceil, inf
 
 import torch
@@ -18,7 +15,7 @@ from fastglow.audio.excitation import mix, pitch, pulses, tract_phase
 from fastglow.audio.mel_inversion import MelConstraint, level_above, mel_constraint
 from fastglow.audio.stft import Stft, magnitude_of, power_of
 from fastglow.errors import FastglowError
-from fastglow.threads import one_thread
+from fastglow.parallel import CoreForEach, core_for_each
 
 _TINY = 1e-10
 
@@ -31,8 +28,10 @@ _START_UPDATES = 10
 # Frames that a CPU's core works on at a time: what an iteration reads and writes of them stays in its cache.
 _MOST_FRAMES = 128
 
-# Log-mels up to here leave room for the squares of the magnitudes. Speech stays below 2.
+# Log-mels and momenta up to here leave room for the squares of the magnitudes. Speech stays below 2, useful momenta
+# below 1.
 _LARGEST = 30.0
+_LARGEST_MOMENTUM = 1e3
 
 # For mels that an acoustic model predicted.
 PREDICTED_POWER = 1.2
@@ -79,16 +78,17 @@ def griffin_lim(
             f"hop_length={config.hop_length} must be at most half of win_length={config.win_length}: Griffin-Lim "
             "needs overlapping windows"
         )
-    if n_iter < 0 or not 0 <= momentum < inf or not 0 < power < inf:
+    if n_iter < 0 or not 0 <= momentum <= _LARGEST_MOMENTUM or not 0 < power < inf:
         raise FastglowError(
-            f"n_iter={n_iter} and momentum={momentum} must be at least 0, and power={power} must be above 0, all finite"
+            f"n_iter={n_iter} must be at least 0, momentum={momentum} from 0 to {_LARGEST_MOMENTUM:g}, and "
+            f"power={power} above 0 and finite"
         )
     items = log_mel if log_mel.dim() == 3 else log_mel[None]
     frames = [items.size(2)] * len(items) if lengths is None else [int(length) for length in lengths]
     if len(frames) != len(items) or not all(0 <= length <= items.size(2) for length in frames):
         raise FastglowError(f"lengths={frames} must be {len(items)} values between 0 and {items.size(2)} frames")
     audio = torch.zeros(len(items), items.size(2) * config.hop_length, device=items.device)
-    with torch.autocast(items.device.type, enabled=False), _one_core_per_block() as for_each:
+    with torch.autocast(items.device.type, enabled=False), core_for_each() as for_each:
         for item, length, out in zip(items, frames, audio, strict=True):
             if length:
                 out[: length * config.hop_length] = _reconstruct(
@@ -130,7 +130,7 @@ def _reconstruct(
     momentum: float,
     seed: int | None,
     power: float,
-    for_each: ForEach,
+    for_each: CoreForEach,
 ) -> Tensor:
     """Log-mel [C, T] -> audio [T * hop_length]."""
     log_mel = F.pad(log_mel.float()[None], (0, 1), mode="replicate")[0].T.contiguous()
@@ -196,33 +196,3 @@ class _Block:
         self.inside.addcmul_(power[:, :n_bins], inverse[:, :n_bins], value=1 + momentum)
         self.constraint.update(self.inside, self.mel)
         return self.stft.share(ahead.mul_(inverse.mul_(self.magnitude)))
-
-
-ForEach = Callable[[Callable[[_Block], Tensor], list[_Block]], list[Tensor]]
-"""A `map` over blocks."""
-
-
-@contextmanager
-def _one_core_per_block() -> Iterator[ForEach]:
-    """Gives a `map` that runs in as many threads as PyTorch may use.
-
-    Threads that share every operation wait for each other thousands of times in a second of audio, and long if another
-    process holds one of the cores. Here each does whole blocks, with operations that use one core.
-    """
-
-    def some(function: Callable[[_Block], Tensor], blocks: list[_Block]) -> list[Tensor]:
-        with one_thread(), torch.inference_mode():
-            return [function(block) for block in blocks]
-
-    def for_each(function: Callable[[_Block], Tensor], blocks: list[_Block]) -> list[Tensor]:
-        n = min(team.size, len(blocks))
-        bounds = [len(blocks) * i // n for i in range(n + 1)]
-        own, *others = (blocks[start:end] for start, end in pairwise(bounds))
-        futures = [pool.submit(some, function, other) for other in others]
-        shares = some(function, own)
-        for future in futures:
-            shares += future.result()
-        return shares
-
-    with one_thread() as team, ThreadPoolExecutor(team.size) as pool:
-        yield for_each

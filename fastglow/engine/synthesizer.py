@@ -16,7 +16,7 @@ from fastglow.checkpoint import load_checkpoint
 from fastglow.devices import pick_device
 from fastglow.errors import FastglowError
 from fastglow.kernels.arguments import dtype_name
-from fastglow.kernels.backend import CPU_DTYPES
+from fastglow.kernels.backend import AUTOMATIC, CPU_DTYPES, backend_name
 from fastglow.kernels.cpu import fast_dtype
 from fastglow.models import Tacotron2, WaveGlow
 from fastglow.text import Lexicon, split_sentences
@@ -274,7 +274,8 @@ class Synthesizer(Speaker):
     def cpu_decoder(self) -> str | None:
         """The type, as 'int8', in which the decoder reads its LSTMs' weights, if it is another than `dtype`."""
         weights = self.tacotron2.decoder.cpu_weights
-        if weights in (None, self.dtype) or not _reads_cpu_weights(self.device, self.dtype):
+        reads = _reads_cpu_weights(self.device, self.dtype) and backend_name() == AUTOMATIC
+        if weights in (None, self.dtype) or not reads:
             return None
         return dtype_name(weights)
 

@@ -142,8 +142,8 @@ class Refreshable(nn.Module):
 
         Training steps, `load_state_dict`, `.to()`, new parameters and in-place changes are detected without it. Call
         it after writes that PyTorch does not count: through `parameter.data`, through a NumPy array, DLPack tensor or
-        storage that shares their memory, by a replayed CUDA graph, or in place to weights that were made under
-        torch.inference_mode. Then also make a new `Denoiser`.
+        storage that shares their memory, or by a replayed CUDA graph; and after all writes but the whole model's
+        `load_state_dict` to weights that were made under torch.inference_mode. Then also make a new `Denoiser`.
         """
         global _unseen_writes
         _unseen_writes += 1

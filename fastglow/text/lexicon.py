@@ -91,6 +91,7 @@ def _read(path: Path) -> dict[str, str]:
     pronunciations: dict[str, str] = {}
     for number, line in enumerate(split_lines(text), 1):
         word, _, phones = line.partition(" ")
+        phones = phones.lstrip(" ")  # CMUdict 0.7b has two spaces
         # Nearly every line has but this form, and CMUdict has 124,000.
         if not (word.isalpha() and _phones.issuperset(phones.split(" "))):
             word, phones = _parse(line, path, number)

@@ -8,6 +8,7 @@ from fastglow import FastglowError, Speech, Synthesizer
 from fastglow.audio import Denoiser, MelConfig
 from fastglow.engine.frontend import Frontend
 from fastglow.engine.seeds import sentence_seed
+from fastglow.kernels.backend import use_backend
 from fastglow.text import Lexicon, split_sentences, symbols, text_to_sequence
 from fastglow.text.unspeakable import UnspeakableTextWarning
 from fastglow.voices import DEFAULT_VOICE
@@ -355,6 +356,8 @@ def test_another_synthesizer_of_a_model_reports_what_runs():
         assert (first.dtype, first.cpu_decoder) == (dtype, cpu_decoder)
     model.to(torch.float32).decoder.cpu_weights = torch.bfloat16
     assert first.cpu_decoder == "bfloat16"
+    with use_backend("reference"):
+        assert first.cpu_decoder is None
     model.to(torch.bfloat16)
     assert first.cpu_decoder is None, "the parameters' own type"
 

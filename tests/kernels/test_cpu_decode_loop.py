@@ -8,7 +8,7 @@ import torch
 from fastglow.diagnosis.rounding import RUNS, perturbed
 from fastglow.kernels import backend, decode_loop, decode_pieces, pack_decoder
 from fastglow.kernels.cpu import decode_loop as cpu_decode_loop
-from fastglow.kernels.cpu import processor
+from fastglow.kernels.cpu import int8_linear, processor
 from fastglow.kernels.decoder_weights import LSTMWeights
 
 from .checks import assert_as_exact_as, assert_same_bits
@@ -36,10 +36,10 @@ def check(actual, batch, exact_batch, case):
             assert_as_exact_as(x.to(references.dtype), references, truth, 2, CAPS[references.dtype])
 
 
-def dequantised(cell: LSTMWeights) -> LSTMWeights:
-    """As the int8 form reads it: 127 levels on each side of zero, one scale for a row of both matrices."""
+def dequantised(cell: LSTMWeights, scale_dtype: torch.dtype) -> LSTMWeights:
+    """As the int8 forms read it: 127 levels on each side of zero, one scale for a row of both matrices."""
     weight = torch.cat((cell.weight_ih, cell.weight_hh), dim=1).float()
-    scales = (weight.abs().amax(1, keepdim=True) / 127).bfloat16().float()
+    scales = (weight.abs().amax(1, keepdim=True) / 127).to(scale_dtype).float()
     weight = (weight / scales).round() * scales
     ih, hh = weight.split((cell.weight_ih.shape[1], cell.weight_hh.shape[1]), dim=1)
     return cell._replace(weight_ih=ih, weight_hh=hh)
@@ -57,14 +57,27 @@ def test_as_exact_as_pytorch(case, dtype):
 
 @pytest.mark.parametrize("case", [Case(), *CASES[2:5], MANY], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_int8_weights_are_computed_with_in_bfloat16(case, dtype):
+def test_int8_weights_with_inputs_of_16_bits(case, dtype):
+    if not int8_linear.multiplies_integers():
+        pytest.skip("needs exact products of 8-bit integers")
+    check_int8(case, dtype, torch.float32, torch.float16)
+
+
+@pytest.mark.parametrize("case", [Case(), *CASES[2:5], MANY], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_int8_weights_with_inputs_in_bfloat16(case, dtype, monkeypatch):
+    monkeypatch.setattr(int8_linear, "multiplies_integers", lambda: False)
+    check_int8(case, dtype, torch.bfloat16, torch.bfloat16)
+
+
+def check_int8(case, dtype, scale_dtype, as_exact_as):
     batch = case.batch(torch.float32)
     packed = pack_decoder(batch.recurrent, batch.output, dtype, torch.int8)
-    recurrent = batch.recurrent._replace(
-        attention_rnn=dequantised(batch.recurrent.attention_rnn), decoder_rnn=dequantised(batch.recurrent.decoder_rnn)
+    attention_rnn, decoder_rnn = (
+        dequantised(cell, scale_dtype) for cell in (batch.recurrent.attention_rnn, batch.recurrent.decoder_rnn)
     )
-    of_levels = replace(batch, recurrent=recurrent)
-    check(call(batch, case, packed=packed), of_levels.to(torch.bfloat16), of_levels.to(torch.float64), case)
+    of_levels = replace(batch, recurrent=batch.recurrent._replace(attention_rnn=attention_rnn, decoder_rnn=decoder_rnn))
+    check(call(batch, case, packed=packed), of_levels.to(as_exact_as), of_levels.to(torch.float64), case)
 
 
 @pytest.mark.parametrize("lacking", ["oneDNN", "an operation", "an overload"])

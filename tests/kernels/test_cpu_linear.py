@@ -1,6 +1,8 @@
 """Linear layers with packed weights, of any size, against float64."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -149,3 +151,20 @@ def test_the_same_bits_wherever_the_memory_is(make):
         held.append(torch.empty(n, dtype=torch.uint8))
         assert_same_bits(layer.product(x.clone()), first)
         assert_same_bits(make(weight, bias).product(x), first)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
+def test_int8_whatever_the_default_dtype_is(dtype):
+    """Of the process that imports the module, too."""
+    code = f"""
+import torch
+torch.set_default_dtype(torch.{dtype})
+from fastglow.kernels.cpu.int8_linear import int8_linear
+generator = torch.Generator().manual_seed(0)
+x, weight = (torch.randn(8, 40, generator=generator, dtype=torch.float32) for _ in range(2))
+layer = int8_linear(weight, torch.zeros(8, dtype=torch.float32))
+found, expected = layer.product(x.to(layer.dtype)).double(), x.double() @ weight.double().T
+print(float((found - expected).norm() / expected.norm()) < 0.02)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert done.stdout == "True\n", done.stderr
