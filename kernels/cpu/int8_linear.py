@@ -1,4 +1,4 @@
-"""Linear layers on weights of 8 bits, which a product of few rows reads in half the time of bfloat16."""
+"""Linear layers on weights of 8 bits, half as much to read for a product of few rows as in bfloat16."""
 
 import platform
 from functools import cache
