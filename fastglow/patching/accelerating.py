@@ -1,0 +1,131 @@
+"""`fastglow.accelerate`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from fastglow.errors import FastglowError
+from fastglow.kernels import backend
+
+from .adapter import Adapter
+from .catalogue import ADAPTERS, OPS
+from .probing import find_variant
+from .report import Entry, Report
+from .swapping import Swapped, swap
+
+
+def accelerate(model: nn.Module, ops: str | Iterable[str] | None = None, strict: bool = False) -> Report:
+    """Lets the known modules of any PyTorch model compute with fastglow's kernels, in place.
+
+    A module is known by its structure and by what it computes: on a copy of it, small random inputs must give
+    the same results before and after, in training and in evaluation, with the same random numbers. Parameters,
+    buffers, state_dict, hooks, training mode and `isinstance` stay as they are; copies and pickles of the model are
+    swapped, too. While a part of a swapped module has a hook, the module runs its own code, which calls it. Swap
+    again what is added or replaced later; modules that are swapped already stay so.
+
+    Args:
+        model: any module, also inside of DistributedDataParallel or torch.compile, on any device, in any dtype.
+        ops: the operations to use, of `fastglow.patching.OPS`; None: all whose results are the module's for the
+            same state of PyTorch's random number generator.
+        strict: an error if a known module was left or none was found; then nothing is swapped.
+
+    Returns:
+        What was swapped, with `undo()`; also a context manager that undoes the swaps at its end.
+
+    Raises:
+        FastglowError: the model is not a torch.nn.Module, an operation has another name, or `strict` and a module was
+            left.
+    """
+    if not isinstance(model, nn.Module):
+        raise FastglowError(f"accelerate takes a torch.nn.Module, not {type(model).__name__}: pass the model itself")
+    chosen = _chosen(ops)
+    report = Report()
+    for name, module in model.named_modules():
+        if _is_fastglow(module):
+            report.entries.append(Entry(name, _path(module), _own_op(module), "fastglow's own module"))
+            continue
+        _accelerate(name, module, chosen, report)
+    if not report.entries:
+        report.entries.append(
+            Entry("", _path(model), None, "no module in it looks like one that fastglow knows: see docs/accelerate.md")
+        )
+    if strict and report.left:
+        report.undo()
+        raise FastglowError(f"accelerate left {'; '.join(map(str, report.left))}")
+    return report
+
+
+def _chosen(ops: str | Iterable[str] | None) -> list[Adapter]:
+    if ops is None:
+        return [adapter for adapter in ADAPTERS.values() if not adapter.draws_own_noise]
+    names = [ops] if isinstance(ops, str) else list(ops)
+    unknown = [name for name in names if name not in OPS]
+    if unknown:
+        raise FastglowError(f"ops={unknown[0]!r} must be among {', '.join(OPS)}")
+    return [adapter for adapter in ADAPTERS.values() if adapter.op in names]
+
+
+def _accelerate(name: str, module: nn.Module, chosen: list[Adapter], report: Report) -> None:
+    cls = type(module)
+    if isinstance(module, Swapped):
+        adapter = ADAPTERS[module._fastglow_key[0]]
+        report.entries.append(Entry(name, _path(module), adapter.op, f"{_runs_on(module)}, swapped before"))
+        return
+    adapters = [adapter for adapter in chosen if adapter.claims(module)]
+    reasons = []
+    for adapter in adapters:
+        variant, reason = _match(module, adapter)
+        if variant is not None:
+            swap(module, (adapter.name, variant))
+            report._modules.append(module)
+            text = f"{adapter.kind}, {variant}: {_runs_on(module)}"
+            report.entries.append(Entry(name, _path_of(cls), adapter.op, text))
+            return
+        reasons.append(reason)
+    if reasons:
+        report.entries.append(Entry(name, _path_of(cls), None, "; or ".join(reasons)))
+
+
+def _match(module: nn.Module, adapter: Adapter) -> tuple[str | None, str]:
+    """(the variant to swap to, '') or (None, why there is none)."""
+    if "forward" in vars(module):
+        return None, "its forward is replaced on the instance: call accelerate before"
+    if is_parametrized(module):
+        return None, "its parameters are parametrized: remove that first"
+    difference = adapter.difference(module)
+    if difference is not None:
+        return None, f"unlike {adapter.kind}, {difference}"
+    if any(x.is_meta for x in (*module.parameters(), *module.buffers())):
+        return None, "its parameters are on the meta device, where results cannot be compared: load them first"
+    return find_variant(module, adapter)
+
+
+def _runs_on(module: nn.Module) -> str:
+    device = next((x.device for x in module.parameters()), torch.device("cpu"))
+    name = backend.backend_name()
+    if name == backend.TRITON or (name == backend.AUTOMATIC and device.type == "cuda"):
+        return "Triton kernels"
+    why = (
+        f"its parameters are on {device}" if name == backend.AUTOMATIC else f"{backend.VARIABLE} or use_backend says so"
+    )
+    return f"PyTorch reference, because {why}"
+
+
+def _is_fastglow(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("fastglow.modules.") and not isinstance(module, Swapped)
+
+
+def _own_op(module: nn.Module) -> str:
+    return type(module).__name__
+
+
+def _path(module: nn.Module) -> str:
+    return _path_of(module._fastglow_original if isinstance(module, Swapped) else type(module))
+
+
+def _path_of(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"

@@ -1,0 +1,227 @@
+"""Invertible 1x1 convolutions: WaveGlow's, RAD-TTS's with and without an LU decomposition, and Glow-TTS'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastglow import kernels
+
+from .adapter import Adapter, Call, Method
+from .structure import conv_difference
+from .weights import prepared
+
+
+def _inverse_of(module: nn.Module, weight: Callable[[], Tensor]) -> Tensor | None:
+    """W^-1 [c, c], kept until the parameters change; None where gradients are needed."""
+    if torch.is_grad_enabled():
+        return None
+    return prepared(module, lambda: kernels.invertible_conv1x1_factors([weight()])[0][0])
+
+
+# WaveGlow and RAD-TTS: `conv` [c, c, 1]
+
+
+def _weight(module: nn.Module) -> Tensor:
+    return module.conv.weight  # type: ignore[union-attr, return-value]
+
+
+def _forward(module: nn.Module, z: Tensor, scaled: bool) -> tuple[Tensor, Tensor]:
+    z, log_det = kernels.invertible_conv1x1(z, _weight(module))
+    return z, (len(z) * z.shape[2] * log_det if scaled else log_det)
+
+
+def _inverse(module: nn.Module, z: Tensor) -> Tensor:
+    return kernels.invertible_conv1x1_inverse(z, _weight(module), _inverse_of(module, lambda: _weight(module)))
+
+
+def _by_flag(flag: str, scaled: bool) -> Method:
+    """forward(z, reverse=False), NVIDIA's, or forward(z, inverse=False), RAD-TTS'."""
+
+    def forward(module: nn.Module, original: Callable[..., Any], z: Tensor, *args: bool, **kw: bool) -> Any:
+        inverted = args[0] if args else kw.get(flag, False)
+        return _inverse(module, z) if inverted else _forward(module, z, scaled)
+
+    return forward
+
+
+def _by_method() -> Mapping[str, Method]:
+    """forward(z) and infer(z), DeepLearningExamples'."""
+    return {
+        "forward": lambda module, original, z: _forward(module, z, scaled=True),
+        "infer": lambda module, original, z: _inverse(module, z),
+    }
+
+
+def _flag_of(module: nn.Module) -> str | None:
+    """Name of the argument that asks for the inverse."""
+    names = list(signature(module.forward).parameters)
+    return names[-1] if len(names) == 2 else None
+
+
+def _claims(module: nn.Module) -> bool:
+    parts = dict(module.named_children())
+    return (
+        list(parts) == ["conv"]
+        and isinstance(parts["conv"], nn.Conv1d)
+        and len(list(module.parameters())) == 1
+        and parts["conv"].in_channels == parts["conv"].out_channels
+        and "invertible" in type(module).__name__.lower()
+    )
+
+
+def _difference(module: nn.Module) -> str | None:
+    conv = module.conv
+    assert isinstance(conv, nn.Conv1d)
+    difference = conv_difference("conv", conv, conv.in_channels, conv.in_channels)
+    if difference is None and not hasattr(module, "infer") and _flag_of(module) is None:
+        return "its forward has no flag for the inverse, and it has no method infer"
+    return difference
+
+
+def _calls(module: nn.Module) -> Iterator[Call]:
+    weight = _weight(module)
+    z = torch.randn(2, len(weight), 7)
+    yield lambda conv: conv(z)
+    if hasattr(module, "infer"):
+        yield lambda conv: conv.infer(z)
+    else:
+        flag = _flag_of(module)
+        yield lambda conv: conv(z, True)
+        yield lambda conv: conv(z, **{flag: True})
+
+
+def _forget_inverse(module: nn.Module) -> None:
+    """Of an earlier call, in another dtype, perhaps of other weights."""
+    vars(module).pop("W_inverse", None)
+
+
+WAVEGLOW_INVERTIBLE = Adapter(
+    name="waveglow_invertible",
+    op="invertible_conv1x1",
+    kind="an Invertible1x1Conv of WaveGlow or RAD-TTS",
+    claims=_claims,
+    difference=_difference,
+    variants={
+        "forward and infer": _by_method(),
+        "log-determinant of the signal, reverse=": {"forward": _by_flag("reverse", True)},
+        "log-determinant of the signal, inverse=": {"forward": _by_flag("inverse", True)},
+        "log-determinant of W, inverse=": {"forward": _by_flag("inverse", False)},
+        "log-determinant of W, reverse=": {"forward": _by_flag("reverse", False)},
+    },
+    calls=_calls,
+    prepare=_forget_inverse,
+)
+
+
+# RAD-TTS: W = P L U
+
+
+def _lus_weight(module: Any) -> Tensor:
+    lower = torch.tril(module.lower, -1) + torch.diag(module.lower_diag)
+    upper = torch.triu(module.upper, 1) + torch.diag(module.upper_diag)
+    return (module.p @ (lower @ upper)).unsqueeze(2)
+
+
+def _lus_forward(module: Any, original: Callable[..., Any], z: Tensor, inverse: bool = False) -> Any:
+    with torch.autocast(z.device.type, enabled=False):
+        if inverse:
+            kept = _inverse_of(module, lambda: _lus_weight(module))
+            return kernels.invertible_conv1x1_inverse(z, _lus_weight(module), kept)
+        log_det = module.upper_diag.abs().log().sum()
+        return kernels.invertible_conv1x1(z, _lus_weight(module), log_det)
+
+
+_LUS = ("p", "lower_diag", "lower", "upper_diag", "upper")
+
+LUS_INVERTIBLE = Adapter(
+    name="lus_invertible",
+    op="invertible_conv1x1",
+    kind="an Invertible1x1ConvLUS of RAD-TTS",
+    claims=lambda module: all(isinstance(getattr(module, name, None), Tensor) for name in _LUS),
+    difference=lambda module: None,
+    variants={"W = P L U": {"forward": _lus_forward}},
+    calls=lambda module: _lus_calls(module),
+    prepare=_forget_inverse,
+)
+
+
+def _lus_calls(module: Any) -> Iterator[Call]:
+    z = torch.randn(2, len(module.p), 7)
+    yield lambda conv: conv(z)
+    yield lambda conv: conv(z, inverse=True)
+
+
+# Glow-TTS and coqui: `weight` [n, n] over groups of n channels, half of each from either half of the channels
+
+
+def _glow_tts_forward(
+    module: Any,
+    original: Callable[..., Any],
+    x: Tensor,
+    x_mask: Tensor | None = None,
+    reverse: bool = False,
+    **kw: Any,
+) -> Any:
+    B, channels, T = x.shape
+    n = len(module.weight)
+    groups = channels // n
+    if channels % n:
+        return original(x, x_mask, reverse, **kw)
+    x = x.view(B, 2, groups, n // 2, T).transpose(2, 3).reshape(B, n, groups * T)
+    weight = module.weight.unsqueeze(2)
+    log_det: Any = None
+    if reverse:
+        stored = getattr(module, "weight_inv", None)
+        inverse = stored if stored is not None else _inverse_of(module, lambda: module.weight.unsqueeze(2))
+        x = kernels.invertible_conv1x1_inverse(x, weight, inverse)
+    else:
+        x, log_det_w = kernels.invertible_conv1x1(x, weight)
+        if getattr(module, "no_jacobian", False):
+            log_det = 0
+        else:
+            lengths = x.new_full((B,), T) if x_mask is None else x_mask.sum((1, 2))
+            log_det = log_det_w * groups * lengths
+    x = x.view(B, 2, n // 2, groups, T).transpose(2, 3).reshape(B, channels, T)
+    return (x if x_mask is None else x * x_mask), log_det
+
+
+def _glow_tts_claims(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return (
+        isinstance(weight, nn.Parameter)
+        and weight.dim() == 2
+        and weight.shape[0] == weight.shape[1]
+        and (hasattr(module, "n_split") or hasattr(module, "num_splits"))
+        and not list(module.children())
+    )
+
+
+def _glow_tts_difference(module: Any) -> str | None:
+    n = len(module.weight)
+    return f"weight has an odd size, {n}" if n % 2 else None
+
+
+def _glow_tts_calls(module: Any) -> Iterator[Call]:
+    weight = module.weight
+    x = torch.randn(2, 3 * len(weight), 5)
+    mask = torch.ones_like(x[:, :1])
+    mask[1, :, 3:] = 0
+    for reverse in (False, True):
+        yield lambda conv, reverse=reverse: conv(x, mask, reverse=reverse)
+        yield lambda conv, reverse=reverse: conv(x, reverse=reverse)
+
+
+GLOW_TTS_INVERTIBLE = Adapter(
+    name="glow_tts_invertible",
+    op="invertible_conv1x1",
+    kind="an InvConvNear of Glow-TTS",
+    claims=_glow_tts_claims,
+    difference=_glow_tts_difference,
+    variants={"groups of channels": {"forward": _glow_tts_forward}},
+    calls=_glow_tts_calls,
+)

@@ -1,0 +1,122 @@
+"""Comparing a variant of a swapped module with the module itself, on a small copy of its computation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastglow.kernels import backend
+
+from .adapter import Adapter
+from .hooks import is_weight_norm
+from .swapping import swap
+
+TOLERANCE = 1e-4
+"""Largest difference of two float32 results, relative to the largest value: rounding, not another computation."""
+
+_SEED = 20180612
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def find_variant(module: nn.Module, adapter: Adapter) -> tuple[str | None, str]:
+    """(name of the first variant that computes what the module computes, '') or (None, why there is none)."""
+    reason = "none of its methods can be compared"
+    try:
+        expected = _results(module, adapter, None)
+    except Exception as error:  # whatever foreign code raises when it is called in another way than ours
+        return None, f"it cannot be called as {adapter.kind}: {type(error).__name__}: {_first_line(error)}"
+    if not all(bool(x.isfinite().all()) for x in expected):
+        return None, "its results are not finite"
+    for variant in adapter.variants:
+        try:
+            found = _results(module, adapter, variant)
+        except Exception as error:
+            reason = f"{adapter.kind} computes otherwise: {type(error).__name__}: {_first_line(error)}"
+            continue
+        difference = _difference(expected, found)
+        if difference <= TOLERANCE:
+            return variant, ""
+        reason = f"its results differ from those of {adapter.kind} by {difference:.1g} of the largest value"
+    return None, reason
+
+
+def _results(module: nn.Module, adapter: Adapter, variant: str | None) -> list[Tensor]:
+    """Of all calls, in evaluation and in training, by the module's own methods or by a variant's."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), backend.use_backend(backend.REFERENCE):
+        copy = _copy(module)
+        adapter.prepare(copy)
+        if variant is not None:
+            swap(copy, (adapter.name, variant))
+        found: list[Tensor] = []
+        for training in (False, True):
+            copy.train(training)
+            torch.manual_seed(_SEED)
+            for call in adapter.calls(copy):
+                torch.manual_seed(_SEED)
+                found += _tensors(call(copy))
+    return found
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    """A float32 copy on the CPU, without hooks, in which no parameter hides a part of the computation by being
+    constant."""
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        for value in (*part._parameters.values(), *part._buffers.values(), *vars(part).values()):
+            if isinstance(value, Tensor):  # also the weight that weight_norm leaves, which deepcopy refuses
+                memo[id(value)] = _copied(value)
+    with _without_hooks(module):
+        copy = deepcopy(module, memo)
+    generator = torch.Generator().manual_seed(_SEED)
+    for parameter in copy.parameters():
+        if not bool(parameter.isfinite().all()) or bool((parameter == parameter.flatten()[:1]).all()):
+            values = torch.rand(parameter.shape, generator=generator) + 0.5
+            parameter.copy_(values / max(1, parameter[0].numel() if parameter.dim() > 1 else 1))
+    return copy
+
+
+def _copied(x: Tensor) -> Tensor:
+    value = x.detach().to("cpu", torch.float32 if x.is_floating_point() else x.dtype, copy=True)
+    return nn.Parameter(value, requires_grad=False) if isinstance(x, nn.Parameter) else value
+
+
+@contextmanager
+def _without_hooks(module: nn.Module) -> Iterator[None]:
+    """Inside, the module and its parts have only the hooks of weight_norm."""
+    kept = [(part, kind, getattr(part, kind)) for part in module.modules() for kind in _HOOKS]
+    try:
+        for part, kind, hooks in kept:
+            if hooks:
+                vars(part)[kind] = type(hooks)((key, hook) for key, hook in hooks.items() if is_weight_norm(hook))
+        yield
+    finally:
+        for part, kind, hooks in kept:
+            vars(part)[kind] = hooks
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, (tuple, list)):
+        return [x for part in value for x in _tensors(part)]
+    return []
+
+
+def _difference(expected: list[Tensor], found: list[Tensor]) -> float:
+    if [x.shape for x in expected] != [x.shape for x in found]:
+        return float("inf")
+    worst = 0.0
+    for x, y in zip(expected, found, strict=True):
+        if x.numel():
+            scale = max(float(x.abs().max()), 1e-6)
+            worst = max(worst, float((x - y).abs().max()) / scale)
+    return worst
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]

@@ -1,0 +1,93 @@
+"""Swapping a module's methods in place, and back.
+
+A swapped module gets a subclass of its class, made once for each class and variant: `isinstance`, hooks, parameters,
+buffers and state_dict stay as they are, and other modules of the class are not touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from torch import nn
+
+from .adapter import Method
+from .hooks import inner_hooks
+
+_STATE = "_fastglow_state"
+"""Name of the attribute with what a swapped module has cached."""
+
+
+class SwapState(dict):
+    """What the methods of a swapped module keep between calls. Copies and pickles of the module start without it."""
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[type, tuple]:
+        return SwapState, ()
+
+
+class Swapped:
+    """Marks the classes of swapped modules."""
+
+    _fastglow_original: type[nn.Module]
+    _fastglow_key: tuple[str, str]  # names of adapter and variant
+
+
+def state_of(module: nn.Module) -> SwapState:
+    return vars(module)[_STATE]
+
+
+def swap(module: nn.Module, key: tuple[str, str]) -> None:
+    """Gives a module the methods of a variant of an adapter."""
+    vars(module)[_STATE] = SwapState()
+    module.__class__ = swapped_class(type(module), key)
+
+
+def restore(module: nn.Module) -> None:
+    """Gives a swapped module its own methods back; others are left as they are."""
+    if isinstance(module, Swapped):
+        original: type = module._fastglow_original
+        module.__class__ = original
+        vars(module).pop(_STATE, None)
+
+
+@cache
+def swapped_class(original: type, key: tuple[str, str]) -> type:
+    """The subclass of `original` with the methods of the variant `key`."""
+    from .catalogue import ADAPTERS  # whose adapters import this file
+
+    adapter, variant = key
+    methods = ADAPTERS[adapter].variants[variant]
+    namespace = {
+        "__module__": original.__module__,
+        "__qualname__": original.__qualname__,
+        "__doc__": original.__doc__,
+        "__reduce_ex__": _reduce,
+        "_fastglow_original": original,
+        "_fastglow_key": key,
+        **{name: _method(getattr(original, name), method) for name, method in methods.items()},
+    }
+    # The original comes first: PyTorch's parametrizations take the first base for the class of the module.
+    return type(original.__name__, (original, Swapped), namespace)
+
+
+def _method(original: Callable, method: Method) -> Callable:
+    def call(self: nn.Module, *args: Any, **kw: Any) -> Any:
+        if inner_hooks(self):
+            return original(self, *args, **kw)
+        return method(self, original.__get__(self), *args, **kw)
+
+    call.__name__, call.__doc__ = original.__name__, original.__doc__
+    call.__wrapped__ = original  # type: ignore[attr-defined]  # for inspect.signature
+    return call
+
+
+def _reduce(self: Any, protocol: Any) -> tuple:
+    """Pickles and copies are swapped, too: the class is made again from the original one."""
+    cls = self._fastglow_original
+    constructor, (_, *arguments), *rest = cls.__reduce_ex__(self, max(int(protocol), 2))
+    return _new, (constructor, cls, self._fastglow_key, *arguments), *rest
+
+
+def _new(constructor: Callable, original: type[nn.Module], key: tuple[str, str], *arguments: Any) -> Any:
+    return constructor(swapped_class(original, key), *arguments)

@@ -1,0 +1,45 @@
+"""The weights of foreign modules as they are used: after weight norm in any of PyTorch's forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fastglow.modules.parameter_cache import ParameterCache, parameters_of
+
+from .hooks import is_weight_norm
+from .swapping import state_of
+
+Value = TypeVar("Value")
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """`module.weight`; under torch.nn.utils.weight_norm, whose hook sets that before a call, computed now."""
+    for hook in module._forward_pre_hooks.values():
+        if is_weight_norm(hook):
+            return hook.compute_weight(module)  # type: ignore[attr-defined]
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def bias_of(module: nn.Module) -> Tensor | None:
+    bias = module.bias
+    assert bias is None or isinstance(bias, Tensor)
+    return bias
+
+
+def prepared(module: nn.Module, build: Callable[[], Value]) -> Value:
+    """`build()`, computed from the module's parameters: with gradients every time, else once until they change."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return build()
+    cache: ParameterCache[Value] = state_of(module).setdefault("prepared", ParameterCache())
+    with torch.autocast(_device_type(module), enabled=False):
+        return cache.get(parameters_of(module), build)
+
+
+def _device_type(module: nn.Module) -> str:
+    return next((x.device.type for x in parameters_of(module)), "cpu")
