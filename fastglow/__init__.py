@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from fastglow._version import __version__
 
 if TYPE_CHECKING:
-    from fastglow import audio, checkpoint, engine, errors, kernels, models, modules, text, train
+    from fastglow import audio, checkpoint, engine, errors, kernels, models, modules, patching, text, train
     from fastglow.audio import Denoiser
     from fastglow.checkpoint import load_checkpoint, save_checkpoint
     from fastglow.engine import Speech, Synthesizer
     from fastglow.errors import FastglowError
     from fastglow.models import Tacotron2, WaveGlow
+    from fastglow.patching import accelerate
     from fastglow.train.losses import Tacotron2Loss, WaveGlowLoss
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "WaveGlow",
     "WaveGlowLoss",
     "__version__",
+    "accelerate",
     "audio",
     "checkpoint",
     "engine",
@@ -38,6 +40,7 @@ __all__ = [
     "load_checkpoint",
     "models",
     "modules",
+    "patching",
     "save_checkpoint",
     "text",
     "train",
@@ -53,6 +56,7 @@ _HOME = {
     "Tacotron2Loss": "fastglow.train.losses",
     "WaveGlow": "fastglow.models",
     "WaveGlowLoss": "fastglow.train.losses",
+    "accelerate": "fastglow.patching",
     "load_checkpoint": "fastglow.checkpoint",
     "save_checkpoint": "fastglow.checkpoint",
 }

@@ -109,10 +109,9 @@ def _runs_on(module: nn.Module) -> str:
     name = backend.backend_name()
     if name == backend.TRITON or (name == backend.AUTOMATIC and device.type == "cuda"):
         return "Triton kernels"
-    why = (
-        f"its parameters are on {device}" if name == backend.AUTOMATIC else f"{backend.VARIABLE} or use_backend says so"
-    )
-    return f"PyTorch reference, because {why}"
+    if name == backend.REFERENCE:
+        return f"PyTorch reference, as {backend.VARIABLE} or use_backend says"
+    return f"PyTorch reference, because its parameters are on {device}"
 
 
 def _is_fastglow(module: nn.Module) -> bool:

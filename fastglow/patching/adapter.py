@@ -12,7 +12,7 @@ Method = Callable[..., Any]
 """`method(module, original, *args, **kw)`: a method of the module on fastglow's kernels. `original(*args, **kw)` is the
 method that it replaces, for calls that the kernels do not support."""
 
-Call = Callable[[nn.Module], Any]
+Call = Callable[[Any], Any]
 """A small call of a module's own methods, whose result shows how the module computes."""
 
 
@@ -30,7 +30,7 @@ class Adapter:
         claims: whether a module looks like this kind, by its class and the names of its parts.
         difference: what of a claimed module's structure the kernels do not support; None if nothing.
         variants: versions of the replaced methods, by name. The first one whose results equal the module's is used.
-        calls: small calls, made on a float32 copy of the module on the CPU, by which a variant is compared with the module.
+        calls: small calls, made on a float32 copy of the module on the CPU, that compare a variant with the module.
         prepare: called with that copy first: forgets what the module has cached.
         draws_own_noise: the replaced methods draw random numbers of their own, so that they are swapped only when
             asked for.

@@ -16,16 +16,15 @@ def conv_difference(
     """How a module is not a Conv1d of these sizes that keeps the length: of one tap, or dilated with an odd number."""
     if not isinstance(conv, nn.Conv1d):
         return f"{name} is a {type(conv).__name__}, must be a Conv1d"
+    sizes = f"{conv.in_channels} to {conv.out_channels}"
     if (conv.in_channels, conv.out_channels) != (in_channels, out_channels):
-        return (
-            f"{name} has {conv.in_channels} to {conv.out_channels} channels, must have {in_channels} to {out_channels}"
-        )
+        return f"{name} has {sizes} channels, must have {in_channels} to {out_channels}"
     (taps,), (dilation,) = conv.kernel_size, conv.dilation
     if taps % 2 == 0 or (taps > 1 and not dilated):
         return f"{name} has kernel_size={taps}, must be {'odd' if dilated else 1}"
-    if conv.stride != (1,) or conv.groups != 1 or conv.padding_mode != "zeros":
-        return f"{name} has stride={conv.stride[0]}, groups={conv.groups}, padding_mode={conv.padding_mode}, must be 1, 1, zeros"
     padding = dilation * (taps - 1) // 2
-    if conv.padding != (padding,):
-        return f"{name} has padding={conv.padding[0]}, must be {padding} to keep the length"
+    expected = {"stride": (1,), "groups": 1, "padding_mode": "zeros", "padding": (padding,)}
+    for option, value in expected.items():
+        if getattr(conv, option) != value:
+            return f"{name} has {option}={getattr(conv, option)}, must be {value}"
     return None

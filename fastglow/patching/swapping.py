@@ -7,7 +7,6 @@ buffers and state_dict stay as they are, and other modules of the class are not 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 from torch import nn
@@ -51,9 +50,17 @@ def restore(module: nn.Module) -> None:
         vars(module).pop(_STATE, None)
 
 
-@cache
+_classes: dict[tuple[type, tuple[str, str]], type] = {}
+
+
 def swapped_class(original: type, key: tuple[str, str]) -> type:
     """The subclass of `original` with the methods of the variant `key`."""
+    if (original, key) not in _classes:
+        _classes[original, key] = _make_class(original, key)
+    return _classes[original, key]
+
+
+def _make_class(original: type, key: tuple[str, str]) -> type:
     from .catalogue import ADAPTERS  # whose adapters import this file
 
     adapter, variant = key
