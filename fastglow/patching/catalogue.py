@@ -5,6 +5,7 @@ from __future__ import annotations
 from .adapter import Adapter
 from .invertible import GLOW_TTS_INVERTIBLE, LUS_INVERTIBLE, WAVEGLOW_INVERTIBLE
 from .lstm import LSTM_CELL
+from .waveglow_wn import WAVEGLOW_WN
 from .wavenet import TRANSFORMERS_WN, VITS_WN
 
 ADAPTERS: dict[str, Adapter] = {
@@ -12,6 +13,7 @@ ADAPTERS: dict[str, Adapter] = {
     for adapter in (
         VITS_WN,
         TRANSFORMERS_WN,
+        WAVEGLOW_WN,
         WAVEGLOW_INVERTIBLE,
         LUS_INVERTIBLE,
         GLOW_TTS_INVERTIBLE,

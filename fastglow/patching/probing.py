@@ -47,8 +47,9 @@ def find_variant(module: nn.Module, adapter: Adapter) -> tuple[str | None, str]:
 
 def _results(module: nn.Module, adapter: Adapter, variant: str | None) -> list[Tensor]:
     """Of all calls, in evaluation and in training, by the module's own methods or by a variant's."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), backend.use_backend(backend.REFERENCE):
-        copy = _copy(module)
+    with torch.random.fork_rng(devices=[]), backend.use_backend(backend.REFERENCE):
+        with torch.no_grad():
+            copy = _copy(module)
         adapter.prepare(copy)
         if variant is not None:
             swap(copy, (adapter.name, variant))
@@ -56,10 +57,11 @@ def _results(module: nn.Module, adapter: Adapter, variant: str | None) -> list[T
         for training in (False, True):
             copy.train(training)
             torch.manual_seed(_SEED)
-            for call in adapter.calls(copy):
-                torch.manual_seed(_SEED)
-                found += _tensors(call(copy))
-    return found
+            with torch.set_grad_enabled(training):  # methods may use other kernels where there are gradients
+                for call in adapter.calls(copy):
+                    torch.manual_seed(_SEED)
+                    found += _tensors(call(copy))
+    return [x.detach() for x in found]
 
 
 def _copy(module: nn.Module) -> nn.Module:

@@ -11,19 +11,28 @@ def module_lists(module: nn.Module) -> set[str]:
 
 
 def conv_difference(
-    name: str, conv: nn.Module, in_channels: int, out_channels: int, *, dilated: bool = False
+    name: str, conv: nn.Module, in_channels: int | None, out_channels: int, *, dilation: int | None = 1
 ) -> str | None:
-    """How a module is not a Conv1d of these sizes that keeps the length: of one tap, or dilated with an odd number."""
+    """How a module is not a Conv1d of these sizes that keeps the length, with an odd number of taps.
+
+    Args:
+        in_channels: None: any number.
+        dilation: None: any.
+    """
     if not isinstance(conv, nn.Conv1d):
         return f"{name} is a {type(conv).__name__}, must be a Conv1d"
-    sizes = f"{conv.in_channels} to {conv.out_channels}"
-    if (conv.in_channels, conv.out_channels) != (in_channels, out_channels):
-        return f"{name} has {sizes} channels, must have {in_channels} to {out_channels}"
-    (taps,), (dilation,) = conv.kernel_size, conv.dilation
-    if taps % 2 == 0 or (taps > 1 and not dilated):
-        return f"{name} has kernel_size={taps}, must be {'odd' if dilated else 1}"
-    padding = dilation * (taps - 1) // 2
-    expected = {"stride": (1,), "groups": 1, "padding_mode": "zeros", "padding": (padding,)}
+    (taps,), (step,) = conv.kernel_size, conv.dilation
+    if taps % 2 == 0:
+        return f"{name} has kernel_size={taps}, must be odd"
+    expected = {
+        "in_channels": conv.in_channels if in_channels is None else in_channels,
+        "out_channels": out_channels,
+        "dilation": (step if dilation is None or taps == 1 else dilation,),
+        "padding": (step * (taps - 1) // 2,),
+        "stride": (1,),
+        "groups": 1,
+        "padding_mode": "zeros",
+    }
     for option, value in expected.items():
         if getattr(conv, option) != value:
             return f"{name} has {option}={getattr(conv, option)}, must be {value}"

@@ -142,7 +142,7 @@ def _difference(module: nn.Module) -> str | None:
         return f"res_skip_layers hold {type(res_skip_layers[-1]).__name__}, must be Conv1d"
     last = len(in_layers) - 1
     for i, (a, b) in enumerate(zip(in_layers, res_skip_layers, strict=True)):
-        difference = conv_difference(f"in_layers.{i}", a, channels, 2 * channels, dilated=True)
+        difference = conv_difference(f"in_layers.{i}", a, channels, 2 * channels, dilation=None)
         difference = difference or conv_difference(
             f"res_skip_layers.{i}", b, channels, channels if i == last else 2 * channels
         )

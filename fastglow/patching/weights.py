@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from fastglow.modules.parameter_cache import ParameterCache, parameters_of
 
@@ -24,6 +25,17 @@ def weight_of(module: nn.Module) -> Tensor:
     weight = module.weight
     assert isinstance(weight, Tensor)
     return weight
+
+
+def weight_norm_of(module: Any) -> tuple[Tensor, Tensor]:
+    """(v, g) with weight = g v / |v|, |v| over all but the first dimension: of weight norm, or of a plain weight."""
+    if hasattr(module, "weight_g"):
+        return module.weight_v, module.weight_g
+    if is_parametrized(module, "weight"):
+        parametrization = module.parametrizations.weight
+        return parametrization.original1, parametrization.original0
+    weight = weight_of(module)
+    return weight, torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.dim())), keepdim=True)
 
 
 def bias_of(module: nn.Module) -> Tensor | None:

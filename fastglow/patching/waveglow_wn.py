@@ -1,0 +1,141 @@
+"""WaveGlow's coupling network WN, with one `cond_layer` for all layers or `cond_layers`, one each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastglow import kernels
+from fastglow.modules import WN, WeightNormConv1d
+from fastglow.modules.module_lists import modules_of_type
+
+from .adapter import Adapter, Call
+from .structure import conv_difference, module_lists
+from .weights import bias_of, prepared, weight_norm_of, weight_of
+
+
+def _run(module: Any, audio: Tensor, spect: Tensor) -> Tensor:
+    """[B, n_in, T], [B, D, T] -> [B, 2 n_in, T], b first."""
+    if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return prepared(module, lambda: _own_network(module))(audio, spect)
+    width = module.in_layers[0].out_channels
+    conditioning = None if hasattr(module, "cond_layers") else (weight_of(module.cond_layer), module.cond_layer.bias)
+    h: Tensor | None = module.start(audio)
+    skip: Tensor | None = None
+    for i, (in_layer, res_skip) in enumerate(zip(module.in_layers, module.res_skip_layers, strict=True)):
+        assert h is not None  # only the last layer has no residual
+        if conditioning is None:
+            cond_weight, cond_bias = weight_of(module.cond_layers[i]), module.cond_layers[i].bias
+        else:
+            rows = slice(width * i, width * (i + 1))
+            cond_weight, cond_bias = conditioning[0][rows], conditioning[1][rows]
+        h, skip = kernels.wavenet_layer(
+            h, spect, weight_of(in_layer), bias_of(in_layer), cond_weight, cond_bias, weight_of(res_skip),
+            bias_of(res_skip), in_layer.dilation[0], skip=skip,
+        )  # fmt: skip
+    return module.end(skip)
+
+
+def _own_network(module: Any) -> WN:
+    """fastglow's WN with the same weights, in the same memory, for inference: it folds and packs them."""
+    in_layers, n_layers = module.in_layers, len(module.in_layers)
+    (taps,) = in_layers[0].kernel_size
+    with torch.device("meta"):
+        network = WN(module.start.in_channels, _n_conditioning(module), n_layers, in_layers[0].in_channels, taps)
+    _share(network.start, *weight_norm_of(module.start), module.start.bias)
+    for name in ("in_layers", "res_skip_layers"):
+        for own, conv in zip(
+            modules_of_type(WeightNormConv1d, getattr(network, name)), getattr(module, name), strict=True
+        ):
+            _share(own, *weight_norm_of(conv), conv.bias)
+    for own, parts in zip(modules_of_type(WeightNormConv1d, network.cond_layers), _conditioning(module), strict=True):
+        _share(own, *parts)
+    network.end.weight, network.end.bias = (
+        nn.Parameter(x.detach(), requires_grad=False) for x in (module.end.weight, module.end.bias)
+    )
+    return network
+
+
+def _share(conv: WeightNormConv1d, v: Tensor, g: Tensor, bias: Tensor) -> None:
+    conv.weight_v, conv.weight_g, conv.bias = (nn.Parameter(x.detach(), requires_grad=False) for x in (v, g, bias))
+
+
+def _conditioning(module: Any) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(v, g, bias) of every layer's conditioning."""
+    if hasattr(module, "cond_layers"):
+        for conv in module.cond_layers:
+            yield *weight_norm_of(conv), conv.bias
+        return
+    chunks = (x.chunk(len(module.in_layers)) for x in (*weight_norm_of(module.cond_layer), module.cond_layer.bias))
+    yield from zip(*chunks, strict=True)
+
+
+def _n_conditioning(module: Any) -> int:
+    conv = module.cond_layers[0] if hasattr(module, "cond_layers") else module.cond_layer
+    return conv.in_channels
+
+
+def _one_tuple(module: nn.Module, original: Callable[..., Tensor], forward_input: tuple[Tensor, Tensor]) -> Tensor:
+    return _run(module, *forward_input)
+
+
+def _two_arguments(module: nn.Module, original: Callable[..., Tensor], audio: Tensor, spect: Tensor) -> Tensor:
+    return _run(module, audio, spect)
+
+
+def _claims(module: nn.Module) -> bool:
+    return {"in_layers", "res_skip_layers"} <= module_lists(module) and {"start", "end"} <= module._modules.keys()
+
+
+def _difference(module: Any) -> str | None:
+    in_layers, res_skip_layers, start, end = module.in_layers, module.res_skip_layers, module.start, module.end
+    conditioned = isinstance(getattr(module, "cond_layer", None), nn.Conv1d) or hasattr(module, "cond_layers")
+    if not conditioned:
+        return "it has neither a cond_layer nor cond_layers"
+    if not len(in_layers) or len(in_layers) != len(res_skip_layers):
+        return f"it has {len(in_layers)} in_layers and {len(res_skip_layers)} res_skip_layers, must be as many"
+    if not isinstance(start, nn.Conv1d):
+        return f"start is a {type(start).__name__}, must be a Conv1d"
+    channels, n_in, n_layers = start.out_channels, start.in_channels, len(in_layers)
+    checks: list[str | None] = [
+        conv_difference("start", start, n_in, channels),
+        conv_difference("end", end, channels, 2 * n_in),
+    ]
+    for i, (a, b) in enumerate(zip(in_layers, res_skip_layers, strict=True)):
+        checks.append(conv_difference(f"in_layers.{i}", a, channels, 2 * channels, dilation=2**i))
+        rows = channels if i == n_layers - 1 else 2 * channels
+        checks.append(conv_difference(f"res_skip_layers.{i}", b, channels, rows))
+    if hasattr(module, "cond_layers"):
+        if len(module.cond_layers) != n_layers:
+            return f"it has {len(module.cond_layers)} cond_layers and {n_layers} in_layers, must be as many"
+        for i, conv in enumerate(module.cond_layers):
+            checks.append(conv_difference(f"cond_layers.{i}", conv, None, 2 * channels))
+    else:
+        checks.append(conv_difference("cond_layer", module.cond_layer, None, 2 * channels * n_layers))
+    convolutions = [start, end, *in_layers, *res_skip_layers]
+    if any(getattr(conv, "bias", None) is None for conv in convolutions):
+        checks.append("a convolution has no bias")
+    return next((check for check in checks if check), None)
+
+
+def _calls(module: Any) -> Iterator[Call]:
+    audio, spect = torch.randn(2, module.start.in_channels, 9), torch.randn(2, _n_conditioning(module), 9)
+    if len(signature(module.forward).parameters) == 1:
+        yield lambda wn: wn((audio, spect))
+    else:
+        yield lambda wn: wn(audio, spect)
+
+
+WAVEGLOW_WN = Adapter(
+    name="waveglow_wn",
+    op="wavenet_layer",
+    kind="a WN of WaveGlow",
+    claims=_claims,
+    difference=_difference,
+    variants={"WN((audio, spect))": {"forward": _one_tuple}, "WN(audio, spect)": {"forward": _two_arguments}},
+    calls=_calls,
+)
