@@ -7,7 +7,7 @@ from fastglow import accelerate
 from fastglow.kernels import backend
 
 from .comparing import assert_close, assert_same_results, results, shown
-from .rebuilt import NORMS, DiffSingerOrderWN, TupleWN, TwoArgumentsWN, VitsStyleWN
+from .rebuilt import NORMS, DiffSingerOrderWN, TransformersWN, TupleWN, TwoArgumentsWN, VitsStyleWN
 
 
 def masked(B, T, *ends):
@@ -39,6 +39,19 @@ def test_vits_wn(norm, drops_before, p_dropout):
 def test_every_argument_of_a_vits_wn_present_and_absent(call):
     torch.manual_seed(2)
     wn = VitsStyleWN(gin_channels=3, kernel_size=5, dilation_rate=1, n_layers=2)
+    x, g = torch.randn(2, 6, 13), torch.randn(2, 3, 1)
+    assert_same_results(wn, call, [x, masked(2, 13, 13, 7), g], "wavenet_layer")
+
+
+@pytest.mark.parametrize("drops_before", [False, True])
+@pytest.mark.parametrize("call", [
+    lambda wn, x, mask, g: wn(x, mask),
+    lambda wn, x, mask, g: wn(x, mask, g),
+    lambda wn, x, mask, g: wn(inputs=x, padding_mask=mask, global_conditioning=g),
+])  # fmt: skip
+def test_wavenet_of_transformers(call, drops_before):
+    torch.manual_seed(6)
+    wn = TransformersWN(gin_channels=3, p_dropout=0.2, drops_before=drops_before, norm=NORMS["parametrization"])
     x, g = torch.randn(2, 6, 13), torch.randn(2, 3, 1)
     assert_same_results(wn, call, [x, masked(2, 13, 13, 7), g], "wavenet_layer")
 
