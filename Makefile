@@ -95,7 +95,7 @@ $(VENV)/.made $(INTEGRATIONS)/.made: %/.made: setup.py fastglow/_requirements.py
 
 $(INTEGRATIONS)/.installed: $(INTEGRATIONS)/.made constraints-integrations.txt tests/integrations/install.py
 	$(INTEGRATIONS)/bin/python -m pip --disable-pip-version-check install -c constraints.txt -e '.[test]'
-	$(INTEGRATIONS)/bin/python -m tests.integrations.install
+	$(INTEGRATIONS)/bin/python tests/integrations/install.py
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.made

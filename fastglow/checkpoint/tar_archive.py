@@ -81,6 +81,8 @@ class _Stream:
         """The next header; empty at the end of the file."""
         block = self._file.read(_BLOCK)
         self._left -= len(block)
+        if self._left < 0:
+            raise damaged("it unpacks to far more bytes than weights do")
         return block
 
 
