@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import random
 import re
 import tarfile
 from pathlib import Path
@@ -300,6 +301,7 @@ def linked(name, target):
 
 WITHOUT_WEIGHTS = "a tar archive without NeMo's model_weights.ckpt"
 LONG = archive([("model_weights.ckpt", b"x" * 5000)])[:4000]
+NOISE = random.Random(1).randbytes(9000)
 BAD_ARCHIVES = {
     "other members": (archive([("notes.txt", b"x" * 700)]), WITHOUT_WEIGHTS),
     "outside": (archive([("../../model_weights.ckpt", b"x")]), WITHOUT_WEIGHTS),
@@ -312,7 +314,11 @@ BAD_ARCHIVES = {
     "gzip of headers": (gzip.compress(archive([(f"{i}", b"") for i in range(2500)])), "unpacks to far more bytes than"),
     "cut": (LONG, "declares 5,000 bytes, at most 928 can be left"),
     "gzip of cut": (gzip.compress(LONG), "it ends inside member model_weights.ckpt"),
-    "cut gzip": (gzip.compress(LONG)[:90], "its gzip data end early or are wrong"),
+    "cut gzip": (
+        archive([("model_weights.ckpt", NOISE)], compress=True)[:-4000],
+        "its gzip data end early or are wrong",
+    ),
+    "gzip of nothing": (gzip.compress(LONG)[:40], "gzip-compressed: unpack it first"),
 }
 
 
