@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .adapter import Adapter
+from .attention import COQUI_ATTENTION, ESPNET_ATTENTION, FAMILY_ATTENTION
 from .invertible import GLOW_TTS_INVERTIBLE, LUS_INVERTIBLE, WAVEGLOW_INVERTIBLE
 from .lstm import LSTM_CELL
 from .waveglow_wn import WAVEGLOW_WN
@@ -17,6 +18,9 @@ ADAPTERS: dict[str, Adapter] = {
         WAVEGLOW_INVERTIBLE,
         LUS_INVERTIBLE,
         GLOW_TTS_INVERTIBLE,
+        FAMILY_ATTENTION,
+        COQUI_ATTENTION,
+        ESPNET_ATTENTION,
         LSTM_CELL,
     )
 }
