@@ -29,11 +29,6 @@ class Settings(NamedTuple):
     max_steps: int
     early_stopping: bool
 
-    @property
-    def drops(self) -> bool:
-        """Whether training draws masks, frame by frame, that a loop of all frames cannot draw alike."""
-        return self.p_attention_dropout > 0 or self.p_decoder_dropout > 0
-
 
 def settings_of(decoder: Any) -> Settings:
     """
@@ -119,16 +114,16 @@ def decoder_difference(decoder: Any) -> str | None:
 
 
 def loop_fits(decoder: Any, memory: Tensor, memory_lengths: Tensor | None) -> bool:
-    """Whether a loop of all frames can do what the decoder does, frame by frame, with these inputs."""
+    """Whether a loop of all frames can compute what the decoder does, frame by frame, with these inputs."""
     lengths_fit = memory_lengths is None or (
         memory_lengths.shape == memory.shape[:1]
         and memory_lengths.device == memory.device
         and memory_lengths.dtype in (torch.int32, torch.int64)
     )
-    return (
-        memory.dim() == 3
-        and memory.numel() > 0
-        and lengths_fit
-        and masks_out(decoder.attention_layer)
-        and not (decoder.training and settings_of(decoder).drops)
-    )
+    return memory.dim() == 3 and memory.numel() > 0 and lengths_fit and masks_out(decoder.attention_layer)
+
+
+def state_dropout(decoder: nn.Module) -> tuple[float, float]:
+    """Probabilities of the attention LSTM's and the decoder LSTM's hidden states, 0 in evaluation."""
+    settings = settings_of(decoder)
+    return (settings.p_attention_dropout, settings.p_decoder_dropout) if decoder.training else (0.0, 0.0)

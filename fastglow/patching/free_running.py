@@ -31,6 +31,7 @@ from .decoder_parts import (
     prenet_weights,
     recurrent_weights,
     settings_of,
+    state_dropout,
 )
 from .structure import unwrapped
 from .swapping import Swapped, state_of
@@ -120,7 +121,7 @@ def _free_running(layout: Layout) -> Method:
         module: Any, original: Callable[..., Any], memory: Tensor, memory_lengths: Tensor | None = None
     ) -> tuple[Tensor, ...]:
         settings = settings_of(module)
-        fits = loop_fits(module, memory, memory_lengths) and settings.max_steps > 0
+        fits = loop_fits(module, memory, memory_lengths) and settings.max_steps > 0 and not any(state_dropout(module))
         if not fits or (memory_lengths is None and len(memory) > 1):
             return original(memory) if memory_lengths is None else original(memory, memory_lengths)
         if memory_lengths is None:
