@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from fastglow.kernels import backend
 from .adapter import Adapter
 from .catalogue import ADAPTERS, OPS
 from .probing import find_variant
-from .report import Entry, Report
+from .report import LEFT, OWN, SWAPPED, Entry, Report
 from .swapping import Swapped, swap
 
 
@@ -44,15 +44,11 @@ def accelerate(model: nn.Module, ops: str | Iterable[str] | None = None, strict:
         raise FastglowError(f"accelerate takes a torch.nn.Module, not {type(model).__name__}: pass the model itself")
     chosen = _chosen(ops)
     report = Report()
-    for name, module in model.named_modules():
-        if _is_fastglow(module):
-            report.entries.append(Entry(name, _path(module), _own_op(module), "fastglow's own module"))
-            continue
+    for name, module in _foreign_modules(model, report):
         _accelerate(name, module, chosen, report)
     if not report.entries:
-        report.entries.append(
-            Entry("", _path(model), None, "no module in it looks like one that fastglow knows: see docs/accelerate.md")
-        )
+        reason = "no module in it looks like one that fastglow knows: see docs/accelerate.md"
+        report.entries.append(Entry("", _path(type(model)), LEFT, None, reason))
     if strict and report.left:
         report.undo()
         raise FastglowError(f"accelerate left {'; '.join(map(str, report.left))}")
@@ -64,30 +60,50 @@ def _chosen(ops: str | Iterable[str] | None) -> list[Adapter]:
         return [adapter for adapter in ADAPTERS.values() if not adapter.draws_own_noise]
     names = [ops] if isinstance(ops, str) else list(ops)
     unknown = [name for name in names if name not in OPS]
-    if unknown:
-        raise FastglowError(f"ops={unknown[0]!r} must be among {', '.join(OPS)}")
+    if unknown or not names:
+        raise FastglowError(f"ops={unknown[0] if unknown else names!r} must be among {', '.join(OPS)}")
     return [adapter for adapter in ADAPTERS.values() if adapter.op in names]
 
 
+def _foreign_modules(model: nn.Module, report: Report) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of a model with their names, but for fastglow's own with their parts, which are reported."""
+    own: tuple[str, ...] = ()
+    for name, module in model.named_modules():
+        if name.startswith(own):
+            continue
+        if _is_own(module):
+            own += (f"{name}." if name else "",)
+            text = "fastglow's own module, which runs on its kernels anyway"
+            report.entries.append(Entry(name, _path(type(module)), OWN, None, text))
+        else:
+            yield name, module
+
+
+def _is_own(module: nn.Module) -> bool:
+    homes = ("fastglow.models.", "fastglow.modules.")
+    return any(cls.__module__.startswith(homes) for cls in type(module).__mro__)
+
+
 def _accelerate(name: str, module: nn.Module, chosen: list[Adapter], report: Report) -> None:
-    cls = type(module)
     if isinstance(module, Swapped):
-        adapter = ADAPTERS[module._fastglow_key[0]]
-        report.entries.append(Entry(name, _path(module), adapter.op, f"{_runs_on(module)}, swapped before"))
+        adapter, path = ADAPTERS[module._fastglow_key[0]], _path(module._fastglow_original)
+        text = f"{adapter.kind}, swapped before: {_runs_on(module)}"
+        report.entries.append(Entry(name, path, SWAPPED, adapter.op, text))
         return
-    adapters = [adapter for adapter in chosen if adapter.claims(module)]
-    reasons = []
-    for adapter in adapters:
+    path, reasons = _path(type(module)), []
+    for adapter in chosen:
+        if not adapter.claims(module):
+            continue
         variant, reason = _match(module, adapter)
         if variant is not None:
             swap(module, (adapter.name, variant))
             report._modules.append(module)
             text = f"{adapter.kind}, {variant}: {_runs_on(module)}"
-            report.entries.append(Entry(name, _path_of(cls), adapter.op, text))
+            report.entries.append(Entry(name, path, SWAPPED, adapter.op, text))
             return
         reasons.append(reason)
     if reasons:
-        report.entries.append(Entry(name, _path_of(cls), None, "; or ".join(reasons)))
+        report.entries.append(Entry(name, path, LEFT, None, "; or ".join(reasons)))
 
 
 def _match(module: nn.Module, adapter: Adapter) -> tuple[str | None, str]:
@@ -114,17 +130,5 @@ def _runs_on(module: nn.Module) -> str:
     return f"PyTorch reference, because its parameters are on {device}"
 
 
-def _is_fastglow(module: nn.Module) -> bool:
-    return type(module).__module__.startswith("fastglow.modules.") and not isinstance(module, Swapped)
-
-
-def _own_op(module: nn.Module) -> str:
-    return type(module).__name__
-
-
-def _path(module: nn.Module) -> str:
-    return _path_of(module._fastglow_original if isinstance(module, Swapped) else type(module))
-
-
-def _path_of(cls: type) -> str:
+def _path(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"

@@ -58,29 +58,28 @@ def _by_method() -> Mapping[str, Method]:
 
 
 def _flag_of(module: nn.Module) -> str | None:
-    """Name of the argument that asks for the inverse."""
+    """Name of the second argument, which asks for the inverse."""
     names = list(signature(module.forward).parameters)
-    return names[-1] if len(names) == 2 else None
+    return names[1] if len(names) == 2 and names[1] in ("reverse", "inverse") else None
 
 
 def _claims(module: nn.Module) -> bool:
     parts = dict(module.named_children())
+    conv = parts.get("conv")
     return (
         list(parts) == ["conv"]
-        and isinstance(parts["conv"], nn.Conv1d)
-        and len(list(module.parameters())) == 1
-        and parts["conv"].in_channels == parts["conv"].out_channels
-        and "invertible" in type(module).__name__.lower()
+        and isinstance(conv, nn.Conv1d)
+        and conv.in_channels == conv.out_channels
+        and (hasattr(module, "infer") or _flag_of(module) is not None)
     )
 
 
 def _difference(module: nn.Module) -> str | None:
     conv = module.conv
     assert isinstance(conv, nn.Conv1d)
-    difference = conv_difference("conv", conv, conv.in_channels, conv.in_channels)
-    if difference is None and not hasattr(module, "infer") and _flag_of(module) is None:
-        return "its forward has no flag for the inverse, and it has no method infer"
-    return difference
+    if conv.bias is not None or conv.kernel_size != (1,):
+        return f"conv has kernel_size={conv.kernel_size[0]}, bias={conv.bias is not None}, must be 1, False"
+    return conv_difference("conv", conv, conv.in_channels, conv.in_channels)
 
 
 def _calls(module: Any) -> Iterator[Call]:

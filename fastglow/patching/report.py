@@ -8,7 +8,9 @@ from types import TracebackType
 
 from torch import nn
 
-from .swapping import restore
+from .swapping import restore_one
+
+SWAPPED, LEFT, OWN = "swapped", "left", "own"
 
 
 @dataclass(frozen=True)
@@ -17,18 +19,20 @@ class Entry:
 
     Attributes:
         module: its name within the model; '' for the model itself.
-        cls: its class, with the path of its package.
-        op: the operation of `fastglow.ops` or `fastglow.kernels` that computes it now; None if it was left.
+        cls: its class, with its package.
+        state: SWAPPED, LEFT, or OWN, fastglow's own module, which runs on the kernels anyway.
+        op: the operation that computes it now; None unless it is swapped.
         text: which kernel runs and where, or why the module was left.
     """
 
     module: str
     cls: str
+    state: str
     op: str | None
     text: str
 
     def __str__(self) -> str:
-        state = f"swapped, {self.op}" if self.op else "left"
+        state = f"{self.state}, {self.op}" if self.op else self.state
         return f"{self.module or 'the model'} ({self.cls}): {state}: {self.text}"
 
 
@@ -47,17 +51,17 @@ class Report:
     @property
     def swapped(self) -> list[Entry]:
         """The modules that compute on fastglow's operations."""
-        return [entry for entry in self.entries if entry.op is not None]
+        return [entry for entry in self.entries if entry.state == SWAPPED]
 
     @property
     def left(self) -> list[Entry]:
         """The modules that were left as they were."""
-        return [entry for entry in self.entries if entry.op is None]
+        return [entry for entry in self.entries if entry.state == LEFT]
 
     def undo(self) -> None:
         """Gives the modules that this call swapped their own methods back; twice is safe."""
         for module in self._modules:
-            restore(module)
+            restore_one(module)
         self._modules.clear()
 
     def __str__(self) -> str:

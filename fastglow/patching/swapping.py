@@ -42,8 +42,14 @@ def swap(module: nn.Module, key: tuple[str, str]) -> None:
     module.__class__ = swapped_class(type(module), key)
 
 
-def restore(module: nn.Module) -> None:
-    """Gives a swapped module its own methods back; others are left as they are."""
+def restore(model: nn.Module) -> None:
+    """Gives all swapped modules of a model their own methods back: also of copies, which no report knows."""
+    for module in model.modules():
+        restore_one(module)
+
+
+def restore_one(module: nn.Module) -> None:
+    """Gives a swapped module its own methods back; others, and its parts, are left as they are."""
     if isinstance(module, Swapped):
         original: type = module._fastglow_original
         module.__class__ = original
@@ -70,6 +76,7 @@ def _make_class(original: type, key: tuple[str, str]) -> type:
         "__qualname__": original.__qualname__,
         "__doc__": original.__doc__,
         "__reduce_ex__": _reduce,
+        "train": _train,
         "_fastglow_original": original,
         "_fastglow_key": key,
         **{name: _method(getattr(original, name), method) for name, method in methods.items()},
@@ -87,6 +94,13 @@ def _method(original: Callable, method: Method) -> Callable:
     call.__name__, call.__doc__ = original.__name__, original.__doc__
     call.__wrapped__ = original  # type: ignore[attr-defined]  # for inspect.signature
     return call
+
+
+def _train(self: Any, mode: bool = True) -> Any:
+    """As the original's. Weights are often written between training and evaluation in ways that nothing counts, such
+    as through `parameter.data`."""
+    state_of(self).clear()
+    return self._fastglow_original.train(self, mode)
 
 
 def _reduce(self: Any, protocol: Any) -> tuple:

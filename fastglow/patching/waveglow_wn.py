@@ -79,7 +79,9 @@ def _n_conditioning(module: Any) -> int:
     return conv.in_channels
 
 
-def _one_tuple(module: nn.Module, original: Callable[..., Tensor], forward_input: tuple[Tensor, Tensor]) -> Tensor:
+def _one_tuple(module: nn.Module, original: Callable[..., Tensor], *args: Any, **kw: Any) -> Tensor:
+    """The name of the argument differs."""
+    (forward_input,) = (*args, *kw.values())
     return _run(module, *forward_input)
 
 
@@ -128,6 +130,7 @@ def _calls(module: Any) -> Iterator[Call]:
         yield lambda wn: wn((audio, spect))
     else:
         yield lambda wn: wn(audio, spect)
+        yield lambda wn: wn(audio=audio, spect=spect)
 
 
 WAVEGLOW_WN = Adapter(
