@@ -14,7 +14,15 @@ from fastglow import kernels
 from fastglow.kernels import backend
 
 from .adapter import Adapter, Call
-from .decoder_parts import claims_decoder, decoder_difference, loop_fits, recurrent_weights, settings_of, state_dropout
+from .decoder_parts import (
+    claims_decoder,
+    decoder_difference,
+    loop_fits,
+    recurrent_weights,
+    settings_of,
+    state_dropout,
+    weights_dtype,
+)
 from .structure import unwrapped
 
 
@@ -37,10 +45,8 @@ def teacher_forced(module: Any, original: Callable[..., Any], *args: Any, **keyw
         inputs, memory, module.attention_layer.memory_layer(memory), lengths, recurrent_weights(module),
         p_attention_dropout=p_attention_dropout, p_decoder_dropout=p_decoder_dropout,
     )  # fmt: skip
-    if backend.autocast_dtype(memory) is not None:
-        alignments = alignments.float()  # as autocast's softmax
     mel = module.linear_projection(hidden_contexts).reshape(B, n_frames, n_mels).transpose(1, 2)
-    return mel, module.gate_layer(hidden_contexts).squeeze(2), alignments
+    return mel, module.gate_layer(hidden_contexts).squeeze(2), alignments.to(weights_dtype(memory))
 
 
 def _draws_alike(memory: Tensor) -> bool:

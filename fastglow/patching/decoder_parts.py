@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastglow.kernels import backend
 from fastglow.kernels.decoder_weights import LSTMWeights, OutputWeights, RecurrentWeights
 
 from .attention import family_difference, family_weights, masks_out
@@ -80,10 +81,8 @@ def p_prenet_dropout(prenet: nn.Module) -> float:
 
 
 def claims_decoder(module: nn.Module) -> bool:
-    """Whether it has the parts, and a forward(memory, mels, memory_lengths); not fastglow's own."""
-    if module._modules.keys() != PARTS or type(module).__module__.startswith("fastglow."):
-        return False
-    return len(signature(module.forward).parameters) == 3
+    """Whether it has the parts, and a forward(memory, mels, memory_lengths)."""
+    return module._modules.keys() == PARTS and len(signature(module.forward).parameters) == 3
 
 
 def decoder_difference(decoder: Any) -> str | None:
@@ -127,3 +126,9 @@ def state_dropout(decoder: nn.Module) -> tuple[float, float]:
     """Probabilities of the attention LSTM's and the decoder LSTM's hidden states, 0 in evaluation."""
     settings = settings_of(decoder)
     return (settings.p_attention_dropout, settings.p_decoder_dropout) if decoder.training else (0.0, 0.0)
+
+
+def weights_dtype(memory: Tensor) -> torch.dtype:
+    """Of the attention weights. Autocast's softmax is in float32 on a GPU, not on a CPU."""
+    autocast = backend.autocast_dtype(memory)
+    return memory.dtype if autocast is None else torch.float32 if memory.is_cuda else autocast

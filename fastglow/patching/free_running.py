@@ -32,6 +32,7 @@ from .decoder_parts import (
     recurrent_weights,
     settings_of,
     state_dropout,
+    weights_dtype,
 )
 from .structure import unwrapped
 from .swapping import Swapped, state_of
@@ -132,7 +133,7 @@ def _free_running(layout: Layout) -> Method:
             decoded = decoded._replace(
                 frames=decoded.frames.to(autocast or memory.dtype),
                 gates=decoded.gates.to(autocast or memory.dtype),
-                alignments=decoded.alignments.to(torch.float32 if autocast else memory.dtype),
+                alignments=decoded.alignments.to(weights_dtype(memory)),
             )
             mel = decoded.frames.reshape(len(memory), -1, settings.n_mels).transpose(1, 2)
             results, warns = layout(decoded, mel, settings)
