@@ -57,6 +57,11 @@ _COQUI = (
     ),
     (re.compile(r"decoder\.attention\.(.*)"), r"decoder.attention_layer.\1"),
 )
+_NEMO = (
+    (re.compile(r"text_embedding\.(.*)"), r"embedding.\1"),
+    (re.compile(r"waveglow\.wavenet\.(.*)"), r"WN.\1"),
+    (re.compile(r"waveglow\.(.*)"), r"\1"),
+)
 _NORMED = re.compile(r"WN\.\d+\.(start|cond_layer|(in|cond|res_skip|res|skip)_layers\.\d+)")
 
 
@@ -73,6 +78,11 @@ def _rename(state: Mapping[str, Tensor], rules: tuple[tuple[re.Pattern[str], str
 
 def _torchaudio(state: State, _config: Mapping[str, Any]) -> CanonicalState:
     return CanonicalState(_rename(state, _TORCHAUDIO), {}, [])
+
+
+def _nemo(state: State, config: Mapping[str, Any]) -> CanonicalState:
+    state = _rename(state, _NEMO)
+    return CanonicalState(state, {}, []) if "embedding.weight" in state else _waveglow(state, config)
 
 
 def _coqui(state: State, config: Mapping[str, Any]) -> CanonicalState:
@@ -272,6 +282,7 @@ _RULES: dict[str, Callable[[State, Mapping[str, Any]], CanonicalState]] = {
     "nvidia": lambda state, _config: CanonicalState(state, {}, []),
     "torchaudio": _torchaudio,
     "coqui": _coqui,
+    "nemo": _nemo,
     "waveglow": _waveglow,
 }
 

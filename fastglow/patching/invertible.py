@@ -23,6 +23,8 @@ def _inverse_of(module: nn.Module, weight: Callable[[], Tensor]) -> Tensor | Non
     return prepared(module, lambda: kernels.invertible_conv1x1_factors([weight()])[0][0])
 
 
+_STRETCH = 1.5
+
 # WaveGlow and RAD-TTS: `conv` [c, c, 1]
 
 
@@ -94,9 +96,11 @@ def _calls(module: Any) -> Iterator[Call]:
         yield lambda conv: conv(z, **{str(flag): True})
 
 
-def _forget_inverse(module: nn.Module) -> None:
-    """Of an earlier call, in another dtype, perhaps of other weights."""
+def _prepare(module: Any) -> None:
+    """Forgets the inverse of an earlier call, perhaps of other weights, and stretches the matrix: the log-determinants
+    of a rotation, with which training starts, show nothing."""
     vars(module).pop("W_inverse", None)
+    (module.upper_diag if hasattr(module, "upper_diag") else _weight(module)).mul_(_STRETCH)
 
 
 WAVEGLOW_INVERTIBLE = Adapter(
@@ -113,7 +117,7 @@ WAVEGLOW_INVERTIBLE = Adapter(
         "log-determinant of W, reverse=": {"forward": _by_flag("reverse", False)},
     },
     calls=_calls,
-    prepare=_forget_inverse,
+    prepare=_prepare,
 )
 
 
@@ -145,7 +149,7 @@ LUS_INVERTIBLE = Adapter(
     difference=lambda module: None,
     variants={"W = P L U": {"forward": _lus_forward}},
     calls=lambda module: _lus_calls(module),
-    prepare=_forget_inverse,
+    prepare=_prepare,
 )
 
 
@@ -224,4 +228,5 @@ GLOW_TTS_INVERTIBLE = Adapter(
     difference=_glow_tts_difference,
     variants={"groups of channels": {"forward": _glow_tts_forward}},
     calls=_glow_tts_calls,
+    prepare=lambda module: module.weight.mul_(_STRETCH),
 )

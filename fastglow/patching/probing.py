@@ -56,7 +56,7 @@ def _results(module: nn.Module, adapter: Adapter, variant: str | None) -> list[T
     with torch.random.fork_rng(devices=[]), backend.use_backend(backend.REFERENCE), plain:
         with torch.no_grad():
             copy = _copy(module)
-        adapter.prepare(copy)
+            adapter.prepare(copy)
         if variant is not None:
             swap(copy, (adapter.name, variant))
         found: list[Tensor] = []
