@@ -223,12 +223,14 @@ class Acceleration(Workload):
 
 
 def vary(model: nn.Module) -> nn.Module:
-    """Random values in constant parameters, such as the zeros that end a new coupling network, which would hide what
-    comes before them."""
+    """Other values than a new model's: zeros, such as those that end a new coupling network, would hide what comes
+    before them, and rotations have no log-determinant."""
     with torch.no_grad():
         for parameter in model.parameters():
             if bool((parameter == parameter.flatten()[0]).all()):
                 parameter.add_(0.1 * torch.randn_like(parameter) / max(1, parameter[0].numel()) ** 0.5)
+            else:
+                parameter.mul_(1.1)
     return model
 
 
