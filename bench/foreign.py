@@ -89,6 +89,18 @@ class Target(ABC):
     def train(self, model: Any, inputs: dict[str, Tensor]) -> Any:
         """The outputs that a loss is computed from."""
 
+    def imported(self, name: str) -> ModuleType:
+        """The package's module of this name; skips the benchmark if it is missing or does not import here."""
+        if find_spec(name.partition(".")[0]) is None:
+            pytest.skip(f"{self.package} is not installed")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return importlib.import_module(name)
+        except (ImportError, OSError) as error:  # OSError: a shared library of another torch
+            first = next(iter(str(error).splitlines()), type(error).__name__)
+            pytest.skip(f"{self.package} does not import here: {first}")
+
     def version(self) -> str:
         """The package with its version."""
         return "rebuilt" if self.package is None else f"{self.package} {metadata.version(self.package)}"
@@ -232,20 +244,6 @@ def vary(model: nn.Module) -> nn.Module:
             else:
                 parameter.mul_(1.1)
     return model
-
-
-def imported(name: str) -> ModuleType:
-    """The module of this name; skips the benchmark if its package is missing or does not import here."""
-    package = name.partition(".")[0]
-    if find_spec(package) is None:
-        pytest.skip(f"{package} is not installed")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return importlib.import_module(name)
-    except (ImportError, OSError) as error:  # OSError: a shared library of another torch
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        pytest.skip(f"{package} does not import here: {first}")
 
 
 def _floats(value: Any) -> Iterator[Tensor]:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .foreign import Extent, Extents, Target, imported
+from .foreign import Extent, Extents, Target
 from .foreign_tacotron2 import TACOTRON2_TARGETS
 from .foreign_waveglow import WAVEGLOW_TARGETS
 from .peers import DLE
@@ -64,26 +64,25 @@ class RebuiltWN(Masked):
         return model(inputs["x"], inputs["mask"], g=inputs["g"])
 
 
-class TransformersPosterior(Masked):
-    case, package, module = "transformers-vits-posterior", "transformers", "VitsPosteriorEncoder"
+class TransformersVits(Masked):
+    """A part of VitsModel, with the configuration for LJSpeech."""
+
+    package = "transformers"
+
+    def build(self, small: bool, training: bool, dle: DLE | None) -> nn.Module:
+        narrow = {"hidden_size": 32, "num_attention_heads": 2, "flow_size": 32, "spectrogram_bins": 17} if small else {}
+        config = self.imported("transformers.models.vits.configuration_vits").VitsConfig(**narrow)
+        return getattr(self.imported("transformers.models.vits.modeling_vits"), self.module)(config)
+
+
+class TransformersPosterior(TransformersVits):
+    case, module = "transformers-vits-posterior", "VitsPosteriorEncoder"
     channels = (SPECTROGRAM_BINS, 17)
 
-    def build(self, small: bool, training: bool, dle: DLE | None) -> nn.Module:
-        return imported("transformers.models.vits.modeling_vits").VitsPosteriorEncoder(_vits_config(small))
 
-
-class TransformersFlow(Flow):
-    case, package, module = "transformers-vits-flow", "transformers", "VitsResidualCouplingBlock"
+class TransformersFlow(TransformersVits, Flow):
+    case, module = "transformers-vits-flow", "VitsResidualCouplingBlock"
     channels = (192, 32)
-
-    def build(self, small: bool, training: bool, dle: DLE | None) -> nn.Module:
-        return imported("transformers.models.vits.modeling_vits").VitsResidualCouplingBlock(_vits_config(small))
-
-
-def _vits_config(small: bool) -> Any:
-    """Of VITS for LJSpeech; small: narrow."""
-    narrow = {"hidden_size": 32, "num_attention_heads": 2, "flow_size": 32, "spectrogram_bins": 17} if small else {}
-    return imported("transformers.models.vits.configuration_vits").VitsConfig(**narrow)
 
 
 class CoquiPosterior(Masked):
@@ -92,7 +91,7 @@ class CoquiPosterior(Masked):
 
     def build(self, small: bool, training: bool, dle: DLE | None) -> nn.Module:
         width, n_layers = (8, 2) if small else (192, 16)
-        networks = imported("TTS.tts.layers.vits.networks")
+        networks = self.imported("TTS.tts.layers.vits.networks")
         return networks.PosteriorEncoder(self.channels[small], width, width, 5, 1, n_layers)
 
     def infer(self, model: Any, inputs: dict[str, Tensor]) -> Any:
@@ -105,7 +104,7 @@ class CoquiFlow(Flow):
 
     def build(self, small: bool, training: bool, dle: DLE | None) -> nn.Module:
         width = self.channels[small]
-        return imported("TTS.tts.layers.vits.networks").ResidualCouplingBlocks(width, width, 5, 1, 4)
+        return self.imported("TTS.tts.layers.vits.networks").ResidualCouplingBlocks(width, width, 5, 1, 4)
 
 
 class CoquiGlowTTS(Flow):
@@ -116,7 +115,7 @@ class CoquiGlowTTS(Flow):
 
     def build(self, small: bool, training: bool, dle: DLE | None) -> nn.Module:
         width, n_blocks = (8, 2) if small else (192, 12)
-        decoder = imported("TTS.tts.layers.glow_tts.decoder").Decoder(
+        decoder = self.imported("TTS.tts.layers.glow_tts.decoder").Decoder(
             self.channels[small], width, 5, 1, n_blocks, 4, dropout_p=0.05
         )
         if not training:
@@ -131,7 +130,7 @@ class CoquiInvConvNear(Flow):
     channels = (160, 8)
 
     def build(self, small: bool, training: bool, dle: DLE | None) -> nn.Module:
-        return imported("TTS.tts.layers.glow_tts.glow").InvConvNear(self.channels[small])
+        return self.imported("TTS.tts.layers.glow_tts.glow").InvConvNear(self.channels[small])
 
 
 class RadTTSInvertible(Masked):
@@ -145,7 +144,7 @@ class RadTTSInvertible(Masked):
         self.case, self.module = case, module
 
     def build(self, small: bool, training: bool, dle: DLE | None) -> nn.Module:
-        return getattr(imported("radtts.common"), self.module)(self.channels[small])
+        return getattr(self.imported("radtts.common"), self.module)(self.channels[small])
 
     def infer(self, model: Any, inputs: dict[str, Tensor]) -> Any:
         return model(inputs["x"], inverse=True)
@@ -190,7 +189,7 @@ class EspnetCell(Cell):
 
     def build(self, small: bool, training: bool, dle: DLE | None) -> nn.Module:
         cell = nn.LSTMCell(*self.sizes(small))
-        return imported("espnet.nets.pytorch_backend.tacotron2.decoder").ZoneOutCell(cell, 0.1)
+        return self.imported("espnet.nets.pytorch_backend.tacotron2.decoder").ZoneOutCell(cell, 0.1)
 
 
 class EspnetAttention(Target):
@@ -203,7 +202,7 @@ class EspnetAttention(Target):
 
     def build(self, small: bool, training: bool, dle: DLE | None) -> nn.Module:
         sizes = (12, 16, 10, 4, 3) if small else (512, 1024, 512, 32, 15)
-        return imported("espnet.nets.pytorch_backend.rnn.attentions").AttLoc(*sizes)
+        return self.imported("espnet.nets.pytorch_backend.rnn.attentions").AttLoc(*sizes)
 
     def inputs(self, small: bool, extent: Extent) -> dict[str, Tensor]:
         memory, query = (12, 16) if small else (512, 1024)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from .foreign import Extent, Extents, Target, imported
+from .foreign import Extent, Extents, Target
 from .peers import DLE
 
 SYMBOLS = 20  # that occur in the texts
@@ -83,7 +83,7 @@ class NvidiaTacotron2(Tacotron2Target):
     asks_for_cuda = True
 
     def build(self, small: bool, training: bool, dle: DLE | None) -> nn.Module:
-        return imported("tacotron2.model").Tacotron2(SimpleNamespace(**options(small), fp16_run=False))
+        return self.imported("tacotron2.model").Tacotron2(SimpleNamespace(**options(small), fp16_run=False))
 
     def speak(self, model: Any, inputs: dict[str, Tensor]) -> Any:
         return model.inference(inputs["text"])
@@ -116,7 +116,7 @@ class TorchaudioTacotron2(Tacotron2Target):
 
     def build(self, small: bool, training: bool, dle: DLE | None) -> nn.Module:
         widths = {self.NAMES.get(name, name): both[small] for name, both in WIDTHS.items()}
-        return imported("torchaudio.models").Tacotron2(**widths, gate_threshold=NEVER)
+        return self.imported("torchaudio.models").Tacotron2(**widths, gate_threshold=NEVER)
 
     def train(self, model: Any, inputs: dict[str, Tensor]) -> Any:
         return model(*inputs.values())
@@ -126,7 +126,7 @@ class SpeechBrainTacotron2(Tacotron2Target):
     case, package, module = "speechbrain-tacotron2", "speechbrain", "lobes Tacotron2"
 
     def build(self, small: bool, training: bool, dle: DLE | None) -> nn.Module:
-        cls = imported("speechbrain.lobes.models.Tacotron2").Tacotron2
+        cls = self.imported("speechbrain.lobes.models.Tacotron2").Tacotron2
         return cls(**options(small), decoder_no_early_stopping=False)
 
 
@@ -137,8 +137,8 @@ class CoquiTacotron2(Tacotron2Target):
     small = Extents(Extent(1, 3, 9), Extent(2, 6, 9))
 
     def build(self, small: bool, training: bool, dle: DLE | None) -> nn.Module:
-        config = imported("TTS.tts.configs.tacotron2_config").Tacotron2Config(num_chars=148, r=1, out_channels=80)
-        model = imported("TTS.tts.models.tacotron2").Tacotron2(config)
+        config = self.imported("TTS.tts.configs.tacotron2_config").Tacotron2Config(num_chars=148, r=1, out_channels=80)
+        model = self.imported("TTS.tts.models.tacotron2").Tacotron2(config)
         model.decoder.stop_threshold = NEVER
         return model
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from .foreign import Extent, Extents, Target, imported
+from .foreign import Extent, Extents, Target
 from .peers import DLE
 
 SAMPLES_PER_FRAME = 256
@@ -15,7 +15,8 @@ SAMPLES_PER_FRAME = 256
 class NvidiaWaveGlow(Target):
     """For inference without weight norm, as its scripts prepare it."""
 
-    case, package, module = "nvidia-waveglow", "waveglow", "WaveGlow"
+    case, module = "nvidia-waveglow", "WaveGlow"
+    package: str | None = "waveglow"
     small = Extents(Extent(1, 8), Extent(1, 8))
     cpu = Extents(Extent(1, 8), Extent(1, 8))
     gpu = Extents(Extent(1, 256), Extent(10, 32))
@@ -29,7 +30,7 @@ class NvidiaWaveGlow(Target):
         return model if training else cls.remove_weightnorm(model)
 
     def model_class(self, dle: DLE | None) -> Any:
-        return imported("waveglow.glow").WaveGlow
+        return self.imported("waveglow.glow").WaveGlow
 
     def inputs(self, small: bool, extent: Extent) -> dict[str, Tensor]:
         return {

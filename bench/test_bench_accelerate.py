@@ -1,5 +1,7 @@
 """Other people's models before ('eager') and after ('fastglow') `fastglow.accelerate`, in inference and in training."""
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -8,13 +10,12 @@ from .foreign_models import TARGETS
 from .workload import cases, on_this_machine
 
 HALF, SINGLE = torch.float16, torch.float32
+KINDS = list(product(TARGETS, (False, True)))  # inference and training
 
 WORKLOADS = on_this_machine(
-    gpu=[Acceleration(of, training, dtype) for of in TARGETS for training in (False, True) for dtype in (HALF, SINGLE)],
-    cpu=[
-        Acceleration(of, training, SINGLE, small) for of in TARGETS for training in (False, True) for small in (True, False)
-    ],
-)  # fmt: skip
+    gpu=[Acceleration(*kind, dtype) for kind in KINDS for dtype in (HALF, SINGLE)],
+    cpu=[Acceleration(*kind, SINGLE, small) for kind in KINDS for small in (True, False)],
+)
 
 
 @pytest.mark.filterwarnings("ignore")  # of other people's code
