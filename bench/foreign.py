@@ -141,6 +141,7 @@ class Acceleration(Workload):
 
     op = "accelerate"
     composed = True
+    bounded = False
 
     @property
     def case(self) -> str:  # type: ignore[override]  # a field in other workloads
@@ -206,7 +207,8 @@ class Acceleration(Workload):
 
     def _build(self, dle: DLE | None) -> nn.Module:
         torch.manual_seed(SEED)
-        with torch.device(device()), self.target.on_this_machine():
+        with warnings.catch_warnings(), torch.device(device()), self.target.on_this_machine():
+            warnings.simplefilter("ignore")  # most of this code is older than PyTorch
             model = self.target.build(self.small, self.training, dle)
         return vary(model).to(device()).train(self.training)
 

@@ -33,7 +33,7 @@ def reasons(records: list[dict[str, Any]]) -> Counter[str]:
     """Why tests were skipped that did not run later, and how many for each reason."""
     messages = {record["test"]: record.get("message", "") for record in records if "test" in record}
     skipped = [test for test, outcome in outcomes(records).items() if outcome == SKIPPED]
-    return Counter(messages[test] for test in skipped)
+    return Counter(messages[test] for test in skipped if messages[test])
 
 
 def _error_in(message: str) -> str:
