@@ -60,14 +60,14 @@ class Target(ABC):
 
     Attributes:
         case: names it in the suite.
-        package: its distribution on the package index; None: code rebuilt in `rebuilt.py`.
+        package: its distribution on the package index, or where the code is from.
         module: the class, with what makes it one of several.
         small, cpu, gpu: extents to verify on a CPU with small widths, and to time with the published ones.
         asks_for_cuda: makes tensors by `torch.cuda.FloatTensor` and the like, also on a CPU.
     """
 
     case: str
-    package: str | None
+    package: str
     module: str
     small: Extents
     cpu: Extents
@@ -102,8 +102,11 @@ class Target(ABC):
             pytest.skip(f"{self.package} does not import here: {first}")
 
     def version(self) -> str:
-        """The package with its version."""
-        return "rebuilt" if self.package is None else f"{self.package} {metadata.version(self.package)}"
+        """The package, with its version where it has one."""
+        try:
+            return f"{self.package} {metadata.version(self.package)}"
+        except metadata.PackageNotFoundError:
+            return self.package
 
     def on_this_machine(self) -> AbstractContextManager:
         """The context to call it in."""

@@ -46,7 +46,7 @@ class Flow(Masked):
 class RebuiltWN(Masked):
     """One WN of jaywalnut310, with a global conditioning."""
 
-    package = None
+    package = "jaywalnut310 (rebuilt)"
     channels = (192, 8)
 
     def __init__(self, case: str, module: str, n_layers: int, p_dropout: float, drops_before: bool):
@@ -225,8 +225,8 @@ class EspnetAttention(Target):
 
 
 TARGETS: list[Target] = [
-    RebuiltWN("vits-wn", "VITS modules.WN", 16, 0.0, drops_before=False),
-    RebuiltWN("glow-tts-wn", "Glow-TTS modules.WN", 4, 0.05, drops_before=True),
+    RebuiltWN("vits-wn", "VITS WN", 16, 0.0, drops_before=False),
+    RebuiltWN("glow-tts-wn", "Glow-TTS WN", 4, 0.05, drops_before=True),
     Cell(),
     *TACOTRON2_TARGETS,
     *WAVEGLOW_TARGETS,

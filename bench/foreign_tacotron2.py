@@ -90,8 +90,7 @@ class NvidiaTacotron2(Tacotron2Target):
 
 
 class ExamplesTacotron2(Tacotron2Target):
-    case, module = "examples-tacotron2", "DeepLearningExamples Tacotron2"
-    package = None
+    case, package, module = "examples-tacotron2", "DeepLearningExamples", "Tacotron2"
 
     def build(self, small: bool, training: bool, dle: DLE | None) -> nn.Module:
         if dle is None:

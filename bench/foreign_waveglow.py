@@ -15,8 +15,7 @@ SAMPLES_PER_FRAME = 256
 class NvidiaWaveGlow(Target):
     """For inference without weight norm, as its scripts prepare it."""
 
-    case, module = "nvidia-waveglow", "WaveGlow"
-    package: str | None = "waveglow"
+    case, package, module = "nvidia-waveglow", "waveglow", "WaveGlow"
     small = Extents(Extent(1, 8), Extent(1, 8))
     cpu = Extents(Extent(1, 8), Extent(1, 8))
     gpu = Extents(Extent(1, 256), Extent(10, 32))
@@ -46,8 +45,7 @@ class NvidiaWaveGlow(Target):
 
 
 class ExamplesWaveGlow(NvidiaWaveGlow):
-    case, module = "examples-waveglow", "DeepLearningExamples WaveGlow"
-    package = None
+    case, package = "examples-waveglow", "DeepLearningExamples"
 
     def model_class(self, dle: DLE | None) -> Any:
         if dle is None:
