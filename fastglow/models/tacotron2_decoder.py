@@ -74,26 +74,26 @@ class Decoder(StepwiseDecoder):
         projection, gate = self.linear_projection.linear_layer, self.gate_layer.linear_layer
         return OutputWeights(tuple(self.prenet.weights()), projection.weight, projection.bias, gate.weight, gate.bias)
 
-    def forward(self, memory: Tensor, mels: Tensor, memory_lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, memory: Tensor, decoder_inputs: Tensor, memory_lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Teacher-forced decoding.
 
         Args:
             memory: [B, T_in, encoder_embedding_dim]; memory_lengths: [B].
-            mels: targets, [B, n_mel_channels, T] with T a multiple of n_frames_per_step.
+            decoder_inputs: target mels, [B, n_mel_channels, T] with T a multiple of n_frames_per_step.
 
         Returns:
             (mel [B, n_mel_channels, T], gate logits [B, T / n_frames_per_step], alignments
             [B, T / n_frames_per_step, T_in]).
         """
-        steps = self.parse_decoder_inputs(mels)
-        go_frame = self.get_go_frame(steps[0]).unsqueeze(0)
+        steps = self.parse_decoder_inputs(decoder_inputs)
+        go_frame = steps.new_zeros(1, len(memory), self.step_dim)
         # The last target is never an input, but the reference passes it through the prenet. Doing the same draws the
         # same random numbers for dropout.
-        decoder_inputs = self.prenet(torch.cat((go_frame, steps)))[:-1]  # [steps, B, prenet_dim]
+        prenet_outputs = self.prenet(torch.cat((go_frame, steps)))[:-1]  # [steps, B, prenet_dim]
         if not self._may_bypass_recurrence():
-            return self._forward_by_steps(decoder_inputs, memory, memory_lengths)
+            return self._forward_by_steps(prenet_outputs, memory, memory_lengths)
         hidden_contexts, alignments = kernels.teacher_forced_loop(
-            decoder_inputs,
+            prenet_outputs,
             memory,
             self.attention_layer.memory_layer(memory),
             memory_lengths,
