@@ -41,7 +41,8 @@ def waveglow_infer(model):
 
 
 def waveglow_forward(model):
-    z, log_s, log_det = model((MEL, 0.1 * torch.linspace(-1, 1, 160).view(2, 80)))
+    audio = 0.1 * torch.linspace(-1, 1, 160).view(2, 80)
+    z, log_s, log_det = model((MEL.to(model.upsample.weight), audio.to(model.upsample.weight)))
     return [z, *log_s, *log_det]
 
 
@@ -52,7 +53,7 @@ def tacotron2_infer(model):
 
 
 def tacotron2_forward(model):
-    return model(training_batch()[0])
+    return model(training_batch(dtype=model.embedding.weight.dtype)[0])
 
 
 def build_tacotron2(**config):
@@ -110,7 +111,7 @@ def test_the_hook_of_every_single_module_fires_and_changes_no_number(which, regi
 @pytest.mark.parametrize("which", ["tacotron2 forward", "waveglow forward"])
 def test_backward_hooks_fire_and_change_no_gradient(which):
     make, run = BUILDS[which]
-    model = make().train()
+    model = make().train().double()  # biases before batch normalisation have no gradient but rounding errors
     # PyTorch's backward hooks do not look into the packed sequence that the encoder's LSTM gives.
     inner = [n for n, m in model.named_modules() if n not in ("", "encoder.lstm") and not [*m.children()]]
     assert len(inner) > 20
@@ -129,13 +130,8 @@ def test_backward_hooks_fire_and_change_no_gradient(which):
         handle.remove()
         assert fired, name
         for key, gradient in found.items():
-            scale = float(expected[key].abs().max())
             torch.testing.assert_close(
-                gradient,
-                expected[key],
-                atol=1e-4 * max(scale, 1e-2),
-                rtol=1e-3,
-                msg=lambda t, k=key, n=name: f"{n} {k} {t}",
+                gradient, expected[key], atol=1e-9, rtol=1e-6, msg=lambda text, at=(name, key): f"{at}: {text}"
             )
 
 
