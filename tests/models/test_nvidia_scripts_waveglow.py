@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastglow import Denoiser, FastglowError, WaveGlow, WaveGlowLoss
+from fastglow import Denoiser, FastglowError, WaveGlow, WaveGlowLoss, load_checkpoint, save_checkpoint
 from fastglow.kernels import backend
 from fastglow.modules import WN, InvertibleConv1x1
 
@@ -336,6 +336,14 @@ def test_copies(removes):
     whole.seek(0)
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(whole, weights_only=False)):
         assert torch.equal(infer(twin), expected)
+
+
+def test_a_model_without_weight_norm_in_a_checkpoint(tmp_path):
+    model = WaveGlow.remove_weightnorm(build(upsample_stride=8))
+    save_checkpoint(model, tmp_path / "w.safetensors")
+    loaded = load_checkpoint(tmp_path / "w.safetensors")
+    assert loaded.config == model.config
+    torch.testing.assert_close(infer(loaded), infer(model), atol=1e-5, rtol=1e-5)
 
 
 def test_a_pickle_of_an_older_version_gets_its_dilations():
