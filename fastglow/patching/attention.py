@@ -367,5 +367,5 @@ ESPNET_ATTENTION = Adapter(
     difference=_espnet_difference,
     variants={"convolution of one kind of weights": {"forward": _espnet_forward}},
     calls=_espnet_calls,
-    prepare=lambda module: module.reset(),  # type: ignore[operator]
+    prepare=lambda module: module.reset(),
 )
