@@ -1,7 +1,8 @@
-# make demo | voice | voice-gpu | test | test-capabilities | lint | format | clean | bench | gpu | gate | tune
+# make demo | voice | voice-gpu | test | test-capabilities | test-integrations | lint | format | clean | bench | gpu | gate | tune
 # options: PYTHON=python3.12  WORKERS=8  ARGS="-k wn -x"  TEXT="Say this."  VOICE=heart  GOAL=waveglow  SPEECH=FOLDER  MODEL=tacotron2
 PYTHON ?= python3
 VENV := .venv
+INTEGRATIONS := .venv-integrations
 TEXT := Hello. A moment ago this was only text, and now you can hear it.
 ARGS :=
 WORKERS := 2
@@ -14,7 +15,7 @@ RESULTS := bench/results
 
 INSTALL = $(VENV)/bin/python -m pip --disable-pip-version-check install -c constraints.txt
 
-.PHONY: help demo voice voice-gpu test test-capabilities bench gpu gate tune lint format clean
+.PHONY: help demo voice voice-gpu test test-capabilities test-integrations bench gpu gate tune lint format clean
 .NOTPARALLEL:
 
 help:
@@ -49,6 +50,10 @@ test-capabilities: $(VENV)/.installed-test
 		running="$$running $$!"; \
 	done; code=0; for pid in $$running; do wait $$pid || code=1; done; exit $$code
 
+# Other people's packages, whose pins must not reach the tests' environment.
+test-integrations: $(INTEGRATIONS)/.installed
+	$(INTEGRATIONS)/bin/python -m pytest tests/integrations $(ARGS)
+
 PEER = $(if $(PEER_DLE),--peer-dle="$(PEER_DLE)")
 
 bench: $(VENV)/.installed-test
@@ -76,16 +81,21 @@ format: $(VENV)/.installed-ruff
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-# One environment for all targets, rebuilt when these files change. A stamp per set of packages: each target installs
-# what it needs. The test set includes the other.
-$(VENV)/.made: setup.py fastglow/_requirements.py pyproject.toml constraints.txt
-	@[ ! -e $(VENV) ] || [ -e $@ ] || \
-		{ echo "$(VENV) was not made by this Makefile, or is incomplete: move it away, or run 'make clean'" >&2; exit 1; }
+# One environment for all targets but one, rebuilt when these files change. A stamp per set of packages: each target
+# installs what it needs. The test set includes the other.
+$(VENV)/.made $(INTEGRATIONS)/.made: %/.made: setup.py fastglow/_requirements.py pyproject.toml constraints.txt
+	@[ ! -e $* ] || [ -e $@ ] || \
+		{ echo "$* was not made by this Makefile, or is incomplete: move it away, or run 'make clean'" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "$(PYTHON) is missing or older than Python 3.10: set PYTHON=..." >&2; exit 1; }
-	rm -rf $(VENV)
-	@$(PYTHON) -m venv $(VENV) || \
-		{ rm -rf $(VENV); echo "$(PYTHON) cannot make a venv: on Debian and Ubuntu, apt install python3-venv" >&2; exit 1; }
+	rm -rf $*
+	@$(PYTHON) -m venv $* || \
+		{ rm -rf $*; echo "$(PYTHON) cannot make a venv: on Debian and Ubuntu, apt install python3-venv" >&2; exit 1; }
+	@touch $@
+
+$(INTEGRATIONS)/.installed: $(INTEGRATIONS)/.made constraints-integrations.txt tests/integrations/install.py
+	$(INTEGRATIONS)/bin/python -m pip --disable-pip-version-check install -c constraints.txt -e '.[test]'
+	$(INTEGRATIONS)/bin/python tests/integrations/install.py
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.made
@@ -105,5 +115,5 @@ $(VENV)/.installed-ruff: $(VENV)/.made
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo.wav .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(INTEGRATIONS) build dist *.egg-info demo.wav .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

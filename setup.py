@@ -18,6 +18,8 @@ def at_least(oldest: dict[str, str]) -> list[str]:
 
 PLOT, TRAIN = at_least(values["PLOT"]), at_least(values["TRAIN"])
 EVALUATION = ["pesq>=0.0.4", "pocketsphinx>=5", "pystoi>=0.4", *PLOT]
+# Other people's models that install beside a current torch; `make test-integrations` installs more.
+INTEGRATIONS = ["coqui-tts>=0.28", "six>=1.17", "speechbrain>=1.1", "torchaudio>=2.11", "transformers>=5.24"]
 LINT = ["mypy>=1.15", "ruff>=0.9"]
 TEST = ["hypothesis>=6.100", "pytest>=8", "pytest-benchmark>=4", "pytest-xdist>=3.5", "setuptools>=70.1", *LINT, *TRAIN]
 
@@ -54,6 +56,7 @@ setup(
     extras_require={
         "plot": PLOT,
         "evaluation": EVALUATION,
+        "integrations": INTEGRATIONS,
         "train": TRAIN,
         "test": TEST,
         "all": sorted({*PLOT, *TRAIN, *TEST}),

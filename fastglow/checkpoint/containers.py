@@ -1,4 +1,4 @@
-"""The file formats of checkpoints: torch.save's zip archive, its older stream, and safetensors.
+"""The file formats of checkpoints: torch.save's zip archive, its older stream, NeMo's archive of one, and safetensors.
 
 Opening a container reads no weights: it gives a tree of plain data and descriptions of tensors, and reads single
 tensors on demand. The file is memory-mapped, so a declared size costs nothing before it is checked against the file.
@@ -24,7 +24,9 @@ from torch import Tensor
 
 from fastglow.errors import FastglowError
 
+from . import nemo
 from .records import STORAGE_DTYPES, Global, PickledTensor, Storage, check_shape, damaged, show
+from .tar_archive import GZIP_MAGIC, is_tar
 from .unpickling import read_pickle
 from .zip_directory import read_directory
 
@@ -50,8 +52,8 @@ class Container(ABC):
     Attributes:
         kind: kind of file, for display.
         top: the saved object: plain data, `Inert` records and descriptions of tensors.
-        metadata: text beside the tensors (safetensors).
-        n_bytes: size of the file.
+        metadata: text beside the tensors (safetensors, NeMo).
+        n_bytes: size of the file, or of the one inside NeMo's archive.
     """
 
     kind: str
@@ -80,10 +82,9 @@ class Container(ABC):
 class _PickleContainer(Container):
     """Base of both torch.save formats: storages are records of a mapped file."""
 
-    metadata: dict[str, str] = {}
-
     def __init__(self, data: mmap.mmap):
         self.data = data
+        self.metadata = {}
         self.n_bytes = len(data)
 
     @abstractmethod
@@ -293,11 +294,16 @@ def _foreign_kind(head: bytes) -> str | None:
         return "a web page, not a checkpoint: the download link answered with an error or a question"
     if text.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer, not the file itself: fetch it with git lfs pull"
-    if head.startswith(b"\x1f\x8b"):
-        return "gzip-compressed: unpack it first"
-    if head[257:262] == b"ustar":
-        return "a tar archive (or torch.save's of 2016): unpack it, or save it again with a later torch"
     return None
+
+
+def _pickle_container(data: mmap.mmap) -> _PickleContainer:
+    head = data[:512]
+    if head.startswith(_ZIP_MAGIC):
+        return ZipContainer(data)
+    if head.startswith(b"\x80"):
+        return LegacyContainer(data)
+    raise FastglowError(_foreign_kind(head) or "neither a torch.save nor a safetensors file")
 
 
 def _is_safetensors(head: bytes) -> bool:
@@ -326,13 +332,16 @@ def open_checkpoint(path: str | os.PathLike) -> Iterator[Container]:
                 with safe_open(path, framework="pt") as handle:
                     yield SafetensorsContainer(handle, n_bytes)
                 return
+            if head.startswith(GZIP_MAGIC) or is_tar(head):
+                weights, config = nemo.read_archive(f)
+                with weights:
+                    container = _pickle_container(weights)
+                    container.metadata[nemo.CONFIG] = config
+                    container.kind = f"NeMo archive with a {container.kind}"
+                    yield container
+                return
             with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                if head.startswith(_ZIP_MAGIC):
-                    yield ZipContainer(data)
-                elif head.startswith(b"\x80"):
-                    yield LegacyContainer(data)
-                else:
-                    raise FastglowError(_foreign_kind(head) or "neither a torch.save nor a safetensors file")
+                yield _pickle_container(data)
     except FastglowError as e:
         raise FastglowError(f"{path}: {' '.join(str(e).split())}") from None
     except SafetensorError as e:

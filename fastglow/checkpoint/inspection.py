@@ -104,7 +104,7 @@ def inspect_checkpoint(path: PathLike) -> CheckpointInfo:
             if tensor.is_floating_point():
                 name = str(tensor.dtype).removeprefix("torch.")
                 dtypes[name] = dtypes.get(name, 0) + 1
-        embedding = shapes.get("embedding.weight")
+        embedding = shapes.get("embedding.weight", shapes.get("text_embedding.weight"))
         info = CheckpointInfo(
             path=path,
             format=source.format,

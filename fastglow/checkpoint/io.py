@@ -138,8 +138,8 @@ def load_checkpoint(
     """Builds the model in a checkpoint file.
 
     Reads NVIDIA/tacotron2, DeepLearningExamples (NGC, torch.hub), torchaudio, SpeechBrain, coqui TTS (plain
-    location-sensitive attention, one frame per step), NVIDIA/waveglow of every generation including whole
-    pickled modules, and `save_checkpoint`'s safetensors. Runs no code from the file and does not use torch's own
+    location-sensitive attention, one frame per step), NeMo (`.nemo`), NVIDIA/waveglow of every generation including
+    whole pickled modules, and `save_checkpoint`'s safetensors. Runs no code from the file and does not use torch's own
     loader, see `fastglow.checkpoint.unpickling`. Every dimension follows from the tensors' shapes.
 
     Args:

@@ -11,6 +11,7 @@ from typing import Any
 
 from fastglow.errors import FastglowError
 
+from . import nemo
 from .containers import Container, StoredTensor
 from .layouts import NOT_IN_SHAPES, usable_hint
 from .provenance import KEY, TrainedWith, read_coqui_config, read_description, read_training_checkpoint
@@ -24,6 +25,8 @@ _MAX_NAME = 1000
 # Mozilla TTS wrote comments into its config.json; group 1 keeps strings as they are.
 _COMMENT = re.compile(r'("(?:[^"\\]|\\.)*")|//[^\n]*')
 _PREFIXES = ("module.1.", "module.", "_orig_mod.")
+# NeMo keeps the filterbank and the window of its mel spectrograms, and the inverses that an inference computed.
+_NEMO_BUFFERS = re.compile(r"audio_to_melspec_precessor\.|waveglow\.convinv\.\d+\.inv_conv\.")
 
 # Key pattern -> the unsupported feature that it indicates.
 _UNSUPPORTED = (
@@ -63,7 +66,7 @@ class Source:
     Attributes:
         format: whose layout it is, for display.
         model: "tacotron2" or "waveglow".
-        names: whose tensor names: "nvidia", "torchaudio", "coqui" or "waveglow".
+        names: whose tensor names: "nvidia", "torchaudio", "coqui", "nemo" or "waveglow".
         tensors: under the file's names, without wrappers' prefixes.
         hints: constructor keywords from the file that the shapes do not determine.
         foreign_config: coqui's configuration, from the config.json beside the file or from the file.
@@ -162,6 +165,10 @@ def _unsupported(tensors: Mapping[str, StoredTensor]) -> str | None:
 
 def _model(tensors: Mapping[str, StoredTensor]) -> tuple[str, str]:
     """(model, origin of the tensor names): see `Source`."""
+    if any(name.startswith("waveglow.wavenet.") for name in tensors):
+        return "waveglow", "nemo"
+    if "text_embedding.weight" in tensors and any(name.startswith("decoder.attention") for name in tensors):
+        return "tacotron2", "nemo"
     if any(re.match(r"(convinv|WN)\.\d+\.", name) for name in tensors):
         return "waveglow", "waveglow"
     if any(re.search(r"\.convolution1d\.|^decoder\.(attention|stopnet)\.", name) for name in tensors):
@@ -241,6 +248,8 @@ def _format(top: Any, state: Any, key: str | None, model: str, names: str, gener
         return f"NVIDIA/waveglow, generation {generation}, {form}" if model == "waveglow" else form
     if names == "coqui":
         return "coqui TTS"
+    if names == "nemo":
+        return "NVIDIA NeMo, Lightning checkpoint" if key else "NVIDIA NeMo"
     if names == "torchaudio":
         return "torchaudio, training checkpoint" if key else "torchaudio, flat state_dict"
     if key is not None and isinstance(top.get("config"), dict):
@@ -283,7 +292,15 @@ def identify(container: Container, path: Path) -> Source:
     unsupported = _unsupported(tensors)
     if unsupported and not any(name.startswith(("decoder.attention", "WN.")) for name in tensors):
         raise UnsupportedModel(unsupported)
-    model, names = _model(tensors)
+    nemo_config = nemo.read_config(container.metadata)
+    try:
+        model, names = _model(tensors)
+    except FastglowError:
+        if other := nemo.other_model(nemo_config):
+            raise UnsupportedModel(other) from None
+        raise
+    if names == "nemo":
+        tensors = {name: tensor for name, tensor in tensors.items() if not _NEMO_BUFFERS.match(name)}
     source = Source(
         format="",
         model=model,
@@ -306,6 +323,9 @@ def identify(container: Container, path: Path) -> Source:
         source.iteration = _integer(top, "step")
         source.foreign_config = _foreign_config(top, path)
         description = read_coqui_config(source.foreign_config or {})
+    elif names == "nemo":
+        config = nemo.constructor_keywords(nemo_config, model)
+        description = nemo.describe(nemo_config, model)
     elif _is_module(state):
         config = _module_hints(state, model)
         description = read_description(state.state.get(KEY))

@@ -11,10 +11,13 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from fastglow.errors import FastglowError
 from fastglow.modules import ConvNorm
+from fastglow.modules.bypassing import may_bypass
 from fastglow.modules.convolution import Gain
 from fastglow.modules.parameter_cache import ParameterCache, Refreshable, parameters_of
 
 from .tacotron2_config import Tacotron2Config
+
+_LSTM: frozenset[type[nn.Module]] = frozenset({nn.LSTM})
 
 
 def conv_block(in_channels: int, out_channels: int, kernel_size: int, w_init_gain: Gain) -> nn.Sequential:
@@ -73,6 +76,15 @@ class Encoder(Refreshable):
         outputs, _ = self.lstm(packed)
         return pad_packed_sequence(outputs, batch_first=True, total_length=x.shape[2])[0]
 
+    def inference(self, x: Tensor) -> Tensor:
+        """NVIDIA/tacotron2's, for texts without padding: [B, dim, T] -> [B, T, dim]."""
+        lengths = torch.full((len(x),), x.shape[2], device=x.device)
+        return self.forward(x, lengths, x.new_ones(len(x), 1, x.shape[2]))
+
+    def infer(self, x: Tensor, input_lengths: Tensor) -> Tensor:
+        """DeepLearningExamples', in which the padding leaks into the items: `forward` without a mask."""
+        return self.forward(x, input_lengths)
+
     def _convolve(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         for conv in self.convolutions:
             x = F.dropout(F.relu(conv(x)), self.p_dropout, self.training)
@@ -86,6 +98,9 @@ class Encoder(Refreshable):
         A packed sequence needs the lengths on the host. Here the second direction reads each item reversed, from its
         own end, and what comes after the end cannot reach it.
         """
+        if not may_bypass((self.lstm,), _LSTM):
+            packed = pack_padded_sequence(x, lengths.cpu().clamp(min=1), batch_first=True, enforce_sorted=False)
+            return pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=x.shape[1])[0] * mask
         forwards, backwards = self._directions.get(parameters_of(self.lstm), self._split_directions)
         position = torch.arange(x.shape[1], device=x.device)
         reversal = torch.where(mask[:, :, 0] > 0, lengths.unsqueeze(1) - 1 - position, position).unsqueeze(2)

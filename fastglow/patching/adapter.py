@@ -43,5 +43,5 @@ class Adapter:
     difference: Callable[[nn.Module], str | None]
     variants: Mapping[str, Mapping[str, Method]]
     calls: Callable[[nn.Module], Iterable[Call]]
-    prepare: Callable[[nn.Module], None] = _nothing
+    prepare: Callable[[Any], Any] = _nothing
     draws_own_noise: bool = False

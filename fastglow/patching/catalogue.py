@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from .adapter import Adapter
+from .attention import COQUI_ATTENTION, ESPNET_ATTENTION, FAMILY_ATTENTION
+from .decoder import TEACHER_FORCED
+from .free_running import FREE_RUNNING
 from .invertible import GLOW_TTS_INVERTIBLE, LUS_INVERTIBLE, WAVEGLOW_INVERTIBLE
 from .lstm import LSTM_CELL
 from .waveglow_wn import WAVEGLOW_WN
@@ -17,6 +20,11 @@ ADAPTERS: dict[str, Adapter] = {
         WAVEGLOW_INVERTIBLE,
         LUS_INVERTIBLE,
         GLOW_TTS_INVERTIBLE,
+        FREE_RUNNING,
+        TEACHER_FORCED,
+        FAMILY_ATTENTION,
+        COQUI_ATTENTION,
+        ESPNET_ATTENTION,
         LSTM_CELL,
     )
 }

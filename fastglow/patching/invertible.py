@@ -23,6 +23,8 @@ def _inverse_of(module: nn.Module, weight: Callable[[], Tensor]) -> Tensor | Non
     return prepared(module, lambda: kernels.invertible_conv1x1_factors([weight()])[0][0])
 
 
+_STRETCH = 1.5
+
 # WaveGlow and RAD-TTS: `conv` [c, c, 1]
 
 
@@ -58,29 +60,28 @@ def _by_method() -> Mapping[str, Method]:
 
 
 def _flag_of(module: nn.Module) -> str | None:
-    """Name of the argument that asks for the inverse."""
+    """Name of the second argument, which asks for the inverse."""
     names = list(signature(module.forward).parameters)
-    return names[-1] if len(names) == 2 else None
+    return names[1] if len(names) == 2 and names[1] in ("reverse", "inverse") else None
 
 
 def _claims(module: nn.Module) -> bool:
     parts = dict(module.named_children())
+    conv = parts.get("conv")
     return (
         list(parts) == ["conv"]
-        and isinstance(parts["conv"], nn.Conv1d)
-        and len(list(module.parameters())) == 1
-        and parts["conv"].in_channels == parts["conv"].out_channels
-        and "invertible" in type(module).__name__.lower()
+        and isinstance(conv, nn.Conv1d)
+        and conv.in_channels == conv.out_channels
+        and (hasattr(module, "infer") or _flag_of(module) is not None)
     )
 
 
 def _difference(module: nn.Module) -> str | None:
     conv = module.conv
     assert isinstance(conv, nn.Conv1d)
-    difference = conv_difference("conv", conv, conv.in_channels, conv.in_channels)
-    if difference is None and not hasattr(module, "infer") and _flag_of(module) is None:
-        return "its forward has no flag for the inverse, and it has no method infer"
-    return difference
+    if conv.bias is not None or conv.kernel_size != (1,):
+        return f"conv has kernel_size={conv.kernel_size[0]}, bias={conv.bias is not None}, must be 1, False"
+    return conv_difference("conv", conv, conv.in_channels, conv.in_channels)
 
 
 def _calls(module: Any) -> Iterator[Call]:
@@ -95,9 +96,11 @@ def _calls(module: Any) -> Iterator[Call]:
         yield lambda conv: conv(z, **{str(flag): True})
 
 
-def _forget_inverse(module: nn.Module) -> None:
-    """Of an earlier call, in another dtype, perhaps of other weights."""
+def _prepare(module: Any) -> None:
+    """Forgets the inverse of an earlier call, perhaps of other weights, and stretches the matrix: the log-determinants
+    of a rotation, with which training starts, show nothing."""
     vars(module).pop("W_inverse", None)
+    (module.upper_diag if hasattr(module, "upper_diag") else _weight(module)).mul_(_STRETCH)
 
 
 WAVEGLOW_INVERTIBLE = Adapter(
@@ -114,7 +117,7 @@ WAVEGLOW_INVERTIBLE = Adapter(
         "log-determinant of W, reverse=": {"forward": _by_flag("reverse", False)},
     },
     calls=_calls,
-    prepare=_forget_inverse,
+    prepare=_prepare,
 )
 
 
@@ -146,7 +149,7 @@ LUS_INVERTIBLE = Adapter(
     difference=lambda module: None,
     variants={"W = P L U": {"forward": _lus_forward}},
     calls=lambda module: _lus_calls(module),
-    prepare=_forget_inverse,
+    prepare=_prepare,
 )
 
 
@@ -225,4 +228,5 @@ GLOW_TTS_INVERTIBLE = Adapter(
     difference=_glow_tts_difference,
     variants={"groups of channels": {"forward": _glow_tts_forward}},
     calls=_glow_tts_calls,
+    prepare=lambda module: module.weight.mul_(_STRETCH),
 )

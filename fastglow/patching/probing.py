@@ -35,7 +35,9 @@ def find_variant(module: nn.Module, adapter: Adapter) -> tuple[str | None, str]:
         return None, f"it cannot be called as {adapter.kind}: {type(error).__name__}: {_first_line(error)}"
     if not all(bool(x.isfinite().all()) for x in expected):
         return None, "its results are not finite"
-    for variant in adapter.variants:
+    for variant, methods in adapter.variants.items():
+        if not all(hasattr(module, method) for method in methods):
+            continue
         try:
             found = _results(module, adapter, variant)
         except Exception as error:
@@ -50,10 +52,11 @@ def find_variant(module: nn.Module, adapter: Adapter) -> tuple[str | None, str]:
 
 def _results(module: nn.Module, adapter: Adapter, variant: str | None) -> list[Tensor]:
     """Of all calls, in evaluation and in training, by the module's own methods or by a variant's."""
-    with torch.random.fork_rng(devices=[]), backend.use_backend(backend.REFERENCE):
+    plain = torch.autocast("cpu", enabled=False)
+    with torch.random.fork_rng(devices=[]), backend.use_backend(backend.REFERENCE), plain:
         with torch.no_grad():
             copy = _copy(module)
-        adapter.prepare(copy)
+            adapter.prepare(copy)
         if variant is not None:
             swap(copy, (adapter.name, variant))
         found: list[Tensor] = []

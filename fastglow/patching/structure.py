@@ -37,3 +37,28 @@ def conv_difference(
         if getattr(conv, option) != value:
             return f"{name} has {option}={getattr(conv, option)}, must be {value}"
     return None
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The Linear or Conv1d in a LinearNorm, ConvNorm or another module with only that; else the module itself."""
+    parts = module._modules
+    inner = parts.get("linear_layer") or parts.get("conv")
+    return inner if inner is not None and len(parts) == 1 else module
+
+
+def linear_difference(
+    name: str, linear: nn.Module, out_features: int | None, *, bias: bool | None = None
+) -> str | None:
+    """How a module is not a Linear.
+
+    Args:
+        out_features: None: any number.
+        bias: whether it must have one; None: either.
+    """
+    if not isinstance(linear, nn.Linear):
+        return f"{name} is a {type(linear).__name__}, must be a Linear"
+    if out_features is not None and linear.out_features != out_features:
+        return f"{name} has out_features={linear.out_features}, must be {out_features}"
+    if bias is not None and (linear.bias is not None) != bias:
+        return f"{name} has {'no' if bias else 'a'} bias"
+    return None

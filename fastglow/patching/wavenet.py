@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from inspect import signature
 from typing import NamedTuple
 
 import torch
@@ -128,6 +129,13 @@ def _transformers(drops_before: bool) -> Method:
     return forward
 
 
+_ARGUMENTS = {False: ("x", "x_mask", "g"), True: ("inputs", "padding_mask", "global_conditioning")}
+
+
+def _is_transformers(module: nn.Module) -> bool:
+    return "padding_mask" in signature(module.forward).parameters
+
+
 def _claims(module: nn.Module) -> bool:
     lists = module_lists(module)
     return {"in_layers", "res_skip_layers"} <= lists and "cond_layers" not in lists and not hasattr(module, "start")
@@ -161,11 +169,13 @@ def _calls(module: nn.Module) -> Iterator[Call]:
     x = torch.randn(2, channels, 11)
     mask = torch.ones_like(x[:, :1])
     mask[1, :, 7:] = 0
+    x_name, mask_name, g_name = _ARGUMENTS[_is_transformers(module)]
     yield lambda wn: wn(x, mask)
+    yield lambda wn: wn(**{x_name: x, mask_name: mask})
     cond_layer = getattr(module, "cond_layer", None)
     if cond_layer is not None:
         g = torch.randn(2, cond_layer.in_channels, 1)
-        yield lambda wn: wn(x, mask, g)
+        yield lambda wn: wn(x, mask, **{g_name: g})
 
 
 def _prepare(module: nn.Module) -> None:
@@ -201,8 +211,3 @@ TRANSFORMERS_WN = Adapter(
     calls=_calls,
     prepare=_prepare,
 )
-
-
-def _is_transformers(module: nn.Module) -> bool:
-    code = getattr(type(module).forward, "__code__", None)
-    return code is not None and "padding_mask" in code.co_varnames[: code.co_argcount]

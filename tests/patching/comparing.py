@@ -10,12 +10,12 @@ from fastglow import accelerate
 TOLERANCE = 2e-5  # of float32 results relative to the largest
 
 
-def shown(module: nn.Module) -> nn.Module:
+def shown(module: nn.Module, scale: float = 0.3) -> nn.Module:
     """The module with random values in constant parameters, such as WaveGlow's `end`, which hide what comes before."""
     with torch.no_grad():
         for parameter in module.parameters():
             if bool((parameter == parameter.flatten()[:1]).all()):
-                parameter.copy_(torch.randn(parameter.shape) * 0.3)
+                parameter.copy_(torch.randn(parameter.shape) * scale)
     return module
 
 

@@ -72,6 +72,13 @@ class DiffSingerOrderWN(VitsStyleWN):
         return first.sigmoid() * second.tanh()
 
 
+class TransformersWN(VitsStyleWN):
+    """VitsWaveNet of transformers."""
+
+    def forward(self, inputs, padding_mask, global_conditioning=None):
+        return super().forward(inputs, padding_mask, global_conditioning)
+
+
 class WaveGlowWN(nn.Module):
     """WN of NVIDIA/waveglow (one cond_layer, one tuple) or DeepLearningExamples (cond_layers, two arguments)."""
 
@@ -135,9 +142,9 @@ class InvertibleOfWaveGlow(nn.Module):
         weight = self.conv.weight.squeeze()
         if reverse:
             if not hasattr(self, "W_inverse"):
-                self.W_inverse = weight.float().inverse().unsqueeze(2)
+                self.W_inverse = weight.float().inverse().unsqueeze(2).to(z.dtype)
             return nn.functional.conv1d(z, self.W_inverse)
-        return self.conv(z), z.shape[0] * z.shape[2] * torch.logdet(weight)
+        return self.conv(z), z.shape[0] * z.shape[2] * torch.logdet(weight.float())
 
 
 class InvertibleOfExamples(InvertibleOfWaveGlow):
@@ -195,7 +202,7 @@ class InvConvNear(nn.Module):
         if reverse:
             weight = self.weight.float().inverse() if self.weight_inv is None else self.weight_inv
         else:
-            logdet = 0 if self.no_jacobian else torch.logdet(weight) * (c / n) * lengths
+            logdet = 0 if self.no_jacobian else torch.logdet(weight.float()) * (c / n) * lengths
         z = nn.functional.conv2d(x, weight.view(n, n, 1, 1))
         z = z.view(b, 2, n // 2, c // n, t).permute(0, 1, 3, 2, 4).reshape(b, c, t)
         return z if x_mask is None else z * x_mask, logdet

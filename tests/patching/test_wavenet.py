@@ -7,7 +7,7 @@ from fastglow import accelerate
 from fastglow.kernels import backend
 
 from .comparing import assert_close, assert_same_results, results, shown
-from .rebuilt import NORMS, DiffSingerOrderWN, TupleWN, TwoArgumentsWN, VitsStyleWN
+from .rebuilt import NORMS, DiffSingerOrderWN, TransformersWN, TupleWN, TwoArgumentsWN, VitsStyleWN
 
 
 def masked(B, T, *ends):
@@ -43,6 +43,19 @@ def test_every_argument_of_a_vits_wn_present_and_absent(call):
     assert_same_results(wn, call, [x, masked(2, 13, 13, 7), g], "wavenet_layer")
 
 
+@pytest.mark.parametrize("drops_before", [False, True])
+@pytest.mark.parametrize("call", [
+    lambda wn, x, mask, g: wn(x, mask),
+    lambda wn, x, mask, g: wn(x, mask, g),
+    lambda wn, x, mask, g: wn(inputs=x, padding_mask=mask, global_conditioning=g),
+])  # fmt: skip
+def test_wavenet_of_transformers(call, drops_before):
+    torch.manual_seed(6)
+    wn = TransformersWN(gin_channels=3, p_dropout=0.2, drops_before=drops_before, norm=NORMS["parametrization"])
+    x, g = torch.randn(2, 6, 13), torch.randn(2, 3, 1)
+    assert_same_results(wn, call, [x, masked(2, 13, 13, 7), g], "wavenet_layer")
+
+
 @pytest.mark.parametrize("channels, n_layers, T", [(2, 1, 1), (10, 4, 3), (6, 3, 40)])
 def test_odd_sizes(channels, n_layers, T):
     torch.manual_seed(3)
@@ -73,6 +86,14 @@ def test_waveglow_wn(norm, one_cond, cls):
     inputs = [torch.randn(3, 2, 11), torch.randn(3, 5, 11)]
     call = (lambda wn, a, s: wn((a, s))) if cls is TupleWN else (lambda wn, a, s: wn(a, s))
     assert_same_results(wn, call, inputs, "wavenet_layer")
+
+
+def test_a_row_of_zeros_without_weight_norm():
+    wn = shown(TupleWN(norm=NORMS["plain"]))
+    with torch.no_grad():
+        wn.in_layers[0].weight[3] = 0.0
+        wn.cond_layer.weight[5] = 0.0
+    assert_same_results(wn, lambda wn, a, s: wn((a, s)), [torch.randn(1, 2, 7), torch.randn(1, 5, 7)], "wavenet_layer")
 
 
 def test_the_order_of_the_halves_is_noticed():

@@ -1,0 +1,262 @@
+"""Swapped models are moved, cast, loaded, copied, pickled, wrapped, compiled, traced and hooked like any others."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fastglow import accelerate
+from fastglow.kernels import backend
+
+from .comparing import assert_close, copied, results, shown
+from .rebuilt import NORMS, InvConvNear, InvertibleOfWaveGlow, TupleWN, VitsStyleWN
+
+
+class Model(nn.Module):
+    def __init__(self, norm="plain"):
+        super().__init__()
+        self.cell = nn.LSTMCell(4, 4)
+        self.wn = VitsStyleWN(4, norm=NORMS[norm])
+        self.coupling = TupleWN(2, 4, norm=NORMS[norm])
+        self.conv, self.near = InvertibleOfWaveGlow(4), InvConvNear(4, 2)
+        shown(self)
+
+    def forward(self, x):
+        h, c = self.cell(x.mean(2), (x[:, :, 0], x[:, :, 1]))
+        x = self.wn(x + h.unsqueeze(2) * c.unsqueeze(2), torch.ones_like(x[:, :1]))
+        x, log_det = self.conv(x)
+        return x + self.coupling((x[:, :2], x)), log_det, self.near(x, torch.ones_like(x[:, :1]))[0]
+
+
+def call(model, x):
+    return model(x)
+
+
+def is_swapped(model):
+    parts = (model.cell, model.wn, model.coupling, model.conv, model.near)
+    return all("Swapped" in str(type(part).__mro__) for part in parts)
+
+
+@pytest.fixture
+def x():
+    torch.manual_seed(0)
+    return torch.randn(2, 4, 6)
+
+
+@pytest.fixture
+def model(x):
+    return Model()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("before", [True, False])
+def test_cast(model, x, dtype, before):
+    expected = copy.deepcopy(model).to(dtype)
+    if before:
+        model.to(dtype)
+    accelerate(model, strict=True)
+    with torch.no_grad():
+        if not before:
+            model(x)  # fills caches
+        model.to(dtype)
+        (a, log_det, b), (c, other_log_det, d) = expected(x.to(dtype)), model(x.to(dtype))
+    error = 1e-9 if dtype == torch.float64 else 0.05
+    for y, z in ((a, c), (b, d)):
+        assert y.dtype == z.dtype == dtype
+        torch.testing.assert_close(y, z, rtol=error, atol=error * float(y.abs().max()))
+    torch.testing.assert_close(log_det.float(), other_log_det.float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_load_state_dict_and_training_steps(norm, x):
+    torch.manual_seed(1)
+    model, other = Model(norm), Model(norm)
+    expected = other(x)
+    accelerate(model, strict=True)
+    with torch.no_grad():
+        model(x)
+    assert list(model.state_dict()) == list(other.state_dict())
+    model.load_state_dict(other.state_dict())
+    with torch.no_grad():
+        assert_close([y.detach() for y in expected], list(model(x)))
+    for one in (model, other):
+        optimizer = torch.optim.Adam(one.parameters(), 0.1)
+        sum(y.square().sum() for y in one(x)).backward()
+        optimizer.step()
+    with torch.no_grad():
+        assert_close(list(other(x)), list(model(x)))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.data.mul_(1.5)
+        for p in other.parameters():
+            p.data.mul_(1.5)
+        assert_close(list(other.eval()(x)), list(model.eval()(x)))
+
+
+@pytest.mark.parametrize("norm", ["plain", "hook"])
+@pytest.mark.parametrize("filled", [False, True])
+def test_copies_are_swapped_and_independent(norm, filled, x):
+    model = Model(norm)
+    accelerate(model, strict=True)
+    with torch.no_grad():
+        expected = model(x)
+    if not filled:
+        accelerate(model).undo()
+    second = copied(model)
+    assert is_swapped(second) and list(second.state_dict()) == list(model.state_dict())
+    with torch.no_grad():
+        assert_close(list(expected), list(second(x)))
+        for p in model.parameters():
+            p.zero_()
+        assert_close(list(expected), list(second(x)))
+
+
+@pytest.mark.parametrize("save", [
+    lambda model: pickle.loads(pickle.dumps(model)),
+    lambda model: torch.load(saved(model), weights_only=False),
+])  # fmt: skip
+def test_pickles_are_swapped(save, model, x):
+    accelerate(model, strict=True)
+    with torch.no_grad():
+        expected = model(x)
+        second = save(model)
+        assert is_swapped(second)
+        assert_close(list(expected), list(second(x)))
+        accelerate(second)
+    model.load_state_dict(second.state_dict())
+
+
+def saved(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return file
+
+
+def test_an_undone_model_pickles_without_fastglow(model):
+    with accelerate(model):
+        pass
+    assert b"fastglow" not in pickle.dumps(nn.LSTMCell(2, 2))
+    accelerate(model.cell).undo()
+    assert b"fastglow" not in pickle.dumps(model.cell)
+
+
+@pytest.mark.parametrize("wrapped_before", [False, True])
+def test_distributed_data_parallel(model, x, tmp_path, wrapped_before):
+    expected = results(copy.deepcopy(model), call, [x], True)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        wrapped = DistributedDataParallel(model) if wrapped_before else model
+        report = accelerate(wrapped, strict=True)
+        assert len(report.swapped) == 5
+        wrapped = wrapped if wrapped_before else DistributedDataParallel(model)
+        model.zero_grad()
+        torch.manual_seed(7)
+        outputs = wrapped(x)
+        torch.manual_seed(8)
+        torch.autograd.backward(outputs, [torch.randn(y.shape) for y in outputs])
+        found = [y.detach() for y in outputs] + [p.grad for p in model.parameters()]
+        assert_close([*expected[:3], *expected[4:]], found)  # without that of x
+    finally:
+        dist.destroy_process_group()
+
+
+# Tracers and the compiler warn of their own internals.
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("compiled_before", [False, True])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_compiled(model, x, compiled_before, gradients):
+    expected = results(copy.deepcopy(model), call, [x], True, gradients)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="aot_eager")
+    if compiled_before:
+        compiled(x)
+        accelerate(compiled, strict=True)
+    else:
+        accelerate(model, strict=True)
+    assert is_swapped(model)
+    assert_close(expected, results(compiled, call, [x], True, gradients))
+    accelerate(model).undo()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_traced_and_exported(model, x):
+    model.eval()
+    with torch.no_grad():
+        expected = [y.clone() for y in model(x)]
+        accelerate(model, strict=True)
+        assert_close(expected, list(torch.jit.trace(model, x, check_trace=False)(x)))
+        exported = torch.export.export(model, (x,), strict=False)
+        assert_close(expected, list(exported.module()(x)))
+
+
+def test_hooks_of_the_module_and_of_its_parts_fire(model, x):
+    expected = model(x)
+    accelerate(model, strict=True)
+    events = []
+    model.wn.register_forward_pre_hook(lambda module, args: events.append("wn"))
+    model.cell.register_forward_hook(lambda module, args, output: events.append("cell"))
+    model(x)
+    assert events == ["cell", "wn"]
+    handles = [
+        model.wn.in_layers[1].register_forward_hook(lambda *args: events.append("in_layers.1")),
+        model.coupling.end.register_full_backward_hook(lambda *args: events.append("end")),
+        model.conv.conv.register_forward_pre_hook(lambda *args: events.append("conv")),
+    ]
+    events.clear()
+    outputs = model(x)
+    sum(y.sum() for y in outputs).backward()
+    assert events == ["cell", "wn", "in_layers.1", "conv", "end"]
+    assert_close([y.detach() for y in expected], [y.detach() for y in outputs])
+    for handle in handles:
+        handle.remove()
+    events.clear()
+    before = backend.launches["wavenet_layer"]
+    with backend.use_backend("triton"):
+        model.wn(torch.randn(1, 4, 3))
+    assert events == ["wn"] and backend.launches["wavenet_layer"] > before
+
+
+def test_a_hook_of_all_modules_fires_for_the_parts(model, x):
+    accelerate(model, strict=True)
+    seen = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *args: seen.append(type(module).__name__))
+    try:
+        model(x)
+    finally:
+        handle.remove()
+    assert seen.count("Conv1d") == 6 + 11 + 1  # of wn, coupling (whose conditioning is called for every layer), conv
+
+
+def test_autocast(model, x):
+    plain = copy.deepcopy(model)
+    accelerate(model, strict=True)
+    for gradients in (False, True):
+        with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(gradients):
+            expected, found = plain(x), model(x)
+        for a, b in zip(expected, found, strict=True):
+            assert a.dtype == b.dtype
+            torch.testing.assert_close(a, b, rtol=0.1, atol=0.1 * float(a.detach().abs().max()))
+
+
+def test_inference_mode_and_changed_weights(model, x):
+    accelerate(model, strict=True)
+    with torch.inference_mode():
+        first = [y.clone() for y in model(x)]
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1)
+        changed = model(x)
+    assert not torch.allclose(first[0], changed[0])
+    restored = copy.deepcopy(model)
+    accelerate(restored).undo()
+    from fastglow.patching import restore
+
+    restore(restored)
+    with torch.no_grad():
+        assert_close(list(restored(x)), list(changed))
