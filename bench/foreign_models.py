@@ -12,6 +12,8 @@ from .peers import DLE
 from .rebuilt import VitsWN
 
 SPECTROGRAM_BINS = 513
+BATCHES = Extents(Extent(8, 800), Extent(16, 400))
+"""On a CPU, for single 1x1 convolutions, which are too short to time with less."""
 
 
 class Masked(Target):
@@ -128,6 +130,7 @@ class CoquiInvConvNear(Flow):
 
     case, package, module = "coqui-inv-conv-near", "coqui-tts", "InvConvNear"
     channels = (160, 8)
+    cpu = BATCHES
 
     def build(self, small: bool, training: bool, dle: DLE | None) -> nn.Module:
         return self.imported("TTS.tts.layers.glow_tts.glow").InvConvNear(self.channels[small])
@@ -138,6 +141,7 @@ class RadTTSInvertible(Masked):
 
     package = "radtts"
     channels = (160, 8)
+    cpu = BATCHES
     asks_for_cuda = True
 
     def __init__(self, case: str, module: str):
