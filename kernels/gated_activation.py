@@ -13,7 +13,15 @@ from torch import Tensor
 
 from fastglow.errors import FastglowError
 
-from .arguments import Signal, check_choice, check_probability, check_seed, check_shape, empty_in_order_of
+from .arguments import (
+    Signal,
+    check_choice,
+    check_probability,
+    check_seed,
+    check_shape,
+    empty_in_order_of,
+    operator_seed,
+)
 from .backend import picks_triton
 from .launch import Config, launch, pick_config, split_config
 from .operators import differentiable, operator, reference_gradients, scattered
@@ -462,6 +470,5 @@ def gated_activation(
         )  # fmt: skip
     if channels_last:
         a, b = a.transpose(1, 2), None if b is None else b.transpose(1, 2)
-    in_memory = isinstance(seed, Tensor)
-    y = _operator(a, b, bias, 0 if in_memory else seed, seed if in_memory else None, gate_first, dropout, p_dropout)
+    y = _operator(a, b, bias, *operator_seed(seed), gate_first, dropout, p_dropout)
     return y.transpose(1, 2) if channels_last else y

@@ -22,7 +22,8 @@ def operator(
     *,
     kernel: Callable[..., Any],
     empty: Callable[..., Any],
-    reference: Callable[..., Any],
+    reference: Callable[..., Any] | None,
+    tags: Sequence[torch.Tag] = (),
 ) -> OpOverload:
     """Registers `torch.ops.fastglow.<name>`, for every device. Results must not alias arguments or each other.
 
@@ -32,11 +33,12 @@ def operator(
         kernel: computes them by Triton kernels, wherever those run: on a GPU, or in the interpreter.
         empty: uninitialised results, with the shapes, dtypes and strides of the kernel's. It is all that compilers
             know of the operator.
-        reference: computes them elsewhere, by PyTorch's operations and in any memory order.
+        reference: computes them elsewhere, by PyTorch's operations and in any memory order; None: `kernel` does.
+        tags: of the operator, beside pt2_compliant_tag.
     """
 
     def run(*arguments: Any) -> Any:
-        if _runs_kernels(arguments):
+        if reference is None or _runs_kernels(arguments):
             return kernel(*arguments)
         results = empty(*arguments)
         for result, value in zip(_listed(results), _listed(reference(*arguments)), strict=True):
@@ -46,7 +48,7 @@ def operator(
     def fake(*arguments: Any) -> Any:
         return kernel(*arguments) if compiles_only() else empty(*arguments)
 
-    _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag, *tags))
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastglow::{name}", fake, lib=_LIBRARY)
     return getattr(torch.ops.fastglow, name).default
@@ -90,8 +92,9 @@ def reference_gradients(
 ) -> list[Tensor]:
     """Gradients of the tensors that need one, through function(*tensors); `upstream`: of its results."""
 
-    def of_needed(*needed: Tensor) -> tuple[Tensor, ...]:
-        return tuple(_listed(function(*(y if y is not None else x for x, y in zip(tensors, scattered(needed, needs))))))
+    def of_needed(*given: Tensor) -> tuple[Tensor, ...]:
+        pairs = zip(tensors, scattered(given, needs), strict=True)
+        return tuple(_listed(function(*(x if y is None else y for x, y in pairs))))
 
     given = [x for x, needed in zip(tensors, needs, strict=True) if needed and x is not None]
     # Autograd is off inside an operator; torch.func is not.
