@@ -407,7 +407,18 @@ def affine_coupling(x: Tensor, b_log_s: Tensor, *, return_log_s_sum: bool = Fals
 
 
 def affine_coupling_inverse(y: Tensor, b_log_s: Tensor) -> Tensor:
-    """(y - b) / exp(log s), the inverse of `affine_coupling`, with the same shapes and errors."""
+    """(y - b) / exp(log s), the inverse of `affine_coupling`.
+
+    Args:
+        y: the transformed half, [B, n, T]; any strides.
+        b_log_s: as of `affine_coupling`.
+
+    Returns:
+        the half before the coupling, [B, n, T], in the memory order of `y`.
+
+    Raises:
+        FastglowError: shapes that do not fit.
+    """
     _check("y", y, b_log_s)
     if not picks_triton(OP, y, b_log_s):
         return reference.affine_coupling_inverse(y, b_log_s)

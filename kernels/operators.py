@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import backend
 from .launch import compiles_only
@@ -101,6 +102,14 @@ def reference_gradients(
     results, pull_back = torch.func.vjp(of_needed, *given)
     ds = (torch.zeros_like(y) if d is None else d.to(y.dtype) for y, d in zip(results, upstream, strict=True))
     return list(pull_back(tuple(ds)))
+
+
+def run_inside(mode: TorchDispatchMode, function: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Calls the function from the mode's __torch_dispatch__. It sees what an operator of this library calls, too."""
+    if function.namespace != _LIBRARY.ns:
+        return function(*args, **kwargs)
+    with mode:
+        return function._op_dk(torch._C.DispatchKey.CPU, *args, **kwargs)
 
 
 def _runs_kernels(arguments: Sequence[Any]) -> bool:

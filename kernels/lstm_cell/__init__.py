@@ -33,10 +33,10 @@ def _empty(x: Tensor, h: Tensor, c: Tensor, *more: Any) -> tuple[Tensor, Tensor,
 
 
 def _reference(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """The gates are for kernels only."""
+    """The gates are for kernels only, and zeros."""
     inputs, seed, options, _ = _unpacked(arguments)
     next_h, next_c = reference_lstm_cell(*inputs, **options._asdict(), seed=seed)
-    return next_h, next_c, _empty(*arguments)[2]
+    return next_h, next_c, _empty(*arguments)[2].zero_()
 
 
 def _backward(

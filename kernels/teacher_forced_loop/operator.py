@@ -59,8 +59,8 @@ def _empty(lengths: Tensor, seed: Tensor | None, p_a: float, p_d: float, *tensor
 
 
 def _reference(*arguments: Any) -> tuple[Tensor, ...]:
-    """The histories are for kernels only."""
-    return *deferred_forward(*arguments)[:2], *_empty(*arguments)[2:]
+    """The histories are for kernels only, and zeros."""
+    return *deferred_forward(*arguments)[:2], *(x.zero_() for x in _empty(*arguments)[2:])
 
 
 def _backward(

@@ -189,8 +189,8 @@ def _differentiate(ctx: Any, dnext: Tensor | None, dskip: Tensor | None, dgate: 
     if dnext is None and dskip is None:
         return (None,) * (_N_INPUTS + 2)
     dskip = None if dskip is None else inside(dskip, LayerInputs(*saved).lengths)
-    # Both biases have one gradient, and that of the sum of skips is known.
-    needs = wanted._replace(cond_bias=wanted.cond_bias and not wanted.in_bias, skip=False)
+    # Both biases have one gradient, that of the sum of skips is known, and a mask gets none.
+    needs = wanted._replace(cond_bias=wanted.cond_bias and not wanted.in_bias, skip=False, mask=False)
     found = _gradients(needs, ctx.added_shape, dnext, dskip, gate, *saved, ctx.dilation)
     ds = LayerInputs(*scattered(found, needs))
     if wanted.in_bias and wanted.cond_bias:
