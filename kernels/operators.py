@@ -4,6 +4,7 @@ How an operation is registered: kernels/README.md.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from . import backend
 from .launch import compiles_only
 
 _LIBRARY = torch.library.Library("fastglow", "FRAGMENT")
+_implementations: dict[OpOverload, Callable[..., Any]] = {}
 
 
 def operator(
@@ -52,7 +54,9 @@ def operator(
     _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag, *tags))
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastglow::{name}", fake, lib=_LIBRARY)
-    return getattr(torch.ops.fastglow, name).default
+    op = getattr(torch.ops.fastglow, name).default
+    _implementations[op] = run
+    return op
 
 
 def differentiable(
@@ -93,23 +97,28 @@ def reference_gradients(
 ) -> list[Tensor]:
     """Gradients of the tensors that need one, through function(*tensors); `upstream`: of its results."""
 
-    def of_needed(*given: Tensor) -> tuple[Tensor, ...]:
-        pairs = zip(tensors, scattered(given, needs), strict=True)
-        return tuple(_listed(function(*(x if y is None else y for x, y in pairs))))
+    given = [None if x is None else x.detach().requires_grad_(n) for x, n in zip(tensors, needs, strict=True)]
+    with _autograd(), torch.enable_grad():
+        results = _listed(function(*given))
+        reached = [(y, d.to(y.dtype)) for y, d in zip(results, upstream, strict=True) if d is not None]
+        wanted = [x for x, needed in zip(given, needs, strict=True) if needed]
+        outputs, ds = zip(*reached, strict=True)
+        return list(torch.autograd.grad(outputs, wanted, ds, allow_unused=True, materialize_grads=True))
 
-    given = [x for x, needed in zip(tensors, needs, strict=True) if needed and x is not None]
-    # Autograd is off inside an operator; torch.func is not.
-    results, pull_back = torch.func.vjp(of_needed, *given)
-    ds = (torch.zeros_like(y) if d is None else d.to(y.dtype) for y, d in zip(results, upstream, strict=True))
-    return list(pull_back(tuple(ds)))
+
+def _autograd() -> AbstractContextManager:
+    """Autograd, which is off inside an operator."""
+    included, excluded = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    autograd = torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradFunctionality)
+    return torch._C._ForceDispatchKeyGuard(included, excluded - autograd)
 
 
 def run_inside(mode: TorchDispatchMode, function: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Calls the function from the mode's __torch_dispatch__. It sees what an operator of this library calls, too."""
-    if function.namespace != _LIBRARY.ns:
+    if function not in _implementations:
         return function(*args, **kwargs)
     with mode:
-        return function._op_dk(torch._C.DispatchKey.CPU, *args, **kwargs)
+        return _implementations[function](*args)
 
 
 def _runs_kernels(arguments: Sequence[Any]) -> bool:

@@ -25,7 +25,7 @@ from ..arguments import (
 )
 from ..operators import differentiable, operator, reference_gradients, scattered
 from ..reference.convolution import windows
-from ..reference.location_attention import NORMALIZATIONS, attend
+from ..reference.location_attention import NORMALIZATIONS, context_and_weights
 from ..reference.location_attention import location_attention as reference_location_attention
 from .attend import MAX_ATTENTION, WINDOW, attention_too_wide, fold_location
 from .kernels import OP, Gradients, Inputs, Options, location_attention_bwd, location_attention_fwd
@@ -58,7 +58,7 @@ def _reference(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     dtype = location.dtype
     around = windows(inputs.weights_cat.to(dtype), options.taps).transpose(1, 2).flatten(2)  # [B, T, 2k]
     hidden = inputs.query.to(dtype).unsqueeze(1) + F.linear(around, location) + inputs.processed_memory.to(dtype)
-    context, weights = attend(
+    context, weights = context_and_weights(
         hidden, inputs.memory.to(dtype), inputs.v.to(dtype).unsqueeze(0), inputs.mask, lengths=inputs.lengths,
         v_bias=None if inputs.v_bias is None else inputs.v_bias.to(dtype),
         sharpening=options.sharpening, normalization=options.normalization,

@@ -267,11 +267,13 @@ def location_attention_bwd(
         *_sizes_and_strides(inputs, options, rows), blocks,
         device=memory.device, **launch_options,
     )  # fmt: skip
+    total = dlocation.sum(0).to(location.dtype)
+    total[:, 2 * options.taps :] = 0.0  # padding, which the kernel does not write
     return Gradients(
         query=dquery,
         processed_memory=dprocessed,
         weights_cat=dcat,
-        location=dlocation.sum(0).to(location.dtype),
+        location=total,
         v=dv.sum(0).to(v.dtype),
         v_bias=None if v_bias is None else dv_bias.sum(0, keepdim=True).to(v_bias.dtype),
     )

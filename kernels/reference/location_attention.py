@@ -32,13 +32,13 @@ def location_attention(
     around = windows(attention_weights_cat, kernel_size)  # [B, 2, T, k]
     location = F.linear(around.transpose(1, 2).flatten(2), location_conv_weight.flatten(1))  # [B, T, F]
     location = F.linear(location, location_dense_weight)  # [B, T, A]
-    return attend(
+    return context_and_weights(
         F.linear(query, query_weight).unsqueeze(1) + location + processed_memory, memory, v_weight, mask,
         lengths=lengths, v_bias=v_bias, sharpening=sharpening, normalization=normalization,
     )  # fmt: skip
 
 
-def attend(
+def context_and_weights(
     hidden: Tensor,
     memory: Tensor,
     v_weight: Tensor,
