@@ -12,7 +12,7 @@ from fastglow import kernels
 from fastglow.errors import FastglowError
 from fastglow.kernels.decoder_weights import AttentionWeights, LSTMWeights, OutputWeights, RecurrentWeights
 from fastglow.modules.convolution import length_mask
-from fastglow.modules.parameter_cache import ParameterCache, parameters_of
+from fastglow.modules.parameter_cache import ParameterCache, Refreshable, parameters_of
 
 from .seeds import Seeds, item_seeds
 from .step_limits import step_limits, warn_of_endless
@@ -28,7 +28,7 @@ CPU_WEIGHTS = (torch.float32, torch.bfloat16, torch.int8)
 Result = TypeVar("Result")
 
 
-class Decoder(StepwiseDecoder):
+class Decoder(Refreshable, StepwiseDecoder):
     """Autoregressive decoder: prenet, attention LSTM, location-sensitive attention, decoder LSTM."""
 
     _cpu_weights: torch.dtype | None = None  # of the class, for pickles of older versions

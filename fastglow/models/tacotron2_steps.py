@@ -14,7 +14,6 @@ from fastglow.modules import ConvNorm, LinearNorm, LocationAttention
 from fastglow.modules.bypassing import may_bypass
 from fastglow.modules.convolution import length_mask
 from fastglow.modules.location_attention import LocationLayer
-from fastglow.modules.parameter_cache import Refreshable
 
 from .tacotron2_config import Tacotron2Config
 from .tacotron2_prenet import Prenet
@@ -40,7 +39,7 @@ class DecoderState(NamedTuple):
 _KEPT = (*DecoderState._fields, "memory", "processed_memory", "mask")
 
 
-class StepwiseDecoder(Refreshable):
+class StepwiseDecoder(nn.Module):
     """The modules of the decoder, and the methods with which NVIDIA's scripts write its loop themselves."""
 
     memory: Tensor
