@@ -205,7 +205,8 @@ class Acceleration(Workload):
         if self not in _pairs:
             _pairs.clear()
             before, after = (self._build(implementation.dle) for _ in range(2))
-            _pairs[self] = Pair(before, after, accelerate(after))
+            with self.target.on_this_machine():  # accelerate calls the model
+                _pairs[self] = Pair(before, after, accelerate(after))
         return _pairs[self]
 
     def _build(self, dle: DLE | None) -> nn.Module:
