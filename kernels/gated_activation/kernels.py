@@ -344,8 +344,8 @@ def _empty_gradients(
 def _reference(
     a: Tensor, b: Tensor | None, bias: Tensor | None, seed: int, seed_in_memory: Tensor | None, *options: Any
 ) -> Tensor:
-    seed = seed if seed_in_memory is None else seed_in_memory
-    return reference.gated_activation(a, b, bias, **Options(*options)._asdict(), seed=seed)
+    given = seed if seed_in_memory is None else seed_in_memory
+    return reference.gated_activation(a, b, bias, **Options(*options)._asdict(), seed=given)
 
 
 def _reference_backward(needs: Sequence[bool], dy: Tensor, *arguments: Any) -> list[Tensor]:

@@ -247,7 +247,8 @@ def _forward(
     noise = None if noise is None else with_near_rows(noise if noise.stride(2) == 1 else noise.contiguous())
     seeds = None if seeds is None else seeds.contiguous()
     steps = N // max(1, len(seeds)) if seeds is not None else 1
-    dropout = Dropout(noise, *strides(noise, 0, 1), seeds, steps, p_dropout, 1.0 / (1.0 - p_dropout))
+    s_layer, s_row = strides(noise, 0, 1)
+    dropout = Dropout(noise, s_layer, s_row, seeds, steps, p_dropout, 1.0 / (1.0 - p_dropout))
     config = _pick("prenet_fwd", FORWARD_CONFIGS[x.dtype.itemsize], x, N, len(weights[-1]))
     blocks, options = split_config(Blocks, config, PRECISION=product_precision(x.dtype))
     layers = [
