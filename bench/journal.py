@@ -4,6 +4,7 @@ One JSON object a line, appended in one write and synced, so that a process kill
 was at. `pytest -p bench.journal --journal FILE` writes it, and leaves out the items that passed before.
 """
 
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,13 @@ def errors(records: list[dict[str, Any]]) -> dict[str, str]:
     failed = [test for test, outcome in outcomes(records).items() if outcome == FAILED]
     messages = {record["test"]: record.get("message", "") for record in records if "test" in record}
     return {test: _error_in(messages[test]) for test in failed}
+
+
+def reasons(records: list[dict[str, Any]]) -> Counter[str]:
+    """Why tests were skipped that did not run later, and how many for each reason."""
+    messages = {record["test"]: record.get("message", "") for record in records if "test" in record}
+    skipped = [test for test, outcome in outcomes(records).items() if outcome == SKIPPED]
+    return Counter(messages[test] for test in skipped if messages[test])
 
 
 def _error_in(message: str) -> str:
@@ -57,6 +65,8 @@ def pytest_runtest_makereport(item, call):
         record = {"test": item.nodeid, "outcome": report.outcome, "seconds": round(call.duration, 3)}
         if report.failed:
             record["message"] = report.longreprtext[-4000:]
+        elif report.skipped and isinstance(report.longrepr, tuple):
+            record["message"] = report.longrepr[2].removeprefix("Skipped: ")
         elif report.passed and (benchmark := _measured(item)):
             record["benchmark"] = benchmark
         append(path, record)

@@ -15,7 +15,7 @@ from pathlib import Path
 from fastglow.errors import FastglowError
 from fastglow.files import replacing
 
-from . import cpu_report, environment, journal, results, targets
+from . import cpu_report, environment, foreign_report, journal, results, targets
 from .cells import IMPLEMENTATIONS, ceilings_line, time_cell
 from .results import Row, Run
 from .targets import FORMATS
@@ -30,7 +30,7 @@ def markdown(run: Run, tests: Sequence[str] = ()) -> str:
         "",
         *(_speed(run) if machine["gpu"] else cpu_report.speed(run)),
     ]
-    lines += training_section(run)
+    lines += [*training_section(run), *foreign_report.section(run)]
     if verdicts := targets.table(run):
         lines += ["", "## Targets", "", *verdicts]
     unmeasured = [
@@ -58,7 +58,8 @@ def _speed(run: Run) -> list[str]:
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|---|--:|",
     ]
     for name, rows in run.by_name().items():
-        lines.append(f"| {name} | {' | '.join(_cells(rows))} |")
+        if not foreign_report.is_foreign(rows):
+            lines.append(f"| {name} | {' | '.join(_cells(rows))} |")
     if timed_by_frame := [(name, rows) for name, rows in run.by_name().items() if any(map(_frames, rows.values()))]:
         lines += ["", "## Mel frames", "", "| benchmark | ours | eager | compile | peer |", "|---|--:|--:|--:|--:|"]
         for name, rows in timed_by_frame:
@@ -117,14 +118,16 @@ def _rate_of(row: Row) -> str:
 
 
 def tests_section(journals: Sequence[Path]) -> list[str]:
-    """How many tests and benchmarks passed, and a line for each that failed."""
+    """How many tests and benchmarks passed, a line for each that failed, and one for each reason to skip some."""
     records = [record for path in journals for record in journal.read(path)]
     counts = Counter(journal.outcomes(records).values())
     if not counts:
         return []
     summary = ", ".join(f"{n} {outcome}" for outcome, n in sorted(counts.items()))
     failed = [f"- `{test}`: {error}" for test, error in journal.errors(records).items()]
-    return ["", "## Tests and benchmarks", "", f"{summary}.", *([""] if failed else []), *failed]
+    skipped = [f"- skipped: {n} x {reason}" for reason, n in journal.reasons(records).items()]
+    listed = [*failed, *skipped]
+    return ["", "## Tests and benchmarks", "", f"{summary}.", *([""] if listed else []), *listed]
 
 
 def plot_roofline(run: Run, path: Path) -> None:

@@ -52,11 +52,12 @@ class Run:
         return table
 
     def ratios(self) -> dict[str, float]:
-        """fastglow's time over the eager reference's in the same run, by name, where both were timed."""
+        """fastglow's time over the eager reference's in the same run, by name, where both were timed; without other
+        people's models, which not every machine has installed."""
         return {
             name: rows[FASTGLOW].seconds / rows[EAGER].seconds
             for name, rows in self.by_name().items()
-            if FASTGLOW in rows and EAGER in rows
+            if FASTGLOW in rows and EAGER in rows and "swapped" not in rows[FASTGLOW].info
         }
 
 

@@ -19,7 +19,12 @@ SECONDS_FILE = Path(__file__).parent / "step_seconds.json"
 """{step: seconds}, written by bench.publish from a run; predicted before the first one."""
 
 BENCHMARKS = {
-    PIPELINE: [("test_bench_synthesizer", ""), ("test_bench_decode_loop", ""), ("test_bench_waveglow", "inference")],
+    PIPELINE: [
+        ("test_bench_synthesizer", ""),
+        ("test_bench_decode_loop", ""),
+        ("test_bench_waveglow", "inference"),
+        ("test_bench_accelerate", ""),
+    ],
     TRAINING: [
         ("test_bench_train_step", "waveglow"),
         ("test_bench_train_step", "tacotron2"),

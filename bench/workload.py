@@ -77,6 +77,7 @@ class Workload(ABC):
         dtype: of the computation.
         directions: keys of FACTORS.
         composed: made of other workloads, which are tuned and predicted instead.
+        bounded: its times are held against the machine's ceilings, which a CPU measures again in each round.
         small: its sizes are for verifying on a CPU, which is not timed.
     """
 
@@ -84,6 +85,7 @@ class Workload(ABC):
     case: str
     dtype: torch.dtype
     composed = False
+    bounded = True
     small: bool
 
     @property

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fastglow._version import __version__
 
 if TYPE_CHECKING:
-    from fastglow import audio, checkpoint, engine, errors, kernels, models, modules, patching, text, train
+    from fastglow import audio, checkpoint, engine, errors, kernels, models, modules, ops, patching, text, train
     from fastglow.audio import Denoiser
     from fastglow.checkpoint import load_checkpoint, save_checkpoint
     from fastglow.engine import Speech, Synthesizer
@@ -40,6 +40,7 @@ __all__ = [
     "load_checkpoint",
     "models",
     "modules",
+    "ops",
     "patching",
     "save_checkpoint",
     "text",

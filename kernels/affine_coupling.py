@@ -3,18 +3,18 @@
 Maths, layout and cost: kernels/README.md.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from .arguments import Matrix, Signal, check_shape, empty_in_order_of
 from .backend import autocast_dtype, picks_triton
 from .launch import Config, launch, pick_config
+from .operators import differentiable, not_differentiable, operator, reference_gradients, scattered
 from .reference import affine_coupling as reference
 
 OP = "affine_coupling"
@@ -71,6 +71,7 @@ def _offsets(x, i_b, o_c, o_t):
 @triton.jit
 def affine_coupling_fwd_kernel(
     x, halves, y,  # Signal, Halves, Signal
+    log_s,  # Signal: a copy of log s, or None
     p_sums,  # [programs] float32: log s summed over a tile, or None
     n, T, INVERSE: tl.constexpr, BC: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
@@ -81,6 +82,8 @@ def affine_coupling_fwd_kernel(
     b_x = tl.load(x.p + _offsets(x, i_b, o_c, o_t), mask=m, other=0.0).to(tl.float32)
     b_y = (b_x - b_b) * tl.exp(-b_log_s) if INVERSE else tl.exp(b_log_s) * b_x + b_b
     tl.store(y.p + _offsets(y, i_b, o_c, o_t), b_y, mask=m)
+    if log_s is not None:
+        tl.store(log_s.p + _offsets(log_s, i_b, o_c, o_t), b_log_s, mask=m)
     if p_sums is not None:
         tl.store(p_sums + tl.program_id(0), tl.sum(b_log_s))
 
@@ -187,19 +190,155 @@ def _plan(kernel: str, x: Tensor) -> tuple[tuple[int], dict[str, int]]:
     return (B * triton.cdiv(n, BC) * triton.cdiv(T, config["TILE"] // BC),), {"BC": BC, **config}
 
 
-def _forward(x: Tensor, b_log_s: Tensor, inverse: bool, dtype: torch.dtype, sums: bool) -> tuple[Tensor, Tensor | None]:
-    """(y, sum of log s); with `inverse`, x from y in place of y from x."""
-    y = empty_in_order_of(x, (x.shape[0], x.shape[1], x.shape[2]), dtype)
+def _launch_forward(
+    x: Tensor, b_log_s: Tensor, y: Tensor, log_s: Tensor | None, sums: bool, inverse: bool
+) -> Tensor | None:
+    """The sum of log s, if asked for."""
     if y.numel() == 0:
-        return y, x.new_zeros((), dtype=torch.float32) if sums else None
+        return x.new_zeros((), dtype=torch.float32) if sums else None
     grid, constants = _plan("affine_coupling_fwd", x)
     partial_sums = x.new_empty(grid, dtype=torch.float32) if sums else None
     launch(
         OP, affine_coupling_fwd_kernel, grid,
-        Signal.of(x), _halves(b_log_s), Signal.of(y), partial_sums, *x.shape[1:],
+        Signal.of(x), _halves(b_log_s), Signal.of(y), Signal.of(log_s), partial_sums, *x.shape[1:],
         device=x.device, INVERSE=inverse, **constants,
     )  # fmt: skip
-    return y, None if partial_sums is None else partial_sums.sum()
+    return None if partial_sums is None else partial_sums.sum()
+
+
+def _forward(x: Tensor, b_log_s: Tensor, dtype: torch.dtype, sums: bool) -> tuple[Tensor, Tensor, Tensor]:
+    y, log_s, unset = _empty(x, b_log_s, dtype, sums)
+    log_s_sum = _launch_forward(x, b_log_s, y, log_s, sums, inverse=False)
+    return y, log_s, unset if log_s_sum is None else log_s_sum
+
+
+def _inverse(y: Tensor, b_log_s: Tensor, dtype: torch.dtype) -> Tensor:
+    x = _empty_inverse(y, b_log_s, dtype)
+    _launch_forward(y, b_log_s, x, None, sums=False, inverse=True)
+    return x
+
+
+def _empty(x: Tensor, b_log_s: Tensor, dtype: torch.dtype, sums: bool) -> tuple[Tensor, Tensor, Tensor]:
+    B, n, T = x.shape
+    wide = torch.promote_types(b_log_s.dtype, torch.float32)
+    return (
+        empty_in_order_of(x, (B, n, T), dtype),
+        empty_in_order_of(b_log_s, (B, n, T), b_log_s.dtype),
+        x.new_empty(() if sums else (0,), dtype=wide),
+    )
+
+
+def _empty_inverse(y: Tensor, b_log_s: Tensor, dtype: torch.dtype) -> Tensor:
+    return empty_in_order_of(y, (y.shape[0], y.shape[1], y.shape[2]), dtype)
+
+
+def _backward(
+    needs: Sequence[bool],
+    inverse: bool,
+    dy: Tensor | None,
+    dlog_s: Tensor | None,
+    dsum: Tensor | None,
+    x: Tensor,
+    b_log_s: Tensor,
+) -> list[Tensor]:
+    """The gradients of those of x and b_log_s that need one; no gradient reaches x without `dy`."""
+    gradients = _empty_gradients(needs, inverse, dy, dlog_s, dsum, x, b_log_s)
+    if x.numel() and gradients:
+        dx, db_log_s = scattered(gradients, needs)
+        grid, constants = _plan("affine_coupling_bwd", x)
+        launch(
+            OP, affine_coupling_bwd_kernel, grid,
+            Signal.of(dy), Signal.of(dlog_s), dsum, Signal.of(x), _halves(b_log_s), Signal.of(dx),
+            None if db_log_s is None else _halves(db_log_s), *x.shape[1:],
+            device=x.device, INVERSE=inverse, **constants,
+        )  # fmt: skip
+    return gradients
+
+
+def _empty_gradients(
+    needs: Sequence[bool], inverse: bool, dy, dlog_s, dsum, x: Tensor, b_log_s: Tensor
+) -> list[Tensor]:
+    inputs = zip((x, b_log_s), needs, strict=True)
+    return [empty_in_order_of(tensor, tensor.shape, tensor.dtype) for tensor, needed in inputs if needed]
+
+
+def _reference(x: Tensor, b_log_s: Tensor, dtype: torch.dtype, sums: bool) -> tuple[Tensor, Tensor, Tensor]:
+    y, log_s, *log_s_sum = reference.affine_coupling(x, b_log_s, return_log_s_sum=sums)
+    return y.to(dtype), log_s, log_s_sum[0] if sums else log_s.new_empty(0)
+
+
+def _reference_inverse(y: Tensor, b_log_s: Tensor, dtype: torch.dtype) -> Tensor:
+    return reference.affine_coupling_inverse(y, b_log_s).to(dtype)
+
+
+def _reference_backward(needs: Sequence[bool], inverse: bool, dy, dlog_s, dsum, *tensors: Tensor) -> list[Tensor]:
+    if inverse:
+        return reference_gradients(reference.affine_coupling_inverse, tensors, needs, (dy,))
+
+    def function(x: Tensor, b_log_s: Tensor) -> tuple[Tensor, ...]:
+        return reference.affine_coupling(x, b_log_s, return_log_s_sum=True)
+
+    return reference_gradients(function, tensors, needs, (dy, dlog_s, dsum))
+
+
+_coupling = operator(
+    OP,
+    "(Tensor x, Tensor b_log_s, ScalarType dtype, bool sums) -> (Tensor, Tensor, Tensor)",
+    kernel=_forward,
+    empty=_empty,
+    reference=_reference,
+)
+_inverse_coupling = operator(
+    f"{OP}_inverse",
+    "(Tensor y, Tensor b_log_s, ScalarType dtype) -> Tensor",
+    kernel=_inverse,
+    empty=_empty_inverse,
+    reference=_reference_inverse,
+)
+_gradients = operator(
+    f"{OP}_backward",
+    "(bool[] needs, bool inverse, Tensor? dy, Tensor? dlog_s, Tensor? dsum, Tensor x, Tensor b_log_s) -> Tensor[]",
+    kernel=_backward,
+    empty=_empty_gradients,
+    reference=_reference_backward,
+)
+
+
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, b_log_s, _, ctx.sums = inputs
+    ctx.save_for_backward(x, b_log_s)
+    ctx.set_materialize_grads(False)
+    _, log_s, log_s_sum = output
+    if not ctx.needs_input_grad[1]:
+        ctx.mark_non_differentiable(log_s, log_s_sum)
+    elif not ctx.sums:
+        ctx.mark_non_differentiable(log_s_sum)
+
+
+def _save_inverse(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(
+    ctx: Any, dy: Tensor | None, dlog_s: Tensor | None, dsum: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    return *_gradients_of_inputs(ctx, False, dy, dlog_s, dsum), None, None
+
+
+def _differentiate_inverse(ctx: Any, dx: Tensor | None) -> tuple[Tensor | None, ...]:
+    return *_gradients_of_inputs(ctx, True, dx, None, None), None
+
+
+def _gradients_of_inputs(ctx: Any, inverse: bool, dy, dlog_s, dsum) -> list[Tensor | None]:
+    needs = [ctx.needs_input_grad[0] and dy is not None, ctx.needs_input_grad[1]]
+    if not any(needs) or all(d is None for d in (dy, dlog_s, dsum)):
+        return [None, None]
+    return scattered(_gradients(needs, inverse, dy, dlog_s, dsum, *ctx.saved_tensors), needs)
+
+
+differentiable(_coupling, _save, _differentiate, _gradients)
+differentiable(_inverse_coupling, _save_inverse, _differentiate_inverse)
 
 
 def _flow_step_inverse(
@@ -207,7 +346,7 @@ def _flow_step_inverse(
 ) -> Tensor:
     B, n, T = changed.shape
     n_entering = 0 if entering is None else entering.shape[1]
-    out = empty_in_order_of(changed, (B, n_entering + 2 * n, T), changed.dtype)
+    out = _empty_flow_step_inverse(kept, changed, b_log_s, inverse, entering, swap)
     if out.numel() == 0:
         return out
     config = pick_config(
@@ -223,46 +362,24 @@ def _flow_step_inverse(
     return out
 
 
-class _Inputs(NamedTuple):
-    """Inputs of `_AffineCoupling`, whether each needs a gradient, or the gradients."""
-
-    x: Any
-    b_log_s: Any
-    inverse: Any = None
-    dtype: Any = None
-    sums: Any = None
+def _empty_flow_step_inverse(kept, changed: Tensor, b_log_s, inverse, entering: Tensor | None, swap) -> Tensor:
+    B, n, T = changed.shape
+    n_entering = 0 if entering is None else entering.shape[1]
+    return empty_in_order_of(changed, (B, n_entering + 2 * n, T), changed.dtype)
 
 
-class _AffineCoupling(Function):
-    """(y, log s, sum of log s if asked for); with `inverse`, x from y in place of y from x."""
+def _reference_flow_step_inverse(*arguments: Any) -> Tensor:
+    return reference.flow_step_inverse(*arguments[:-1], swap=arguments[-1])
 
-    @staticmethod
-    def forward(ctx, x, b_log_s, inverse, dtype, sums):
-        ctx.inverse = inverse
-        ctx.save_for_backward(x, b_log_s)
-        ctx.set_materialize_grads(False)
-        y, log_s_sum = _forward(x, b_log_s, inverse, dtype, sums)
-        log_s = b_log_s.chunk(2, dim=1)[1]
-        if not _Inputs(*ctx.needs_input_grad).b_log_s:
-            ctx.mark_non_differentiable(*(tensor for tensor in (log_s, log_s_sum) if tensor is not None))
-        return y, log_s, log_s_sum
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy, dlog_s, dsum):
-        x, b_log_s = ctx.saved_tensors
-        needed = _Inputs(*ctx.needs_input_grad)
-        dx = empty_in_order_of(x, x.shape, x.dtype) if needed.x and dy is not None else None
-        db_log_s = empty_in_order_of(b_log_s, b_log_s.shape, b_log_s.dtype) if needed.b_log_s else None
-        if x.numel() and not (dx is None and db_log_s is None):
-            grid, constants = _plan("affine_coupling_bwd", x)
-            launch(
-                OP, affine_coupling_bwd_kernel, grid,
-                Signal.of(dy), Signal.of(dlog_s), dsum, Signal.of(x), _halves(b_log_s), Signal.of(dx),
-                None if db_log_s is None else _halves(db_log_s), *x.shape[1:],
-                device=x.device, INVERSE=ctx.inverse, **constants,
-            )  # fmt: skip
-        return _Inputs(dx, db_log_s)
+_flow_step = operator(
+    "flow_step_inverse",
+    "(Tensor kept, Tensor changed, Tensor b_log_s, Tensor inverse, Tensor? entering, bool swap) -> Tensor",
+    kernel=_flow_step_inverse,
+    empty=_empty_flow_step_inverse,
+    reference=_reference_flow_step_inverse,
+)
+not_differentiable(_flow_step, "has no backward pass: fastglow.kernels.flow_step_inverse takes the reference's")
 
 
 def affine_coupling(x: Tensor, b_log_s: Tensor, *, return_log_s_sum: bool = False) -> tuple[Tensor, ...]:
@@ -274,8 +391,8 @@ def affine_coupling(x: Tensor, b_log_s: Tensor, *, return_log_s_sum: bool = Fals
         return_log_s_sum: also return the sum of log s, the log-determinant of the coupling.
 
     Returns:
-        (transformed half [B, n, T], in the memory order of `x`; log s [B, n, T], a view of `b_log_s`), and with
-        return_log_s_sum the sum of log s over all elements: a scalar, float32 (float64 for float64).
+        (transformed half [B, n, T], in the memory order of `x`; log s [B, n, T], which may be a view of `b_log_s`), and
+        with return_log_s_sum the sum of log s over all elements: a scalar, float32 (float64 for float64).
 
     Raises:
         FastglowError: shapes that do not fit.
@@ -285,16 +402,27 @@ def affine_coupling(x: Tensor, b_log_s: Tensor, *, return_log_s_sum: bool = Fals
     _check("x", x, b_log_s)
     if not picks_triton(OP, x, b_log_s):
         return reference.affine_coupling(x, b_log_s, return_log_s_sum=return_log_s_sum)
-    outputs = _AffineCoupling.apply(x, b_log_s, False, _output_dtype(x, b_log_s), return_log_s_sum)
+    outputs = _coupling(x, b_log_s, _output_dtype(x, b_log_s), return_log_s_sum)
     return outputs if return_log_s_sum else outputs[:2]
 
 
 def affine_coupling_inverse(y: Tensor, b_log_s: Tensor) -> Tensor:
-    """(y - b) / exp(log s), the inverse of `affine_coupling`, with the same shapes and errors."""
+    """(y - b) / exp(log s), the inverse of `affine_coupling`.
+
+    Args:
+        y: the transformed half, [B, n, T]; any strides.
+        b_log_s: as of `affine_coupling`.
+
+    Returns:
+        the half before the coupling, [B, n, T], in the memory order of `y`.
+
+    Raises:
+        FastglowError: shapes that do not fit.
+    """
     _check("y", y, b_log_s)
     if not picks_triton(OP, y, b_log_s):
         return reference.affine_coupling_inverse(y, b_log_s)
-    return _AffineCoupling.apply(y, b_log_s, True, _output_dtype(y, b_log_s), False)[0]
+    return _inverse_coupling(y, b_log_s, _output_dtype(y, b_log_s))
 
 
 def flow_step_inverse(
@@ -339,7 +467,7 @@ def flow_step_inverse(
         unsupported = "flow_step_inverse has no backward pass, but an input requires a gradient (use torch.no_grad)"
     if not picks_triton(OP, *tensors, unsupported=unsupported):
         return reference.flow_step_inverse(kept, changed, b_log_s, inverse, entering, swap=swap)
-    return _flow_step_inverse(kept, changed, b_log_s, inverse, entering, swap)
+    return _flow_step(kept, changed, b_log_s, inverse, entering, swap)
 
 
 def _output_dtype(x: Tensor, b_log_s: Tensor) -> torch.dtype:

@@ -133,6 +133,11 @@ def check_seed(seed: int | Tensor | None, device: torch.device) -> None:
         raise FastglowError(f"seed={seed} does not fit in 64 bits: use a smaller one")
 
 
+def operator_seed(seed: int | Tensor) -> tuple[int, Tensor | None]:
+    """(integer, or 0 and not read; tensor or None), as operators take a seed."""
+    return (0, seed) if isinstance(seed, Tensor) else (seed, None)
+
+
 def check_seeds(seeds: Tensor, batch: int) -> None:
     """Raises FastglowError unless seeds are int64 [batch]."""
     if seeds.dtype != torch.int64:

@@ -8,9 +8,10 @@ file of the kernels reads environment variables.
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from typing import TypeVar
 
 import torch
 import triton
@@ -34,10 +35,23 @@ launches: Counter[str] = Counter()
 cpu_calls: Counter[str] = Counter()
 """Calls of the packed forms for CPUs by operation."""
 
+Function = TypeVar("Function", bound=Callable)
+
 _logger = logging.getLogger("fastglow")
 _forced: ContextVar[str | None] = ContextVar("fastglow_backend", default=None)
+
+# The compiler cannot read a ContextVar, but checks at each call that a global is what it was when it compiled.
+_forced_by_any_thread: str | None = None
+_in_force: dict[object, str] = {}
+
 logged: set[tuple[str, str]] = set()
 """(op, reason) of the warnings given so far: each is given once."""
+
+
+def constant_when_compiled(function: Function) -> Function:
+    """torch.compile calls the function, while it compiles, with arguments that are no tensors, and keeps the result."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch.compiler's decorator imports sympy
+    return function
 
 
 def backend_name() -> str:
@@ -46,10 +60,14 @@ def backend_name() -> str:
     Raises:
         FastglowError: FASTGLOW_BACKEND is something else.
     """
-    name = _forced.get()
-    if name is None:
-        name = os.environ.get(VARIABLE) or AUTOMATIC
-        _check(name, VARIABLE)
+    name = _forced_by_any_thread if torch.compiler.is_dynamo_compiling() else _forced.get()
+    return _backend_of_environment() if name is None else name
+
+
+@constant_when_compiled
+def _backend_of_environment() -> str:
+    name = os.environ.get(VARIABLE) or AUTOMATIC
+    _check(name, VARIABLE)
     return name
 
 
@@ -57,18 +75,25 @@ def backend_name() -> str:
 def use_backend(name: str) -> Iterator[None]:
     """Forces a backend, as FASTGLOW_BACKEND does, for the calls inside (in this thread or task).
 
+    Functions that torch.compile has compiled are compiled again for another backend; they follow the last one that was
+    forced in any thread. Not for use inside a function that is compiled as one graph.
+
     Args:
         name: 'auto', 'triton' or 'reference'.
 
     Raises:
         FastglowError: another name.
     """
+    global _forced_by_any_thread
     _check(name, "backend")
-    token = _forced.set(name)
+    token, entry = _forced.set(name), object()
+    _in_force[entry] = _forced_by_any_thread = name
     try:
         yield
     finally:
         _forced.reset(token)
+        del _in_force[entry]
+        _forced_by_any_thread = next(reversed(_in_force.values()), None)
 
 
 def picks_triton(op: str, *tensors: Tensor | None, unsupported: str | None = None) -> bool:
@@ -94,10 +119,15 @@ def picks_triton(op: str, *tensors: Tensor | None, unsupported: str | None = Non
         return True
     if name == TRITON:
         raise FastglowError(f"{op}: the Triton backend does not support this call: {reason} (unset {VARIABLE}?)")
+    _warn_once(op, reason)
+    return False
+
+
+@constant_when_compiled
+def _warn_once(op: str, reason: str) -> None:
     if (op, reason) not in logged:
         logged.add((op, reason))
         _logger.warning("%s runs on the PyTorch reference: %s", op, reason)
-    return False
 
 
 CPU_DTYPES = (torch.float32, torch.bfloat16)
@@ -141,6 +171,7 @@ def fitting(signal: Tensor, weight: Tensor) -> Tensor:
     return signal.to(weight.dtype) if narrows else signal
 
 
+@constant_when_compiled
 def interprets() -> bool:
     """Whether the kernels run in Triton's interpreter, which TRITON_INTERPRET decides when they are defined."""
     return not isinstance(_probe, triton.JITFunction)

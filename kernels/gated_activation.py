@@ -3,20 +3,28 @@
 The backward pass recomputes the gate and the dropout mask. Maths, layout and cost: kernels/README.md.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from fastglow.errors import FastglowError
 
-from .arguments import Signal, check_choice, check_probability, check_seed, check_shape, empty_in_order_of
+from .arguments import (
+    Signal,
+    check_choice,
+    check_probability,
+    check_seed,
+    check_shape,
+    empty_in_order_of,
+    operator_seed,
+)
 from .backend import picks_triton
 from .launch import Config, launch, pick_config, split_config
+from .operators import differentiable, operator, reference_gradients, scattered
 from .reference import gated_activation as reference
 from .reference.philox import dropped_words, random_seed
 
@@ -267,68 +275,137 @@ def _inputs(a: Tensor, b: Tensor | None, bias: Tensor | None) -> Inputs:
     return inputs
 
 
-def _forward(a: Tensor, b: Tensor | None, bias: Tensor | None, seed: int | Tensor, options: Options) -> Tensor:
+def _empty(a: Tensor, b: Tensor | None, bias: Tensor | None, *_: Any) -> Tensor:
     dtype = a.dtype
-    for x in (x for x in (b, bias) if x is not None):
-        dtype = torch.promote_types(dtype, x.dtype)
-    y = empty_in_order_of(a, (a.shape[0], a.shape[1] // 2, a.shape[2]), dtype)
+    for x in (b, bias):
+        dtype = dtype if x is None else torch.promote_types(dtype, x.dtype)
+    return empty_in_order_of(a, (a.shape[0], a.shape[1] // 2, a.shape[2]), dtype)
+
+
+def _forward(
+    a: Tensor, b: Tensor | None, bias: Tensor | None, seed: int, seed_in_memory: Tensor | None, *options: Any
+) -> Tensor:
+    y = _empty(a, b, bias)
     if y.numel() == 0:
         return y
     plan = _plan("gated_activation_fwd", a, bias is not None or _is_over_time(b, a), y, b)
-    plan.launch(gated_activation_fwd_kernel, (_inputs(a, b, bias), Signal.of(y)), seed, options, a)
+    signals = _inputs(a, b, bias), Signal.of(y)
+    plan.launch(
+        gated_activation_fwd_kernel, signals, seed if seed_in_memory is None else seed_in_memory, Options(*options), a
+    )
     return y
 
 
 def _backward(
-    dy: Tensor, a: Tensor, b: Tensor | None, bias: Tensor | None, seed: int | Tensor, options: Options, needs: Inputs
-) -> Inputs:
-    """The gradients; None where `needs`, three booleans, is False."""
+    needs: Sequence[bool],
+    dy: Tensor,
+    a: Tensor,
+    b: Tensor | None,
+    bias: Tensor | None,
+    seed: int,
+    seed_in_memory: Tensor | None,
+    *more: Any,
+) -> list[Tensor]:
+    """The gradients of those of a, b and bias that need one."""
+    needed, options = Inputs(*needs), Options(*more)
     inputs, over_time, drops_before = _inputs(a, b, bias), _is_over_time(b, a), options.dropout == "before"
     has_channel_terms, b_read = bias is not None or over_time, b
-    b, bias = b if needs.b else None, bias if needs.bias else None
+    b, bias = b if needed.b else None, bias if needed.bias else None
     if a.numel() == 0:
-        return Inputs(*(None if x is None else torch.zeros_like(x) for x in (a if needs.a else None, b, bias)))
+        return [torch.zeros_like(x) for x in (a if needed.a else None, b, bias) if x is not None]
     B, channels, T = a.shape
-    da = empty_in_order_of(a, (B, channels, T), a.dtype) if needs.a else None
-    db = None
-    if b is not None and not over_time:
-        # Without dropout before b is added, a and b have the same gradient.
-        same = da is not None and not drops_before and a.dtype == b.dtype
-        db = da if same else empty_in_order_of(a, (B, channels, T), b.dtype)
+    da = empty_in_order_of(a, (B, channels, T), a.dtype) if needed.a else None
+    db = None if b is None or over_time else empty_in_order_of(a, (B, channels, T), b.dtype)
     plan = _plan("gated_activation_bwd", a, has_channel_terms, dy, b_read, da, db)
     scratch = (B, triton.cdiv(plan.T, plan.tile()[1]), channels)
     db_sums = a.new_empty(scratch, dtype=torch.float32) if b is not None and over_time else None
     sums_da = bias is not None and (drops_before or db_sums is None)
     da_sums = a.new_empty(scratch, dtype=torch.float32) if sums_da else None
-    gradients = Gradients(_halves(da), _halves(None if db is da else db), da_sums, db_sums)
-    plan.launch(gated_activation_bwd_kernel, (Signal.of(dy), inputs, gradients), seed, options, a)
+    gradients = Gradients(_halves(da), _halves(db), da_sums, db_sums)
+    plan.launch(
+        gated_activation_bwd_kernel, (Signal.of(dy), inputs, gradients),
+        seed if seed_in_memory is None else seed_in_memory, options, a,
+    )  # fmt: skip
     if b is not None and db_sums is not None:
         db = db_sums.sum(1).sum_to_size(b.shape[0], channels).unsqueeze(2).to(b.dtype)
     elif b is not None and db is not None:
-        db = db.sum_to_size(b.shape)
+        db = db if b.shape == a.shape else db.sum_to_size(b.shape).contiguous()
     sums = db_sums if da_sums is None else da_sums
     dbias = None if bias is None or sums is None else sums.sum((0, 1)).to(bias.dtype)
-    return Inputs(da, db, dbias)
+    return [x for x in (da, db, dbias) if x is not None]
 
 
-class _GatedActivation(Function):
-    @staticmethod
-    def forward(ctx, a, b, bias, seed, options):
-        ctx.options = options
-        ctx.seed = None if isinstance(seed, Tensor) else seed
-        ctx.save_for_backward(a, b, bias, seed if ctx.seed is None else None)
-        ctx.set_materialize_grads(False)
-        return _forward(a, b, bias, seed, options)
+def _empty_gradients(
+    needs: Sequence[bool], dy: Tensor, a: Tensor, b: Tensor | None, bias: Tensor | None, *_: Any
+) -> list[Tensor]:
+    needed, gradients = Inputs(*needs), []
+    if needed.a:
+        gradients.append(empty_in_order_of(a, a.shape, a.dtype))
+    if needed.b and b is not None:
+        like_a = b.shape == a.shape and not _is_over_time(b, a)
+        gradients.append(empty_in_order_of(a, a.shape, b.dtype) if like_a else b.new_empty(b.shape))
+    if needed.bias and bias is not None:
+        gradients.append(bias.new_empty(bias.shape))
+    return gradients
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        gradients = Inputs(None, None, None)
-        if dy is not None:
-            a, b, bias, seed = ctx.saved_tensors
-            needs = Inputs(*ctx.needs_input_grad[:3])
-            gradients = _backward(dy, a, b, bias, ctx.seed if seed is None else seed, ctx.options, needs)
-        return *gradients, None, None
+
+def _reference(
+    a: Tensor,
+    b: Tensor | None,
+    bias: Tensor | None,
+    seed: int,
+    seed_in_memory: Tensor | None,
+    gate_first: bool,
+    dropout: str | None,
+    p_dropout: float,
+) -> Tensor:
+    return reference.gated_activation(
+        a, b, bias, gate_first=gate_first, dropout=dropout, p_dropout=p_dropout,
+        seed=seed if seed_in_memory is None else seed_in_memory,
+    )  # fmt: skip
+
+
+def _reference_backward(needs: Sequence[bool], dy: Tensor, *arguments: Any) -> list[Tensor]:
+    tensors, options = arguments[:3], arguments[3:]
+    return reference_gradients(lambda *x: _reference(*x, *options), tensors, needs, (dy,))
+
+
+_ARGUMENTS = (
+    "Tensor a, Tensor? b, Tensor? bias, SymInt seed, Tensor? seed_in_memory, bool gate_first, str? dropout, "
+    "float p_dropout"
+)
+_operator = operator(OP, f"({_ARGUMENTS}) -> Tensor", kernel=_forward, empty=_empty, reference=_reference)
+_gradients = operator(
+    f"{OP}_backward",
+    f"(bool[] needs, Tensor dy, {_ARGUMENTS}) -> Tensor[]",
+    kernel=_backward,
+    empty=_empty_gradients,
+    reference=_reference_backward,
+)
+
+
+def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    a, b, bias, ctx.seed, seed_in_memory, *ctx.options = inputs
+    ctx.save_for_backward(a, b, bias, seed_in_memory)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
+    n_others = 2 + len(ctx.options)
+    if dy is None:
+        return (None,) * (3 + n_others)
+    a, b, bias, seed_in_memory = ctx.saved_tensors
+    needs = list(ctx.needs_input_grad[:3])
+    # Without dropout before b is added, a and b have the same gradient.
+    same = needs[0] and needs[1] and ctx.options[1] != "before" and not _is_over_time(b, a) and a.dtype == b.dtype
+    needs[1] = needs[1] and not same
+    found = _gradients(needs, dy, a, b, bias, ctx.seed, seed_in_memory, *ctx.options)
+    da, db, dbias = scattered(found, needs)
+    db = da.sum_to_size(b.shape) if same and da is not None else db
+    return (da, db, dbias, *(None,) * n_others)
+
+
+differentiable(_operator, _save, _differentiate, _gradients)
 
 
 def _check(a: Tensor, b: Tensor | None, bias: Tensor | None, channels_last: bool, dropout: str | None) -> None:
@@ -393,5 +470,5 @@ def gated_activation(
         )  # fmt: skip
     if channels_last:
         a, b = a.transpose(1, 2), None if b is None else b.transpose(1, 2)
-    y = _GatedActivation.apply(a, b, bias, seed, Options(gate_first, dropout, p_dropout))
+    y = _operator(a, b, bias, *operator_seed(seed), gate_first, dropout, p_dropout)
     return y.transpose(1, 2) if channels_last else y

@@ -136,6 +136,11 @@ def compile_only() -> Iterator[list[tuple[str, str, Any]]]:
         _compile_only.reset(token)
 
 
+def compiles_only() -> bool:
+    """Whether the call is inside `compile_only`."""
+    return _compile_only.get() is not None
+
+
 @contextmanager
 def use_config(kernel: str, config: Config) -> Iterator[None]:
     """Inside, a kernel runs with this configuration for any shape: for tuning and for tests. Calls may be nested."""

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from fastglow.errors import FastglowError
 
@@ -29,8 +28,9 @@ from .arguments import (
     with_near_rows,
 )
 from .launch import Config, launch, pick_config, product_precision, split_config
+from .operators import differentiable, operator
 from .philox import random_words, uniform_number
-from .reference.philox import random_seed
+from .reference.philox import random_seed, uniform_noise
 from .reference.prenet import prenet as reference_prenet
 
 OP = "prenet"
@@ -238,12 +238,25 @@ def _pick(kernel: str, configs: tuple[Config, ...], x: Tensor, rows: int, units:
     return pick_config(kernel, configs, most_rows_that_fill, x, rows=rows, units=units)
 
 
-def _forward(x: Tensor, weights: Sequence[Tensor], dropout: Dropout, start: int, layer: int) -> list[Tensor]:
+def _forward(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    noise: Tensor | None,
+    seeds: Tensor | None,
+    p_dropout: float,
+    start: int,
+    layer: int,
+) -> list[Tensor]:
     """The outputs of one or two layers, [N, n_out] each."""
-    N, n_in = x.shape
-    outputs = [torch.empty((N, len(weight)), dtype=x.dtype, device=x.device) for weight in weights]
+    (N, n_in), x = x.shape, with_near_rows(x)
+    outputs = _empty(x, weights)
     if N == 0:
         return outputs
+    weights = [contiguous_rows(weight) for weight in weights]
+    noise = None if noise is None else with_near_rows(noise if noise.stride(2) == 1 else noise.contiguous())
+    seeds = None if seeds is None else seeds.contiguous()
+    steps = N // max(1, len(seeds)) if seeds is not None else 1
+    dropout = Dropout(noise, *strides(noise, 0, 1), seeds, steps, p_dropout, 1.0 / (1.0 - p_dropout))
     config = _pick("prenet_fwd", FORWARD_CONFIGS[x.dtype.itemsize], x, N, len(weights[-1]))
     blocks, options = split_config(Blocks, config, PRECISION=product_precision(x.dtype))
     layers = [
@@ -258,17 +271,41 @@ def _forward(x: Tensor, weights: Sequence[Tensor], dropout: Dropout, start: int,
     return outputs
 
 
+def _empty(x: Tensor, weights: Sequence[Tensor], *_: Any) -> list[Tensor]:
+    return [torch.empty((x.shape[0], len(weight)), dtype=x.dtype, device=x.device) for weight in weights]
+
+
+def _reference(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    noise: Tensor | None,
+    seeds: Tensor | None,
+    p_dropout: float,
+    start: int,
+    layer: int,
+) -> list[Tensor]:
+    outputs: list[Tensor] = []
+    for i, weight in enumerate(weights):
+        x = F.relu(F.linear(x, weight))
+        values = None if noise is None else noise[i]
+        if seeds is not None:
+            steps = len(x) // max(1, len(seeds))
+            values = uniform_noise(seeds, layer + i, start, steps, len(weight)).flatten(0, 1)
+        if values is not None:
+            x = x * (values >= p_dropout) / (1 - p_dropout)
+        outputs.append(x)
+    return outputs
+
+
 def _backward(
-    dh: Tensor, weights: Sequence[Tensor], outputs: Sequence[Tensor], scale: float, needs_first: bool, needs_x: bool
-) -> tuple[list[Tensor | None], Tensor | None]:
-    """(d of each layer, of the first one only if it is needed; dx [N, n_in] if needed)."""
-    N = dh.shape[0]
-    n_in = weights[0].shape[1]
-    ds = [torch.empty_like(h) for h in outputs]
-    if not (needs_first or needs_x):
-        ds[:-1] = []
-    dx = dh.new_empty((N, n_in)) if needs_x else None
+    needs_first: bool, needs_x: bool, dh: Tensor, weights: Sequence[Tensor], outputs: Sequence[Tensor], scale: float
+) -> list[Tensor]:
+    """[d of each layer, of the first one only if it is needed; dx [N, n_in] if needed]."""
+    N, n_in = dh.shape[0], weights[0].shape[1]
+    gradients = _empty_gradients(needs_first, needs_x, dh, weights, outputs, scale)
+    ds, dx = (gradients[:-1], gradients[-1]) if needs_x else (gradients, None)
     if N > 0:
+        dh, weights = with_near_rows(dh), [contiguous_rows(weight) for weight in weights]
         config = _pick("prenet_bwd", BACKWARD_CONFIGS[dh.dtype.itemsize], dh, N, len(weights[-1]))
         blocks, options = split_config(Blocks, config, PRECISION=product_precision(dh.dtype))
         layers = [
@@ -280,31 +317,71 @@ def _backward(
             OP, prenet_bwd_kernel, (triton.cdiv(N, config["BR"]),),
             Matrix.of(dh), layer1, layer2, dx, n_in, N, scale, blocks, device=dh.device, **options,
         )  # fmt: skip
-    return [*[None] * (len(weights) - len(ds)), *ds], dx
+    return gradients
 
 
-class _Layers(Function):
-    @staticmethod
-    def forward(ctx, x, dropout, start, layer, *weights):
-        outputs = _forward(x, weights, dropout, start, layer)
-        ctx.save_for_backward(x, *weights, *outputs)
-        ctx.scale = dropout.scale
-        ctx.set_materialize_grads(False)
-        return outputs[-1]
+def _empty_gradients(
+    needs_first: bool, needs_x: bool, dh: Tensor, weights: Sequence[Tensor], outputs: Sequence[Tensor], scale: float
+) -> list[Tensor]:
+    needed = outputs if needs_first or needs_x else outputs[-1:]
+    dx = [dh.new_empty((dh.shape[0], weights[0].shape[1]))] if needs_x else []
+    return [*(torch.empty_like(h) for h in needed), *dx]
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dh):
-        needs_x, _, _, _, *needs_weights = ctx.needs_input_grad
-        if dh is None:
-            return None, None, None, None, *(None for _ in needs_weights)
-        x, *others = ctx.saved_tensors
-        weights, outputs = others[: len(needs_weights)], others[len(needs_weights) :]
-        ds, dx = _backward(with_near_rows(dh), weights, outputs, ctx.scale, needs_weights[0], needs_x)
-        with backend.without_autocast(x):  # forward may have been called where it was off
-            gradients = zip(ds, (x, *outputs[:-1]), needs_weights, strict=True)
-            dws = [d.T @ h if need and d is not None else None for d, h, need in gradients]
-        return dx, None, None, None, *dws
+
+def _reference_backward(
+    needs_first: bool, needs_x: bool, dh: Tensor, weights: Sequence[Tensor], outputs: Sequence[Tensor], scale: float
+) -> list[Tensor]:
+    gradients: list[Tensor] = [dh] if needs_x else []
+    for i, (weight, h) in reversed(list(enumerate(zip(weights, outputs, strict=True)))):
+        d = dh * (h > 0) * scale
+        dh = d @ weight
+        if i or needs_first or needs_x:
+            gradients.insert(0, d)
+    return [*gradients[:-1], dh] if needs_x else gradients
+
+
+_operator = operator(
+    OP,
+    "(Tensor x, Tensor[] weights, Tensor? noise, Tensor? seeds, float p_dropout, SymInt start, int layer) -> Tensor[]",
+    kernel=_forward,
+    empty=_empty,
+    reference=_reference,
+)
+_gradients = operator(
+    f"{OP}_backward",
+    "(bool needs_first, bool needs_x, Tensor dh, Tensor[] weights, Tensor[] outputs, float scale) -> Tensor[]",
+    kernel=_backward,
+    empty=_empty_gradients,
+    reference=_reference_backward,
+)
+
+
+def _save(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
+    x, weights, _, _, p_dropout, _, _ = inputs
+    ctx.scale = 1.0 / (1.0 - p_dropout)
+    ctx.save_for_backward(x, *weights, *output)
+    ctx.mark_non_differentiable(*output[:-1])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, ds_of_outputs: list[Tensor | None]) -> tuple[Any, ...]:
+    needs_x, needs_weights = ctx.needs_input_grad[:2]
+    dh = ds_of_outputs[-1]
+    others = (None,) * 5
+    if dh is None:
+        return None, [None for _ in needs_weights], *others
+    x, *tensors = ctx.saved_tensors
+    weights, outputs = tensors[: len(needs_weights)], tensors[len(needs_weights) :]
+    found = _gradients(needs_weights[0], needs_x, dh, weights, outputs, ctx.scale)
+    ds, dx = (found[:-1], found[-1]) if needs_x else (found, None)
+    ds = [*[None] * (len(weights) - len(ds)), *ds]
+    with backend.without_autocast(x):  # forward may have been called where it was off
+        gradients = zip(ds, (x, *outputs[:-1]), needs_weights, strict=True)
+        dws = [d.T @ h if need and d is not None else None for d, h, need in gradients]
+    return dx, dws, *others
+
+
+differentiable(_operator, _save, _differentiate, _gradients)
 
 
 def prenet(
@@ -346,22 +423,16 @@ def prenet(
         x, weights = x.to(dtype), [weight.to(dtype) for weight in weights]
     if not backend.picks_triton(OP, x, *weights, noise, seeds, unsupported=_unsupported(x, weights, noise)):
         return reference_prenet(x, weights, p_dropout, noise, seeds=seeds, start=start)
-    h = with_near_rows(x.reshape(-1, x.shape[-1]))
+    h = x.reshape(-1, x.shape[-1])
     if p_dropout == 0:
         noise = seeds = None
     elif noise is not None:
         noise = noise.reshape(len(weights), len(h), noise.shape[-1])
-        noise = with_near_rows(noise) if noise.stride(2) == 1 else noise.contiguous()
-    else:
-        seeds = random_seed(x.device).view(1) if seeds is None else seeds.contiguous()
-    steps = len(h) // max(1, len(seeds)) if seeds is not None else 1
-    weights = [contiguous_rows(weight) for weight in weights]
+    elif seeds is None:
+        seeds = random_seed(x.device).view(1)
     for i in range(0, len(weights), LAYERS_PER_LAUNCH):
         layers = slice(i, i + LAYERS_PER_LAUNCH)
-        given = None if noise is None else noise[layers]
-        s_layer, s_row = strides(given, 0, 1)
-        dropout = Dropout(given, s_layer, s_row, seeds, steps, p_dropout, 1.0 / (1.0 - p_dropout))
-        h = _Layers.apply(h, dropout, start, i, *weights[layers])
+        h = _operator(h, weights[layers], None if noise is None else noise[layers], seeds, p_dropout, start, i)[-1]
     return h.view(*x.shape[:-1], h.shape[1])
 
 

@@ -10,7 +10,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fastglow.errors import FastglowError
 
@@ -18,6 +17,7 @@ from . import backend
 from .arguments import check_shape, dtype_name, mixed_dtypes
 from .graphs import integer_table, pointer_table
 from .launch import Config, launch, pick_config
+from .operators import differentiable, operator, reference_gradients, scattered
 from .reference import weight_norm as reference
 
 OP = "weight_norm"
@@ -196,7 +196,7 @@ def _collapsed(tensors: Iterable[Tensor | None]) -> tuple[Shape, list[Weight | N
 
 
 def _forward(v: Tensor, g: Tensor) -> Tensor:
-    w = torch.empty(v.shape, dtype=v.dtype, device=v.device)
+    w = _empty(v, g)
     if len(w):
         shape, (v_weight, w_weight) = _collapsed((v, w))
         config = pick_config("weight_norm_fwd", CONFIGS, _heuristic, v, rows=shape.rows, columns=shape.channels)
@@ -207,27 +207,37 @@ def _forward(v: Tensor, g: Tensor) -> Tensor:
     return w
 
 
-def _backward(d: Tensor, v: Tensor, g: Tensor, needed: "_Inputs") -> "_Inputs":
-    dv = torch.empty(v.shape, dtype=v.dtype, device=v.device) if needed.v else None
-    dg = torch.empty(g.shape, dtype=g.dtype, device=g.device) if needed.g else None
+def _empty(v: Tensor, g: Tensor) -> Tensor:
+    return torch.empty(v.shape, dtype=v.dtype, device=v.device)
+
+
+def _backward(needs: Sequence[bool], d: Tensor, v: Tensor, g: Tensor) -> list[Tensor]:
+    gradients = _empty_gradients(needs, d, v, g)
     if len(v):
+        dv, dg = scattered(gradients, needs)
         shape, (d_weight, v_weight, dv_weight) = _collapsed((d, v, dv))
         config = pick_config("weight_norm_bwd", CONFIGS, _heuristic, v, rows=shape.rows, columns=shape.channels)
         launch(
             OP, weight_norm_bwd_kernel, (triton.cdiv(shape.rows, config["BR"]),),
             d_weight, v_weight, g, g.stride(0), dv_weight, dg, shape, device=v.device, **config,
         )  # fmt: skip
-    return _Inputs(dv, dg)
+    return gradients
 
 
-def _table(
-    sizes: Sequence[int], tensors: Sequence[Tensor], wanted: Sequence[bool]
-) -> tuple[list[TableEntry], list[tuple[int, int]]]:
-    """An entry per weight, without rows where nothing is wanted, and the shape of each group's matrix."""
+def _empty_gradients(needs: Sequence[bool], d: Tensor, v: Tensor, g: Tensor) -> list[Tensor]:
+    inputs = zip((v, g), needs, strict=True)
+    return [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x, needed in inputs if needed]
+
+
+def _reference_backward(needs: Sequence[bool], d: Tensor, v: Tensor, g: Tensor) -> list[Tensor]:
+    return reference_gradients(reference.weight_norm, (v, g), needs, (d,))
+
+
+def _table(sizes: Sequence[int], tensors: Sequence[Tensor], wanted: Sequence[bool]) -> list[TableEntry]:
+    """An entry per weight, without rows where nothing is wanted."""
     n = len(tensors) // 2
     members = iter(zip(tensors[:n], tensors[n:], wanted, strict=True))
     entries: list[TableEntry] = []
-    shapes = []
     start = dv_offset = dg_offset = 0
     for size in sizes:
         group = [next(members) for _ in range(size)]
@@ -243,8 +253,7 @@ def _table(
             dv_offset += v.numel()
             dg_offset += rows
         start += rows * columns
-        shapes.append((rows, columns))
-    return entries, shapes
+    return entries
 
 
 def _packed_launch(
@@ -257,76 +266,117 @@ def _packed_launch(
     return (triton.cdiv(rows, config["BR"]), len(entries)), integer_table(tuple(entries), tensors[0].device), config
 
 
-def _packed_forward(sizes: Sequence[int], tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """`sizes`: number of weights in each group; `tensors`: every v, then every g."""
-    entries, shapes = _table(sizes, tensors, [True] * sum(sizes))
-    counts = [rows * columns for rows, columns in shapes]
-    flat = torch.empty(sum(counts), dtype=dtype, device=tensors[0].device)
+def _packed_forward(sizes: Sequence[int], dtype: torch.dtype, vs: Sequence[Tensor], gs: Sequence[Tensor]) -> Tensor:
+    """`sizes`: number of weights in each group."""
+    tensors = [*vs, *gs]
+    entries = _table(sizes, tensors, [True] * sum(sizes))
+    flat = _empty_packed(sizes, dtype, vs, gs)
     grid, table, config = _packed_launch("weight_norm_packed_fwd", entries, tensors)
     if grid[0]:
         launch(
             OP, weight_norm_packed_fwd_kernel, grid, pointer_table(tensors), table, tensors[0], flat, len(entries),
             device=flat.device, **config,
         )  # fmt: skip
-    return [matrix.view(shape) for matrix, shape in zip(flat.split(counts), shapes, strict=True)]
+    return flat
+
+
+def _empty_packed(sizes: Sequence[int], dtype: torch.dtype, vs: Sequence[Tensor], gs: Sequence[Tensor]) -> Tensor:
+    return torch.empty(sum(v.numel() for v in vs), dtype=dtype, device=vs[0].device)
+
+
+def _reference_packed(sizes: Sequence[int], dtype: torch.dtype, vs: Sequence[Tensor], gs: Sequence[Tensor]) -> Tensor:
+    pairs = iter(zip(vs, gs, strict=True))
+    matrices = reference.weight_norm_packed([[next(pairs) for _ in range(size)] for size in sizes], dtype)
+    return torch.cat([matrix.flatten() for matrix in matrices])
 
 
 def _packed_backward(
-    sizes: Sequence[int], ds: Sequence[Tensor | None], tensors: Sequence[Tensor], needed: Sequence[bool]
-) -> list[Tensor | None]:
-    """Gradients of `tensors`, None where not needed."""
-    n = len(tensors) // 2
-    entries, shapes = _table(sizes, tensors, [v or g for v, g in zip(needed[:n], needed[n:], strict=True)])
-    like = next(d for d in ds if d is not None)
-    parts = zip(ds, shapes, strict=True)
-    d_flat = torch.cat([like.new_zeros(rows * columns) if d is None else d.flatten() for d, (rows, columns) in parts])
-    counts = [tensor.numel() for tensor in tensors]
-    dv, dg = (torch.empty(sum(part), dtype=tensors[0].dtype, device=like.device) for part in (counts[:n], counts[n:]))
+    needs: Sequence[bool], sizes: Sequence[int], d: Tensor, vs: Sequence[Tensor], gs: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Gradients of all v and of all g, one after the other; unset for weights that need none."""
+    tensors = [*vs, *gs]
+    entries = _table(sizes, tensors, needs)
+    dv, dg = _empty_packed_gradients(needs, sizes, d, vs, gs)
     grid, table, config = _packed_launch("weight_norm_packed_bwd", entries, tensors)
     if grid[0]:
         launch(
-            OP, weight_norm_packed_bwd_kernel, grid, pointer_table(tensors), table, d_flat, dv, dg, n,
-            device=like.device, **config,
+            OP, weight_norm_packed_bwd_kernel, grid, pointer_table(tensors), table, d.contiguous(), dv, dg, len(vs),
+            device=d.device, **config,
         )  # fmt: skip
-    gradients = zip((*dv.split(counts[:n]), *dg.split(counts[n:])), tensors, needed, strict=True)
-    return [gradient.view(tensor.shape) if wanted else None for gradient, tensor, wanted in gradients]
+    return dv, dg
 
 
-class _Inputs(NamedTuple):
-    """Inputs of `_WeightNorm`, whether each needs a gradient, or the gradients."""
-
-    v: Any
-    g: Any
-
-
-class _WeightNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, v, g):
-        ctx.save_for_backward(v, g)
-        return _forward(v, g)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, d):
-        v, g = ctx.saved_tensors
-        return _backward(d, v, g, _Inputs(*ctx.needs_input_grad))
+def _empty_packed_gradients(needs, sizes, d, vs: Sequence[Tensor], gs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    dv, dg = (
+        torch.empty(sum(x.numel() for x in tensors), dtype=vs[0].dtype, device=vs[0].device) for tensors in (vs, gs)
+    )
+    return dv, dg
 
 
-class _PackedWeightNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, sizes, dtype, *tensors):
-        ctx.sizes = sizes
-        ctx.save_for_backward(*tensors)
-        ctx.set_materialize_grads(False)
-        return tuple(_packed_forward(sizes, tensors, dtype))
+def _reference_packed_backward(
+    needs: Sequence[bool], sizes: Sequence[int], d: Tensor, vs: Sequence[Tensor], gs: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    n = len(vs)
+    found = reference_gradients(
+        lambda *tensors: _reference_packed(sizes, d.dtype, tensors[:n], tensors[n:]), [*vs, *gs], [True] * 2 * n, (d,)
+    )
+    return torch.cat([x.flatten() for x in found[:n]]), torch.cat([x.flatten() for x in found[n:]])
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, *ds):
-        _, _, *needed = ctx.needs_input_grad
-        if all(d is None for d in ds):
-            return None, None, *(None for _ in needed)
-        return None, None, *_packed_backward(ctx.sizes, ds, ctx.saved_tensors, needed)
+
+_operator = operator(
+    OP, "(Tensor v, Tensor g) -> Tensor", kernel=_forward, empty=_empty, reference=reference.weight_norm
+)
+_gradients = operator(
+    f"{OP}_backward",
+    "(bool[] needs, Tensor d, Tensor v, Tensor g) -> Tensor[]",
+    kernel=_backward,
+    empty=_empty_gradients,
+    reference=_reference_backward,
+)
+_packed_operator = operator(
+    f"{OP}_packed",
+    "(int[] sizes, ScalarType dtype, Tensor[] vs, Tensor[] gs) -> Tensor",
+    kernel=_packed_forward,
+    empty=_empty_packed,
+    reference=_reference_packed,
+)
+_packed_gradients = operator(
+    f"{OP}_packed_backward",
+    "(bool[] needs, int[] sizes, Tensor d, Tensor[] vs, Tensor[] gs) -> (Tensor, Tensor)",
+    kernel=_packed_backward,
+    empty=_empty_packed_gradients,
+    reference=_reference_packed_backward,
+)
+
+
+def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
+    needs = ctx.needs_input_grad[:2]
+    return tuple(scattered(_gradients(needs, d, *ctx.saved_tensors), needs))
+
+
+def _save_packed(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.sizes, _, vs, gs = inputs
+    ctx.save_for_backward(*vs, *gs)
+
+
+def _differentiate_packed(ctx: Any, d: Tensor) -> tuple[Any, ...]:
+    n = len(ctx.saved_tensors) // 2
+    groups = list(ctx.saved_tensors[:n]), list(ctx.saved_tensors[n:])
+    needs = ctx.needs_input_grad[2:4]
+    either = [v or g for v, g in zip(*needs, strict=True)]
+    found = []
+    for flat, tensors, wanted in zip(_packed_gradients(either, ctx.sizes, d, *groups), groups, needs, strict=True):
+        parts = zip(flat.split([x.numel() for x in tensors]), tensors, wanted, strict=True)
+        found.append([part.view(x.shape) if is_wanted else None for part, x, is_wanted in parts])
+    return None, None, *found
+
+
+differentiable(_operator, _save, _differentiate, _gradients)
+differentiable(_packed_operator, _save_packed, _differentiate_packed, _packed_gradients)
 
 
 def weight_norm(v: Tensor, g: Tensor) -> Tensor:
@@ -347,7 +397,7 @@ def weight_norm(v: Tensor, g: Tensor) -> Tensor:
     _check(v, g)
     if v.dtype != g.dtype:
         raise FastglowError(f"v has dtype {dtype_name(v.dtype)} and g {dtype_name(g.dtype)}: cast one")
-    return _WeightNorm.apply(v, g) if backend.picks_triton(OP, v, g) else reference.weight_norm(v, g)
+    return _operator(v, g) if backend.picks_triton(OP, v, g) else reference.weight_norm(v, g)
 
 
 def weight_norm_packed(
@@ -387,7 +437,11 @@ def weight_norm_packed(
         unsupported = f"the result is {dtype_name(dtype)}"
     if not backend.picks_triton(OP, *vs, *gs, unsupported=unsupported):
         return reference.weight_norm_packed(groups, dtype)
-    return list(_PackedWeightNorm.apply(tuple(len(group) for group in groups), dtype, *vs, *gs))
+    flat = _packed_operator([len(group) for group in groups], dtype, vs, gs)
+    columns = [sum(v.shape[1] * v.shape[2] for v, _ in group) for group in groups]
+    shapes = [(len(group[0][0]), n) for group, n in zip(groups, columns, strict=True)]
+    parts = flat.split([rows * n for rows, n in shapes])
+    return [matrix.view(shape) for matrix, shape in zip(parts, shapes, strict=True)]
 
 
 def _check(v: Tensor, g: Tensor) -> None:

@@ -7,6 +7,7 @@ _HOMES = {
     "Denoiser": "denoiser",
     "MelConfig": "config",
     "MelSpectrogram": "mel",
+    "TacotronSTFT": "tacotron_stft",
     "griffin_lim": "griffinlim",
     "read_audio": "io",
     "write_audio": "io",

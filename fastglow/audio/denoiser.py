@@ -29,20 +29,17 @@ class MelVocoder(Protocol):
 
 
 class Denoiser(nn.Module):
-    """Subtracts a WaveGlow's bias spectrum from audio: `denoiser(audio [B, N], strength=0.1, lengths=None) -> [B, N]`.
+    """Subtracts a WaveGlow's bias spectrum from audio, as NVIDIA's Denoiser (waveglow/denoiser.py).
 
-    As NVIDIA's Denoiser, which however returns [B, 1, N'] with N' = N rounded down to whole hops. The bias is the
-    magnitude of the first STFT frame of `waveglow`'s output at sigma 0 for a mel of zeros (`mode="zeros"`) or of
-    normal noise (`mode="normal"`). `strength` times the bias is subtracted from the magnitudes of `audio`, down to
-    zero; the phases are kept. With `lengths` [B], in samples, read on the device, each item gets the same result as
-    alone, followed by zeros.
+    The bias is the magnitude of the first STFT frame of `waveglow`'s output at sigma 0 for a mel of zeros
+    (`mode="zeros"`) or of normal noise (`mode="normal"`). `strength` times the bias is subtracted from the magnitudes
+    of the audio, down to zero; the phases are kept.
 
     The constructor uses `waveglow` and does not keep it. `bias_spec` [1, filter_length // 2 + 1, 1] is a
-    non-persistent buffer: `state_dict()` is empty. Computes in fp32 (fp64 for fp64 audio) and returns the audio's
-    dtype.
+    non-persistent buffer: `state_dict()` is empty.
 
-    Raises FastglowError for audio that is not [B, N] floating point or has fewer than
-    filter_length // 2 + 1 samples, for a negative strength, and for windows that overlap too little.
+    Raises:
+        FastglowError: an unknown mode, or windows that overlap too little.
     """
 
     bias_spec: Tensor
@@ -82,7 +79,37 @@ class Denoiser(nn.Module):
             bias_spec = self._stft(hum, ends)[:, :1].abs().transpose(1, 2)
         self.register_buffer("bias_spec", bias_spec, persistent=False)
 
-    def forward(self, audio: Tensor, strength: float = 0.1, lengths: Tensor | None = None) -> Tensor:
+    def forward(self, audio: Tensor, strength: float = 0.1) -> Tensor:
+        """NVIDIA's result: `denoise` with a channel, without the samples past the last whole hop.
+
+        Args:
+            audio: [B, N], floating point.
+            strength: how many times the bias to subtract.
+
+        Returns:
+            [B, 1, N'], N' = N // hop_length * hop_length; float32, or float64 for float64 audio.
+
+        Raises:
+            FastglowError: as `denoise`.
+        """
+        denoised = self.denoise(audio, strength)
+        return denoised[:, None, : denoised.size(1) // self.hop_length * self.hop_length]
+
+    def denoise(self, audio: Tensor, strength: float = 0.1, lengths: Tensor | None = None) -> Tensor:
+        """The denoised audio, of which each item gets the same result as alone.
+
+        Args:
+            audio: [B, N], floating point.
+            strength: how many times the bias to subtract.
+            lengths: samples of each item, [B], read on the device; None: all have N.
+
+        Returns:
+            [B, N], zero past each length; float32, or float64 for float64 audio.
+
+        Raises:
+            FastglowError: audio that is not [B, N] floating point or has fewer than filter_length // 2 + 1 samples;
+                a negative strength.
+        """
         check_audio(audio, self.filter_length)
         if not strength >= 0:
             raise FastglowError(f"denoiser strength={strength} must be at least 0")
@@ -95,7 +122,7 @@ class Denoiser(nn.Module):
         kept = torch.clamp(magnitude - self.bias_spec.transpose(1, 2) * strength, min=0.0)
         # Scaling keeps the phase without computing an angle.
         spectrum = spectrum * (kept / magnitude.clamp(min=torch.finfo(magnitude.dtype).tiny))
-        return self._istft(spectrum, ends, audio.size(1)).to(audio.dtype)
+        return self._istft(spectrum, ends, audio.size(1))
 
     def _stft(self, audio: Tensor, ends: Tensor) -> Tensor:
         """[B, N], each reflected at 0 and at its end [B, 1] -> complex [B, N // hop_length + 1, bins]."""

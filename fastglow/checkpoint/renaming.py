@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from fastglow.errors import FastglowError
+from fastglow.modules.convolution import unify_weight_norm
+from fastglow.modules.wn_names import unify_layers
 
 from .layouts import usable_hint
 from .records import show
@@ -62,7 +64,8 @@ _NEMO = (
     (re.compile(r"waveglow\.wavenet\.(.*)"), r"WN.\1"),
     (re.compile(r"waveglow\.(.*)"), r"\1"),
 )
-_NORMED = re.compile(r"WN\.\d+\.(start|cond_layer|(in|cond|res_skip|res|skip)_layers\.\d+)")
+_FLOW = re.compile(r"WN\.\d{1,6}\.")
+_NORMED = re.compile(r"(start|(in|cond|res_skip)_layers\.\d+)\.")
 
 
 def _rename(state: Mapping[str, Tensor], rules: tuple[tuple[re.Pattern[str], str], ...]) -> State:
@@ -193,89 +196,28 @@ def _fold_stopnet(state: State) -> None:
 
 
 def _waveglow(state: State, _config: Mapping[str, Any]) -> CanonicalState:
-    state = _split_fused_conditioning(_unify_weight_norm(state))
-    return CanonicalState(_join_residual_and_skip(state), {}, [])
-
-
-def _unify_weight_norm(state: State) -> State:
-    """Converts every form of weight normalisation to `weight_g` and `weight_v`."""
     result: State = {}
+    flows: dict[str, State] = {}
     for key, tensor in state.items():
-        layer, _, name = key.rpartition(".")
-        if layer.endswith(".parametrizations.weight") and name in ("original0", "original1"):
-            layer, name = layer.removesuffix(".parametrizations.weight"), "vg"[name == "original0"]
-            result[f"{layer}.weight_{name}"] = tensor
-        elif name == "weight" and _NORMED.fullmatch(layer):
-            if f"{layer}.weight_v" not in state:
-                result[f"{layer}.weight_v"], result[f"{layer}.weight_g"] = _split_weight_norm(key, tensor)
+        if match := _FLOW.match(key):
+            flows.setdefault(match[0], {})[key.removeprefix(match[0])] = tensor
         else:
             result[key] = tensor
-    return result
+    for prefix, tensors in flows.items():
+        tensors = unify_layers(tensors, prefix)
+        for layer in {match[0] for key in tensors if (match := _NORMED.match(key))}:
+            _check_weight(tensors, layer, prefix)
+            unify_weight_norm(tensors, layer)
+        result.update((prefix + key, tensor) for key, tensor in tensors.items())
+    return CanonicalState(result, {}, [])
 
 
-def _split_weight_norm(key: str, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(v, g) of a plain weight [out, in, kernel]: v is the weight, g [out, 1, 1] the norm of each row."""
-    if weight.dim() != 3:
-        raise FastglowError(f"key '{key}' has the wrong shape: expected [?, ?, ?], found {list(weight.shape)}")
-    g = weight.double().norm(dim=(1, 2), keepdim=True)
-    if weight.is_meta or g.count_nonzero() == g.numel():
-        return weight, g.to(weight.dtype)
-    # A row of zeros has no direction: with g = 0 any v does.
-    return torch.where(g == 0, torch.ones_like(weight), weight), g.to(weight.dtype)
-
-
-def _layers(state: Mapping[str, Tensor], kind: str) -> dict[tuple[str, str], list[int]]:
-    """(WN.k, tensor name) -> the layer numbers of `WN.k.<kind>.i.<name>`, ascending."""
-    found: dict[tuple[str, str], list[int]] = {}
-    for key in state:
-        if match := re.fullmatch(rf"(WN\.\d{{1,6}})\.{kind}\.(\d{{1,6}})\.(\w+)", key):
-            found.setdefault((match[1], match[3]), []).append(int(match[2]))
-    return {key: sorted(numbers) for key, numbers in found.items()}
-
-
-def _split_fused_conditioning(state: State) -> State:
-    """Splits generation C's one `cond_layer` per flow by layer; exact, since each row is normalised alone."""
-    result: State = {}
-    layers = _layers(state, "in_layers")
-    for key, tensor in state.items():
-        match = re.fullmatch(r"(WN\.\d+)\.cond_layer\.(\w+)", key)
-        if match is None:
-            result[key] = tensor
-            continue
-        numbers = layers.get((match[1], "bias"))
-        if numbers is None:
-            raise FastglowError(f"key '{match[1]}.in_layers.0.bias' is missing: expected shape [?], found none")
-        n_rows = state[f"{match[1]}.in_layers.{numbers[0]}.bias"].numel()
-        n_layers = numbers[-1] + 1
-        if not n_rows or tensor.dim() == 0 or tensor.shape[0] != n_layers * n_rows:
-            expected = [n_layers * n_rows, *tensor.shape[1:]]
-            raise FastglowError(f"key '{key}' has the wrong shape: expected {expected}, found {list(tensor.shape)}")
-        for i, part in enumerate(tensor.split(n_rows)):
-            result[f"{match[1]}.cond_layers.{i}.{match[2]}"] = part.clone()
-    return result
-
-
-def _join_residual_and_skip(state: State) -> State:
-    """Joins generation A's `res_layers` and `skip_layers` to `res_skip_layers`, residual rows first."""
-    result = {key: tensor for key, tensor in state.items() if not re.match(r"WN\.\d+\.(res|skip)_layers\.", key)}
-    inputs = _layers(state, "in_layers")
-    for (flow, name), numbers in _layers(state, "skip_layers").items():
-        last = max(inputs.get((flow, name), numbers))
-        for i in numbers:
-            parts = [state[f"{flow}.skip_layers.{i}.{name}"]]
-            if i < last:
-                residual = f"{flow}.res_layers.{i}.{name}"
-                if residual not in state:
-                    expected = list(parts[0].shape)
-                    raise FastglowError(f"key '{residual}' is missing: expected shape {expected}, found none")
-                parts.insert(0, state[residual])
-            if any(part.dim() == 0 or part.shape[1:] != parts[0].shape[1:] for part in parts):
-                raise FastglowError(
-                    f"key '{flow}.skip_layers.{i}.{name}' has the wrong shape: "
-                    f"expected {list(parts[0].shape)}, found {list(parts[-1].shape)}"
-                )
-            result[f"{flow}.res_skip_layers.{i}.{name}"] = torch.cat(parts)
-    return result
+def _check_weight(state: State, layer: str, prefix: str) -> None:
+    weight = state.get(f"{layer}weight")
+    if weight is not None and weight.dim() != 3:
+        raise FastglowError(
+            f"key '{prefix}{layer}weight' has the wrong shape: expected [?, ?, ?], found {list(weight.shape)}"
+        )
 
 
 _RULES: dict[str, Callable[[State, Mapping[str, Any]], CanonicalState]] = {

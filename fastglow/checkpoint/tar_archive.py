@@ -31,7 +31,7 @@ class NotTar(FastglowError):
 
 def is_tar(block: bytes) -> bool:
     """Whether an archive begins with these bytes."""
-    return block[257:262] == b"ustar" and _checksum_fits(block[:_BLOCK])
+    return block[257:262] == b"ustar"
 
 
 def read_members(file: BinaryIO, names: tuple[str, ...]) -> dict[str, mmap.mmap]:
@@ -51,11 +51,15 @@ def read_members(file: BinaryIO, names: tuple[str, ...]) -> dict[str, mmap.mmap]
     file.seek(0)
     if not compressed:
         return _read(_Stream(file, n_bytes), names)
-    try:
-        with gzip.GzipFile(fileobj=file) as unpacked:
-            return _read(_Stream(unpacked, _MAX_RATIO * n_bytes + _PIECE), names)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as e:
-        raise damaged(f"its gzip data end early or are wrong ({show(str(e))})") from None
+    most = _MAX_RATIO * n_bytes + _PIECE
+    with gzip.GzipFile(fileobj=file) as unpacked:
+        stream = _Stream(unpacked, most)
+        try:
+            return _read(stream, names)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as e:
+            if stream.left == most:
+                raise NotTar("not even the first header of a tar archive") from None
+            raise damaged(f"its gzip data end early or are wrong ({show(str(e))})") from None
 
 
 class _Stream:
@@ -63,25 +67,25 @@ class _Stream:
 
     def __init__(self, file: BinaryIO | gzip.GzipFile, most: int):
         self._file = file
-        self._left = most
+        self.left = most
 
     def pieces(self, size: int, name: str) -> Iterator[bytes]:
         """The next `size` bytes."""
-        if size > self._left:
-            raise damaged(f"member {show(name)} declares {size:,} bytes, at most {self._left:,} can be left")
+        if size > self.left:
+            raise damaged(f"member {show(name)} declares {size:,} bytes, at most {self.left:,} can be left")
         while size:
             piece = self._file.read(min(size, _PIECE))
             if not piece:
                 raise damaged(f"it ends inside member {show(name)}")
             size -= len(piece)
-            self._left -= len(piece)
+            self.left -= len(piece)
             yield piece
 
     def block(self) -> bytes:
         """The next header; empty at the end of the file."""
         block = self._file.read(_BLOCK)
-        self._left -= len(block)
-        if self._left < 0:
+        self.left -= len(block)
+        if self.left < 0:
             raise damaged("it unpacks to far more bytes than weights do")
         return block
 
@@ -93,7 +97,7 @@ def _read(stream: _Stream, names: tuple[str, ...]) -> dict[str, mmap.mmap]:
         raise NotTar("not a tar archive")
     while block.strip(b"\x00"):
         if len(block) < _BLOCK or not _checksum_fits(block):
-            raise damaged("the header of a member of its tar archive is wrong")
+            raise damaged("a tar archive in which the header of a member is wrong")
         name = _text(block[345:500]) + "/" + _text(block[:100])
         size = _number(block[124:136])
         wanted = name.lstrip("/").removeprefix("./")
@@ -130,7 +134,7 @@ def _number(field: bytes) -> int:
     try:
         return int(field.strip(b" \x00") or b"0", 8)
     except ValueError:
-        raise damaged("the header of a member of its tar archive is wrong") from None
+        raise damaged("a tar archive in which the header of a member is wrong") from None
 
 
 def _checksum_fits(block: bytes) -> bool:

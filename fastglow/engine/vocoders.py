@@ -146,12 +146,11 @@ class WaveGlowVocoder:
         audio = self.model.infer(mels, self.sigma, lengths=lengths, seed=seeds, first_frame=first_frame)
         if not self.denoise:
             return audio.float()
-        denoiser = self.denoiser()
         if lengths is None:
             lengths = torch.full_like(seeds, mels.shape[2])
         n_missing = FILTER_LENGTH // 2 + 1 - audio.shape[1]
         audio = F.pad(audio, (0, max(0, n_missing)))
-        return denoiser(audio, self.denoise, lengths * self.model.config.upsample_stride).float()
+        return self.denoiser().denoise(audio, self.denoise, lengths * self.model.config.upsample_stride).float()
 
 
 def _batches(lengths: Sequence[int], device: str) -> list[list[int]]:

@@ -13,13 +13,19 @@ class DecoderStepLimitWarning(UserWarning):
     """The stop gate of an item did not fire within max_decoder_steps."""
 
 
-def step_limits(max_steps: Sequence[int] | None, batch_size: int, most: int) -> Tensor:
-    """The step limit of each item, [B] int64: `max_steps`, at most `most`; None: `most`.
+MaxSteps = int | Sequence[int] | None
+
+
+def step_limits(max_steps: MaxSteps, batch_size: int, most: int) -> Tensor:
+    """The step limit of each item, [B] int64: `max_steps`, one for all or one per item, at most `most`; None: `most`.
 
     Raises:
         FastglowError: the number of limits is not the number of items, or one is below 1.
     """
-    limits = [most] * batch_size if max_steps is None else [int(limit) for limit in max_steps]
+    if max_steps is None or isinstance(max_steps, int):
+        limits = [most if max_steps is None else max_steps] * batch_size
+    else:
+        limits = [int(limit) for limit in max_steps]
     if len(limits) != batch_size or min(limits) < 1:
         raise FastglowError(f"max_steps={limits} must have one limit per item ({batch_size}), each at least 1")
     return torch.tensor(limits).clamp(max=most)

@@ -16,12 +16,13 @@ from fastglow.modules.parameter_cache import Refreshable
 from .calling import DIRECT, Call
 from .infer_arguments import check_text
 from .seeds import Seeds, item_seeds
-from .step_limits import DecoderStepLimitWarning, step_limits, warn_of_endless
+from .step_limits import DecoderStepLimitWarning, MaxSteps, step_limits, warn_of_endless
 from .tacotron2_config import Tacotron2Config
-from .tacotron2_decoder import Decoder, Prenet
+from .tacotron2_decoder import Decoder
 from .tacotron2_encoder import Encoder
 from .tacotron2_pieces import MelPiece, mel_pieces
 from .tacotron2_postnet import Postnet
+from .tacotron2_prenet import Prenet
 
 # Re-exported because pickles of whole models refer to these classes by this module.
 __all__ = ["Decoder", "DecoderStepLimitWarning", "Encoder", "Postnet", "Prenet", "Tacotron2", "Tacotron2Config"]
@@ -45,14 +46,17 @@ class DecodedBatch(NamedTuple):
 
 
 class Tacotron2(Refreshable):
-    """Text to mel spectrogram. Keywords: `Tacotron2Config`. state_dict keys: NVIDIA's.
+    """Text to mel spectrogram. state_dict keys: NVIDIA's.
+
+    Keywords: `Tacotron2Config`; or one positional argument with them as keys or attributes, as NVIDIA/tacotron2's
+    hparams, of which others are ignored.
 
     Call `refresh()` after writing weights through `parameter.data` or with a replayed CUDA graph.
     """
 
-    def __init__(self, **kw: Any):
+    def __init__(self, hparams: object = None, **kw: Any):
         super().__init__()
-        config = Tacotron2Config(**kw)
+        config = Tacotron2Config(**kw) if hparams is None else Tacotron2Config.from_hparams(hparams, **kw)
         self.config = config
         self.embedding = nn.Embedding(config.n_symbols, config.symbols_embedding_dim)
         bound = sqrt(6.0 / (config.n_symbols + config.symbols_embedding_dim))
@@ -60,6 +64,51 @@ class Tacotron2(Refreshable):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.postnet = Postnet(config)
+
+    @property
+    def mask_padding(self) -> bool:
+        """Whether `forward` writes over its results past the output lengths."""
+        return self.config.mask_padding
+
+    @mask_padding.setter
+    def mask_padding(self, masks: bool) -> None:
+        self.config.mask_padding = bool(masks)
+
+    @property
+    def n_mel_channels(self) -> int:
+        return self.config.n_mel_channels
+
+    @property
+    def n_frames_per_step(self) -> int:
+        return self.config.n_frames_per_step
+
+    def parse_batch(
+        self, batch: Sequence[Tensor]
+    ) -> tuple[tuple[Tensor, Tensor, Tensor, int, Tensor], tuple[Tensor, Tensor]]:
+        """A batch of NVIDIA's data loader, on the model's device.
+
+        Args:
+            batch: text [B, T_in], input_lengths [B], mels [B, n_mel_channels, T], gate targets [B, T],
+                output_lengths [B]; what follows is ignored.
+
+        Returns:
+            (inputs of `forward`, targets of `Tacotron2Loss`).
+        """
+        device = self.embedding.weight.device
+        text, input_lengths, mels, gates, output_lengths = (move(x, device) for x in batch[:5])
+        mels, gates = mels.float(), gates.float()
+        inputs = text.long(), input_lengths.long(), mels, int(batch[1].max()), output_lengths.long()
+        return inputs, (mels, gates)
+
+    def parse_output(self, outputs: list[Tensor], output_lengths: Tensor | None = None) -> list[Tensor]:
+        """With mask_padding, `forward`'s results without what is past output_lengths [B]; else as they are."""
+        mel, mel_postnet, gate, alignments = outputs
+        if self.mask_padding and output_lengths is not None:
+            padding = ~length_mask(output_lengths, mel.shape[2])
+            mel = mel.masked_fill(padding.unsqueeze(1), 0.0)
+            mel_postnet = mel_postnet.masked_fill(padding.unsqueeze(1), 0.0)
+            gate = gate.masked_fill(padding[:, :: self.n_frames_per_step], 1e3)
+        return [mel, mel_postnet, gate, alignments]
 
     def forward(self, inputs: tuple[Tensor, Tensor, Tensor, int, Tensor]) -> list[Tensor]:
         """Teacher-forced pass with the reference's semantics: the convolutions see the padding.
@@ -82,13 +131,31 @@ class Tacotron2(Refreshable):
             raise FastglowError(f"mels have shape {list(mels.shape)}, must have at least 1 frame")
         memory = self.encoder(self.embedding(text).transpose(1, 2), input_lengths)
         mel, gate, alignments = self.decoder(memory, mels, input_lengths)
-        mel_postnet = mel + self.postnet(mel)
-        if self.config.mask_padding and output_lengths is not None:
-            padding = ~length_mask(output_lengths, mel.shape[2])
-            mel = mel.masked_fill(padding.unsqueeze(1), 0.0)
-            mel_postnet = mel_postnet.masked_fill(padding.unsqueeze(1), 0.0)
-            gate = gate.masked_fill(padding[:, :: self.config.n_frames_per_step], 1e3)
-        return [mel, mel_postnet, gate, alignments]
+        return self.parse_output([mel, mel + self.postnet(mel), gate, alignments], output_lengths)
+
+    @torch.no_grad()
+    def inference(self, inputs: Tensor, *, seed: Seeds = None) -> list[Tensor]:
+        """NVIDIA/tacotron2's synthesis, of texts without padding: what `infer` gives, and the gate.
+
+        Args:
+            inputs: symbol ids, [B, T_in] int64.
+            seed: as of `infer`.
+
+        Returns:
+            [mel, mel_postnet, gate, alignments]: [B, n_mel_channels, T] twice, the rest as of `Decoder.inference`.
+
+        Raises:
+            FastglowError: as `infer`.
+
+        Warns:
+            DecoderStepLimitWarning: as `infer`.
+        """
+        lengths = torch.full(inputs.shape[:1], inputs.shape[-1])
+        check_text(inputs, lengths, self.config.n_symbols)
+        memory = self.encoder.inference(self.embedding(move(inputs, self.embedding.weight.device)).transpose(1, 2))
+        mel, gate, alignments, steps = self.decoder.infer_whole(memory, seed, stacklevel=4)
+        n_frames = (steps + 1) * self.n_frames_per_step
+        return [mel, self.postnet.refine(mel, n_frames), gate, alignments]
 
     @torch.no_grad()
     def infer(
@@ -97,7 +164,7 @@ class Tacotron2(Refreshable):
         input_lengths: Tensor,
         *,
         seed: Seeds = None,
-        max_steps: Sequence[int] | None = None,
+        max_steps: MaxSteps = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Free-running synthesis. Every item is computed as if it were alone in the batch.
 
@@ -112,7 +179,7 @@ class Tacotron2(Refreshable):
             input_lengths: [B], in any order.
             seed: of the prenet's dropout: one for all items, or one per item. An item's result depends only on its own
                 seed. None: drawn from PyTorch's generator.
-            max_steps: step limit of each item; default and maximum: max_decoder_steps.
+            max_steps: step limit, one for all items or one per item; default and maximum: max_decoder_steps.
 
         Returns:
             (mel_postnet [B, n_mel_channels, T], mel_lengths [B] int32, alignments
@@ -138,7 +205,7 @@ class Tacotron2(Refreshable):
         input_lengths: Tensor,
         *,
         seed: Seeds = None,
-        max_steps: Sequence[int] | None = None,
+        max_steps: MaxSteps = None,
         call: Call = DIRECT,
     ) -> DecodedBatch:
         """`infer` for an engine, up to the postnet: without its warning, with the lengths on the host, which is all
@@ -173,7 +240,7 @@ class Tacotron2(Refreshable):
         *,
         piece_frames: int | Iterable[int],
         seed: Seeds = None,
-        max_steps: Sequence[int] | None = None,
+        max_steps: MaxSteps = None,
     ) -> Generator[MelPiece, None, None]:
         """`infer` as a stream: mel while the decoder still runs, in memory that does not grow with its length.
 
@@ -208,7 +275,7 @@ class Tacotron2(Refreshable):
         *,
         piece_frames: int | Iterable[int],
         seed: Seeds = None,
-        max_steps: Sequence[int] | None = None,
+        max_steps: MaxSteps = None,
         call: Call = DIRECT,
     ) -> Generator[MelPiece, None, None]:
         """`infer_pieces` for an engine: without its warning; arguments as there and as for `decode`."""
@@ -217,7 +284,7 @@ class Tacotron2(Refreshable):
             return mel_pieces(self.decoder, self.postnet, inputs, limits, piece_frames, call)
 
     def _encode(
-        self, text: Tensor, input_lengths: Tensor, seed: Seeds, max_steps: Sequence[int] | None, call: Call
+        self, text: Tensor, input_lengths: Tensor, seed: Seeds, max_steps: MaxSteps, call: Call
     ) -> tuple[tuple[Tensor, Tensor, Tensor, int], Tensor]:
         """(arguments of `Decoder.infer`, step limit of each item [B] int64 on the CPU)."""
         check_text(text, input_lengths, self.config.n_symbols)

@@ -1,7 +1,9 @@
 """Constructor keywords of `Tacotron2`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from math import isnan
+from typing import Any
 
 from fastglow.errors import FastglowError
 
@@ -65,3 +67,28 @@ class Tacotron2Config:
         for name in ("n_frames_per_step", "max_decoder_steps"):
             if getattr(self, name) < 1:
                 raise FastglowError(f"{name}={getattr(self, name)} must be at least 1")
+
+    @classmethod
+    def from_hparams(cls, hparams: object, **kw: Any) -> "Tacotron2Config":
+        """The keywords that a mapping or an object with attributes has, as NVIDIA/tacotron2's hparams; others ignored.
+
+        Args:
+            hparams: anything with at least one of the keywords.
+            kw: keywords that count instead.
+
+        Raises:
+            FastglowError: it has none of them.
+        """
+        found = hparams if isinstance(hparams, Mapping) else _attributes(hparams)
+        values = {f.name: found[f.name] for f in fields(cls) if f.name in found}
+        if not values:
+            raise FastglowError(
+                f"Tacotron2 got {type(hparams).__name__}, which has no constructor keyword: pass keywords, a mapping "
+                "or an object like NVIDIA/tacotron2's hparams"
+            )
+        return cls(**{**values, **kw})
+
+
+def _attributes(hparams: object) -> dict[str, Any]:
+    names = [f.name for f in fields(Tacotron2Config)]
+    return {name: getattr(hparams, name) for name in names if hasattr(hparams, name)}

@@ -10,11 +10,15 @@ from torch.backends.cudnn.rnn import get_cudnn_mode
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from fastglow.errors import FastglowError
+from fastglow.kernels.launch import uncompiled
 from fastglow.modules import ConvNorm
+from fastglow.modules.bypassing import may_bypass
 from fastglow.modules.convolution import Gain
 from fastglow.modules.parameter_cache import ParameterCache, Refreshable, parameters_of
 
 from .tacotron2_config import Tacotron2Config
+
+_LSTM: frozenset[type[nn.Module]] = frozenset({nn.LSTM})
 
 
 def conv_block(in_channels: int, out_channels: int, kernel_size: int, w_init_gain: Gain) -> nn.Sequential:
@@ -60,18 +64,27 @@ class Encoder(Refreshable):
         if mask is not None:
             return self._lstm(self._convolve(x * mask, mask).transpose(1, 2), input_lengths, mask.transpose(1, 2))
         lengths = input_lengths.cpu()
-        if not len(lengths) or int(lengths.min()) < 1:
-            raise FastglowError(
-                f"input_lengths={lengths.tolist()} must have at least one text, each of at least 1 symbol"
-            )
-        packed = pack_padded_sequence(
-            self._convolve(x).transpose(1, 2),
-            lengths,
-            batch_first=True,
-            enforce_sorted=False,
-        )
+        if not len(lengths) or not x.shape[2]:
+            raise _no_text(lengths)
+        return self._packed_lstm(self._convolve(x).transpose(1, 2), lengths)
+
+    @uncompiled  # the compiler traces neither packed sequences nor LSTMs
+    def _packed_lstm(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """[B, T, dim], lengths [B] on the CPU -> [B, T, dim]."""
+        if int(lengths.min()) < 1:
+            raise _no_text(lengths)
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
         outputs, _ = self.lstm(packed)
-        return pad_packed_sequence(outputs, batch_first=True, total_length=x.shape[2])[0]
+        return pad_packed_sequence(outputs, batch_first=True, total_length=x.shape[1])[0]
+
+    def inference(self, x: Tensor) -> Tensor:
+        """NVIDIA/tacotron2's, for texts without padding: [B, dim, T] -> [B, T, dim]."""
+        lengths = torch.full((len(x),), x.shape[2], device=x.device)
+        return self.forward(x, lengths, x.new_ones(len(x), 1, x.shape[2]))
+
+    def infer(self, x: Tensor, input_lengths: Tensor) -> Tensor:
+        """DeepLearningExamples', in which the padding leaks into the items: `forward` without a mask."""
+        return self.forward(x, input_lengths)
 
     def _convolve(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         for conv in self.convolutions:
@@ -86,6 +99,9 @@ class Encoder(Refreshable):
         A packed sequence needs the lengths on the host. Here the second direction reads each item reversed, from its
         own end, and what comes after the end cannot reach it.
         """
+        if not may_bypass((self.lstm,), _LSTM):
+            packed = pack_padded_sequence(x, lengths.cpu().clamp(min=1), batch_first=True, enforce_sorted=False)
+            return pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=x.shape[1])[0] * mask
         forwards, backwards = self._directions.get(parameters_of(self.lstm), self._split_directions)
         position = torch.arange(x.shape[1], device=x.device)
         reversal = torch.where(mask[:, :, 0] > 0, lengths.unsqueeze(1) - 1 - position, position).unsqueeze(2)
@@ -109,6 +125,10 @@ class Encoder(Refreshable):
                 _flatten(one)
             found.append(one.eval())
         return found[0], found[1]
+
+
+def _no_text(lengths: Tensor) -> FastglowError:
+    return FastglowError(f"input_lengths={lengths.tolist()} must have at least one text, each of at least 1 symbol")
 
 
 def _flatten(lstm: nn.LSTM) -> None:

@@ -10,12 +10,16 @@ from torch import Tensor, nn
 from fastglow import kernels
 from fastglow.errors import FastglowError
 from fastglow.modules import WN, InvertibleConv1x1
+from fastglow.modules.bypassing import may_bypass
 from fastglow.modules.convolution import length_mask
 from fastglow.modules.module_lists import modules_of_type
 from fastglow.modules.parameter_cache import Refreshable
 
 from .seeds import Seeds, item_seeds
 from .waveglow_upsampling import Upsample, group
+
+_UPSAMPLE: frozenset[type[nn.Module]] = frozenset({Upsample})
+_FLOW: frozenset[type[nn.Module]] = frozenset({InvertibleConv1x1, nn.Conv1d})
 
 
 @dataclass
@@ -75,7 +79,6 @@ class WaveGlow(Refreshable):
         super().__init__()
         config = WaveGlowConfig(*args, **kw)
         self.config = config
-        self.n_mel_channels = config.n_mel_channels
         self.upsample = Upsample(config.n_mel_channels, config.upsample_kernel_size, config.upsample_stride)
         self.WN = nn.ModuleList()
         self.convinv = nn.ModuleList()
@@ -85,6 +88,37 @@ class WaveGlow(Refreshable):
                 n_channels -= config.n_early_size
             self.convinv.append(InvertibleConv1x1(n_channels))
             self.WN.append(WN(n_channels // 2, config.n_mel_channels * config.n_group, **config.WN_config))
+
+    @staticmethod
+    def remove_weightnorm(model: "WaveGlow") -> "WaveGlow":
+        """The same model, whose coupling networks now have plain weights, as in NVIDIA's code. Twice is once."""
+        for wn in modules_of_type(WN, model.WN):
+            wn.remove_weight_norm()
+        return model
+
+    @property
+    def n_mel_channels(self) -> int:
+        return self.config.n_mel_channels
+
+    @property
+    def n_flows(self) -> int:
+        return self.config.n_flows
+
+    @property
+    def n_group(self) -> int:
+        return self.config.n_group
+
+    @property
+    def n_early_every(self) -> int:
+        return self.config.n_early_every
+
+    @property
+    def n_early_size(self) -> int:
+        return self.config.n_early_size
+
+    @property
+    def n_remaining_channels(self) -> int:
+        return self.config.n_remaining_channels
 
     @property
     def receptive_field(self) -> tuple[int, int]:
@@ -132,7 +166,7 @@ class WaveGlow(Refreshable):
             if self.config.is_early(k):
                 early_outputs.append(audio[:, : self.config.n_early_size])
                 audio = audio[:, self.config.n_early_size :]
-            audio, log_det = convinv(audio, log_dets[k])
+            audio, log_det = convinv(audio, log_det=log_dets[k])
             kept, changed = self._split(audio, k)
             changed, log_s = kernels.affine_coupling(changed, wn(kept, spect))
             audio = self._join(kept, changed, k)
@@ -201,21 +235,25 @@ class WaveGlow(Refreshable):
             )
         noise = sigma * noise.to(mel.dtype)
 
-        spect = self.upsample.grouped(mel, config.n_group)
+        if may_bypass((self.upsample,), _UPSAMPLE):
+            spect = self.upsample.grouped(mel, config.n_group)
+        else:
+            spect = group(self.upsample(mel)[:, :, : n_groups * config.n_group], config.n_group)
         audio, unused = noise[:, : config.n_remaining_channels], noise[:, config.n_remaining_channels :]
         for k, (convinv, wn) in reversed(list(enumerate(self._flows))):
             kept, changed = self._split(audio, k)
             entering = None
             if config.is_early(k):
                 entering, unused = unused[:, : config.n_early_size], unused[:, config.n_early_size :]
-            audio = kernels.flow_step_inverse(
-                kept,
-                changed,
-                wn(kept, spect, lengths=groups),
-                convinv.inverse(),
-                entering,
-                swap=self._swaps(k),
-            )
+            b_log_s = wn(kept, spect, lengths=groups)
+            if may_bypass((convinv,), _FLOW):
+                audio = kernels.flow_step_inverse(
+                    kept, changed, b_log_s, convinv.inverse(), entering, swap=self._swaps(k)
+                )
+            else:
+                changed = kernels.affine_coupling_inverse(changed, b_log_s)
+                audio = convinv(self._join(kept, changed, k), reverse=True)
+                audio = audio if entering is None else torch.cat((entering, audio), dim=1)
         if groups is not None:
             audio = audio.masked_fill(~length_mask(groups, n_groups).unsqueeze(1), 0.0)
         return audio.transpose(1, 2).reshape(batch_size, -1)

@@ -1,6 +1,6 @@
 """Convolutions and linear layers with the reference's parameter names."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -48,13 +48,17 @@ class ConvNorm(nn.Module):
 class WeightNormConv1d(nn.Module):
     """A weight-normalised Conv1d with the parameters `weight_g`, `weight_v` and `bias`.
 
-    PyTorch's parametrisation saves `parametrizations.weight.original0/1`, which the published code cannot load.
+    PyTorch's parametrisation saves `parametrizations.weight.original0/1`, which the published code cannot load. Loads
+    those too, and a plain `weight`.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int):
+    dilation, padding = 1, 0  # of the class, for pickles of older versions
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, dilation: int = 1, padding: int = 0):
         super().__init__()
         initial = nn.Conv1d(in_channels, out_channels, kernel_size)
         assert initial.bias is not None
+        self.dilation, self.padding = dilation, padding
         self.bias = initial.bias
         self.weight_g = nn.Parameter(initial.weight.detach().norm(dim=(1, 2), keepdim=True))
         self.weight_v = initial.weight
@@ -65,12 +69,51 @@ class WeightNormConv1d(nn.Module):
         return kernels.weight_norm(self.weight_v, self.weight_g)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, in_channels, T] -> [B, out_channels, T - kernel_size + 1]."""
-        return F.conv1d(x, self.weight, self.bias)
+        """[B, in_channels, T] -> [B, out_channels, T + 2 * padding - dilation * (kernel_size - 1)]."""
+        return F.conv1d(x, self.weight, self.bias, padding=self.padding, dilation=self.dilation)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kw: Any) -> None:
+        unify_weight_norm(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kw)
 
     def extra_repr(self) -> str:
         out_channels, in_channels, kernel_size = self.weight_v.shape
-        return f"{in_channels}, {out_channels}, kernel_size={kernel_size}"
+        options = f", dilation={self.dilation}" if self.dilation > 1 else ""
+        return f"{in_channels}, {out_channels}, kernel_size={kernel_size}{options}"
+
+
+class UnnormedConv1d(nn.Conv1d):
+    """What `remove_weight_norm` makes of a `WeightNormConv1d`: parameters `weight` and `bias`."""
+
+
+@torch.no_grad()
+def remove_weight_norm(conv: WeightNormConv1d | UnnormedConv1d) -> WeightNormConv1d | UnnormedConv1d:
+    """A convolution with the weight that a `WeightNormConv1d` has now; another module is returned as it is."""
+    if not isinstance(conv, WeightNormConv1d):
+        return conv
+    out_channels, in_channels, kernel_size = conv.weight_v.shape
+    plain = UnnormedConv1d(
+        in_channels, out_channels, kernel_size, padding=conv.padding, dilation=conv.dilation, device="meta"
+    )
+    plain.weight, plain.bias = nn.Parameter(conv.weight, conv.weight_v.requires_grad), conv.bias
+    return plain.train(conv.training)
+
+
+def unify_weight_norm(state: dict[str, Tensor], prefix: str) -> None:
+    """Names the weight of the convolution at `prefix` `weight_g` and `weight_v`, if `state` has it in another form:
+    PyTorch's parametrisation, or a plain `weight`, which is a direction, and the norm of each row its magnitude."""
+    for i, name in enumerate("gv"):
+        key = f"{prefix}parametrizations.weight.original{i}"
+        if key in state:
+            state[f"{prefix}weight_{name}"] = state.pop(key)
+    weight = state.pop(f"{prefix}weight", None)
+    if weight is None or f"{prefix}weight_v" in state:
+        return
+    g = weight.double().norm(dim=tuple(range(1, weight.dim())), keepdim=True)
+    if not weight.is_meta:
+        # A row of zeros has no direction: with g = 0 any v does.
+        weight = torch.where(g == 0, torch.ones_like(weight), weight)
+    state[f"{prefix}weight_v"], state[f"{prefix}weight_g"] = weight, g.to(weight.dtype)
 
 
 def length_mask(lengths: Tensor, max_length: int) -> Tensor:

@@ -5,7 +5,10 @@ from torch import Tensor, nn
 
 from fastglow import kernels
 
+from .bypassing import may_bypass
 from .parameter_cache import ParameterCache, Refreshable
+
+_CONVOLUTION: frozenset[type[nn.Module]] = frozenset({nn.Conv1d})
 
 
 class InvertibleConv1x1(Refreshable):
@@ -21,10 +24,28 @@ class InvertibleConv1x1(Refreshable):
 
         self._inverse: ParameterCache[Tensor] = ParameterCache()
 
-    def forward(self, z: Tensor, log_det: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """[B, c, T] -> (W z [B, c, T], B * T * log|det W|, a scalar); `log_det`: log|det W|, if known."""
+    def forward(
+        self, z: Tensor, reverse: bool = False, *, log_det: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The convolution, or its inverse.
+
+        Args:
+            z: [B, c, T].
+            reverse: give what `infer` gives, as in NVIDIA/waveglow.
+            log_det: log|det W|, if known.
+
+        Returns:
+            (W z [B, c, T], B * T * log|det W|, a scalar); in reverse W^-1 z [B, c, T].
+        """
+        if reverse:
+            return self.infer(z)
         batch_size, _, n_of_groups = z.shape
-        z, log_det = kernels.invertible_conv1x1(z, self.conv.weight, log_det)
+        weight = self.conv.weight
+        if may_bypass((self.conv,), _CONVOLUTION):
+            z, log_det = kernels.invertible_conv1x1(z, weight, log_det)
+        else:
+            z = self.conv(z)
+            log_det = kernels.invertible_conv1x1_factors([weight])[1][0] if log_det is None else log_det
         return z, batch_size * n_of_groups * log_det
 
     def infer(self, z: Tensor) -> Tensor:

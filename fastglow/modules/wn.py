@@ -1,5 +1,6 @@
 """WaveGlow's WaveNet-like coupling network."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,9 +14,14 @@ from fastglow.kernels.arguments import check_integers, check_shape
 from fastglow.kernels.cpu.wavenet import PackedWaveNet, pack_wavenet, run_wavenet, supports
 from fastglow.kernels.launch import uncompiled
 
-from .convolution import WeightNormConv1d
+from .bypassing import may_bypass
+from .convolution import UnnormedConv1d, WeightNormConv1d, length_mask, remove_weight_norm
 from .module_lists import modules_of_type
 from .parameter_cache import ParameterCache, Refreshable, parameters_of
+from .wn_names import unify_layers
+
+_LAYERS: frozenset[type[nn.Module]] = frozenset({nn.ModuleList, WeightNormConv1d, UnnormedConv1d})
+_END: frozenset[type[nn.Module]] = frozenset({nn.Conv1d})
 
 
 class WN(Refreshable):
@@ -50,14 +56,19 @@ class WN(Refreshable):
         self.in_layers = nn.ModuleList()
         self.res_skip_layers = nn.ModuleList()
         self.cond_layers = nn.ModuleList()
-        self.start = WeightNormConv1d(n_in_channels, n_channels, 1)
+        self.start: WeightNormConv1d | UnnormedConv1d = WeightNormConv1d(n_in_channels, n_channels, 1)
         # Zero weights: the coupling starts as the identity, which keeps early training stable.
         self.end = nn.Conv1d(n_channels, 2 * n_in_channels, 1)
         for parameter in self.end.parameters():
             nn.init.zeros_(parameter)
         for i in range(n_layers):
             last = i == n_layers - 1
-            self.in_layers.append(WeightNormConv1d(n_channels, 2 * n_channels, kernel_size))
+            dilation = 2**i
+            self.in_layers.append(
+                WeightNormConv1d(
+                    n_channels, 2 * n_channels, kernel_size, dilation=dilation, padding=dilation * (kernel_size // 2)
+                )
+            )
             self.cond_layers.append(WeightNormConv1d(n_mel_channels, 2 * n_channels, 1))
             self.res_skip_layers.append(WeightNormConv1d(n_channels, n_channels if last else 2 * n_channels, 1))
 
@@ -66,14 +77,40 @@ class WN(Refreshable):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({"_packed": ParameterCache(), **state})  # absent in pickles of older versions
+        for i, conv in enumerate(modules_of_type(WeightNormConv1d, self.in_layers)):
+            if "dilation" not in vars(conv):  # a pickle of an older version
+                conv.dilation, conv.padding = 2**i, 2**i * (conv.weight_v.shape[2] // 2)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kw: Any) -> None:
+        """Loads the tensors of every version of NVIDIA's code."""
+        own = {key.removeprefix(prefix): state_dict.pop(key) for key in [*state_dict] if key.startswith(prefix)}
+        try:
+            own = unify_layers(own, prefix)
+        except FastglowError as error:
+            error_messages: list[str] = args[-1]
+            error_messages.append(str(error))
+        state_dict.update((prefix + key, tensor) for key, tensor in own.items())
+        super()._load_from_state_dict(state_dict, prefix, *args, **kw)
+
+    def remove_weight_norm(self) -> None:
+        """Gives its convolutions the weights that they have now as the parameter `weight`. Twice is once."""
+        self.start = remove_weight_norm(self.start)
+        for layers in (self.in_layers, self.cond_layers, self.res_skip_layers):
+            for i, conv in enumerate(modules_of_type(WeightNormConv1d, layers)):
+                layers[i] = remove_weight_norm(conv)
 
     def forward(
-        self, audio: Tensor, spect: Tensor, mask: Tensor | None = None, *, lengths: Tensor | None = None
+        self,
+        audio: Tensor | tuple[Tensor, Tensor],
+        spect: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         """b and log s of the affine coupling.
 
         Args:
-            audio: [B, n_in_channels, T].
+            audio: [B, n_in_channels, T]; or both, (audio, spect), as in NVIDIA/waveglow.
             spect: [B, n_mel_channels, T].
             mask: [B, 1, T], 1 inside an item and 0 in its padding, or None.
             lengths: [B] integers; has the effect of a mask, and positions beyond are not computed.
@@ -81,6 +118,13 @@ class WN(Refreshable):
         Returns:
             [B, 2 * n_in_channels, T], b first; undefined beyond an item's length.
         """
+        if isinstance(audio, tuple):
+            audio, spect = audio
+        if spect is None:
+            raise FastglowError("WN got no spect: pass wn(audio, spect) or wn((audio, spect))")
+        layers = self.start, self.in_layers, self.cond_layers, self.res_skip_layers
+        if not (may_bypass(layers, _LAYERS) and may_bypass((self.end,), _END)):
+            return self._by_module(audio, spect, mask, lengths)
         autocast = kernels.backend.autocast_dtype(self.end.weight)
         if mask is None and self._runs_packed(audio, spect, autocast):
             return self._run_packed(audio, spect, lengths, autocast)
@@ -112,6 +156,23 @@ class WN(Refreshable):
             )
         assert skip is not None
         return self.end(skip) if weights.skip_bias is None else skip.to(start.dtype)
+
+    def _by_module(self, audio: Tensor, spect: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor:
+        """`forward` in calls of the layers, which have hooks, or which other code has replaced."""
+        audio, spect = (kernels.backend.fitting(x, next(self.parameters())) for x in (audio, spect))
+        outside = None if lengths is None else ~length_mask(lengths, audio.shape[2]).unsqueeze(1)
+        h, output = self.start(audio), None
+        for i, (in_layer, cond_layer, res_skip_layer) in enumerate(
+            zip(self.in_layers, self.cond_layers, self.res_skip_layers, strict=True)
+        ):
+            h = h if mask is None else h * mask
+            h = h if outside is None else h.masked_fill(outside, 0.0)
+            skip = res_skip_layer(kernels.gated_activation(in_layer(h), cond_layer(spect)))
+            if i < self.n_layers - 1:
+                residual, skip = skip[:, : self.n_channels], skip[:, self.n_channels :]
+                h = h + residual
+            output = skip if output is None else output + skip
+        return self.end(output)
 
     def _runs_packed(self, audio: Tensor, spect: Tensor, autocast: torch.dtype | None) -> bool:
         weight = self.end.weight
@@ -146,12 +207,7 @@ class WN(Refreshable):
             for layers in (self.in_layers, self.cond_layers, self.res_skip_layers)
         )
         convolutions = [self.start, *in_layers, *cond_layers, *res_skip_layers]
-        dtype = kernels.backend.autocast_dtype(self.end.weight)
-        packed = kernels.weight_norm_packed([[(conv.weight_v, conv.weight_g)] for conv in convolutions], dtype)
-        weights = []
-        for conv, matrix in zip(convolutions, packed, strict=True):
-            rows, channels, taps = conv.weight_v.shape
-            weights.append(matrix.view(rows, taps, channels).transpose(1, 2))
+        weights = _weights(convolutions, kernels.backend.autocast_dtype(self.end.weight))
         start, *layers = weights
         n = self.n_layers
         in_biases, cond_biases, res_skip_biases = (
@@ -183,6 +239,22 @@ class WN(Refreshable):
                 biases.append(torch.cat((bias[:n_residual], bias.new_zeros(len(end)))))
                 skip_bias = skip_bias + end @ bias[n_residual:].to(wide)
         return replace(plain, res_skip_layers=weights, res_skip_biases=biases, skip_bias=skip_bias)
+
+
+def _weights(convolutions: Sequence[nn.Module], dtype: torch.dtype | None) -> list[Tensor]:
+    """The weight of each, [out, in, k] with the channels of a tap side by side in memory."""
+    normed = [[(conv.weight_v, conv.weight_g)] for conv in convolutions if isinstance(conv, WeightNormConv1d)]
+    matrices = iter(kernels.weight_norm_packed(normed, dtype) if normed else ())
+    weights = []
+    for conv in convolutions:
+        if isinstance(conv, WeightNormConv1d):
+            rows, channels, taps = conv.weight_v.shape
+            weight = next(matrices).view(rows, taps, channels)
+        else:
+            assert isinstance(conv, UnnormedConv1d)
+            weight = conv.weight.to(dtype or conv.weight.dtype).transpose(1, 2).contiguous()
+        weights.append(weight.transpose(1, 2))
+    return weights
 
 
 def _run_packed(audio: Tensor, spect: Tensor, lengths: Tensor | None, packed: PackedWaveNet) -> Tensor:

@@ -46,7 +46,8 @@ def _own_network(module: Any) -> WN:
     (taps,) = in_layers[0].kernel_size
     with torch.device("meta"):
         network = WN(module.start.in_channels, _n_conditioning(module), n_layers, in_layers[0].in_channels, taps)
-    _share(network.start, *weight_norm_of(module.start), module.start.bias)
+    (start,) = modules_of_type(WeightNormConv1d, [network.start])
+    _share(start, *weight_norm_of(module.start), module.start.bias)
     for name in ("in_layers", "res_skip_layers"):
         for own, conv in zip(
             modules_of_type(WeightNormConv1d, getattr(network, name)), getattr(module, name), strict=True

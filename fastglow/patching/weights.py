@@ -35,7 +35,8 @@ def weight_norm_of(module: Any) -> tuple[Tensor, Tensor]:
         parametrization = module.parametrizations.weight
         return parametrization.original1, parametrization.original0
     weight = weight_of(module)
-    return weight, torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.dim())), keepdim=True)
+    g = torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.dim())), keepdim=True)
+    return torch.where(g == 0, 1.0, weight), g  # a row of zeros has no direction: with g = 0 any v does
 
 
 def bias_of(module: nn.Module) -> Tensor | None:

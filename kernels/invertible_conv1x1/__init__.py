@@ -13,8 +13,8 @@ from fastglow.errors import FastglowError
 from .. import backend
 from ..arguments import check_shape, dtype_name, mixed_dtypes
 from ..reference import invertible_conv1x1 as reference
-from .factors import OP, Factors
-from .product import Product
+from .factors import OP, factors, split_inverses
+from .product import product
 
 MAX_CHANNELS = 16
 """A thread holds whole columns of a signal: longer ones do not fit in its registers."""
@@ -45,8 +45,8 @@ def invertible_conv1x1_factors(weights: Sequence[Tensor]) -> tuple[list[Tensor],
         _check_weight(weight)
     if not backend.picks_triton(OP, *weights, unsupported=_unsupported(*weights)):
         return reference.invertible_conv1x1_factors(weights)
-    log_dets, *inverses = Factors.apply(*weights)
-    return inverses, log_dets
+    inverses, log_dets = factors(weights)
+    return split_inverses(inverses, weights), log_dets
 
 
 def invertible_conv1x1(z: Tensor, weight: Tensor, log_det: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -79,7 +79,7 @@ def invertible_conv1x1(z: Tensor, weight: Tensor, log_det: Tensor | None = None)
         return reference.invertible_conv1x1(z, weight, log_det)
     if log_det is None:
         log_det = invertible_conv1x1_factors([weight])[1][0]
-    return Product.apply(z, weight.squeeze(2), backend.autocast_dtype(z) or z.dtype), log_det
+    return product(z, weight.squeeze(2), backend.autocast_dtype(z) or z.dtype), log_det
 
 
 def invertible_conv1x1_inverse(z: Tensor, weight: Tensor, inverse: Tensor | None = None) -> Tensor:
@@ -107,7 +107,7 @@ def invertible_conv1x1_inverse(z: Tensor, weight: Tensor, inverse: Tensor | None
         return reference.invertible_conv1x1_inverse(z, weight, inverse)
     if inverse is None:
         (inverse,), _ = invertible_conv1x1_factors([weight])
-    return Product.apply(z, inverse, backend.autocast_dtype(z) or z.dtype)
+    return product(z, inverse, backend.autocast_dtype(z) or z.dtype)
 
 
 def _check_weight(weight: Tensor) -> None:

@@ -5,15 +5,17 @@ Maths, layout and cost: kernels/README.md.
 
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..graphs import integer_table, pointer_table
 from ..launch import Config, launch
+from ..operators import differentiable, operator, reference_gradients
+from ..reference import invertible_conv1x1 as reference
 
 OP = "invertible_conv1x1"
 ELEMENTS = 512  # per program, over all its matrices
@@ -200,27 +202,62 @@ def _backward(
     return dw
 
 
-class Factors(torch.autograd.Function):
-    """(log_dets, *inverses) of the weights."""
+def _empty(weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    wide = torch.promote_types(weights[0].dtype, torch.float32)
+    return weights[0].new_empty(sum(_sizes(weights)), dtype=wide), weights[0].new_empty(len(weights), dtype=wide)
 
-    @staticmethod
-    def forward(ctx, *weights):
-        inverses, log_dets = _forward(weights)
-        ctx.save_for_backward(inverses, *weights)
-        ctx.set_materialize_grads(False)
-        matrices = inverses.split(_sizes(weights))
-        return log_dets, *(x.view(len(w), len(w)) for x, w in zip(matrices, weights, strict=True))
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, d_log_dets, *d_inverses):
-        inverses, *weights = ctx.saved_tensors
-        d_flat = None
-        if any(d is not None for d in d_inverses):
-            parts = zip(d_inverses, _sizes(weights), strict=True)
-            d_flat = torch.cat([inverses.new_zeros(n) if d is None else d.reshape(-1) for d, n in parts])
-        if d_flat is None and d_log_dets is None:
-            return (None,) * len(weights)
-        dws = _backward(weights, inverses, d_flat, d_log_dets).split(_sizes(weights))
-        gradients = zip(dws, weights, ctx.needs_input_grad, strict=True)
-        return tuple(dw.view(weight.shape) if needed else None for dw, weight, needed in gradients)
+def _reference(weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    inverses, log_dets = reference.invertible_conv1x1_factors(weights)
+    return torch.cat([inverse.flatten() for inverse in inverses]), log_dets
+
+
+def _empty_gradients(weights: Sequence[Tensor], inverses: Tensor, *_: Any) -> Tensor:
+    return inverses.new_empty(inverses.shape, dtype=weights[0].dtype)
+
+
+def _reference_backward(weights: Sequence[Tensor], inverses: Tensor, *upstream: Tensor | None) -> Tensor:
+    needs = [True] * len(weights)
+    gradients = reference_gradients(lambda *weights: _reference(weights), weights, needs, upstream)
+    return torch.cat([gradient.flatten() for gradient in gradients])
+
+
+factors = operator(
+    "invertible_conv1x1_factors",
+    "(Tensor[] weights) -> (Tensor, Tensor)",
+    kernel=_forward,
+    empty=_empty,
+    reference=_reference,
+)
+"""(all inverses one after the other, flat; log|det W|, [n])."""
+
+_gradients = operator(
+    "invertible_conv1x1_factors_backward",
+    "(Tensor[] weights, Tensor inverses, Tensor? d_inverses, Tensor? d_log_dets) -> Tensor",
+    kernel=_backward,
+    empty=_empty_gradients,
+    reference=_reference_backward,
+)
+
+
+def split_inverses(flat: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    """The inverses of `factors`, [c, c] each."""
+    return [x.view(len(w), len(w)) for x, w in zip(flat.split(_sizes(weights)), weights, strict=True)]
+
+
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(output[0], *inputs[0])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, d_inverses: Tensor | None, d_log_dets: Tensor | None) -> list[Tensor | None]:
+    inverses, *weights = ctx.saved_tensors
+    if d_inverses is None and d_log_dets is None:
+        return [None] * len(weights)
+    d_inverses = None if d_inverses is None else d_inverses.contiguous()
+    dws = _gradients(weights, inverses, d_inverses, d_log_dets).split(_sizes(weights))
+    gradients = zip(dws, weights, ctx.needs_input_grad[0], strict=True)
+    return [dw.view(weight.shape) if needed else None for dw, weight, needed in gradients]
+
+
+differentiable(factors, _save, _differentiate, _gradients)

@@ -3,16 +3,16 @@
 Maths, layout and cost: kernels/README.md.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..arguments import Matrix, Signal
 from ..launch import Config, launch, pick_config
+from ..operators import differentiable, operator, scattered
 
 OP = "invertible_conv1x1"
 
@@ -111,7 +111,7 @@ def _config(kernel: str, configs: dict[int, tuple[Config, ...]], z: Tensor) -> C
 
 def _forward(z: Tensor, matrix: Tensor, dtype: torch.dtype) -> Tensor:
     B, c, T = z.shape
-    out = torch.empty((B, c, T), dtype=dtype, device=z.device)
+    out = _empty(z, matrix, dtype)
     if out.numel():
         config = _config("invertible_conv1x1_fwd", FWD_CONFIGS, z)
         launch(
@@ -122,10 +122,16 @@ def _forward(z: Tensor, matrix: Tensor, dtype: torch.dtype) -> Tensor:
     return out
 
 
-def _backward(
-    d: Tensor, z: Tensor | None, matrix: Tensor, dz_dtype: torch.dtype | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """(dz, dW): dz if it is given a dtype, dW if z is given."""
+def _empty(z: Tensor, matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty(z.shape, dtype=dtype, device=z.device)
+
+
+def _reference(z: Tensor, matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    return matrix.to(dtype) @ z.to(dtype)
+
+
+def _backward(d: Tensor, z: Tensor | None, matrix: Tensor, dz_dtype: torch.dtype | None) -> list[Tensor]:
+    """[dz, dW]: dz if it is given a dtype, dW if z is given."""
     B, c, T = d.shape
     config = _config("invertible_conv1x1_bwd", BWD_CONFIGS, d)
     n_programs = triton.cdiv(T, config["BT"]) * B
@@ -137,30 +143,47 @@ def _backward(
             Signal.of(d), Signal.of(z), Matrix.of(matrix), Signal.of(dz), partial_sums, T,
             C=c, BC=triton.next_power_of_2(c), device=d.device, **config,
         )  # fmt: skip
-    return dz, None if partial_sums is None else partial_sums.sum(dim=0).to(matrix.dtype)
+    dw = None if partial_sums is None else partial_sums.sum(dim=0).to(matrix.dtype)
+    return [x for x in (dz, dw) if x is not None]
 
 
-class _Inputs(NamedTuple):
-    """Inputs of `Product`, whether each needs a gradient, or the gradients."""
-
-    z: Any
-    matrix: Any
-    dtype: Any = None
+def _empty_gradients(d: Tensor, z: Tensor | None, matrix: Tensor, dz_dtype: torch.dtype | None) -> list[Tensor]:
+    dz = [] if dz_dtype is None else [torch.empty(d.shape, dtype=dz_dtype, device=d.device)]
+    return dz if z is None else [*dz, torch.empty(matrix.shape, dtype=matrix.dtype, device=d.device)]
 
 
-class Product(torch.autograd.Function):
-    """matrix z, rounded to dtype, of z [B, c, T] and matrix [c, c]."""
+def _reference_backward(d: Tensor, z: Tensor | None, matrix: Tensor, dz_dtype: torch.dtype | None) -> list[Tensor]:
+    dz = [] if dz_dtype is None else [matrix.to(d.dtype).t() @ d]
+    return dz if z is None else [*dz, (d @ z.to(d.dtype).transpose(1, 2)).sum(0)]
 
-    @staticmethod
-    def forward(ctx, z, matrix, dtype):
-        needed = _Inputs(*ctx.needs_input_grad)
-        ctx.save_for_backward(z if needed.matrix else None, matrix)
-        ctx.dz_dtype = z.dtype if needed.z else None
-        return _forward(z, matrix, dtype)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, d):
-        z, matrix = ctx.saved_tensors
-        dz, dw = _backward(d, z, matrix, ctx.dz_dtype)
-        return _Inputs(dz, dw)
+product = operator(
+    "invertible_conv1x1_product",
+    "(Tensor z, Tensor matrix, ScalarType dtype) -> Tensor",
+    kernel=_forward,
+    empty=_empty,
+    reference=_reference,
+)
+"""matrix z, rounded to dtype, of z [B, c, T] and matrix [c, c]."""
+
+_gradients = operator(
+    "invertible_conv1x1_product_backward",
+    "(Tensor d, Tensor? z, Tensor matrix, ScalarType? dz_dtype) -> Tensor[]",
+    kernel=_backward,
+    empty=_empty_gradients,
+    reference=_reference_backward,
+)
+
+
+def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    z, matrix, _ = inputs
+    needs_z, needs_matrix = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(z if needs_matrix else None, matrix)
+    ctx.dz_dtype = z.dtype if needs_z else None
+
+
+def _differentiate(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
+    return *scattered(_gradients(d, *ctx.saved_tensors, ctx.dz_dtype), ctx.needs_input_grad[:2]), None
+
+
+differentiable(product, _save, _differentiate, _gradients)

@@ -3,20 +3,29 @@
 attend.py and attend_bwd.py have a step of one item as device functions; the decoder loops call parts of them too.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import triton
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from fastglow.errors import FastglowError
 
 from .. import backend
-from ..arguments import check_choice, check_integers, check_shape, dtype_name, mixed_dtypes, with_near_rows
-from ..reference.location_attention import NORMALIZATIONS
+from ..arguments import (
+    check_choice,
+    check_integers,
+    check_shape,
+    contiguous_rows,
+    dtype_name,
+    mixed_dtypes,
+    with_near_rows,
+)
+from ..operators import differentiable, operator, reference_gradients, scattered
+from ..reference.convolution import windows
+from ..reference.location_attention import NORMALIZATIONS, context_and_weights
 from ..reference.location_attention import location_attention as reference_location_attention
 from .attend import MAX_ATTENTION, WINDOW, attention_too_wide, fold_location
 from .kernels import OP, Gradients, Inputs, Options, location_attention_bwd, location_attention_fwd
@@ -24,51 +33,124 @@ from .kernels import OP, Gradients, Inputs, Options, location_attention_bwd, loc
 __all__ = ["MAX_ATTENTION", "attention_too_wide", "fold_location", "location_attention"]
 
 
-class LocationAttention(Function):
-    """Arguments: the fields of `Inputs`, then `Options`."""
-
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-        inputs, ctx.options = Inputs(*arguments[:-1]), arguments[-1]
-        context, weights, rows = location_attention_fwd(inputs, ctx.options)
-        ctx.save_for_backward(*inputs._replace(mask=None), rows)
-        ctx.set_materialize_grads(False)
-        if not _wants_more_than_memory(ctx):
-            ctx.mark_non_differentiable(weights)
-        return context, weights
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dcontext: Tensor | None, dweights: Tensor | None) -> tuple[Tensor | None, ...]:
-        return *_gradients(ctx, dcontext, dweights), None
+_N_INPUTS = len(Inputs._fields)
+_N_DIFFERENTIABLE = len(Gradients._fields)
 
 
-def _gradients(ctx: Any, dcontext: Tensor | None, dweights: Tensor | None) -> Gradients:
-    if dcontext is None and dweights is None:
-        return Gradients()
-    *saved, rows = ctx.saved_tensors
-    inputs = Inputs(*saved)
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return location_attention_fwd(*_unpacked(arguments))
+
+
+def _empty(
+    query: Tensor, memory: Tensor, processed, cat, location: Tensor, *more: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    B, T, D = memory.shape
+    return (
+        memory.new_empty((B, D), dtype=location.dtype),
+        memory.new_empty((B, T), dtype=more[-1]),
+        memory.new_empty((B, T), dtype=torch.promote_types(location.dtype, torch.float32)),
+    )
+
+
+def _reference(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    inputs, options = Inputs(*arguments[:_N_INPUTS]), Options(*arguments[_N_INPUTS:])
+    location = inputs.location[:, : 2 * options.taps]
+    dtype = location.dtype
+    around = windows(inputs.weights_cat.to(dtype), options.taps).transpose(1, 2).flatten(2)  # [B, T, 2k]
+    hidden = inputs.query.to(dtype).unsqueeze(1) + F.linear(around, location) + inputs.processed_memory.to(dtype)
+    context, weights = context_and_weights(
+        hidden, inputs.memory.to(dtype), inputs.v.to(dtype).unsqueeze(0), inputs.mask, lengths=inputs.lengths,
+        v_bias=None if inputs.v_bias is None else inputs.v_bias.to(dtype),
+        sharpening=options.sharpening, normalization=options.normalization,
+    )  # fmt: skip
+    return context, weights, weights
+
+
+def _backward(
+    needs: Sequence[bool], dcontext: Tensor | None, dweights: Tensor | None, rows: Tensor, *arguments: Any
+) -> list[Tensor]:
+    inputs, options = _unpacked(arguments)
+    wants = Gradients(*needs)
     memory = inputs.memory
     if memory.numel() == 0:
-        return Gradients(*(None if x is None else torch.zeros_like(x) for x in inputs[:7]))
-    wants = dict(zip(Inputs._fields, ctx.needs_input_grad, strict=False))
+        return [x.zero_() for x in _empty_gradients(needs, dcontext, dweights, rows, *arguments)]
     if dcontext is None:
         dcontext = memory.new_zeros((len(memory), memory.shape[2]), dtype=inputs.location.dtype)
     dcontext = dcontext.contiguous()
-    dmemory = None
-    if wants["memory"]:
+    gradients = Gradients()
+    if any(wants._replace(memory=False)):
+        dweights = None if dweights is None else dweights.contiguous()
+        gradients = location_attention_bwd(inputs, options, rows, dcontext, dweights, wants.weights_cat)
+    if wants.memory:
         dmemory = rows.to(memory.dtype).unsqueeze(2) * dcontext.to(memory.dtype).unsqueeze(1)
-    if not _wants_more_than_memory(ctx):
-        return Gradients(memory=dmemory)
-    if dweights is not None:
-        dweights = dweights.contiguous()
-    others = location_attention_bwd(inputs, ctx.options, rows, dcontext, dweights, wants["weights_cat"])
-    return others._replace(memory=dmemory)
+        gradients = gradients._replace(memory=dmemory.contiguous())
+    return [d for d, wanted in zip(gradients, needs, strict=True) if wanted]
 
 
-def _wants_more_than_memory(ctx: Any) -> bool:
-    wants = zip(Inputs._fields, ctx.needs_input_grad, strict=False)
-    return any(wanted for name, wanted in wants if name != "memory")
+def _empty_gradients(needs: Sequence[bool], dcontext, dweights, rows, *arguments: Any) -> list[Tensor]:
+    inputs = zip(arguments, needs, strict=False)
+    return [x.new_empty(x.shape) for x, needed in inputs if needed]
+
+
+def _reference_backward(needs: Sequence[bool], dcontext, dweights, rows, *arguments: Any) -> list[Tensor]:
+    inputs, others = arguments[:_N_DIFFERENTIABLE], arguments[_N_DIFFERENTIABLE:]
+    return reference_gradients(lambda *x: _reference(*x, *others)[:2], inputs, needs, (dcontext, dweights))
+
+
+def _unpacked(arguments: tuple) -> tuple[Inputs, Options]:
+    """The operator's arguments, in the layouts that kernels take."""
+    inputs = Inputs(*arguments[:_N_INPUTS])
+    cat = inputs.weights_cat
+    inputs = inputs._replace(
+        query=contiguous_rows(inputs.query),
+        memory=with_near_rows(inputs.memory),
+        processed_memory=with_near_rows(inputs.processed_memory),
+        weights_cat=cat if cat.stride(2) == 1 else cat.contiguous(),
+        location=inputs.location.contiguous(),
+        v=inputs.v.contiguous(),
+        lengths=None if inputs.lengths is None else inputs.lengths.contiguous(),
+    )
+    return inputs, Options(*arguments[_N_INPUTS:])
+
+
+_ARGUMENTS = (
+    "Tensor query, Tensor memory, Tensor processed_memory, Tensor weights_cat, Tensor location, Tensor v, "
+    "Tensor? v_bias, Tensor? mask, Tensor? lengths, SymInt taps, float sharpening, str normalization, "
+    "ScalarType weights_dtype"
+)
+_operator = operator(
+    OP, f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)", kernel=_forward, empty=_empty, reference=_reference
+)
+_gradients = operator(
+    f"{OP}_backward",
+    f"(bool[] needs, Tensor? dcontext, Tensor? dweights, Tensor rows, {_ARGUMENTS}) -> Tensor[]",
+    kernel=_backward,
+    empty=_empty_gradients,
+    reference=_reference_backward,
+)
+
+
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    _, weights, rows = output
+    ctx.save_for_backward(*inputs[:_N_INPUTS], rows)
+    ctx.options = inputs[_N_INPUTS:]
+    ctx.set_materialize_grads(False)
+    needs_more_than_memory = any(Gradients(*ctx.needs_input_grad[:_N_DIFFERENTIABLE])._replace(memory=False))
+    ctx.mark_non_differentiable(*((rows,) if needs_more_than_memory else (weights, rows)))
+
+
+def _differentiate(
+    ctx: Any, dcontext: Tensor | None, dweights: Tensor | None, drows: None
+) -> tuple[Tensor | None, ...]:
+    *tensors, rows = ctx.saved_tensors
+    needs = ctx.needs_input_grad[:_N_DIFFERENTIABLE]
+    if dcontext is None and dweights is None:
+        return (None,) * len(ctx.needs_input_grad)
+    found = _gradients(needs, dcontext, dweights, rows, *tensors, *ctx.options)
+    return (*scattered(found, needs), *(None,) * (len(ctx.needs_input_grad) - _N_DIFFERENTIABLE))
+
+
+differentiable(_operator, _save, _differentiate, _gradients)
 
 
 def location_attention(
@@ -136,21 +218,20 @@ def location_attention(
         )  # fmt: skip
     if location_weight is None:
         location_weight = fold_location(location_conv_weight, location_dense_weight, dtype)
-    cat = attention_weights_cat
     inputs = Inputs(
         query=F.linear(query, query_weight),
-        memory=with_near_rows(memory),
-        processed_memory=with_near_rows(processed_memory),
-        weights_cat=cat if cat.stride(2) == 1 else cat.contiguous(),
-        location=location_weight.to(dtype).contiguous(),
-        v=v_weight.reshape(-1).contiguous(),
+        memory=memory,
+        processed_memory=processed_memory,
+        weights_cat=attention_weights_cat,
+        location=location_weight.to(dtype),
+        v=v_weight.reshape(-1),
         v_bias=v_bias,
         mask=mask,
-        lengths=None if lengths is None else lengths.contiguous(),
+        lengths=lengths,
     )
     weights_dtype = dtype if autocast is None else torch.float32
-    options = Options(location_conv_weight.shape[2], sharpening, normalization, weights_dtype)
-    return LocationAttention.apply(*inputs, options)
+    context, weights, _ = _operator(*inputs, location_conv_weight.shape[2], sharpening, normalization, weights_dtype)
+    return context, weights
 
 
 def _check(

@@ -77,7 +77,7 @@ def location_attention_fwd_kernel(
 
     Args:
         batch: AttentionItem of item 0.
-        p_rows: [B, blocks of D, T] float32: each program's copy of the weights.
+        p_rows: [blocks of D, B, T] float32: each program's copy of the weights.
         p_weights: [B, T], any float dtype.
         p_context: [B, D].
         s_batch: BatchStrides.
@@ -86,7 +86,7 @@ def location_attention_fwd_kernel(
     i_d, i_b = tl.program_id(0), tl.program_id(1).to(tl.int64)
     length = item_length(p_lengths, i_b, T, p_lengths is not None)
     p_memory = batch.memory + i_b * s_batch.memory
-    p_rows += (i_b * tl.num_programs(0) + i_d) * T
+    p_rows += (i_d * tl.num_programs(1) + i_b) * T
     attend_weights(
         _query(p_query, i_b, sizes.A, s_batch.query, blocks.BA),
         AttentionItem(
@@ -201,7 +201,7 @@ class Options(NamedTuple):
 
 
 def location_attention_fwd(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor, Tensor]:
-    """(context [B, D], weights [B, T], the weights in float32 with any row stride)."""
+    """(context [B, D], weights [B, T], the weights in float32)."""
     memory, location = inputs.memory, inputs.location
     B, T, D = memory.shape
     configs = FORWARD_CONFIGS[location.dtype.itemsize, len(location) > WIDE_ATTENTION]
@@ -211,11 +211,11 @@ def location_attention_fwd(inputs: Inputs, options: Options) -> tuple[Tensor, Te
 
     config = pick_config("location_attention_fwd", configs, widest_that_fills, location, items=B, columns=D)
     n_blocks = triton.cdiv(D, config["BD"])
-    rows = memory.new_empty((B, n_blocks, T), dtype=torch.float32)
+    rows = memory.new_empty((n_blocks, B, T), dtype=torch.float32)
     weights = memory.new_empty((B, T), dtype=options.weights_dtype)
     context = memory.new_empty((B, D), dtype=location.dtype)
     if memory.numel() == 0:
-        return context.zero_(), weights.zero_(), rows.zero_()[:, 0]
+        return context.zero_(), weights.zero_(), rows.zero_()[0]
     blocks, launch_options = _blocks(inputs, options, config)
     launch(
         OP, location_attention_fwd_kernel, (n_blocks, B),
@@ -223,7 +223,7 @@ def location_attention_fwd(inputs: Inputs, options: Options) -> tuple[Tensor, Te
         *_sizes_and_strides(inputs, options), blocks,
         device=memory.device, **launch_options,
     )  # fmt: skip
-    return context, weights, rows[:, 0]
+    return context, weights, rows[0]
 
 
 def location_attention_bwd(
@@ -267,11 +267,13 @@ def location_attention_bwd(
         *_sizes_and_strides(inputs, options, rows), blocks,
         device=memory.device, **launch_options,
     )  # fmt: skip
+    total = dlocation.sum(0).to(location.dtype)
+    total[:, 2 * options.taps :] = 0.0  # padding, which the kernel does not write
     return Gradients(
         query=dquery,
         processed_memory=dprocessed,
         weights_cat=dcat,
-        location=dlocation.sum(0).to(location.dtype),
+        location=total,
         v=dv.sum(0).to(v.dtype),
         v_bias=None if v_bias is None else dv_bias.sum(0, keepdim=True).to(v_bias.dtype),
     )

@@ -3,67 +3,128 @@
 `cell` has the parts of a step as device functions, which the decoder loops call too.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from fastglow.errors import FastglowError
 
 from .. import backend
-from ..arguments import check_probability, check_seed, check_shape, contiguous_rows, mixed_dtypes
+from ..arguments import check_probability, check_seed, check_shape, contiguous_rows, mixed_dtypes, operator_seed
+from ..operators import differentiable, operator, reference_gradients, scattered
 from ..reference.lstm_cell import lstm_cell as reference_lstm_cell
 from ..reference.philox import random_seed
 from .kernels import OP, Inputs, Options, Upstream, lstm_cell_bwd, lstm_cell_fwd
 
-
-class LSTMCell(Function):
-    """Arguments: the fields of `Inputs`, the seed, `Options`."""
-
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-        *tensors, seed, ctx.options = arguments
-        inputs = Inputs(*tensors)
-        outputs = lstm_cell_fwd(inputs, seed, ctx.options, save_gates=True)
-        ctx.seed = None if isinstance(seed, Tensor) else seed
-        kept = inputs._replace(bias_ih=None, bias_hh=None)
-        ctx.save_for_backward(*kept, outputs.gates, seed if ctx.seed is None else None)
-        ctx.set_materialize_grads(False)
-        return outputs.h, outputs.c
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dnext_h: Tensor | None, dnext_c: Tensor | None) -> tuple[Tensor | None, ...]:
-        return *_gradients(ctx, Upstream(dnext_h, dnext_c)), None, None
+_N_INPUTS = len(Inputs._fields)
 
 
-def _gradients(ctx: Any, upstream: Upstream) -> Inputs:
-    none = Inputs(*(None for _ in Inputs._fields))
-    if upstream.h is None and upstream.c is None:
-        return none
-    *saved, gates, seed = ctx.saved_tensors
-    inputs = Inputs(*saved)
-    wants = Inputs(*ctx.needs_input_grad[: len(inputs)])
-    ds = lstm_cell_bwd(upstream, gates, inputs.c, ctx.seed if seed is None else seed, ctx.options)
-    gradients = none._replace(c=ds.c if wants.c else None)
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    inputs, seed, options, save_gates = _unpacked(arguments)
+    outputs = lstm_cell_fwd(inputs, seed, options, save_gates)
+    return outputs.h, outputs.c, inputs.x.new_empty(0) if outputs.gates is None else outputs.gates
+
+
+def _empty(x: Tensor, h: Tensor, c: Tensor, *more: Any) -> tuple[Tensor, Tensor, Tensor]:
+    (B, n), save_gates = c.shape, more[-1]
+    return x.new_empty((B, n)), x.new_empty((B, n)), x.new_empty((B, 4 * n) if save_gates else (0,))
+
+
+def _reference(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The gates are for kernels only, and zeros."""
+    inputs, seed, options, _ = _unpacked(arguments)
+    next_h, next_c = reference_lstm_cell(*inputs, **options._asdict(), seed=seed)
+    return next_h, next_c, _empty(*arguments)[2].zero_()
+
+
+def _backward(
+    needs: Sequence[bool], dnext_h: Tensor | None, dnext_c: Tensor | None, gates: Tensor, *arguments: Any
+) -> list[Tensor]:
+    inputs, seed, options, _ = _unpacked(arguments)
+    wants = Inputs(*needs)
+    ds = lstm_cell_bwd(Upstream(dnext_h, dnext_c), gates, inputs.c, seed, options)
+    gradients = []
     with backend.without_autocast(gates):  # it may be on here without having been on in the forward pass
         if wants.x:
-            gradients = gradients._replace(x=ds.gates @ inputs.weight_ih)
+            gradients.append(ds.gates @ inputs.weight_ih)
         if wants.h:
             dh = ds.gates @ inputs.weight_hh if ds.h is None else torch.addmm(ds.h, ds.gates, inputs.weight_hh)
-            gradients = gradients._replace(h=dh)
+            gradients.append(dh)
+        if wants.c:
+            gradients.append(ds.c)
         if wants.weight_ih:
-            gradients = gradients._replace(weight_ih=ds.gates.t() @ inputs.x)
+            gradients.append(ds.gates.t() @ inputs.x)
         if wants.weight_hh:
-            gradients = gradients._replace(weight_hh=ds.gates.t() @ inputs.h)
-        if wants.bias_ih or wants.bias_hh:
-            dbias = ds.gates.sum(0)
-            gradients = gradients._replace(
-                bias_ih=dbias if wants.bias_ih else None, bias_hh=dbias if wants.bias_hh else None
-            )
+            gradients.append(ds.gates.t() @ inputs.h)
+        gradients += [ds.gates.sum(0) for wanted in (wants.bias_ih, wants.bias_hh) if wanted]
     return gradients
+
+
+def _empty_gradients(needs: Sequence[bool], dnext_h, dnext_c, gates, *arguments: Any) -> list[Tensor]:
+    inputs = zip(arguments[:_N_INPUTS], needs, strict=True)
+    return [x.new_empty(x.shape) for x, needed in inputs if needed]
+
+
+def _reference_backward(needs: Sequence[bool], dnext_h, dnext_c, gates, *arguments: Any) -> list[Tensor]:
+    inputs, more = arguments[:_N_INPUTS], arguments[_N_INPUTS:]
+    return reference_gradients(lambda *x: _reference(*x, *more)[:2], inputs, needs, (dnext_h, dnext_c))
+
+
+def _unpacked(arguments: tuple) -> tuple[Inputs, int | Tensor, Options, bool]:
+    """The operator's arguments, in the layouts that kernels take."""
+    seed, seed_in_memory, *options, save_gates = arguments[_N_INPUTS:]
+    x, h, c, weight_ih, weight_hh, *biases = arguments[:_N_INPUTS]
+    rows = (contiguous_rows(tensor) for tensor in (weight_ih, weight_hh))
+    inputs = Inputs(
+        contiguous_rows(x),
+        contiguous_rows(h),
+        c,
+        *rows,
+        *(None if bias is None else bias.contiguous() for bias in biases),
+    )
+    return inputs, seed if seed_in_memory is None else seed_in_memory, Options(*options), save_gates
+
+
+_ARGUMENTS = (
+    "Tensor x, Tensor h, Tensor c, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, SymInt seed, "
+    "Tensor? seed_in_memory, float p_dropout_h, float p_dropout_c, float p_zoneout_h, float p_zoneout_c, "
+    "bool training, bool save_gates"
+)
+_operator = operator(
+    OP, f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)", kernel=_forward, empty=_empty, reference=_reference
+)
+_gradients = operator(
+    f"{OP}_backward",
+    f"(bool[] needs, Tensor? dnext_h, Tensor? dnext_c, Tensor gates, {_ARGUMENTS}) -> Tensor[]",
+    kernel=_backward,
+    empty=_empty_gradients,
+    reference=_reference_backward,
+)
+
+
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    tensors, (ctx.seed, seed_in_memory, *ctx.options) = inputs[:_N_INPUTS], inputs[_N_INPUTS:]
+    gates = output[2]
+    ctx.save_for_backward(gates, seed_in_memory, *tensors)
+    ctx.mark_non_differentiable(gates)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, dnext_h: Tensor | None, dnext_c: Tensor | None, dgates: None) -> tuple[Tensor | None, ...]:
+    others = (None,) * (2 + len(ctx.options))
+    if dnext_h is None and dnext_c is None:
+        return (*(None,) * _N_INPUTS, *others)
+    gates, seed_in_memory, *tensors = ctx.saved_tensors
+    wants = Inputs(*ctx.needs_input_grad[:_N_INPUTS])
+    needs = wants._replace(bias_hh=wants.bias_hh and not wants.bias_ih)  # the biases have one gradient
+    found = _gradients(list(needs), dnext_h, dnext_c, gates, *tensors, ctx.seed, seed_in_memory, *ctx.options)
+    ds = Inputs(*scattered(found, needs))
+    return (*ds._replace(bias_hh=ds.bias_ih if wants.bias_hh and wants.bias_ih else ds.bias_hh), *others)
+
+
+differentiable(_operator, _save, _differentiate, _gradients)
 
 
 def lstm_cell(
@@ -127,19 +188,9 @@ def lstm_cell(
         )  # fmt: skip
     if dtype is not None:
         inputs = Inputs(*(None if t is None else cast_as_autocast(t, dtype) for t in inputs))
-    inputs = Inputs(
-        x=contiguous_rows(inputs.x),
-        h=contiguous_rows(inputs.h),
-        c=inputs.c,
-        weight_ih=contiguous_rows(inputs.weight_ih),
-        weight_hh=contiguous_rows(inputs.weight_hh),
-        bias_ih=None if inputs.bias_ih is None else inputs.bias_ih.contiguous(),
-        bias_hh=None if inputs.bias_hh is None else inputs.bias_hh.contiguous(),
-    )
-    if torch.is_grad_enabled() and any(t.requires_grad for t in inputs if t is not None):
-        return LSTMCell.apply(*inputs, seed, options)
-    outputs = lstm_cell_fwd(inputs, seed, options, save_gates=False)
-    return outputs.h, outputs.c
+    save_gates = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    next_h, next_c, _ = _operator(*inputs, *operator_seed(seed), *options, save_gates)
+    return next_h, next_c
 
 
 def cast_as_autocast(x: Tensor, dtype: torch.dtype) -> Tensor:

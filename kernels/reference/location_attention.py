@@ -32,8 +32,25 @@ def location_attention(
     around = windows(attention_weights_cat, kernel_size)  # [B, 2, T, k]
     location = F.linear(around.transpose(1, 2).flatten(2), location_conv_weight.flatten(1))  # [B, T, F]
     location = F.linear(location, location_dense_weight)  # [B, T, A]
-    energies = F.linear(query, query_weight).unsqueeze(1) + location + processed_memory
-    energies = F.linear(torch.tanh(energies), v_weight, v_bias).squeeze(2)  # [B, T]
+    return context_and_weights(
+        F.linear(query, query_weight).unsqueeze(1) + location + processed_memory, memory, v_weight, mask,
+        lengths=lengths, v_bias=v_bias, sharpening=sharpening, normalization=normalization,
+    )  # fmt: skip
+
+
+def context_and_weights(
+    hidden: Tensor,
+    memory: Tensor,
+    v_weight: Tensor,
+    mask: Tensor | None,
+    *,
+    lengths: Tensor | None,
+    v_bias: Tensor | None,
+    sharpening: float,
+    normalization: str,
+) -> tuple[Tensor, Tensor]:
+    """(context, weights) from the sums under the tanh, `hidden` [B, T, A]."""
+    energies = F.linear(torch.tanh(hidden), v_weight, v_bias).squeeze(2)  # [B, T]
     if sharpening != 1.0:
         energies = sharpening * energies
     if lengths is not None:

@@ -1,64 +1,21 @@
-"""Tacotron 2's decoder under teacher forcing: all frames in one autograd function.
+"""Tacotron 2's decoder under teacher forcing: all frames in one differentiable operator.
 
-Maths, layout and cost: kernels/README.md. `frame` is what the kernels share, `forward`, `attention`, `backward` and
-`attention_backward` are the kernels, `gradients` what follows the backward frames, `replay` runs frames by launches or
-CUDA graphs.
+Maths, layout and cost: kernels/README.md. `operator` registers it. `frame` is what the kernels share, `forward`,
+`attention`, `backward` and `attention_backward` are the kernels, `gradients` what follows the backward frames, `replay`
+runs frames by launches or CUDA graphs. `deferred` is the form for CPUs, in PyTorch.
 """
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from .. import backend
 from ..arguments import check_probability, check_seed, check_shape, mixed_dtypes, too_many_elements
 from ..decoder_weights import RecurrentWeights, recurrent_shapes
-from ..launch import uncompiled
 from ..location_attention import attention_too_wide
 from ..reference.philox import random_seed
-from ..reference.teacher_forced_loop import Arguments, deferred_teacher_forced_loop, flatten_arguments
-from .forward import Histories, run_forward
-from .frame import OP, Plan
-from .gradients import after_the_loop, run_backward
-
-_N_ARGUMENTS = len(Arguments._fields)
-
-
-class _TeacherForcedLoop(Function):
-    @staticmethod
-    def forward(ctx, plan, lengths, seed, *tensors):
-        arguments = Arguments(*tensors)
-        with backend.without_autocast(arguments.memory):
-            kept = run_forward(arguments, lengths, seed, plan)
-        ctx.plan = plan
-        ctx.save_for_backward(lengths, seed, *arguments, *kept)
-        ctx.set_materialize_grads(False)
-        # A copy: callers may change it in place.
-        alignments = kept.weights[1:].transpose(0, 1).to(arguments.memory.dtype, copy=True)
-        return kept.outputs[1:].transpose(0, 1), alignments
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, d_hidden_contexts, d_alignments):
-        if d_hidden_contexts is None and d_alignments is None:
-            return (None,) * (3 + _N_ARGUMENTS)
-        plan = ctx.plan
-        lengths, seed, *saved = ctx.saved_tensors
-        arguments, kept = Arguments(*saved[:_N_ARGUMENTS]), Histories(*saved[_N_ARGUMENTS:])
-        if d_hidden_contexts is None:
-            d_hidden_contexts = arguments.memory.new_zeros(plan.B, plan.T, plan.n_d + plan.D)
-        # Upstream gradients may be expanded.
-        d_hidden_contexts = d_hidden_contexts.contiguous()
-        d_alignments = None if d_alignments is None else d_alignments.contiguous()
-        with backend.without_autocast(arguments.memory):
-            loop = run_backward(d_hidden_contexts, d_alignments, arguments, lengths, seed, kept, plan)
-            gradients = after_the_loop(
-                arguments, lengths, kept, loop, plan, wanted=Arguments(*ctx.needs_input_grad[3:])
-            )
-        return (None, None, None, *gradients)
-
-
-_differentiable = uncompiled(_TeacherForcedLoop.apply)
+from ..reference.teacher_forced_loop import Arguments, flatten_arguments
+from .frame import OP
+from .operator import deferred_loop_operator, loop_operator
 
 
 def teacher_forced_loop(
@@ -105,42 +62,18 @@ def teacher_forced_loop(
     if dtype is not None:
         arguments = Arguments(*(x.to(dtype) for x in arguments))
     if not backend.picks_triton(OP, *arguments, memory_lengths, unsupported=_unsupported(arguments)):
-        with backend.without_autocast(memory):
-            return deferred_teacher_forced_loop(
-                arguments.decoder_inputs,
-                arguments.memory,
-                arguments.processed_memory,
-                memory_lengths,
-                arguments.weights,
-                p_attention_dropout=p_attention_dropout,
-                p_decoder_dropout=p_decoder_dropout,
-                seed=seed,
-            )
-    arguments = Arguments(*(x.contiguous() for x in arguments))
-    weights = arguments.weights
-    plan = Plan(
-        T=len(decoder_inputs),
-        B=len(memory),
-        P=decoder_inputs.shape[2],
-        T_in=memory.shape[1],
-        D=memory.shape[2],
-        A=processed_memory.shape[2],
-        n_a=weights.attention_rnn.weight_hh.shape[1],
-        n_d=weights.decoder_rnn.weight_hh.shape[1],
-        taps=weights.attention.location_conv.shape[2],
-        p_attention_dropout=p_attention_dropout,
-        p_decoder_dropout=p_decoder_dropout,
-    )
-    lengths = memory_lengths.to(torch.int64).contiguous()
-    return _differentiable(plan, lengths, _seed_tensor(seed, plan, memory.device), *arguments)
+        run = deferred_loop_operator
+        seed = None if seed is None else _as_tensor(seed, memory.device)
+    else:
+        run = loop_operator
+        seed = random_seed(memory.device) if seed is None else _as_tensor(seed, memory.device)
+    if not p_attention_dropout and not p_decoder_dropout:
+        seed = None
+    hidden_contexts, alignments, *_ = run(memory_lengths, seed, p_attention_dropout, p_decoder_dropout, *arguments)
+    return hidden_contexts, alignments
 
 
-def _seed_tensor(seed: int | Tensor | None, plan: Plan, device: torch.device) -> Tensor | None:
-    """0-d int64; None without dropout."""
-    if not plan.p_attention_dropout and not plan.p_decoder_dropout:
-        return None
-    if seed is None:
-        return random_seed(device)
+def _as_tensor(seed: int | Tensor, device: torch.device) -> Tensor:
     return seed if isinstance(seed, Tensor) else torch.full((), seed, dtype=torch.int64, device=device)
 
 

@@ -302,12 +302,21 @@ def run_forward(arguments: Arguments, lengths: Tensor, seed: Tensor | None, plan
 
 
 def _new_histories(arguments: Arguments, plan: Plan) -> Histories:
-    memory, cell = arguments.memory, arguments.weights.attention_rnn
-    T, B, P, T_in, n_a, n_d = plan.T, plan.B, plan.P, plan.T_in, plan.n_a, plan.n_d
-    kept = Histories(
+    cell = arguments.weights.attention_rnn
+    gates_a = F.linear(arguments.decoder_inputs, cell.weight_ih[:, : plan.P], cell.bias_ih + cell.bias_hh)
+    kept = empty_histories(arguments.memory, plan, gates_a)
+    for x in (kept.outputs, kept.states, kept.cells_a, kept.cells_d, kept.weights, kept.cumulative):
+        x[0].zero_()
+    return kept
+
+
+def empty_histories(memory: Tensor, plan: Plan, gates_a: Tensor | None = None) -> Histories:
+    """Uninitialised but for `gates_a`, if given."""
+    T, B, T_in, n_a, n_d = plan.T, plan.B, plan.T_in, plan.n_a, plan.n_d
+    return Histories(
         outputs=memory.new_empty(T + 1, B, n_d + plan.D),
         states=memory.new_empty(T + 1, B, n_a),
-        gates_a=F.linear(arguments.decoder_inputs, cell.weight_ih[:, :P], cell.bias_ih + cell.bias_hh),
+        gates_a=memory.new_empty(T, B, 4 * n_a) if gates_a is None else gates_a,
         gates_d=memory.new_empty(T, B, 4 * n_d),
         cells_a=memory.new_empty(T + 1, B, n_a, dtype=torch.float32),
         cells_d=memory.new_empty(T + 1, B, n_d, dtype=torch.float32),
@@ -315,6 +324,3 @@ def _new_histories(arguments: Arguments, plan: Plan) -> Histories:
         weights=memory.new_empty(T + 1, B, T_in, dtype=torch.float32),
         cumulative=memory.new_empty(T + 1, B, T_in, dtype=torch.float32),
     )
-    for x in (kept.outputs, kept.states, kept.cells_a, kept.cells_d, kept.weights, kept.cumulative):
-        x[0].zero_()
-    return kept

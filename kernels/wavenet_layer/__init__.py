@@ -1,72 +1,28 @@
-"""A WaveNet layer (WaveGlow's, also VITS' and Glow-TTS'), forward and backward: public function and autograd.
+"""A WaveNet layer (WaveGlow's, also VITS' and Glow-TTS'), forward and backward: the public function.
 
-`forward` and `backward` have the kernels, `common` what they share. Maths, layout and cost: kernels/README.md.
+`operator` registers the operation, `forward` and `backward` have the kernels, `common` what they share. Maths, layout
+and cost: kernels/README.md.
 """
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fastglow.errors import FastglowError
 
 from .. import backend
 from ..arguments import check_at_least, check_shape, mixed_dtypes, with_near_rows
 from ..reference.wavenet_layer import wavenet_layer as reference_wavenet_layer
-from .backward import layer_backward
 from .common import OP, LayerInputs
-from .forward import layer_forward
-
-
-class _WaveNetLayer(torch.autograd.Function):
-    """Arguments: dilation, then `LayerInputs`."""
-
-    @staticmethod
-    def forward(ctx, dilation, *tensors):
-        inputs = LayerInputs(*tensors)
-        next_h, next_skip, gate = layer_forward(inputs, dilation, save_gate=any(ctx.needs_input_grad))
-        saved = inputs._replace(added=None, skip=None, in_bias=None, cond_bias=None, res_skip_bias=None)
-        ctx.save_for_backward(gate, *saved)
-        ctx.dilation = dilation
-        ctx.added_shape = None if inputs.added is None else inputs.added.shape
-        ctx.set_materialize_grads(False)
-        return next_h, next_skip
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dnext, dskip):
-        gate, *saved = ctx.saved_tensors
-        gradients = LayerInputs._make([None] * len(saved))
-        if dnext is not None or dskip is not None:
-            needs = LayerInputs(*ctx.needs_input_grad[1:])
-            gradients = layer_backward(dnext, dskip, LayerInputs(*saved), gate, ctx.dilation, ctx.added_shape, needs)
-        return None, *gradients
+from .operator import contiguous_in_channels, wavenet_layer_operator, with_contiguous_rows
 
 
 def _transposed(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.transpose(1, 2)
 
 
-def _contiguous(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()
-
-
 def _channels_last(x: Tensor | None) -> Tensor | None:
     """[B, n, T] -> [B, T, n] with contiguous channels. A copy costs a fraction of a GEMM that gathers its input."""
-    return None if x is None else _with_contiguous_rows(x.transpose(1, 2))
-
-
-def _with_contiguous_rows(x: Tensor) -> Tensor:
-    return with_near_rows(x if x.stride(2) == 1 else x.contiguous())
-
-
-def _contiguous_in_channels(weight: Tensor | None) -> Tensor | None:
-    """The same [out, in, k], copied if input channels are not contiguous or rows too far apart for 32 bits."""
-    if weight is None:
-        return None
-    rows, _, taps = weight.shape
-    if weight.stride(1) == 1 and rows * weight.stride(0) + taps * weight.stride(2) < 2**31:
-        return weight
-    return weight.transpose(1, 2).contiguous().transpose(1, 2)
+    return None if x is None else with_contiguous_rows(x.transpose(1, 2))
 
 
 def _check(
@@ -166,13 +122,14 @@ def wavenet_layer(
         added=None if projected else _transposed(conditioning),
         skip=_transposed(skip),
         mask=None if mask is None else with_near_rows(mask.to(h.dtype).transpose(1, 2)),
-        lengths=_contiguous(lengths),
-        in_weight=_contiguous_in_channels(in_weight),
-        in_bias=_contiguous(in_bias),
-        cond_weight=_contiguous_in_channels(cond_weight),
-        cond_bias=_contiguous(cond_bias) if projected else None,
-        res_skip_weight=_contiguous_in_channels(res_skip_weight),
-        res_skip_bias=_contiguous(res_skip_bias),
+        lengths=lengths,
+        in_weight=contiguous_in_channels(in_weight),
+        in_bias=in_bias,
+        cond_weight=contiguous_in_channels(cond_weight),
+        cond_bias=cond_bias if projected else None,
+        res_skip_weight=contiguous_in_channels(res_skip_weight),
+        res_skip_bias=res_skip_bias,
     )
-    next_h, next_skip = _WaveNetLayer.apply(dilation, *inputs)
-    return _transposed(next_h), next_skip.transpose(1, 2)
+    save_gate = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    next_h, next_skip, _ = wavenet_layer_operator(*inputs, dilation, save_gate)
+    return next_h.transpose(1, 2) if n_rows > C else None, next_skip.transpose(1, 2)

@@ -1,5 +1,6 @@
 """Backward kernels of `wavenet_layer` and the gradients of its inputs. Maths, layout and cost: kernels/README.md."""
 
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -145,10 +146,13 @@ def wavenet_input_bwd_kernel(
     store_tile(p_dh, tl.where(rows.m_t[:, None], b_dh, 0.0), rows, o_n, C, C, T)
 
 
-def _signal_gradients(
+SignalGradients = tuple[Tensor | None, Tensor, Tensor]
+"""(dh [B, T, C] if needed, du [B, T, 2C], acts [B, T, C])."""
+
+
+def signal_gradients(
     dnext: Tensor | None, dskip: Tensor | None, inputs: LayerInputs, gate: Tensor, dilation: int, needs_h: bool
-) -> tuple[Tensor | None, Tensor, Tensor]:
-    """(dh [B, T, C] if needed, du [B, T, 2C], acts [B, T, C])."""
+) -> SignalGradients:
     lengths, in_weight = inputs.lengths, inputs.in_weight
     B, T, C = inputs.h.shape
     empty = partial(torch.empty, dtype=gate.dtype, device=gate.device)
@@ -197,7 +201,7 @@ def _tap_gradients(du: Tensor, h: Tensor, taps: int, dilation: int) -> Tensor:
     return gradient.transpose(1, 2)
 
 
-def _inside(x: Tensor, lengths: Tensor | None) -> Tensor:
+def inside(x: Tensor, lengths: Tensor | None) -> Tensor:
     """[B, T, n] with zeros beyond each length."""
     if lengths is None:
         return x
@@ -205,30 +209,31 @@ def _inside(x: Tensor, lengths: Tensor | None) -> Tensor:
     return x.masked_fill(beyond.unsqueeze(2), 0.0)
 
 
-def layer_backward(
+def argument_gradients(
+    find: Callable[..., SignalGradients],
     dnext: Tensor | None,
     dskip: Tensor | None,
     inputs: LayerInputs,
     gate: Tensor,
     dilation: int,
-    added_shape: torch.Size | None,
+    added_shape: Sequence[int] | None,
     needs: LayerInputs,
 ) -> LayerInputs:
-    """Gradients of the inputs; None where `needs` is False.
+    """Gradients of the inputs but `skip`, whose gradient is dskip; None where `needs` is False.
 
     Args:
-        dnext, dskip: gradients of the next h [B, T, C] and skip [B, T, S], or None.
+        find: `signal_gradients`, or the same by PyTorch.
+        dnext, dskip: gradients of the next h [B, T, C] and skip [B, T, S], or None; dskip is 0 beyond each length.
         inputs: of the forward pass; biases, `added` and `skip` are not read.
         gate: tanh and sigmoid [B, T, 2C] of the forward pass.
     """
     h, lengths = inputs.h, inputs.lengths
     gradients: dict[str, Tensor | None] = {}
     if dskip is not None:
-        gradients["skip"] = dskip = _inside(dskip, lengths)
         # The skip sum may have another dtype than h; an expanded gradient has strides of 0.
         dskip = dskip.to(gate.dtype).contiguous()
     dnext = None if dnext is None else dnext.contiguous()
-    gradients["h"], du, acts = _signal_gradients(dnext, dskip, inputs, gate, dilation, needs.h)
+    gradients["h"], du, acts = find(dnext, dskip, inputs, gate, dilation, needs.h)
     if needs.conditioning:
         gradients["conditioning"] = du @ inputs.cond_weight[:, :, 0]
     if added_shape is not None and needs.added:
@@ -236,9 +241,9 @@ def layer_backward(
         gradients["added"] = du.sum(broadcast, keepdim=True) if broadcast else du
     if needs.in_weight:
         taps = inputs.in_weight.shape[2]
-        gradients["in_weight"] = _tap_gradients(du, _inside(h, lengths), taps, dilation)
+        gradients["in_weight"] = _tap_gradients(du, inside(h, lengths), taps, dilation)
     if needs.cond_weight:
-        gradients["cond_weight"] = _weight_gradient(du, _inside(inputs.conditioning, lengths)).unsqueeze(2)
+        gradients["cond_weight"] = _weight_gradient(du, inside(inputs.conditioning, lengths)).unsqueeze(2)
     if needs.in_bias or needs.cond_bias:
         gradients["in_bias"] = gradients["cond_bias"] = du.sum((0, 1))
     if needs.res_skip_weight or needs.res_skip_bias:
@@ -247,7 +252,7 @@ def layer_backward(
         if R and dnext is None:
             parts.insert(0, h.new_zeros(h.shape))
         elif R and dnext is not None:
-            parts.insert(0, _inside(dnext if inputs.mask is None else dnext * inputs.mask, lengths))
+            parts.insert(0, inside(dnext if inputs.mask is None else dnext * inputs.mask, lengths))
         if needs.res_skip_weight:
             gradients["res_skip_weight"] = torch.cat([_weight_gradient(d, acts) for d in parts]).unsqueeze(2)
         if needs.res_skip_bias:

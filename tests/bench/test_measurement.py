@@ -31,6 +31,7 @@ class Waiting(Workload):
     clock: SimpleNamespace
     dtype: torch.dtype
     wrong: tuple[str, ...] = ()
+    bounded: bool = True
 
     op, case, small, directions = "wait", "case", False, (INFERENCE,)
 
@@ -115,6 +116,13 @@ def test_all_precisions_and_implementations_are_timed_in_turn(clock):
     assert others["float32", FASTGLOW]["times_peer"] == 6.0
     assert others["float32", PEER]["error"] == ERRORS[PEER]
     assert "ratios" not in others["float32", PEER]
+
+
+def test_ceilings_are_measured_in_each_round_only_where_they_count(clock):
+    benchmark = Benchmark()
+    of_the_run = Ceilings(1e9, {"bfloat16": 1e12})
+    Measurement(benchmark, of_the_run, ALL, 0.0)(Waiting(clock, torch.bfloat16, bounded=False), INFERENCE, ALL[0])
+    assert benchmark.extra_info["percent_of_ceiling"] == pytest.approx(100.0)  # 2 GB in 2 s
 
 
 def test_a_wrong_result_of_another_fails_after_the_rest_is_recorded(clock):

@@ -175,6 +175,21 @@ class Builders:
         renamed["decoder.attention.v.linear_layer.bias"] = torch.randn(1, generator=generator)
         return renamed
 
+    @staticmethod
+    def block_yaml(values, indent=0):
+        """Block YAML, as OmegaConf writes it."""
+        text = ""
+        for name, value in values.items():
+            text += " " * indent + name + ":"
+            if isinstance(value, dict):
+                text += "\n" + Builders.block_yaml(value, indent + 2)
+            elif isinstance(value, list):
+                text += "\n" + "".join(" " * indent + "- '" + item.replace("'", "''") + "'\n" for item in value)
+            else:
+                words = {None: "null", True: "true", False: "false"}
+                text += f" {words[value] if value is None or isinstance(value, bool) else value}\n"
+        return text
+
 
 @pytest.fixture(scope="session")
 def build() -> type[Builders]:

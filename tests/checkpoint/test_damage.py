@@ -235,7 +235,7 @@ def test_files_without_checksums_are_read(build, same_weights, tmp_path):
         (b"\n<!DOCTYPE html><html><title>Google Drive - Quota exceeded</title>", "a web page, not a checkpoint"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 112", "a Git LFS pointer"),
         (b"\x1f\x8b\x08\x00" + bytes(40), "gzip-compressed: unpack it first"),
-        (b"x" * 257 + b"ustar\x0000" + bytes(300), "a tar archive"),
+        (b"x" * 257 + b"ustar\x0000" + bytes(300), "damaged or truncated file: a tar archive in which"),
         (b"hello, world", "neither a torch.save nor a safetensors file"),
         (b"\x80\x04]\x94.", "a pickle, but not from torch.save"),
     ],

@@ -28,6 +28,7 @@ REASONS = {
     "installs packages",
     "creates an environment",
     "needs a GPU",
+    "needs another package",
     "starts a server",
     "takes minutes",
     "takes hours",

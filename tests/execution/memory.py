@@ -8,6 +8,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fastglow.kernels.operators import run_inside
+
 UNINITIALISED = {"aten::" + name for name in ("empty", "empty_like", "empty_permuted", "empty_strided")} | {
     "aten::new_empty",
     "aten::new_empty_strided",
@@ -48,7 +50,7 @@ class Memory(TorchDispatchMode):
         self._storages: dict[int, tuple[int, StorageWeakRef]] = {}  # address -> (bytes, whether it still exists)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        result = run_inside(self, func, args, kwargs or {})
         if func._schema.name in UNINITIALISED:
             self.poison.fill(result)
         for x in tree_leaves(result):

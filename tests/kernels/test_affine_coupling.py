@@ -288,11 +288,6 @@ class TestKernels:
             assert y.requires_grad == (x_needs or b_needs)
             assert log_s.requires_grad == log_s_sum.requires_grad == b_needs
 
-    def test_log_s_is_a_view(self, device):
-        b_log_s = torch.randn(1, 4, 5, device=device, requires_grad=True)
-        _, log_s = affine_coupling(torch.randn(1, 2, 5, device=device), b_log_s)
-        assert log_s.data_ptr() == b_log_s[:, 2:].data_ptr()
-
     def test_inputs_are_not_changed(self, device):
         inputs = [torch.randn(1, 2, 5, device=device), torch.randn(1, 4, 5, device=device)]
         before = [x.clone() for x in inputs]

@@ -88,6 +88,14 @@ def test_waveglow_wn(norm, one_cond, cls):
     assert_same_results(wn, call, inputs, "wavenet_layer")
 
 
+def test_a_row_of_zeros_without_weight_norm():
+    wn = shown(TupleWN(norm=NORMS["plain"]))
+    with torch.no_grad():
+        wn.in_layers[0].weight[3] = 0.0
+        wn.cond_layer.weight[5] = 0.0
+    assert_same_results(wn, lambda wn, a, s: wn((a, s)), [torch.randn(1, 2, 7), torch.randn(1, 5, 7)], "wavenet_layer")
+
+
 def test_the_order_of_the_halves_is_noticed():
     wn = DiffSingerOrderWN()
     (entry,) = accelerate(wn).left
