@@ -130,6 +130,12 @@ def _warn_once(op: str, reason: str) -> None:
         _logger.warning("%s runs on the PyTorch reference: %s", op, reason)
 
 
+def wants_kernels(device: torch.device) -> bool:
+    """Whether an implementation of fastglow's is to run rather than other code as good as its references: on a GPU, or
+    because a backend is forced."""
+    return device.type == "cuda" or backend_name() != AUTOMATIC
+
+
 CPU_DTYPES = (torch.float32, torch.bfloat16)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -14,8 +13,8 @@ from fastglow.kernels import backend
 from .adapter import Adapter
 from .catalogue import ADAPTERS, OPS
 from .probing import find_variant
-from .report import LEFT, OWN, SWAPPED, Entry, Report
-from .swapping import Swapped, swap
+from .report import LEFT, OWN, SWAPPED, Entry, Report, Swap
+from .swapping import Swapped, device_of, restore_one, swap
 
 
 def accelerate(model: nn.Module, ops: str | Iterable[str] | None = None, strict: bool = False) -> Report:
@@ -44,14 +43,17 @@ def accelerate(model: nn.Module, ops: str | Iterable[str] | None = None, strict:
         raise FastglowError(f"accelerate takes a torch.nn.Module, not {type(model).__name__}: pass the model itself")
     chosen = _chosen(ops)
     report = Report()
-    for name, module in _foreign_modules(model, report):
-        _accelerate(name, module, chosen, report)
-    if not report.entries:
-        reason = "no module in it looks like one that fastglow knows: see docs/accelerate.md"
-        report.entries.append(Entry("", _path(type(model)), LEFT, None, reason))
-    if strict and report.left:
+    try:
+        for name, module in _foreign_modules(model, report):
+            _accelerate(name, module, chosen, report)
+        if not report.entries:
+            reason = "no module in it looks like one that fastglow knows: see docs/accelerate.md"
+            report.entries.append(Entry("", _path(type(model)), LEFT, None, reason))
+        if strict and report.left:
+            raise FastglowError(f"accelerate left {'; '.join(map(str, report.left))}")
+    except BaseException:
         report.undo()
-        raise FastglowError(f"accelerate left {'; '.join(map(str, report.left))}")
+        raise
     return report
 
 
@@ -85,25 +87,39 @@ def _is_own(module: nn.Module) -> bool:
 
 
 def _accelerate(name: str, module: nn.Module, chosen: list[Adapter], report: Report) -> None:
-    if isinstance(module, Swapped):
-        adapter, path = ADAPTERS[module._fastglow_key[0]], _path(module._fastglow_original)
-        text = f"{adapter.kind}, swapped before: {_runs_on(module)}"
-        report.entries.append(Entry(name, path, SWAPPED, adapter.op, text))
+    before = module._fastglow_key if isinstance(module, Swapped) else None
+    if before is not None and not _swaps_otherwise(module, ADAPTERS[before[0]], chosen):
+        report.entries.append(_entry(name, module, "swapped before"))
         return
-    path, reasons = _path(type(module)), []
+    restore_one(module)
+    reasons = []
     for adapter in chosen:
         if not adapter.claims(module):
             continue
         variant, reason = _match(module, adapter)
         if variant is not None:
             swap(module, (adapter.name, variant))
-            report._modules.append(module)
-            text = f"{adapter.kind}, {variant}: {_runs_on(module)}"
-            report.entries.append(Entry(name, path, SWAPPED, adapter.op, text))
+            report._swaps.append(Swap(module, (adapter.name, variant), before))
+            report.entries.append(_entry(name, module, variant))
             return
         reasons.append(reason)
     if reasons:
-        report.entries.append(Entry(name, path, LEFT, None, "; or ".join(reasons)))
+        report.entries.append(Entry(name, _path(type(module)), LEFT, None, "; or ".join(reasons)))
+    if before is not None:
+        swap(module, before)
+
+
+def _swaps_otherwise(module: nn.Module, current: Adapter, chosen: list[Adapter]) -> bool:
+    """Whether a swapped module is to be swapped by another adapter, which the caller asks for by its operation."""
+    others = [adapter for adapter in chosen if adapter.draws_own_noise and adapter is not current]
+    return any(adapter.claims(module) for adapter in others)
+
+
+def _entry(name: str, module: nn.Module, how: str) -> Entry:
+    assert isinstance(module, Swapped)
+    adapter = ADAPTERS[module._fastglow_key[0]]
+    text = f"{adapter.kind}, {how}: {_runs_on(module, adapter)}"
+    return Entry(name, _path(module._fastglow_original), SWAPPED, adapter.op, text)
 
 
 def _match(module: nn.Module, adapter: Adapter) -> tuple[str | None, str]:
@@ -120,14 +136,14 @@ def _match(module: nn.Module, adapter: Adapter) -> tuple[str | None, str]:
     return find_variant(module, adapter)
 
 
-def _runs_on(module: nn.Module) -> str:
-    device = next((x.device for x in module.parameters()), torch.device("cpu"))
-    name = backend.backend_name()
+def _runs_on(module: nn.Module, adapter: Adapter) -> str:
+    name, device = backend.backend_name(), device_of(module)
     if name == backend.TRITON or (name == backend.AUTOMATIC and device.type == "cuda"):
         return "Triton kernels"
     if name == backend.REFERENCE:
         return f"PyTorch reference, as {backend.VARIABLE} or use_backend says"
-    return f"PyTorch reference, because its parameters are on {device}"
+    own = " (the module's own code, which is as fast)" if adapter.only_kernels else ""
+    return f"PyTorch reference{own}, because its parameters are on {device}"
 
 
 def _path(cls: type) -> str:

@@ -32,6 +32,8 @@ class Adapter:
         variants: versions of the replaced methods, by name. The first one whose results equal the module's is used.
         calls: small calls, made on a float32 copy of the module on the CPU, that compare a variant with the module.
         prepare: called with that copy first: forgets what the module has cached.
+        only_kernels: worth it by Triton kernels only: where those do not run, the module's own methods do, unless
+            the reference is forced.
         draws_own_noise: the replaced methods draw random numbers of their own, so that they are swapped only when
             asked for.
     """
@@ -44,4 +46,5 @@ class Adapter:
     variants: Mapping[str, Mapping[str, Method]]
     calls: Callable[[nn.Module], Iterable[Call]]
     prepare: Callable[[Any], Any] = _nothing
+    only_kernels: bool = False
     draws_own_noise: bool = False

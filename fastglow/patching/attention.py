@@ -154,6 +154,7 @@ FAMILY_ATTENTION = Adapter(
     difference=family_difference,
     variants={"state of the caller": {"forward": _family_forward}},
     calls=_family_calls,
+    only_kernels=True,
 )
 
 
@@ -242,6 +243,7 @@ COQUI_ATTENTION = Adapter(
     ),
     variants={"state of the module": {"forward": _coqui_forward}},
     calls=_coqui_calls,
+    only_kernels=True,
 )
 
 
@@ -355,5 +357,6 @@ ESPNET_ATTENTION = Adapter(
     difference=_espnet_difference,
     variants={"convolution of one kind of weights": {"forward": _espnet_forward}},
     calls=_espnet_calls,
+    only_kernels=True,
     prepare=lambda module: module.reset(),
 )

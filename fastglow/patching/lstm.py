@@ -52,4 +52,5 @@ LSTM_CELL = Adapter(
     difference=_difference,
     variants={"as it is": {"forward": _forward}},
     calls=_calls,
+    only_kernels=True,
 )

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import NamedTuple
 
 from torch import nn
 
-from .swapping import restore_one
+from .swapping import Key, Swapped, restore_one, swap
 
 SWAPPED, LEFT, OWN = "swapped", "left", "own"
 
@@ -36,6 +37,14 @@ class Entry:
         return f"{self.module or 'the model'} ({self.cls}): {state}: {self.text}"
 
 
+class Swap(NamedTuple):
+    """What `undo` undoes."""
+
+    module: nn.Module
+    key: Key
+    before: Key | None  # of a module that was swapped already
+
+
 @dataclass
 class Report:
     """What `accelerate` swapped and what it left, module by module. Leaving a `with` block of it undoes the swaps.
@@ -46,7 +55,7 @@ class Report:
     """
 
     entries: list[Entry] = field(default_factory=list)
-    _modules: list[nn.Module] = field(default_factory=list, repr=False)
+    _swaps: list[Swap] = field(default_factory=list, repr=False)
 
     @property
     def swapped(self) -> list[Entry]:
@@ -59,10 +68,13 @@ class Report:
         return [entry for entry in self.entries if entry.state == LEFT]
 
     def undo(self) -> None:
-        """Gives the modules that this call swapped their own methods back; twice is safe."""
-        for module in self._modules:
-            restore_one(module)
-        self._modules.clear()
+        """Gives the modules that this call swapped the methods that they had before; twice is safe."""
+        for module, key, before in self._swaps:
+            if isinstance(module, Swapped) and module._fastglow_key == key:  # not swapped again since
+                restore_one(module)
+                if before is not None:
+                    swap(module, before)
+        self._swaps.clear()
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.entries))

@@ -9,10 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
+
+from fastglow.kernels import backend
+from fastglow.modules.parameter_cache import parameters_of
 
 from .adapter import Method
 from .hooks import inner_hooks
+
+Key = tuple[str, str]
+"""Names of an adapter and of its variant."""
 
 _STATE = "_fastglow_state"
 """Name of the attribute with what a swapped module has cached."""
@@ -29,14 +36,19 @@ class Swapped:
     """Marks the classes of swapped modules."""
 
     _fastglow_original: type[nn.Module]
-    _fastglow_key: tuple[str, str]  # names of adapter and variant
+    _fastglow_key: Key  # names of adapter and variant
 
 
 def state_of(module: nn.Module) -> SwapState:
     return vars(module)[_STATE]
 
 
-def swap(module: nn.Module, key: tuple[str, str]) -> None:
+def device_of(module: nn.Module) -> torch.device:
+    """That of its parameters."""
+    return next((x.device for x in parameters_of(module)), torch.device("cpu"))
+
+
+def swap(module: nn.Module, key: Key) -> None:
     """Gives a module the methods of a variant of an adapter."""
     vars(module)[_STATE] = SwapState()
     module.__class__ = swapped_class(type(module), key)
@@ -56,21 +68,20 @@ def restore_one(module: nn.Module) -> None:
         vars(module).pop(_STATE, None)
 
 
-_classes: dict[tuple[type, tuple[str, str]], type] = {}
+_classes: dict[tuple[type, Key], type] = {}
 
 
-def swapped_class(original: type, key: tuple[str, str]) -> type:
+def swapped_class(original: type, key: Key) -> type:
     """The subclass of `original` with the methods of the variant `key`."""
     if (original, key) not in _classes:
         _classes[original, key] = _make_class(original, key)
     return _classes[original, key]
 
 
-def _make_class(original: type, key: tuple[str, str]) -> type:
+def _make_class(original: type, key: Key) -> type:
     from .catalogue import ADAPTERS  # whose adapters import this file
 
-    adapter, variant = key
-    methods = ADAPTERS[adapter].variants[variant]
+    adapter, variant = ADAPTERS[key[0]], key[1]
     namespace = {
         "__module__": original.__module__,
         "__qualname__": original.__qualname__,
@@ -79,15 +90,18 @@ def _make_class(original: type, key: tuple[str, str]) -> type:
         "train": _train,
         "_fastglow_original": original,
         "_fastglow_key": key,
-        **{name: _method(getattr(original, name), method) for name, method in methods.items()},
+        **{
+            name: _method(getattr(original, name), method, adapter.only_kernels)
+            for name, method in adapter.variants[variant].items()
+        },
     }
     # The original comes first: PyTorch's parametrizations take the first base for the class of the module.
     return type(original.__name__, (original, Swapped), namespace)
 
 
-def _method(original: Callable, method: Method) -> Callable:
+def _method(original: Callable, method: Method, only_kernels: bool) -> Callable:
     def call(self: nn.Module, *args: Any, **kw: Any) -> Any:
-        if inner_hooks(self):
+        if inner_hooks(self) or (only_kernels and not backend.wants_kernels(device_of(self))):
             return original(self, *args, **kw)
         return method(self, original.__get__(self), *args, **kw)
 
@@ -110,5 +124,5 @@ def _reduce(self: Any, protocol: Any) -> tuple:
     return _new, (constructor, cls, self._fastglow_key, *arguments), *rest
 
 
-def _new(constructor: Callable, original: type[nn.Module], key: tuple[str, str], *arguments: Any) -> Any:
+def _new(constructor: Callable, original: type[nn.Module], key: Key, *arguments: Any) -> Any:
     return constructor(swapped_class(original, key), *arguments)

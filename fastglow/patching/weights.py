@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from fastglow.modules.parameter_cache import ParameterCache, parameters_of
 
 from .hooks import is_weight_norm
-from .swapping import state_of
+from .swapping import device_of, state_of
 
 Value = TypeVar("Value")
 
@@ -50,9 +50,5 @@ def prepared(module: nn.Module, build: Callable[[], Value]) -> Value:
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return build()
     cache: ParameterCache[Value] = state_of(module).setdefault("prepared", ParameterCache())
-    with torch.autocast(_device_type(module), enabled=False):
+    with torch.autocast(device_of(module).type, enabled=False):
         return cache.get(parameters_of(module), build)
-
-
-def _device_type(module: nn.Module) -> str:
-    return next((x.device.type for x in parameters_of(module)), "cpu")

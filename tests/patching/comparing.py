@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fastglow import accelerate
+from fastglow.kernels import backend
 
 TOLERANCE = 2e-5  # of float32 results relative to the largest
 
@@ -57,9 +58,10 @@ def assert_same_results(module: nn.Module, call, inputs: list[Tensor], op: str) 
     expected = [results(module, call, inputs, *case) for case in cases]
     report = accelerate(module, strict=True)
     assert [entry.op for entry in report.swapped] == [op]
-    for _ in range(2):  # the second time from the caches
-        for case, values in zip(cases, expected, strict=True):
-            assert_close(values, results(module, call, inputs, *case))
+    for name in ("auto", "reference", "reference"):  # the second time from the caches
+        with backend.use_backend(name):
+            for case, values in zip(cases, expected, strict=True):
+                assert_close(values, results(module, call, inputs, *case))
     assert list(module.state_dict()) == names
     report.undo()
     for case, values in zip(cases, expected, strict=True):

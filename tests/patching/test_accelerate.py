@@ -40,7 +40,7 @@ def test_the_report():
     ]
     assert report.entries == report.swapped and not report.left
     assert "cell (torch.nn.modules.rnn.LSTMCell): swapped, lstm_cell: " in str(report)
-    assert "PyTorch reference, because its parameters are on cpu" in report.entries[0].text
+    assert "PyTorch reference, because its parameters are on cpu" in report.entries[1].text
     assert type(model.linear) is nn.Linear and "forward" not in vars(nn.LSTMCell(2, 2))
     with backend.use_backend("reference"):
         assert "use_backend" in accelerate(model).entries[0].text
@@ -118,6 +118,18 @@ def test_restore_needs_no_report():
     accelerate(model)
     restore(model)
     assert type(model.cell) is nn.LSTMCell and type(model.flow["wn"]) is VitsStyleWN
+
+
+def test_an_error_leaves_nothing_swapped(monkeypatch):
+    model = nn.ModuleList([nn.LSTMCell(2, 2), VitsStyleWN()])
+
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastglow.patching.wavenet.conv_difference", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        accelerate(model)
+    assert type(model[0]) is nn.LSTMCell
 
 
 def test_other_instances_and_isinstance_stay():

@@ -21,6 +21,13 @@ from .rebuilt_tacotron2 import (
 OP = "location_attention"
 
 
+@pytest.fixture(autouse=True)
+def reference():
+    """On a CPU the modules' own methods would run."""
+    with backend.use_backend("reference"):
+        yield
+
+
 def mask_of(B, T, lengths=(7, 4, 1)):
     return torch.arange(T) >= torch.tensor(lengths[:B]).clamp(max=T)[:, None]
 

@@ -354,3 +354,18 @@ def test_another_prenet_is_left_in_inference_only():
 
 def test_a_decoder_without_inference_is_left():
     assert "neither a method infer nor inference" in accelerate(Decoder(), "decode_loop").left[0].text
+
+
+def test_the_loop_of_inference_is_asked_for_later():
+    decoder = TorchaudioDecoder()
+    first = accelerate(decoder, strict=True)
+    second = accelerate(decoder, "decode_loop", strict=True)
+    assert "swapped before" not in str(second) and [entry.op for entry in second] == ["decode_loop"]
+    assert accelerate(decoder).entries[0].op == "decode_loop"  # which includes teacher forcing
+    second.undo()
+    assert accelerate(decoder, "teacher_forced_loop").entries[0].op == "teacher_forced_loop"
+    second = accelerate(decoder, "decode_loop")
+    first.undo()  # leaves what was swapped otherwise since
+    assert accelerate(decoder).entries[0].op == "decode_loop"
+    restore(decoder)
+    assert type(decoder) is TorchaudioDecoder

@@ -58,3 +58,13 @@ def test_the_kernels_run():
         found = results(cell, lambda cell, x, h, c: cell(x, (h, c)), inputs, True)
     assert backend.launches["lstm_cell"] > before
     assert_close(expected, found)
+
+
+def test_on_a_cpu_the_cells_own_method_runs(monkeypatch):
+    """The reference is the same operation with more around it."""
+    cell, x = nn.LSTMCell(3, 5), torch.randn(2, 3)
+    h = torch.zeros(2, 5)
+    report = accelerate(cell, strict=True)
+    assert "the module's own code" in report.entries[0].text
+    monkeypatch.setattr("fastglow.kernels.lstm_cell", lambda *args: pytest.fail("the reference"))
+    cell(x, (h, h))
