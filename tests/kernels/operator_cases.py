@@ -125,7 +125,7 @@ OTHERS = (
 
 def loop_call(p_dropout: float) -> Call:
     """The teacher-forced loop."""
-    case = LoopCase(frames=2, p_attention_dropout=p_dropout, p_decoder_dropout=p_dropout)
+    case = LoopCase(frames=2, batch=2, symbols=3, p_attention_dropout=p_dropout, p_decoder_dropout=p_dropout)
     arguments = case.arguments(torch.float32, "cpu")
     tensors = {name: x for name, x in arguments.items() if isinstance(x, Tensor)}
     options = {name: x for name, x in arguments.items() if not isinstance(x, Tensor)}

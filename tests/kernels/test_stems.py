@@ -6,7 +6,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-SHARED = {"arguments", "backend", "convolution", "decoder_weights", "graphs", "launch", "philox"}
+SHARED = {"arguments", "backend", "convolution", "decoder_weights", "graphs", "launch", "operators", "philox"}
 """Modules of `kernels/` and `kernels/reference/` that the operations share."""
 
 

@@ -1,7 +1,8 @@
-"""Models whose inference torch.compile has compiled, on a CPU: it breaks its graphs at the packed forms."""
+"""Models that torch.compile has compiled, on a CPU: training in one graph, inference around the packed forms."""
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from fastglow.kernels import backend
 
@@ -32,3 +33,45 @@ def test_waveglow_infer():
     found = torch.compile(model.infer, backend="eager")(mel, seed=1)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert backend.cpu_calls.total() > before
+
+
+def graphs(module, inputs) -> tuple[int, list[torch.Tensor], list[torch.Tensor]]:
+    """How many graphs a training step has; results and gradients of it, and of the eager module."""
+    found = []
+
+    def counting(graph, _):
+        found.append(graph)
+        return graph.forward
+
+    def step(run) -> list[torch.Tensor]:
+        torch.manual_seed(4)
+        outputs = [x for x in tree_leaves(run(*inputs)) if x.requires_grad]
+        gradients = torch.autograd.grad(sum(x.square().sum() for x in outputs), list(module.parameters()))
+        return [*(x.detach() for x in outputs), *gradients]
+
+    torch.compiler.reset()
+    compiled = step(torch.compile(module, backend=counting))
+    return len(found), compiled, step(module)
+
+
+@pytest.mark.parametrize("name", ["triton", "auto"])
+def test_training_of_waveglow_is_one_graph(name):
+    model = build_waveglow(torch.float32)
+    n_frames = 4
+    n_samples = n_frames * model.config.upsample_stride - 3
+    inputs = torch.randn(2, model.n_mel_channels, n_frames), 0.3 * torch.randn(2, n_samples)
+    with backend.use_backend(name):
+        n, found, expected = graphs(model, (inputs,))
+        assert n == 1
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["triton", "auto"])
+def test_training_of_tacotron2_breaks_its_graph_at_the_packed_lstm_alone(name):
+    model = build_stopping(SEEDS).train()
+    mels = torch.randn(len(TEXT), model.config.n_mel_channels, 5)
+    inputs = TEXT, LENGTHS, mels, TEXT.shape[1], torch.full((len(TEXT),), 5)
+    with backend.use_backend(name):
+        n, found, expected = graphs(model, (inputs,))
+        assert n <= 3  # up to the encoder, to its LSTM, and all the rest
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
