@@ -1,6 +1,6 @@
 """Arguments of the operations: checks, and the forms in which kernels take tensors and lengths."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -180,7 +180,7 @@ def with_near_rows(x: Tensor) -> Tensor:
     return x if offset < 2**31 else x.contiguous()
 
 
-def empty_in_order_of(x: Tensor, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
+def empty_in_order_of(x: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """An uninitialised [B, C, T] tensor on the device of x, channels-last in memory where x is."""
     if x.stride(1) <= x.stride(2):
         return x.new_empty((shape[0], shape[2], shape[1]), dtype=dtype).transpose(1, 2)

@@ -101,7 +101,7 @@ def reference_gradients(
     with _autograd(), torch.enable_grad():
         results = _listed(function(*given))
         reached = [(y, d.to(y.dtype)) for y, d in zip(results, upstream, strict=True) if d is not None]
-        wanted = [x for x, needed in zip(given, needs, strict=True) if needed]
+        wanted = [x for x, needed in zip(given, needs, strict=True) if needed and x is not None]
         outputs, ds = zip(*reached, strict=True)
         return list(torch.autograd.grad(outputs, wanted, ds, allow_unused=True, materialize_grads=True))
 

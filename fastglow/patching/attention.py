@@ -6,32 +6,29 @@ An item that is all padding gets zeros; these modules give it NaN.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastglow import kernels
 from fastglow.kernels.decoder_weights import AttentionWeights
-from fastglow.kernels.location_attention import fold_location
 
 from .adapter import Adapter, Call
 from .structure import conv_difference, linear_difference, unwrapped
-from .weights import bias_of, prepared, weight_of
+from .weights import bias_of, weight_of
 
 MASKED_OUT = -1e4
 """Energies up to here get no weight in a softmax: the others are sums of A values in (-1, 1) times v."""
 
 
-class _Prepared(NamedTuple):
-    weights: AttentionWeights
-    v_bias: Tensor | None
-    location: Tensor | None  # of `fold_location`, without gradients
+Weights = tuple[AttentionWeights, Tensor | None]
+"""And the bias of v."""
 
 
 def _attend(
     module: nn.Module,
-    read: Callable[[Any], tuple[AttentionWeights, Tensor | None]],
+    read: Callable[[Any], Weights],
     query: Tensor,
     memory: Tensor,
     processed_memory: Tensor,
@@ -39,20 +36,11 @@ def _attend(
     mask: Tensor | None,
     **options: Any,
 ) -> tuple[Tensor, Tensor]:
-    """`kernels.location_attention` with the weights and the bias of v that `read` finds in the module."""
-
-    def build() -> _Prepared:
-        weights, v_bias = read(module)
-        location = None
-        if not torch.is_grad_enabled():
-            location = fold_location(weights.location_conv, weights.location_dense, weights.query.dtype)
-        return _Prepared(weights, v_bias, location)
-
-    weights, v_bias, location = prepared(module, build)
+    """`kernels.location_attention` with the weights that `read` finds in the module."""
+    weights, v_bias = read(module)
     return kernels.location_attention(
-        query, memory, processed_memory, weights_cat, *weights, mask,
-        v_bias=v_bias, location_weight=location, **options,
-    )  # fmt: skip
+        query, memory, processed_memory, weights_cat, *weights, mask, v_bias=v_bias, **options
+    )
 
 
 def _fits(query: Tensor, memory: Tensor, processed_memory: Tensor, mask: Tensor | None) -> bool:
@@ -69,7 +57,7 @@ def _fits(query: Tensor, memory: Tensor, processed_memory: Tensor, mask: Tensor 
 # NVIDIA's: the caller has the state
 
 
-def family_weights(module: Any) -> tuple[AttentionWeights, Tensor | None]:
+def family_weights(module: Any) -> Weights:
     """(weights, bias of v) of an Attention of NVIDIA's Tacotron 2 and its family."""
     location, v = module.location_layer, unwrapped(module.v)
     weights = AttentionWeights(
@@ -172,7 +160,7 @@ FAMILY_ATTENTION = Adapter(
 # coqui's: the module has the state
 
 
-def _coqui_weights(module: Any) -> tuple[AttentionWeights, Tensor | None]:
+def _coqui_weights(module: Any) -> Weights:
     location, v = module.location_layer, unwrapped(module.v)
     weights = AttentionWeights(
         weight_of(unwrapped(module.query_layer)),
@@ -260,7 +248,7 @@ COQUI_ATTENTION = Adapter(
 # ESPnet's: the convolution reads one kind of weights, the caller's
 
 
-def _espnet_weights(module: Any) -> tuple[AttentionWeights, Tensor | None]:
+def _espnet_weights(module: Any) -> Weights:
     conv = weight_of(module.loc_conv).squeeze(2)
     both = torch.cat((conv, torch.zeros_like(conv)), dim=1)
     v = module.gvec

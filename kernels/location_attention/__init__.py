@@ -35,6 +35,7 @@ __all__ = ["MAX_ATTENTION", "attention_too_wide", "fold_location", "location_att
 
 _N_INPUTS = len(Inputs._fields)
 _N_DIFFERENTIABLE = len(Gradients._fields)
+_MEMORY, _WEIGHTS_CAT = (Gradients._fields.index(name) for name in ("memory", "weights_cat"))
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,7 +71,6 @@ def _backward(
     needs: Sequence[bool], dcontext: Tensor | None, dweights: Tensor | None, rows: Tensor, *arguments: Any
 ) -> list[Tensor]:
     inputs, options = _unpacked(arguments)
-    wants = Gradients(*needs)
     memory = inputs.memory
     if memory.numel() == 0:
         return [x.zero_() for x in _empty_gradients(needs, dcontext, dweights, rows, *arguments)]
@@ -78,13 +78,13 @@ def _backward(
         dcontext = memory.new_zeros((len(memory), memory.shape[2]), dtype=inputs.location.dtype)
     dcontext = dcontext.contiguous()
     gradients = Gradients()
-    if any(wants._replace(memory=False)):
+    if _more_than_memory(needs):
         dweights = None if dweights is None else dweights.contiguous()
-        gradients = location_attention_bwd(inputs, options, rows, dcontext, dweights, wants.weights_cat)
-    if wants.memory:
+        gradients = location_attention_bwd(inputs, options, rows, dcontext, dweights, needs[_WEIGHTS_CAT])
+    if needs[_MEMORY]:
         dmemory = rows.to(memory.dtype).unsqueeze(2) * dcontext.to(memory.dtype).unsqueeze(1)
         gradients = gradients._replace(memory=dmemory.contiguous())
-    return [d for d, wanted in zip(gradients, needs, strict=True) if wanted]
+    return [d for d, wanted in zip(gradients, needs, strict=True) if wanted and d is not None]
 
 
 def _empty_gradients(needs: Sequence[bool], dcontext, dweights, rows, *arguments: Any) -> list[Tensor]:
@@ -95,6 +95,10 @@ def _empty_gradients(needs: Sequence[bool], dcontext, dweights, rows, *arguments
 def _reference_backward(needs: Sequence[bool], dcontext, dweights, rows, *arguments: Any) -> list[Tensor]:
     inputs, others = arguments[:_N_DIFFERENTIABLE], arguments[_N_DIFFERENTIABLE:]
     return reference_gradients(lambda *x: _reference(*x, *others)[:2], inputs, needs, (dcontext, dweights))
+
+
+def _more_than_memory(needs: Sequence[bool]) -> bool:
+    return any(needed for i, needed in enumerate(needs) if i != _MEMORY)
 
 
 def _unpacked(arguments: tuple) -> tuple[Inputs, Options]:
@@ -135,8 +139,8 @@ def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> Non
     ctx.save_for_backward(*inputs[:_N_INPUTS], rows)
     ctx.options = inputs[_N_INPUTS:]
     ctx.set_materialize_grads(False)
-    needs_more_than_memory = any(Gradients(*ctx.needs_input_grad[:_N_DIFFERENTIABLE])._replace(memory=False))
-    ctx.mark_non_differentiable(*((rows,) if needs_more_than_memory else (weights, rows)))
+    weights_depend = _more_than_memory(ctx.needs_input_grad[:_N_DIFFERENTIABLE])
+    ctx.mark_non_differentiable(*((rows,) if weights_depend else (weights, rows)))
 
 
 def _differentiate(

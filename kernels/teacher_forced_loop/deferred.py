@@ -153,9 +153,10 @@ def _forward(
         if factors_d is not None:
             h_d *= factors_d[t]
         inputs_d[t + 1, :, n_a + D :] = h_d
+    factors_a, factors_d = (memory.new_empty(0) if x is None else x for x in (factors_a, factors_d))
     kept = Kept(
-        *(memory.new_empty(0) if factors is None else factors for factors in (factors_a, factors_d)),
-        weight_a, weight_d, location, inputs_a, inputs_d, gates_a, gates_d, cells_a, cells_d, attended, tanhs,
+        factors_a, factors_d, weight_a, weight_d, location,
+        inputs_a, inputs_d, gates_a, gates_d, cells_a, cells_d, attended, tanhs,
     )  # fmt: skip
     hidden_contexts = torch.cat((inputs_d[1:, :, n_a + D :], inputs_a[1:, :, :D]), dim=2)
     alignments = attended[1:, :, 0, inside].to(memory.dtype)

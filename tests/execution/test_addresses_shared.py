@@ -5,6 +5,7 @@ import torch
 
 from fastglow import kernels
 from fastglow.kernels import backend
+from fastglow.kernels.arguments import Signal
 
 from .address_calls import CALLS, results
 
@@ -129,9 +130,8 @@ def in_dtype(run, x):
 def test_a_planted_stride_of_the_copy_is_found(monkeypatch):
     """A launcher that takes the strides of a contiguous tensor for an expanded one."""
     call = next(call for call in CALLS if call.name == "affine_coupling")
-    signal = kernels.affine_coupling.__globals__["Signal"]
     monkeypatch.setattr(
-        signal,
+        Signal,
         "of",
         classmethod(lambda cls, x: None if x is None else cls(x, *torch.empty(x.shape, device="meta").stride())),
     )

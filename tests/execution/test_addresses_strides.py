@@ -132,7 +132,7 @@ def _offsets_of_32_bits(x, i_b, o_c, o_t):
 
 @pytest.mark.parametrize("dim", range(3))
 def test_a_planted_offset_of_32_bits_is_found(monkeypatch, dim):
-    monkeypatch.setattr(sys.modules["fastglow.kernels.affine_coupling"], "_offsets", _offsets_of_32_bits)
+    monkeypatch.setattr(sys.modules["fastglow.kernels.affine_coupling.kernels"], "_offsets", _offsets_of_32_bits)
     call = next(call for call in CALLS if call.name == "affine_coupling")
     with pytest.raises((WrapError, interpreter.InterpreterError), match=r"mul of \[2, 1073741832\]"):
         spread_results(call, call.tensors(torch.float32), "x", dim, FITTING)
@@ -140,7 +140,7 @@ def test_a_planted_offset_of_32_bits_is_found(monkeypatch, dim):
 
 @pytest.mark.parametrize("name, dim", [("x", 2), ("d0", 2)])
 def test_without_the_copy_of_far_rows_a_wrap_is_found(monkeypatch, name, dim):
-    monkeypatch.setattr(sys.modules["fastglow.kernels.prenet"], "with_near_rows", lambda x: x)
+    monkeypatch.setattr(sys.modules["fastglow.kernels.prenet.kernels"], "with_near_rows", lambda x: x)
     call = next(call for call in CALLS if call.name == "prenet")
     with pytest.raises((WrapError, interpreter.InterpreterError), match="mul of"):
         spread_results(call, call.tensors(torch.float32), name, dim, FITTING)

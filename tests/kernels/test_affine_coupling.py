@@ -10,7 +10,7 @@ from torch.autograd import gradcheck
 from fastglow import kernels
 from fastglow.diagnosis.rounding import perturbed
 from fastglow.kernels import affine_coupling, affine_coupling_inverse, flow_step_inverse
-from fastglow.kernels.affine_coupling import CONFIGS, FLOW_STEP_CONFIGS
+from fastglow.kernels.affine_coupling.kernels import CONFIGS, FLOW_STEP_CONFIGS
 from fastglow.kernels.backend import use_backend
 from fastglow.kernels.launch import use_config
 from fastglow.kernels.reference import affine_coupling as reference

@@ -10,7 +10,7 @@ from torch.autograd import gradcheck
 from fastglow.diagnosis.rounding import perturbed
 from fastglow.kernels import gated_activation
 from fastglow.kernels.backend import use_backend
-from fastglow.kernels.gated_activation import CONFIGS
+from fastglow.kernels.gated_activation.kernels import CONFIGS
 from fastglow.kernels.launch import use_config
 from fastglow.kernels.reference.gated_activation import DROPOUT_STREAM
 from fastglow.kernels.reference.gated_activation import gated_activation as reference

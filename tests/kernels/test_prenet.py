@@ -27,7 +27,7 @@ from .checks import (
     zeros_for_shapes,
 )
 
-module = importlib.import_module("fastglow.kernels.prenet")
+module = importlib.import_module("fastglow.kernels.prenet.kernels")
 
 LEADING = [(), (3,), (2, 3)]
 

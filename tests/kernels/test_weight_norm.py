@@ -11,7 +11,7 @@ from torch.nn.utils.parametrizations import weight_norm as parametrize
 from fastglow.kernels import weight_norm, weight_norm_packed
 from fastglow.kernels.launch import use_config
 from fastglow.kernels.reference import weight_norm as reference
-from fastglow.kernels.weight_norm import CONFIGS
+from fastglow.kernels.weight_norm.kernels import CONFIGS
 
 from .checks import (
     FLOAT32_AND_FLOAT16,

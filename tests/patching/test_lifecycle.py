@@ -173,7 +173,7 @@ def test_distributed_data_parallel(model, x, tmp_path, wrapped_before):
 def test_compiled(model, x, compiled_before, gradients):
     expected = results(copy.deepcopy(model), call, [x], True, gradients)
     torch.compiler.reset()
-    compiled = torch.compile(model, backend="aot_eager")
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     if compiled_before:
         compiled(x)
         accelerate(compiled, strict=True)

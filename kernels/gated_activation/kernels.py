@@ -11,22 +11,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastglow.errors import FastglowError
-
-from .arguments import (
+from ..arguments import (
     Signal,
-    check_choice,
-    check_probability,
-    check_seed,
-    check_shape,
     empty_in_order_of,
-    operator_seed,
 )
-from .backend import picks_triton
-from .launch import Config, launch, pick_config, split_config
-from .operators import differentiable, operator, reference_gradients, scattered
-from .reference import gated_activation as reference
-from .reference.philox import dropped_words, random_seed
+from ..launch import Config, launch, pick_config, split_config
+from ..operators import differentiable, operator, reference_gradients, scattered
+from ..reference import gated_activation as reference
+from ..reference.philox import dropped_words
 
 OP = "gated_activation"
 
@@ -350,19 +342,10 @@ def _empty_gradients(
 
 
 def _reference(
-    a: Tensor,
-    b: Tensor | None,
-    bias: Tensor | None,
-    seed: int,
-    seed_in_memory: Tensor | None,
-    gate_first: bool,
-    dropout: str | None,
-    p_dropout: float,
+    a: Tensor, b: Tensor | None, bias: Tensor | None, seed: int, seed_in_memory: Tensor | None, *options: Any
 ) -> Tensor:
-    return reference.gated_activation(
-        a, b, bias, gate_first=gate_first, dropout=dropout, p_dropout=p_dropout,
-        seed=seed if seed_in_memory is None else seed_in_memory,
-    )  # fmt: skip
+    given = seed if seed_in_memory is None else seed_in_memory
+    return reference.gated_activation(a, b, bias, **Options(*options)._asdict(), seed=given)
 
 
 def _reference_backward(needs: Sequence[bool], dy: Tensor, *arguments: Any) -> list[Tensor]:
@@ -374,7 +357,9 @@ _ARGUMENTS = (
     "Tensor a, Tensor? b, Tensor? bias, SymInt seed, Tensor? seed_in_memory, bool gate_first, str? dropout, "
     "float p_dropout"
 )
-_operator = operator(OP, f"({_ARGUMENTS}) -> Tensor", kernel=_forward, empty=_empty, reference=_reference)
+gated_activation_operator = operator(
+    OP, f"({_ARGUMENTS}) -> Tensor", kernel=_forward, empty=_empty, reference=_reference
+)
 _gradients = operator(
     f"{OP}_backward",
     f"(bool[] needs, Tensor dy, {_ARGUMENTS}) -> Tensor[]",
@@ -405,70 +390,4 @@ def _differentiate(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
     return (da, db, dbias, *(None,) * n_others)
 
 
-differentiable(_operator, _save, _differentiate, _gradients)
-
-
-def _check(a: Tensor, b: Tensor | None, bias: Tensor | None, channels_last: bool, dropout: str | None) -> None:
-    check_shape("a", a, ("B", "T", "2C") if channels_last else ("B", "2C", "T"))
-    channel, time = (2, 1) if channels_last else (1, 2)
-    if (channels := a.shape[channel]) % 2:
-        raise FastglowError(f"a has {channels} channels, must be an even number")
-    if b is not None:
-        fits = b.dim() == 3 and all(b.shape[dim] in (1, a.shape[dim]) for dim in (0, time))
-        if not fits or b.shape[channel] != channels:
-            raise FastglowError(f"b has shape {list(b.shape)}, must be {list(a.shape)}, or 1 for B or T")
-    check_shape("bias", bias, (channels,))
-    check_choice("dropout", dropout, (None, "before", "after"))
-
-
-def gated_activation(
-    a: Tensor,
-    b: Tensor | None = None,
-    bias: Tensor | None = None,
-    *,
-    channels_last: bool = False,
-    gate_first: bool = False,
-    dropout: str | None = None,
-    p_dropout: float = 0.0,
-    seed: int | Tensor | None = None,
-) -> Tensor:
-    """tanh of one half of the channels of `a + bias + b`, times the sigmoid of the other half.
-
-    van den Oord et al. 2016, "WaveNet", section 2.3. Any strides; the result has the memory order of `a`.
-
-    Args:
-        a: [B, 2C, T].
-        b: [B, 2C, T], or absent; its B and T may be 1, to broadcast.
-        bias: [2C], or absent.
-        channels_last: a, b and the result have their last two dimensions swapped, [B, T, 2C].
-        gate_first: the first half is under the sigmoid, as in DiffWave and DiffSinger. Default: the first half is
-            under the tanh, as in WaveGlow, Glow-TTS, VITS, FreeVC and coqui.
-        dropout: None; 'before': of `a + bias`, before b is added, as in Glow-TTS and coqui; 'after': of the
-            product, as in VITS and FreeVC.
-        p_dropout: probability of dropping an element, in [0, 1); the others are divided by 1 - p_dropout.
-        seed: of the dropout mask: an integer, or a 0-d int64 tensor on the device of `a`, which must not change
-            until the backward pass is done; None: drawn from PyTorch's generator. One seed gives one mask, in
-            both layouts and on every device.
-
-    Returns:
-        [B, C, T], or [B, T, C] if channels_last; in the dtype that the inputs promote to.
-
-    Raises:
-        FastglowError: a shape, `dropout`, `p_dropout` or `seed` is not as above.
-    """
-    _check(a, b, bias, channels_last, dropout)
-    check_probability("p_dropout", p_dropout)
-    check_seed(seed, a.device)
-    if dropout is None or p_dropout == 0:
-        dropout, p_dropout, seed = None, 0.0, 0
-    elif seed is None:
-        seed = random_seed(a.device)
-    if not picks_triton(OP, a, b, bias, seed if isinstance(seed, Tensor) else None):
-        return reference.gated_activation(
-            a, b, bias, channels_last=channels_last,
-            gate_first=gate_first, dropout=dropout, p_dropout=p_dropout, seed=seed,
-        )  # fmt: skip
-    if channels_last:
-        a, b = a.transpose(1, 2), None if b is None else b.transpose(1, 2)
-    y = _operator(a, b, bias, *operator_seed(seed), gate_first, dropout, p_dropout)
-    return y.transpose(1, 2) if channels_last else y
+differentiable(gated_activation_operator, _save, _differentiate, _gradients)
