@@ -15,6 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from . import backend
 from .launch import compiles_only
 
+if __name__ != "fastglow.kernels.operators":
+    # In a checkout other packages find this folder as the `kernels` of Hugging Face; an operator exists once.
+    raise ImportError(f"{__name__} is a part of fastglow.kernels: import it under that name")
+
 _LIBRARY = torch.library.Library("fastglow", "FRAGMENT")
 _implementations: dict[OpOverload, Callable[..., Any]] = {}
 

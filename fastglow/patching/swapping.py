@@ -101,13 +101,20 @@ def _make_class(original: type, key: Key) -> type:
 
 def _method(original: Callable, method: Method, only_kernels: bool) -> Callable:
     def call(self: nn.Module, *args: Any, **kw: Any) -> Any:
-        if inner_hooks(self) or (only_kernels and not backend.wants_kernels(device_of(self))):
+        if (only_kernels and not _wants_kernels(args, kw)) or inner_hooks(self):
             return original(self, *args, **kw)
         return method(self, original.__get__(self), *args, **kw)
 
     call.__name__, call.__doc__ = original.__name__, original.__doc__
     call.__wrapped__ = original  # type: ignore[attr-defined]  # for inspect.signature
     return call
+
+
+def _wants_kernels(args: tuple[Any, ...], kw: dict[str, Any]) -> bool:
+    for x in (*args, *kw.values()):
+        if isinstance(x, torch.Tensor):
+            return backend.wants_kernels(x.device)
+    return True
 
 
 def _train(self: Any, mode: bool = True) -> Any:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastglow import kernels
+from fastglow.kernels import backend
 from fastglow.modules import WN, WeightNormConv1d
 from fastglow.modules.module_lists import modules_of_type
 
@@ -22,22 +23,27 @@ def _run(module: Any, audio: Tensor, spect: Tensor) -> Tensor:
     """[B, n_in, T], [B, D, T] -> [B, 2 n_in, T], b first."""
     if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return prepared(module, lambda: _own_network(module))(audio, spect)
-    width = module.in_layers[0].out_channels
-    conditioning = None if hasattr(module, "cond_layers") else (weight_of(module.cond_layer), module.cond_layer.bias)
+    # In the order in which every layer would copy it otherwise.
+    by_channel = backend.wants_kernels(spect.device)
+    spect = spect.transpose(1, 2).contiguous().transpose(1, 2) if by_channel else spect.contiguous()
     h: Tensor | None = module.start(audio)
     skip: Tensor | None = None
-    for i, (in_layer, res_skip) in enumerate(zip(module.in_layers, module.res_skip_layers, strict=True)):
+    layers = zip(module.in_layers, _conditioning_weights(module), module.res_skip_layers, strict=True)
+    for in_layer, (cond_weight, cond_bias), res_skip in layers:
         assert h is not None  # only the last layer has no residual
-        if conditioning is None:
-            cond_weight, cond_bias = weight_of(module.cond_layers[i]), module.cond_layers[i].bias
-        else:
-            rows = slice(width * i, width * (i + 1))
-            cond_weight, cond_bias = conditioning[0][rows], conditioning[1][rows]
         h, skip = kernels.wavenet_layer(
             h, spect, weight_of(in_layer), bias_of(in_layer), cond_weight, cond_bias, weight_of(res_skip),
             bias_of(res_skip), in_layer.dilation[0], skip=skip,
         )  # fmt: skip
     return module.end(skip)
+
+
+def _conditioning_weights(module: Any) -> list[tuple[Tensor, Tensor]]:
+    """(weight, bias) of every layer's conditioning."""
+    if hasattr(module, "cond_layers"):
+        return [(weight_of(conv), conv.bias) for conv in module.cond_layers]
+    width = module.in_layers[0].out_channels  # slices, one by one, would cost a whole gradient each
+    return list(zip(weight_of(module.cond_layer).split(width), module.cond_layer.bias.split(width), strict=True))
 
 
 def _own_network(module: Any) -> WN:
