@@ -1,12 +1,11 @@
 """Other people's models before and after `fastglow.accelerate`: what is built, called, verified and recorded."""
 
 import importlib
-import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
@@ -95,7 +94,7 @@ class Target(ABC):
         if find_spec(name.partition(".")[0]) is None:
             pytest.skip(f"{self.package} is not installed")
         try:
-            with warnings.catch_warnings(), _without_our_folder("kernels"):
+            with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return importlib.import_module(name)
         except (ImportError, OSError) as error:  # OSError: a shared library of another torch
@@ -251,19 +250,6 @@ def vary(model: nn.Module) -> nn.Module:
             else:
                 parameter.mul_(1.1)
     return model
-
-
-@contextmanager
-def _without_our_folder(name: str) -> Iterator[None]:
-    """transformers imports Hugging Face's package `kernels` if it finds one, which in this folder is our own."""
-    before = sys.modules.get(name)
-    if before is None:
-        sys.modules[name] = None  # type: ignore[assignment]  # importing it fails, as if it were not installed
-    try:
-        yield
-    finally:
-        if before is None:
-            del sys.modules[name]
 
 
 def _floats(value: Any) -> Iterator[Tensor]:

@@ -15,11 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from . import backend
 from .launch import compiles_only
 
-if __name__ != "fastglow.kernels.operators":
-    # In a checkout other packages find this folder as the `kernels` of Hugging Face; an operator exists once.
-    raise ImportError(f"{__name__} is a part of fastglow.kernels: import it under that name")
+# "fastglow". In a checkout transformers finds this folder and takes it for Hugging Face's package `kernels`: an operator
+# can be registered once only.
+_NAMESPACE = __name__.partition(".")[0]
 
-_LIBRARY = torch.library.Library("fastglow", "FRAGMENT")
+_LIBRARY = torch.library.Library(_NAMESPACE, "FRAGMENT")
 _implementations: dict[OpOverload, Callable[..., Any]] = {}
 
 
@@ -57,8 +57,8 @@ def operator(
 
     _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag, *tags))
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fastglow::{name}", fake, lib=_LIBRARY)
-    op = getattr(torch.ops.fastglow, name).default
+    torch.library.register_fake(f"{_NAMESPACE}::{name}", fake, lib=_LIBRARY)
+    op = getattr(getattr(torch.ops, _NAMESPACE), name).default
     _implementations[op] = run
     return op
 

@@ -308,3 +308,10 @@ def environment_readers(tree: ast.AST) -> set[str]:
 def test_only_these_files_read_environment_variables():
     found = {file: environment_readers(ast.parse(file.read_text())) for file in SOURCE_FILES}
     assert {file for file, names in found.items() if names} == READ_ENVIRONMENT
+
+
+def test_the_folder_under_its_own_name_registers_other_operators():
+    """As transformers imports it in a checkout, where it looks for Hugging Face's package `kernels`."""
+    code = "import kernels, fastglow.kernels, torch; print(torch.ops.fastglow.lstm_cell, torch.ops.kernels.lstm_cell)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["fastglow.lstm_cell", "kernels.lstm_cell"], done.stderr
