@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from . import backend
 from .launch import compiles_only
 
-# "fastglow". In a checkout transformers finds this folder and takes it for Hugging Face's package `kernels`: an operator
-# can be registered once only.
+# "fastglow"; "kernels" where transformers finds this folder in a checkout and takes it for Hugging Face's package. An
+# operator can be registered once only.
 _NAMESPACE = __name__.partition(".")[0]
 
 _LIBRARY = torch.library.Library(_NAMESPACE, "FRAGMENT")
