@@ -54,6 +54,7 @@ def _factors(**weights: Tensor) -> list[Tensor]:
 
 
 def _prenet(x: Tensor, noise: Tensor | None = None, seeds: Tensor | None = None, **weights: Tensor) -> Tensor:
+    noise = None if noise is None else noise.float()  # which every dtype's kernel takes
     return prenet(x, list(weights.values()), 0.5, noise, seeds=seeds)
 
 
