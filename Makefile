@@ -40,6 +40,7 @@ test: $(VENV)/.installed-test
 # compilation and the order of programs.
 CAPABILITIES := default avx2
 NUMERIC := tests/kernels tests/modules tests/models tests/audio tests/engine \
+	$(patsubst %,tests/patching/test_%.py,attention decoder_loops invertible lstm wavenet) \
 	$(patsubst %,tests/train/test_%.py,data ema flops losses precision tacotron2_task training warm_start)
 
 # One process each, side by side: a test runs on one thread.
