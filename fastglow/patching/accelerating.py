@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from fastglow.errors import FastglowError
@@ -68,16 +70,19 @@ def _chosen(ops: str | Iterable[str] | None) -> list[Adapter]:
 
 
 def _foreign_modules(model: nn.Module, report: Report) -> Iterator[tuple[str, nn.Module]]:
-    """The modules of a model with their names, but for fastglow's own with their parts, which are reported."""
-    own: tuple[str, ...] = ()
+    """The modules of a model with their names, but for fastglow's own and those of TorchScript with their parts, which
+    are reported."""
+    passed: tuple[str, ...] = ()
     for name, module in model.named_modules():
-        if name.startswith(own):
+        if name.startswith(passed):
             continue
-        if _is_own(module):
-            own += (f"{name}." if name else "",)
-            text = "fastglow's own module, which runs on its kernels anyway"
-            report.entries.append(Entry(name, _path(type(module)), OWN, None, text))
-        else:
+        own = _is_own(module)
+        if own or isinstance(module, torch.jit.ScriptModule):
+            passed += (f"{name}." if name else "",)
+            text = "which runs on its kernels anyway" if own else "accelerate the model before it is scripted or traced"
+            text = f"{'fastglow' if own else 'TorchScript'}'s own module: {text}"
+            report.entries.append(Entry(name, _path(type(module)), OWN if own else LEFT, None, text))
+        elif not any(map(is_lazy, module._parameters.values())):
             yield name, module
 
 

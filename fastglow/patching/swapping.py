@@ -16,13 +16,16 @@ from fastglow.kernels import backend
 from fastglow.modules.parameter_cache import parameters_of
 
 from .adapter import Method
-from .hooks import inner_hooks
+from .hooks import must_call_parts, part_classes
 
 Key = tuple[str, str]
 """Names of an adapter and of its variant."""
 
 _STATE = "_fastglow_state"
 """Name of the attribute with what a swapped module has cached."""
+
+_PARTS = "_fastglow_parts"
+"""Of the attribute with the classes that its parts had."""
 
 
 class SwapState(dict):
@@ -50,7 +53,7 @@ def device_of(module: nn.Module) -> torch.device:
 
 def swap(module: nn.Module, key: Key) -> None:
     """Gives a module the methods of a variant of an adapter."""
-    vars(module)[_STATE] = SwapState()
+    vars(module).update({_STATE: SwapState(), _PARTS: part_classes(module)})
     module.__class__ = swapped_class(type(module), key)
 
 
@@ -65,7 +68,8 @@ def restore_one(module: nn.Module) -> None:
     if isinstance(module, Swapped):
         original: type = module._fastglow_original
         module.__class__ = original
-        vars(module).pop(_STATE, None)
+        for name in (_STATE, _PARTS):
+            vars(module).pop(name, None)
 
 
 _classes: dict[tuple[type, Key], type] = {}
@@ -100,8 +104,8 @@ def _make_class(original: type, key: Key) -> type:
 
 
 def _method(original: Callable, method: Method, only_kernels: bool) -> Callable:
-    def call(self: nn.Module, *args: Any, **kw: Any) -> Any:
-        if (only_kernels and not _wants_kernels(args, kw)) or inner_hooks(self):
+    def call(self: Any, *args: Any, **kw: Any) -> Any:
+        if (only_kernels and not _wants_kernels(args, kw)) or must_call_parts(self, self._fastglow_parts):
             return original(self, *args, **kw)
         return method(self, original.__get__(self), *args, **kw)
 

@@ -1,5 +1,7 @@
 """What accelerate swaps, what it leaves and says, and how it is undone."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -10,7 +12,7 @@ from fastglow.kernels import backend
 from fastglow.patching import OPS, restore
 from fastglow.patching.report import LEFT, OWN, SWAPPED
 
-from .rebuilt import DiffSingerOrderWN, InvConvNear, InvertibleOfWaveGlow, TupleWN, VitsStyleWN
+from .rebuilt import NORMS, DiffSingerOrderWN, InvConvNear, InvertibleOfWaveGlow, TupleWN, VitsStyleWN
 
 
 class Model(nn.Module):
@@ -213,3 +215,76 @@ def test_a_comparison_leaves_no_trace():
     accelerate(model)
     assert not called and modes == [module.training for module in model.modules()]
     assert all(torch.equal(x, values[name]) and x.dtype == values[name].dtype for name, x in model.state_dict().items())
+
+
+def test_scripted_and_lazy_modules_are_left():
+    class Conv(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv1d(2, 2, 1, bias=False)
+
+        def forward(self, z):
+            return self.conv(z)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(Conv())
+    model = nn.ModuleDict({"scripted": scripted, "lazy": nn.LazyLinear(3), "cell": nn.LSTMCell(2, 2)})
+    report = accelerate(model)
+    assert [(entry.module, entry.state) for entry in report] == [("scripted", LEFT), ("cell", SWAPPED)]
+    assert "before it is scripted" in report.left[0].text
+
+
+class Lora(nn.Module):
+    def __init__(self, conv):
+        super().__init__()
+        self.conv, self.low = conv, nn.Conv1d(6, 12, 1)
+
+    def forward(self, x):
+        return self.conv(x) + self.low(x)
+
+
+def replace_by_lora(wn):
+    wn.in_layers[0] = Lora(wn.in_layers[0])
+
+
+def replace_by_subclass(wn):
+    wn.in_layers[1].__class__ = type(
+        "Doubled", (nn.Conv1d,), {"forward": lambda self, x: 2 * nn.Conv1d.forward(self, x)}
+    )
+
+
+def replace_the_forward(wn):
+    conv = wn.res_skip_layers[0]
+    conv.forward = lambda x: 3 * nn.Conv1d.forward(conv, x)
+
+
+@pytest.mark.parametrize("replace", [replace_by_lora, replace_by_subclass, replace_the_forward])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_parts_that_other_code_replaces_later_are_called(replace, gradients):
+    wn, x, mask = VitsStyleWN(norm=NORMS["plain"]), torch.randn(1, 6, 9), torch.ones(1, 1, 9)
+    accelerate(wn, strict=True)
+    with torch.set_grad_enabled(gradients):
+        before = wn(x, mask)
+        replace(wn)
+        wn.eval()
+        expected = VitsStyleWN.forward(wn, x, mask)
+        assert torch.equal(wn(x, mask), expected) and not torch.allclose(before, expected)
+
+
+@pytest.mark.parametrize("norm", ["hook", "parametrization"])
+def test_weight_norm_that_is_removed_later(norm):
+    wn, x, mask = VitsStyleWN(channels=16, norm=NORMS[norm]), torch.randn(1, 16, 9), torch.ones(1, 1, 9)
+    accelerate(wn, strict=True)
+    with torch.no_grad():
+        expected = wn(x, mask)
+        for conv in (*wn.in_layers, *wn.res_skip_layers):
+            if norm == "hook":
+                nn.utils.remove_weight_norm(conv)
+            else:
+                nn.utils.parametrize.remove_parametrizations(conv, "weight")
+        torch.testing.assert_close(wn(x, mask), expected, rtol=1e-5, atol=1e-5)
+        before = backend.launches["wavenet_layer"]
+        with backend.use_backend("triton"):
+            wn(x, mask)
+        assert backend.launches["wavenet_layer"] > before

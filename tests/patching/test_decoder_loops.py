@@ -369,3 +369,12 @@ def test_the_loop_of_inference_is_asked_for_later():
     assert accelerate(decoder).entries[0].op == "decode_loop"
     restore(decoder)
     assert type(decoder) is TorchaudioDecoder
+
+
+def test_the_loop_runs_also_when_its_cells_are_swapped():
+    decoder = TorchaudioDecoder()
+    accelerate(decoder, strict=True)
+    with backend.use_backend("triton"):
+        before = backend.launches["teacher_forced_loop"]
+        teacher_forced(decoder.eval(), *inputs(decoder, 1, 1))
+    assert backend.launches["teacher_forced_loop"] > before
