@@ -35,7 +35,7 @@ from .decoder_parts import (
     weights_dtype,
 )
 from .structure import unwrapped
-from .swapping import Swapped, state_of
+from .swapping import Swapped, remember_parts, state_of
 
 PIECE_STEPS = 16
 """Steps between looks at the gates of a batch: so many may be decoded in vain."""
@@ -234,11 +234,13 @@ def _calls(decoder: Any) -> Iterator[Call]:
         one_item = not hasattr(decoder, "infer")
         _end_soon(decoder, memory[:1] if one_item else memory, lengths[:1] if one_item else lengths)
         own, decoder.prenet = decoder.prenet, _WithoutDropout(decoder.prenet)
+        remember_parts(decoder)
         try:
             with OnCPU():
                 return decoder.inference(memory[:1]) if one_item else decoder.infer(memory, lengths)
         finally:
             decoder.prenet = own
+            remember_parts(decoder)
 
     yield infer
 

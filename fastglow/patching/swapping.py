@@ -53,8 +53,14 @@ def device_of(module: nn.Module) -> torch.device:
 
 def swap(module: nn.Module, key: Key) -> None:
     """Gives a module the methods of a variant of an adapter."""
-    vars(module).update({_STATE: SwapState(), _PARTS: part_classes(module)})
+    vars(module)[_STATE] = SwapState()
+    remember_parts(module)
     module.__class__ = swapped_class(type(module), key)
+
+
+def remember_parts(module: nn.Module) -> None:
+    """Takes the parts that a module has now for those that its methods may compute without calling them."""
+    vars(module)[_PARTS] = part_classes(module)
 
 
 def restore(model: nn.Module) -> None:
