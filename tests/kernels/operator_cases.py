@@ -126,7 +126,10 @@ OTHERS = (
 
 def loop_call(p_dropout: float) -> Call:
     """The teacher-forced loop."""
-    case = LoopCase(frames=2, batch=2, symbols=3, p_attention_dropout=p_dropout, p_decoder_dropout=p_dropout)
+    case = LoopCase(
+        frames=2, batch=2, symbols=3, n_input=2, n_memory=3, n_attention=2, n_attention_rnn=3, n_decoder_rnn=2,
+        filters=2, taps=3, p_attention_dropout=p_dropout, p_decoder_dropout=p_dropout,
+    )  # fmt: skip
     arguments = case.arguments(torch.float32, "cpu")
     tensors = {name: x for name, x in arguments.items() if isinstance(x, Tensor)}
     options = {name: x for name, x in arguments.items() if not isinstance(x, Tensor)}
