@@ -71,8 +71,9 @@ class ParameterCache(Generic[Value]):
         self._lock = RLock()  # of two threads' values, a recorded graph would hold the one that is dropped
 
     def get(self, parameters: Sequence[Tensor], build: Callable[[], Value], *settings: Hashable) -> Value:
-        """`build()`, or its last result for these settings if the parameters have not changed since."""
-        return build() if traced() else self._get(parameters, build, *settings)
+        """`build()`, or its last result for these settings if the parameters have not changed since. The replicas of a
+        DataParallel have no parameters that could be seen to change, and share the cache."""
+        return build() if traced() or not parameters else self._get(parameters, build, *settings)
 
     @uncompiled
     def _get(self, parameters: Sequence[Tensor], build: Callable[[], Value], *settings: Hashable) -> Value:

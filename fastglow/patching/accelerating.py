@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from threading import RLock
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils.parametrize import is_parametrized
 
 from fastglow.errors import FastglowError
 from fastglow.kernels import backend
 
 from .adapter import Adapter
 from .catalogue import ADAPTERS, OPS
+from .hooks import what_hides_the_methods
 from .probing import find_variant
 from .report import LEFT, OWN, SWAPPED, Entry, Report, Swap
 from .swapping import Swapped, device_of, restore_one, swap
+
+_comparing = RLock()
+"""Comparisons draw random numbers from PyTorch's generator, which all threads share."""
 
 
 def accelerate(model: nn.Module, ops: str | Iterable[str] | None = None, strict: bool = False) -> Report:
@@ -46,10 +50,12 @@ def accelerate(model: nn.Module, ops: str | Iterable[str] | None = None, strict:
     chosen = _chosen(ops)
     report = Report()
     try:
-        for name, module in _foreign_modules(model, report):
-            _accelerate(name, module, chosen, report)
+        with _comparing:
+            for name, module in _foreign_modules(model, report):
+                _accelerate(name, module, chosen, report)
         if not report.entries:
-            reason = "no module in it looks like one that fastglow knows: see docs/accelerate.md"
+            known = "fastglow knows" if ops is None else f"fastglow can swap to {', '.join(a.op for a in chosen)}"
+            reason = f"no module in it looks like one that {known}: see docs/accelerate.md"
             report.entries.append(Entry("", _path(type(model)), LEFT, None, reason))
         if strict and report.left:
             raise FastglowError(f"accelerate left {'; '.join(map(str, report.left))}")
@@ -62,7 +68,7 @@ def accelerate(model: nn.Module, ops: str | Iterable[str] | None = None, strict:
 def _chosen(ops: str | Iterable[str] | None) -> list[Adapter]:
     if ops is None:
         return [adapter for adapter in ADAPTERS.values() if not adapter.draws_own_noise]
-    names = [ops] if isinstance(ops, str) else list(ops)
+    names = [ops] if isinstance(ops, str) or not isinstance(ops, Iterable) else list(ops)
     unknown = [name for name in names if name not in OPS]
     if unknown or not names:
         raise FastglowError(f"ops={unknown[0] if unknown else names!r} must be among {', '.join(OPS)}")
@@ -99,7 +105,7 @@ def _accelerate(name: str, module: nn.Module, chosen: list[Adapter], report: Rep
     restore_one(module)
     reasons = []
     for adapter in chosen:
-        if not adapter.claims(module):
+        if not _claims(adapter, module):
             continue
         variant, reason = _match(module, adapter)
         if variant is not None:
@@ -117,7 +123,14 @@ def _accelerate(name: str, module: nn.Module, chosen: list[Adapter], report: Rep
 def _swaps_otherwise(module: nn.Module, current: Adapter, chosen: list[Adapter]) -> bool:
     """Whether a swapped module is to be swapped by another adapter, which the caller asks for by its operation."""
     others = [adapter for adapter in chosen if adapter.draws_own_noise and adapter is not current]
-    return any(adapter.claims(module) for adapter in others)
+    return any(_claims(adapter, module) for adapter in others)
+
+
+def _claims(adapter: Adapter, module: nn.Module) -> bool:
+    try:
+        return adapter.claims(module)
+    except Exception:  # whatever a property of foreign code raises; the known modules have none that do
+        return False
 
 
 def _entry(name: str, module: nn.Module, how: str) -> Entry:
@@ -129,10 +142,9 @@ def _entry(name: str, module: nn.Module, how: str) -> Entry:
 
 def _match(module: nn.Module, adapter: Adapter) -> tuple[str | None, str]:
     """(the variant to swap to, '') or (None, why there is none)."""
-    if "forward" in vars(module):
-        return None, "its forward is replaced on the instance: call accelerate before"
-    if is_parametrized(module):
-        return None, "its parameters are parametrized: remove that first"
+    hidden = what_hides_the_methods(module)
+    if hidden is not None:
+        return None, hidden
     difference = adapter.difference(module)
     if difference is not None:
         return None, f"unlike {adapter.kind}, {difference}"

@@ -55,7 +55,7 @@ def settings_of(decoder: Any) -> Settings:
 
 def recurrent_weights(decoder: Any) -> RecurrentWeights:
     attention_rnn, decoder_rnn = (
-        LSTMWeights(cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
+        LSTMWeights(*(weight_of(cell, name) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")))
         for cell in (decoder.attention_rnn, decoder.decoder_rnn)
     )
     return RecurrentWeights(attention_rnn, family_weights(decoder.attention_layer)[0], decoder_rnn)

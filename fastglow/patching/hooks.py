@@ -1,5 +1,5 @@
 """Parts of a swapped module that must be called: those with hooks, which the kernels would not call, and those that
-other code has replaced, whose weights mean something else."""
+other code has replaced or parametrized, whose weights mean something else."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -32,13 +33,36 @@ def must_call_parts(module: nn.Module, classes: tuple[type[nn.Module], ...]) -> 
             return True
         if part._forward_pre_hooks and not all(map(is_weight_norm, part._forward_pre_hooks.values())):
             return True
+        if _is_parametrized_otherwise(part):
+            return True
         found.append(_class_of(part))
     return tuple(found) != classes
 
 
+def what_hides_the_methods(module: nn.Module) -> str | None:
+    """Why a swap of the module could not be compared: a copy of it without hooks would run its own code; or None."""
+    if _has_any_global_hook():
+        return "a hook of all modules is registered: remove that first"
+    for name, part in module.named_modules():
+        whose = f"{name}'s" if name else "its"
+        if "forward" in part.__dict__:
+            return f"{whose} forward is replaced on the instance: call accelerate before"
+        if _is_parametrized_otherwise(part) or (part is module and is_parametrized(part)):
+            return f"{whose} parameters are parametrized: remove that first"
+    return None
+
+
+def _is_parametrized_otherwise(part: nn.Module) -> bool:
+    """Whether it has parametrizations, or several of one parameter, that are not PyTorch's weight norm."""
+    if not is_parametrized(part):
+        return False
+    found = part.parametrizations.children()  # type: ignore[union-attr]
+    return any(len(ones) != 1 or not isinstance(ones[0], _WeightNorm) for ones in found)  # type: ignore[arg-type, index]
+
+
 def _class_of(part: nn.Module) -> type[nn.Module]:
-    cls = type(part)
-    return cls.__bases__[0] if is_parametrized(part) else getattr(cls, "_fastglow_original", cls)
+    cls: type[nn.Module] = type(part).__bases__[0] if is_parametrized(part) else type(part)
+    return getattr(cls, "_fastglow_original", cls)
 
 
 def _parts(module: nn.Module) -> Iterator[nn.Module]:

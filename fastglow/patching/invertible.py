@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -45,6 +45,8 @@ def _by_flag(flag: str, scaled: bool) -> Method:
     """forward(z, reverse=False), NVIDIA's, or forward(z, inverse=False), RAD-TTS'."""
 
     def forward(module: nn.Module, original: Callable[..., Any], z: Tensor, *args: bool, **kw: bool) -> Any:
+        if z.dim() != 3:
+            return original(z, *args, **kw)
         inverted = args[0] if args else kw.get(flag, False)
         return _inverse(module, z) if inverted else _forward(module, z, scaled)
 
@@ -54,8 +56,8 @@ def _by_flag(flag: str, scaled: bool) -> Method:
 def _by_method() -> Mapping[str, Method]:
     """forward(z) and infer(z), DeepLearningExamples'."""
     return {
-        "forward": lambda module, original, z: _forward(module, z, scaled=True),
-        "infer": lambda module, original, z: _inverse(module, z),
+        "forward": lambda module, original, z: _forward(module, z, scaled=True) if z.dim() == 3 else original(z),
+        "infer": lambda module, original, z: _inverse(module, z) if z.dim() == 3 else original(z),
     }
 
 
@@ -131,6 +133,8 @@ def _lus_weight(module: Any) -> Tensor:
 
 
 def _lus_forward(module: Any, original: Callable[..., Any], z: Tensor, inverse: bool = False) -> Any:
+    if z.dim() != 3:
+        return original(z, inverse)
     with torch.autocast(z.device.type, enabled=False):
         if inverse:
             kept = _inverse_of(module, lambda: _lus_weight(module))
@@ -168,13 +172,16 @@ def _glow_tts_forward(
     x: Tensor,
     x_mask: Tensor | None = None,
     reverse: bool = False,
+    *further: Any,
     **kw: Any,
 ) -> Any:
-    B, channels, T = x.shape
+    """`kw`: the g that Glow-TTS passes to all its flows."""
     n = len(module.weight)
+    if x.dim() != 3 or x.shape[1] % n or further or not kw.keys() <= {"g"}:
+        return original(x, x_mask, reverse, *further, **kw)
+    B, channels, T = x.shape
     groups = channels // n
-    if channels % n:
-        return original(x, x_mask, reverse, **kw)
+    lengths = x.new_full((B,), T) if x_mask is None else x_mask.sum((1, 2))
     x = x.view(B, 2, groups, n // 2, T).transpose(2, 3).reshape(B, n, groups * T)
     weight = module.weight.unsqueeze(2)
     log_det: Any = None
@@ -187,7 +194,6 @@ def _glow_tts_forward(
         if getattr(module, "no_jacobian", False):
             log_det = 0
         else:
-            lengths = x.new_full((B,), T) if x_mask is None else x_mask.sum((1, 2))
             log_det = log_det_w * groups * lengths
     x = x.view(B, 2, n // 2, groups, T).transpose(2, 3).reshape(B, channels, T)
     return (x if x_mask is None else x * x_mask), log_det
@@ -218,6 +224,14 @@ def _glow_tts_calls(module: Any) -> Iterator[Call]:
     yield lambda conv: conv(x, mask)
     yield lambda conv: conv(x, reverse=True)
     yield lambda conv: conv(x, mask, reverse=True)
+    if "g" in signature(module.forward).parameters or _takes_any(module.forward):
+        g = torch.randn(2, 3, 1)
+        yield lambda conv: conv(x, mask, g=g)
+
+
+def _takes_any(method: Callable[..., Any]) -> bool:
+    """Whether it takes arguments of any name."""
+    return any(p.kind is Parameter.VAR_KEYWORD for p in signature(method).parameters.values())
 
 
 GLOW_TTS_INVERTIBLE = Adapter(

@@ -7,10 +7,12 @@ buffers and state_dict stay as they are, and other modules of the class are not 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from fastglow.kernels import backend
 from fastglow.modules.parameter_cache import parameters_of
@@ -73,6 +75,10 @@ def restore_one(module: nn.Module) -> None:
     """Gives a swapped module its own methods back; others, and its parts, are left as they are."""
     if isinstance(module, Swapped):
         original: type = module._fastglow_original
+        if is_parametrized(module):  # since: its class is made from the swapped one
+            cls = type(module)
+            own = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+            original = type(cls.__name__, (original,), own)
         module.__class__ = original
         for name in (_STATE, _PARTS):
             vars(module).pop(name, None)
@@ -96,6 +102,7 @@ def _make_class(original: type, key: Key) -> type:
         "__module__": original.__module__,
         "__qualname__": original.__qualname__,
         "__doc__": original.__doc__,
+        "__init__": _init(original),
         "__reduce_ex__": _reduce,
         "train": _train,
         "_fastglow_original": original,
@@ -127,18 +134,33 @@ def _wants_kernels(args: tuple[Any, ...], kw: dict[str, Any]) -> bool:
     return True
 
 
-def _train(self: Any, mode: bool = True) -> Any:
+def _init(original: type) -> Callable:
+    """Of another module that is made by `type(module)(...)`: of the original class."""
+
+    @wraps(original.__init__)  # type: ignore[misc]
+    def init(self: Any, *args: Any, **kw: Any) -> None:
+        if "_fastglow_key" in vars(type(self)):
+            self.__class__ = original
+        original.__init__(self, *args, **kw)  # type: ignore[misc]
+
+    return init
+
+
+def _train(self: Any, *args: Any, **kw: Any) -> Any:
     """As the original's. Weights are often written between training and evaluation in ways that nothing counts, such
     as through `parameter.data`."""
     state_of(self).clear()
-    return self._fastglow_original.train(self, mode)
+    return self._fastglow_original.train(self, *args, **kw)
 
 
 def _reduce(self: Any, protocol: Any) -> tuple:
-    """Pickles and copies are swapped, too: the class is made again from the original one."""
+    """Pickles and copies are swapped, too: the class is made again from the original one. Those that a module makes in
+    its own way are not."""
     cls = self._fastglow_original
-    constructor, (_, *arguments), *rest = cls.__reduce_ex__(self, max(int(protocol), 2))
-    return _new, (constructor, cls, self._fastglow_key, *arguments), *rest
+    constructor, arguments, *rest = cls.__reduce_ex__(self, max(int(protocol), 2))
+    if not arguments or arguments[0] is not type(self):
+        return constructor, arguments, *rest
+    return _new, (constructor, cls, self._fastglow_key, *arguments[1:]), *rest
 
 
 def _new(constructor: Callable, original: type[nn.Module], key: Key, *arguments: Any) -> Any:

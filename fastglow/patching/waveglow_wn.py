@@ -22,7 +22,8 @@ from .weights import bias_of, prepared, weight_norm_of, weight_of
 def _run(module: Any, audio: Tensor, spect: Tensor) -> Tensor:
     """[B, n_in, T], [B, D, T] -> [B, 2 n_in, T], b first."""
     if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return prepared(module, lambda: _own_network(module))(audio, spect)
+        output = prepared(module, lambda: _own_network(module))(audio, spect)
+        return output.to(backend.autocast_dtype(audio) or output.dtype)  # the packed form is always in float32
     # In the order in which every layer would copy it otherwise.
     by_channel = backend.wants_kernels(spect.device)
     spect = spect.transpose(1, 2).contiguous().transpose(1, 2) if by_channel else spect.contiguous()
@@ -89,11 +90,24 @@ def _n_conditioning(module: Any) -> int:
 def _one_tuple(module: nn.Module, original: Callable[..., Tensor], *args: Any, **kw: Any) -> Tensor:
     """The name of the argument differs."""
     (forward_input,) = (*args, *kw.values())
-    return _run(module, *forward_input)
+    return _run(module, *forward_input) if _fits(*forward_input) else original(forward_input)
 
 
-def _two_arguments(module: nn.Module, original: Callable[..., Tensor], audio: Tensor, spect: Tensor) -> Tensor:
+def _two_arguments(
+    module: nn.Module, original: Callable[..., Tensor], audio: Tensor, spect: Tensor, *further: Any, **kw: Any
+) -> Tensor:
+    if further or kw or not _fits(audio, spect):
+        return original(audio, spect, *further, **kw)
     return _run(module, audio, spect)
+
+
+def _fits(audio: Tensor, spect: Tensor) -> bool:
+    return (
+        audio.dim() == spect.dim() == 3
+        and len(audio) == len(spect)
+        and audio.shape[2] == spect.shape[2]
+        and audio.dtype == spect.dtype
+    )
 
 
 def _claims(module: nn.Module) -> bool:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from inspect import signature
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fastglow import kernels
+from fastglow.kernels import backend
 
 from .adapter import Adapter, Call, Method
 from .structure import conv_difference, module_lists
@@ -53,7 +54,8 @@ def _run(module: nn.Module, x: Tensor, mask: Tensor | None, g: Tensor | None, dr
     width, dropout = 2 * x.shape[1], _dropout_of(module)
     conditioning = None if g is None else module.cond_layer(g)  # type: ignore[operator]
     whole_mask = None if mask is None else mask.expand(len(x), 1, x.shape[2])
-    skip: Tensor | None = None
+    # Under autocast these modules add up in the signal's dtype.
+    skip: Tensor | None = None if backend.autocast_dtype(x) is None else torch.zeros_like(x)
     h: Tensor | None = x
     drops = dropout is not None and dropout.training and dropout.p > 0
     layers = [None] * len(_convolutions(module)[0]) if drops else _layers(module)
@@ -94,8 +96,19 @@ def _layer_with_dropout(
     return next_h if mask is None else next_h * mask, new_skip if skip is None else skip + new_skip
 
 
-def _masked(mask: Tensor | None) -> bool:
-    return mask is None or (isinstance(mask, Tensor) and mask.dim() == 3 and mask.shape[1] == 1)
+def _fits(x: Tensor, mask: Tensor | None, g: Tensor | None) -> bool:
+    """Whether x is [B, C, T], mask [B or 1, 1, T or 1] and g [B or 1, D, T or 1]."""
+    return x.dim() == 3 and all(
+        y is None
+        or (
+            isinstance(y, Tensor)
+            and y.dim() == 3
+            and y.shape[0] in (1, len(x))
+            and y.shape[1] == (1 if y is mask else y.shape[1])
+            and y.shape[2] in (1, x.shape[2])
+        )
+        for y in (mask, g)
+    )
 
 
 def _vits(drops_before: bool) -> Method:
@@ -105,10 +118,11 @@ def _vits(drops_before: bool) -> Method:
         x: Tensor,
         x_mask: Tensor | None = None,
         g: Tensor | None = None,
-        **kw: object,
+        *further: Any,
+        **kw: Any,
     ) -> Tensor:
-        if not _masked(x_mask) or x.dim() != 3:
-            return original(x, x_mask, g=g, **kw)
+        if further or kw or not _fits(x, x_mask, g):  # what published code ignores, other code may not
+            return original(x, x_mask, g, *further, **kw)
         return _run(module, x, x_mask, g, drops_before)
 
     return forward
@@ -121,9 +135,11 @@ def _transformers(drops_before: bool) -> Method:
         inputs: Tensor,
         padding_mask: Tensor | None,
         global_conditioning: Tensor | None = None,
+        *further: Any,
+        **kw: Any,
     ) -> Tensor:
-        if not _masked(padding_mask) or inputs.dim() != 3:
-            return original(inputs, padding_mask, global_conditioning)
+        if further or kw or not _fits(inputs, padding_mask, global_conditioning):
+            return original(inputs, padding_mask, global_conditioning, *further, **kw)
         return _run(module, inputs, padding_mask, global_conditioning, drops_before)
 
     return forward
@@ -179,9 +195,13 @@ def _calls(module: nn.Module) -> Iterator[Call]:
 
 
 def _prepare(module: nn.Module) -> None:
+    """Shows the place of dropout, also where it is 0 now and may be set later, in a module or in a number."""
     dropout = _dropout_of(module)
     if dropout is not None:
-        dropout.p = 0.5  # shows its place, also where it is 0 now and may be set later
+        dropout.p = 0.5
+    for name, value in vars(module).items():
+        if "drop" in name and isinstance(value, (int, float)) and not isinstance(value, bool):
+            setattr(module, name, 0.5)
 
 
 VITS_WN = Adapter(

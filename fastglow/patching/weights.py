@@ -17,12 +17,12 @@ from .swapping import device_of, state_of
 Value = TypeVar("Value")
 
 
-def weight_of(module: nn.Module) -> Tensor:
+def weight_of(module: nn.Module, name: str = "weight") -> Tensor:
     """`module.weight`; under torch.nn.utils.weight_norm, whose hook sets that before a call, computed now."""
     for hook in module._forward_pre_hooks.values():
-        if is_weight_norm(hook):
+        if is_weight_norm(hook) and hook.name == name:  # type: ignore[attr-defined]
             return hook.compute_weight(module)  # type: ignore[attr-defined]
-    weight = module.weight
+    weight = getattr(module, name)
     assert isinstance(weight, Tensor)
     return weight
 
@@ -46,9 +46,13 @@ def bias_of(module: nn.Module) -> Tensor | None:
 
 
 def prepared(module: nn.Module, build: Callable[[], Value]) -> Value:
-    """`build()`, computed from the module's parameters: with gradients every time, else once until they change."""
+    """`build()`, computed from the parameters and the module's own buffers: with gradients every time, else once until
+    they change."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return build()
+    parameters: list[Tensor] = [*parameters_of(module)]
+    if parameters:
+        parameters += (x for x in module._buffers.values() if x is not None)
     cache: ParameterCache[Value] = state_of(module).setdefault("prepared", ParameterCache())
     with torch.autocast(device_of(module).type, enabled=False):
-        return cache.get(parameters_of(module), build)
+        return cache.get(parameters, build)

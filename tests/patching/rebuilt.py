@@ -7,11 +7,11 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm as parametrized_weight_norm
 
 
-def weight_norm(conv):
+def weight_norm(conv, name="weight"):
     """torch.nn.utils.weight_norm, by a hook, as most published code has it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        return torch.nn.utils.weight_norm(conv)
+        return torch.nn.utils.weight_norm(conv, name)
 
 
 def gate(a, b, n_channels):

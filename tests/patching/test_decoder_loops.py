@@ -13,6 +13,7 @@ from fastglow.kernels import backend
 from fastglow.patching import restore
 
 from .comparing import assert_close, results, tensors
+from .rebuilt import NORMS
 from .rebuilt_tacotron2 import (
     Decoder,
     ExamplesDecoder,
@@ -149,6 +150,24 @@ def test_what_a_loop_cannot_do_is_left_to_the_decoder(change):
     found = results(decoder, teacher_forced, values, False)
     restore(decoder)
     assert all(map(torch.equal, found, results(decoder, teacher_forced, values, False)))
+
+
+@pytest.mark.parametrize("norm", [NORMS["hook"], NORMS["parametrization"]])
+def test_weight_norm_of_the_cells(norm):
+    """Its hook fires when the cell is called, which a loop of all frames does not do."""
+    decoder = NvidiaDecoder()
+    for cell in (decoder.attention_rnn, decoder.decoder_rnn):
+        norm(norm(cell, "weight_hh"), "weight_ih")
+    tensors_in = inputs(decoder)
+    results(decoder, teacher_forced, tensors_in, True)
+    accelerate(decoder, "teacher_forced_loop", strict=True)
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.mul_(1.2)
+    found = [results(decoder, teacher_forced, tensors_in, training) for training in (False, True)]
+    restore(decoder)
+    for training, values in enumerate(found):
+        assert_close(results(decoder, teacher_forced, tensors_in, bool(training)), values)
 
 
 def test_wrong_frames_are_the_decoders_own_error():

@@ -8,7 +8,7 @@ import torch
 from fastglow import accelerate
 from fastglow.kernels import backend
 
-from .comparing import assert_close, assert_same_results, results
+from .comparing import assert_close, assert_same_results, results, tensors
 from .rebuilt import (
     InvConvNear,
     InvertibleLUS,
@@ -93,6 +93,34 @@ def test_inv_conv_near(channels, n, stored, no_jacobian, call):
         conv.store_inverse()
     mask = (torch.arange(9) < torch.tensor([[9], [4]])).unsqueeze(1).float()
     assert_same_results(conv, call, [torch.randn(2, channels, 9), mask], OP)
+
+
+@pytest.mark.parametrize("T", [4001, 7])
+def test_log_determinants_under_autocast_count_every_position(T):
+    """bfloat16 has no 4001."""
+    conv, x = InvConvNear(4, 2), torch.randn(1, 4, T)
+    with torch.no_grad():
+        conv.weight.mul_(1.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = conv(x)
+        accelerate(conv, strict=True)
+        found = conv(x)
+    assert [y.dtype for y in expected] == [y.dtype for y in found]
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-6, atol=0.0)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_signal_without_a_batch(case):
+    cls, call = CASES[case]
+    conv, z = cls(4), torch.randn(4, 5)
+    attempts = []
+    for _ in range(2):
+        try:
+            attempts.append([y.detach() for y in tensors(call(conv, z))])
+        except IndexError as error:  # of the batch's size
+            attempts.append(str(error))
+        accelerate(conv, strict=True)
+    assert attempts[0] == attempts[1] if isinstance(attempts[0], str) else all(map(torch.equal, *attempts))
 
 
 def test_a_negative_determinant_has_a_finite_logarithm():

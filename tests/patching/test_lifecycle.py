@@ -13,9 +13,10 @@ from torch import nn
 
 from fastglow import accelerate
 from fastglow.kernels import backend
+from fastglow.patching import restore
 
-from .comparing import assert_close, copied, shown
-from .rebuilt import NORMS, InvConvNear, InvertibleOfWaveGlow, TupleWN, VitsStyleWN
+from .comparing import assert_close, copied, shown, tensors
+from .rebuilt import NORMS, InvConvNear, InvertibleLUS, InvertibleOfWaveGlow, TupleWN, VitsStyleWN
 
 
 class Model(nn.Module):
@@ -214,8 +215,111 @@ def test_inference_mode_and_changed_weights(model, x):
     assert not torch.allclose(first[0], changed[0])
     restored = copy.deepcopy(model)
     accelerate(restored).undo()
-    from fastglow.patching import restore
-
     restore(restored)
     with torch.no_grad():
         assert_close(list(restored(x)), list(changed))
+
+
+class Scaled(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, weight):
+        return self.factor * weight
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("norm", ["plain", "parametrization"])
+def test_parametrizations_that_are_added_later(norm, gradients, x):
+    model = Model(norm)
+    parametrized = [*model.wn.in_layers, *model.coupling.res_skip_layers, model.coupling.start]
+    if norm == "plain":  # others are of one parameter of the module itself
+        parametrized += [model.near, model.conv.conv]
+    report = accelerate(model, strict=True)
+    with torch.set_grad_enabled(gradients):
+        model(x)  # fills caches
+        scales = [Scaled(1.5) for _ in parametrized]
+        for part, scale in zip(parametrized, scales, strict=True):
+            nn.utils.parametrize.register_parametrization(part, "weight", scale)
+        for factor in (1.5, 0.5):  # which PyTorch does not count
+            for scale in scales:
+                scale.factor = factor
+            found = model(x)
+            restored = copy.deepcopy(model)
+            restore(restored)
+            assert_close([y.detach() for y in restored(x)], [y.detach() for y in found])
+    report.undo()
+    assert not is_swapped(model)
+    with torch.no_grad():
+        assert_close([y.detach() for y in found], list(model(x)))
+
+
+@pytest.mark.parametrize("cls", [nn.LSTMCell, InvConvNear])
+def test_another_module_of_the_class_of_a_swapped_one(cls):
+    module = cls(4, 4)
+    accelerate(module, strict=True)
+    other = type(module)(6, 2)
+    assert type(other) is cls and other.train().training
+    accelerate(other, strict=True).undo()
+    assert type(other) is cls
+
+
+def replica(module):
+    """What DataParallel runs on a GPU: weights are plain attributes, other attributes are shared."""
+    copied = module._replicate_for_data_parallel()
+    for name, part in module._modules.items():
+        copied._modules[name] = replica(part)
+    for name, parameter in module._parameters.items():
+        setattr(copied, name, None if parameter is None else parameter.detach().clone())
+    return copied
+
+
+def test_replicas_of_data_parallel_see_new_weights(model, x):
+    accelerate(model, strict=True)
+    with torch.no_grad():
+        replica(model)(x)
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+        assert_close(list(copy.deepcopy(model)(x)), list(replica(model)(x)))
+
+
+def test_a_copy_that_a_module_makes_in_its_own_way():
+    near = Rebuilding(6, 2)
+    accelerate(near, strict=True)
+    copied = pickle.loads(pickle.dumps(near))
+    assert type(copied) is Rebuilding and copied.channels == 6
+    torch.testing.assert_close(copied.weight, near.weight)
+
+
+class Rebuilding(InvConvNear):
+    def __reduce__(self):
+        return _rebuilt, (self.channels, self.num_splits, self.state_dict())
+
+
+def _rebuilt(channels, num_splits, state):
+    near = Rebuilding(channels, num_splits)
+    near.load_state_dict(state)
+    return near
+
+
+def test_train_with_an_option_of_its_own():
+    class Freezing(VitsStyleWN):
+        def train(self, mode=True, frozen=False):
+            self.frozen = frozen
+            return super().train(mode)
+
+    wn = Freezing()
+    accelerate(wn, strict=True)
+    assert wn.train(True, frozen=True).frozen and not wn.eval().frozen
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_buffers_that_change(reverse):
+    torch.manual_seed(2)
+    lus, z = InvertibleLUS(4), torch.randn(1, 4, 5)
+    accelerate(lus, strict=True)
+    with torch.no_grad():
+        lus(z, reverse)
+        lus.p.copy_(lus.p.roll(1, 0))
+        assert_close(tensors(InvertibleLUS.forward(lus, z, reverse)), tensors(lus(z, reverse)))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from fastglow import accelerate
 from fastglow.kernels import backend
@@ -54,6 +55,54 @@ def test_wavenet_of_transformers(call, drops_before):
     wn = TransformersWN(gin_channels=3, p_dropout=0.2, drops_before=drops_before, norm=NORMS["parametrization"])
     x, g = torch.randn(2, 6, 13), torch.randn(2, 3, 1)
     assert_same_results(wn, call, [x, masked(2, 13, 13, 7), g], "wavenet_layer")
+
+
+@pytest.mark.parametrize("p_dropout", [0.0, 0.3])
+@pytest.mark.parametrize("x_size, mask_size, g_size", [
+    ((1, 13), (3, 13), (1, 1)),
+    ((1, 13), (1, 13), (3, 1)),
+    ((3, 13), (1, 1), (1, 13)),
+    ((2, 1), (2, 13), (2, 1)),
+    ((2, 1), (2, 1), (2, 13)),
+    ((0, 13), (0, 13), (0, 1)),
+])  # fmt: skip
+def test_sizes_that_are_broadcast(x_size, mask_size, g_size, p_dropout):
+    torch.manual_seed(7)
+    wn = VitsStyleWN(gin_channels=3, n_layers=1, p_dropout=p_dropout)
+    x, mask, g = (torch.rand(size[0], n, size[1]) for size, n in ((x_size, 6), (mask_size, 1), (g_size, 3)))
+    assert_same_results(wn, lambda wn, x, mask, g: wn(x, mask, g), [x, mask, g], "wavenet_layer")
+
+
+@pytest.mark.parametrize("audio_size, spect_size", [((2, 11), (1, 11)), ((1, 11), (2, 11)), ((2, 11), (2, 1))])
+@pytest.mark.parametrize("cls", [TupleWN, TwoArgumentsWN])
+def test_sizes_that_waveglow_broadcasts(cls, audio_size, spect_size):
+    inputs = [torch.randn(size[0], n, size[1]) for size, n in ((audio_size, 2), (spect_size, 5))]
+    call = (lambda wn, a, s: wn((a, s))) if cls is TupleWN else (lambda wn, a, s: wn(a, s))
+    assert_same_results(cls(), call, inputs, "wavenet_layer")
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("p_dropout", [0.0, 0.3])
+def test_dtypes_under_autocast(training, gradients, p_dropout):
+    """With a mask of any kind, the sums are in the dtype of the signal; WaveGlow's are in that of autocast."""
+    torch.manual_seed(8)
+    wn, coupling = VitsStyleWN(p_dropout=p_dropout).train(training), TupleWN().train(training)
+    x = torch.randn(2, 6, 9)
+    mask = masked(2, 9, 9, 4)
+    calls = [lambda: wn(x), lambda: wn(x, mask), lambda: wn(x, mask.bool()), lambda: coupling((x[:, :2], x[:, 1:]))]
+
+    def run():
+        torch.manual_seed(9)
+        with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(gradients):
+            return [call().detach() for call in calls]
+
+    shown(coupling)
+    expected = run()
+    accelerate(nn.ModuleList([wn, coupling]), strict=True)
+    for a, b in zip(expected, run(), strict=True):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=0.05, atol=0.05 * float(a.abs().max()))
 
 
 @pytest.mark.parametrize("channels, n_layers, T", [(2, 1, 1), (10, 4, 3), (6, 3, 40)])
@@ -109,7 +158,7 @@ def test_another_structure_is_named():
     (entry,) = accelerate(wn).left
     assert "in_layers.1 has stride=(2,), must be (1,)" in entry.text
     wn = VitsStyleWN(gin_channels=3)
-    wn.cond_layer = torch.nn.Conv1d(3, 5, 1)
+    wn.cond_layer = nn.Conv1d(3, 5, 1)
     (entry,) = accelerate(wn).left
     assert "cond_layer has 5 channels, must have 36" in entry.text
     wn = TupleWN()
