@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.parametrizations import _WeightNorm
-from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.weight_norm import WeightNorm
+
+_PARAMETRIZATIONS = "parametrizations"
+"""PyTorch's name for the part with them; `is_parametrized` would cost more at every call."""
 
 
 def is_weight_norm(hook: object) -> bool:
@@ -47,21 +49,22 @@ def what_hides_the_methods(module: nn.Module) -> str | None:
         whose = f"{name}'s" if name else "its"
         if "forward" in part.__dict__:
             return f"{whose} forward is replaced on the instance: call accelerate before"
-        if _is_parametrized_otherwise(part) or (part is module and is_parametrized(part)):
+        if _is_parametrized_otherwise(part) or (part is module and _PARAMETRIZATIONS in part._modules):
             return f"{whose} parameters are parametrized: remove that first"
     return None
 
 
 def _is_parametrized_otherwise(part: nn.Module) -> bool:
     """Whether it has parametrizations, or several of one parameter, that are not PyTorch's weight norm."""
-    if not is_parametrized(part):
+    parametrizations = part._modules.get(_PARAMETRIZATIONS)
+    if parametrizations is None:
         return False
-    found = part.parametrizations.children()  # type: ignore[union-attr]
-    return any(len(ones) != 1 or not isinstance(ones[0], _WeightNorm) for ones in found)  # type: ignore[arg-type, index]
+    lists = [list(one._modules.values()) for one in parametrizations._modules.values() if one is not None]
+    return any(len(one) != 1 or type(one[0]) is not _WeightNorm for one in lists)
 
 
 def _class_of(part: nn.Module) -> type[nn.Module]:
-    cls: type[nn.Module] = type(part).__bases__[0] if is_parametrized(part) else type(part)
+    cls: type[nn.Module] = type(part).__bases__[0] if _PARAMETRIZATIONS in part._modules else type(part)
     return getattr(cls, "_fastglow_original", cls)
 
 
@@ -72,4 +75,4 @@ def _parts(module: nn.Module) -> Iterator[nn.Module]:
         part = parts.pop()
         if part is not None:
             yield part
-            parts.extend(child for name, child in part._modules.items() if name != "parametrizations")
+            parts.extend(child for name, child in part._modules.items() if name != _PARAMETRIZATIONS)
