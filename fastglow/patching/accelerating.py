@@ -17,7 +17,7 @@ from .catalogue import ADAPTERS, OPS
 from .hooks import what_hides_the_methods
 from .probing import find_variant
 from .report import LEFT, OWN, SWAPPED, Entry, Report, Swap
-from .swapping import Swapped, device_of, restore_one, swap
+from .swapping import Swapped, device_of, restore_one, state_of, swap
 
 _comparing = RLock()
 """Comparisons draw random numbers from PyTorch's generator, which all threads share."""
@@ -98,26 +98,28 @@ def _is_own(module: nn.Module) -> bool:
 
 
 def _accelerate(name: str, module: nn.Module, chosen: list[Adapter], report: Report) -> None:
-    before = module._fastglow_key if isinstance(module, Swapped) else None
-    if before is not None and not _swaps_otherwise(module, ADAPTERS[before[0]], chosen):
+    before = (module._fastglow_key, state_of(module)) if isinstance(module, Swapped) else None
+    if before is not None and not _swaps_otherwise(module, ADAPTERS[before[0][0]], chosen):
         report.entries.append(_entry(name, module, "swapped before"))
         return
     restore_one(module)
-    reasons = []
-    for adapter in chosen:
-        if not _claims(adapter, module):
-            continue
-        variant, reason = _match(module, adapter)
-        if variant is not None:
-            swap(module, (adapter.name, variant))
-            report._swaps.append(Swap(module, (adapter.name, variant), before))
-            report.entries.append(_entry(name, module, variant))
-            return
-        reasons.append(reason)
-    if reasons:
-        report.entries.append(Entry(name, _path(type(module)), LEFT, None, "; or ".join(reasons)))
-    if before is not None:
-        swap(module, before)
+    try:
+        reasons = []
+        for adapter in chosen:
+            if not _claims(adapter, module):
+                continue
+            variant, reason = _match(module, adapter)
+            if variant is not None:
+                swap(module, (adapter.name, variant))
+                report._swaps.append(Swap(module, state_of(module), before))
+                report.entries.append(_entry(name, module, variant))
+                return
+            reasons.append(reason)
+        if reasons:
+            report.entries.append(Entry(name, _path(type(module)), LEFT, None, "; or ".join(reasons)))
+    finally:
+        if before is not None and not isinstance(module, Swapped):
+            swap(module, *before)
 
 
 def _swaps_otherwise(module: nn.Module, current: Adapter, chosen: list[Adapter]) -> bool:

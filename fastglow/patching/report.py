@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from .swapping import Key, Swapped, restore_one, swap
+from .swapping import Key, Swapped, SwapState, restore_one, state_of, swap
 
 SWAPPED, LEFT, OWN = "swapped", "left", "own"
 
@@ -41,8 +41,8 @@ class Swap(NamedTuple):
     """What `undo` undoes."""
 
     module: nn.Module
-    key: Key
-    before: Key | None  # of a module that was swapped already
+    state: SwapState
+    before: tuple[Key, SwapState] | None  # of a module that was swapped already
 
 
 @dataclass
@@ -68,12 +68,13 @@ class Report:
         return [entry for entry in self.entries if entry.state == LEFT]
 
     def undo(self) -> None:
-        """Gives the modules that this call swapped the methods that they had before; twice is safe."""
-        for module, key, before in self._swaps:
-            if isinstance(module, Swapped) and module._fastglow_key == key:  # not swapped again since
+        """Gives the modules that this call swapped the methods that they had before; in any order, twice is safe."""
+        for module, state, before in self._swaps:
+            state.undone = True
+            if isinstance(module, Swapped) and state_of(module) is state:  # not swapped again since
                 restore_one(module)
-                if before is not None:
-                    swap(module, before)
+                if before is not None and not before[1].undone:
+                    swap(module, *before)
         self._swaps.clear()
 
     def __str__(self) -> str:

@@ -31,7 +31,11 @@ _PARTS = "_fastglow_parts"
 
 
 class SwapState(dict):
-    """What the methods of a swapped module keep between calls. Copies and pickles of the module start without it."""
+    """What the methods of a swapped module keep between calls, one for each swap. Copies and pickles of the module
+    start without it."""
+
+    undone = False
+    """Whether the report of the swap has been undone, perhaps while another swap was on top of it."""
 
     def __reduce_ex__(self, protocol: Any) -> tuple[type, tuple]:
         return SwapState, ()
@@ -53,9 +57,9 @@ def device_of(module: nn.Module) -> torch.device:
     return next((x.device for x in parameters_of(module)), torch.device("cpu"))
 
 
-def swap(module: nn.Module, key: Key) -> None:
-    """Gives a module the methods of a variant of an adapter."""
-    vars(module)[_STATE] = SwapState()
+def swap(module: nn.Module, key: Key, state: SwapState | None = None) -> None:
+    """Gives a module the methods of a variant of an adapter; `state`: of the same swap, before another."""
+    vars(module)[_STATE] = SwapState() if state is None else state
     remember_parts(module)
     module.__class__ = swapped_class(type(module), key)
 
@@ -105,6 +109,7 @@ def _make_class(original: type, key: Key) -> type:
         "__init__": _init(original),
         "__reduce_ex__": _reduce,
         "train": _train,
+        "_load_from_state_dict": _load_from_state_dict,
         "_fastglow_original": original,
         "_fastglow_key": key,
         **{
@@ -151,6 +156,12 @@ def _train(self: Any, *args: Any, **kw: Any) -> Any:
     as through `parameter.data`."""
     state_of(self).clear()
     return self._fastglow_original.train(self, *args, **kw)
+
+
+def _load_from_state_dict(self: Any, *args: Any, **kw: Any) -> None:
+    """As the original's. Writes to weights that were made under torch.inference_mode are not counted either."""
+    state_of(self).clear()
+    self._fastglow_original._load_from_state_dict(self, *args, **kw)
 
 
 def _reduce(self: Any, protocol: Any) -> tuple:

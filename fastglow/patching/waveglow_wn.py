@@ -42,9 +42,10 @@ def _run(module: Any, audio: Tensor, spect: Tensor) -> Tensor:
 def _conditioning_weights(module: Any) -> list[tuple[Tensor, Tensor]]:
     """(weight, bias) of every layer's conditioning."""
     if hasattr(module, "cond_layers"):
-        return [(weight_of(conv), conv.bias) for conv in module.cond_layers]
+        return [(weight_of(conv), weight_of(conv, "bias")) for conv in module.cond_layers]
     width = module.in_layers[0].out_channels  # slices, one by one, would cost a whole gradient each
-    return list(zip(weight_of(module.cond_layer).split(width), module.cond_layer.bias.split(width), strict=True))
+    parts = (weight_of(module.cond_layer, name).split(width) for name in ("weight", "bias"))
+    return list(zip(*parts, strict=True))
 
 
 def _own_network(module: Any) -> WN:
@@ -54,16 +55,16 @@ def _own_network(module: Any) -> WN:
     with torch.device("meta"):
         network = WN(module.start.in_channels, _n_conditioning(module), n_layers, in_layers[0].in_channels, taps)
     (start,) = modules_of_type(WeightNormConv1d, [network.start])
-    _share(start, *weight_norm_of(module.start), module.start.bias)
+    _share(start, *weight_norm_of(module.start), weight_of(module.start, "bias"))
     for name in ("in_layers", "res_skip_layers"):
         for own, conv in zip(
             modules_of_type(WeightNormConv1d, getattr(network, name)), getattr(module, name), strict=True
         ):
-            _share(own, *weight_norm_of(conv), conv.bias)
+            _share(own, *weight_norm_of(conv), weight_of(conv, "bias"))
     for own, parts in zip(modules_of_type(WeightNormConv1d, network.cond_layers), _conditioning(module), strict=True):
         _share(own, *parts)
     network.end.weight, network.end.bias = (
-        nn.Parameter(x.detach(), requires_grad=False) for x in (module.end.weight, module.end.bias)
+        nn.Parameter(x.detach(), requires_grad=False) for x in (weight_of(module.end), weight_of(module.end, "bias"))
     )
     return network
 
@@ -76,9 +77,12 @@ def _conditioning(module: Any) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """(v, g, bias) of every layer's conditioning."""
     if hasattr(module, "cond_layers"):
         for conv in module.cond_layers:
-            yield *weight_norm_of(conv), conv.bias
+            yield *weight_norm_of(conv), weight_of(conv, "bias")
         return
-    chunks = (x.chunk(len(module.in_layers)) for x in (*weight_norm_of(module.cond_layer), module.cond_layer.bias))
+    chunks = (
+        x.chunk(len(module.in_layers))
+        for x in (*weight_norm_of(module.cond_layer), weight_of(module.cond_layer, "bias"))
+    )
     yield from zip(*chunks, strict=True)
 
 
@@ -139,7 +143,8 @@ def _difference(module: Any) -> str | None:
             checks.append(conv_difference(f"cond_layers.{i}", conv, None, 2 * channels))
     else:
         checks.append(conv_difference("cond_layer", module.cond_layer, None, 2 * channels * n_layers))
-    convolutions = [start, end, *in_layers, *res_skip_layers]
+    conditioning = module.cond_layers if hasattr(module, "cond_layers") else [module.cond_layer]
+    convolutions = [start, end, *in_layers, *res_skip_layers, *conditioning]
     if any(getattr(conv, "bias", None) is None for conv in convolutions):
         checks.append("a convolution has no bias")
     return next((check for check in checks if check), None)

@@ -22,7 +22,6 @@ class _Layer(NamedTuple):
     in_bias: Tensor | None
     res_skip_weight: Tensor
     res_skip_bias: Tensor | None
-    dilation: int
 
 
 def _packed(weight: Tensor) -> Tensor:
@@ -33,7 +32,7 @@ def _packed(weight: Tensor) -> Tensor:
 def _layers(module: nn.Module) -> list[_Layer]:
     def build() -> list[_Layer]:
         return [
-            _Layer(_packed(weight_of(a)), bias_of(a), _packed(weight_of(b)), bias_of(b), a.dilation[0])
+            _Layer(_packed(weight_of(a)), bias_of(a), _packed(weight_of(b)), bias_of(b))
             for a, b in zip(*_convolutions(module), strict=True)
         ]
 
@@ -58,7 +57,8 @@ def _run(module: nn.Module, x: Tensor, mask: Tensor | None, g: Tensor | None, dr
     skip: Tensor | None = None if backend.autocast_dtype(x) is None else torch.zeros_like(x)
     h: Tensor | None = x
     drops = dropout is not None and dropout.training and dropout.p > 0
-    layers = [None] * len(_convolutions(module)[0]) if drops else _layers(module)
+    in_layers, _ = _convolutions(module)
+    layers = [None] * len(in_layers) if drops else _layers(module)
     for i, layer in enumerate(layers):
         assert h is not None  # only the last layer has no residual
         g_l = None if conditioning is None else conditioning[:, width * i : width * (i + 1)]
@@ -67,7 +67,7 @@ def _run(module: nn.Module, x: Tensor, mask: Tensor | None, g: Tensor | None, dr
         else:
             h, skip = kernels.wavenet_layer(
                 h, g_l, layer.in_weight, layer.in_bias, None, None, layer.res_skip_weight, layer.res_skip_bias,
-                layer.dilation, whole_mask, skip=skip,
+                in_layers[i].dilation[0], whole_mask, skip=skip,
             )  # fmt: skip
     assert skip is not None
     return skip if mask is None else skip * mask

@@ -18,31 +18,30 @@ Value = TypeVar("Value")
 
 
 def weight_of(module: nn.Module, name: str = "weight") -> Tensor:
-    """`module.weight`; under torch.nn.utils.weight_norm, whose hook sets that before a call, computed now."""
+    """A parameter; under torch.nn.utils.weight_norm, whose hook sets it before a call, computed now."""
     for hook in module._forward_pre_hooks.values():
         if is_weight_norm(hook) and hook.name == name:  # type: ignore[attr-defined]
             return hook.compute_weight(module)  # type: ignore[attr-defined]
-    weight = getattr(module, name)
-    assert isinstance(weight, Tensor)
+    weight: Tensor = getattr(module, name)
     return weight
 
 
 def weight_norm_of(module: Any) -> tuple[Tensor, Tensor]:
-    """(v, g) with weight = g v / |v|, |v| over all but the first dimension: of weight norm, or of a plain weight."""
-    if hasattr(module, "weight_g"):
-        return module.weight_v, module.weight_g
+    """(v, g) with weight = g v / |v|, |v| over all but the first dimension: of weight norm, or of a weight without or
+    over other dimensions."""
     if is_parametrized(module, "weight"):
-        parametrization = module.parametrizations.weight
-        return parametrization.original1, parametrization.original0
+        v, g = module.parametrizations.weight.original1, module.parametrizations.weight.original0
+    else:
+        v, g = getattr(module, "weight_v", None), getattr(module, "weight_g", None)
+    if g is not None and g.shape == (len(v), *[1] * (v.dim() - 1)):
+        return v, g
     weight = weight_of(module)
     g = torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.dim())), keepdim=True)
     return torch.where(g == 0, 1.0, weight), g  # a row of zeros has no direction: with g = 0 any v does
 
 
 def bias_of(module: nn.Module) -> Tensor | None:
-    bias = module.bias
-    assert bias is None or isinstance(bias, Tensor)
-    return bias
+    return None if module.bias is None else weight_of(module, "bias")
 
 
 def prepared(module: nn.Module, build: Callable[[], Value]) -> Value:

@@ -7,11 +7,11 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm as parametrized_weight_norm
 
 
-def weight_norm(conv, name="weight"):
+def weight_norm(conv, name="weight", dim=0):
     """torch.nn.utils.weight_norm, by a hook, as most published code has it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        return torch.nn.utils.weight_norm(conv, name)
+        return torch.nn.utils.weight_norm(conv, name, dim)
 
 
 def gate(a, b, n_channels):

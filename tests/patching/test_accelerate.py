@@ -13,6 +13,7 @@ from fastglow.patching import OPS, restore
 from fastglow.patching.report import LEFT, OWN, SWAPPED
 
 from .rebuilt import NORMS, DiffSingerOrderWN, InvConvNear, InvertibleOfWaveGlow, TupleWN, VitsStyleWN
+from .rebuilt_tacotron2 import TorchaudioDecoder
 
 
 class Model(nn.Module):
@@ -100,6 +101,26 @@ def test_twice_and_undone_in_any_order():
     second.undo()
     assert type(model.flow["wn"]) is VitsStyleWN and type(model.flow["conv"]) is InvConvNear
     assert not any("fastglow" in name for module in model.modules() for name in vars(module))
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0), (0, 0, 1, 1), (1, 1, 0)])
+def test_swaps_on_top_of_others_are_undone_in_any_order(order):
+    decoder = TorchaudioDecoder()
+    reports = [accelerate(decoder), accelerate(decoder, "decode_loop")]
+    for i in order:
+        reports[i].undo()
+    assert [type(part) for part in decoder.modules()] == [type(part) for part in TorchaudioDecoder().modules()]
+
+
+def test_a_report_does_not_undo_what_another_swapped_since():
+    cell = nn.LSTMCell(2, 2)
+    first = accelerate(cell)
+    restore(cell)
+    second = accelerate(cell)
+    first.undo()
+    assert type(cell) is not nn.LSTMCell
+    second.undo()
+    assert type(cell) is nn.LSTMCell
 
 
 def test_a_context_manager_restores_also_after_an_error():

@@ -323,3 +323,13 @@ def test_buffers_that_change(reverse):
         lus(z, reverse)
         lus.p.copy_(lus.p.roll(1, 0))
         assert_close(tensors(InvertibleLUS.forward(lus, z, reverse)), tensors(lus(z, reverse)))
+
+
+def test_weights_that_are_made_and_loaded_under_inference_mode(x):
+    other = Model()
+    with torch.inference_mode():
+        model = Model()
+        accelerate(model, strict=True)
+        model(x)
+        model.load_state_dict(other.state_dict())
+        assert_close(list(other(x)), list(model(x)))

@@ -145,6 +145,51 @@ def test_a_row_of_zeros_without_weight_norm():
     assert_same_results(wn, lambda wn, a, s: wn((a, s)), [torch.randn(1, 2, 7), torch.randn(1, 5, 7)], "wavenet_layer")
 
 
+@pytest.mark.parametrize("dim", [None, 0, 1])
+@pytest.mark.parametrize("name", ["weight", "bias"])
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize("norm", ["hook", "parametrization"])
+@pytest.mark.parametrize("cls", [VitsStyleWN, TupleWN, TwoArgumentsWN])
+def test_weight_norm_of_any_kind(cls, norm, later, name, dim):
+    """Also of `end`, over all dimensions or others, of the bias; its hook is that of a call, which may never come."""
+    torch.manual_seed(10)
+    wn, dim = cls(norm=NORMS["plain"]), dim if name == "weight" else None
+    wn = shown(wn)
+    inputs = [torch.randn(2, 6, 9)] if cls is VitsStyleWN else [torch.randn(2, 2, 9), torch.randn(2, 5, 9)]
+
+    def run():
+        with torch.no_grad():
+            return wn(*inputs) if cls is not TupleWN else wn(inputs)
+
+    if later:
+        accelerate(wn, strict=True)
+        run()
+    for conv in [part for part in wn.modules() if isinstance(part, nn.Conv1d)]:
+        NORMS[norm](conv, name, dim)
+    if not later:
+        accelerate(wn, strict=True)
+    for factor in (1.0, 1.3):
+        with torch.no_grad():
+            for parameter in wn.parameters():
+                parameter.mul_(factor)
+        found = run()
+        accelerated = type(wn)
+        wn.__class__ = cls
+        expected = run()
+        wn.__class__ = accelerated
+        assert_close([expected], [found])
+
+
+def test_a_dilation_that_is_changed_later():
+    wn, x = VitsStyleWN(norm=NORMS["plain"]), torch.randn(1, 6, 9)
+    accelerate(wn, strict=True)
+    with torch.no_grad():
+        wn(x)
+        for conv in wn.in_layers:
+            conv.dilation = conv.padding = (3,)
+        assert_close([VitsStyleWN.forward(wn, x)], [wn(x)])
+
+
 def test_the_order_of_the_halves_is_noticed():
     wn = DiffSingerOrderWN()
     (entry,) = accelerate(wn).left
@@ -168,6 +213,8 @@ def test_another_structure_is_named():
     del wn.cond_layer
     (entry,) = accelerate(wn).left
     assert "neither a cond_layer nor cond_layers" in entry.text
+    wn = TupleWN(norm=lambda conv: nn.Conv1d(conv.in_channels, conv.out_channels, 1, bias=False))
+    assert "a convolution has no bias" in accelerate(wn).left[0].text
 
 
 @pytest.mark.parametrize("training", [False, True])
