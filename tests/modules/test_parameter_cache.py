@@ -173,3 +173,9 @@ def test_every_parameter_is_found():
     found = parameters_of(module)
     assert {id(parameter) for parameter in found} == {id(parameter) for parameter in module.parameters()}
     assert len(found) == len(list(module.parameters())) + 1
+
+
+def test_without_parameters_nothing_is_kept():
+    """They could not be seen to change: a replica of DataParallel has its weights elsewhere."""
+    cache, built = ParameterCache(), iter(range(3))
+    assert [cache.get([], lambda: next(built)) for _ in range(3)] == [0, 1, 2]
