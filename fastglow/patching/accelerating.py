@@ -26,11 +26,11 @@ _comparing = RLock()
 def accelerate(model: nn.Module, ops: str | Iterable[str] | None = None, strict: bool = False) -> Report:
     """Lets the known modules of any PyTorch model compute with fastglow's kernels, in place.
 
-    A module is known by its structure and by what it computes: on a copy of it, small random inputs must give
-    the same results before and after, in training and in evaluation, with the same random numbers. Parameters,
+    A module is known by its structure and by what it computes: on a copy of it, small random inputs must give the same
+    results and gradients before and after, in training and in evaluation, with the same random numbers. Parameters,
     buffers, state_dict, hooks, training mode and `isinstance` stay as they are; copies and pickles of the model are
-    swapped, too. While a part of a swapped module has a hook, or was replaced, the module runs its own code, which
-    calls it. Swap again what is added later; modules that are swapped already stay so.
+    swapped, too. While a part of a swapped module has a hook, was replaced or parametrized, the module runs its own
+    code, which calls it. Swap again what is added later; modules that are swapped already stay so.
 
     Args:
         model: any module, also inside of DistributedDataParallel or torch.compile, on any device, in any dtype.
