@@ -7,11 +7,12 @@ buffers and state_dict stay as they are, and other modules of the class are not 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
+from fastglow.errors import FastglowError
 from fastglow.kernels import backend
 from fastglow.modules.parameter_cache import parameters_of
 
@@ -40,6 +41,13 @@ class Swapped:
 
     _fastglow_original: type[nn.Module]
     _fastglow_key: Key  # names of adapter and variant
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """What torch.jit.script calls first."""
+        raise FastglowError(
+            f"torch.jit.script cannot compile an accelerated {type(self).__name__}: undo it first, with report.undo() "
+            "or fastglow.patching.restore(model)"
+        )
 
 
 def state_of(module: nn.Module) -> SwapState:
