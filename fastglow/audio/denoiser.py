@@ -19,10 +19,8 @@ _TINY = 1e-10
 
 
 class MelVocoder(Protocol):
-    """The interface of WaveGlow that the denoiser needs; fastglow's, NVIDIA's and torchaudio's have it."""
+    """The interface of WaveGlow that the denoiser needs; fastglow's and both of NVIDIA's have it."""
 
-    @property
-    def n_mel_channels(self) -> int: ...
     @property
     def upsample(self) -> nn.ConvTranspose1d: ...
     def infer(self, mel: Tensor, /, sigma: float) -> Tensor: ...
@@ -69,7 +67,7 @@ class Denoiser(nn.Module):
         if mode not in sources:
             raise FastglowError(f"denoiser mode={mode!r} must be 'zeros' or 'normal'")
         weight = waveglow.upsample.weight
-        shape = (1, waveglow.n_mel_channels, _BIAS_MEL_FRAMES)
+        shape = (1, waveglow.upsample.in_channels, _BIAS_MEL_FRAMES)
         mel = sources[mode](shape, dtype=weight.dtype, device=weight.device)
         window = centred_hann_window(win_length, filter_length).to(weight.device)
         self.register_buffer("window", window, persistent=False)

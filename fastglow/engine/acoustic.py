@@ -90,7 +90,7 @@ class Acoustic:
             mel = weight.new_zeros(batch_size, self.tacotron2.config.n_mel_channels, n_frames)
             for _ in range(2):
                 inputs = self.call.padded(mel, upload([n_frames] * batch_size, weight.device))
-                self.call(self.tacotron2.postnet.refine, *inputs)
+                self.call(self.tacotron2.add_residual, *inputs)
 
     def decode(self, texts: Sequence[list[int]], seeds: Sequence[int], limits: Sequence[int]) -> list[Decoded]:
         """Decodes sentences as one batch.

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from fastglow.devices import move
 from fastglow.errors import FastglowError
+from fastglow.kernels.backend import fitting
+from fastglow.modules.bypassing import accepts
 from fastglow.modules.convolution import length_mask
 from fastglow.modules.parameter_cache import Refreshable
 
@@ -21,7 +23,7 @@ from .tacotron2_config import Tacotron2Config
 from .tacotron2_decoder import Decoder
 from .tacotron2_encoder import Encoder
 from .tacotron2_pieces import MelPiece, mel_pieces
-from .tacotron2_postnet import Postnet
+from .tacotron2_postnet import Postnet, receptive_field
 from .tacotron2_prenet import Prenet
 
 # Re-exported because pickles of whole models refer to these classes by this module.
@@ -152,10 +154,11 @@ class Tacotron2(Refreshable):
         """
         lengths = torch.full(inputs.shape[:1], inputs.shape[-1])
         check_text(inputs, lengths, self.config.n_symbols)
-        memory = self.encoder.inference(self.embedding(move(inputs, self.embedding.weight.device)).transpose(1, 2))
+        device = self.embedding.weight.device
+        memory = self._memory(move(inputs, device), move(lengths, device))
         mel, gate, alignments, steps = self.decoder.infer_whole(memory, seed, stacklevel=4)
         n_frames = (steps + 1) * self.n_frames_per_step
-        return [mel, self.postnet.refine(mel, n_frames), gate, alignments]
+        return [mel, self.add_residual(mel, n_frames), gate, alignments]
 
     @torch.no_grad()
     def infer(
@@ -231,7 +234,17 @@ class Tacotron2(Refreshable):
     def refine(self, decoded: DecodedBatch, call: Call = DIRECT) -> Tensor:
         """The mel after the postnet, which `call` runs, [B, n_mel_channels, T]; zeros past each item's n_frames."""
         mel = decoded.mel
-        return call(self.postnet.refine, *call.padded(mel, decoded.n_frames))[: len(mel), :, : mel.shape[2]]
+        return call(self.add_residual, *call.padded(mel, decoded.n_frames))[: len(mel), :, : mel.shape[2]]
+
+    def add_residual(self, mel: Tensor, n_frames: Tensor) -> Tensor:
+        """The mel plus the postnet's residual, [B, n_mel_channels, T]; zeros past each item's number of frames [B]."""
+        mask = length_mask(n_frames, mel.shape[2]).unsqueeze(1)
+        mel = mel * mask
+        x = fitting(mel, next(self.postnet.parameters(), mel))
+        fitted = mask.to(x.dtype)
+        if accepts(self.postnet, Postnet, x, fitted):
+            return mel + self.postnet(x, fitted)
+        return mel + self.postnet(x) * fitted
 
     def infer_pieces(
         self,
@@ -281,7 +294,9 @@ class Tacotron2(Refreshable):
         """`infer_pieces` for an engine: without its warning; arguments as there and as for `decode`."""
         with torch.no_grad():
             inputs, limits = self._encode(text, input_lengths, seed, max_steps, call)
-            return mel_pieces(self.decoder, self.postnet, inputs, limits, piece_frames, call)
+            return mel_pieces(
+                self.decoder, self.add_residual, receptive_field(self.postnet), inputs, limits, piece_frames, call
+            )
 
     def _encode(
         self, text: Tensor, input_lengths: Tensor, seed: Seeds, max_steps: MaxSteps, call: Call
@@ -299,7 +314,8 @@ class Tacotron2(Refreshable):
     def _memory(self, text: Tensor, input_lengths: Tensor) -> Tensor:
         mask = length_mask(input_lengths, text.shape[1])
         x = self.embedding(text.masked_fill(~mask, 0)).transpose(1, 2)
-        return self.encoder(x, input_lengths, mask.unsqueeze(1).to(x.dtype))
+        inputs = x, input_lengths, mask.unsqueeze(1).to(x.dtype)
+        return self.encoder(*inputs) if accepts(self.encoder, Encoder, *inputs) else self.encoder(*inputs[:2])
 
 
 def _warning_of_endless(

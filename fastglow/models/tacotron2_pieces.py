@@ -1,6 +1,6 @@
 """Tacotron 2's mel spectrogram as a stream."""
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from typing import NamedTuple
 
@@ -14,7 +14,6 @@ from fastglow.modules.convolution import length_mask
 
 from .calling import Call
 from .tacotron2_decoder import Decoder
-from .tacotron2_postnet import Postnet
 
 
 class MelPiece(NamedTuple):
@@ -37,7 +36,8 @@ class MelPiece(NamedTuple):
 
 def mel_pieces(
     decoder: Decoder,
-    postnet: Postnet,
+    add_residual: Callable[..., Tensor],
+    held: int,
     inputs: tuple[Tensor, Tensor, Tensor, int],
     limits: Tensor,
     piece_frames: int | Iterable[int],
@@ -46,12 +46,13 @@ def mel_pieces(
     """The mel of a batch, piece by piece.
 
     Args:
+        add_residual: `Tacotron2.add_residual`, a frame of which depends on `held` frames on either side.
         inputs: of `Decoder.infer`.
         limits: step limit of each item, [B] int64 on the CPU.
         piece_frames, call: as of `Tacotron2.decode_pieces`.
     """
-    steps = _piece_steps(piece_frames, postnet.receptive_field, decoder.n_frames_per_step)
-    return _with_postnet(decoder.infer_pieces(*inputs, piece_steps=steps), decoder, postnet, limits, call)
+    steps = _piece_steps(piece_frames, held, decoder.n_frames_per_step)
+    return _with_postnet(decoder.infer_pieces(*inputs, piece_steps=steps), decoder, add_residual, held, limits, call)
 
 
 def _piece_steps(piece_frames: int | Iterable[int], held: int, r: int) -> Iterator[int]:
@@ -63,9 +64,14 @@ def _piece_steps(piece_frames: int | Iterable[int], held: int, r: int) -> Iterat
 
 @torch.no_grad()
 def _with_postnet(
-    pieces: Generator[DecodePiece, None, None], decoder: Decoder, postnet: Postnet, limits: Tensor, call: Call
+    pieces: Generator[DecodePiece, None, None],
+    decoder: Decoder,
+    add_residual: Callable[..., Tensor],
+    held: int,
+    limits: Tensor,
+    call: Call,
 ) -> Generator[MelPiece, None, None]:
-    held, r, most = postnet.receptive_field, decoder.n_frames_per_step, int(limits.max())
+    r, most = decoder.n_frames_per_step, int(limits.max())
     n_steps = n_frames = 0  # taken by the decoder; of the mel handed out
     window, first = None, 0  # the decoder's mel from frame `first` on
     with closing(pieces):
@@ -80,7 +86,7 @@ def _with_postnet(
             n_steps += alignments.shape[1]
             finished = n_steps == most or (decoder.early_stopping and not running)
             start, n_frames = n_frames, n_steps * r - (0 if finished else held)
-            refined = call(postnet.refine, *call.padded(window, ends * r - first))
+            refined = call(add_residual, *call.padded(window, ends * r - first))
             mel = refined[: len(window), :, start - first : n_frames - first]
             window, first = window[:, :, max(0, n_frames - held) - first :], max(0, n_frames - held)
             lengths = (torch.minimum(steps, limits) * r).clamp(max=n_frames).int()

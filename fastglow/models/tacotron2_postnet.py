@@ -6,9 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastglow.kernels.backend import fitting
-from fastglow.modules.convolution import length_mask
-
 from .tacotron2_config import Tacotron2Config
 from .tacotron2_encoder import conv_block
 
@@ -41,14 +38,8 @@ class Postnet(nn.Module):
                 x = x * mask
         return x
 
-    def refine(self, mel: Tensor, n_frames: Tensor) -> Tensor:
-        """The mel plus its residual, [B, n_mel_channels, T]; zeros past each item's number of frames [B]."""
-        mask = length_mask(n_frames, mel.shape[2]).unsqueeze(1)
-        mel = mel * mask
-        x = fitting(mel, next(self.parameters()))
-        return mel + self(x, mask.to(x.dtype))
 
-    @property
-    def receptive_field(self) -> int:
-        """Frames on either side of a frame that its residual depends on."""
-        return sum(conv.kernel_size[0] // 2 for conv in self.modules() if isinstance(conv, nn.Conv1d))
+def receptive_field(postnet: nn.Module) -> int:
+    """Frames on either side of a frame that its residual depends on: those of a chain of all its convolutions."""
+    convolutions = [conv for conv in postnet.modules() if isinstance(conv, nn.Conv1d)]
+    return sum(conv.dilation[0] * (conv.kernel_size[0] // 2) for conv in convolutions)

@@ -11,7 +11,7 @@ from fastglow import kernels
 from fastglow.errors import FastglowError
 from fastglow.kernels.arguments import sizes_of_pieces
 from fastglow.modules import ConvNorm, LinearNorm, LocationAttention
-from fastglow.modules.bypassing import may_bypass
+from fastglow.modules.bypassing import accepts, may_bypass
 from fastglow.modules.convolution import length_mask
 from fastglow.modules.location_attention import LocationLayer
 
@@ -252,11 +252,12 @@ class StepwiseDecoder(nn.Module):
         running = memory_lengths > 0
         steps = torch.zeros_like(seeds)
         frames, alignments = [], []
+        seeded = accepts(self.prenet, Prenet, frame, seeds=seeds, start=0)
         sizes = sizes_of_pieces("piece_steps", piece_steps)
         stop = min(next(sizes), max_steps)
         for step in range(max_steps):
-            seeded = {"seeds": seeds, "start": step} if isinstance(self.prenet, Prenet) else {}
-            frame, gate, state = self._step(self.prenet(frame, **seeded), state, memory, processed_memory, mask)
+            x = self.prenet(frame, seeds=seeds, start=step) if seeded else self.prenet(frame)
+            frame, gate, state = self._step(x, state, memory, processed_memory, mask)
             ended = ~running.unsqueeze(1)
             frames.append((torch.cat((frame, gate), dim=1) if with_gate else frame).masked_fill(ended, 0.0))
             alignments.append(state.attention_weights.masked_fill(ended, 0.0))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fastglow import kernels
 from fastglow.errors import FastglowError
 from fastglow.modules import WN, InvertibleConv1x1
-from fastglow.modules.bypassing import may_bypass
+from fastglow.modules.bypassing import accepts, may_bypass
 from fastglow.modules.convolution import length_mask
 from fastglow.modules.module_lists import modules_of_type
 from fastglow.modules.parameter_cache import Refreshable
@@ -161,12 +161,16 @@ class WaveGlow(Refreshable):
         audio = group(audio.unsqueeze(1), self.config.n_group)
         early_outputs, log_s_list, log_det_list = [], [], []
         flows = self._flows
-        _, log_dets = kernels.invertible_conv1x1_factors([convinv.conv.weight for convinv, _ in flows])
+        log_dets = None
+        if all(
+            isinstance(c, InvertibleConv1x1) and accepts(c, InvertibleConv1x1, audio, log_det=audio) for c, _ in flows
+        ):
+            _, log_dets = kernels.invertible_conv1x1_factors([convinv.conv.weight for convinv, _ in flows])
         for k, (convinv, wn) in enumerate(flows):
             if self.config.is_early(k):
                 early_outputs.append(audio[:, : self.config.n_early_size])
                 audio = audio[:, self.config.n_early_size :]
-            audio, log_det = convinv(audio, log_det=log_dets[k])
+            audio, log_det = convinv(audio) if log_dets is None else convinv(audio, log_det=log_dets[k])
             kept, changed = self._split(audio, k)
             changed, log_s = kernels.affine_coupling(changed, wn(kept, spect))
             audio = self._join(kept, changed, k)
@@ -245,14 +249,16 @@ class WaveGlow(Refreshable):
             entering = None
             if config.is_early(k):
                 entering, unused = unused[:, : config.n_early_size], unused[:, config.n_early_size :]
-            b_log_s = wn(kept, spect, lengths=groups)
+            b_log_s = wn(kept, spect) if groups is None else wn(kept, spect, lengths=groups)
             if may_bypass((convinv,), _FLOW):
                 audio = kernels.flow_step_inverse(
                     kept, changed, b_log_s, convinv.inverse(), entering, swap=self._swaps(k)
                 )
             else:
                 changed = kernels.affine_coupling_inverse(changed, b_log_s)
-                audio = convinv(self._join(kept, changed, k), reverse=True)
+                audio = self._join(kept, changed, k)
+                reverses = accepts(convinv, InvertibleConv1x1, audio, reverse=True)
+                audio = convinv(audio, reverse=True) if reverses else convinv.infer(audio)
                 audio = audio if entering is None else torch.cat((entering, audio), dim=1)
         if groups is not None:
             audio = audio.masked_fill(~length_mask(groups, n_groups).unsqueeze(1), 0.0)

@@ -1,6 +1,7 @@
-"""Whether a module may compute from the parameters of its parts without calling them."""
+"""How a module uses its parts, which other code may have replaced."""
 
 from collections.abc import Iterable
+from inspect import signature
 
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
@@ -29,3 +30,17 @@ def may_bypass(modules: Iterable[nn.Module | None], kinds: frozenset[type[nn.Mod
             return False
         remaining += attributes["_modules"].values()
     return not _has_any_global_hook()
+
+
+def accepts(module: nn.Module, kind: type[nn.Module], *args: object, **kw: object) -> bool:
+    """Whether the module's `forward` takes these arguments, as that of a `kind` does.
+
+    A module that has replaced it may have NVIDIA's call, without the arguments that are fastglow's.
+    """
+    if type(module) is kind and "forward" not in module.__dict__:
+        return True
+    try:
+        signature(module.forward).bind(*args, **kw)
+    except TypeError:
+        return False
+    return True

@@ -4,13 +4,14 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from threading import RLock
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from fastglow.errors import FastglowError
 from fastglow.kernels.backend import traced
 from fastglow.kernels.launch import uncompiled
 
@@ -137,6 +138,13 @@ class Refreshable(nn.Module):
         super()._load_from_state_dict(*args, **kw)
         if any(x.is_inference() for x in parameters_of(self)):
             self.refresh()
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """What torch.jit.script calls first, whose own errors name lines of ours, and no remedy."""
+        raise FastglowError(
+            f"torch.jit.script cannot compile fastglow's {type(self).__name__}: leave that line out, "
+            "or compile NVIDIA's class with this state_dict"
+        )
 
     def refresh(self) -> None:
         """Makes inference fold, normalise and invert the weights again: those of every model in this process.

@@ -85,7 +85,11 @@ def _foreign_modules(model: nn.Module, report: Report) -> Iterator[tuple[str, nn
         own = _is_own(module)
         if own or isinstance(module, torch.jit.ScriptModule):
             passed += (f"{name}." if name else "",)
-            text = "which runs on its kernels anyway" if own else "accelerate the model before it is scripted or traced"
+            text = (
+                "which runs on its kernels anyway"
+                if own
+                else "a script of a model stays as it is; accelerate it before it is traced"
+            )
             text = f"{'fastglow' if own else 'TorchScript'}'s own module: {text}"
             report.entries.append(Entry(name, _path(type(module)), OWN if own else LEFT, None, text))
         elif not any(map(is_lazy, module._parameters.values())):

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from fastglow.errors import FastglowError
 from fastglow.kernels import backend
 from fastglow.modules.parameter_cache import parameters_of
 
@@ -46,6 +47,13 @@ class Swapped:
 
     _fastglow_original: type[nn.Module]
     _fastglow_key: Key  # names of adapter and variant
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """What torch.jit.script calls first."""
+        raise FastglowError(
+            f"torch.jit.script cannot compile an accelerated {type(self).__name__}: undo it first, with report.undo() "
+            "or fastglow.patching.restore(model)"
+        )
 
 
 def state_of(module: nn.Module) -> SwapState:

@@ -10,16 +10,15 @@ from fastglow.models.waveglow import WaveGlow
 
 
 class Hum(nn.Module):
-    """Replaces a WaveGlow of `n_mel_channels`: hums at one frequency, louder for louder mels."""
+    """Has no more of a WaveGlow than NVIDIA/waveglow's has; hums at one frequency, louder for louder mels."""
 
     def __init__(self, n_mel_channels=7, dtype=torch.float32):
         super().__init__()
-        self.n_mel_channels = n_mel_channels
         self.upsample = nn.ConvTranspose1d(n_mel_channels, n_mel_channels, 4, dtype=dtype)
         self.heard = None
 
     def infer(self, mel, sigma):
-        assert sigma == 0 and mel.shape == (1, self.n_mel_channels, 88)
+        assert sigma == 0 and mel.shape == (1, self.upsample.in_channels, 88)
         assert mel.dtype == self.upsample.weight.dtype
         self.heard = mel
         n = torch.arange(88 * 256)

@@ -79,7 +79,7 @@ def test_encoder_and_postnet_do_not_wait_for_the_device():
 
     def run():
         inputs, _ = engine.tacotron2._encode(text, lengths, [1], None, engine.call)
-        engine.call(engine.tacotron2.postnet.refine, *engine.call.padded(mel, inputs[1]))
+        engine.call(engine.tacotron2.add_residual, *engine.call.padded(mel, inputs[1]))
 
     run()
     with host_syncs("error"):

@@ -155,6 +155,25 @@ def test_mask_padding_acts_when_set():
     assert torch.equal(model(inputs)[0], plain[0])
 
 
+def test_gradients_with_mask_padding_are_those_of_the_masked_results():
+    """NVIDIA/tacotron2 masks values that backward reads, and so gets another one of the postnet's first convolution."""
+    model = build(**NO_DROPOUT).train().double()
+    inputs, _ = training_batch(dtype=torch.float64)
+    mels, lengths = inputs[2], inputs[4]
+    inside = (torch.arange(mels.shape[2]) < lengths.unsqueeze(1)).unsqueeze(1)
+    target = mels.masked_fill(~inside, -1.0)
+
+    def gradients(outputs):
+        model.zero_grad()
+        sum(((x - target) ** 2).mean() for x in outputs).backward()
+        return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+    expected = gradients([torch.where(inside, x, 0.0) for x in model(inputs)[:2]])
+    model.mask_padding = True
+    for found, gradient in zip(gradients(model(inputs)[:2]), expected, strict=True):
+        torch.testing.assert_close(found, gradient, atol=1e-12, rtol=1e-9)
+
+
 def test_the_inference_script():
     """inference.py of DeepLearningExamples: a subclass, positional arguments, sorted texts, half precision."""
 

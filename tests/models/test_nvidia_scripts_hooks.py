@@ -198,9 +198,20 @@ REPLACED = {
         "decoder.attention_layer.query_layer",
         "decoder.attention_layer.location_layer.location_conv.conv",
         "postnet.convolutions.1.0.conv",
+        "encoder",
+        "decoder.prenet",
+        "postnet",
     ],
-    "waveglow forward": ["WN.1.in_layers.0", "WN.2.end", "upsample"],
-    "waveglow infer": ["WN.1.in_layers.0", "WN.0.cond_layers.1", "WN.3.start", "WN.2.end", "upsample"],
+    "waveglow forward": ["WN.1.in_layers.0", "WN.2.end", "upsample", "WN.1", "convinv.2"],
+    "waveglow infer": [
+        "WN.1",
+        "convinv.2",
+        "WN.1.in_layers.0",
+        "WN.0.cond_layers.1",
+        "WN.3.start",
+        "WN.2.end",
+        "upsample",
+    ],
 }
 
 
@@ -223,6 +234,65 @@ def test_a_replaced_module_is_called(which, name):
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
     assert any(not torch.allclose(a, b, atol=1e-3) for a, b in zip(plain, results[0], strict=True))
+
+
+class OneArgument(nn.Module):
+    """Calls another module, with as many arguments as NVIDIA's code passes."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        return self.module(x)
+
+    def infer(self, z):
+        return self.module.infer(z)
+
+
+class TwoArguments(OneArgument):
+    def forward(self, x, y):
+        return self.module(x, y)
+
+
+@pytest.mark.parametrize("way", ["module", "forward", "subclass"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("encoder", TwoArguments), ("decoder.prenet", OneArgument), ("postnet", OneArgument), ("WN.1", TwoArguments),
+     ("convinv.2", OneArgument)],
+)  # fmt: skip
+def test_a_replacement_need_not_take_more_arguments_than_nvidias(name, kind, way):
+    """Of texts and mels without padding, where the arguments that are fastglow's change nothing."""
+    if name in ("WN.1", "convinv.2"):
+        model = build_waveglow()
+
+        def run():
+            with torch.no_grad():
+                return [model.infer(MEL, 0.7, seed=3), *waveglow_forward(model)]
+    else:
+        model = build_tacotron2(**NO_DROPOUT)
+
+        def run():
+            pieces = [piece.mel for piece in model.infer_pieces(TEXT, full, piece_frames=5)]
+            return [*model.infer(TEXT, full), *model.inference(TEXT), torch.cat(pieces, dim=2)]
+
+        full = torch.tensor([7] * 4)
+    expected = run()
+    parent, _, child = name.rpartition(".")
+    module = model.get_submodule(name)
+    own = type(module).forward
+    if way == "module":
+        setattr(model.get_submodule(parent), child, kind(module))
+    elif way == "forward":
+        one, two = partial(own, module), partial(own, module)
+        module.forward = (lambda x: one(x)) if kind is OneArgument else (lambda x, y: two(x, y))
+    else:
+        one = {
+            "forward": (lambda self, x: own(self, x)) if kind is OneArgument else (lambda self, x, y: own(self, x, y))
+        }
+        module.__class__ = type("Narrow", (type(module),), one)
+    for found, tensor in zip(run(), expected, strict=True):
+        torch.testing.assert_close(found, tensor, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16])

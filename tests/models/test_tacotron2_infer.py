@@ -284,13 +284,13 @@ def test_only_float32_is_cast_and_only_to_bfloat16(weights, signal):
     model = build().to(weights)
     mel, n_frames = torch.randn(2, 5, 8).to(signal), torch.tensor([8, 3])
     if signal == weights or (signal, weights) == (torch.float32, torch.bfloat16):
-        residual = model.postnet.refine(mel, n_frames) - mel
+        residual = model.add_residual(mel, n_frames) - mel
         assert residual.dtype == signal
-        expected = model.postnet.refine(mel.to(weights), n_frames) - mel.to(weights)
+        expected = model.add_residual(mel.to(weights), n_frames) - mel.to(weights)
         torch.testing.assert_close(residual[0].to(weights), expected[0], atol=1e-1, rtol=0)
     else:
         with pytest.raises(RuntimeError, match="should be the same"):
-            model.postnet.refine(mel, n_frames)
+            model.add_residual(mel, n_frames)
     if signal != weights:
         with pytest.raises(RuntimeError, match="have the same dtype"):
             model.decoder.infer(torch.randn(4, 7, 6).to(signal), LENGTHS, torch.tensor(SEEDS))

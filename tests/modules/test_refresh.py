@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import fastglow.models
 import fastglow.modules
-from fastglow import Tacotron2, WaveGlow
+from fastglow import FastglowError, Tacotron2, WaveGlow
 from fastglow.kernels import backend
 from fastglow.models.waveglow_upsampling import Upsample
 from fastglow.modules import WN, InvertibleConv1x1, LocationAttention
@@ -143,6 +143,14 @@ def test_a_refresh_leaves_weights_gradients_and_modes_alone():
     assert model.refresh() is None
     assert model.training and torch.equal(model.WN[0].start.bias.grad, torch.ones(8))
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script")  # is deprecated
+@pytest.mark.parametrize("kind", CASES)
+def test_torchscript_is_refused_with_a_remedy(kind):
+    module, _ = CASES[kind]()
+    with pytest.raises(FastglowError, match=f"^torch.jit.script cannot compile fastglow's {kind.__name__}: leave"):
+        torch.jit.script(nn.Sequential(module))
 
 
 def test_every_module_with_a_cache_can_be_refreshed():

@@ -253,7 +253,7 @@ def test_scripted_and_lazy_modules_are_left():
     model = nn.ModuleDict({"scripted": scripted, "lazy": nn.LazyLinear(3), "cell": nn.LSTMCell(2, 2)})
     report = accelerate(model)
     assert [(entry.module, entry.state) for entry in report] == [("scripted", LEFT), ("cell", SWAPPED)]
-    assert "before it is scripted" in report.left[0].text
+    assert "before it is traced" in report.left[0].text
 
 
 class Lora(nn.Module):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastglow import accelerate
+from fastglow import FastglowError, accelerate
 from fastglow.kernels import backend
 from fastglow.patching import restore
 
@@ -146,6 +146,16 @@ def test_an_undone_model_pickles_without_fastglow(model):
     assert b"fastglow" not in pickle.dumps(nn.LSTMCell(2, 2))
     accelerate(model.cell).undo()
     assert b"fastglow" not in pickle.dumps(model.cell)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script")  # is deprecated
+def test_torchscript_is_refused_until_the_swaps_are_undone(model):
+    report = accelerate(model, strict=True)
+    for module in model.children():
+        with pytest.raises(FastglowError, match=r"cannot compile an accelerated \w+: undo it first, with report\.undo"):
+            torch.jit.script(nn.Sequential(module))
+    report.undo()
+    torch.jit.script(model.cell)
 
 
 def test_wrapped_compiled_and_traced():
