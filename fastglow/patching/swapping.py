@@ -6,7 +6,7 @@ buffers and state_dict stay as they are, and other modules of the class are not 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, NoReturn
 
@@ -96,20 +96,22 @@ def restore_one(module: nn.Module) -> None:
             vars(module).pop(name, None)
 
 
-_classes: dict[tuple[type, Key], type] = {}
+_classes: dict[tuple[type, Key, tuple[Callable, ...]], type] = {}
 
 
 def swapped_class(original: type, key: Key) -> type:
     """The subclass of `original` with the methods of the variant `key`."""
-    if (original, key) not in _classes:
-        _classes[original, key] = _make_class(original, key)
-    return _classes[original, key]
-
-
-def _make_class(original: type, key: Key) -> type:
     from .catalogue import ADAPTERS  # whose adapters import this file
 
-    adapter, variant = ADAPTERS[key[0]], key[1]
+    adapter = ADAPTERS[key[0]]
+    methods = {name: (getattr(original, name), method) for name, method in adapter.variants[key[1]].items()}
+    whole_key = original, key, tuple(theirs for theirs, _ in methods.values())  # which other code may replace
+    if whole_key not in _classes:
+        _classes[whole_key] = _make_class(original, key, methods, adapter.only_kernels)
+    return _classes[whole_key]
+
+
+def _make_class(original: type, key: Key, methods: Mapping[str, tuple[Callable, Method]], only_kernels: bool) -> type:
     namespace = {
         "__module__": original.__module__,
         "__qualname__": original.__qualname__,
@@ -120,23 +122,21 @@ def _make_class(original: type, key: Key) -> type:
         "_load_from_state_dict": _load_from_state_dict,
         "_fastglow_original": original,
         "_fastglow_key": key,
-        **{
-            name: _method(getattr(original, name), method, adapter.only_kernels)
-            for name, method in adapter.variants[variant].items()
-        },
+        **{name: _method(name, *both, only_kernels) for name, both in methods.items()},
     }
     # The original comes first: PyTorch's parametrizations take the first base for the class of the module.
     return type(original.__name__, (original, Swapped), namespace)
 
 
-def _method(original: Callable, method: Method, only_kernels: bool) -> Callable:
+def _method(name: str, original: Callable, method: Method, only_kernels: bool) -> Callable:
+    @wraps(original)
     def call(self: Any, *args: Any, **kw: Any) -> Any:
-        if (only_kernels and not _wants_kernels(args, kw)) or must_call_parts(self, self._fastglow_parts):
-            return original(self, *args, **kw)
+        current = getattr(self._fastglow_original, name)
+        replaced = current is not original
+        if replaced or (only_kernels and not _wants_kernels(args, kw)) or must_call_parts(self, self._fastglow_parts):
+            return current(self, *args, **kw)
         return method(self, original.__get__(self), *args, **kw)
 
-    call.__name__, call.__doc__ = original.__name__, original.__doc__
-    call.__wrapped__ = original  # type: ignore[attr-defined]  # for inspect.signature
     return call
 
 

@@ -293,6 +293,24 @@ def test_parts_that_other_code_replaces_later_are_called(replace, gradients):
         assert torch.equal(wn(x, mask), expected) and not torch.allclose(before, expected)
 
 
+def test_a_forward_that_other_code_replaces_on_the_class_is_called():
+    cls = type("Cell", (nn.LSTMCell,), {})
+    cell, x = cls(3, 4), torch.randn(2, 3)
+    report = accelerate(cell, strict=True)
+    cls.forward = lambda self, x: nn.LSTMCell.forward(self, 2 * x)
+    with backend.use_backend("triton"):
+        assert torch.equal(cell(x)[0], nn.LSTMCell.forward(cell, 2 * x)[0])
+    report.undo()
+    before = backend.launches["lstm_cell"]
+    report = accelerate(cell)
+    assert report.left and not report.swapped
+    del cls.forward
+    accelerate(cell, strict=True)
+    with backend.use_backend("triton"):
+        cell(x, (torch.zeros(2, 4), torch.zeros(2, 4)))
+    assert backend.launches["lstm_cell"] > before
+
+
 @pytest.mark.parametrize("norm", ["hook", "parametrization"])
 def test_weight_norm_that_is_removed_later(norm):
     wn, x, mask = VitsStyleWN(channels=16, norm=NORMS[norm]), torch.randn(1, 16, 9), torch.ones(1, 1, 9)
