@@ -2,7 +2,8 @@
 
 They are differentiable once. `fastglow.kernels.backend` says which implementation runs. Those of Triton are PyTorch
 operators, `torch.ops.fastglow.<op>`, so that torch.compile(fullgraph=True) and torch.export go through every function;
-the references are PyTorch's own operations, which a compiler fuses. An exported program runs on any device.
+the references are PyTorch's own operations, which a compiler fuses. An exported program runs on any device; where one
+with Triton's operators is loaded, `import fastglow.ops` comes first.
 """
 
 import torch
@@ -57,4 +58,7 @@ def fused_add_tanh_sigmoid_multiply(input_a: Tensor, input_b: Tensor, n_channels
     known = not isinstance(n_channels, Tensor) or not (n_channels.is_cuda or torch.compiler.is_compiling())
     if known and input_a.dim() == 3 and 2 * int(n_channels) != input_a.shape[1]:
         raise FastglowError(f"n_channels={int(n_channels)} must be half of the {input_a.shape[1]} channels of input_a")
+    if input_a.dim() == input_b.dim() == 3 and any(input_a.shape[dim] == 1 != input_b.shape[dim] for dim in (0, 2)):
+        B, T = (input_b.shape[dim] if input_a.shape[dim] == 1 else input_a.shape[dim] for dim in (0, 2))
+        input_a = input_a.expand(B, -1, T)
     return gated_activation(input_a, input_b)

@@ -151,6 +151,25 @@ def check_integers(name: str, x: Tensor) -> None:
         raise FastglowError(f"{name} has dtype {dtype_name(x.dtype)}, must be an integer dtype")
 
 
+def check_floats(**tensors: Tensor | None) -> None:
+    """Raises FastglowError unless the tensors, by argument, have floating-point dtypes; absent ones are None."""
+    for name, x in tensors.items():
+        if x is not None and not x.is_floating_point():
+            raise FastglowError(f"{name} has dtype {dtype_name(x.dtype)}, must be a floating-point dtype")
+
+
+def check_one_dtype(**tensors: Tensor | None) -> None:
+    """Raises FastglowError unless the tensors, by argument, have one floating-point dtype; absent ones are None."""
+    check_floats(**tensors)
+    (first, x), *others = ((name, x) for name, x in tensors.items() if x is not None)
+    for name, other in others:
+        if other.dtype != x.dtype:
+            raise FastglowError(
+                f"{first} has dtype {dtype_name(x.dtype)} and {name} {dtype_name(other.dtype)}: cast one, or use "
+                "autocast"
+            )
+
+
 def mixed_dtypes(*tensors: Tensor | None) -> str | None:
     """`unsupported` of `backend.picks_triton` for kernels that take one dtype; absent tensors are None."""
     dtypes = sorted({dtype_name(x.dtype) for x in tensors if x is not None})
@@ -183,5 +202,7 @@ def with_near_rows(x: Tensor) -> Tensor:
 def empty_in_order_of(x: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """An uninitialised [B, C, T] tensor on the device of x, channels-last in memory where x is."""
     if x.stride(1) <= x.stride(2):
-        return x.new_empty((shape[0], shape[2], shape[1]), dtype=dtype).transpose(1, 2)
+        # Not the transpose of another tensor: autograd lets nobody change a view in place that an operator returned.
+        B, C, T = shape
+        return x.new_empty_strided((B, C, T), (C * T, 1, C), dtype=dtype)
     return x.new_empty(shape, dtype=dtype)

@@ -18,6 +18,8 @@ import triton
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active as _transforms_active
 from torch._C import _len_torch_dispatch_stack as _n_dispatch_modes
+from torch._C._functorch import TransformType, get_interpreter_stack
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from fastglow.errors import FastglowError
@@ -114,13 +116,23 @@ def picks_triton(op: str, *tensors: Tensor | None, unsupported: str | None = Non
     on_gpu = all(tensor.is_cuda for tensor in present)
     if name == AUTOMATIC and not on_gpu:
         return False
-    reason = unsupported or reason_against(*present)
+    reason = unsupported or reason_against(*present) or _other_derivative()
     if reason is None:
         return True
     if name == TRITON:
         raise FastglowError(f"{op}: the Triton backend does not support this call: {reason} (unset {VARIABLE}?)")
     _warn_once(op, reason)
     return False
+
+
+def _other_derivative() -> str | None:
+    """Why no kernel runs inside a derivative that operators do not have: PyTorch would take it for zero or fail."""
+    if forward_ad._current_level >= 0:  # torch.func.jvp's too
+        return "it has no forward-mode derivative"
+    if not torch.compiler.is_dynamo_compiling() and _transforms_active():
+        if any(transform.key() == TransformType.Grad for transform in get_interpreter_stack() or ()):
+            return "torch.func does not differentiate operators"
+    return None
 
 
 @constant_when_compiled

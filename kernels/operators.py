@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from . import backend
 from .launch import compiles_only
@@ -45,6 +47,7 @@ def operator(
     """
 
     def run(*arguments: Any) -> Any:
+        _refuse_tangents(name, arguments)
         if reference is None or _runs_kernels(arguments):
             return kernel(*arguments)
         results = empty(*arguments)
@@ -123,6 +126,14 @@ def run_inside(mode: TorchDispatchMode, function: OpOverload, args: Sequence[Any
         return function(*args, **kwargs)
     with mode:
         return _implementations[function](*args)
+
+
+def _refuse_tangents(name: str, arguments: Sequence[Any]) -> None:
+    """Raises RuntimeError inside a forward-mode derivative, which PyTorch would take for zero."""
+    if forward_ad._current_level >= 0 and any(
+        isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in tree_leaves(list(arguments))
+    ):
+        raise RuntimeError(f"{_NAMESPACE}::{name} has no forward-mode derivative: force the reference backend")
 
 
 def _runs_kernels(arguments: Sequence[Any]) -> bool:

@@ -122,27 +122,25 @@ def describe(config: Mapping[str, Any], model: str) -> Description:
         for name, (ours, default) in _SCALE.items()
         if options.get(name, default) != ours
     ]
-    notes, values = [], {}
-    for name, theirs in _AUDIO.items():
-        given = [options[option] for option in theirs if option in options]
-        values[name] = given[0] if given else None
+    notes: list[str] = []
+    values: dict[str, Any] = {}
     if not options:
         notes.append(f"it has no {CONFIG} with audio parameters: they are unknown")
     elif other_scale:
         notes.append(
             f"its mel spectrograms are not fastglow's ({', '.join(other_scale)}): use it with others of its kind"
         )
-        values = {}
     else:
-        values = _with_defaults(values)
+        values = _audio_parameters(options)
     known = read_description({"audio": values, "symbols": FOREIGN if model == "tacotron2" else None})
     if model == "tacotron2":
         notes.append("its symbols are NeMo's: pass the ids of its parse(), not text")
     return Description(known.trained_with, [*known.notes, *notes])
 
 
-def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    """NeMo's defaults for the options that may be missing: mel_fmin, the FFT's size, the Nyquist frequency."""
+def _audio_parameters(options: dict[str, Any]) -> dict[str, Any]:
+    """With NeMo's defaults for the options that may be missing: mel_fmin, the FFT's size, the Nyquist frequency."""
+    values = {name: next((options[o] for o in theirs if o in options), None) for name, theirs in _AUDIO.items()}
     n_fft, window = values["filter_length"], values["win_length"]
     if n_fft is None and isinstance(window, int) and window > 0:
         values["filter_length"] = 1 << (window - 1).bit_length()

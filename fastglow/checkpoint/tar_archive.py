@@ -131,10 +131,10 @@ def _number(field: bytes) -> int:
     """Octal digits, or from 8 GiB on GNU's binary number."""
     if field[0] & 0x80:
         return int.from_bytes(field[1:], "big")
-    try:
-        return int(field.strip(b" \x00") or b"0", 8)
-    except ValueError:
-        raise damaged("a tar archive in which the header of a member is wrong") from None
+    digits = field.strip(b" \x00")
+    if digits.strip(b"01234567"):  # int() takes signs and underscores too
+        raise damaged("a tar archive in which the header of a member is wrong")
+    return int(digits or b"0", 8)
 
 
 def _checksum_fits(block: bytes) -> bool:

@@ -147,7 +147,7 @@ class WaveGlow(Refreshable):
             FastglowError: the mel is too short for the audio, or the audio for one group.
         """
         mel, audio = forward_input
-        if not len(audio) or audio.shape[1] < self.config.n_group:
+        if not audio.shape[0] or audio.shape[1] < self.config.n_group:
             raise FastglowError(
                 f"audio has shape {list(audio.shape)}, must be [B, N] with B > 0, N >= {self.config.n_group}"
             )

@@ -6,7 +6,7 @@ Maths, layout and cost: kernels/README.md.
 import torch
 from torch import Tensor
 
-from ..arguments import check_shape
+from ..arguments import check_floats, check_shape
 from ..backend import autocast_dtype, picks_triton
 from ..reference import affine_coupling as reference
 from .kernels import MAX_CHANNELS, OP, coupling_operator, flow_step_operator, inverse_coupling_operator
@@ -25,7 +25,7 @@ def affine_coupling(x: Tensor, b_log_s: Tensor, *, return_log_s_sum: bool = Fals
         with return_log_s_sum the sum of log s over all elements: a scalar, float32 (float64 for float64).
 
     Raises:
-        FastglowError: shapes that do not fit.
+        FastglowError: shapes that do not fit, or a dtype that is not floating-point.
 
     Source: Dinh et al. 2016, "RealNVP"; b before log s as in WaveGlow.
     """
@@ -47,7 +47,7 @@ def affine_coupling_inverse(y: Tensor, b_log_s: Tensor) -> Tensor:
         the half before the coupling, [B, n, T], in the memory order of `y`.
 
     Raises:
-        FastglowError: shapes that do not fit.
+        FastglowError: shapes that do not fit, or a dtype that is not floating-point.
     """
     _check("y", y, b_log_s)
     if not picks_triton(OP, y, b_log_s):
@@ -112,3 +112,4 @@ def _check(name: str, x: Tensor, b_log_s: Tensor) -> None:
     check_shape(name, x, ("B", "n", "T"))
     B, n, T = x.shape
     check_shape("b_log_s", b_log_s, (B, 2 * n, T))
+    check_floats(**{name: x, "b_log_s": b_log_s})

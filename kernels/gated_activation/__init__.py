@@ -9,6 +9,7 @@ from fastglow.errors import FastglowError
 
 from ..arguments import (
     check_choice,
+    check_floats,
     check_probability,
     check_seed,
     check_shape,
@@ -30,6 +31,7 @@ def _check(a: Tensor, b: Tensor | None, bias: Tensor | None, channels_last: bool
         if not fits or b.shape[channel] != channels:
             raise FastglowError(f"b has shape {list(b.shape)}, must be {list(a.shape)}, or 1 for B or T")
     check_shape("bias", bias, (channels,))
+    check_floats(a=a, b=b, bias=bias)
     check_choice("dropout", dropout, (None, "before", "after"))
 
 
@@ -66,7 +68,7 @@ def gated_activation(
         [B, C, T], or [B, T, C] if channels_last; in the dtype that the inputs promote to.
 
     Raises:
-        FastglowError: a shape, `dropout`, `p_dropout` or `seed` is not as above.
+        FastglowError: a shape, `dropout`, `p_dropout` or `seed` is not as above, or a dtype is not floating-point.
     """
     _check(a, b, bias, channels_last, dropout)
     check_probability("p_dropout", p_dropout)

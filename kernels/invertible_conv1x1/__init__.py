@@ -11,7 +11,7 @@ from torch import Tensor
 from fastglow.errors import FastglowError
 
 from .. import backend
-from ..arguments import check_shape, dtype_name, mixed_dtypes
+from ..arguments import check_floats, check_one_dtype, check_shape, mixed_dtypes
 from ..reference import invertible_conv1x1 as reference
 from .factors import OP, factors, split_inverses
 from .product import product
@@ -71,10 +71,8 @@ def invertible_conv1x1(z: Tensor, weight: Tensor, log_det: Tensor | None = None)
     check_shape("z", z, ("B", len(weight), "T"))
     if log_det is not None and log_det.dim():
         raise FastglowError(f"log_det has shape {list(log_det.shape)}, must be one entry, a scalar")
-    if z.dtype != weight.dtype and backend.autocast_dtype(z) is None:
-        raise FastglowError(
-            f"z has dtype {dtype_name(z.dtype)} and weight {dtype_name(weight.dtype)}: cast one, or use autocast"
-        )
+    if backend.autocast_dtype(z) is None:
+        check_one_dtype(z=z, weight=weight)
     if not backend.picks_triton(OP, z, weight, log_det, unsupported=_unsupported(weight)):
         return reference.invertible_conv1x1(z, weight, log_det)
     if log_det is None:
@@ -103,6 +101,7 @@ def invertible_conv1x1_inverse(z: Tensor, weight: Tensor, inverse: Tensor | None
     c = len(weight)
     check_shape("z", z, ("B", c, "T"))
     check_shape("inverse", inverse, (c, c))
+    check_floats(z=z, weight=weight, inverse=inverse)
     if not backend.picks_triton(OP, z, weight, inverse, unsupported=_unsupported(weight)):
         return reference.invertible_conv1x1_inverse(z, weight, inverse)
     if inverse is None:

@@ -17,10 +17,10 @@ from .. import backend
 from ..arguments import (
     check_choice,
     check_integers,
+    check_one_dtype,
     check_shape,
     contiguous_rows,
     dtype_name,
-    mixed_dtypes,
     with_near_rows,
 )
 from ..operators import differentiable, operator, reference_gradients, scattered
@@ -177,7 +177,8 @@ def location_attention(
     """One step of location-sensitive attention.
 
     Chorowski et al. 2015, "Attention-Based Models for Speech Recognition"; Attention in NVIDIA's tacotron2/model.py.
-    Tensors have any strides and one dtype, float32, float16 or bfloat16; under autocast dtypes may differ.
+    Tensors have any strides and one dtype, for the kernel float32, float16 or bfloat16; under autocast dtypes may
+    differ.
 
     Args:
         query: output of the attention LSTM, [B, n_query].
@@ -197,8 +198,8 @@ def location_attention(
         location_weight: `fold_location` of the location weights, to compute it once for many steps.
 
     Returns:
-        (context [B, n_memory], attention weights [B, T]). Under autocast the weights are float32. An item that is all
-        padding gets zeros.
+        (context [B, n_memory], attention weights [B, T]). Under autocast on a GPU the weights are float32. An
+        item that is all padding gets zeros.
 
     Raises:
         FastglowError: a shape, dtype or normalization other than the above.
@@ -212,7 +213,11 @@ def location_attention(
     tensors = [query, memory, processed_memory, query_weight, location_conv_weight, location_dense_weight, v_weight]
     unsupported = attention_too_wide(v_weight.shape[1], dtype)
     if autocast is None:
-        unsupported = mixed_dtypes(*tensors, v_bias) or unsupported
+        check_one_dtype(
+            query=query, memory=memory, processed_memory=processed_memory, query_weight=query_weight,
+            location_conv_weight=location_conv_weight, location_dense_weight=location_dense_weight,
+            v_weight=v_weight, v_bias=v_bias,
+        )  # fmt: skip
     others = [attention_weights_cat, mask, lengths, v_bias, location_weight]
     if not backend.picks_triton(OP, *tensors, *others, unsupported=unsupported):
         return reference_location_attention(

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastglow.errors import FastglowError
 
 from .. import backend
-from ..arguments import check_probability, check_seed, check_shape, contiguous_rows, mixed_dtypes, operator_seed
+from ..arguments import check_one_dtype, check_probability, check_seed, check_shape, contiguous_rows, operator_seed
 from ..operators import differentiable, operator, reference_gradients, scattered
 from ..reference.lstm_cell import lstm_cell as reference_lstm_cell
 from ..reference.philox import random_seed
@@ -149,7 +149,8 @@ def lstm_cell(
     the next step drops the state itself, as coqui, Mellotron and NVIDIA do.
 
     Args:
-        x: input, [B, n_in]; float32, float16 or bfloat16, like all other tensors.
+        x: input, [B, n_in]; float32, float16 or bfloat16 for the kernel. Unless autocast is on, all tensors have one
+            dtype.
         h, c: hidden and cell state, [B, n].
         weight_ih: [4n, n_in], gate order i, f, g, o. Without contiguous rows it is copied.
         weight_hh: [4n, n], likewise.
@@ -167,7 +168,7 @@ def lstm_cell(
         (h', c'), each [B, n], in the dtype of `x`; under autocast on a GPU in autocast's.
 
     Raises:
-        FastglowError: a shape, probability or seed other than the above.
+        FastglowError: a shape, dtype, probability or seed other than the above.
     """
     _check(x, h, c, weight_ih, weight_hh, bias_ih, bias_hh, seed)
     options = Options(p_dropout_h, p_dropout_c, p_zoneout_h, p_zoneout_c, training)
@@ -179,9 +180,10 @@ def lstm_cell(
         seed = random_seed(x.device)
     inputs = Inputs(x, h, c, weight_ih, weight_hh, bias_ih, bias_hh)
     dtype = backend.autocast_dtype(x)
-    unsupported = mixed_dtypes(*inputs) if dtype is None else None
+    if dtype is None:
+        check_one_dtype(**inputs._asdict())
     seed_tensor = seed if isinstance(seed, Tensor) else None
-    if not backend.picks_triton(OP, *inputs, seed_tensor, unsupported=unsupported):
+    if not backend.picks_triton(OP, *inputs, seed_tensor):
         # torch.lstm_cell follows autocast itself.
         return reference_lstm_cell(
             x, h, c, weight_ih, weight_hh, bias_ih, bias_hh, **options._asdict(), seed=seed

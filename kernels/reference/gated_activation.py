@@ -39,15 +39,15 @@ def gated_activation(
     return output.transpose(1, 2) if channels_last else output
 
 
-def kept_by_dropout(shape: torch.Size, p_dropout: float, seed: int | Tensor, device: torch.device) -> Tensor:
-    """Bool of `shape`: elements whose 24 random bits are at least p_dropout. The counters: kernels/README.md."""
-    i = torch.arange(shape.numel(), device=device).view(shape)
+def kept_by_dropout(x: Tensor, p_dropout: float, seed: int | Tensor) -> Tensor:
+    """Bool of the shape of x: elements whose 24 random bits are at least p_dropout. The counters: kernels/README.md."""
+    i = torch.arange(x.numel(), device=x.device).view(x.shape)  # x.shape.numel() would be a constant in torch.export
     if not isinstance(seed, Tensor):
-        seed = torch.full((), seed, dtype=torch.int64, device=device)
+        seed = torch.full((), seed, dtype=torch.int64, device=x.device)
     zero, stream = torch.zeros_like(seed), torch.full_like(seed, DROPOUT_STREAM)
     word, *_ = philox4x32((i & 0xFFFFFFFF, i >> 32, zero, stream), (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF))
     return (word >> 8) >= dropped_words(p_dropout)
 
 
 def _drop(x: Tensor, p_dropout: float, seed: int | Tensor) -> Tensor:
-    return x * kept_by_dropout(x.shape, p_dropout, seed, x.device) / (1 - p_dropout)
+    return x * kept_by_dropout(x, p_dropout, seed) / (1 - p_dropout)

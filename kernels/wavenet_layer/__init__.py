@@ -10,7 +10,7 @@ from torch import Tensor
 from fastglow.errors import FastglowError
 
 from .. import backend
-from ..arguments import check_at_least, check_shape, mixed_dtypes, with_near_rows
+from ..arguments import check_at_least, check_integers, check_one_dtype, check_shape, with_near_rows
 from ..reference.wavenet_layer import wavenet_layer as reference_wavenet_layer
 from .common import OP, LayerInputs
 from .operator import contiguous_in_channels, wavenet_layer_operator, with_contiguous_rows
@@ -29,8 +29,11 @@ def _check(
     h: Tensor,
     conditioning: Tensor | None,
     in_weight: Tensor,
+    in_bias: Tensor | None,
     cond_weight: Tensor | None,
+    cond_bias: Tensor | None,
     res_skip_weight: Tensor,
+    res_skip_bias: Tensor | None,
     dilation: int,
 ) -> None:
     check_shape("h", h, ("B", "C", "T"))
@@ -54,6 +57,11 @@ def _check(
                 f"conditioning has shape {list(conditioning.shape)}, must be [{B} or 1, {2 * C}, {T} or 1] without a "
                 f"cond_weight"
             )
+    if cond_bias is not None and cond_weight is None:
+        raise FastglowError("cond_bias is given without a cond_weight: pass both, or add it to the conditioning")
+    check_shape("in_bias", in_bias, (2 * C,), beside=("h", h))
+    check_shape("cond_bias", cond_bias, (2 * C,), beside=("h", h))
+    check_shape("res_skip_bias", res_skip_bias, (n_rows,), beside=("res_skip_weight", res_skip_weight))
 
 
 def wavenet_layer(
@@ -78,7 +86,8 @@ def wavenet_layer(
     `weight_norm_packed` writes them; others are copied.
 
     Args:
-        h: hidden signal, [B, C, T]; float32, float16 or bfloat16; fastest with C a multiple of 16.
+        h: hidden signal, [B, C, T]; float32, float16 or bfloat16 for the kernel, fastest with C a multiple of 16.
+            Unless autocast is on, the conditioning, weights and biases have its dtype.
         conditioning: [B, D, T], projected by cond_weight. Without cond_weight: [B or 1, 2C, T or 1], added as it is,
             because VITS and Glow-TTS project the conditioning of all layers at once; or absent.
         in_weight: [2C, C, k] with odd k; in_bias: [2C] or absent.
@@ -87,8 +96,8 @@ def wavenet_layer(
             S is C, or less where a linear layer after the skip sum is folded in.
         res_skip_bias: [C + S] or [S], or absent.
         dilation: step between the taps.
-        mask: [B, 1, T], 1 in the signal and 0 in padding, multiplied with the next h, as VITS does. It keeps the
-            padding of an item zero, as beyond the ends of an unpadded signal.
+        mask: [B, 1, T] of any dtype, 1 in the signal and 0 in padding, multiplied with the next h, as VITS does. It
+            keeps the padding of an item zero, as beyond the ends of an unpadded signal. It gets no gradient.
         lengths: [B] integers. Positions at or beyond an item's length are not read, and zero in the results. Read
             on the device; blocks past the end cost nothing.
         skip: [B, S, T], sum of the skips of earlier layers.
@@ -98,13 +107,15 @@ def wavenet_layer(
         its dtype).
 
     Raises:
-        FastglowError: shapes that do not fit each other.
+        FastglowError: shapes or dtypes that do not fit each other, or a cond_bias without a cond_weight.
     """
-    _check(h, conditioning, in_weight, cond_weight, res_skip_weight, dilation)
+    _check(h, conditioning, in_weight, in_bias, cond_weight, cond_bias, res_skip_weight, res_skip_bias, dilation)
     B, C, T = h.shape
     n_rows = res_skip_weight.shape[0]
     check_shape("mask", mask, (B, 1, T), beside=("h", h))
     check_shape("lengths", lengths, (B,), beside=("h", h))
+    if lengths is not None:
+        check_integers("lengths", lengths)
     check_shape("skip", skip, (B, n_rows - C if n_rows > C else n_rows, T), beside=("h", h))
     dtype = backend.autocast_dtype(h)
     if dtype is not None:
@@ -112,8 +123,13 @@ def wavenet_layer(
         conditioning, in_bias, cond_weight, cond_bias, res_skip_bias = (
             None if x is None else x.to(dtype) for x in (conditioning, in_bias, cond_weight, cond_bias, res_skip_bias)
         )
+    check_one_dtype(
+        h=h, conditioning=conditioning, in_weight=in_weight, in_bias=in_bias, cond_weight=cond_weight,
+        cond_bias=cond_bias, res_skip_weight=res_skip_weight, res_skip_bias=res_skip_bias,
+    )  # fmt: skip
+    mask = None if mask is None else mask.detach().to(h.dtype)
     tensors = (h, conditioning, in_weight, in_bias, cond_weight, cond_bias, res_skip_weight, res_skip_bias)
-    if not backend.picks_triton(OP, *tensors, mask, lengths, skip, unsupported=mixed_dtypes(*tensors)):
+    if not backend.picks_triton(OP, *tensors, mask, lengths, skip):
         return reference_wavenet_layer(*tensors, dilation, mask, lengths=lengths, skip=skip)
     projected = cond_weight is not None
     inputs = LayerInputs(
@@ -121,7 +137,7 @@ def wavenet_layer(
         conditioning=_channels_last(conditioning) if projected else None,
         added=None if projected else _transposed(conditioning),
         skip=_transposed(skip),
-        mask=None if mask is None else with_near_rows(mask.to(h.dtype).transpose(1, 2)),
+        mask=None if mask is None else with_near_rows(mask.transpose(1, 2)),
         lengths=lengths,
         in_weight=contiguous_in_channels(in_weight),
         in_bias=in_bias,

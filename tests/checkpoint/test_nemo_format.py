@@ -226,7 +226,8 @@ def test_without_a_configuration_the_defaults_hold(build, save_nemo, same_weight
     same_weights(loaded, model)
     assert (loaded.config.max_decoder_steps, loaded.config.p_prenet_dropout) == (2000, 0.5)
     assert loaded.trained_with.audio is None
-    assert "has no model_config.yaml" in caplog.text
+    (note,) = (message for message in caplog.messages if "audio parameters" in message)
+    assert "it has no model_config.yaml with audio parameters: they are unknown" in note
 
 
 @pytest.mark.parametrize(
@@ -300,6 +301,10 @@ def linked(name, target):
 
 
 WITHOUT_WEIGHTS = "a tar archive without NeMo's model_weights.ckpt"
+NEGATIVE = bytearray(archive([("model_weights.ckpt", b"x" * 600)], form=tarfile.USTAR_FORMAT))
+NEGATIVE[512 + 124 : 512 + 136] = b"-0000000600\0"
+NEGATIVE[512 + 148 : 512 + 156] = b" " * 8
+NEGATIVE[512 + 148 : 512 + 156] = b"%06o\0 " % sum(NEGATIVE[512:1024])
 LONG = archive([("model_weights.ckpt", b"x" * 5000)])[:4000]
 NOISE = random.Random(1).randbytes(9000)
 BAD_ARCHIVES = {
@@ -312,6 +317,8 @@ BAD_ARCHIVES = {
     "configuration": (archive([("model_config.yaml", b"#" * 2**21), ("model_weights.ckpt", b"x")]), "2,097,152 bytes"),
     "gzip of zeros": (gzip.compress(archive([("model_weights.ckpt", bytes(2**25))])), "declares 33,554,432 bytes"),
     "gzip of headers": (gzip.compress(archive([(f"{i}", b"") for i in range(2500)])), "unpacks to far more bytes than"),
+    "negative size": (bytes(NEGATIVE), "the header of a member is wrong"),
+    "gzip of a negative size": (gzip.compress(NEGATIVE), "the header of a member is wrong"),
     "cut": (LONG, "declares 5,000 bytes, at most 928 can be left"),
     "gzip of cut": (gzip.compress(LONG), "it ends inside member model_weights.ckpt"),
     "cut gzip": (

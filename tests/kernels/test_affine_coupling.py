@@ -125,6 +125,13 @@ def test_shapes_of_the_coupling_must_fit():
         )
 
 
+@pytest.mark.parametrize("coupling", [affine_coupling, affine_coupling_inverse])
+def test_integers_are_refused(coupling):
+    halves = torch.ones(1, 2, 5), torch.ones(1, 4, 5)
+    assert_refused("[xy] has dtype int64, must be a floating-point dtype", coupling, halves[0].long(), halves[1])
+    assert_refused("b_log_s has dtype int32, must be", coupling, halves[0], halves[1].int())
+
+
 def tensor(kind, dtype, device, *shape):
     """Random [B, channels, T]: dense, the last channels and positions of a larger tensor, or dense channels-last."""
     items, channels, length = shape

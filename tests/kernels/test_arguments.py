@@ -68,3 +68,4 @@ def test_layouts():
     channels_last = arguments.empty_in_order_of(x.transpose(1, 2), (5, 6, 7), torch.half)
     assert channels_last.shape == (5, 6, 7)
     assert channels_last.transpose(1, 2).is_contiguous()
+    assert not channels_last._is_view()

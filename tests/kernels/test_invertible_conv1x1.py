@@ -150,6 +150,8 @@ def test_half_precision_has_a_float32_determinant_and_inverse(dtype):
             lambda: invertible_conv1x1_inverse(torch.ones(2, 4, 5), torch.ones(4, 4, 1), torch.ones(4, 4, 1)),
             r"inverse has shape \[4, 4, 1\]",
         ),
+        (lambda: invertible_conv1x1(*2 * [torch.ones(1, 1, 1).int()]), "z has dtype int32, must be a floating-point"),
+        (lambda: invertible_conv1x1_inverse(*2 * [torch.ones(1, 1, 1).int()]), "z has dtype int32, must be"),
         (lambda: invertible_conv1x1_factors([]), "weights is empty"),
         (lambda: invertible_conv1x1_factors([torch.ones(0, 0, 1)]), r"weight has shape \[0, 0, 1\]"),
     ],

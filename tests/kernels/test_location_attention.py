@@ -178,6 +178,8 @@ WRONG = {
     "attention_weights_cat has shape": {"attention_weights_cat": (2, 21)},
     "location_dense_weight has shape": {"location_dense_weight": (18, 2)},
     r"v_weight has shape \[18\]": {"v_weight": (18,)},
+    "query has dtype float32 and memory float16: cast one, or use autocast": {"memory": torch.zeros(2, 21, 20).half()},
+    "query has dtype float32 and v_bias float64": {"v_bias": torch.zeros(1).double()},
     r"v_bias has shape \[\], must be \[1\]": {"v_bias": ()},
     r"mask has shape \[2, 20\]": {"mask": torch.zeros(2, 20, dtype=torch.bool)},
     "mask has dtype uint8, must be bool": {"mask": torch.zeros(2, 21, dtype=torch.uint8)},

@@ -140,6 +140,8 @@ WRONG = {
     r"c has shape \[3, 6\], must be \[3, 7\]": {"c": (3, 6)},
     r"weight_ih has shape \[28, 6\], must be \[28, 5\]": {"weight_ih": (28, 6)},
     r"weight_hh has shape \[7, 7\], must be \[28, 7\]": {"weight_hh": (7, 7)},
+    "x has dtype float32 and c float64: cast one, or use autocast": {"c": torch.zeros(BATCH, N).double()},
+    "weight_hh has dtype int64, must be a floating-point dtype": {"weight_hh": torch.zeros(4 * N, N).long()},
     r"bias_ih has shape \[7\], must be \[28\]": {"bias_ih": (7,)},
     "only one of bias_ih and bias_hh is given: pass both or neither": {"bias_hh": None},
     "p_dropout_h=1.0 must be at least 0 and below 1": {"p_dropout_h": 1.0},

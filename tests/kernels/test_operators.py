@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
@@ -203,10 +204,14 @@ def test_float64_runs_on_the_reference():
 
 
 @pytest.mark.parametrize("n_channels", [3, torch.IntTensor([3])])
-@pytest.mark.parametrize("shape", [(2, 6, 5), (2, 6, 1), (1, 6, 5)])
+@pytest.mark.parametrize(
+    "shapes",
+    [((2, 6, 5), (2, 6, 5)), ((2, 6, 5), (2, 6, 1)), ((2, 6, 5), (1, 6, 5)), ((1, 6, 5), (2, 6, 1))],
+    ids=str,
+)
 @pytest.mark.parametrize("swapped", [False, True])
-def test_fused_add_tanh_sigmoid_multiply(n_channels, shape, swapped):
-    a, b = torch.randn(2, 6, 5), torch.randn(shape)
+def test_fused_add_tanh_sigmoid_multiply(n_channels, shapes, swapped):
+    a, b = map(torch.randn, shapes)
     u = a + b
     pair = (b, a) if swapped else (a, b)
     for name in ("triton", "auto"):
@@ -222,6 +227,67 @@ def test_fused_add_tanh_sigmoid_multiply_with_wrong_channels():
     assert_refused(
         "n_channels=2 must be half of the 6 channels", ops.fused_add_tanh_sigmoid_multiply, a, a, torch.tensor([2])
     )
+
+
+# The others hand on their `log_det`.
+@pytest.mark.parametrize("call", [c for c in FUNCTIONS if c.name != "1x1, known factor"], ids=str)
+@pytest.mark.parametrize("spread", [False, True])
+def test_results_may_be_changed_in_place(call, spread):
+    """As those of PyTorch's own operations, in any memory order."""
+
+    def gradients(triple: Any) -> tuple[Tensor, ...]:
+        leaves = call.leaves(torch.float32, everything, spread)
+        outputs = [triple(x) for x in call.run(leaves)]
+        wanted = [x for x in leaves.values() if x.requires_grad]
+        return torch.autograd.grad(sum(x.square().sum() for x in outputs), wanted)
+
+    with backend.use_backend("triton"):
+        assert_same_bits(gradients(lambda x: x.mul_(3)), gradients(lambda x: x * 3))
+
+
+@pytest.mark.parametrize("call", FUNCTIONS, ids=str)
+def test_forward_derivatives_are_refused(call):
+    """PyTorch takes those of an operator for zero."""
+    with forward_ad.dual_level():
+        tensors = {
+            name: forward_ad.make_dual(x, torch.randn_like(x)) if x.is_floating_point() else x
+            for name, x in call.tensors.items()
+        }
+        with backend.use_backend("triton"):
+            assert_refused("no forward-mode derivative", call.run, tensors)
+        assert forward_ad.unpack_dual(call.run(tensors)[0]).tangent.any()
+
+
+def test_forward_derivatives_of_operators_are_refused():
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="gated_activation has no forward-mode derivative"):
+        a = forward_ad.make_dual(torch.randn(2, 6, 5), torch.randn(2, 6, 5))
+        torch.ops.fastglow.gated_activation(a, None, None, 0, None, False, None, 0.0)
+
+
+def test_derivatives_by_torch_func():
+    a = torch.randn(2, 6, 5)
+    gradient = torch.func.grad(lambda a: ops.gated_activation(a).sum())
+    leaf = a.clone().requires_grad_()
+    ops.gated_activation(leaf).sum().backward()
+    torch.testing.assert_close(gradient(a), leaf.grad)
+    with backend.use_backend("triton"):
+        assert_refused("torch.func does not differentiate operators", gradient, a)
+        assert_refused("no forward-mode derivative", torch.func.jvp, ops.gated_activation, (a,), (a,))
+
+
+@pytest.mark.parametrize("name", ["triton", "auto"])
+@pytest.mark.parametrize("dropout", ["before", "after"])
+def test_exported_dropout_of_any_size(name, dropout):
+    call = next(call for call in FUNCTIONS if call.name == "gate")._replace(
+        options={"dropout": dropout, "p_dropout": 0.3, "seed": 7}
+    )
+    sizes = {0: torch.export.Dim("B"), 2: torch.export.Dim("T")}
+    with backend.use_backend(name):
+        program = torch.export.export(
+            Module(call), ({"a": torch.randn(2, 6, 5)},), dynamic_shapes=({"a": sizes},), strict=False
+        )
+        a = {"a": torch.randn(3, 6, 11)}
+        assert_same_bits(program.module()(a), call.run(a))
 
 
 def test_a_wrong_shape_in_compiled_code_is_an_error():

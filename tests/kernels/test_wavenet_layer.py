@@ -316,8 +316,16 @@ def test_other_dtypes_fall_back_or_are_refused(device):
     arguments = Case().arguments(torch.float64, device)
     checks.assert_kernels_refuse("wavenet_layer: .* float64 is not among", wavenet_layer, **arguments)
     assert wavenet_layer(**arguments)[0].dtype == torch.float64
-    arguments["h"] = arguments["h"].float()
-    checks.assert_kernels_refuse("the dtypes float32, float64", wavenet_layer, **arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float16, torch.float32, torch.float64], ids=str)
+def test_a_mask_of_any_dtype_leaves_the_dtype_of_the_signal(device, dtype):
+    arguments = Case(mask=True).arguments(torch.float16, device)
+    mask = arguments["mask"].to(dtype)
+    for name in ("triton", "reference"):
+        with backend.use_backend(name):
+            expected, found = wavenet_layer(**arguments), wavenet_layer(**{**arguments, "mask": mask})
+        checks.assert_same_bits(found, expected)
 
 
 @pytest.mark.parametrize(
@@ -337,6 +345,13 @@ def test_other_dtypes_fall_back_or_are_refused(device):
         ),
         ({"mask": (2, 37)}, r"mask has shape \[2, 37\], must be \[2, 1, 37\]"),
         ({"lengths": (3,)}, r"lengths has shape \[3\], must be \[2\]"),
+        ({"lengths": (2,)}, "lengths has dtype float32, must be an integer dtype"),
+        ({"in_bias": (1,)}, r"in_bias has shape \[1\], must be \[80\]"),
+        ({"cond_bias": (80, 1)}, r"cond_bias has shape \[80, 1\], must be \[80\]"),
+        ({"res_skip_bias": (81,)}, r"res_skip_bias has shape \[81\], must be \[80\]"),
+        ({"conditioning": (2, 80, 37), "cond_weight": None}, "cond_bias is given without a cond_weight"),
+        ({"h": torch.zeros(2, 40, 37).half()}, "h has dtype float16 and conditioning float32: cast one"),
+        ({"res_skip_bias": torch.zeros(80).double()}, "h has dtype float32 and res_skip_bias float64"),
         ({"skip": (2, 8, 37)}, r"skip has shape \[2, 8, 37\], must be \[2, 40, 37\]"),
     ],
     ids=str,

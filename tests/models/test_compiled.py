@@ -75,3 +75,20 @@ def test_training_of_tacotron2_breaks_its_graph_at_the_packed_lstm_alone(name):
         n, found, expected = graphs(model, (inputs,))
         assert n <= 3  # up to the encoder, to its LSTM, and all the rest
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("name", ["triton", "auto"])
+def test_exported_waveglow_of_any_size(name, strict):
+    model = build_waveglow(torch.float32)
+    samples = model.config.upsample_stride
+    batch, frames = torch.export.Dim("batch"), torch.export.Dim("frames", min=2, max=999)
+
+    def inputs(items: int, n_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.randn(items, 3, n_frames), torch.randn(items, n_frames * samples)
+
+    sizes = (({0: batch, 2: frames}, {0: batch, 1: frames * samples}),)
+    with backend.use_backend(name):
+        program = torch.export.export(model, (inputs(2, 4),), dynamic_shapes=sizes, strict=strict)
+        other = inputs(3, 7)
+        torch.testing.assert_close(program.module()(other), model(other), atol=1e-5, rtol=1e-5)
