@@ -97,7 +97,8 @@ def wavenet_layer(
         res_skip_bias: [C + S] or [S], or absent.
         dilation: step between the taps.
         mask: [B, 1, T] of any dtype, 1 in the signal and 0 in padding, multiplied with the next h, as VITS does. It
-            keeps the padding of an item zero, as beyond the ends of an unpadded signal. It gets no gradient.
+            keeps the padding of an item zero, as beyond the ends of an unpadded signal. The kernel gives it no
+            gradient.
         lengths: [B] integers. Positions at or beyond an item's length are not read, and zero in the results. Read
             on the device; blocks past the end cost nothing.
         skip: [B, S, T], sum of the skips of earlier layers.
@@ -127,9 +128,11 @@ def wavenet_layer(
         h=h, conditioning=conditioning, in_weight=in_weight, in_bias=in_bias, cond_weight=cond_weight,
         cond_bias=cond_bias, res_skip_weight=res_skip_weight, res_skip_bias=res_skip_bias,
     )  # fmt: skip
-    mask = None if mask is None else mask.detach().to(h.dtype)
+    mask = None if mask is None else mask.to(h.dtype)
+    differentiated = mask is not None and mask.requires_grad and torch.is_grad_enabled()
     tensors = (h, conditioning, in_weight, in_bias, cond_weight, cond_bias, res_skip_weight, res_skip_bias)
-    if not backend.picks_triton(OP, *tensors, mask, lengths, skip):
+    unsupported = "its mask requires a gradient" if differentiated else None
+    if not backend.picks_triton(OP, *tensors, mask, lengths, skip, unsupported=unsupported):
         return reference_wavenet_layer(*tensors, dilation, mask, lengths=lengths, skip=skip)
     projected = cond_weight is not None
     inputs = LayerInputs(

@@ -64,6 +64,7 @@ def results(call: Call, tensors: Mapping[str, Tensor], arrange: Arrange = lambda
 
 def _wavenet(h, in_weight, in_bias, res_skip_weight, res_skip_bias, conditioning=None, cond_weight=None,
              cond_bias=None, mask=None, lengths=None, skip=None):  # fmt: skip
+    mask = None if mask is None else mask.detach()  # the kernels have no gradient for it
     return kernels.wavenet_layer(
         h, conditioning, in_weight, in_bias, cond_weight, cond_bias, res_skip_weight, res_skip_bias, 2, mask,
         lengths=lengths, skip=skip,

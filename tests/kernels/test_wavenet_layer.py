@@ -328,6 +328,15 @@ def test_a_mask_of_any_dtype_leaves_the_dtype_of_the_signal(device, dtype):
         checks.assert_same_bits(found, expected)
 
 
+def test_a_mask_with_a_gradient_runs_on_the_reference(device):
+    arguments = Case(mask=True).arguments(torch.float32, device)
+    arguments["mask"] = mask = arguments["mask"].float().requires_grad_()
+    assert torch.autograd.grad(wavenet_layer(**arguments)[0].sum(), mask)[0].any()
+    checks.assert_kernels_refuse("its mask requires a gradient", wavenet_layer, **arguments)
+    with torch.no_grad(), backend.use_backend("triton"):
+        wavenet_layer(**arguments)
+
+
 @pytest.mark.parametrize(
     "changed, message",
     [
