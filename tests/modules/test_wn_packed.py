@@ -162,7 +162,7 @@ def test_no_other_signals_are_cast(weights, signals, which):
     module, (audio, spect) = make(weights), (x.to(weights) for x in inputs(9))
     audio, spect = audio if which == "spect" else audio.to(signals), spect if which == "audio" else spect.to(signals)
     with torch.no_grad():
-        with pytest.raises((RuntimeError, FastglowError), match="(?i)same|dtype|type"):
+        with pytest.raises(FastglowError if which == "spect" else RuntimeError, match="(?i)same|dtype|type"):
             module(audio, spect)
         module(audio.to(weights), spect.to(weights))
 
