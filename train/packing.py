@@ -16,6 +16,7 @@ from torch import Tensor
 from fastglow.audio import MelConfig, MelSpectrogram
 
 from .data import SegmentBatch, SegmentDataset, SegmentItem, TextMelBatch, TextMelDataset, TextMelItem
+from .precision import tf32
 
 Allocate = Callable[[tuple[int, ...], np.dtype], np.ndarray]
 """(shape, dtype) -> an array of any values."""
@@ -113,7 +114,9 @@ class PackedSegments(Packed[SegmentBatch]):
 
     def to(self, device: torch.device) -> SegmentBatch:
         audio = _moved(self.bulk, device).float() / 32768
-        return SegmentBatch(self.ids, mel_spectrogram(self.audio).within_range(audio), audio)
+        with tf32(False):
+            mel = mel_spectrogram(self.audio).within_range(audio)
+        return SegmentBatch(self.ids, mel, audio)
 
 
 @dataclass
