@@ -9,7 +9,7 @@ import logging
 import mmap
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, NamedTuple, Protocol, TypeVar
@@ -160,6 +160,8 @@ class Buffers:
         # Not PyTorch's own pinned memory, which a child process does not share.
         error = int(torch.cuda.cudart().cudaHostRegister(self._memory.ctypes.data, self._memory.nbytes, 0))
         if error:
+            with suppress(RuntimeError):
+                torch.zeros(1, device=self._device)  # the next launch would report the error
             logger.warning(
                 "%.0f MB for batches cannot be pinned (CUDA error %d), which makes loading slower: raise `ulimit -l`, "
                 "or use fewer --num-workers",
