@@ -33,12 +33,14 @@ class DLE:
         loss: its waveglow/loss_function.py.
         tacotron2_model: its tacotron2/model.py.
         tacotron2_loss: its tacotron2/loss_function.py.
+        folder: its Tacotron2 folder.
     """
 
     model: ModuleType
     loss: ModuleType
     tacotron2_model: ModuleType
     tacotron2_loss: ModuleType
+    folder: Path
 
     def waveglow(self, model: WaveGlow) -> nn.Module:
         """Its WaveGlow with our weights, device and dtype."""
@@ -81,7 +83,8 @@ def load_dle(path: str | Path) -> DLE:
     for folder in (Path(path) / TACOTRON2_FOLDER, Path(path)):
         if all((folder / file).is_file() for file in files):
             with tolerate_old_code():
-                return DLE(*(_load(folder / file) for file in files))
+                model, loss, tacotron2_model, tacotron2_loss = (_load(folder / file) for file in files)
+                return DLE(model, loss, tacotron2_model, tacotron2_loss, folder)
     raise FastglowError(f"{path} holds no {TACOTRON2_FOLDER}/{files[0]}: pass a DeepLearningExamples checkout")
 
 

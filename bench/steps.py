@@ -30,6 +30,7 @@ BENCHMARKS = {
         ("test_bench_train_step", "tacotron2"),
         ("test_bench_teacher_forced_loop", ""),
         ("test_bench_waveglow", "train"),
+        ("test_bench_loader", ""),
     ],
 }
 """(file, its benchmarks' common word) of whole models; the other files measure single operations."""

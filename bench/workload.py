@@ -21,10 +21,11 @@ from .peers import DLE
 
 FORWARD, BACKWARD, TRAIN_STEP, INFERENCE = "forward", "backward", "train_step", "inference"
 FORWARD_BACKWARD = "forward_backward"  # both in one call
+EPOCH = "epoch"  # of a loader
 
 FASTGLOW, EAGER, COMPILE, PEER = "fastglow", "eager", "compile", "peer"
 
-FACTORS = {FORWARD: 2, BACKWARD: 3, FORWARD_BACKWARD: 3, TRAIN_STEP: 2, INFERENCE: 2}
+FACTORS = {FORWARD: 2, BACKWARD: 3, FORWARD_BACKWARD: 3, TRAIN_STEP: 2, INFERENCE: 2, EPOCH: 0}
 """Largest error of a result, in multiples of the error of PyTorch's operations in the same dtype."""
 
 

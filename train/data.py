@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fastglow.audio import MelSpectrogram
 from fastglow.errors import FastglowError
 from fastglow.text import Lexicon
 from fastglow.text.cleaners import clean
@@ -24,13 +23,12 @@ from .sampler import generator_for
 class TextMelItem(NamedTuple):
     id: str
     symbols: Tensor  # ids, [T_in] int64
-    mel: Tensor  # log-mel, [n_mel_channels, T] float32
+    mel: np.ndarray  # log-mel, [n_mel_channels, T] float32 or float16, read-only
 
 
 class SegmentItem(NamedTuple):
     id: str
-    mel: Tensor  # log-mel, [n_mel_channels, segment_length // hop_length + 1] float32
-    audio: Tensor  # [segment_length] float32
+    samples: np.ndarray  # [at most segment_length] int16, read-only
 
 
 Example = TypeVar("Example", bound=TextMelItem | SegmentItem, covariant=True)
@@ -107,7 +105,7 @@ class TextMelDataset(SplitDataset[TextMelItem]):
 
     def __getitem__(self, index: int) -> TextMelItem:
         item = self.items[index]
-        return TextMelItem(item.id, self.sequence(index), torch.from_numpy(self.dataset.mel(item)))
+        return TextMelItem(item.id, self.sequence(index), self.dataset.mel(item))
 
     def sequence(self, index: int) -> Tensor:
         """Symbol ids of an item in this epoch, [T_in] int64."""
@@ -133,23 +131,19 @@ class TextMelDataset(SplitDataset[TextMelItem]):
 
 
 class SegmentDataset(SplitDataset[SegmentItem]):
-    """A random segment of each clip, for WaveGlow; clips shorter than a segment are padded with zeros."""
+    """A random segment of each clip, for WaveGlow; a clip shorter than a segment is whole."""
 
     def __init__(self, dataset: PreparedDataset, split: str, segment_length: int, seed: int):
         super().__init__(dataset, split)
         self.segment_length = segment_length
         self.seed = seed
-        self.mel_spectrogram = MelSpectrogram.from_config(dataset.audio)
 
     def __getitem__(self, index: int) -> SegmentItem:
         item = self.items[index]
         samples = self.dataset.samples(item)
         generator = generator_for(self.seed, self.epoch, index)
         start = int(torch.randint(max(0, len(samples) - self.segment_length) + 1, (1,), generator=generator))
-        segment = np.asarray(samples[start : start + self.segment_length], dtype=np.float32) / 32768.0
-        audio = torch.zeros(self.segment_length)
-        audio[: len(segment)] = torch.from_numpy(segment)
-        return SegmentItem(item.id, self.mel_spectrogram(audio.unsqueeze(0))[0], audio)
+        return SegmentItem(item.id, samples[start : start + self.segment_length])
 
     def lengths(self) -> list[int]:
         """In samples."""
@@ -158,48 +152,30 @@ class SegmentDataset(SplitDataset[SegmentItem]):
 
 @dataclass
 class TextMelBatch:
-    """A padded batch for Tacotron 2, longest text first."""
+    """A padded batch for Tacotron 2, longest text first.
+
+    Attributes:
+        n_items: mel frames without padding, in which the training speed is measured, as in the reference; 0: summed
+            from `output_lengths`, for which the host waits.
+    """
 
     ids: list[str]
     text: Tensor  # [B, T_in] int64
-    input_lengths: Tensor  # [B]
-    mel: Tensor  # [B, n_mel_channels, T], T a multiple of n_frames_per_step
-    gate: Tensor  # [B, T], 1 from the last frame on
-    output_lengths: Tensor  # [B]
+    input_lengths: Tensor  # [B] int64
+    mel: Tensor  # [B, n_mel_channels, T] float32, T a multiple of n_frames_per_step
+    gate: Tensor  # [B, T] float32, 1 from the last frame on
+    output_lengths: Tensor  # [B] int64
+    n_items: int = 0
+
+    def __post_init__(self) -> None:
+        self.n_items = self.n_items or int(self.output_lengths.sum())
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.text, self.input_lengths, self.mel, self.gate, self.output_lengths
 
     def to(self, device: torch.device) -> "TextMelBatch":
-        tensors = (self.text, self.input_lengths, self.mel, self.gate, self.output_lengths)
-        return TextMelBatch(self.ids, *(t.to(device, non_blocking=True) for t in tensors))
-
-    @property
-    def n_items(self) -> int:
-        """Mel frames without padding, in which the training speed is measured, as in the reference."""
-        return int(self.output_lengths.sum())
-
-
-@dataclass
-class TextMelCollate:
-    """Pads items to a `TextMelBatch`."""
-
-    n_frames_per_step: int
-
-    def __call__(self, items: list[TextMelItem]) -> TextMelBatch:
-        items = sorted(items, key=lambda item: len(item.symbols), reverse=True)
-        r = self.n_frames_per_step
-        max_frames = -(-max(item.mel.shape[1] for item in items) // r) * r
-        batch = TextMelBatch(
-            ids=[item.id for item in items],
-            text=torch.zeros(len(items), len(items[0].symbols), dtype=torch.int64),
-            input_lengths=torch.tensor([len(item.symbols) for item in items]),
-            mel=torch.zeros(len(items), items[0].mel.shape[0], max_frames),
-            gate=torch.zeros(len(items), max_frames),
-            output_lengths=torch.tensor([item.mel.shape[1] for item in items]),
-        )
-        for i, (_, text, mel) in enumerate(items):
-            batch.text[i, : len(text)] = text
-            batch.mel[i, :, : mel.shape[1]] = mel
-            batch.gate[i, mel.shape[1] - 1 :] = 1
-        return batch
+        text, input_lengths, mel, gate, output_lengths = (x.to(device, non_blocking=True) for x in self.tensors())
+        return TextMelBatch(self.ids, text, input_lengths, mel, gate, output_lengths, self.n_items)
 
 
 @dataclass
@@ -207,22 +183,16 @@ class SegmentBatch:
     """A batch for WaveGlow."""
 
     ids: list[str]
-    mel: Tensor  # [B, n_mel_channels, segment_length // hop_length + 1]
-    audio: Tensor  # [B, segment_length]
-
-    def to(self, device: torch.device) -> "SegmentBatch":
-        return SegmentBatch(self.ids, self.mel.to(device, non_blocking=True), self.audio.to(device, non_blocking=True))
+    mel: Tensor  # [B, n_mel_channels, segment_length // hop_length + 1] float32
+    audio: Tensor  # [B, segment_length] float32 in [-1, 1)
 
     @property
     def n_items(self) -> int:
         """Samples, in which the training speed is measured, as in the reference."""
         return self.audio.numel()
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.mel, self.audio
 
-def collate_segments(items: list[SegmentItem]) -> SegmentBatch:
-    """Stacks items."""
-    return SegmentBatch(
-        [item.id for item in items],
-        torch.stack([item.mel for item in items]),
-        torch.stack([item.audio for item in items]),
-    )
+    def to(self, device: torch.device) -> "SegmentBatch":
+        return SegmentBatch(self.ids, *(tensor.to(device, non_blocking=True) for tensor in self.tensors()))

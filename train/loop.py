@@ -2,7 +2,7 @@
 
 import logging
 import signal
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from fastglow.errors import FastglowError
@@ -27,7 +26,9 @@ from .checkpointing import (
     save_training_checkpoint,
 )
 from .config import ModelConfig, TrainConfig
-from .interruption import batches_of, begin_loading, calling_on_signals
+from .data import SplitDataset
+from .interruption import calling_on_signals
+from .loading import Loader
 from .manifest import PreparedDataset
 from .meter import StepMeter
 from .precision import DTYPES, pick_amp, resolve_amp, tf32
@@ -124,6 +125,7 @@ class Trainer:
         self.valset = self.task.build_dataset("validation")
         self.sharing = Sharing(config.batch_size, ranks.rank, ranks.world_size, config.accumulate)
         self.sampler = StepSampler(self.trainset.lengths(), self.sharing, config.seed, config.bucket_batches)
+        self.loader = self._loader(self.trainset, config.num_workers)
         self.meter = StepMeter(device, model_config, DTYPES[config.amp] or torch.float32)
         self.step = TrainStep(self.state, self.task, config, ranks, self.meter.watch)
         self.reporter = None
@@ -147,6 +149,9 @@ class Trainer:
             f"{' with TF32' if config.tf32 else ''}; global batch {self.sharing.step_size}: {factors}"
         )
 
+    def _loader(self, dataset: SplitDataset, num_workers: int = 0) -> Loader[Any]:
+        return Loader(dataset, self.task.packing, self.config.batch_size, self.state.device, num_workers)
+
     def run(self) -> Path:
         """Trains until the last epoch or iteration, or SIGINT or SIGTERM, and then saves."""
         state, config = self.state, self.config
@@ -164,6 +169,7 @@ class Trainer:
             tf32(config.tf32),
             self.reporter or nullcontext(),
             self.profiler,
+            self.loader,
         ):
             while not self._finished() and not self._stops():
                 whole = self._run_epoch()
@@ -197,16 +203,7 @@ class Trainer:
         """Trains on what is left of an epoch; whether it was completed."""
         config, state = self.config, self.state
         self.sampler.start_epoch(state.epoch, state.done)
-        self.trainset.set_epoch(state.epoch)
-        loader = DataLoader(
-            self.trainset,
-            batch_sampler=self.sampler,
-            collate_fn=self.task.collate,
-            num_workers=config.num_workers,
-            worker_init_fn=begin_loading,
-            # Each epoch, the loader draws a seed from its generator: keep training's own generator out of that.
-            generator=torch.Generator().manual_seed(config.seed),
-        )
+        batches = self.loader.epoch(state.epoch, self.sampler)
         state.model.train()
         self.meter.start_epoch()
         n_steps = len(self.sampler.steps)
@@ -217,11 +214,10 @@ class Trainer:
             unit="batch",
             disable=not self.progress,
         )
-        with bar, batches_of(loader) as batches:
-            plain = _plain_errors(batches)
+        with bar:
             for step in range(n_steps):
                 self.meter.watch.lap("data")
-                group = list(islice(plain, config.accumulate))
+                group = list(islice(batches, config.accumulate))
                 weights = [self.sampler.weight(step, i) for i in range(config.accumulate)]
                 scalars = self.step(group, weights, stop=self.stop_requested is not None)
                 state.count_step(self.sharing.step_size)
@@ -256,18 +252,15 @@ class Trainer:
         model.eval()
         n, size = len(self.valset), config.batch_size
         own = range(0, n, size)[ranks.rank :: ranks.world_size]
-        loader = DataLoader(
-            self.valset,
-            batch_sampler=[list(range(first, min(first + size, n))) for first in own],
-            collate_fn=self.task.collate,
-        )
         totals: dict[str, float] = {}
-        for first, batch in zip(own, loader, strict=True):
-            if self.stop_requested:
-                break
-            seed_everything(config.seed + first)
-            for name, value in self.step.losses(model, batch).items():
-                totals[name] = totals.get(name, 0.0) + value.item() * len(batch.ids)
+        with self._loader(self.valset) as loader:
+            batches = loader.epoch(0, [range(first, min(first + size, n)) for first in own])
+            for first, batch in zip(own, batches, strict=True):
+                if self.stop_requested:
+                    break
+                seed_everything(config.seed + first)
+                for name, value in self.step.losses(model, batch).items():
+                    totals[name] = totals.get(name, 0.0) + value.item() * len(batch.ids)
         restore_random_state(before, state.device)
         gathered = ranks.gather((totals, self.stop_requested is not None))
         self.stopping = any(stop for _, stop in gathered)
@@ -326,12 +319,3 @@ def _agreed_checkpoint(config: TrainConfig, model_name: str, ranks: Ranks) -> Tr
     if not all(ranks.gather(path.is_file())):
         return ranks.broadcast(found and found.checkpoint)
     return found.checkpoint if found else load_training_checkpoint(path, model_name)
-
-
-def _plain_errors(batches: Iterable[Any]) -> Iterator[Any]:
-    """The batches; a FastglowError from a loader process is raised without that process's traceback."""
-    try:
-        yield from batches
-    except FastglowError as error:
-        message = str(error).rstrip().split("\n")[-1]
-        raise FastglowError(message.partition(f"{FastglowError.__name__}: ")[2] or message) from error

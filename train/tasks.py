@@ -24,20 +24,11 @@ from fastglow.text.cleaners import DEFAULT_CLEANERS
 from fastglow.text.symbol_tables import NVIDIA
 
 from .config import Tacotron2TrainConfig, TrainConfig, WaveGlowTrainConfig
-from .data import (
-    SegmentBatch,
-    SegmentDataset,
-    SegmentItem,
-    SplitDataset,
-    TextMelBatch,
-    TextMelCollate,
-    TextMelDataset,
-    TextMelItem,
-    collate_segments,
-)
+from .data import SegmentBatch, SegmentDataset, SplitDataset, TextMelBatch, TextMelDataset
 from .losses import GuidedAttentionLoss, Tacotron2Loss, WaveGlowLoss
 from .manifest import PreparedDataset
 from .mel_losses import delta_loss, l1_loss, ssim_loss
+from .packing import Packing, SegmentPacking, TextMelPacking, mel_spectrogram
 from .ranks import Ranks
 
 logger = logging.getLogger(__name__)
@@ -74,9 +65,14 @@ BatchT = TypeVar("BatchT", bound=TextMelBatch | SegmentBatch)
 
 
 class Task(ABC, Generic[ConfigT, ModelConfigT, ModelT, DataT, BatchT]):
-    """What the training loop needs from one model."""
+    """What the training loop needs from one model.
+
+    Attributes:
+        packing: makes its batches.
+    """
 
     name: str
+    packing: Packing
 
     def __init__(self, config: ConfigT, model_config: ModelConfigT, dataset: PreparedDataset):
         if model_config.n_mel_channels != dataset.audio.n_mel_channels:
@@ -108,8 +104,9 @@ class Task(ABC, Generic[ConfigT, ModelConfigT, ModelT, DataT, BatchT]):
     @abstractmethod
     def build_dataset(self, split: str) -> DataT: ...
 
-    @abstractmethod
-    def collate(self, items: list[Any]) -> BatchT: ...
+    def collate(self, items: list[Any]) -> BatchT:
+        """A batch of items of a data set, on the CPU."""
+        return self.packing(items).to(torch.device("cpu"))
 
     @abstractmethod
     def losses(self, model: nn.Module, batch: BatchT) -> dict[str, Tensor]:
@@ -169,7 +166,7 @@ class Tacotron2Task(Task[Tacotron2TrainConfig, Tacotron2Config, Tacotron2, TextM
                 "upper_band_weight=1"
             )
         super().__init__(config, model_config, dataset)
-        self.collate_batch = TextMelCollate(model_config.n_frames_per_step)
+        self.packing = TextMelPacking(model_config.n_frames_per_step)
         self.criterion = Tacotron2Loss(config.gate_positive_weight)
         self.guided_attention = GuidedAttentionLoss(config.guided_attention_sigma)
         self.further_terms: dict[str, tuple[float, LossTerm]] = {
@@ -190,7 +187,7 @@ class Tacotron2Task(Task[Tacotron2TrainConfig, Tacotron2Config, Tacotron2, TextM
         model = Tacotron2(**asdict(self.model_config))
         if self.config.init_mel_bias:
             items = self.dataset.items["train"][:MEAN_MEL_ITEMS]
-            mean = np.mean([self.dataset.mel(item).mean(axis=1) for item in items], axis=0)
+            mean = np.mean([self.dataset.mel(item).mean(axis=1, dtype=np.float32) for item in items], axis=0)
             bias = torch.from_numpy(mean).repeat(self.model_config.n_frames_per_step)
             with torch.no_grad():
                 model.decoder.linear_projection.linear_layer.bias.copy_(bias)
@@ -218,9 +215,6 @@ class Tacotron2Task(Task[Tacotron2TrainConfig, Tacotron2Config, Tacotron2, TextM
                 f"use --n-symbols {len(symbols)}"
             )
         return dataset
-
-    def collate(self, items: list[TextMelItem]) -> TextMelBatch:
-        return self.collate_batch(items)
 
     def losses(self, model: nn.Module, batch: TextMelBatch) -> dict[str, Tensor]:
         previous = self.drop_frames(batch.mel) if model.training else batch.mel
@@ -252,23 +246,23 @@ class Tacotron2Task(Task[Tacotron2TrainConfig, Tacotron2Config, Tacotron2, TextM
     @torch.no_grad()
     def sample(self, model: Tacotron2, valset: TextMelDataset) -> Sample:
         index = self.sample_index(valset)
-        _, text, target = valset[index]
-        target = target[:, : self.max_sample_frames]
+        _, text, mel = valset[index]
+        target = mel[:, : self.max_sample_frames]
         device = next(model.parameters()).device
         max_steps = -(-3 * target.shape[1] // (2 * self.model_config.n_frames_per_step))
         with warnings.catch_warnings():
             # Expected early in a training.
             warnings.simplefilter("ignore", DecoderStepLimitWarning)
-            mel, lengths, alignments = model.infer(
+            predicted, lengths, alignments = model.infer(
                 text[None].to(device),
                 torch.tensor([len(text)], device=device),
                 seed=SAMPLE_SEED,
                 max_steps=[max_steps],
             )
         length = max(1, int(lengths[0]))
-        mel = mel[0, :, :length].float().cpu()
-        audio = griffin_lim(mel, self.dataset.audio, seed=SAMPLE_SEED, power=PREDICTED_POWER).clamp(-1, 1)
-        mels = {"predicted": mel.numpy(), "recorded": target.numpy()}
+        predicted = predicted[0, :, :length].float().cpu()
+        audio = griffin_lim(predicted, self.dataset.audio, seed=SAMPLE_SEED, power=PREDICTED_POWER).clamp(-1, 1)
+        mels = {"predicted": predicted.numpy(), "recorded": target}
         return Sample(audio.numpy(), mels, alignments[0].float().cpu().numpy(), valset.items[index].text)
 
 
@@ -283,6 +277,7 @@ class WaveGlowTask(Task[WaveGlowTrainConfig, WaveGlowConfig, WaveGlow, SegmentDa
                 f"{dataset.audio.hop_length}: pass --upsample-stride {dataset.audio.hop_length}, or prepare the data "
                 f"with --hop-length {model_config.upsample_stride}"
             )
+        self.packing = SegmentPacking(config.segment_length, dataset.audio)
         self.criterion = WaveGlowLoss(config.sigma)
         for split, items in dataset.items.items():
             n_short = sum(item.samples < config.segment_length for item in items)
@@ -301,19 +296,16 @@ class WaveGlowTask(Task[WaveGlowTrainConfig, WaveGlowConfig, WaveGlow, SegmentDa
     def build_dataset(self, split: str) -> SegmentDataset:
         return SegmentDataset(self.dataset, split, self.config.segment_length, self.config.seed)
 
-    def collate(self, items: list[SegmentItem]) -> SegmentBatch:
-        return collate_segments(items)
-
     def losses(self, model: nn.Module, batch: SegmentBatch) -> dict[str, Tensor]:
         return {"loss": self.criterion(model((batch.mel, batch.audio)))}
 
     @torch.no_grad()
     def sample(self, model: WaveGlow, valset: SegmentDataset) -> Sample:
         item = valset.items[self.sample_index(valset)]
-        mel = torch.from_numpy(self.dataset.mel(item))[:, : self.max_sample_frames]
+        mel = torch.from_numpy(self.dataset.mel(item)[:, : self.max_sample_frames].astype(np.float32))
         device = next(model.parameters()).device
         audio = model.infer(mel[None].to(device), sigma=0.6, seed=SAMPLE_SEED)[0].float().cpu().clamp(-1, 1)
-        generated = valset.mel_spectrogram(audio[None])[0]
+        generated = mel_spectrogram(self.dataset.audio)(audio[None])[0]
         mels = {"generated": generated.numpy(), "recorded": mel.numpy()}
         return Sample(audio.numpy(), mels, None, item.text)
 

@@ -108,12 +108,20 @@ class MelSpectrogram(nn.Module):
         return cls(**config.as_dict())
 
     def forward(self, audio: Tensor) -> Tensor:
-        config = self.config
-        check_audio(audio, config.filter_length)
+        check_audio(audio, self.config.filter_length)
         peak = audio.detach().abs().max().item()
         # Written so that NaN fails too.
         if not peak <= 1.0:
             raise FastglowError(f"audio peaks at {peak:g}, must be in [-1, 1]: scale it down")
+        return self.within_range(audio)
+
+    def within_range(self, audio: Tensor) -> Tensor:
+        """As `forward`, for audio that is known to be in [-1, 1]: the host does not wait for a GPU.
+
+        Raises FastglowError as `forward`, except for what depends on the samples.
+        """
+        config = self.config
+        check_audio(audio, config.filter_length)
         audio = audio.to(torch.promote_types(audio.dtype, torch.float32))
         filters, fourier = self._constants_for(audio)
         half = config.filter_length // 2

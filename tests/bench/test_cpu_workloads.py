@@ -23,6 +23,11 @@ def test_published_sizes():
     published = [workload for workload in all_workloads() if workload.runs(small=False)]
     others = [workload for workload in published if workload.op == "accelerate"]
     assert {workload.case for workload in others} == {target.case for target in TARGETS}
+    loaders = [workload for workload in published if workload.op == "loader"]
+    assert [workload.name for workload in loaders] == [
+        f"{case}-workers-{n}" for case in ("waveglow-10x8000-int16", "tacotron2-128-float32") for n in (0, 1, 2)
+    ]
+    others += loaders
     timed = {f"{workload.op}/{workload.case}": workload for workload in published if workload not in others}
     precisions = {name: [x.dtype_name for x in (of, *of.beside())] for name, of in timed.items()}
     names = [str(dtype).removeprefix("torch.") for dtype in DTYPES]

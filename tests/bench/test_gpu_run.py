@@ -148,7 +148,7 @@ def test_parts(tmp_path):
     assert sum(map(len, by_part.values())) == len({step.name for step in steps(tmp_path, None)})
     pipeline = {"test_bench_synthesizer", "test_bench_decode_loop", "test_bench_waveglow-inference"}
     pipeline |= {"test_bench_accelerate"}
-    training = {"test_bench_teacher_forced_loop", "test_bench_waveglow-train"}
+    training = {"test_bench_teacher_forced_loop", "test_bench_waveglow-train", "test_bench_loader"}
     training |= {"test_bench_train_step-waveglow", "test_bench_train_step-tacotron2"}
     for part, names in (("pipeline", pipeline), ("training", training)):
         assert by_part[part] == names | {f"compile-{name}" for name in names}
