@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastglow import kernels
 from fastglow.errors import FastglowError
+from fastglow.kernels import backend
 from fastglow.modules import WN, InvertibleConv1x1
 from fastglow.modules.bypassing import accepts, may_bypass
 from fastglow.modules.convolution import length_mask
@@ -165,13 +166,7 @@ class WaveGlow(Refreshable):
             raise FastglowError(
                 f"audio has shape {list(audio.shape)}, must be [B, N] with B > 0, N >= {self.config.n_group}"
             )
-        spect = self.upsample(mel)
-        if spect.shape[2] < audio.shape[1]:
-            raise FastglowError(
-                f"a mel of {mel.shape[2]} frames covers {spect.shape[2]} samples, the audio has {audio.shape[1]}: "
-                "cut the audio or pass a longer mel"
-            )
-        spect = group(spect[:, :, : audio.shape[1]], self.config.n_group)
+        spect = self._grouped_spect(mel, audio.shape[1])
         audio = group(audio.unsqueeze(1), self.config.n_group)
         flows = self._flows
         log_dets: Sequence[Tensor | None] = [None] * len(flows)
@@ -195,6 +190,20 @@ class WaveGlow(Refreshable):
             log_s_list.append(log_s)
             log_det_list.append(log_det)
         return torch.cat([*early_outputs, audio], dim=1), log_s_list, log_det_list
+
+    def _grouped_spect(self, mel: Tensor, n_samples: int) -> Tensor:
+        """The upsampled mel of complete groups of samples, [B, n_mel_channels * n_group, n_samples // n_group]."""
+        on_references = mel.is_cpu and not backend.traced() and not backend.picks_triton("wavenet_layer", mel)
+        fits = n_samples <= mel.shape[2] * self.config.upsample_stride
+        if on_references and fits and may_bypass((self.upsample,), _UPSAMPLE):
+            return self.upsample.grouped(mel, self.config.n_group)[:, :, : n_samples // self.config.n_group]
+        spect = self.upsample(mel)
+        if spect.shape[2] < n_samples:
+            raise FastglowError(
+                f"a mel of {mel.shape[2]} frames covers {spect.shape[2]} samples, the audio has {n_samples}: "
+                "cut the audio or pass a longer mel"
+            )
+        return group(spect[:, :, :n_samples], self.config.n_group)
 
     @torch.no_grad()
     def infer(
