@@ -177,9 +177,16 @@ def traced() -> bool:
 
     Not by torch.compile, which breaks its graph at functions that are `launch.uncompiled`.
     """
-    if torch.compiler.is_dynamo_compiling():  # this thread; the other flags are the process's
-        return torch.compiler._is_exporting_flag  # is_exporting() is True in all that PyTorch 2.7 compiles
-    return torch.jit.is_tracing() or _transforms_active() or _n_dispatch_modes() > 0
+    return transformed() or (not torch.compiler.is_dynamo_compiling() and _n_dispatch_modes() > 0)
+
+
+def transformed() -> bool:
+    """`traced`, but not because of a dispatch mode alone, which sees every operation as it runs."""
+    # is_exporting() is True in all that PyTorch 2.7 compiles; the flag is the process's, what follows this thread's.
+    if torch.compiler.is_dynamo_compiling():
+        return torch.compiler._is_exporting_flag
+    exporting = torch.compiler._is_exporting_flag and _n_dispatch_modes() > 0
+    return exporting or torch.jit.is_tracing() or _transforms_active()
 
 
 def fitting(signal: Tensor, weight: Tensor) -> Tensor:

@@ -209,6 +209,9 @@ class Tacotron2TrainConfig(TrainConfig):
     gate_positive_weight: float = option(
         1.0, "Weight of the stop gate's positive targets; with --mask-padding a clip has one: 5 to 10 help."
     )
+    gradient_checkpointing: bool = option(
+        False, "Store fewer activations: the backward pass recomputes encoder and postnet, with the same results."
+    )
     sync_batchnorm: bool = option(False, "Normalise over the batches of all GPUs, not over each alone.")
     guided_attention_weight: float = option(0.0, "Weight of the guided-attention loss; 0: off.")
     guided_attention_sigma: float = option(0.2, "Width of the band that the guided-attention loss leaves free.")
@@ -239,6 +242,9 @@ class WaveGlowTrainConfig(TrainConfig):
     epochs: int = option(1001, "Number of total epochs to run.")
     segment_length: int = option(4000, "Samples of audio in one item.")
     sigma: float = option(1.0, "Standard deviation of the noise that the audio is mapped to.")
+    memory_saving: bool = option(
+        False, "Store the activations of one flow only: the backward pass rebuilds the others, in a third more time."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

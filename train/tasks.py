@@ -185,6 +185,7 @@ class Tacotron2Task(Task[Tacotron2TrainConfig, Tacotron2Config, Tacotron2, TextM
 
     def build_model(self) -> Tacotron2:
         model = Tacotron2(**asdict(self.model_config))
+        model.gradient_checkpointing = self.config.gradient_checkpointing
         if self.config.init_mel_bias:
             items = self.dataset.items["train"][:MEAN_MEL_ITEMS]
             mean = np.mean([self.dataset.mel(item).mean(axis=1, dtype=np.float32) for item in items], axis=0)
@@ -291,7 +292,9 @@ class WaveGlowTask(Task[WaveGlowTrainConfig, WaveGlowConfig, WaveGlow, SegmentDa
                 )
 
     def build_model(self) -> WaveGlow:
-        return WaveGlow(**asdict(self.model_config))
+        model = WaveGlow(**asdict(self.model_config))
+        model.memory_saving = self.config.memory_saving
+        return model
 
     def build_dataset(self, split: str) -> SegmentDataset:
         return SegmentDataset(self.dataset, split, self.config.segment_length, self.config.seed)

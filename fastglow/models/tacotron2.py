@@ -77,6 +77,21 @@ class Tacotron2(Refreshable):
         self.config.mask_padding = bool(masks)
 
     @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether `forward` stores only the inputs of the encoder and of each of the postnet's convolutions: the
+        backward pass computes the rest again. The gradients are the same, and so are dropout and running statistics.
+
+        The decoder's activations are stored. They are the largest part, and recomputing them would need their memory
+        all the same. Neither the config nor the state_dict has this attribute.
+        """
+        return bool(getattr(self.postnet, "gradient_checkpointing", False))
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, recomputes: bool) -> None:
+        for part in (self.encoder, self.postnet):
+            part.gradient_checkpointing = bool(recomputes)
+
+    @property
     def n_mel_channels(self) -> int:
         return self.config.n_mel_channels
 

@@ -15,6 +15,7 @@ from fastglow.modules import ConvNorm
 from fastglow.modules.bypassing import may_bypass
 from fastglow.modules.convolution import Gain
 from fastglow.modules.parameter_cache import ParameterCache, Refreshable, parameters_of
+from fastglow.modules.recomputing import recomputed
 
 from .tacotron2_config import Tacotron2Config
 
@@ -30,7 +31,13 @@ def conv_block(in_channels: int, out_channels: int, kernel_size: int, w_init_gai
 
 
 class Encoder(Refreshable):
-    """Convolutions over the symbols, then a bidirectional LSTM."""
+    """Convolutions over the symbols, then a bidirectional LSTM.
+
+    Attributes:
+        gradient_checkpointing: see `Tacotron2`.
+    """
+
+    gradient_checkpointing: bool = False
 
     def __init__(self, config: Tacotron2Config):
         super().__init__()
@@ -66,7 +73,11 @@ class Encoder(Refreshable):
         lengths = input_lengths.cpu()
         if not len(lengths) or not x.shape[2]:
             raise _no_text(lengths)
-        return self._packed_lstm(self._convolve(x).transpose(1, 2), lengths)
+
+        def encode(x: Tensor) -> Tensor:
+            return self._packed_lstm(self._convolve(x).transpose(1, 2), lengths)
+
+        return recomputed(self, encode, x) if self.gradient_checkpointing else encode(x)
 
     @uncompiled  # the compiler traces neither packed sequences nor LSTMs
     def _packed_lstm(self, x: Tensor, lengths: Tensor) -> Tensor:

@@ -6,12 +6,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastglow.modules.recomputing import recomputed
+
 from .tacotron2_config import Tacotron2Config
 from .tacotron2_encoder import conv_block
 
 
 class Postnet(nn.Module):
-    """Convolutions that predict a residual of the decoder's mel spectrogram."""
+    """Convolutions that predict a residual of the decoder's mel spectrogram.
+
+    Attributes:
+        gradient_checkpointing: see `Tacotron2`. Each convolution is recomputed by itself: while this backward pass
+            runs, which comes first, the decoder's activations are stored.
+    """
+
+    gradient_checkpointing: bool = False
 
     def __init__(self, config: Tacotron2Config):
         super().__init__()
@@ -29,13 +38,15 @@ class Postnet(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, n_mel_channels, T] -> the residual, same shape; `mask` [B, 1, T] as in `Encoder.forward`."""
+        last = len(self.convolutions) - 1
         for i, conv in enumerate(self.convolutions):
-            x = conv(x)
-            if i < len(self.convolutions) - 1:
-                x = torch.tanh(x)
-            x = F.dropout(x, self.p_dropout, self.training)
-            if mask is not None:
-                x = x * mask
+
+            def block(x: Tensor, conv: nn.Module = conv, is_last: bool = i == last) -> Tensor:
+                x = conv(x)
+                x = F.dropout(x if is_last else torch.tanh(x), self.p_dropout, self.training)
+                return x if mask is None else x * mask
+
+            x = recomputed(conv, block, x) if self.gradient_checkpointing else block(x)
         return x
 
 

@@ -1,5 +1,6 @@
 """WaveGlow (Prenger et al. 2018) as NVIDIA published it (DeepLearningExamples, waveglow/model.py)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from fastglow import kernels
 from fastglow.errors import FastglowError
+from fastglow.kernels import backend
 from fastglow.modules import WN, InvertibleConv1x1
 from fastglow.modules.bypassing import accepts, may_bypass
 from fastglow.modules.convolution import length_mask
@@ -16,10 +18,11 @@ from fastglow.modules.module_lists import modules_of_type
 from fastglow.modules.parameter_cache import Refreshable
 
 from .seeds import Seeds, item_seeds
+from .waveglow_flow import Flow
+from .waveglow_rebuilding import can_rebuild, run_flows
 from .waveglow_upsampling import Upsample, group
 
 _UPSAMPLE: frozenset[type[nn.Module]] = frozenset({Upsample})
-_FLOW: frozenset[type[nn.Module]] = frozenset({InvertibleConv1x1, nn.Conv1d})
 
 
 @dataclass
@@ -73,7 +76,14 @@ class WaveGlow(Refreshable):
     """Mel spectrogram to audio. Arguments: `WaveGlowConfig`. state_dict keys: DeepLearningExamples'.
 
     Call `refresh()` after writing weights through `parameter.data` or with a replayed CUDA graph.
+
+    Attributes:
+        memory_saving: `forward` stores the activations of one flow only: the backward pass rebuilds those of the others
+            (`waveglow_rebuilding.run_flows` says how exactly). The gradients are the same to rounding. May be set at
+            any time; neither the config nor the state_dict has it.
     """
+
+    memory_saving: bool = False
 
     def __init__(self, *args: Any, **kw: Any):
         super().__init__()
@@ -129,8 +139,13 @@ class WaveGlow(Refreshable):
         return after + ceil(config.upsample_kernel_size / config.upsample_stride) - 1, after
 
     @property
-    def _flows(self) -> list[tuple[InvertibleConv1x1, WN]]:
-        return list(zip(modules_of_type(InvertibleConv1x1, self.convinv), modules_of_type(WN, self.WN), strict=True))
+    def _flows(self) -> list[Flow]:
+        config = self.config
+        modules = zip(modules_of_type(InvertibleConv1x1, self.convinv), modules_of_type(WN, self.WN), strict=True)
+        return [
+            Flow(convinv, wn, config.n_early_size * config.is_early(k), config.alternate_halves and k % 2 == 1)
+            for k, (convinv, wn) in enumerate(modules)
+        ]
 
     def forward(self, forward_input: tuple[Tensor, Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Audio to noise, for training.
@@ -151,32 +166,44 @@ class WaveGlow(Refreshable):
             raise FastglowError(
                 f"audio has shape {list(audio.shape)}, must be [B, N] with B > 0, N >= {self.config.n_group}"
             )
-        spect = self.upsample(mel)
-        if spect.shape[2] < audio.shape[1]:
-            raise FastglowError(
-                f"a mel of {mel.shape[2]} frames covers {spect.shape[2]} samples, the audio has {audio.shape[1]}: "
-                "cut the audio or pass a longer mel"
-            )
-        spect = group(spect[:, :, : audio.shape[1]], self.config.n_group)
+        spect = self._grouped_spect(mel, audio.shape[1])
         audio = group(audio.unsqueeze(1), self.config.n_group)
-        early_outputs, log_s_list, log_det_list = [], [], []
         flows = self._flows
-        log_dets = None
+        log_dets: Sequence[Tensor | None] = [None] * len(flows)
         if all(
-            isinstance(c, InvertibleConv1x1) and accepts(c, InvertibleConv1x1, audio, log_det=audio) for c, _ in flows
+            isinstance(flow.convinv, InvertibleConv1x1)
+            and accepts(flow.convinv, InvertibleConv1x1, audio, log_det=audio)
+            for flow in flows
         ):
-            _, log_dets = kernels.invertible_conv1x1_factors([convinv.conv.weight for convinv, _ in flows])
-        for k, (convinv, wn) in enumerate(flows):
-            if self.config.is_early(k):
-                early_outputs.append(audio[:, : self.config.n_early_size])
-                audio = audio[:, self.config.n_early_size :]
-            audio, log_det = convinv(audio) if log_dets is None else convinv(audio, log_det=log_dets[k])
-            kept, changed = self._split(audio, k)
-            changed, log_s = kernels.affine_coupling(changed, wn(kept, spect))
-            audio = self._join(kept, changed, k)
+            log_dets = kernels.invertible_conv1x1_factors([flow.convinv.conv.weight for flow in flows])[1].unbind()
+        if self.memory_saving and can_rebuild():
+            return run_flows(flows, audio, spect, log_dets)
+        early_outputs, log_s_list, log_det_list = [], [], []
+        for flow, log_det in zip(flows, log_dets, strict=True):
+            if flow.n_early:
+                early_outputs.append(audio[:, : flow.n_early])
+                audio = audio[:, flow.n_early :]
+            audio, log_det = flow.mix(audio, log_det)
+            kept, changed = flow.split(audio)
+            changed, log_s = kernels.affine_coupling(changed, flow.wn(kept, spect))
+            audio = flow.join(kept, changed)
             log_s_list.append(log_s)
             log_det_list.append(log_det)
         return torch.cat([*early_outputs, audio], dim=1), log_s_list, log_det_list
+
+    def _grouped_spect(self, mel: Tensor, n_samples: int) -> Tensor:
+        """The upsampled mel of complete groups of samples, [B, n_mel_channels * n_group, n_samples // n_group]."""
+        on_references = mel.is_cpu and not backend.traced() and not backend.picks_triton("wavenet_layer", mel)
+        fits = n_samples <= mel.shape[2] * self.config.upsample_stride
+        if on_references and fits and may_bypass((self.upsample,), _UPSAMPLE):
+            return self.upsample.grouped(mel, self.config.n_group)[:, :, : n_samples // self.config.n_group]
+        spect = self.upsample(mel)
+        if spect.shape[2] < n_samples:
+            raise FastglowError(
+                f"a mel of {mel.shape[2]} frames covers {spect.shape[2]} samples, the audio has {n_samples}: "
+                "cut the audio or pass a longer mel"
+            )
+        return group(spect[:, :, :n_samples], self.config.n_group)
 
     @torch.no_grad()
     def infer(
@@ -244,33 +271,19 @@ class WaveGlow(Refreshable):
         else:
             spect = group(self.upsample(mel)[:, :, : n_groups * config.n_group], config.n_group)
         audio, unused = noise[:, : config.n_remaining_channels], noise[:, config.n_remaining_channels :]
-        for k, (convinv, wn) in reversed(list(enumerate(self._flows))):
-            kept, changed = self._split(audio, k)
+        for flow in reversed(self._flows):
+            kept, changed = flow.split(audio)
             entering = None
-            if config.is_early(k):
-                entering, unused = unused[:, : config.n_early_size], unused[:, config.n_early_size :]
-            b_log_s = wn(kept, spect) if groups is None else wn(kept, spect, lengths=groups)
-            if may_bypass((convinv,), _FLOW):
+            if flow.n_early:
+                entering, unused = unused[:, : flow.n_early], unused[:, flow.n_early :]
+            b_log_s = flow.wn(kept, spect) if groups is None else flow.wn(kept, spect, lengths=groups)
+            if flow.plainly_mixes:
                 audio = kernels.flow_step_inverse(
-                    kept, changed, b_log_s, convinv.inverse(), entering, swap=self._swaps(k)
+                    kept, changed, b_log_s, flow.convinv.inverse(), entering, swap=flow.swap
                 )
             else:
-                changed = kernels.affine_coupling_inverse(changed, b_log_s)
-                audio = self._join(kept, changed, k)
-                reverses = accepts(convinv, InvertibleConv1x1, audio, reverse=True)
-                audio = convinv(audio, reverse=True) if reverses else convinv.infer(audio)
+                audio = flow.unmix(flow.join(kept, kernels.affine_coupling_inverse(changed, b_log_s)))
                 audio = audio if entering is None else torch.cat((entering, audio), dim=1)
         if groups is not None:
             audio = audio.masked_fill(~length_mask(groups, n_groups).unsqueeze(1), 0.0)
         return audio.transpose(1, 2).reshape(batch_size, -1)
-
-    def _swaps(self, flow: int) -> bool:
-        return self.config.alternate_halves and flow % 2 == 1
-
-    def _split(self, audio: Tensor, flow: int) -> tuple[Tensor, Tensor]:
-        """(the half that conditions the coupling, the half that the coupling changes)."""
-        first, second = audio.chunk(2, dim=1)
-        return (second, first) if self._swaps(flow) else (first, second)
-
-    def _join(self, kept: Tensor, changed: Tensor, flow: int) -> Tensor:
-        return torch.cat((changed, kept) if self._swaps(flow) else (kept, changed), dim=1)

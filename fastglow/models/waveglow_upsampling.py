@@ -22,19 +22,18 @@ def group(x: Tensor, n_group: int) -> Tensor:
 
 
 class Upsample(Refreshable, nn.ConvTranspose1d):
-    """The reference's transposed convolution, for training, with a matrix product in its place for inference."""
+    """The reference's transposed convolution, and a matrix product in its place."""
 
     def __init__(self, n_mel_channels: int, kernel_size: int, stride: int):
         super().__init__(n_mel_channels, n_mel_channels, kernel_size, stride=stride)
         self._folded: ParameterCache[tuple[Tensor, Tensor]] = ParameterCache()
 
-    @torch.no_grad()
     def grouped(self, mel: Tensor, n_group: int) -> Tensor:
         """`group` of the first T * stride samples of `forward`.
 
         Each frame of the output depends on the last few of the mel: one product of matrices, whose rows come out in
-        groups. cuDNN may compute a transposed convolution by atomic additions, in any order, and on CPUs it takes
-        twice as long.
+        groups. cuDNN may compute a transposed convolution by atomic additions, in any order. On CPUs it takes half as
+        long again or twice as long, and its backward pass an array of eight times the weight's size.
 
         Args:
             mel: [B, n_mel_channels, T].
@@ -44,7 +43,12 @@ class Upsample(Refreshable, nn.ConvTranspose1d):
             [B, n_mel_channels * n_group, T * stride / n_group].
         """
         dtype = backend.autocast_dtype(mel)
-        weight, bias = self._folded.get((self.weight, self._bias), lambda: self._fold(n_group, dtype), n_group, dtype)
+        if torch.is_grad_enabled():
+            weight, bias = self._fold(n_group, dtype)
+        else:
+            weight, bias = self._folded.get(
+                (self.weight, self._bias), lambda: self._fold(n_group, dtype), n_group, dtype
+            )
         n_taps = weight.shape[1] // self.in_channels
         frames = F.pad(mel, (n_taps - 1, 0)).unfold(2, n_taps, 1).transpose(1, 2).flatten(2)  # [B, T, channels * taps]
         x = F.linear(backend.fitting(frames, weight), weight, bias).view(len(mel), -1, self.out_channels * n_group)

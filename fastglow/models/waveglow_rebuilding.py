@@ -1,0 +1,332 @@
+"""WaveGlow's flows with the activations of one flow at a time: each flow's input is rebuilt from its output.
+
+The flows are invertible, so that the backward pass needs no signal but the last: it inverts flow after flow and runs
+each coupling network once more (Gomez et al. 2017, "The Reversible Residual Network"; Kingma & Dhariwal 2018, Glow).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from fastglow import kernels
+from fastglow.kernels import backend
+from fastglow.kernels.launch import uncompiled
+
+from .waveglow_flow import Flow
+
+FlowResults = tuple[Tensor, list[Tensor], list[Tensor]]
+"""As of `WaveGlow.forward`."""
+
+REFINEMENTS = 2
+"""Newton steps from a float32 inverse: each squares its relative error, up to float64's."""
+
+LARGEST_RESIDUAL = 1e-3
+"""Of I - W W^-1, by rows: above it W is singular to float32."""
+
+
+def can_rebuild() -> bool:
+    """Whether there is a backward pass to save memory for, and plain autograd runs it."""
+    return torch.is_grad_enabled() and not backend.transformed() and forward_ad._current_level < 0
+
+
+@uncompiled
+def run_flows(flows: Sequence[Flow], audio: Tensor, spect: Tensor, log_dets: Sequence[Tensor | None]) -> FlowResults:
+    """The flows of `WaveGlow.forward`, whose backward pass rebuilds all but the last flow's activations.
+
+    The last flow's backward pass comes first, so that its activations are stored: rebuilding them would save nothing.
+    Signals, 1x1 convolutions and couplings are in float32 (float64 for float64) also under autocast, and inverses are
+    computed in float64: what is rebuilt then differs from the forward pass by float32's rounding only, times what an
+    inverse flow amplifies. Its 1x1 convolution amplifies it by up to the weight's condition number. A weight that is
+    singular to float32 cannot be inverted: all gradients but the last flow's are then NaN. Parts must be deterministic,
+    since each is called once more; the input of a convolution with hooks, or of another class, is stored instead.
+
+    Args:
+        flows: at least one.
+        audio: [B, n_group, T].
+        spect: [B, D, T].
+        log_dets: log|det W| of every flow, a scalar, or None where the convolution computes it.
+    """
+    run = _Run(flows, audio)
+    signal = audio.to(run.signal_dtype)
+    early: list[Tensor] = []
+    results: list[tuple[Tensor, Tensor]] = []
+    last = len(flows) - 1
+    for k, flow in enumerate(flows):
+        if flow.n_early:
+            early.append(signal[:, : flow.n_early])
+            signal = signal[:, flow.n_early :]
+        if k < last:
+            tensors = [slot.tensor for slot in run.mixing[k] + run.coupling[k]]
+            signal, *result = _RebuiltFlow.apply(run, k, signal, spect, log_dets[k], *tensors)
+            results.append((result[0], result[1]))
+        if k == last - 1:
+            left = torch.cat(early, dim=1) if early else None
+            signal, left, *flat = _Results.apply(run, signal, left, *(x for pair in results for x in pair))
+            results = list(zip(flat[::2], flat[1::2], strict=True))
+            early = [] if left is None else [left]
+    signal, *result = run.flow(last, signal.to(run.model_dtype), spect, log_dets[last])
+    results.append((result[0], result[1]))
+    z = torch.cat([*(x.to(run.model_dtype) for x in early), signal], dim=1)
+    return z, [log_s for log_s, _ in results], [log_det for _, log_det in results]
+
+
+class _Slot(NamedTuple):
+    """Where a module has a parameter."""
+
+    owner: dict[str, Any]
+    name: str
+
+    @property
+    def tensor(self) -> Tensor:
+        return self.owner[self.name]
+
+
+def _slots(module: nn.Module) -> list[_Slot]:
+    """Of all parameters of a module. Replicas of DataParallel have theirs as attributes."""
+    found = []
+    for one in module.modules():
+        found += [_Slot(one._parameters, name) for name, tensor in one._parameters.items() if tensor is not None]
+        found += [_Slot(one.__dict__, name) for name in getattr(one, "_former_parameters", ())]
+    return found
+
+
+@contextmanager
+def _holding(slots: Sequence[_Slot], tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, the modules compute with these tensors.
+
+    Gradients of the parameters themselves would run their hooks inside a backward pass, and once more outside.
+    """
+    before = [slot.tensor for slot in slots]
+    try:
+        for slot, tensor in zip(slots, tensors, strict=True):
+            slot.owner[slot.name] = tensor
+        yield
+    finally:
+        for slot, tensor in zip(slots, before, strict=True):
+            slot.owner[slot.name] = tensor
+
+
+class _Run:
+    """One forward pass, and what its backward pass has rebuilt so far.
+
+    Attributes:
+        signal_dtype: of signals, 1x1 convolutions and couplings.
+        model_dtype: of the coupling networks' input, and of what is left to the last flow.
+        mixing, coupling: the parameters of each flow's convolution and coupling network.
+        outputs: of the flow whose backward pass is next, by its number; [B, c, T].
+        early: the channels that left before the last flow, [B, e, T].
+        inverses: W^-1 of each flow, None where its convolution is not ours.
+    """
+
+    def __init__(self, flows: Sequence[Flow], audio: Tensor):
+        self.flows = flows
+        self.device_type = audio.device.type
+        self.autocast_dtype = backend.autocast_dtype(audio)
+        self.signal_dtype = torch.promote_types(audio.dtype, torch.float32)
+        self.model_dtype = audio.dtype if self.autocast_dtype is None else self.signal_dtype
+        self.mixing = [_slots(flow.convinv) for flow in flows]
+        self.coupling = [_slots(flow.wn) for flow in flows]
+        self.outputs: dict[int, Tensor] = {}
+        self.early: Tensor | None = None
+        self.inverses: list[Tensor | None] = []
+
+    def autocast(self, enabled: bool = True) -> AbstractContextManager:
+        """That of the forward pass, or none. A cache of cast weights would keep those of every flow."""
+        if not torch.amp.is_autocast_available(self.device_type):
+            return nullcontext()
+        enabled = enabled and self.autocast_dtype is not None
+        return torch.autocast(self.device_type, self.autocast_dtype, enabled=enabled, cache_enabled=False)
+
+    def mix(self, k: int, audio: Tensor, log_det: Tensor | None) -> tuple[Tensor, Tensor]:
+        with self.autocast(enabled=False):
+            return self.flows[k].mix(audio, log_det)
+
+    def couple(self, k: int, kept: Tensor, spect: Tensor) -> Tensor:
+        """b and log s."""
+        with self.autocast():
+            return self.flows[k].wn(kept.to(self.model_dtype), spect).to(kept.dtype)
+
+    def flow(self, k: int, audio: Tensor, spect: Tensor, log_det: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """(signal [B, c, T], log s [B, c / 2, T], log|det W| times B * T)."""
+        mixed, log_det = self.mix(k, audio, log_det)
+        kept, changed = self.flows[k].split(mixed)
+        b_log_s = self.couple(k, kept, spect)
+        with self.autocast(enabled=False):
+            changed, log_s = kernels.affine_coupling(changed, b_log_s)
+        return self.flows[k].join(kept, changed), log_s, log_det
+
+    def start(self, output: Tensor, early: Tensor | None) -> None:
+        """Begins a backward pass with the output of the last flow but one."""
+        self.outputs, self.early = {len(self.flows) - 2: output}, early
+        plain = [k for k in range(len(self.flows) - 1) if self.flows[k].plainly_mixes]
+        self.inverses = [None] * len(self.flows)
+        weights = [self.flows[k].convinv.conv.weight.detach() for k in plain]
+        for k, inverse in zip(plain, _inverses(weights) if plain else (), strict=True):
+            self.inverses[k] = inverse.to(self.signal_dtype)
+
+    def hand_on(self, k: int, audio: Tensor) -> None:
+        """Gives the flow before the k-th its output, made of the k-th flow's input and the channels that left."""
+        n = self.flows[k].n_early
+        if n and self.early is not None:
+            self.early, left = self.early.split((self.early.shape[1] - n, n), dim=1)
+            audio = torch.cat((left, audio), dim=1)
+        if k:
+            self.outputs[k - 1] = audio
+
+
+def _inverses(weights: Sequence[Tensor]) -> list[Tensor]:
+    """W^-1 of [c, c, 1] each, [c, c] in float64; NaN if one of them has none."""
+    found, _ = kernels.invertible_conv1x1_factors(weights)
+    sizes = [len(weight) for weight in weights]
+    # All flows in one matrix: a few products, and not a few for each flow.
+    matrix = torch.block_diag(*(weight.squeeze(2).double() for weight in weights))
+    inverse = torch.block_diag(*(x.double() for x in found))
+    identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    for _ in range(REFINEMENTS):
+        inverse = inverse + inverse @ (identity - matrix @ inverse)
+    residual = (identity - matrix @ inverse).abs().sum(dim=1).amax()
+    inverse = torch.where(residual < LARGEST_RESIDUAL, inverse, torch.nan)  # NaN compares as False
+    blocks = zip(inverse.split(sizes), sizes, torch.tensor(sizes).cumsum(0).tolist(), strict=True)
+    return [rows[:, end - c : end] for rows, c, end in blocks]
+
+
+def _leaf(x: Tensor, needs_gradient: bool) -> Tensor:
+    return x.detach().requires_grad_(needs_gradient)
+
+
+def _leaves(tensors: Sequence[Tensor], needs: Sequence[bool], dtype: torch.dtype | None = None) -> list[Tensor]:
+    return [_leaf(x if dtype is None else x.to(dtype), needed) for x, needed in zip(tensors, needs, strict=True)]
+
+
+def _gradients(results: Sequence[tuple[Tensor, Tensor | None]], inputs: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Of the inputs that require one, from (result, its upstream gradient)."""
+    reached = [(y, d) for y, d in results if d is not None and y.requires_grad]
+    wanted = [x for x in inputs if x is not None and x.requires_grad]
+    if not reached or not wanted:
+        return [None] * len(inputs)
+    outputs, ds = zip(*reached, strict=True)
+    found = iter(torch.autograd.grad(outputs, wanted, ds, allow_unused=True))
+    return [next(found) if x is not None and x.requires_grad else None for x in inputs]
+
+
+def _sum(x: Tensor | None, y: Tensor | None) -> Tensor | None:
+    return y if x is None else x if y is None else x + y
+
+
+class _Final(torch.autograd.Function):
+    """The identity, for gradients that have no derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x.view_as(x) for x in gradients)
+
+    @staticmethod
+    def backward(ctx: Any, *unused: Any) -> NoReturn:
+        raise RuntimeError("WaveGlow's memory_saving=True has no second derivative: set it to False for one")
+
+
+def _final(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    """Makes differentiating the gradients of a Function an error; they would be taken for constants."""
+
+    def run(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
+        create_graph = torch.is_grad_enabled()
+        with torch.no_grad():
+            gradients = backward(ctx, *upstream)
+        if not create_graph:
+            return gradients
+        found = iter(_Final.apply(*(_leaf(x, True) for x in gradients if x is not None)))
+        return tuple(None if x is None else next(found) for x in gradients)
+
+    return run
+
+
+class _RebuiltFlow(torch.autograd.Function):
+    """A flow that stores neither its input nor its output."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, run: _Run, k: int, audio: Tensor, spect: Tensor, log_det: Tensor | None, *parameters: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.run, ctx.k = run, k
+        ctx.save_for_backward(None if run.flows[k].plainly_mixes else audio, spect, log_det, *parameters)
+        n = len(run.mixing[k])
+        mixing, coupling = parameters[:n], parameters[n:]
+        log_det = None if log_det is None else log_det.detach()
+        # With gradients enabled modules compute as in the backward pass, to the bit, and nothing requires one.
+        with (
+            torch.enable_grad(),
+            _holding(run.mixing[k], _leaves(mixing, [False] * n, run.signal_dtype)),
+            _holding(run.coupling[k], _leaves(coupling, [False] * len(coupling))),
+        ):
+            signal, log_s, log_det = run.flow(k, audio.detach(), spect.detach(), log_det)
+        return signal, log_s.clone() if log_s._is_view() else log_s, log_det
+
+    @staticmethod
+    @_final
+    def backward(
+        ctx: Any, d_output: Tensor | None, d_log_s: Tensor | None, d_log_det: Tensor | None
+    ) -> tuple[Any, ...]:
+        run, k = ctx.run, ctx.k
+        flow, n = run.flows[k], len(run.mixing[k])
+        audio, spect, log_det, *parameters = ctx.saved_tensors
+        needs_audio, needs_spect, needs_log_det, *needs = ctx.needs_input_grad[2:]
+        needs_before = needs_audio or any(needs[:n])  # a gradient of the coupling's input
+        if d_output is None and d_log_s is None:  # only the input is wanted
+            needs_before = needs_spect = False
+            needs[n:] = [False] * len(needs[n:])
+        mixing = _leaves(parameters[:n], needs[:n], run.signal_dtype)
+        coupling = _leaves(parameters[n:], needs[n:])
+        spect = _leaf(spect, needs_spect)
+
+        kept, changed = flow.split(run.outputs.pop(k))
+        kept = _leaf(kept, needs_before)
+        with torch.enable_grad(), _holding(run.coupling[k], coupling):
+            b_log_s = run.couple(k, kept, spect)
+        before = kernels.affine_coupling_inverse(changed, b_log_s.detach())
+        if audio is None:
+            mixed = flow.join(kept.detach(), before)
+            audio = kernels.invertible_conv1x1_inverse(mixed, mixing[0].detach(), run.inverses[k])
+        run.hand_on(k, audio)
+        with torch.enable_grad():
+            before.requires_grad_(needs_before)
+            changed, log_s = kernels.affine_coupling(before, b_log_s)
+        d_kept, d_changed = (None, None) if d_output is None else flow.split(d_output)
+        d_of_wn, d_before, d_spect, *d_coupling = _gradients(
+            [(changed, d_changed), (log_s, d_log_s)], [kept, before, spect, *coupling]
+        )
+        del changed, log_s, b_log_s
+
+        audio = _leaf(audio, needs_audio)
+        log_det = None if log_det is None else _leaf(log_det, needs_log_det)
+        with torch.enable_grad(), _holding(run.mixing[k], mixing):
+            mixed, log_det_sum = run.mix(k, audio, log_det)
+        d_mixed = None if d_before is None else flow.join(_sum(d_kept, d_of_wn), d_before)
+        d_audio, d_log_det, *d_mixing = _gradients(
+            [(mixed, d_mixed), (log_det_sum, d_log_det)], [audio, log_det, *mixing]
+        )
+        return None, None, d_audio, d_spect, d_log_det, *d_mixing, *d_coupling
+
+
+class _Results(torch.autograd.Function):
+    """The identity on the results of all rebuilt flows, which stores what the backward pass begins with.
+
+    A gradient of any result passes through it first, and then through all flows from the last one on.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, run: _Run, signal: Tensor, early: Tensor | None, *others: Tensor) -> tuple[Any, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.run = run
+        ctx.save_for_backward(signal, early)
+        return tuple(None if x is None else x.view_as(x) for x in (signal, early, *others))
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
+        with torch.no_grad():
+            ctx.run.start(*ctx.saved_tensors)
+        return None, *upstream

@@ -1,0 +1,39 @@
+"""Activations that the backward pass computes again instead of storing them (gradient checkpointing)."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fastglow.kernels.backend import transformed
+from fastglow.kernels.launch import uncompiled
+
+
+def recomputed(module: nn.Module, function: Callable[..., Tensor], *args: Tensor | None) -> Tensor:
+    """function(*args), which computes with `module`; its backward pass stores `args` only and calls it again, with the
+    same random numbers. Running statistics and other buffers of the module change once."""
+    if not torch.is_grad_enabled() or transformed():
+        return function(*args)
+    return _checkpoint(module, function, *args)
+
+
+@uncompiled  # the compiler does not know the contexts
+def _checkpoint(module: nn.Module, function: Callable[..., Tensor], *args: Tensor | None) -> Tensor:
+    contexts = nullcontext(), _with_copied_buffers(module)
+    return checkpoint(function, *args, use_reentrant=False, context_fn=lambda: contexts)
+
+
+@contextmanager
+def _with_copied_buffers(module: nn.Module) -> Iterator[None]:
+    """Inside, the module writes to copies of its buffers."""
+    places = [(one._buffers, name) for one in module.modules() for name in one._buffers]
+    before = [buffers[name] for buffers, name in places]
+    try:
+        for (buffers, name), buffer in zip(places, before, strict=True):
+            buffers[name] = None if buffer is None else buffer.clone()
+        yield
+    finally:
+        for (buffers, name), buffer in zip(places, before, strict=True):
+            buffers[name] = buffer
