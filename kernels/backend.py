@@ -160,12 +160,24 @@ def picks_cpu(weight: Tensor, *inputs: Tensor) -> bool:
         inputs: of the weight's dtype, or float32 for a bfloat16 weight, or under autocast either; else it is left to
             PyTorch whether they fit.
     """
-    if torch.is_grad_enabled() or traced() or backend_name() != AUTOMATIC:
+    dtype = weight.dtype
+    return not torch.is_grad_enabled() and _fits_cpu(
+        CPU_DTYPES if dtype == torch.bfloat16 else (dtype,), weight, inputs
+    )
+
+
+def trains_on_cpu(weight: Tensor, *inputs: Tensor) -> bool:
+    """As `picks_cpu`, where gradients are wanted; without autocast, inputs must have the weight's dtype."""
+    return torch.is_grad_enabled() and _other_derivative() is None and _fits_cpu((weight.dtype,), weight, inputs)
+
+
+def _fits_cpu(taken: tuple[torch.dtype, ...], weight: Tensor, inputs: tuple[Tensor, ...]) -> bool:
+    """`taken`: the inputs' dtypes without autocast."""
+    if traced() or backend_name() != AUTOMATIC:
         return False
     autocast = autocast_dtype(weight)
-    dtype = autocast or weight.dtype
-    taken = CPU_DTYPES if autocast or dtype == torch.bfloat16 else (dtype,)
-    return dtype in CPU_DTYPES and all(
+    taken = CPU_DTYPES if autocast else taken
+    return (autocast or weight.dtype) in CPU_DTYPES and all(
         type(x) in (Tensor, Parameter) and x.is_cpu and (x.dtype in taken or not x.is_floating_point())
         for x in (weight, *inputs)
     )
