@@ -8,7 +8,7 @@ file of the kernels reads environment variables.
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import TypeVar
@@ -160,19 +160,17 @@ def picks_cpu(weight: Tensor, *inputs: Tensor) -> bool:
         inputs: of the weight's dtype, or float32 for a bfloat16 weight, or under autocast either; else it is left to
             PyTorch whether they fit.
     """
-    dtype = weight.dtype
-    return not torch.is_grad_enabled() and _fits_cpu(
-        CPU_DTYPES if dtype == torch.bfloat16 else (dtype,), weight, inputs
-    )
+    taken = CPU_DTYPES if weight.dtype == torch.bfloat16 else (weight.dtype,)
+    return not torch.is_grad_enabled() and fits_cpu(taken, weight, *inputs)
 
 
 def trains_on_cpu(weight: Tensor, *inputs: Tensor) -> bool:
     """As `picks_cpu`, where gradients are wanted; without autocast, inputs must have the weight's dtype."""
-    return torch.is_grad_enabled() and _other_derivative() is None and _fits_cpu((weight.dtype,), weight, inputs)
+    return torch.is_grad_enabled() and _other_derivative() is None and fits_cpu((weight.dtype,), weight, *inputs)
 
 
-def _fits_cpu(taken: tuple[torch.dtype, ...], weight: Tensor, inputs: tuple[Tensor, ...]) -> bool:
-    """`taken`: the inputs' dtypes without autocast."""
+def fits_cpu(taken: Sequence[torch.dtype], weight: Tensor, *inputs: Tensor) -> bool:
+    """What `picks_cpu` and `trains_on_cpu` have in common; `taken`: the inputs' dtypes without autocast."""
     if traced() or backend_name() != AUTOMATIC:
         return False
     autocast = autocast_dtype(weight)
