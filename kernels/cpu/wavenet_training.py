@@ -148,15 +148,11 @@ def _run_backward(
         torch.mm(d_u.t(), spect, out=found.cond_weights[i][:, :, 0])
         if wanted.spect:
             d_spect.addmm_(d_u, stack.conditionings[i])
-        weights = found.in_weights[i].transpose(1, 2).zero_()
-        sums = weights.to(stack.wide)
         for tap in range(stack.taps):
-            for outer, inner in stack.windows(i, tap, d_u, h):
-                _add_product(sums[:, tap], outer.t(), inner)
+            pairs = [(outer.t(), inner) for outer, inner in stack.windows(i, tap, d_u, h)]
+            _sum_products(found.in_weights[i][:, :, tap], pairs, stack.wide)
             for outer, inner in stack.windows(i, tap, d_u, d_h):
                 inner.addmm_(outer, stack.convolutions[i][:, tap])
-        if sums is not weights:
-            weights.copy_(sums)
     audio = stack.rows(x.audio)
     torch.mm(d_h.t(), audio, out=found.start_weight[:, :, 0])
     torch.sum(d_h, dim=0, out=found.start_bias)
@@ -171,6 +167,18 @@ def _gate_backward(d_acts: Tensor, tanh: Tensor, sigmoid: Tensor, d_u: Tensor) -
     torch.ops.aten.tanh_backward.grad_input(d_tanh, tanh, grad_input=d_tanh)
     torch.mul(d_acts, tanh, out=d_sigmoid)
     torch.ops.aten.sigmoid_backward.grad_input(d_sigmoid, sigmoid, grad_input=d_sigmoid)
+
+
+def _sum_products(total: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], wide: torch.dtype) -> None:
+    """Writes the sum of a b over the pairs, which is taken in the wide dtype."""
+    if not pairs:
+        total.zero_()
+        return
+    total_of_pairs = torch.mm(*pairs[0], out=total) if total.dtype == wide else (pairs[0][0] @ pairs[0][1]).to(wide)
+    for a, b in pairs[1:]:
+        _add_product(total_of_pairs, a, b)
+    if total_of_pairs is not total:
+        total.copy_(total_of_pairs)
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
