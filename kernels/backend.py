@@ -8,7 +8,7 @@ file of the kernels reads environment variables.
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import TypeVar
@@ -160,12 +160,22 @@ def picks_cpu(weight: Tensor, *inputs: Tensor) -> bool:
         inputs: of the weight's dtype, or float32 for a bfloat16 weight, or under autocast either; else it is left to
             PyTorch whether they fit.
     """
-    if torch.is_grad_enabled() or traced() or backend_name() != AUTOMATIC:
+    taken = CPU_DTYPES if weight.dtype == torch.bfloat16 else (weight.dtype,)
+    return not torch.is_grad_enabled() and fits_cpu(taken, weight, *inputs)
+
+
+def trains_on_cpu(weight: Tensor, *inputs: Tensor) -> bool:
+    """As `picks_cpu`, where gradients are wanted; without autocast, inputs must have the weight's dtype."""
+    return torch.is_grad_enabled() and _other_derivative() is None and fits_cpu((weight.dtype,), weight, *inputs)
+
+
+def fits_cpu(taken: Sequence[torch.dtype], weight: Tensor, *inputs: Tensor) -> bool:
+    """What `picks_cpu` and `trains_on_cpu` have in common; `taken`: the inputs' dtypes without autocast."""
+    if traced() or backend_name() != AUTOMATIC:
         return False
     autocast = autocast_dtype(weight)
-    dtype = autocast or weight.dtype
-    taken = CPU_DTYPES if autocast or dtype == torch.bfloat16 else (dtype,)
-    return dtype in CPU_DTYPES and all(
+    taken = CPU_DTYPES if autocast else taken
+    return (autocast or weight.dtype) in CPU_DTYPES and all(
         type(x) in (Tensor, Parameter) and x.is_cpu and (x.dtype in taken or not x.is_floating_point())
         for x in (weight, *inputs)
     )

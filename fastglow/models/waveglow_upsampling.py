@@ -13,10 +13,11 @@ from fastglow.modules.parameter_cache import ParameterCache, Refreshable
 def group(x: Tensor, n_group: int) -> Tensor:
     """[B, C, N] -> [B, C * n_group, N // n_group], with the samples of a group adjacent.
 
-    Channels-last where the WaveNet layers' kernels run, which read it so.
+    Channels-last where the WaveNet layers' kernels run, or their form for training on a CPU, which read it so.
     """
+    channels_last = backend.picks_triton("wavenet_layer", x) or backend.trains_on_cpu(x)
     x = x.unfold(2, n_group, n_group)  # [B, C, N // n_group, n_group]
-    if backend.picks_triton("wavenet_layer", x):
+    if channels_last:
         return x.transpose(1, 2).flatten(2).transpose(1, 2)
     return x.transpose(2, 3).flatten(1, 2)
 

@@ -12,6 +12,7 @@ from fastglow import kernels
 from fastglow.errors import FastglowError
 from fastglow.kernels.arguments import check_integers, check_shape
 from fastglow.kernels.cpu.wavenet import PackedWaveNet, pack_wavenet, run_wavenet, supports
+from fastglow.kernels.cpu.wavenet_training import train_wavenet
 from fastglow.kernels.launch import uncompiled
 
 from .bypassing import may_bypass
@@ -128,6 +129,8 @@ class WN(Refreshable):
         autocast = kernels.backend.autocast_dtype(self.end.weight)
         if mask is None and self._runs_packed(audio, spect, autocast):
             return self._run_packed(audio, spect, lengths, autocast)
+        if mask is None and lengths is None and self._trains_on_rows(audio, spect):
+            return self._train_on_rows(audio, spect)
         if torch.is_grad_enabled():
             weights = self._normalised()
         else:
@@ -187,6 +190,23 @@ class WN(Refreshable):
         kernels.backend.cpu_calls["wavenet_layer"] += self.n_layers
         packed = self._packed.get(parameters_of(self), lambda: self._pack(autocast), autocast)
         return _run_packed(audio, spect, lengths, packed)
+
+    def _trains_on_rows(self, audio: Tensor, spect: Tensor) -> bool:
+        weight = self.end.weight
+        return kernels.backend.trains_on_cpu(weight, audio, spect) and len(weight) <= self.n_channels
+
+    def _train_on_rows(self, audio: Tensor, spect: Tensor) -> Tensor:
+        weights = self._normalised()
+        assert self.start.bias is not None and self.end.bias is not None
+        return train_wavenet(
+            audio,
+            spect,
+            (weights.start, self.start.bias),
+            list(zip(weights.in_layers, weights.in_biases, strict=True)),
+            list(zip(weights.cond_layers, weights.cond_biases, strict=True)),
+            list(zip(weights.res_skip_layers, weights.res_skip_biases, strict=True)),
+            (self.end.weight, self.end.bias),
+        )
 
     def _pack(self, autocast: torch.dtype | None) -> PackedWaveNet:
         weights = self._fold()

@@ -18,8 +18,8 @@ def weight_norm_packed(
     dtype = groups[0][0][0].dtype if dtype is None else dtype
     matrices = []
     for group in groups:
-        weights = [weight_norm(_widened(v), _widened(g)) for v, g in group]
-        matrices.append(torch.cat([weight.transpose(1, 2).flatten(1) for weight in weights], dim=1).to(dtype))
+        weights = [weight_norm(_widened(v), _widened(g)).transpose(1, 2).flatten(1) for v, g in group]
+        matrices.append((weights[0] if len(weights) == 1 else torch.cat(weights, dim=1)).to(dtype))
     return matrices
 
 

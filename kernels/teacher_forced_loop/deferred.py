@@ -4,7 +4,7 @@ Appleyard et al. 2016, "Optimizing performance of recurrent neural networks on G
 backward pass is written by hand, in the same steps as the Triton kernels. Maths: kernels/README.md.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import backend
+from ..cpu.linear import packed_linear
 from ..decoder_weights import AttentionWeights
 from ..reference.teacher_forced_loop import ATTENTION_STREAM, DECODER_STREAM, Arguments, drop, padding_mask
 
@@ -118,8 +119,8 @@ def _forward(
     factors_a, factors_d = _dropout_factors(((T, B, n_a), (T, B, n_d)), p_dropout, seed, memory)
 
     cell = weights.attention_rnn
-    gates_a = F.linear(decoder_inputs, cell.weight_ih[:, :P], cell.bias_ih + cell.bias_hh)  # [T, B, 4 n_a]
-    weight_a = torch.cat((cell.weight_ih[:, P:], cell.weight_hh), dim=1)
+    gates_a = F.linear(decoder_inputs, cell.weight_ih[:, :P])  # [T, B, 4 n_a]
+    weight_a, bias_a = torch.cat((cell.weight_ih[:, P:], cell.weight_hh), dim=1), cell.bias_ih + cell.bias_hh
     cell = weights.decoder_rnn
     gates_d, bias_d = memory.new_empty(T, B, 4 * n_d), cell.bias_ih + cell.bias_hh
     weight_d = torch.cat((cell.weight_ih, cell.weight_hh), dim=1)
@@ -132,8 +133,9 @@ def _forward(
     wide = torch.promote_types(memory.dtype, torch.float32)
     attended = memory.new_zeros(T + 1, B, 2, T_in + k - 1, dtype=wide)
     tanhs = memory.new_empty(T, B, T_in, processed_memory.shape[2])
+    product_a, product_d = _product(weight_a, bias_a), _product(weight_d, bias_d)
     for t in range(T):
-        h_a = _lstm_step(gates_a[t].addmm_(inputs_a[t], weight_a.T), cells_a[t], cells_a[t + 1])
+        h_a = _lstm_step(gates_a[t].add_(product_a(inputs_a[t])), cells_a[t], cells_a[t + 1])
         if factors_a is not None:
             h_a *= factors_a[t]
         query = F.linear(h_a, weights.attention.query).unsqueeze(1)
@@ -148,8 +150,7 @@ def _forward(
         attended[t + 1, :, 1, inside] = attended[t, :, 1, inside] + alignment
         torch.cat((context, h_a), dim=1, out=inputs_a[t + 1])
         inputs_d[t, :, :n_a], inputs_d[t, :, n_a : n_a + D] = h_a, context
-        torch.addmm(bias_d, inputs_d[t], weight_d.T, out=gates_d[t])
-        h_d = _lstm_step(gates_d[t], cells_d[t], cells_d[t + 1])
+        h_d = _lstm_step(gates_d[t].copy_(product_d(inputs_d[t])), cells_d[t], cells_d[t + 1])
         if factors_d is not None:
             h_d *= factors_d[t]
         inputs_d[t + 1, :, n_a + D :] = h_d
@@ -179,7 +180,10 @@ def _backward(
     if d_hidden_contexts is None:
         d_hidden_contexts = memory.new_zeros(B, T, n_d + D)
 
-    d_gates_a, d_gates_d = torch.empty_like(gates_a), torch.empty_like(gates_d)
+    by_gates_a, by_cell_a = _lstm_derivatives(gates_a, cells_a)
+    by_gates_d, by_cell_d = _lstm_derivatives(gates_d, cells_d)
+    d_gates_a, d_gates_d = by_gates_a.flatten(2), by_gates_d.flatten(2)  # the same memory: written frame by frame
+    f_a, f_d = gates_a[:, :, n_a : 2 * n_a], gates_d[:, :, n_d : 2 * n_d]
     d_contexts, d_queries = memory.new_empty(T, B, D), memory.new_empty(T, B, len(query))
     d_energies = memory.new_empty(T, B, T_in)
     d_processed_memory, d_location = memory.new_zeros(B, T_in, len(query)), torch.zeros_like(location)
@@ -191,7 +195,7 @@ def _backward(
         d_h = d_hidden_contexts[:, t, :n_d] + d_state_d
         if factors_d is not None:
             d_h *= factors_d[t]
-        d_cell_d = _lstm_step_backward(d_h, d_cell_d, gates_d[t], cells_d[t], cells_d[t + 1], d_gates_d[t])
+        d_cell_d = _lstm_step_backward(d_h, d_cell_d, f_d[t], by_gates_d[t], by_cell_d[t])
         d_h, d_context, d_state_d = (d_gates_d[t] @ weight_d).split((n_a, D, n_d), dim=1)
         d_context = d_contexts[t] = d_context + d_hidden_contexts[:, t, n_d:] + d_input_a[:, :D]
 
@@ -209,7 +213,7 @@ def _backward(
         d_h = torch.addmm(d_h, d_queries[t], query) + d_input_a[:, D:]
         if factors_a is not None:
             d_h *= factors_a[t]
-        d_cell_a = _lstm_step_backward(d_h, d_cell_a, gates_a[t], cells_a[t], cells_a[t + 1], d_gates_a[t])
+        d_cell_a = _lstm_step_backward(d_h, d_cell_a, f_a[t], by_gates_a[t], by_cell_a[t])
         d_input_a = d_gates_a[t] @ weight_a
 
     flat_a, flat_d = d_gates_a.flatten(0, 1), d_gates_d.flatten(0, 1)
@@ -232,6 +236,14 @@ def _backward(
         decoder_bias_ih=d_bias_d,
         decoder_bias_hh=d_bias_d,
     )
+
+
+def _product(weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
+    """F.linear, for many calls with few rows each. They take as long as reading the weights, half as long if packed."""
+    if backend.fits_cpu((weight.dtype,), weight):
+        backend.cpu_calls["teacher_forced_loop"] += 1
+        return packed_linear(weight, bias).product
+    return lambda x: F.linear(x, weight, bias)
 
 
 def _folded_location(weights: AttentionWeights) -> Tensor:
@@ -265,17 +277,30 @@ def _lstm_step(gates: Tensor, c: Tensor, c_next: Tensor) -> Tensor:
     return o * torch.tanh(c_next)
 
 
-def _lstm_step_backward(
-    d_h: Tensor, d_c_next: Tensor, gates: Tensor, c: Tensor, c_next: Tensor, d_gates: Tensor
-) -> Tensor:
-    """Writes the gradient of the gates before their activation, [B, 4n]; returns the gradient of c."""
-    n = c.shape[1]
-    i, f, g, o = gates.split(n, dim=1)
-    d_i, d_f, d_g, d_o = d_gates.split(n, dim=1)
-    tanh_c = torch.tanh(c_next)
-    d_c_next = torch.addcmul(d_c_next, d_h * o, 1 - tanh_c * tanh_c)
-    torch.mul(d_c_next * g, i * (1 - i), out=d_i)
-    torch.mul(d_c_next * c, f * (1 - f), out=d_f)
-    torch.mul(d_c_next * i, 1 - g * g, out=d_g)
-    torch.mul(d_h * tanh_c, o * (1 - o), out=d_o)
+def _lstm_derivatives(gates: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+    """What does not recur, of all frames.
+
+    Args:
+        gates: [T, B, 4n], activated.
+        cells: [T + 1, B, n].
+
+    Returns:
+        derivatives by the gates before their activation, [T, B, 4, n]: of the cell state, for i, f and g, and of h, for
+        o; and of h by the cell state, [T, B, n].
+    """
+    n = cells.shape[2]
+    i, f, g, o = gates.split(n, dim=2)
+    tanh_c = torch.tanh(cells[1:])
+    by_gates = gates.new_empty(*gates.shape[:2], 4, n)
+    for out, sigmoid, factor in ((0, i, g), (1, f, cells[:-1]), (3, o, tanh_c)):
+        torch.mul(factor, torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1), out=by_gates[:, :, out])
+    torch.addcmul(i, i, g * g, value=-1, out=by_gates[:, :, 2])
+    return by_gates, torch.addcmul(o, o, tanh_c * tanh_c, value=-1)
+
+
+def _lstm_step_backward(d_h: Tensor, d_c_next: Tensor, f: Tensor, by_gates: Tensor, by_cell: Tensor) -> Tensor:
+    """Multiplies the derivatives of a frame by the gradients, in place; returns the gradient of c."""
+    d_c_next = torch.addcmul(d_c_next, d_h, by_cell)
+    by_gates[:, :3] *= d_c_next.unsqueeze(1)
+    by_gates[:, 3] *= d_h
     return d_c_next * f
