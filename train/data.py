@@ -47,7 +47,7 @@ class SplitDataset(Dataset[Example], ABC):
 
     def __init__(self, dataset: PreparedDataset, split: str):
         self.dataset = dataset
-        self.items: list[Item] = dataset.items[split]
+        self.items: Sequence[Item] = dataset.items[split]
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -107,7 +107,7 @@ class TextMelDataset(SplitDataset[TextMelItem]):
 
     def __getitem__(self, index: int) -> TextMelItem:
         item = self.items[index]
-        return TextMelItem(item.id, self.sequence(index), torch.from_numpy(self.dataset.mel(item)))
+        return TextMelItem(item.id, self.sequence(index), torch.from_numpy(self.dataset.mel(item).astype(np.float32)))
 
     def sequence(self, index: int) -> Tensor:
         """Symbol ids of an item in this epoch, [T_in] int64."""

@@ -190,7 +190,7 @@ class Tacotron2Task(Task[Tacotron2TrainConfig, Tacotron2Config, Tacotron2, TextM
         model = Tacotron2(**asdict(self.model_config))
         if self.config.init_mel_bias:
             items = self.dataset.items["train"][:MEAN_MEL_ITEMS]
-            mean = np.mean([self.dataset.mel(item).mean(axis=1) for item in items], axis=0)
+            mean = np.mean([self.dataset.mel(item).mean(axis=1, dtype=np.float32) for item in items], axis=0)
             bias = torch.from_numpy(mean).repeat(self.model_config.n_frames_per_step)
             with torch.no_grad():
                 model.decoder.linear_projection.linear_layer.bias.copy_(bias)
@@ -310,7 +310,7 @@ class WaveGlowTask(Task[WaveGlowTrainConfig, WaveGlowConfig, WaveGlow, SegmentDa
     @torch.no_grad()
     def sample(self, model: WaveGlow, valset: SegmentDataset) -> Sample:
         item = valset.items[self.sample_index(valset)]
-        mel = torch.from_numpy(self.dataset.mel(item))[:, : self.max_sample_frames]
+        mel = torch.from_numpy(self.dataset.mel(item)[:, : self.max_sample_frames].astype(np.float32))
         device = next(model.parameters()).device
         audio = model.infer(mel[None].to(device), sigma=0.6, seed=SAMPLE_SEED)[0].float().cpu().clamp(-1, 1)
         generated = valset.mel_spectrogram(audio[None])[0]
