@@ -126,7 +126,7 @@ class PreparedDataset:
         """See `open`. With `checked`, the index is that of a data set that was open before."""
         self.folder, self.description, self.verify = folder, description, verify
         with _damage_named(folder):
-            self.audio = MelConfig.from_dict(description["audio"])
+            self.audio = _audio(description["audio"])
             self.text_cleaners, self.mel_dtype = description.get("text_cleaners"), description["mel_dtype"]
             self._shards = shard_table(description)
             if self.mel_dtype not in MEL_DTYPES:
@@ -152,7 +152,13 @@ class PreparedDataset:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Names have digests: files of these names have these contents, which have been checked.
-        self.__init__(**state, checked=True)  # type: ignore[misc]
+        try:
+            self.__init__(**state, checked=True)  # type: ignore[misc]
+        except FastglowError as error:
+            folder = state["folder"]
+            if read_description(folder) == state["description"]:
+                raise
+            raise FastglowError(f"{folder} was prepared again while it was in use: start again") from error
 
     def mel(self, item: Item) -> np.ndarray:
         """Log-mel [n_mel_channels, frames] in the type of `mel_dtype`, a read-only view of the mapped file.
@@ -286,6 +292,13 @@ def plain_name(name: str) -> str:
     if type(name) is not str or Path(name).name != name:
         raise ValueError(f"{name!r} is not the name of a file")
     return name
+
+
+def _audio(values: Any) -> MelConfig:
+    try:
+        return MelConfig.from_dict(values)
+    except FastglowError as error:
+        raise ValueError(str(error)) from error
 
 
 def _mapped(path: Path, size: int) -> np.ndarray:
