@@ -1,7 +1,7 @@
 """The index of a prepared data set: where the samples and log-mel of each clip are, and its id and text.
 
 dataset-0123456789ab.index has a header of 64 bytes (`_HEADER`: the letters "fastglow", version, CRC-32 of what
-follows the header, clips to train on, clips to validate, bytes of strings), a `Row` of 64 bytes for each clip, those to
+follows it, clips to train on, clips to validate, bytes of strings), a `Row` of 64 bytes for each clip, those to
 train on first, and the strings in UTF-8: the id of each clip and then its text. Numbers are little-endian. The file is
 mapped: processes share it, and a clip becomes a Python object only when it is asked for.
 """
@@ -25,6 +25,7 @@ SPLITS = ("train", "validation")
 
 _MAGIC = b"fastglow"
 _HEADER = struct.Struct("<8sIIQQQ24x")
+_CHECKED = 16  # where the bytes begin that the checksum is of
 _ROW = struct.Struct("<QIIqqqqIIII")
 
 
@@ -84,7 +85,7 @@ class Index:
         Raises:
             ValueError: it is damaged, or a clip lies outside of the files.
         """
-        if zlib.crc32(self._file[_HEADER.size :].data) != self._crc:
+        if zlib.crc32(self._file[_CHECKED:].data) != self._crc:
             raise ValueError(f"{self.name} is damaged")
         rows, n_strings = self.rows, len(self._file) - self._strings
         lengths = rows["id_bytes"].astype(np.int64) + rows["text_bytes"]
@@ -121,7 +122,8 @@ def write_index(folder: Path, splits: Mapping[str, Sequence[tuple[int, Placed]]]
             strings += b"".join(parts)
             begin = len(strings)
     counts = [len(splits[split]) for split in SPLITS]
-    crc = zlib.crc32(strings, zlib.crc32(rows))
+    unchecked = _HEADER.pack(_MAGIC, VERSION, 0, *counts, len(strings))
+    crc = zlib.crc32(strings, zlib.crc32(rows, zlib.crc32(unchecked[_CHECKED:])))
     header = _HEADER.pack(_MAGIC, VERSION, crc, *counts, len(strings))
     digest = hashlib.sha256(header)
     digest.update(rows)

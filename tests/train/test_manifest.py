@@ -136,9 +136,10 @@ def forge(folder, header=(), **row):
     for name, value in row.items():
         fields[FIELDS.index(name)] = value
     body = ROW.pack(*fields) + data[HEADER.size + ROW.size :]
-    head[2] = zlib.crc32(body)
     for position, value in header:
         head[position] = value
+    if not any(position == 2 for position, _ in header):
+        head[2] = zlib.crc32(HEADER.pack(*head)[16:] + body)
     file.write_bytes(HEADER.pack(*head) + body)
 
 
