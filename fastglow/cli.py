@@ -26,9 +26,12 @@ _COMMANDS = {
     "export-voice": _Entry("fastglow.train.run_command", "Make a voice of trained models."),
     "inspect": _Entry("fastglow.commands.checkpoints", "Describe a checkpoint file."),
     "plot": _Entry("fastglow.train.run_command", "Draw the curves of a run, or of several to compare."),
-    "prepare": _Entry("fastglow.train.command", "Check the recordings of DATASET and cache their log-mels in --out."),
+    "prepare": _Entry(
+        "fastglow.train.command", "Check the recordings of DATASET and store samples and log-mels in --out."
+    ),
     "synth": _Entry("fastglow.commands.synth", "Speak TEXT, or --input, or standard input."),
     "train": _Entry("fastglow.train.command", "Train a model on a prepared data set."),
+    "verify": _Entry("fastglow.train.command", "Check every byte of a prepared data set."),
 }
 
 

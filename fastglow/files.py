@@ -34,12 +34,18 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
         temporary.chmod(mode)
-        with _opened(temporary, os.O_WRONLY) as file:
-            _sync(file)
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def place(temporary: Path, path: Path) -> None:
+    """Renames a written file to `path`, in the same folder, once the disk has it. Raises OSError as the file system
+    does."""
+    with _opened(temporary, os.O_WRONLY) as file:
+        _sync(file)
+    os.replace(temporary, path)
+    _sync_folder(path.parent)
 
 
 @contextmanager

@@ -45,7 +45,7 @@ class SplitDataset(Dataset[Example], ABC):
 
     def __init__(self, dataset: PreparedDataset, split: str):
         self.dataset = dataset
-        self.items: list[Item] = dataset.items[split]
+        self.items: Sequence[Item] = dataset.items[split]
         self.epoch = 0
 
     def __len__(self) -> int:

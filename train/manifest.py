@@ -1,119 +1,310 @@
 """The prepared data set on disk, which `fastglow prepare` writes and training reads.
 
-dataset.json      audio parameters, text cleaners, source, counts, rejected items with reasons
-train.jsonl       one item per line: id, text, samples, frames
-validation.jsonl
-mels/<id>.npy     log-mel [n_mel_channels, frames], float32
-audio/<id>.npy    samples [N], int16
+dataset.json             audio parameters, text cleaners, source, counts, clips left out with reasons, names and sizes
+                         of the other files; written last: a data set is there once it is, and the old one until then
+dataset-<digest>.index   the clips, see `index`
+shard-*                  their samples and log-mels, see `shards`
 """
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 
 from fastglow.audio import MelConfig
 from fastglow.errors import FastglowError
-from fastglow.files import replacing
-from fastglow.lines import split_lines
 
-from .arrays import read_array
+from .index import SPLITS, Index, Row
+from .mapping import ALIGNMENT, KINDS, Extent, mapped
+from .shards import LONGEST, MEL_DTYPES, VERSION
 
-SPLITS = ("train", "validation")
+DESCRIPTION = "dataset.json"
 
 
 @dataclass(frozen=True)
 class Item:
-    """One clip: `id` names its files, `samples` and `frames` are the lengths of the cached arrays."""
+    """One clip. `samples` and `frames` are the lengths of the arrays; `row` is where the index has it, if known."""
 
     id: str
     text: str
     samples: int
     frames: int
+    row: int = field(default=-1, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name, kind in (("id", str), ("text", str), ("samples", int), ("frames", int)):
-            if type(getattr(self, name)) is not kind:
-                raise TypeError(f"{name} must be {'a string' if kind is str else 'an integer'}")
-        if not 0 < self.frames <= self.samples < 2**40:
+        # There may be millions.
+        if not type(self.id) is type(self.text) is str or not type(self.samples) is type(self.frames) is int:
+            raise TypeError("id and text must be strings, samples and frames integers")
+        if not 0 < self.frames <= self.samples < LONGEST:
             raise ValueError(f"samples={self.samples} or frames={self.frames} is out of range")
 
+    def as_dict(self) -> dict[str, Any]:
+        """What describes the clip in any data set."""
+        return {name: value for name, value in asdict(self).items() if name != "row"}
 
-@dataclass
+
+class Items(Sequence[Item]):
+    """Clips of an index, made into objects when they are asked for."""
+
+    def __init__(self, index: Index, rows: range):
+        self._index, self._rows = index, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Items": ...
+
+    def __getitem__(self, index: int | slice) -> "Item | Items":
+        if isinstance(index, slice):
+            return Items(self._index, self._rows[index])
+        number = self._rows[index]
+        row = self._index.row(number)
+        return Item(*self._index.strings(row), row.samples, row.frames, number)
+
+    @property
+    def samples(self) -> np.ndarray:
+        """Samples of each clip, int64 [clips]."""
+        return self._lengths("samples")
+
+    @property
+    def frames(self) -> np.ndarray:
+        """Frames of each clip, int64 [clips]."""
+        return self._lengths("frames")
+
+    def _lengths(self, name: str) -> np.ndarray:
+        rows = self._rows
+        return self._index.rows[name][np.arange(rows.start, rows.stop, rows.step)].astype(np.int64)
+
+
 class PreparedDataset:
-    """A folder that `fastglow prepare` filled."""
+    """A folder that `fastglow prepare` filled.
 
-    folder: Path
-    audio: MelConfig
-    items: dict[str, list[Item]]  # by split
-    text_cleaners: list[str] | None = None  # for training; None: prepared before they were recorded
+    Its files are mapped: processes share them, and may go on to read them while the folder is prepared again. It can be
+    sent to another process, which maps them too.
+
+    Attributes:
+        folder: of the data set.
+        audio: parameters of the log-mels.
+        items: by split.
+        text_cleaners: for training; None: not recorded.
+        mel_dtype: of the log-mels, "float32" or "float16".
+        description: dataset.json.
+        verify: whether the checksum of a clip is compared when it is first read in a process.
+    """
+
+    items: dict[str, Sequence[Item]]
 
     @classmethod
-    def open(cls, folder: str | os.PathLike) -> "PreparedDataset":
-        """Reads the manifests; raises FastglowError if the folder was not completely prepared."""
-        folder = Path(folder)
-        try:
-            description = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-            items = {
-                split: [
-                    Item(**json.loads(line))
-                    for line in split_lines((folder / f"{split}.jsonl").read_text(encoding="utf-8"))
-                ]
-                for split in SPLITS
-            }
-            audio, cleaners = MelConfig.from_dict(description["audio"]), description.get("text_cleaners")
+    def open(cls, folder: str | os.PathLike, *, verify: bool = True) -> "PreparedDataset":
+        """Maps the files.
+
+        Raises:
+            FastglowError: the folder was not completely prepared, by another version, or a file is missing, cut short
+                or damaged. What is wrong with the samples or log-mel of a single clip is found when that is read.
+        """
+        path = Path(folder) / DESCRIPTION
+        text = _read(path)
+        while True:
+            try:
+                return cls(Path(folder), _parse(path, text), verify)
+            except FastglowError:
+                # Another process may have put a new data set in the place of this one.
+                before, text = text, _read(path)
+                if text == before:
+                    raise
+
+    def __init__(self, folder: Path, description: dict[str, Any], verify: bool, checked: bool = False):
+        """See `open`. With `checked`, the index is that of a data set that was open before."""
+        self.folder, self.description, self.verify = folder, description, verify
+        with _damage_named(folder):
+            self.audio = _audio(description["audio"])
+            self.text_cleaners, self.mel_dtype = description.get("text_cleaners"), description["mel_dtype"]
+            self._shards = shard_table(description)
+            if self.mel_dtype not in MEL_DTYPES:
+                raise ValueError(f"mel_dtype must be one of {', '.join(MEL_DTYPES)}")
+            cleaners = self.text_cleaners
             if not (cleaners is None or isinstance(cleaners, list) and all(isinstance(name, str) for name in cleaners)):
                 raise ValueError("text_cleaners must be a list of names")
-            return cls(folder, audio, items, cleaners)
-        except FileNotFoundError as error:
-            raise FastglowError(
-                f"{error.filename} is missing: run `fastglow prepare DATASET --out {folder}` first"
-            ) from error
-        except OSError as error:
-            raise FastglowError(f"{folder} cannot be read as a prepared data set: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise FastglowError(
-                f"{folder} holds a damaged manifest ({reason}): run `fastglow prepare` again"
-            ) from error
+            self._frame_bytes = self.audio.n_mel_channels * np.dtype(MEL_DTYPES[self.mel_dtype]).itemsize
+            self._index = Index(folder / plain_name(description["index"]))
+            sizes = {kind: [shard[kind] for shard in self._shards] for kind in KINDS}
+            if not checked:
+                self._index.check(sizes, self._frame_bytes)
+            self._files = {
+                kind: [_mapped(folder / f"{shard['name']}.{kind}", shard[kind]) for shard in self._shards]
+                for kind in KINDS
+            }
+        self.items = dict(zip(SPLITS, self._all_items(), strict=True))
+        self._verified = {kind: np.zeros(len(self._index.rows), bool) for kind in KINDS}
+        self._rows_by_id: dict[str, int] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "description": self.description, "verify": self.verify}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Names have digests: files of these names have these contents, which have been checked.
+        try:
+            self.__init__(**state, checked=True)  # type: ignore[misc]
+        except FastglowError as error:
+            folder = state["folder"]
+            if read_description(folder) == state["description"]:
+                raise
+            raise FastglowError(f"{folder} was prepared again while it was in use: start again") from error
 
     def mel(self, item: Item) -> np.ndarray:
-        """Cached log-mel, float32 [n_mel_channels, frames]."""
-        return self._load("mels", item, np.float32, (self.audio.n_mel_channels, item.frames))
+        """Log-mel [n_mel_channels, frames] in the type of `mel_dtype`, a read-only view of the mapped file.
+
+        Raises FastglowError: see `samples`.
+        """
+        return self._array("mel", item).reshape(self.audio.n_mel_channels, item.frames)
 
     def samples(self, item: Item) -> np.ndarray:
-        """Cached samples, int16 [N], as a memory map."""
-        return self._load("audio", item, np.int16, (item.samples,), mapped=True)
+        """Samples int16 [samples], a read-only view of the mapped file.
 
-    def path(self, kind: str, item_id: str) -> Path:
-        return self.folder / kind / f"{item_id}.npy"
+        Raises:
+            FastglowError: the data set has not this clip or has none of its samples, or they are damaged.
+        """
+        return self._array("pcm", item)
 
-    def _load(
-        self, kind: str, item: Item, dtype: type[np.generic], shape: tuple[int, ...], mapped: bool = False
-    ) -> np.ndarray:
-        path = self.path(kind, item.id)
-        try:
-            return read_array(path, dtype, shape, mapped=mapped)
-        except (OSError, ValueError) as error:
-            raise FastglowError(f"{path} cannot be read ({error}): run `fastglow prepare` again") from error
+    @property
+    def n_samples(self) -> int:
+        """Of all clips."""
+        return int(self._index.rows["samples"].sum())
 
-    def write(self, source: str, rejected: list[tuple[str, str]]) -> None:
-        """Writes the manifests, dataset.json last: its presence means that the caches are complete."""
-        for split in SPLITS:
-            lines = (json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in self.items[split])
-            _write(self.folder / f"{split}.jsonl", "".join(lines))
-        description = {
-            "source": source,
-            "audio": self.audio.as_dict(),
-            "text_cleaners": self.text_cleaners,
-            "counts": {split: len(self.items[split]) for split in SPLITS},
-            "rejected": [{"item": name, "reason": reason} for name, reason in rejected],
-        }
-        _write(self.folder / "dataset.json", json.dumps(description, indent=2, ensure_ascii=False) + "\n")
+    def _array(self, kind: str, item: Item) -> np.ndarray:
+        number, row = self._find(item)
+        if kind == "pcm":
+            extent = Extent(row.pcm, 2 * row.samples, row.pcm_crc, "<i2")
+        else:
+            extent = Extent(row.mel, row.frames * self._frame_bytes, row.mel_crc, MEL_DTYPES[self.mel_dtype])
+        file = self._files[kind][row.shard]
+        array = extent.of(file)
+        if array is None:
+            what = "samples" if kind == "pcm" else "log-mel"
+            raise FastglowError(f"{self.folder} has no {what} of {item.id}: it was not made by `fastglow prepare`")
+        if self.verify and not self._verified[kind][number]:
+            if not extent.is_whole(file):
+                path = self.folder / f"{self._shards[row.shard]['name']}.{kind}"
+                raise FastglowError(
+                    f"{path} is damaged in the clip {item.id}: run `fastglow prepare` again, which makes it anew"
+                )
+            self._verified[kind][number] = True
+        return array
+
+    def _find(self, item: Item) -> tuple[int, Row]:
+        """The row of a clip, which may have been made without knowing it, or in another data set."""
+        number = item.row
+        if not (0 <= number < len(self._index.rows) and self._index.strings(self._index.row(number))[0] == item.id):
+            if self._rows_by_id is None:
+                self._rows_by_id = {known.id: known.row for items in self._all_items() for known in items}
+            number = self._rows_by_id.get(item.id, -1)
+        row = self._index.row(number) if number >= 0 else None
+        if row is None or (row.samples, row.frames) != (item.samples, item.frames):
+            raise FastglowError(f"{self.folder} has no clip {item.id} of {item.samples} samples: pass one of its items")
+        return number, row
+
+    def _all_items(self) -> list[Items]:
+        n, n_train = len(self._index.rows), self._index.counts["train"]
+        return [Items(self._index, range(n_train)), Items(self._index, range(n_train, n))]
 
 
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise FastglowError(f"{path} is missing: run `fastglow prepare DATASET --out {path.parent}` first") from error
+    except OSError as error:
+        raise FastglowError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise _damage(path.parent, error) from error
+
+
+def _parse(path: Path, text: str) -> dict[str, Any]:
+    try:
+        description = json.loads(text)
+        version = description.get("version", 1)
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise _damage(path.parent, error) from error
+    if version != VERSION:
+        older = type(version) is not int or version < VERSION
+        raise FastglowError(
+            f"{path.parent} was prepared by {'an older' if older else 'a newer'} version of fastglow: "
+            + ("run `fastglow prepare` again" if older else "update fastglow, or run `fastglow prepare` again")
+        )
+    return description
+
+
+def read_description(folder: Path) -> dict[str, Any] | None:
+    """dataset.json; None if there is none of this version."""
+    path = folder / DESCRIPTION
+    try:
+        description = _parse(path, _read(path))
+        shard_table(description)
+        return description if isinstance(description["options"], dict) else None
+    except (FastglowError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _damage(folder: Path, error: Exception) -> FastglowError:
+    reason = " ".join(str(error).split())[:200]
+    return FastglowError(f"{folder} holds a damaged manifest ({reason}): run `fastglow prepare` again")
+
+
+@contextmanager
+def _damage_named(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FastglowError(
+            f"{error.filename} is missing: run `fastglow prepare` again, which makes it anew"
+        ) from error
+    except OSError as error:
+        raise FastglowError(f"{error.filename or folder} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise _damage(folder, error) from error
+
+
+def shard_table(description: dict[str, Any]) -> list[dict[str, Any]]:
+    """The shards that dataset.json names: name, and bytes of the files of each kind.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is damaged.
+    """
+    for shard in description["shards"]:
+        plain_name(shard["name"])
+        for kind in KINDS:
+            if type(shard[kind]) is not int or not 0 <= shard[kind] < 2**62 or shard[kind] % ALIGNMENT:
+                raise ValueError(f"{shard['name']}: {kind} is no size of a file")
+    return description["shards"]
+
+
+def plain_name(name: str) -> str:
+    """Raises ValueError for a path that leads elsewhere."""
+    if type(name) is not str or Path(name).name != name:
+        raise ValueError(f"{name!r} is not the name of a file")
+    return name
+
+
+def _audio(values: Any) -> MelConfig:
+    try:
+        return MelConfig.from_dict(values)
+    except FastglowError as error:
+        raise ValueError(str(error)) from error
+
+
+def _mapped(path: Path, size: int) -> np.ndarray:
+    file = mapped(path)
+    if len(file) != size:
+        raise FastglowError(
+            f"{path} has {len(file)} bytes, must have {size}: run `fastglow prepare` again, which makes it anew"
+        )
+    return file

@@ -1,39 +1,58 @@
-"""A folder of recordings to a prepared data set: read, check, resample, trim, cache log-mels."""
+"""A folder of recordings to a prepared data set."""
 
 import hashlib
+import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-from tqdm import tqdm
-
-from fastglow.audio import MelConfig, MelSpectrogram, read_audio
+from fastglow.audio import MelConfig
 from fastglow.errors import FastglowError
-from fastglow.files import replacing
-from fastglow.text import text_to_sequence
 from fastglow.text.cleaners import DEFAULT_CLEANERS, find_cleaner
 
-from .manifest import Item, PreparedDataset
-from .sources import Source, read_exclusions, read_sources
+from .clips import ClipOptions
+from .index import SPLITS
+from .making import ShardMaker, divided
+from .manifest import DESCRIPTION, PreparedDataset, read_description
+from .publishing import About, publish
+from .shards import MEL_DTYPES, SHARD_CLIPS, Placed
+from .sources import read_exclusions, read_sources
 
-TRIM_WINDOW = 512  # samples
+logger = logging.getLogger(__name__)
+
+MAX_SHARDS = 256  # two mapped files each, and a process may often have 1024 open
 
 
 @dataclass
 class PrepareReport:
-    """The prepared data set, and every rejected item with its reason."""
+    """What `prepare` did.
 
-    dataset: PreparedDataset
+    Attributes:
+        dataset: the prepared data set; None while shards of other processes are missing.
+        rejected: every clip that is left out, with its reason; of this process's shards if others are missing.
+        changes: clips that an earlier call had made of another recording or text, that are new, or that are gone, with
+            what has changed. Empty if the folder was empty.
+        made: clips that were made now, without those that were copied.
+        missing: numbers of the shards that are missing.
+        shards: their number.
+    """
+
+    dataset: PreparedDataset | None
     rejected: list[tuple[str, str]]
+    changes: list[tuple[str, str]] = field(default_factory=list)
+    made: int = 0
+    missing: list[int] = field(default_factory=list)
+    shards: int = 1
 
     @property
     def hours(self) -> float:
-        samples = sum(item.samples for items in self.dataset.items.values() for item in items)
-        return samples / self.dataset.audio.sampling_rate / 3600
+        """Of the data set."""
+        if self.dataset is None:
+            return 0.0
+        return self.dataset.n_samples / self.dataset.audio.sampling_rate / 3600
 
 
 def split_texts(texts: Iterable[str], n_validation: int) -> set[str]:
@@ -43,18 +62,6 @@ def split_texts(texts: Iterable[str], n_validation: int) -> set[str]:
     """
     by_hash = sorted(set(texts), key=lambda text: hashlib.sha256(text.lower().encode()).digest())
     return set(by_hash[:n_validation])
-
-
-def trim_silence(audio: np.ndarray, trim_db: float, keep: int) -> np.ndarray:
-    """Cuts both ends where every window is more than `trim_db` below the loudest one, except `keep` samples."""
-    n_windows = len(audio) // TRIM_WINDOW
-    if n_windows == 0:
-        return audio
-    energy = np.square(audio[: n_windows * TRIM_WINDOW].reshape(n_windows, TRIM_WINDOW)).mean(axis=1)
-    loud = np.flatnonzero(energy > energy.max() * 10 ** (-trim_db / 10))
-    if len(loud) == 0:
-        return audio
-    return audio[max(0, loud[0] * TRIM_WINDOW - keep) : (loud[-1] + 1) * TRIM_WINDOW + keep]
 
 
 def prepare(
@@ -69,11 +76,21 @@ def prepare(
     min_seconds: float = 0.3,
     max_seconds: float = 20.0,
     trim_db: float | None = None,
+    mel_dtype: str = "float32",
+    shards: int | None = None,
+    only: Collection[int] = (),
     on_bad: str = "skip",
     workers: int | None = None,
     progress: bool = True,
 ) -> PrepareReport:
-    """Checks every recording of a data set and caches its samples and log-mel.
+    """Checks every recording of a data set and stores its samples and log-mel.
+
+    A call that was interrupted at any moment is continued by the same call, with the same result. In a folder that is
+    complete, it compares recordings, texts and checksums, and makes again what has changed or is damaged.
+    The old data set stays in use until the new one is complete; processes that read it may go on.
+
+    Several processes, also on several machines, may fill one folder at once, each with `only` other shards and
+    otherwise the same arguments. The last one makes them a data set.
 
     Args:
         dataset: LJ-Speech folder or filelist, see `fastglow.train.sources`.
@@ -87,13 +104,17 @@ def prepare(
             the split that they have without it.
         min_seconds, max_seconds: shorter and longer clips are rejected.
         trim_db: cut both ends, down to 50 ms, where they are this far below the loudest part.
+        mel_dtype: "float32", or "float16" for half the bytes and a relative error of at most 2^-11.
+        shards: into how many the clips are divided, by a hash of their ids; default: as the folder is, or one for each
+            SHARD_CLIPS.
+        only: numbers of the shards to make, from 0; default: all.
         on_bad: 'skip' lists rejected items in the report and continues, 'stop' raises at the first.
         workers: threads; default: one per core.
         progress: show a progress bar on standard error.
 
     Raises:
         FastglowError: no data set, an unknown cleaner, a clip to exclude that there is not, an unwritable folder, a
-            rejected item with on_bad='stop', or no usable items.
+            rejected item with on_bad='stop', a shard that another process makes, or no usable items.
     """
     if workers is not None and workers < 1:
         raise FastglowError(f"workers={workers} must be at least 1")
@@ -103,9 +124,11 @@ def prepare(
         raise FastglowError(f"trim_db={trim_db} must be positive: dB below the loudest part, such as 40")
     if not 0 <= min_seconds <= max_seconds:  # NaN fails too
         raise FastglowError(f"min_seconds={min_seconds} must not be negative or greater than max_seconds={max_seconds}")
+    if mel_dtype not in MEL_DTYPES:
+        raise FastglowError(f"mel_dtype={mel_dtype} must be one of {', '.join(MEL_DTYPES)}")
     for name in cleaners:
-        find_cleaner(name)  # raises before the old data set is deleted
-    audio = audio or MelConfig()
+        find_cleaner(name)  # raises before anything is changed
+    options = ClipOptions(audio or MelConfig(), mel_dtype, cleaners, min_seconds, max_seconds, trim_db)
     sources = read_sources(Path(dataset))
     held_out_ids = set()
     if validation is not None:
@@ -114,80 +137,84 @@ def prepare(
         # A clip in both lists is held out.
         sources = [source for source in sources if source.id not in held_out_ids] + held_out_sources
     excluded = {} if exclude is None else read_exclusions(Path(exclude), sources)
-    result = PreparedDataset(Path(out), audio, {"train": [], "validation": []}, list(cleaners))
+    folder = Path(out)
+    before = read_description(folder)
+    included = [source for source in sources if source.id not in excluded]
+    n_shards = _number_of_shards(shards, before, len(included))
+    chosen = sorted(set(only)) if only else range(n_shards)
+    for number in chosen:
+        if not 0 <= number < n_shards:
+            raise FastglowError(f"shard={number} must be from 0 to {n_shards - 1}: pass --shards, how many there are")
+    if before is None and (folder / DESCRIPTION).exists():
+        logger.info("%s is damaged or of another version: all clips are made again", folder / DESCRIPTION)
+    elif before is not None and (others := _other_options(before, options)):
+        logger.info("%s was prepared with %s: all clips are made again", folder, others)
+    published = {shard["name"] for shard in (before or {}).get("shards", ())}
     try:
-        for kind in ("mels", "audio"):
-            (result.folder / kind).mkdir(parents=True, exist_ok=True)
-        (result.folder / "dataset.json").unlink(missing_ok=True)
-    except OSError as error:
-        raise FastglowError(f"cannot write to {out} ({error.strerror}): pass another --out") from error
-    mel_spectrogram = MelSpectrogram.from_config(audio)
-
-    def cache(source: Source) -> Item | str:
-        try:
-            return _cache(source, result, mel_spectrogram, cleaners, min_seconds, max_seconds, trim_db)
-        except FastglowError as error:
-            return str(error)
-        except OSError as error:
-            # Not the item's fault: the next one could not be written either.
-            raise FastglowError(f"cannot write to {out}: {error.strerror}") from error
-
-    items: list[Item] = []
-    rejected = list(excluded.items())
-    excluded_texts = {source.text for source in sources if source.id in excluded}
-    sources = [source for source in sources if source.id not in excluded]
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        outcomes = tqdm(pool.map(cache, sources), total=len(sources), unit="clip", disable=not progress)
-        for source, outcome in zip(sources, outcomes, strict=True):
-            if isinstance(outcome, Item):
-                items.append(outcome)
-            elif on_bad == "stop":
+        folder.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+            maker = ShardMaker(
+                folder, options, divided(included, n_shards), published, pool, on_bad == "stop", progress
+            )
+            try:
+                made = {number: maker.make(number) for number in chosen}
+            except BaseException:
                 pool.shutdown(cancel_futures=True)
-                raise FastglowError(f"{source.id}: {outcome} (pass --on-bad skip to continue without it)")
-            else:
-                rejected.append((source.id, outcome))
-    if not items:
-        n = len(sources) + len(excluded)
-        raise FastglowError(f"none of the {n} items of {dataset} is usable; the first: {rejected[0][1]}")
+                raise
+        finished = maker.finished(made)
+    except OSError as error:
+        # Not the item's fault: the next one could not be written either.
+        raise _cannot_write(out, error) from error
+    order = {source.id: position for position, source in enumerate(included)}
+    clips = [(number, clip) for number, (_, clips) in finished.items() for clip in clips]
+    clips.sort(key=lambda clip: order[clip[1].entry.id])
+    rejected = list(excluded.items())
+    rejected += [(clip.entry.id, clip.entry.reason) for _, clip in clips if clip.entry.reason is not None]
+    missing = [number for number in range(n_shards) if number not in finished]
+    report = PrepareReport(None, rejected, maker.changes, maker.n_made, missing, n_shards)
+    if missing:
+        return report
+    usable = [(number, clip) for number, clip in clips if clip.entry.reason is None]
+    if not usable:
+        raise FastglowError(f"none of the {len(sources)} items of {dataset} is usable; the first: {rejected[0][1]}")
     if validation is None:
-        held_out = _held_out_texts({item.text for item in items} | excluded_texts, n_validation)
-        held_out_ids = {item.id for item in items if item.text in held_out}
-    for item in items:
-        result.items["validation" if item.id in held_out_ids else "train"].append(item)
-    result.write(str(dataset), rejected)
-    return PrepareReport(result, rejected)
+        excluded_texts = {source.text for source in sources if source.id in excluded}
+        held_out = _held_out_texts({clip.entry.text for _, clip in usable} | excluded_texts, n_validation)
+        held_out_ids = {clip.entry.id for _, clip in usable if clip.entry.text in held_out}
+    splits: dict[str, list[tuple[int, Placed]]] = {split: [] for split in SPLITS}
+    for number, clip in usable:
+        splits["validation" if clip.entry.id in held_out_ids else "train"].append((number, clip))
+    about = About(str(dataset), options.audio, mel_dtype, cleaners, options.as_dict(), rejected)
+    try:
+        report.dataset = publish(folder, [finished[number][0] for number in range(n_shards)], splits, about)
+    except OSError as error:
+        raise _cannot_write(out, error) from error
+    return report
+
+
+def _cannot_write(out: str | os.PathLike, error: OSError) -> FastglowError:
+    return FastglowError(
+        f"cannot write to {out} ({error.strerror}): free space or pass another --out; the same command continues"
+    )
 
 
 def _held_out_texts(texts: set[str], n_validation: int) -> set[str]:
     return split_texts(texts, min(n_validation, max(1, len(texts) // 10)) if len(texts) > 1 else 0)
 
 
-def _cache(
-    source: Source,
-    dataset: PreparedDataset,
-    mel_spectrogram: MelSpectrogram,
-    cleaners: Sequence[str],
-    min_seconds: float,
-    max_seconds: float,
-    trim_db: float | None,
-) -> Item:
-    if not text_to_sequence(source.text, cleaners):
-        raise FastglowError(f"text {source.text!r} has nothing to speak")
-    rate = dataset.audio.sampling_rate
-    samples, _ = read_audio(source.path, rate)
-    if trim_db is not None:
-        samples = trim_silence(samples, trim_db, keep=rate // 20)
-    seconds = len(samples) / rate
-    if not min_seconds <= seconds <= max_seconds:
-        raise FastglowError(f"{source.path} lasts {seconds:.2f} s, must be {min_seconds:g} to {max_seconds:g} s")
-    pcm = np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
-    # A constant is silence too: 8-bit files and cheap converters have an offset.
-    if pcm.min() == pcm.max():
-        raise FastglowError(f"{source.path} is silent throughout")
-    mel = mel_spectrogram(torch.from_numpy(pcm.astype(np.float32) / 32768.0).unsqueeze(0))[0].numpy()
-    for kind, array in (("audio", pcm), ("mels", mel)):
-        path = dataset.path(kind, source.id)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            np.save(file, array)
-    return Item(source.id, source.text, len(pcm), mel.shape[1])
+def _number_of_shards(asked: int | None, before: dict[str, Any] | None, n_clips: int) -> int:
+    if asked is None and before is not None:
+        asked = len(before["shards"])
+    if asked is None:
+        asked = min(MAX_SHARDS, max(1, -(-n_clips // SHARD_CLIPS)))
+    if not 1 <= asked <= MAX_SHARDS:
+        raise FastglowError(f"shards={asked} must be from 1 to {MAX_SHARDS}")
+    return asked
+
+
+def _other_options(before: dict[str, Any], options: ClipOptions) -> str:
+    """The options of the data set that is there and are not these."""
+    found = before["options"]
+    return ", ".join(
+        f"{name}={found.get(name)}" for name, value in options.as_dict().items() if found.get(name) != value
+    )

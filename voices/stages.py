@@ -73,7 +73,7 @@ class Screen(Stage):
 class Prepare(Stage):
     """Prepares the data set, again with other options or if it has clips to be left out, and copies the lexicon.
 
-    `fastglow prepare` removes dataset.json first and writes it last: the folder is complete if it is there.
+    `fastglow prepare` writes dataset.json last: the folder is complete if it is there.
     """
 
     name = "data"
@@ -89,7 +89,7 @@ class Prepare(Stage):
             found = PreparedDataset.open(self.work.data)
         except FastglowError:
             return False
-        source = Path(read_json(self.work.data / "dataset.json")["source"])
+        source = Path(found.description["source"])
         if source.resolve() != self.work.speech.resolve():
             raise FastglowError(
                 f"{self.work.data} was made of {source}, not of {self.work.speech}: name another folder with --out, "

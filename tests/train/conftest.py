@@ -2,7 +2,6 @@
 
 import os
 import resource
-import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from fastglow.models import Tacotron2Config, WaveGlowConfig
 from fastglow.train.config import Tacotron2TrainConfig, WaveGlowTrainConfig
 from fastglow.train.loop import train
 from fastglow.train.manifest import Item, PreparedDataset
+from fastglow.train.publishing import About, Clip, write_dataset
 
 # Of a process that runs this checkout.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
@@ -71,15 +71,35 @@ def noise(tmp_path_factory):
     """Folder of a prepared data set of six clips of noise, none to validate: needs no package that reads audio."""
     folder = tmp_path_factory.mktemp("noise")
     random = np.random.default_rng(0)
-    dataset = PreparedDataset(folder, MelConfig(), {"train": [], "validation": []}, ["basic_cleaners"])
-    for kind in ("mels", "audio"):
-        (folder / kind).mkdir()
+    clips = []
     for i, frames in enumerate((9, 14, 20, 23, 31, 40)):
         item = Item(f"noise{i}", "hello " * (i + 1), 256 * (frames - 1), frames)
-        np.save(dataset.path("mels", item.id), random.normal(-5, 1, (80, frames)).astype(np.float32))
-        np.save(dataset.path("audio", item.id), random.integers(-3000, 3000, item.samples).astype(np.int16))
-        dataset.items["train"].append(item)
-    dataset.write("noise", [])
+        mel = random.normal(-5, 1, (80, frames)).astype(np.float32)
+        clips.append(Clip(item, random.integers(-3000, 3000, item.samples).astype(np.int16), mel))
+    write_dataset(folder, About("noise", MelConfig(), text_cleaners=["basic_cleaners"]), {"train": clips})
+    return folder
+
+
+def rewritten(source, folder, edit=lambda items: None, change=lambda item, mel: mel, **about):
+    """Another data set of the clips of a prepared one.
+
+    Args:
+        edit: changes the items, in lists by split; one that is derived from another has the other's data, fitted.
+        change: gives the log-mel of an item.
+        about: fields of `About` that differ.
+    """
+    dataset = PreparedDataset.open(source)
+    known = {item.row: item for split in dataset.items.values() for item in split}
+    items = {split: list(members) for split, members in dataset.items.items()}
+    edit(items)
+
+    def clip(item):
+        samples, mel = dataset.samples(known[item.row]), dataset.mel(known[item.row])
+        mel = np.resize(mel, (len(mel), item.frames)) if item.frames != mel.shape[1] else mel
+        return Clip(item, np.resize(samples, item.samples), change(item, mel))
+
+    about = {"audio": dataset.audio, "text_cleaners": dataset.text_cleaners, "mel_dtype": dataset.mel_dtype} | about
+    write_dataset(folder, About("edited", **about), {split: map(clip, members) for split, members in items.items()})
     return folder
 
 
@@ -107,12 +127,9 @@ def files_of_at_most(n_bytes):
 @pytest.fixture
 def poisoned(prepared, tmp_path):
     """(a data set with one mel of NaNs, that item)."""
-    folder = tmp_path / "data"
-    shutil.copytree(prepared, folder)
-    dataset = PreparedDataset.open(folder)
-    bad = dataset.items["train"][4]
-    np.save(dataset.path("mels", bad.id), np.full_like(dataset.mel(bad), np.nan))
-    return folder, bad
+    bad = PreparedDataset.open(prepared).items["train"][4]
+    change = lambda item, mel: np.full_like(mel, np.nan) if item.id == bad.id else mel  # noqa: E731
+    return rewritten(prepared, tmp_path / "data", change=change), bad
 
 
 def configs(model, data, out, **options):

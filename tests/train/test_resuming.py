@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
+from fastglow.audio import MelConfig
 from fastglow.cli import main
 from fastglow.errors import FastglowError
 from fastglow.files import replacing
@@ -20,7 +21,7 @@ from fastglow.train.loop import Trainer, train
 from fastglow.train.manifest import PreparedDataset
 from fastglow.train.resuming import plan_resumption
 
-from .conftest import SMALL_TACOTRON2, SMALL_WAVEGLOW, command_line, configs, run
+from .conftest import SMALL_TACOTRON2, SMALL_WAVEGLOW, command_line, configs, rewritten, run
 
 
 @pytest.fixture(scope="module")
@@ -171,15 +172,6 @@ def test_an_epoch_starts_again_if_its_batches_change(resume, caplog, options, ba
     assert trainer.state.optimizer.param_groups[0]["weight_decay"] == options.get("weight_decay", 1e-6)
 
 
-def edited(prepared, folder, edit):
-    """A copy of a prepared data set, changed by `edit(items by split)`."""
-    shutil.copytree(prepared, folder)
-    dataset = PreparedDataset.open(folder)
-    edit(dataset.items)
-    dataset.write("edited", [])
-    return folder
-
-
 def add_two(items):
     items["train"] += [replace(items["train"][0], id=f"new{i}") for i in range(2)]
 
@@ -217,7 +209,7 @@ def hold_out_less(items):
     ],
 )
 def test_changed_data_is_logged_and_the_epoch_starts_again(resume, prepared, tmp_path, caplog, model, edit, logged):
-    trainer = resume(model, data=edited(prepared, tmp_path / "data", edit))
+    trainer = resume(model, data=rewritten(prepared, tmp_path / "data", edit))
     assert f"data: train items: {logged}\n" in caplog.text
     assert "epoch 1 starts again" in caplog.text
     assert (trainer.state.iteration, trainer.state.epoch, trainer.state.batch) == (1, 0, 0)
@@ -225,7 +217,7 @@ def test_changed_data_is_logged_and_the_epoch_starts_again(resume, prepared, tmp
 
 @pytest.mark.parametrize(("model", "read"), [("tacotron2", True), ("waveglow", False)])
 def test_a_changed_text_matters_to_tacotron2_only(resume, prepared, tmp_path, caplog, model, read):
-    trainer = resume(model, data=edited(prepared, tmp_path / "data", correct_a_text))
+    trainer = resume(model, data=rewritten(prepared, tmp_path / "data", correct_a_text))
     assert ("data: train items: 1 changed" in caplog.text) is read
     assert trainer.state.batch == (0 if read else 1)
 
@@ -234,7 +226,7 @@ def test_other_validation_items_change_nothing_in_training(resume, prepared, tmp
     def edit(items):
         items["validation"][0] = replace(items["validation"][0], id="other")
 
-    trainer = resume("tacotron2", data=edited(prepared, tmp_path / "data", edit))
+    trainer = resume("tacotron2", data=rewritten(prepared, tmp_path / "data", edit))
     assert "data: validation items: 1 new, 1 gone" in caplog.text
     assert trainer.state.batch == 1
 
@@ -255,7 +247,7 @@ def test_data_of_another_run_is_refused(resume, prepared, tmp_path, model):
         items["train"] = [replace(item, samples=item.samples - 1) for item in items["train"]]
 
     for edit in (rename, cut):
-        folder = edited(prepared, tmp_path / edit.__name__, edit)
+        folder = rewritten(prepared, tmp_path / edit.__name__, edit)
         with pytest.raises(
             FastglowError, match="none of its 7 training items .* --init-from .*checkpoint_1.pt"
         ) as error:
@@ -264,10 +256,7 @@ def test_data_of_another_run_is_refused(resume, prepared, tmp_path, model):
 
 
 def test_other_audio_parameters_are_refused_by_name(resume, prepared, tmp_path):
-    shutil.copytree(prepared, tmp_path / "data")
-    description = json.loads((tmp_path / "data" / "dataset.json").read_text())
-    description["audio"] |= {"sampling_rate": 16000}
-    (tmp_path / "data" / "dataset.json").write_text(json.dumps(description))
+    rewritten(prepared, tmp_path / "data", audio=MelConfig(16000))
     with pytest.raises(FastglowError, match=r"different audio parameters .*\(sampling_rate 16000 and 22050\)"):
         resume("waveglow", data=tmp_path / "data")
 
@@ -279,7 +268,7 @@ def test_older_checkpoints_are_resumed(model, runs, prepared, tmp_path, caplog):
     known = checkpoint.pop("trained_with")
     del checkpoint["items"], checkpoint["training"]["ignore_layers"]
     torch.save({**checkpoint, "audio": known["audio"]}, tmp_path / "checkpoint_1.pt")
-    config, model_config = configs(model, edited(prepared, tmp_path / "data", add_two), tmp_path, resume=True)
+    config, model_config = configs(model, rewritten(prepared, tmp_path / "data", add_two), tmp_path, resume=True)
     with caplog.at_level(logging.WARNING):
         trainer = Trainer(model, config, model_config, progress=False)
     assert (trainer.state.iteration, trainer.state.batch) == (1, 1)
@@ -399,7 +388,7 @@ def test_the_lowest_validation_loss_is_that_on_the_same_items(runs, prepared, tm
     checkpoint = torch.load(runs / "waveglow" / "checkpoint_1.pt", weights_only=True)
     torch.save({**checkpoint, "best_loss": 1.5}, tmp_path / "checkpoint_1.pt")
     found = []
-    for data in (prepared, edited(prepared, tmp_path / "data", hold_out_another)):
+    for data in (prepared, rewritten(prepared, tmp_path / "data", hold_out_another)):
         config, model_config = configs("waveglow", data, tmp_path, resume=True)
         found.append(Trainer("waveglow", config, model_config, progress=False).state.best_loss)
     assert found == [1.5, math.inf]

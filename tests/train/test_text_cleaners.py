@@ -1,8 +1,7 @@
 """The text cleaners of a run of Tacotron 2: the data set's, unless others are given."""
 
-import json
 import logging
-import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -13,7 +12,7 @@ from fastglow.train.checkpointing import load_training_checkpoint
 from fastglow.train.loop import Trainer
 from fastglow.train.manifest import PreparedDataset
 
-from .conftest import command_line, configs
+from .conftest import command_line, configs, rewritten
 
 
 @pytest.fixture
@@ -21,20 +20,11 @@ def prepared_with(prepared, tmp_path):
     """A copy of the prepared clips, as if prepared with the given cleaners; None: before they were recorded."""
 
     def make(cleaners):
-        folder = tmp_path / "data"
-        shutil.copytree(prepared, folder)
-        description = json.loads((folder / "dataset.json").read_text())
-        if cleaners is None:
-            del description["text_cleaners"]
-        else:
-            description["text_cleaners"] = cleaners
-        (folder / "dataset.json").write_text(json.dumps(description))
-        for split in ("train", "validation"):
-            items = [json.loads(line) for line in (folder / f"{split}.jsonl").read_text().split("\n") if line]
-            for item in items:  # each cleaner reads this text differently
-                item["text"] = "Dr. Caf\xe9 at Mt. Oslo"
-            (folder / f"{split}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
-        return folder
+        def edit(items):
+            for split, members in items.items():  # each cleaner reads this text differently
+                items[split] = [replace(item, text="Dr. Caf\xe9 at Mt. Oslo") for item in members]
+
+        return rewritten(prepared, tmp_path / "data", edit, text_cleaners=cleaners)
 
     return make
 

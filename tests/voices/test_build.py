@@ -70,7 +70,8 @@ def run(words, *extra):
 def half_a_data_set(words):
     run(words)
     (out_of(words) / "dataset.json").unlink()
-    shutil.rmtree(out_of(words) / "mels")
+    (mels,) = out_of(words).glob("*.mel")
+    mels.unlink()
 
 
 def half_a_checkpoint(words):

@@ -153,7 +153,7 @@ def test_the_other_machine_begins_with_the_weights_and_the_clips(machines, model
         assert torch.equal(tensor, ours["trained_state_dict"][name].half().to(tensor.dtype))
     original = PreparedDataset.open(machines.project.out / "data")
     data = PreparedDataset.open(machines.run(model).with_name("data"))
-    assert data.items["train"] == manifest.items
+    assert list(data.items["train"]) == manifest.items
     assert {item.id for item in manifest.items} == {item.id for item in original.items["train"]}
     for clip in manifest.items:
         if model == "tacotron2":

@@ -11,7 +11,7 @@ import secrets
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ class Manifest:
     files: list[int]
 
     def write(self, folder: Path) -> None:
-        values = asdict(self) | {"audio": self.audio.as_dict()}
+        values = asdict(self) | {"audio": self.audio.as_dict(), "items": [item.as_dict() for item in self.items]}
         (folder / "manifest.json").write_text(json.dumps(values), encoding="utf-8")
 
     @classmethod
@@ -134,7 +134,7 @@ def pack(
             _write_weights(found, folder / WEIGHTS)
         _write_options(found, folder / "options.json", changes)
         lexicon = _copy_lexicon(found, folder)
-        items = _cleaned(dataset, found) if model == "tacotron2" else dataset.items["train"]
+        items = _cleaned(dataset, found) if model == "tacotron2" else list(dataset.items["train"])
         left = limit - size_of(folder)
         packed, files = _write_clips(dataset, list(by_coverage(items)), model, folder, left)
         if not files:
@@ -208,9 +208,7 @@ def _copy_lexicon(found: Found, folder: Path) -> str | None:
 
 def _cleaned(dataset: PreparedDataset, found: Found) -> list[Item]:
     cleaners = found.checkpoint["training"]["text_cleaners"]
-    return [
-        Item(item.id, clean(item.text, cleaners).text, item.samples, item.frames) for item in dataset.items["train"]
-    ]
+    return [replace(item, text=clean(item.text, cleaners).text) for item in dataset.items["train"]]
 
 
 def _write_clips(
@@ -227,7 +225,7 @@ def _write_clips(
     for first in range(0, len(items), CLIPS):
         some = items[first : first + CLIPS]
         encoded = encode([load(item) for item in some])
-        described = len(json.dumps([asdict(item) for item in packed + list(some)])) + 10_000
+        described = len(json.dumps([item.as_dict() for item in packed + list(some)])) + 10_000
         if len(encoded) + described > left:
             break
         left -= len(encoded)

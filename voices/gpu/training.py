@@ -2,15 +2,15 @@
 
 import lzma
 import time
+from collections.abc import Iterator
 from pathlib import Path
-
-import numpy as np
 
 from fastglow.errors import FastglowError
 from fastglow.files import replacing
 from fastglow.train.checkpointing import find_newest_checkpoint
 from fastglow.train.history import LOG
-from fastglow.train.manifest import PreparedDataset
+from fastglow.train.manifest import DESCRIPTION
+from fastglow.train.publishing import About, Clip, write_dataset
 
 from ..running import FASTGLOW, Runner, Stopped
 from . import coding
@@ -23,28 +23,29 @@ SAVING_SECONDS = 25.0
 
 def unpack_data(pack: Path, manifest: Manifest, out: Path) -> None:
     """Writes the clips as a prepared data set, unless that was done before."""
-    if (out / "dataset.json").is_file():
-        return
-    kind, decode, dtype = (
-        ("mels", coding.decode_mels, np.float32)
-        if manifest.model == "tacotron2"
-        else ("audio", coding.decode_recordings, np.int16)
-    )
-    dataset = PreparedDataset(out, manifest.audio, {"train": manifest.items, "validation": []}, [])
-    (out / kind).mkdir(parents=True, exist_ok=True)
+    if not (out / DESCRIPTION).is_file():
+        about = About(f"pack {manifest.id}", manifest.audio, text_cleaners=[])
+        write_dataset(out, about, {"train": _clips(pack, manifest)})
+
+
+def _clips(pack: Path, manifest: Manifest) -> Iterator[Clip]:
+    has_mels = manifest.model == "tacotron2"
     first = 0
     for number, count in enumerate(manifest.files):
         items = manifest.items[first : first + count]
         first += count
-        lengths = [item.frames if kind == "mels" else item.samples for item in items]
         path = pack / f"clips-{number:03d}.xz"
         try:
-            arrays = decode(path.read_bytes(), lengths)
+            data = path.read_bytes()
+            if has_mels:
+                mels = coding.decode_mels(data, [item.frames for item in items])
+                clips = [Clip(item, mel=mel) for item, mel in zip(items, mels, strict=True)]
+            else:
+                recordings = coding.decode_recordings(data, [item.samples for item in items])
+                clips = [Clip(item, samples) for item, samples in zip(items, recordings, strict=True)]
         except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
             raise FastglowError(f"{path} is missing or damaged: copy the whole pack") from error
-        for item, array in zip(items, arrays, strict=True):
-            np.save(dataset.path(kind, item.id), array.astype(dtype))
-    dataset.write(f"pack {manifest.id}", [])
+        yield from clips
 
 
 def train(pack: Path, folder: Path, out: Path, minutes: float, device: str, runner: Runner) -> Result:
