@@ -166,15 +166,21 @@ class TextMelBatch:
     mel: Tensor  # [B, n_mel_channels, T], T a multiple of n_frames_per_step
     gate: Tensor  # [B, T], 1 from the last frame on
     output_lengths: Tensor  # [B]
+    # (input_lengths, output_lengths) on the CPU, where reading them waits for no device; none given: copies.
+    lengths_on_host: tuple[Tensor, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.lengths_on_host = self.lengths_on_host or (self.input_lengths.cpu(), self.output_lengths.cpu())
 
     def to(self, device: torch.device) -> "TextMelBatch":
         tensors = (self.text, self.input_lengths, self.mel, self.gate, self.output_lengths)
-        return TextMelBatch(self.ids, *(t.to(device, non_blocking=True) for t in tensors))
+        text, input_lengths, mel, gate, output_lengths = (t.to(device, non_blocking=True) for t in tensors)
+        return TextMelBatch(self.ids, text, input_lengths, mel, gate, output_lengths, self.lengths_on_host)
 
     @property
     def n_items(self) -> int:
         """Mel frames without padding, in which the training speed is measured, as in the reference."""
-        return int(self.output_lengths.sum())
+        return int(self.lengths_on_host[1].sum())
 
 
 @dataclass
