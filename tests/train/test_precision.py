@@ -40,10 +40,10 @@ def new_scaler(amp="fp16", loss_scale="dynamic", init_scale=8.0, max_skipped=100
     return scaler, model.weight, DeviceStep(model, optimizer, scaler, None, max_norm=1e6)
 
 
-def update(scaler, parameter, step, gradient):
-    """An update with d loss / d parameter = `gradient`; whether it was made."""
+def update(scaler, parameter, step, gradient, beside=0.0):
+    """An update with d loss / d parameter = `gradient`, and `beside` in the loss; whether it was made."""
     step.begin()
-    step.backward({"loss": step.model(torch.tensor(gradient))}, 1.0)
+    step.backward({"loss": step.model(torch.tensor(gradient)) + beside}, 1.0)
     step.update()
     ((*_, skipped, scale),) = step.read(1).tolist()
     scaler.judge(bool(skipped), scale)
@@ -229,17 +229,15 @@ def test_the_learning_rate_warms_up(prepared, tmp_path):
 
 
 def test_an_update_is_skipped_for_its_loss_alone():
-    """The scaler sees gradients only; its count of good updates begins again too."""
-    scaler, parameter, optimizer = new_scaler()
+    """With finite gradients; the scaler's count of good updates begins again too."""
+    scaler, parameter, step = new_scaler()
     for _ in range(1999):
-        update(scaler, parameter, optimizer, [0.0, 0.0])
-    optimizer.zero_grad()
-    scaler.scaled(parameter.sum()).backward()
-    scaler.unscale(optimizer)
-    assert not scaler.update(optimizer, finite=False)
+        update(scaler, parameter, step, [0.0, 0.0])
+    assert not update(scaler, parameter, step, [1.0, 1.0], beside=math.inf)
+    assert parameter.grad.tolist() == [1.0, 1.0]
     assert (scaler.scale, scaler.skipped, parameter.tolist()) == (4.0, 1, [1.0, 2.0])
     for _ in range(1999):
-        update(scaler, parameter, optimizer, [0.0, 0.0])
+        update(scaler, parameter, step, [0.0, 0.0])
     assert scaler.scale == 4.0
-    update(scaler, parameter, optimizer, [0.0, 0.0])
+    update(scaler, parameter, step, [0.0, 0.0])
     assert scaler.scale == 8.0

@@ -109,9 +109,11 @@ def test_the_first_item_that_is_short_enough_is_sampled(prepared, tmp_path, monk
 )
 def test_how_often_samples_are_written(prepared, tmp_path, monkeypatch, options, epochs_with_samples):
     written = []
-    monkeypatch.setattr(TrainStep, "__call__", lambda self, batches, weights: None)
-    monkeypatch.setattr(TrainStep, "is_due", True)
-    monkeypatch.setattr(TrainStep, "results", lambda self: [(1, {"loss": 0.0, "items": 1.0})])
+    launched = []
+    monkeypatch.setattr(TrainStep, "__call__", lambda self, batches, weights: launched.append(1))
+    monkeypatch.setattr(
+        TrainStep, "results", lambda self: [(launched.pop(), {"loss": 0.0, "items": 1.0}) for _ in list(launched)]
+    )
     monkeypatch.setattr(tasks.WaveGlowTask, "losses", lambda self, model, batch: {"loss": batch.audio.sum()})
     monkeypatch.setattr(tasks.WaveGlowTask, "sample", lambda self, model, valset: None)
     monkeypatch.setattr(Reporter, "sample", lambda self, sample, rate, iteration: written.append(iteration))
