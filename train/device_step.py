@@ -51,12 +51,9 @@ class DeviceStep:
         self._buffers = list(model.buffers())
         self._buffers_before = [torch.empty_like(buffer) for buffer in self._buffers]
         self._sums: dict[str, Tensor] = {}
+        self.losses: list[str] = []
         self._rows: Tensor | None = None
         self._next_row = torch.zeros(1, dtype=torch.int64, device=self.parameters[0].device)
-
-    @property
-    def losses(self) -> list[str]:
-        return list(self._sums)
 
     def begin(self) -> None:
         """Before the first forward pass."""
@@ -97,7 +94,7 @@ class DeviceStep:
             self.ema.update(self.model, skipped)
         row = torch.cat([values, torch.stack([skipped.double(), self.scaler.scale.double()])])
         if self._rows is None:
-            self._rows = row.new_zeros(self.capacity, len(row))
+            self._rows, self.losses = row.new_zeros(self.capacity, len(row)), list(self._sums)
         self._rows.index_copy_(0, self._next_row, row.unsqueeze(0))
         self._next_row.add_(1).remainder_(self.capacity)
 

@@ -103,21 +103,15 @@ class TrainStep:
         for group in state.optimizer.param_groups:
             if not self.config.use_saved_learning_rate:
                 group["lr"] = self.config.learning_rate_at(state.epoch, state.iteration)
-        self._launched.append(
-            _Launched(
-                state.iteration,
-                state.batch,
-                state.epoch,
-                [name for batch in batches for name in batch.ids],
-                sum(batch.n_items for batch, weight in zip(batches, weights, strict=True) if weight),
-                state.optimizer.param_groups[0]["lr"],
-            )
-        )
         if self.recorded is None:
             self._run(batches, weights, self.watch.lap)
         else:
             self.recorded([batch.to(state.device) for batch in batches], weights)
             self.watch.lap("optimizer")  # is part of the graph
+        n_items = sum(batch.n_items for batch, weight in zip(batches, weights, strict=True) if weight)
+        ids = [name for batch in batches for name in batch.ids]
+        learning_rate = state.optimizer.param_groups[0]["lr"]
+        self._launched.append(_Launched(state.iteration, state.batch, state.epoch, ids, n_items, learning_rate))
 
     def _run(
         self,

@@ -52,17 +52,17 @@ class Stopwatch:
         self._mark(None)
 
     def steps(self) -> list[StepTime]:
-        """The steps since the last call, after `stop` and after the caller has synchronised.
+        """The steps since the last call, after the caller has synchronised; one that has not ended is forgotten.
 
         Raises:
-            RuntimeError: the GPU has not come to the end of the last lap.
+            RuntimeError: the GPU has not come to the end of the last step.
         """
-        assert not self._names or self._names[-1] is None, "stop() comes first"
         steps: list[StepTime] = []
         laps: dict[str, float] = {}
-        for i, name in enumerate(self._names):
+        last = max((i for i, name in enumerate(self._names) if name is None), default=-1)
+        for i, name in enumerate(self._names[: last + 1]):
             if name is None:
-                steps.append(StepTime(laps, self._elapsed(i, len(self._names) - 1)))
+                steps.append(StepTime(laps, self._elapsed(i, last)))
                 laps = {}
             else:
                 laps[name] = laps.get(name, 0.0) + self._elapsed(i, i + 1)
