@@ -28,6 +28,7 @@ class DeviceStep:
     Attributes:
         losses: names of the losses, after the first step.
         parameters: of the model.
+        rows: [capacity, len(losses) + 3] float64 on the device, see `read`; None before the first step.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class DeviceStep:
         self._buffers_before = [torch.empty_like(buffer) for buffer in self._buffers]
         self._sums: dict[str, Tensor] = {}
         self.losses: list[str] = []
-        self._rows: Tensor | None = None
+        self.rows: Tensor | None = None
         self._next_row = torch.zeros(1, dtype=torch.int64, device=self.parameters[0].device)
 
     def begin(self) -> None:
@@ -93,9 +94,9 @@ class DeviceStep:
         if self.ema is not None:
             self.ema.update(self.model, skipped)
         row = torch.cat([values, torch.stack([skipped.double(), self.scaler.scale.double()])])
-        if self._rows is None:
-            self._rows, self.losses = row.new_zeros(self.capacity, len(row)), list(self._sums)
-        self._rows.index_copy_(0, self._next_row, row.unsqueeze(0))
+        if self.rows is None:
+            self.rows, self.losses = row.new_zeros(self.capacity, len(row)), list(self._sums)
+        self.rows.index_copy_(0, self._next_row, row.unsqueeze(0))
         self._next_row.add_(1).remainder_(self.capacity)
 
     def read(self, steps: int) -> Tensor:
@@ -108,10 +109,10 @@ class DeviceStep:
             float64 [steps, len(losses) + 3] on the CPU: the losses of this process, summed with their weights; norm
             of the gradient before clipping; 1 if the update was skipped, else 0; scale of the loss after the step.
         """
-        assert self._rows is not None and steps <= self.capacity
-        rows = self._rows[:steps].cpu()
+        assert self.rows is not None and steps <= self.capacity
+        rows = self.rows[:steps].cpu()
         self._next_row.zero_()
-        return rows if rows.data_ptr() != self._rows.data_ptr() else rows.clone()
+        return rows if rows.data_ptr() != self.rows.data_ptr() else rows.clone()
 
     def _step_unless(self, skipped: Tensor) -> None:
         """PyTorch's fused optimizers look at this flag on the device; torch.amp.GradScaler sets it too."""
