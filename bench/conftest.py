@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fastglow.errors import FastglowError
+from fastglow.train.compiling import compile_problem
 
 from . import environment, timing
 from .ceilings import Ceilings, measure_ceilings
@@ -57,7 +58,7 @@ def _has_small_sizes(config) -> bool:
 
 def _compiles(config) -> bool:
     """On a CPU."""
-    return not _has_small_sizes(config) and environment.compile_problem() is None
+    return not _has_small_sizes(config) and compile_problem(environment.device()) is None
 
 
 def pytest_collection_modifyitems(config, items):
@@ -97,7 +98,7 @@ def pytest_terminal_summary(terminalreporter, config):
         small = _has_small_sizes(config)
         left_out = "published sizes, torch.compile" if small else "single operations, which are PyTorch's on a CPU"
         skipped.append(f"no GPU: skipped GPU times, float16, peak memory, {left_out}")
-        if problem := None if small else environment.compile_problem():
+        if problem := None if small else compile_problem(environment.device()):
             skipped.append(f"torch.compile skipped: {problem}")
     if not config.stash[DURING_THE_RUN]["dle"]:
         skipped.append("no --peer-dle PATH: NVIDIA's own code skipped")

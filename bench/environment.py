@@ -5,7 +5,6 @@ import json
 import os
 import platform
 import subprocess
-import warnings
 from functools import lru_cache
 from pathlib import Path
 
@@ -58,18 +57,6 @@ def processor() -> dict[str, str]:
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
     }
-
-
-@lru_cache
-def compile_problem() -> str | None:
-    """Why torch.compile does not work on this CPU, in one line: it needs a C++ compiler and Python's headers."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.compile(lambda x: x.sin() + 1)(torch.ones(8))
-    except Exception as error:  # Inductor's own types differ between versions
-        return next(iter(str(error).splitlines()), type(error).__name__)
-    return None
 
 
 def key() -> str:

@@ -2,6 +2,7 @@
 
 import tempfile
 import wave
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from fastglow.audio import MelConfig
 from fastglow.train.manifest import Item, PreparedDataset
+from fastglow.train.publishing import About, Clip, write_dataset
 
 HIGHEST = 3000  # of the samples: noise that no mel clips
 
@@ -42,21 +44,17 @@ _made: list[tempfile.TemporaryDirectory] = []
 @cache
 def prepared(sizes: Sizes) -> PreparedDataset:
     """The data set, all of it to train on."""
+    about = About("noise", MelConfig(), text_cleaners=["basic_cleaners"])
+    return write_dataset(folder() / f"prepared-{sizes.n_items}", about, {"train": _clips(sizes, about.audio)})
+
+
+def _clips(sizes: Sizes, audio: MelConfig) -> Iterator[Clip]:
     random = np.random.default_rng(0)
-    path = folder() / f"prepared-{sizes.n_items}"
-    for kind in ("mels", "audio"):
-        (path / kind).mkdir(parents=True)
-    dataset = PreparedDataset(path, MelConfig(), {"train": [], "validation": []}, ["basic_cleaners"])
-    hop, channels = dataset.audio.hop_length, dataset.audio.n_mel_channels
     lengths = (np.linspace(a, b, sizes.n_items).astype(int) for a, b in zip(sizes.longest, sizes.shortest, strict=True))
     for i, (symbols, frames) in enumerate(zip(*lengths, strict=True)):
-        item = Item(f"noise{i}", "a" * int(symbols), hop * (int(frames) - 1), int(frames))
-        np.save(dataset.path("mels", item.id), random.normal(-5, 1, (channels, item.frames)).astype(np.float32))
+        item = Item(f"noise{i}", "a" * int(symbols), audio.hop_length * (int(frames) - 1), int(frames))
         samples = random.integers(-HIGHEST, HIGHEST, item.samples, endpoint=True).astype(np.int16)
-        np.save(dataset.path("audio", item.id), samples)
-        dataset.items["train"].append(item)
-    dataset.write("noise", [])
-    return PreparedDataset.open(path)
+        yield Clip(item, samples, random.normal(-5, 1, (audio.n_mel_channels, item.frames)).astype(np.float32))
 
 
 @cache

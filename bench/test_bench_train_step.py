@@ -20,7 +20,7 @@ from . import tacotron2_model, waveglow_model
 from .environment import has_gpu
 from .precision import BF16, FP16, OFF, TF32, Precision
 from .training import Batch, Recipe, Trainee, TrainStep
-from .workload import COMPILE, Implementation, cases, on_this_machine
+from .workload import COMPILE, FASTGLOW, Implementation, cases, on_this_machine
 
 CHECKED_FRAMES = 24
 CHECKED_SAMPLES = 500  # of each segment, on a CPU
@@ -84,10 +84,15 @@ class Tacotron2Step(TrainStep):
 
 @dataclass(frozen=True)
 class WaveGlowStep(TrainStep):
-    """Segments of `audio_length` samples."""
+    """Segments of `audio_length` samples.
+
+    Attributes:
+        graph: a CUDA graph of the whole step, as `--cuda-graph` has it.
+    """
 
     channels: int = 512
     audio_length: int = 8000
+    graph: bool = False
 
     op = "waveglow"
     recipe = Recipe(learning_rate=1e-4, weight_decay=0.0, grad_clip_thresh=65504.0)
@@ -97,7 +102,16 @@ class WaveGlowStep(TrainStep):
         sizes = waveglow_model.SMALL if self.small else {}
         return waveglow_model.new_model(self.channels, **sizes)
 
+    @property
+    def name(self) -> str:
+        return f"{super().name}-graph" if self.graph else super().name
+
+    def capturable(self, direction: str) -> bool:
+        return self.graph
+
     def supports(self, implementation: str) -> bool:
+        if self.graph:
+            return implementation == FASTGLOW
         # Only in one precision: compiling takes minutes.
         return (implementation != COMPILE or self.precision == FP16) and super().supports(implementation)
 
@@ -159,6 +173,7 @@ def waveglow_steps() -> list[WaveGlowStep]:
     return on_this_machine(
         gpu=[
             *in_precisions(published, FP16, BF16),
+            *in_precisions(replace(published, graph=True), FP16, BF16),
             *in_precisions(replace(published, batch=4), TF32, OFF),
             *in_precisions(half, FP16),
         ],

@@ -9,9 +9,12 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastglow.train.device_step import DeviceStep
+from fastglow.train.precision import LossScaler
+
 from .environment import device, has_gpu
 from .precision import OFF, Precision
-from .workload import EAGER, PEER, TRAIN_STEP, Cost, Implementation, Workload, launching
+from .workload import EAGER, FASTGLOW, PEER, TRAIN_STEP, Cost, Implementation, Workload, launching
 
 STEPS_FOR_THE_SCALE = 24
 """Steps in which a GradScaler must have found a scale at which the gradients are finite: it halves 2**16 in each."""
@@ -88,6 +91,35 @@ def train_step(
         scaler.step(optimizer)
         scaler.update()
         return Step(loss.detach(), norm.detach())
+
+    return step
+
+
+def our_step(
+    trainee: Trainee, batch: Batch, precision: Precision, recipe: Recipe, recorded: bool = False
+) -> Callable[[], Step]:
+    """`train_step` by what `fastglow train` runs on the device.
+
+    Args:
+        recorded: a CUDA graph will record the call, so that numbers which change belong on the device.
+    """
+    parameters = list(trainee.parameters.values())
+    model = trainee.network if isinstance(trainee.network, nn.Module) else nn.ParameterList(parameters)
+    rate = torch.full((), recipe.learning_rate, device=device()) if recorded else recipe.learning_rate
+    optimizer = torch.optim.Adam(parameters, rate, weight_decay=recipe.weight_decay, fused=True, capturable=recorded)
+    amp = "fp16" if precision.dtype == torch.float16 else "off"
+    scaler = LossScaler(device(), amp, "dynamic", 2.0**16, max_skipped=0)
+    on_device = DeviceStep(model, optimizer, scaler, None, recipe.grad_clip_thresh)
+
+    def step() -> Step:
+        on_device.begin()
+        with precision.products():
+            with precision.autocast():
+                loss = trainee.loss(batch)
+            on_device.backward({"loss": loss}, 1.0)
+        on_device.update()
+        assert on_device.rows is not None
+        return Step(*on_device.rows[0, :2])
 
     return step
 
@@ -173,7 +205,7 @@ class TrainStep(Workload):
         return Cost(ADAM_BYTES * parameters, 3 * self.flops())
 
     def capturable(self, direction: str) -> bool:
-        return False  # GradScaler syncs to see whether the gradients are finite, and training to report its loss
+        return False  # a GradScaler waits, and an optimizer's numbers must be on the device: see `our_step`
 
     def call(self, implementation: Implementation, direction: str) -> Callable[[], Step]:
         step, _ = self._step(implementation, self.new_batch(checked=False), dropout=True)
@@ -203,5 +235,7 @@ class TrainStep(Workload):
 
     def _step(self, implementation: Implementation, batch: Batch, dropout: bool) -> tuple[Callable[[], Step], Trainee]:
         trainee = self.trainee(implementation, copy.deepcopy(self.model), dropout)
+        if implementation.name == FASTGLOW:
+            return our_step(trainee, batch, self.precision, self.recipe, self.capturable("")), trainee
         fused = device().type == "cuda" and implementation.name != PEER  # NVIDIA's train.py takes PyTorch's default
         return train_step(trainee, batch, self.precision, self.recipe, fused), trainee

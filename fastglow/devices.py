@@ -26,7 +26,7 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
 
 def move(x: Tensor, device: torch.device) -> Tensor:
     """The tensor on a device, without waiting for the device."""
-    if device.type == "cuda" and x.device.type == "cpu":
+    if device.type == "cuda" and x.device.type == "cpu" and not torch.compiler.is_compiling():
         return x.pin_memory().to(device, non_blocking=True)
     return x.to(device)
 

@@ -121,6 +121,13 @@ class TrainConfig:
         True, "Draw the initial batch-norm weights from [0, 1).", " /--disable-uniform-initialize-bn-weight"
     )
     cudnn_benchmark: bool = option(False, "Let cuDNN select its algorithms by timing them.")
+    log_interval: int = option(
+        0,
+        "Updates after which the program looks at what the device computed: it then logs each of them, and notices "
+        "losses that are not finite; 0: 10 on a GPU, 1 on a CPU.",
+    )
+    cuda_graph: bool = option(False, "Launch a whole update of WaveGlow as one CUDA graph; for one GPU.")
+    compile: bool = option(False, "Compile forward pass and losses with torch.compile.")
     tensorboard: bool = option(True, "Write TensorBoard logs to OUT/logs.")
     profile: int = option(0, "Write a trace of this many updates to OUT/profile; 0: off.")
 
@@ -148,6 +155,7 @@ class TrainConfig:
             "warmup",
             "max_skipped",
             "profile",
+            "log_interval",
         ):
             if not getattr(self, name) >= 0:
                 raise FastglowError(f"{name}={getattr(self, name)} must not be negative")

@@ -152,12 +152,7 @@ class SegmentDataset(SplitDataset[SegmentItem]):
 
 @dataclass
 class TextMelBatch:
-    """A padded batch for Tacotron 2, longest text first.
-
-    Attributes:
-        n_items: mel frames without padding, in which the training speed is measured, as in the reference; 0: summed
-            from `output_lengths`, for which the host waits.
-    """
+    """A padded batch for Tacotron 2, longest text first."""
 
     ids: list[str]
     text: Tensor  # [B, T_in] int64
@@ -165,17 +160,23 @@ class TextMelBatch:
     mel: Tensor  # [B, n_mel_channels, T] float32, T a multiple of n_frames_per_step
     gate: Tensor  # [B, T] float32, 1 from the last frame on
     output_lengths: Tensor  # [B] int64
-    n_items: int = 0
+    # (input_lengths, output_lengths) on the CPU, where reading them waits for no device; none given: copies.
+    lengths_on_host: tuple[Tensor, ...] = ()
 
     def __post_init__(self) -> None:
-        self.n_items = self.n_items or int(self.output_lengths.sum())
+        self.lengths_on_host = self.lengths_on_host or (self.input_lengths.cpu(), self.output_lengths.cpu())
+
+    @property
+    def n_items(self) -> int:
+        """Mel frames without padding, in which the training speed is measured, as in the reference."""
+        return int(self.lengths_on_host[1].sum())
 
     def tensors(self) -> tuple[Tensor, ...]:
         return self.text, self.input_lengths, self.mel, self.gate, self.output_lengths
 
     def to(self, device: torch.device) -> "TextMelBatch":
         text, input_lengths, mel, gate, output_lengths = (x.to(device, non_blocking=True) for x in self.tensors())
-        return TextMelBatch(self.ids, text, input_lengths, mel, gate, output_lengths, self.n_items)
+        return TextMelBatch(self.ids, text, input_lengths, mel, gate, output_lengths, self.lengths_on_host)
 
 
 @dataclass

@@ -4,9 +4,9 @@ A record has "group", "epoch", "iteration", "time" (seconds since 1970) and its 
 
 - "run": a run begins or resumes, at the iteration of the checkpoint that it continues. What an earlier process did
   after that iteration was lost with it, so the earlier records with a larger iteration no longer count.
-- "train": one step. Its losses, grad_norm, learning_rate, items_per_second, the seconds of its parts (seconds_data,
-  seconds_model, seconds_optimizer), flop_utilisation (1 is the rate of large matrix products on this device), skipped
-  (1 if float16 left the update out, else 0); with float16 loss_scale.
+- "train": one step, at the time when it ended. Its losses, grad_norm, learning_rate, items_per_second, the seconds of
+  its parts (seconds_data, seconds_model, seconds_optimizer), flop_utilisation (1 is the rate of large matrix products
+  on this device), skipped (1 if float16 left the update out, else 0); with float16 loss_scale.
 - "validation": mean losses of the validation split.
 
 JSON has no NaN and no infinity: they are written as the strings "NaN", "Infinity" and "-Infinity".
@@ -77,20 +77,23 @@ class HistoryWriter:
             os.close(self._file)
             self._file = -1
 
-    def write(self, group: str, epoch: int, iteration: int, values: Mapping[str, Value]) -> None:
-        """Appends a record with the present time.
+    def write(
+        self, group: str, epoch: int, iteration: int, values: Mapping[str, Value], when: float | None = None
+    ) -> None:
+        """Appends a record.
 
         Args:
             group: "run", "train" or "validation"; see the module.
             epoch: of the record, from 0.
             iteration: iterations done since the beginning.
             values: by name; NumPy's and PyTorch's scalars are converted.
+            when: seconds since 1970; None: now.
 
         Raises:
             FastglowError: it cannot be written, or only in part: a full disk.
         """
         record: dict[str, Any] = {"group": group, "epoch": int(epoch), "iteration": int(iteration)}
-        record["time"] = round(time.time(), 3)
+        record["time"] = round(time.time() if when is None else when, 3)
         record |= {name: _plain(value) for name, value in values.items() if name not in record}
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
         # A line that a crash or a full disk cut short ends here.

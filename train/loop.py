@@ -3,7 +3,7 @@
 import logging
 import signal
 from collections.abc import Collection
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -25,6 +25,7 @@ from .checkpointing import (
     restore_random_state,
     save_training_checkpoint,
 )
+from .compiling import check_compiler, uncompiled
 from .config import ModelConfig, TrainConfig
 from .data import SplitDataset
 from .interruption import calling_on_signals
@@ -33,7 +34,8 @@ from .manifest import PreparedDataset
 from .meter import StepMeter
 from .precision import DTYPES, pick_amp, resolve_amp, tf32
 from .profiling import StepProfiler
-from .ranks import ALONE, Ranks, joined_ranks, launcher
+from .ranks import ALONE, Ranks, Vote, joined_ranks, launcher
+from .recorded_step import check_recordable
 from .reporting import Reporter
 from .resuming import compare_lexicons, find_checkpoint, item_digests, plan_resumption
 from .sampler import Sharing, StepSampler
@@ -107,6 +109,10 @@ class Trainer:
             config, model_config = resumption.config, resumption.model_config
         config = TASKS[model_name].complete(config, dataset)
         config = self.config = replace(config, amp=pick_amp(config.amp, device))
+        if config.cuda_graph:
+            check_recordable(model_name, device, ranks)
+        if config.compile:
+            check_compiler(device)
         self.task: Task = TASKS[model_name](config, model_config, dataset)
         self.item_digests = item_digests(dataset, model_name) if resumption is None else resumption.item_digests
         if resumption is not None:
@@ -134,6 +140,7 @@ class Trainer:
         self.profiler = StepProfiler(self.out, config.profile if ranks.is_first else 0, device)
         self.stop_requested: signal.Signals | None = None  # by a signal to this process
         self.stopping = False  # all processes agree to stop
+        self.vote = Vote(ranks)
         self.saved: int | None = None  # iteration of the last checkpoint
         logger.info("%s", self._description())
 
@@ -173,6 +180,7 @@ class Trainer:
         ):
             while not self._finished() and not self._stops():
                 whole = self._run_epoch()
+                self.stopping |= self.vote.settle()
                 if self.meter.updates:
                     logger.info("epoch %d: %s", state.epoch + 1, self.meter.epoch_line())
                 if not whole:
@@ -215,26 +223,39 @@ class Trainer:
             disable=not self.progress,
         )
         with bar:
-            for step in range(n_steps):
-                self.meter.watch.lap("data")
-                group = list(islice(batches, config.accumulate))
-                weights = [self.sampler.weight(step, i) for i in range(config.accumulate)]
-                scalars = self.step(group, weights, stop=self.stop_requested is not None)
-                state.count_step(self.sharing.step_size)
-                self.stopping = scalars.pop("stop") > 0
-                self._report_step(self.meter.finish_step(scalars, group), bar)
-                self.profiler.step(state.iteration)
-                if config.iters_per_checkpoint and state.iteration % config.iters_per_checkpoint == 0:
-                    self.save()
-                if self._stops() or self._finished():
-                    return step + 1 == n_steps
+            try:
+                for step in range(n_steps):
+                    self.meter.watch.lap("data")
+                    group = list(islice(batches, config.accumulate))
+                    self.step(group, [self.sampler.weight(step, i) for i in range(config.accumulate)])
+                    self.meter.finish_step(group)
+                    state.count_step(self.sharing.step_size)
+                    bar.update()
+                    self.stopping = self.vote(self.stop_requested is not None)
+                    self.profiler.step(state.iteration)
+                    saves = config.iters_per_checkpoint and state.iteration % config.iters_per_checkpoint == 0
+                    if self.step.is_due or saves:
+                        self._report_steps(bar)
+                    if saves:
+                        self.save()
+                    if self._stops() or self._finished():
+                        self._report_steps(bar)
+                        return step + 1 == n_steps
+                self._report_steps(bar)
+            except Exception:
+                if not self.ranks.several:  # which might not all come here
+                    with suppress(RuntimeError):
+                        self._report_steps(bar)  # may have an earlier error, which is then the one to show
+                raise
         return True
 
-    def _report_step(self, scalars: dict[str, float], bar: tqdm) -> None:
-        bar.update()
-        bar.set_postfix_str(f"loss {scalars['loss']:.4f}, {scalars['items_per_second']:,.0f} items/s")
-        if self.reporter is not None:
-            self.reporter.scalars("train", scalars, self.state.epoch, self.state.iteration)
+    def _report_steps(self, bar: tqdm) -> None:
+        """Logs the steps since the last call; waits for the device, and raises the errors that it found."""
+        for iteration, scalars in self.step.results():
+            values, when = self.meter.measure(scalars)
+            bar.set_postfix_str(f"loss {values['loss']:.4f}, {values['items_per_second']:,.0f} items/s")
+            if self.reporter is not None:
+                self.reporter.scalars("train", values, self.state.epoch, iteration, when)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -252,34 +273,37 @@ class Trainer:
         model.eval()
         n, size = len(self.valset), config.batch_size
         own = range(0, n, size)[ranks.rank :: ranks.world_size]
-        totals: dict[str, float] = {}
+        totals: dict[str, torch.Tensor] = {}
         with self._loader(self.valset) as loader:
             batches = loader.epoch(0, [range(first, min(first + size, n)) for first in own])
             for first, batch in zip(own, batches, strict=True):
                 if self.stop_requested:
                     break
                 seed_everything(config.seed + first)
-                for name, value in self.step.losses(model, batch).items():
-                    totals[name] = totals.get(name, 0.0) + value.item() * len(batch.ids)
+                with uncompiled() if config.compile else nullcontext():
+                    losses = self.step.losses(model, batch)
+                for name, value in losses.items():
+                    totals[name] = totals.get(name, 0.0) + value.double() * len(batch.ids)
         restore_random_state(before, state.device)
-        gathered = ranks.gather((totals, self.stop_requested is not None))
+        own_totals = {name: float(total) for name, total in totals.items()}
+        gathered = ranks.gather((own_totals, self.stop_requested is not None))
         self.stopping = any(stop for _, stop in gathered)
         if self.stopping:
             return {}
         names = dict.fromkeys(name for part, _ in gathered for name in part)
-        losses = {name: sum(part.get(name, 0.0) for part, _ in gathered) / len(self.valset) for name in names}
-        logger.info("epoch %d, iteration %d: validation loss %.4f", state.epoch, state.iteration, losses["loss"])
+        means = {name: sum(part.get(name, 0.0) for part, _ in gathered) / len(self.valset) for name in names}
+        logger.info("epoch %d, iteration %d: validation loss %.4f", state.epoch, state.iteration, means["loss"])
         if self.reporter is not None:
-            self.reporter.scalars("validation", losses, state.epoch, state.iteration)
+            self.reporter.scalars("validation", means, state.epoch, state.iteration)
             earlier = max(0, state.epoch // config.epochs_per_validation - 1)
             if earlier % config.validations_per_sample == 0:
                 self._write_sample(self.reporter)
                 restore_random_state(before, state.device)
-        if losses["loss"] < state.best_loss:  # not if it is NaN
-            state.best_loss = losses["loss"]
+        if means["loss"] < state.best_loss:  # not if it is NaN
+            state.best_loss = means["loss"]
             if config.keep_best:
                 self._write_checkpoint(self.out / BEST)
-        return losses
+        return means
 
     def _write_sample(self, reporter: Reporter) -> None:
         try:

@@ -41,7 +41,7 @@ class Tacotron2Loss(nn.Module):
             F.mse_loss(mel, mel_target)
             + F.mse_loss(mel_postnet, mel_target)
             + F.binary_cross_entropy_with_logits(
-                gate, gate_target, pos_weight=gate.new_tensor(self.gate_positive_weight)
+                gate, gate_target, pos_weight=gate.new_full((), self.gate_positive_weight)
             )
         )
 
@@ -90,4 +90,4 @@ class GuidedAttentionLoss(nn.Module):
         distance = inputs.unsqueeze(1) - steps.unsqueeze(2)  # [B, T, T_in]
         penalty = 1 - torch.exp(-distance.square() / (2 * self.g**2))
         inside = length_mask(output_steps, max_steps).unsqueeze(2) & length_mask(input_lengths, max_inputs).unsqueeze(1)
-        return (alignments * penalty)[inside].mean()
+        return torch.where(inside, alignments * penalty, 0.0).sum() / inside.sum()

@@ -1,5 +1,7 @@
 """What training steps cost: time, items per second, arithmetic; a step's scalars and an epoch's line in the log."""
 
+import time
+from collections import deque
 from collections.abc import Sequence
 
 import torch
@@ -7,7 +9,7 @@ import torch
 from .config import ModelConfig
 from .data import SegmentBatch, TextMelBatch
 from .flops import matrix_rate, training_flops
-from .stopwatch import Stopwatch
+from .stopwatch import StepTime, Stopwatch
 
 
 class StepMeter:
@@ -38,25 +40,32 @@ class StepMeter:
         self.watch.reset()
         self._totals = {"updates": 0.0, "loss": 0.0, "items": 0.0, "flops": 0.0, "skipped": 0.0}
         self._laps: dict[str, float] = {}
+        self._flops: deque[int] = deque()  # of the steps that were launched and not yet measured
+        self._times: deque[StepTime] = deque()
 
-    def finish_step(
-        self, scalars: dict[str, float], batches: Sequence[TextMelBatch | SegmentBatch]
-    ) -> dict[str, float]:
-        """`scalars` with rates instead of the number of items.
+    def finish_step(self, batches: Sequence[TextMelBatch | SegmentBatch]) -> None:
+        """Ends a step, without waiting for the device.
 
         Args:
-            scalars: of `TrainStep`.
             batches: that this process read.
-
-        Returns:
-            also items_per_second of all processes, seconds_<lap>, and flop_utilisation: FLOPs per second over what
-            this device does in large matrix products, measured once.
         """
         self.watch.stop()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        seconds = self.watch.seconds()
-        flops = sum(training_flops(self.model_config, batch) for batch in batches)
+        self._flops.append(sum(training_flops(self.model_config, batch) for batch in batches))
+
+    def measure(self, scalars: dict[str, float]) -> tuple[dict[str, float], float]:
+        """The next of the finished steps, once the device has done all of them.
+
+        Args:
+            scalars: of `TrainStep.results`.
+
+        Returns:
+            (`scalars` with rates instead of the number of items: items_per_second of all processes, seconds_<lap>, and
+            flop_utilisation: FLOPs per second over what this device does in large matrix products, measured once;
+            when the step ended, in seconds since 1970).
+        """
+        if not self._times:
+            self._times.extend(self.watch.steps())
+        (seconds, ago), flops = self._times.popleft(), self._flops.popleft()
         values = {name: value for name, value in scalars.items() if name != "items"}
         values["items_per_second"] = scalars["items"] / sum(seconds.values())
         values |= {f"seconds_{name}": value for name, value in seconds.items()}
@@ -66,7 +75,7 @@ class StepMeter:
             done["loss"] = 0.0  # often not finite; left out of the mean
         self._totals = {name: total + done.get(name, 0.0) for name, total in self._totals.items()}
         self._laps = {name: self._laps.get(name, 0.0) + value for name, value in seconds.items()}
-        return values
+        return values, time.time() - ago
 
     def epoch_line(self) -> str:
         """The epoch's means so far, for the log."""

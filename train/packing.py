@@ -69,9 +69,9 @@ class PackedTextMels(Packed[TextMelBatch]):
         input_lengths, output_lengths, text = numbers[:, 0], numbers[:, 1], numbers[:, 2:]
         mel = _moved(self.bulk, device).float()
         gate = (torch.arange(mel.shape[2], device=device) >= output_lengths[:, None] - 1).float()
-        n_items = int(self.numbers[:, 1].sum())
+        on_host = tuple(torch.from_numpy(self.numbers[:, i].astype(np.int64)) for i in (0, 1))
         lengths = input_lengths.contiguous(), output_lengths.contiguous()
-        return TextMelBatch(self.ids, text.contiguous(), lengths[0], mel, gate, lengths[1], n_items)
+        return TextMelBatch(self.ids, text.contiguous(), lengths[0], mel, gate, lengths[1], on_host)
 
 
 @dataclass

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from fastglow.errors import FastglowError
 
@@ -21,6 +20,8 @@ AUTOMATIC = "auto"
 
 # Below it, gradients overflow although nothing enlarges them.
 SMALLEST_SCALE = 1.0
+
+GROWTH, BACKOFF, GROWTH_INTERVAL = 2.0, 0.5, 2000
 
 
 def resolve_amp(amp: str, device: torch.device) -> str:
@@ -76,8 +77,9 @@ def tf32(on: bool) -> Iterator[None]:
 class LossScaler:
     """Scales the loss under float16, so that small gradients do not vanish; does nothing in other dtypes.
 
-    An update whose gradients are not finite is skipped and halves the scale; 2,000 others in a row double it
-    (Micikevicius et al. 2018, section 3.2). A given scale does not change.
+    An update whose loss or gradients are not finite is skipped and halves the scale; 2,000 others in a row double it
+    (Micikevicius et al. 2018, section 3.2). A given scale does not change. All of that happens on the device, as in
+    torch.amp.GradScaler, whose state this has, and which does not look at the loss.
 
     Args:
         device: of the model.
@@ -87,65 +89,70 @@ class LossScaler:
         max_skipped: how many updates in a row may be skipped.
 
     Attributes:
-        skipped: updates that were skipped since the last one that was not.
+        enabled: whether `amp` is 'fp16'.
+        scale: 0-d float32 on the device.
+        skipped: updates that were skipped since the last one that was not, as far as `judge` was told.
     """
 
     def __init__(self, device: torch.device, amp: str, loss_scale: str, init_scale: float, max_skipped: int):
+        self.enabled = amp == "fp16"
         self.fixed = None if loss_scale == "dynamic" else float(loss_scale)
         self.max_skipped = max_skipped
         self.skipped = 0
-        scale = init_scale if self.fixed is None else self.fixed
-        self._scaler = torch.amp.GradScaler(device.type, init_scale=scale, enabled=amp == "fp16")
-
-    @property
-    def enabled(self) -> bool:
-        return self._scaler.is_enabled()
-
-    @property
-    def scale(self) -> float:
-        return self._scaler.get_scale()
+        scale = (init_scale if self.fixed is None else self.fixed) if self.enabled else 1.0
+        self.scale = torch.full((), scale, dtype=torch.float32, device=device)
+        self._made_in_a_row = torch.zeros((), dtype=torch.int32, device=device)
 
     def scaled(self, loss: Tensor) -> Tensor:
-        return self._scaler.scale(loss)
+        return loss * self.scale if self.enabled else loss
 
-    def unscale(self, optimizer: Optimizer) -> None:
-        self._scaler.unscale_(optimizer)
+    def unscale(self, gradients: list[Tensor]) -> None:
+        """Divides the gradients by the scale, in place."""
+        if self.enabled:
+            torch._foreach_mul_(gradients, self.scale.double().reciprocal().float())
 
-    def update(self, optimizer: Optimizer, finite: bool) -> bool:
-        """Makes the update, or skips it if a gradient is not finite; whether it was made.
+    def adapt(self, skipped: Tensor) -> None:
+        """Changes the scale after an update.
 
         Args:
-            optimizer: whose gradients are unscaled.
-            finite: whether the loss and the norm of the gradient are.
+            skipped: 0-d float32 on the device, 1 if the update was skipped, else 0.
+        """
+        if self.enabled and self.fixed is None:
+            torch._amp_update_scale_(self.scale, self._made_in_a_row, skipped, GROWTH, BACKOFF, GROWTH_INTERVAL)
+
+    def judge(self, skipped: bool, scale: float) -> None:
+        """Counts an update on the host, later.
+
+        Args:
+            skipped: whether it was skipped.
+            scale: after it.
 
         Raises:
             FastglowError: the scale fell below `SMALLEST_SCALE`, or too many updates in a row were skipped.
         """
-        if finite:
-            self._scaler.step(optimizer)
-            self._scaler.update(self.fixed)
-        elif self.enabled:
-            # Also where only the loss, or the squares of the norm, are not finite, which the scaler does not see.
-            self._scaler.update(self.fixed or self.scale * self._scaler.get_backoff_factor())
-            self._scaler.load_state_dict(self._scaler.state_dict() | {"_growth_tracker": 0})
-        if not self.enabled:
-            return finite
-        self.skipped = 0 if finite else self.skipped + 1
+        self.skipped = self.skipped + 1 if skipped else 0
         row = f"{self.skipped} updates in a row without finite gradients"
         advice = "lower the learning rate or use --amp bf16, and resume"
-        if not finite and self.fixed is None and self.scale < SMALLEST_SCALE:
+        if skipped and self.fixed is None and scale < SMALLEST_SCALE:
             raise FastglowError(
-                f"the loss scale fell to {self.scale:g} after {row}, although a scale below "
+                f"the loss scale fell to {scale:g} after {row}, although a scale below "
                 f"{SMALLEST_SCALE:g} enlarges nothing: {advice}"
             )
         if self.skipped > self.max_skipped > 0:
             raise FastglowError(
-                f"{row} at a loss scale of {self.scale:g}, max_skipped={self.max_skipped} is the limit: {advice}"
+                f"{row} at a loss scale of {scale:g}, max_skipped={self.max_skipped} is the limit: {advice}"
             )
-        return finite
 
     def state_dict(self) -> dict[str, Any]:
-        return {"scaler": self._scaler.state_dict(), "skipped": self.skipped}
+        """Of torch.amp.GradScaler, in "scaler", and the count of skipped updates; waits for the device."""
+        scaler = {
+            "scale": self.scale.item(),
+            "growth_factor": GROWTH,
+            "backoff_factor": BACKOFF,
+            "growth_interval": GROWTH_INTERVAL,
+            "_growth_tracker": self._made_in_a_row.item(),
+        }
+        return {"scaler": scaler if self.enabled else {}, "skipped": self.skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over the scale, unless it is given or float16 is off, now or before.
@@ -153,8 +160,10 @@ class LossScaler:
         Raises:
             KeyError, TypeError, ValueError, RuntimeError: the state is malformed.
         """
-        if self.enabled and self.fixed is None and state["scaler"]:
-            if not (isfinite(state["scaler"]["scale"]) and state["scaler"]["scale"] > 0):
-                raise ValueError(f"the loss scale {state['scaler']['scale']} must be positive")
-            self._scaler.load_state_dict(state["scaler"])
+        saved = state["scaler"]
+        if self.enabled and self.fixed is None and saved:
+            if not (isfinite(saved["scale"]) and saved["scale"] > 0):
+                raise ValueError(f"the loss scale {saved['scale']} must be positive")
+            self.scale.fill_(saved["scale"])
+            self._made_in_a_row.fill_(saved["_growth_tracker"])
             self.skipped = int(state["skipped"])

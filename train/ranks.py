@@ -104,7 +104,6 @@ class Ranks:
         """The model to call in training: its backward pass leaves the mean gradient of all processes."""
         if not self.several:
             return model
-        devices = [self.local_rank] if next(model.parameters()).is_cuda else None
         # Each process has its own batch statistics, as in the reference; `broadcast_buffers` serves validation. The
         # option was renamed in PyTorch 2.13.
         names = inspect.signature(DistributedDataParallel).parameters
@@ -112,7 +111,7 @@ class Ranks:
         options: dict[str, Any] = {buffers: False}
         return DistributedDataParallel(
             model,
-            device_ids=devices,
+            device_ids=None,  # it would move the lengths that are meant to be on the CPU
             **options,
             gradient_as_bucket_view=True,
             # Every step runs the same operations. PyTorch records them in the first backward pass, which must
@@ -122,6 +121,34 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+class Vote:
+    """Whether any process wishes to stop. All learn it at the same time, and no GPU is waited for.
+
+    The wishes travel between the hosts while a step is launched: a call returns what the call before it was about.
+    """
+
+    def __init__(self, ranks: Ranks):
+        self.ranks = ranks
+        self._wishes = torch.zeros(1)
+        self._exchange: dist.Work | None = None
+
+    def __call__(self, wish: bool) -> bool:
+        """Collective; whether any process wished it in the call before. One process alone needs no vote: False."""
+        agreed = self.settle()
+        if self.ranks.several:
+            self._wishes = torch.tensor([float(wish)])
+            self._exchange = dist.all_reduce(self._wishes, async_op=True)
+        return agreed
+
+    def settle(self) -> bool:
+        """Ends the exchange in progress; whether any process wished it in the last call. Collective."""
+        if self._exchange is None:
+            return False
+        self._exchange.wait()
+        self._exchange = None
+        return bool(self._wishes)
 
 
 @contextmanager

@@ -49,11 +49,14 @@ class Reporter:
         """A process begins or resumes a run."""
         self.history.write(RUN, epoch, iteration, {"description": description})
 
-    def scalars(self, group: str, values: dict[str, float], epoch: int, iteration: int) -> None:
-        self.history.write(group, epoch, iteration, values)
+    def scalars(
+        self, group: str, values: dict[str, float], epoch: int, iteration: int, when: float | None = None
+    ) -> None:
+        """`when`: seconds since 1970; None: now."""
+        self.history.write(group, epoch, iteration, values, when)
         if self.writer is not None:
             for name, value in values.items():
-                self.writer.add_scalar(f"{group}/{name}", value, iteration)
+                self.writer.add_scalar(f"{group}/{name}", value, iteration, walltime=when)
 
     def sample(self, sample: Sample, sampling_rate: int, iteration: int) -> None:
         """Writes a validation item as picture and audio; deletes all but the newest `keep_samples` (0: keeps all)."""

@@ -1,19 +1,33 @@
-"""Where the time of a training step goes."""
+"""Where the time of training steps goes."""
 
 import time
+from typing import NamedTuple
 
 import torch
 from torch.profiler import record_function
 
 
-class Stopwatch:
-    """Splits a step's time into named laps, which are also ranges of that name in a torch.profiler trace.
+class StepTime(NamedTuple):
+    """Of one step.
 
-        watch.lap("data")  # ends the lap before it, if there is one
-        watch.lap("model")
-        watch.stop()
-        loss.item()  # the loop's own synchronisation
-        watch.seconds()  # {"data": ..., "model": ...}
+    Attributes:
+        laps: seconds by name.
+        ago: seconds from its end to that of the last step.
+    """
+
+    laps: dict[str, float]
+    ago: float
+
+
+class Stopwatch:
+    """Splits the time of steps into named laps, which are also ranges of that name in a torch.profiler trace.
+
+        for batch in batches:
+            watch.lap("model")  # ends the lap before it, if there is one
+            watch.lap("optimizer")
+            watch.stop()
+        losses.tolist()  # the loop's own synchronisation, after any number of steps
+        watch.steps()  # one `StepTime` each
 
     On a GPU the laps are those of the current stream, marked by events: the host waits for nothing, and a lap in which
     the host keeps the GPU waiting, such as "data", counts the GPU's wait. Elsewhere they are the host's.
@@ -22,34 +36,38 @@ class Stopwatch:
     def __init__(self, device: torch.device):
         self._on_gpu = device.type == "cuda"
         self._device = device
-        self._names: list[str | None] = []  # of what begins at each mark; None: of nothing
+        self._names: list[str | None] = []  # of what begins at each mark; None: the end of a step
         self._times: list[float] = []  # of the marks, by the host's clock
-        self._events: list[torch.cuda.Event] = []  # the marks on the GPU; kept from step to step
+        self._events: list[torch.cuda.Event] = []  # the marks on the GPU; used again after `steps`
         self._range: record_function | None = None
 
     def lap(self, name: str) -> None:
-        """Begins a lap; those of the same name add up."""
+        """Begins a lap; those of the same name in a step add up."""
         self._mark(name)
         self._range = record_function(name)
         self._range.__enter__()
 
     def stop(self) -> None:
-        """Ends the last lap, before the loop synchronises."""
+        """Ends the last lap, and the step."""
         self._mark(None)
 
-    def seconds(self) -> dict[str, float]:
-        """The laps since the last call, after `stop` and after the caller has synchronised.
+    def steps(self) -> list[StepTime]:
+        """The steps since the last call, after the caller has synchronised; one that has not ended is forgotten.
 
         Raises:
-            RuntimeError: the GPU has not come to the end of the last lap.
+            RuntimeError: the GPU has not come to the end of the last step.
         """
-        assert not self._names or self._names[-1] is None, "stop() comes first"
-        totals: dict[str, float] = {}
-        for i, name in enumerate(self._names):
-            if name is not None:
-                totals[name] = totals.get(name, 0.0) + self._elapsed(i)
+        steps: list[StepTime] = []
+        laps: dict[str, float] = {}
+        last = max((i for i, name in enumerate(self._names) if name is None), default=-1)
+        for i, name in enumerate(self._names[: last + 1]):
+            if name is None:
+                steps.append(StepTime(laps, self._elapsed(i, last)))
+                laps = {}
+            else:
+                laps[name] = laps.get(name, 0.0) + self._elapsed(i, i + 1)
         self.reset()
-        return totals
+        return steps
 
     def reset(self) -> None:
         """Forgets the laps so far, such as the wait for a batch at the end of the data."""
@@ -72,7 +90,7 @@ class Stopwatch:
             self._range.__exit__(None, None, None)
             self._range = None
 
-    def _elapsed(self, i: int) -> float:
+    def _elapsed(self, i: int, j: int) -> float:
         if self._on_gpu:
-            return self._events[i].elapsed_time(self._events[i + 1]) / 1e3  # from milliseconds
-        return self._times[i + 1] - self._times[i]
+            return self._events[i].elapsed_time(self._events[j]) / 1e3  # from milliseconds
+        return self._times[j] - self._times[i]

@@ -69,10 +69,12 @@ class Task(ABC, Generic[ConfigT, ModelConfigT, ModelT, DataT, BatchT]):
 
     Attributes:
         packing: makes its batches.
+        has_dynamic_shapes: of its batches.
     """
 
     name: str
     packing: Packing
+    has_dynamic_shapes: bool
 
     def __init__(self, config: ConfigT, model_config: ModelConfigT, dataset: PreparedDataset):
         if model_config.n_mel_channels != dataset.audio.n_mel_channels:
@@ -113,6 +115,15 @@ class Task(ABC, Generic[ConfigT, ModelConfigT, ModelT, DataT, BatchT]):
         """Named scalars, means over the batch; 'loss' is minimised. `model` may be wrapped for parallel training."""
 
     @abstractmethod
+    def losses_of(self, output: Any, batch: BatchT) -> dict[str, Tensor]:
+        """`losses` of the model's output."""
+
+    def compile(self, model: nn.Module) -> None:
+        """Has torch.compile compile the model's forward pass and the losses, at their first call."""
+        model.compile(dynamic=self.has_dynamic_shapes)
+        self.losses_of = torch.compile(self.losses_of, dynamic=self.has_dynamic_shapes)  # type: ignore[method-assign]
+
+    @abstractmethod
     def sample(self, model: ModelT, valset: DataT) -> Sample:
         """Synthesis of the item `sample_index(valset)`."""
 
@@ -142,6 +153,7 @@ def of_both_mels(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> LossTerm:
 
 class Tacotron2Task(Task[Tacotron2TrainConfig, Tacotron2Config, Tacotron2, TextMelDataset, TextMelBatch]):
     name = "tacotron2"
+    has_dynamic_shapes = True
 
     @classmethod
     def complete(cls, config: Tacotron2TrainConfig, dataset: PreparedDataset) -> Tacotron2TrainConfig:
@@ -219,7 +231,11 @@ class Tacotron2Task(Task[Tacotron2TrainConfig, Tacotron2Config, Tacotron2, TextM
 
     def losses(self, model: nn.Module, batch: TextMelBatch) -> dict[str, Tensor]:
         previous = self.drop_frames(batch.mel) if model.training else batch.mel
-        output = model((batch.text, batch.input_lengths, previous, batch.text.shape[1], batch.output_lengths))
+        lengths = batch.lengths_on_host[0]
+        output = model((batch.text, lengths, previous, batch.text.shape[1], batch.output_lengths))
+        return self.losses_of(output, batch)
+
+    def losses_of(self, output: list[Tensor], batch: TextMelBatch) -> dict[str, Tensor]:
         losses = {"loss": self.criterion(output, (batch.mel, batch.gate))}
         for name, (weight, term) in self.further_terms.items():
             if weight > 0:
@@ -269,6 +285,7 @@ class Tacotron2Task(Task[Tacotron2TrainConfig, Tacotron2Config, Tacotron2, TextM
 
 class WaveGlowTask(Task[WaveGlowTrainConfig, WaveGlowConfig, WaveGlow, SegmentDataset, SegmentBatch]):
     name = "waveglow"
+    has_dynamic_shapes = False
 
     def __init__(self, config: WaveGlowTrainConfig, model_config: WaveGlowConfig, dataset: PreparedDataset):
         super().__init__(config, model_config, dataset)
@@ -300,7 +317,10 @@ class WaveGlowTask(Task[WaveGlowTrainConfig, WaveGlowConfig, WaveGlow, SegmentDa
         return SegmentDataset(self.dataset, split, self.config.segment_length, self.config.seed)
 
     def losses(self, model: nn.Module, batch: SegmentBatch) -> dict[str, Tensor]:
-        return {"loss": self.criterion(model((batch.mel, batch.audio)))}
+        return self.losses_of(model((batch.mel, batch.audio)), batch)
+
+    def losses_of(self, output: Any, batch: SegmentBatch) -> dict[str, Tensor]:
+        return {"loss": self.criterion(output)}
 
     @torch.no_grad()
     def sample(self, model: WaveGlow, valset: SegmentDataset) -> Sample:

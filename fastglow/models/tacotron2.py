@@ -133,7 +133,8 @@ class Tacotron2(Refreshable):
         Args:
             inputs: (text [B, T_in] int64, input_lengths [B], mels [B, n_mel_channels, T], max_len,
                 output_lengths [B]); max_len is T_in, as in the reference's call. Items may be in any order; T must be
-                a multiple of n_frames_per_step.
+                a multiple of n_frames_per_step. On a GPU, input_lengths may be on the CPU: with the longest text
+                first, the host then waits for nothing.
 
         Returns:
             [mel, mel_postnet, gate, alignments]: [B, n_mel_channels, T] twice, gate logits
@@ -147,7 +148,7 @@ class Tacotron2(Refreshable):
         if mels.shape[2] == 0:
             raise FastglowError(f"mels have shape {list(mels.shape)}, must have at least 1 frame")
         memory = self.encoder(self.embedding(text).transpose(1, 2), input_lengths)
-        mel, gate, alignments = self.decoder(memory, mels, input_lengths)
+        mel, gate, alignments = self.decoder(memory, mels, move(input_lengths, memory.device))
         return self.parse_output([mel, mel + self.postnet(mel), gate, alignments], output_lengths)
 
     @torch.no_grad()

@@ -84,7 +84,9 @@ class Encoder(Refreshable):
         """[B, T, dim], lengths [B] on the CPU -> [B, T, dim]."""
         if int(lengths.min()) < 1:
             raise _no_text(lengths)
-        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        # Bringing the items into order copies it to the device, and waits for that.
+        in_order = bool((lengths[1:] <= lengths[:-1]).all())
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=in_order)
         outputs, _ = self.lstm(packed)
         return pad_packed_sequence(outputs, batch_first=True, total_length=x.shape[1])[0]
 

@@ -40,14 +40,16 @@ def main(data, out):
 
 
 def steps(trainer, epoch):
-    """(scalars, gradients) of every step; rank 1 is asked to stop in odd epochs."""
+    """(scalars, gradients) of every step; rank 1 wishes to stop in odd epochs, and all learn it a step later."""
     trainer.sampler.start_epoch(epoch)
     trainer.trainset.set_epoch(epoch)
     accumulate, indices = trainer.config.accumulate, iter(trainer.sampler)
     for step in range(len(trainer.sampler.steps)):
         batches = [trainer.task.collate([trainer.trainset[i] for i in batch]) for batch in islice(indices, accumulate)]
         weights = [trainer.sampler.weight(step, i) for i in range(accumulate)]
-        scalars = trainer.step(batches, weights, stop=trainer.ranks.rank == 1 and epoch % 2 == 1)
+        trainer.step(batches, weights)
+        ((_, scalars),) = trainer.step.results()
+        scalars["stop"] = trainer.vote(trainer.ranks.rank == 1 and epoch % 2 == 1)
         yield scalars, {name: p.grad.clone() for name, p in trainer.state.model.named_parameters()}
 
 

@@ -10,6 +10,7 @@ from fastglow.cli import main
 from fastglow.errors import FastglowError
 from fastglow.train.checkpointing import load_training_checkpoint
 from fastglow.train.config import TrainConfig
+from fastglow.train.device_step import DeviceStep
 from fastglow.train.history import read_history
 from fastglow.train.loop import Trainer
 from fastglow.train.precision import LossScaler, pick_amp, tf32
@@ -19,25 +20,41 @@ from .conftest import MODELS, command_line, configs, run
 CPU = torch.device("cpu")
 
 
+class Line(torch.nn.Module):
+    """With a buffer that a forward pass spoils."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        self.register_buffer("mean", torch.zeros(2))
+
+    def forward(self, x):
+        self.mean.add_(x)
+        return (self.weight * x).sum()
+
+
 def new_scaler(amp="fp16", loss_scale="dynamic", init_scale=8.0, max_skipped=100):
-    parameter = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    model = Line()
     scaler = LossScaler(CPU, amp, loss_scale, init_scale, max_skipped)
-    return scaler, parameter, torch.optim.SGD([parameter], lr=0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, fused=True)
+    return scaler, model.weight, DeviceStep(model, optimizer, scaler, None, max_norm=1e6)
 
 
-def update(scaler, parameter, optimizer, gradient):
-    """An update with d loss / d parameter = `gradient`; whether it was made."""
-    optimizer.zero_grad()
-    scaler.scaled((parameter * torch.tensor(gradient)).sum()).backward()
-    scaler.unscale(optimizer)
-    return scaler.update(optimizer, all(map(math.isfinite, gradient)))
+def update(scaler, parameter, step, gradient, beside=0.0):
+    """An update with d loss / d parameter = `gradient`, and `beside` in the loss; whether it was made."""
+    step.begin()
+    step.backward({"loss": step.model(torch.tensor(gradient)) + beside}, 1.0)
+    step.update()
+    ((*_, skipped, scale),) = step.read(1).tolist()
+    scaler.judge(bool(skipped), scale)
+    return not skipped
 
 
 def test_the_scale_leaves_no_trace_in_the_update():
     for amp in ("off", "bf16", "fp16"):
-        scaler, parameter, optimizer = new_scaler(amp)
+        scaler, parameter, step = new_scaler(amp)
         assert scaler.enabled is (amp == "fp16")
-        assert update(scaler, parameter, optimizer, [3.0, -4.0])
+        assert update(scaler, parameter, step, [3.0, -4.0])
         assert parameter.tolist() == [1 - 1.5, 2 + 2.0]
         assert parameter.grad.tolist() == [3.0, -4.0]
 
@@ -46,11 +63,11 @@ def test_small_gradients_survive_float16_by_the_scale():
     """The product's gradient, 1e-4 * 1e-4, is below float16's smallest number."""
 
     def gradient(scale):
-        scaler, parameter, optimizer = new_scaler(init_scale=scale)
+        scaler, parameter, _ = new_scaler(init_scale=scale)
         with torch.autocast("cpu", torch.float16):
             loss = torch.mm(parameter[None], torch.full((2, 1), 1e-4)).float().sum() * 1e-4
         scaler.scaled(loss).backward()
-        scaler.unscale(optimizer)
+        scaler.unscale([parameter.grad])
         return parameter.grad
 
     assert not gradient(1.0).any()
@@ -58,13 +75,14 @@ def test_small_gradients_survive_float16_by_the_scale():
 
 
 def test_an_update_that_is_not_finite_is_skipped_and_halves_the_scale():
-    scaler, parameter, optimizer = new_scaler()
+    scaler, parameter, step = new_scaler()
     for n, gradient in enumerate(([math.inf, 1.0], [1.0, math.nan]), 1):
-        assert not update(scaler, parameter, optimizer, gradient)
+        assert not update(scaler, parameter, step, gradient)
         assert (scaler.scale, scaler.skipped) == (8.0 / 2**n, n)
-    assert parameter.tolist() == [1.0, 2.0]
-    assert update(scaler, parameter, optimizer, [2.0, 2.0])
+    assert parameter.tolist() == [1.0, 2.0] and step.model.mean.tolist() == [0.0, 0.0]
+    assert update(scaler, parameter, step, [2.0, 2.0])
     assert (scaler.scale, scaler.skipped) == (2.0, 0)
+    assert parameter.tolist() == [0.0, 1.0] and step.model.mean.tolist() == [2.0, 2.0]
 
 
 def test_a_scale_that_collapses_is_explained():
@@ -141,7 +159,7 @@ def test_matrix_products_are_in_the_chosen_type_and_weights_in_float32(prepared,
     seen = []
     part.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
     trainer.state.model.train()
-    trainer.step([trainer.task.collate([trainer.trainset[0]])], [1.0], stop=False)
+    trainer.step([trainer.task.collate([trainer.trainset[0]])], [1.0])
     assert seen == [{"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]]
     assert {p.dtype for p in trainer.state.model.parameters()} == {torch.float32}
     moments = [m for state in trainer.state.optimizer.state.values() for m in state.values()]
@@ -211,17 +229,15 @@ def test_the_learning_rate_warms_up(prepared, tmp_path):
 
 
 def test_an_update_is_skipped_for_its_loss_alone():
-    """The scaler sees gradients only; its count of good updates begins again too."""
-    scaler, parameter, optimizer = new_scaler()
+    """With finite gradients; the scaler's count of good updates begins again too."""
+    scaler, parameter, step = new_scaler()
     for _ in range(1999):
-        update(scaler, parameter, optimizer, [0.0, 0.0])
-    optimizer.zero_grad()
-    scaler.scaled(parameter.sum()).backward()
-    scaler.unscale(optimizer)
-    assert not scaler.update(optimizer, finite=False)
+        update(scaler, parameter, step, [0.0, 0.0])
+    assert not update(scaler, parameter, step, [1.0, 1.0], beside=math.inf)
+    assert parameter.grad.tolist() == [1.0, 1.0]
     assert (scaler.scale, scaler.skipped, parameter.tolist()) == (4.0, 1, [1.0, 2.0])
     for _ in range(1999):
-        update(scaler, parameter, optimizer, [0.0, 0.0])
+        update(scaler, parameter, step, [0.0, 0.0])
     assert scaler.scale == 4.0
-    update(scaler, parameter, optimizer, [0.0, 0.0])
+    update(scaler, parameter, step, [0.0, 0.0])
     assert scaler.scale == 8.0
