@@ -92,6 +92,18 @@ def train_step(
     return step
 
 
+def passes(trainee: Trainee, batch: Batch, precision: Precision) -> Callable[[], None]:
+    """A call that makes a forward and a backward pass and adds to the gradients."""
+
+    def run() -> None:
+        with precision.products():
+            with precision.autocast():
+                loss = trainee.loss(batch)
+            loss.backward()
+
+    return run
+
+
 def first_whole_step(step: Callable[[], Step]) -> Step:
     """Steps until a step is not skipped; the skipped ones change no parameter.
 
@@ -179,6 +191,10 @@ class TrainStep(Workload):
         step, _ = self._step(implementation, self.new_batch(checked=False), dropout=True)
         first_whole_step(step)
         return step
+
+    def passes(self, implementation: Implementation) -> Callable[[], None]:
+        trainee = self.trainee(implementation, copy.deepcopy(self.model), dropout=True)
+        return passes(trainee, self.new_batch(checked=False), self.precision)
 
     def verify(self, implementation: Implementation, direction: str) -> float:
         """Checks loss, norm of the gradient, and that the step leaves every parameter finite and changed."""
