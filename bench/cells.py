@@ -18,6 +18,10 @@ def ceilings_line(machine: Mapping) -> str:
     return f"Ceilings: copy {ceilings['bytes_per_second'] / 1e9:.4g} GB/s{reads}; matrix product {rates}."
 
 
+def memory_cell(n_bytes: int) -> str:
+    return f"{n_bytes / 2**20:,.0f} MiB"
+
+
 def time_cell(row: Row) -> str:
     seconds = row.seconds
     text = f"{seconds * 1e3:.4g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.4g} us"

@@ -14,9 +14,9 @@ from . import environment, timing
 from .ceilings import Ceilings, measure_ceilings
 from .measurement import Measurement
 from .peers import load_dle
-from .workload import COMPILE, EAGER, FASTGLOW, PEER, Implementation, Workload
+from .workload import COMPILE, EAGER, FASTGLOW, ORDINARY, PEER, Implementation, Workload
 
-ORDER = (FASTGLOW, EAGER, PEER, COMPILE)  # slowest last: --time-limit may stop the run
+ORDER = (FASTGLOW, EAGER, ORDINARY, PEER, COMPILE)  # slowest last: --time-limit may stop the run
 
 DURING_THE_RUN = pytest.StashKey[dict]()
 
@@ -48,8 +48,8 @@ def pytest_generate_tests(metafunc):
 def _implementations(config) -> list[Implementation]:
     """Those of the run."""
     dle = config.stash[DURING_THE_RUN]["dle"]
-    present = {FASTGLOW: True, EAGER: True, PEER: dle is not None, COMPILE: environment.has_gpu() or _compiles(config)}
-    return [Implementation(name, dle) for name in ORDER if present[name]]
+    absent = {PEER: dle is None, COMPILE: not (environment.has_gpu() or _compiles(config))}
+    return [Implementation(name, dle) for name in ORDER if not absent.get(name)]
 
 
 def _has_small_sizes(config) -> bool:
@@ -81,7 +81,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def _runs(small: bool, names: Sequence[str], workload: Workload, implementation: str, **others) -> bool:
-    return implementation in names and workload.supports(implementation) and workload.runs(small)
+    return implementation in names and workload.offers(implementation) and workload.runs(small)
 
 
 def pytest_runtest_setup(item):
@@ -97,7 +97,7 @@ def pytest_terminal_summary(terminalreporter, config):
     if not environment.has_gpu():
         small = _has_small_sizes(config)
         left_out = "published sizes, torch.compile" if small else "single operations, which are PyTorch's on a CPU"
-        skipped.append(f"no GPU: skipped GPU times, float16, peak memory, {left_out}")
+        skipped.append(f"no GPU: skipped GPU times, float16, {left_out}")
         if problem := None if small else compile_problem(environment.device()):
             skipped.append(f"torch.compile skipped: {problem}")
     if not config.stash[DURING_THE_RUN]["dle"]:

@@ -5,10 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from . import environment, timing
+from . import environment, memory, timing
 from .ceilings import Ceilings, measure_ceilings
 from .workload import COMPILE, EAGER, FASTGLOW, PEER, Implementation, Workload
 
@@ -27,6 +26,7 @@ class Contender:
     implementation: Implementation
     error: float
     function: Callable[[], object]
+    memory: dict[str, int | None]
 
     def __call__(self) -> None:
         with self.implementation.active():
@@ -77,17 +77,19 @@ class Measurement:
         self.benchmark.extra_info.update(_info(workload, direction, implementation, error, rounds), **how)
 
     def _time(self, workload: Workload, direction: str, implementation: Implementation) -> dict:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        calls = [workload.call(implementation, direction)]
-        calls[0]()
-        peak = torch.cuda.max_memory_allocated() - before
+        used = _memory(workload, implementation)
+        calls: list[Callable[[], object]] = []
+
+        def first() -> None:
+            calls.append(workload.call(implementation, direction))
+            calls[0]()
+
+        used["peak_memory_bytes"] = memory.peak_bytes(first)
         n = timing.sets_needed(workload.cost(direction).bytes, timing.cache_bytes())
         calls += [workload.call(implementation, direction) for _ in range(n - 1)]
         timed = timing.prepare_round(calls, workload.capturable(direction))
         timing.time_rounds(self.benchmark, timed)
-        return {"method": timed.method, "peak_memory_bytes": peak, "sets": n, "calls_per_round": timed.calls}
+        return {"method": timed.method, **used, "sets": n, "calls_per_round": timed.calls}
 
     def _measure_in_turn(self, workload: Workload, direction: str) -> list[str]:
         """Times fastglow's implementation and all others, in this and the other precisions, and the machine's ceilings;
@@ -95,7 +97,7 @@ class Measurement:
         contenders, failures = [], []
         for of in (workload, *workload.beside()):
             for implementation in self.implementations:
-                if not of.supports(implementation.name):
+                if not of.offers(implementation.name):
                     continue
                 try:
                     contenders.append(_contender(of, implementation, direction))
@@ -115,7 +117,7 @@ class Measurement:
         for contender, taken in zip(contenders, rounds, strict=True):
             of_rounds = list(zip(taken, ceilings, strict=True))
             info = _info(contender.workload, direction, contender.implementation, contender.error, of_rounds)
-            info |= {"method": "host, in turn", "peak_memory_bytes": None, "median": statistics.median(taken)}
+            info |= {"method": "host, in turn", **contender.memory, "median": statistics.median(taken)}
             if contender.implementation.name == FASTGLOW:
                 info["ratios"] = ratios = _ratios(taken, contenders, rounds)
                 of_peer = ratios.get(PEER, {}).get("float32")
@@ -128,10 +130,30 @@ class Measurement:
 def _contender(workload: Workload, implementation: Implementation, direction: str) -> Contender:
     with implementation.active():
         error = workload.verify(implementation, direction)
-        function = workload.call(implementation, direction)
+        used = _memory(workload, implementation)
+        made: list[Callable[[], object]] = []
+
+        def first() -> None:
+            made.append(workload.call(implementation, direction))
+
+        if used["activation_bytes"] is None:
+            first()
+        else:
+            used["peak_memory_bytes"] = memory.peak_bytes(first)  # of a training step, which the call has made
+        (function,) = made
         if implementation.name in (FASTGLOW, COMPILE):
             function()  # packs its weights, or compiles
-    return Contender(workload, implementation, error, function)
+    return Contender(workload, implementation, error, function, used)
+
+
+def _memory(workload: Workload, implementation: Implementation) -> dict[str, int | None]:
+    """activation_bytes: the peak of a forward and backward pass above all that is there before it: weights,
+    gradients, batch."""
+    passes = workload.passes(implementation)
+    if passes is None:
+        return {"activation_bytes": None, "peak_memory_bytes": None}
+    passes()  # makes the gradients, which are none of its memory
+    return {"activation_bytes": memory.peak_bytes(passes), "peak_memory_bytes": None}
 
 
 def _ratios(ours: Sequence[float], contenders: Sequence[Contender], rounds: Sequence[Sequence[float]]) -> Ratios:

@@ -15,8 +15,8 @@ from pathlib import Path
 from fastglow.errors import FastglowError
 from fastglow.files import replacing
 
-from . import cpu_report, environment, foreign_report, journal, results, targets
-from .cells import IMPLEMENTATIONS, ceilings_line, time_cell
+from . import cpu_report, environment, foreign_report, journal, memory_report, results, targets
+from .cells import IMPLEMENTATIONS, ceilings_line, memory_cell, time_cell
 from .results import Row, Run
 from .targets import FORMATS
 from .workload import EAGER, FASTGLOW
@@ -30,7 +30,7 @@ def markdown(run: Run, tests: Sequence[str] = ()) -> str:
         "",
         *(_speed(run) if machine["gpu"] else cpu_report.speed(run)),
     ]
-    lines += [*training_section(run), *foreign_report.section(run)]
+    lines += [*training_section(run), *memory_report.section(run), *foreign_report.section(run)]
     if verdicts := targets.table(run):
         lines += ["", "## Targets", "", *verdicts]
     unmeasured = [
@@ -95,7 +95,7 @@ def training_section(run: Run) -> list[str]:
 def _step(row: Row) -> str:
     memory = row.info["peak_memory_bytes"]
     parts = [time_cell(row), FORMATS[_rate_of(row)].format(row.info[_rate_of(row)])]
-    return ", ".join(parts if memory is None else [*parts, f"{memory / 2**20:,.0f} MiB"])
+    return ", ".join(parts if memory is None else [*parts, memory_cell(memory)])
 
 
 def _gain(name: str, of_steps: Mapping[str, Mapping[str, Row]]) -> str:
@@ -205,7 +205,7 @@ def _cells(rows: Mapping[str, Row]) -> list[str]:
         f"{info['teraflops_per_second']:.4g}",
         f"{info['percent_of_ceiling']:.1f}",
         info["bound"],
-        "-" if memory is None else f"{memory / 2**20:,.0f} MiB",
+        "-" if memory is None else memory_cell(memory),
     ]
 
 

@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from fastglow.errors import FastglowError
 from fastglow.kernels.launch import gpu_slug
 
 from . import journal
-from .workload import EAGER, FASTGLOW
+from .workload import EAGER, FASTGLOW, ORDINARY, PEER
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,17 @@ def times_as_fast(ours: Row, other: Row) -> list[float]:
 
 def speedup(ours: Row, other: Row) -> float:
     return statistics.median(times_as_fast(ours, other))
+
+
+def compared(rows: Mapping[str, Row]) -> dict[str, float]:
+    """Of a benchmark: activations_of_peer, our memory of activations over NVIDIA's; times_ordinary, our time over that
+    without what it varies."""
+    ours, found = rows[FASTGLOW], {}
+    if PEER in rows and ours.info.get("activation_bytes") is not None and rows[PEER].info.get("activation_bytes"):
+        found["activations_of_peer"] = ours.info["activation_bytes"] / rows[PEER].info["activation_bytes"]
+    if ORDINARY in rows:
+        found["times_ordinary"] = statistics.median(1 / ratio for ratio in times_as_fast(ours, rows[ORDINARY]))
+    return found
 
 
 def _rows(benchmark: dict[str, Any]) -> list[Row]:

@@ -14,7 +14,7 @@ from fastglow.train.precision import LossScaler
 
 from .environment import device, has_gpu
 from .precision import OFF, Precision
-from .workload import EAGER, FASTGLOW, PEER, TRAIN_STEP, Cost, Implementation, Workload, launching
+from .workload import EAGER, FASTGLOW, ORDINARY, PEER, TRAIN_STEP, Cost, Implementation, Workload, launching
 
 STEPS_FOR_THE_SCALE = 24
 """Steps in which a GradScaler must have found a scale at which the gradients are finite: it halves 2**16 in each."""
@@ -124,6 +124,18 @@ def our_step(
     return step
 
 
+def passes(trainee: Trainee, batch: Batch, precision: Precision) -> Callable[[], None]:
+    """A call that makes a forward and a backward pass and adds to the gradients."""
+
+    def run() -> None:
+        with precision.products():
+            with precision.autocast():
+                loss = trainee.loss(batch)
+            loss.backward()
+
+    return run
+
+
 def first_whole_step(step: Callable[[], Step]) -> Step:
     """Steps until a step is not skipped; the skipped ones change no parameter.
 
@@ -212,6 +224,10 @@ class TrainStep(Workload):
         first_whole_step(step)
         return step
 
+    def passes(self, implementation: Implementation) -> Callable[[], None]:
+        trainee = self.trainee(implementation, copy.deepcopy(self.model), dropout=True)
+        return passes(trainee, self.new_batch(checked=False), self.precision)
+
     def verify(self, implementation: Implementation, direction: str) -> float:
         """Checks loss, norm of the gradient, and that the step leaves every parameter finite and changed."""
         batch = self.new_batch(checked=True)
@@ -235,7 +251,7 @@ class TrainStep(Workload):
 
     def _step(self, implementation: Implementation, batch: Batch, dropout: bool) -> tuple[Callable[[], Step], Trainee]:
         trainee = self.trainee(implementation, copy.deepcopy(self.model), dropout)
-        if implementation.name == FASTGLOW:
+        if implementation.name in (FASTGLOW, ORDINARY):
             return our_step(trainee, batch, self.precision, self.recipe, self.capturable("")), trainee
         fused = device().type == "cuda" and implementation.name != PEER  # NVIDIA's train.py takes PyTorch's default
         return train_step(trainee, batch, self.precision, self.recipe, fused), trainee

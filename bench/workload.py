@@ -24,6 +24,7 @@ FORWARD_BACKWARD = "forward_backward"  # both in one call
 EPOCH = "epoch"  # of a loader
 
 FASTGLOW, EAGER, COMPILE, PEER = "fastglow", "eager", "compile", "peer"
+ORDINARY = "ordinary"
 
 FACTORS = {FORWARD: 2, BACKWARD: 3, FORWARD_BACKWARD: 3, TRAIN_STEP: 2, INFERENCE: 2, EPOCH: 0}
 """Largest error of a result, in multiples of the error of PyTorch's operations in the same dtype."""
@@ -46,8 +47,8 @@ class Cost:
 
 @dataclass(frozen=True)
 class Implementation:
-    """'fastglow' as users run it, 'eager' (its PyTorch reference), 'compile' (torch.compile of plain PyTorch), or
-    'peer' (NVIDIA's own code)."""
+    """'fastglow' as users run it, 'eager' (its PyTorch reference), 'compile' (torch.compile of plain PyTorch), 'peer'
+    (NVIDIA's own code), or 'ordinary' (fastglow without what a workload `varies`)."""
 
     name: str
     dle: DLE | None = None
@@ -80,6 +81,7 @@ class Workload(ABC):
         composed: made of other workloads, which are tuned and predicted instead.
         bounded: its times are held against the machine's ceilings, which a CPU measures again in each round.
         small: its sizes are for verifying on a CPU, which is not timed.
+        varies: it has an option of fastglow's, and is compared with fastglow without it.
     """
 
     op: str
@@ -88,6 +90,7 @@ class Workload(ABC):
     composed = False
     bounded = True
     small: bool
+    varies = False
 
     @property
     @abstractmethod
@@ -110,6 +113,10 @@ class Workload(ABC):
     def supports(self, implementation: str) -> bool:
         """Whether the implementation provides this computation."""
 
+    def offers(self, implementation: str) -> bool:
+        """`supports`, of any implementation."""
+        return self.varies if implementation == ORDINARY else self.supports(implementation)
+
     def runs(self, small: bool) -> bool:
         """Whether a run includes it; `small`: on a CPU, the run has the small sizes, else the published ones."""
         return has_gpu() or small == self.small
@@ -128,6 +135,10 @@ class Workload(ABC):
     @abstractmethod
     def call(self, implementation: Implementation, direction: str) -> Callable[[], object]:
         """A repeatable call on new random inputs; any preparation is done beforehand."""
+
+    def passes(self, implementation: Implementation) -> Callable[[], object] | None:
+        """A repeatable forward and backward pass, to measure the memory of activations; None: it is of no interest."""
+        return None
 
     @abstractmethod
     def verify(self, implementation: Implementation, direction: str) -> float:

@@ -40,9 +40,10 @@ def run_flows(flows: Sequence[Flow], audio: Tensor, spect: Tensor, log_dets: Seq
     The last flow's backward pass comes first, so that its activations are stored: rebuilding them would save nothing.
     Signals, 1x1 convolutions and couplings are in float32 (float64 for float64) also under autocast, and inverses are
     computed in float64: what is rebuilt then differs from the forward pass by float32's rounding only, times what an
-    inverse flow amplifies. Its 1x1 convolution amplifies it by up to the weight's condition number. A weight that is
-    singular to float32 cannot be inverted: all gradients but the last flow's are then NaN. Parts must be deterministic,
-    since each is called once more; the input of a convolution with hooks, or of another class, is stored instead.
+    inverse flow amplifies. Its 1x1 convolution amplifies it by up to the weight's condition number. If one of the
+    weights to invert is singular to float32, gradients of all flows but the last two are NaN. Parts must be
+    deterministic, since each is called once more; the input of a convolution with hooks, or of another class, is stored
+    instead.
 
     Args:
         flows: at least one.
@@ -213,10 +214,6 @@ def _gradients(results: Sequence[tuple[Tensor, Tensor | None]], inputs: Sequence
     return [next(found) if x is not None and x.requires_grad else None for x in inputs]
 
 
-def _sum(x: Tensor | None, y: Tensor | None) -> Tensor | None:
-    return y if x is None else x if y is None else x + y
-
-
 class _Final(torch.autograd.Function):
     """The identity, for gradients that have no derivative."""
 
@@ -305,7 +302,14 @@ class _RebuiltFlow(torch.autograd.Function):
         log_det = None if log_det is None else _leaf(log_det, needs_log_det)
         with torch.enable_grad(), _holding(run.mixing[k], mixing):
             mixed, log_det_sum = run.mix(k, audio, log_det)
-        d_mixed = None if d_before is None else flow.join(_sum(d_kept, d_of_wn), d_before)
+        d_mixed = None
+        if needs_before:  # log s alone does not reach the half that is changed
+            d_mixed = flow.join(
+                torch.zeros_like(kept) if d_of_wn is None else d_of_wn,
+                torch.zeros_like(before) if d_before is None else d_before,
+            )
+            if d_kept is not None:
+                flow.split(d_mixed)[0].add_(d_kept)
         d_audio, d_log_det, *d_mixing = _gradients(
             [(mixed, d_mixed), (log_det_sum, d_log_det)], [audio, log_det, *mixing]
         )

@@ -9,7 +9,7 @@ import torch
 from bench import measurement, timing
 from bench.ceilings import Ceilings
 from bench.measurement import Measurement
-from bench.workload import COMPILE, EAGER, FASTGLOW, INFERENCE, PEER, Cost, Implementation, Workload
+from bench.workload import COMPILE, EAGER, FASTGLOW, INFERENCE, ORDINARY, PEER, Cost, Implementation, Workload
 from fastglow.kernels import backend
 
 ALL = [Implementation(name) for name in (FASTGLOW, EAGER, PEER, COMPILE)]
@@ -116,6 +116,41 @@ def test_all_precisions_and_implementations_are_timed_in_turn(clock):
     assert others["float32", FASTGLOW]["times_peer"] == 6.0
     assert others["float32", PEER]["error"] == ERRORS[PEER]
     assert "ratios" not in others["float32", PEER]
+
+
+@dataclass(frozen=True)
+class Varying(Waiting):
+    """Saves memory: a pass allocates 1 MiB, 3 without it."""
+
+    varies: bool = True
+
+    def passes(self, implementation):
+        n = 3 if implementation.name == ORDINARY else 1
+        return lambda: torch.empty(n * 2**18)
+
+    def call(self, implementation, direction):
+        torch.empty(2**20)
+        name = FASTGLOW if implementation.name == ORDINARY else implementation.name
+        run = super().call(Implementation(name), direction)
+        if implementation.name == ORDINARY:
+            run()  # what only the first implementation does, before it is timed
+        return run
+
+    def verify(self, implementation, direction):
+        return 1e-3
+
+
+@pytest.mark.filterwarnings("ignore")  # of the profiler
+def test_memory_is_measured_and_the_ordinary_form_is_timed_in_turn(clock):
+    benchmark, workload = Benchmark(), Varying(clock, torch.float32)
+    assert workload.offers(ORDINARY) and not Waiting(clock, torch.float32).offers(ORDINARY)
+    implementations = [*ALL, Implementation(ORDINARY)]
+    Measurement(benchmark, Ceilings(1e9, {}), implementations, 0.0)(workload, INFERENCE, ALL[0])
+    info = benchmark.extra_info
+    others = {other["implementation"]: other for other in info["in_turn"]}
+    assert (info["activation_bytes"], others[ORDINARY]["activation_bytes"]) == (2**20, 3 * 2**20)
+    assert info["peak_memory_bytes"] == others[PEER]["peak_memory_bytes"] == 2**22
+    assert info["ratios"][ORDINARY] == {"float32": [1.0, 1.0, 1.0]}
 
 
 def test_ceilings_are_measured_in_each_round_only_where_they_count(clock):

@@ -110,6 +110,47 @@ def test_training_steps(write_run):
     assert "Training steps" not in report.markdown(results.load([write_run(rows[-1:])]))
 
 
+def saving(implementation: str, seconds: float, activations: int | None, **info) -> dict:
+    return benchmark("waveglow/train-512-saving-fp16/train_step", implementation, seconds, precision="fp16", batch=10,
+                     samples_per_second=8e4 / seconds, activation_bytes=activations, **info)  # fmt: skip
+
+
+def test_memory_of_training(write_run):
+    ours = {"activations_of_peer": 0.25, "times_ordinary": 1.35}
+    rows = [
+        saving("fastglow", 0.13, 2**30, targets=ours),
+        saving("ordinary", 0.1, 5 * 2**30),
+        saving("peer", 0.3, 10 * 2**30),
+        step("off", "fastglow", 0.4e6, activation_bytes=2**21),
+        benchmark(NAME, "fastglow", 1e-3),
+    ]
+    run = results.load([write_run(rows)])
+    section = report.markdown(run).partition("## Memory of training")[2].partition("## ")[0]
+    assert cells(section, "waveglow/train-512-saving")[1:] == ["1,024 MiB", "5,120 MiB", "10,240 MiB", "0.10", "1.30"]
+    assert cells(section, "waveglow/train-512-off")[1:] == ["2 MiB", "-", "-", "-", "-"]
+    assert NAME not in section
+    name = "waveglow/train-512-saving-fp16/train_step"
+    assert targets.judged(run.by_name()[name]) == [
+        ("<= 0.25 x NVIDIA's activation memory", "met (0.10 x NVIDIA's activation memory)"),
+        ("<= 1.35 x the ordinary time", "met (1.30 x the ordinary time)"),
+    ]
+    rows = [saving("fastglow", 0.14, 2**30, targets=ours), saving("ordinary", 0.1, 2**30), saving("peer", 1, 2**31)]
+    assert [result.split()[0] for _, result in targets.judged(results.load([write_run(rows)]).by_name()[name])] == [
+        "MISSED", "MISSED",
+    ]  # fmt: skip
+    assert "Memory of training" not in report.markdown(results.load([write_run([benchmark(NAME, "fastglow", 1e-3)])]))
+
+
+def test_memory_saving_timed_in_turn(write_run):
+    """The median of the ratios, not the ratio of the medians."""
+    other = saving("ordinary", 1.0, None, median=1.0)["extra_info"]
+    row = saving("fastglow", 4.0, 2**20, median=4.0, ratios={"ordinary": {"float16": [0.5, 0.8, 1.0]}}, in_turn=[other],
+                 targets={"times_ordinary": 1.35})  # fmt: skip
+    run = results.load([write_run([row], gpu=None)])
+    ((_, rows),) = run.by_name().items()
+    assert targets.judged(rows) == [("<= 1.35 x the ordinary time", "met (1.25 x the ordinary time)")]
+
+
 def test_steps_timed_in_turn(write_run):
     """The median of the ratios, not the ratio of the medians."""
     cpu = {"peak_memory_bytes": None, "implementations": ["fastglow"], "median": 4.0}

@@ -66,6 +66,26 @@ def test_training_of_waveglow_is_one_graph(name):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_training_that_saves_memory():
+    """Its flows are outside the graphs."""
+    model = build_waveglow(torch.float32)
+    inputs = torch.randn(2, model.n_mel_channels, 4), 0.3 * torch.randn(2, 4 * model.config.upsample_stride - 3)
+    model.memory_saving = True
+    n, found, expected = graphs(model, (inputs,))
+    assert n >= 1
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    model.memory_saving = False
+    torch.testing.assert_close(found, graphs(model, (inputs,))[2], rtol=1e-4, atol=1e-5)
+
+
+def test_training_of_tacotron2_with_gradient_checkpointing():
+    model = build_stopping(SEEDS).train()
+    model.gradient_checkpointing = True
+    mels = torch.randn(len(TEXT), model.config.n_mel_channels, 5)
+    _, found, expected = graphs(model, ((TEXT, LENGTHS, mels, TEXT.shape[1], torch.full((len(TEXT),), 5)),))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["triton", "auto"])
 def test_training_of_tacotron2_breaks_its_graph_at_the_packed_lstm_alone(name):
     model = build_stopping(SEEDS).train()

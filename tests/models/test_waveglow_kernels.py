@@ -36,17 +36,24 @@ def build(data, device: str) -> WaveGlow:
     return model.to(device)
 
 
+@pytest.mark.parametrize("memory_saving", [False, True])
 @pytest.mark.parametrize("name", ["waveglow_tiny", "waveglow_denoiser"])
-def test_forward_and_every_gradient(golden, name, device):
+def test_forward_and_every_gradient(golden, name, device, memory_saving):
     data = golden(name)
     model = build(data, device)
+    model.memory_saving = memory_saving
     z, log_s_list, log_det_list = model((data["input/mel"].to(device), data["input/audio"].to(device)))
     torch.testing.assert_close(z.cpu(), data["train/z"], atol=1e-4, rtol=0)
     for k, log_s in enumerate(log_s_list):
         torch.testing.assert_close(log_s.cpu(), data[f"train/log_s.{k}"], atol=1e-4, rtol=0)
     loss = WaveGlowLoss()((z, log_s_list, log_det_list))
     torch.testing.assert_close(loss.cpu(), data["train/loss"], atol=1e-4, rtol=0)
+    before = backend.launches.copy()
     loss.backward()
+    launched = backend.launches - before
+    # The backward pass of a flow that it rebuilds runs the forward kernels, and their inverses, once more.
+    assert (launched["affine_coupling"] > len(model.WN)) == memory_saving
+    assert (launched["invertible_conv1x1"] > 2 * len(model.WN)) == memory_saving
     parameters = dict(model.named_parameters())
     for name, gradient in data.group("grad").items():
         assert (parameters[name].grad.cpu() - gradient).norm() <= 1e-3 * gradient.norm(), name
