@@ -27,6 +27,9 @@ REFINEMENTS = 2
 LARGEST_RESIDUAL = 1e-3
 """Of I - W W^-1, by rows: above it W is singular to float32."""
 
+LARGEST_ERROR = 1e-3
+"""Of a rebuilt signal, in units of its largest value: a quarter of bfloat16's rounding."""
+
 
 def can_rebuild() -> bool:
     """Whether there is a backward pass to save memory for, and plain autograd runs it."""
@@ -39,11 +42,12 @@ def run_flows(flows: Sequence[Flow], audio: Tensor, spect: Tensor, log_dets: Seq
 
     The last flow's backward pass comes first, so that its activations are stored: rebuilding them would save nothing.
     Signals, 1x1 convolutions and couplings are in float32 (float64 for float64) also under autocast, and inverses are
-    computed in float64: what is rebuilt then differs from the forward pass by float32's rounding only, times what an
-    inverse flow amplifies. Its 1x1 convolution amplifies it by up to the weight's condition number. If one of the
-    weights to invert is singular to float32, gradients of all flows but the last two are NaN. Parts must be
-    deterministic, since each is called once more; the input of a convolution with hooks, or of another class, is stored
-    instead.
+    computed in float64: what is rebuilt then differs from the forward pass by float32's rounding only, times what
+    inverse flows amplify. A 1x1 convolution amplifies it by up to its weight's condition number, and several multiply.
+    The first flow's input is stored, which shows how exact its rebuilt output is: if it is off by more than
+    LARGEST_ERROR, or a weight is singular to float32, the gradients of the first flow and of the spect are NaN, and not
+    wrong. Parts must be deterministic, since each is called once more; the input of a convolution with hooks, or of
+    another class, is stored too.
 
     Args:
         flows: at least one.
@@ -163,7 +167,7 @@ class _Run:
     def start(self, output: Tensor, early: Tensor | None) -> None:
         """Begins a backward pass with the output of the last flow but one."""
         self.outputs, self.early = {len(self.flows) - 2: output}, early
-        plain = [k for k in range(len(self.flows) - 1) if self.flows[k].plainly_mixes]
+        plain = [k for k in range(1, len(self.flows) - 1) if self.flows[k].plainly_mixes]
         self.inverses = [None] * len(self.flows)
         weights = [self.flows[k].convinv.conv.weight.detach() for k in plain]
         for k, inverse in zip(plain, _inverses(weights) if plain else (), strict=True):
@@ -193,6 +197,12 @@ def _inverses(weights: Sequence[Tensor]) -> list[Tensor]:
     inverse = torch.where(residual < LARGEST_RESIDUAL, inverse, torch.nan)  # NaN compares as False
     blocks = zip(inverse.split(sizes), sizes, torch.tensor(sizes).cumsum(0).tolist(), strict=True)
     return [rows[:, end - c : end] for rows, c, end in blocks]
+
+
+def _nan_if_inexact(rebuilt: Tensor, exact: Tensor) -> Tensor:
+    """A scalar, 0 or NaN, which needs no host sync."""
+    error, scale = (rebuilt - exact).abs().amax(), exact.abs().amax()
+    return torch.where(error <= LARGEST_ERROR * scale, 0.0, torch.nan).to(exact.dtype)  # NaN compares as False
 
 
 def _leaf(x: Tensor, needs_gradient: bool) -> Tensor:
@@ -242,7 +252,7 @@ def _final(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any,
 
 
 class _RebuiltFlow(torch.autograd.Function):
-    """A flow that stores neither its input nor its output."""
+    """A flow that does not store its output, nor its input unless it is the first or cannot be rebuilt."""
 
     @staticmethod
     def forward(
@@ -250,7 +260,8 @@ class _RebuiltFlow(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.run, ctx.k = run, k
-        ctx.save_for_backward(None if run.flows[k].plainly_mixes else audio, spect, log_det, *parameters)
+        rebuilt = k > 0 and run.flows[k].plainly_mixes
+        ctx.save_for_backward(None if rebuilt else audio, spect, log_det, *parameters)
         n = len(run.mixing[k])
         mixing, coupling = parameters[:n], parameters[n:]
         log_det = None if log_det is None else log_det.detach()
@@ -279,29 +290,40 @@ class _RebuiltFlow(torch.autograd.Function):
         mixing = _leaves(parameters[:n], needs[:n], run.signal_dtype)
         coupling = _leaves(parameters[n:], needs[n:])
         spect = _leaf(spect, needs_spect)
+        log_det = None if log_det is None else _leaf(log_det, needs_log_det)
 
-        kept, changed = flow.split(run.outputs.pop(k))
+        def mix(audio: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.enable_grad(), _holding(run.mixing[k], mixing):
+                return run.mix(k, audio, log_det)
+
+        output, stored = run.outputs.pop(k), audio is not None
+        if stored:
+            audio = _leaf(audio, needs_audio)
+            mixed, log_det_sum = mix(audio)
+            kept, before = flow.split(mixed.detach())
+        else:
+            kept, changed = flow.split(output)
         kept = _leaf(kept, needs_before)
         with torch.enable_grad(), _holding(run.coupling[k], coupling):
             b_log_s = run.couple(k, kept, spect)
-        before = kernels.affine_coupling_inverse(changed, b_log_s.detach())
-        if audio is None:
+        if not stored:
+            before = kernels.affine_coupling_inverse(changed, b_log_s.detach())
             mixed = flow.join(kept.detach(), before)
             audio = kernels.invertible_conv1x1_inverse(mixed, mixing[0].detach(), run.inverses[k])
-        run.hand_on(k, audio)
+            audio = _leaf(audio, needs_audio)
+        run.hand_on(k, audio.detach())
+        before = _leaf(before, needs_before)
         with torch.enable_grad():
-            before.requires_grad_(needs_before)
             changed, log_s = kernels.affine_coupling(before, b_log_s)
+        if stored:
+            zero = _nan_if_inexact(output, flow.join(kept.detach(), changed.detach()))
+            d_output, d_log_s, d_log_det = (d if d is None else d + zero for d in (d_output, d_log_s, d_log_det))
         d_kept, d_changed = (None, None) if d_output is None else flow.split(d_output)
         d_of_wn, d_before, d_spect, *d_coupling = _gradients(
             [(changed, d_changed), (log_s, d_log_s)], [kept, before, spect, *coupling]
         )
         del changed, log_s, b_log_s
 
-        audio = _leaf(audio, needs_audio)
-        log_det = None if log_det is None else _leaf(log_det, needs_log_det)
-        with torch.enable_grad(), _holding(run.mixing[k], mixing):
-            mixed, log_det_sum = run.mix(k, audio, log_det)
         d_mixed = None
         if needs_before:  # log s alone does not reach the half that is changed
             d_mixed = flow.join(
@@ -310,6 +332,8 @@ class _RebuiltFlow(torch.autograd.Function):
             )
             if d_kept is not None:
                 flow.split(d_mixed)[0].add_(d_kept)
+        if not stored:
+            mixed, log_det_sum = mix(audio)
         d_audio, d_log_det, *d_mixing = _gradients(
             [(mixed, d_mixed), (log_det_sum, d_log_det)], [audio, log_det, *mixing]
         )

@@ -1,7 +1,7 @@
 """A program for torchrun: the gradients of some steps of both models, for `test_gradients.py`."""
 
 import sys
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 import torch
@@ -14,14 +14,16 @@ from ..train.conftest import configs
 
 EPOCHS = 2
 
+SAVING = {"tacotron2": "gradient_checkpointing", "waveglow": "memory_saving"}
+"""Each model's option that stores fewer activations."""
+
 NO_DROPOUT = {f"p_{part}_dropout": 0.0 for part in ("attention", "decoder", "prenet", "encoder", "postnet")}
 
 
-def new_trainer(model, data, out, accumulate, ranks=None):
+def new_trainer(model, data, out, accumulate, ranks=None, saving=False):
     """With gradients that are not clipped and weights that do not change."""
-    config, model_config = configs(
-        model, data, out, batch_size=2, accumulate=accumulate, learning_rate=1e-30, grad_clip_thresh=1e30
-    )
+    options = {"batch_size": 2, "accumulate": accumulate, "learning_rate": 1e-30, "grad_clip_thresh": 1e30}
+    config, model_config = configs(model, data, out, **options, **({SAVING[model]: True} if saving else {}))
     if model == "tacotron2":
         model_config = type(model_config)(**{**vars(model_config), **NO_DROPOUT})
     return Trainer(model, config, model_config, progress=False, **({"ranks": ranks} if ranks else {}))
@@ -31,12 +33,13 @@ def main(data, out):
     torch.set_num_threads(1)
     with joined_ranks() as ranks:
         for model in ("tacotron2", "waveglow"):
-            for accumulate in (1, 2):
-                trainer = new_trainer(model, data, out / "run", accumulate, ranks)
+            for accumulate, saving in product((1, 2), (False, True)):
+                trainer = new_trainer(model, data, out / "run", accumulate, ranks, saving)
+                assert getattr(trainer.state.model, SAVING[model]) == saving
                 assert isinstance(trainer.step.model, DistributedDataParallel)
                 trainer.state.model.train()
                 results = [result for epoch in range(EPOCHS) for result in steps(trainer, epoch)]
-                torch.save(results, out / f"{model}-{accumulate}-{ranks.rank}.pt")
+                torch.save(results, out / f"{model}-{accumulate}-{saving}-{ranks.rank}.pt")
 
 
 def steps(trainer, epoch):

@@ -35,17 +35,21 @@ def flat(gradients):
     return torch.cat([gradients[name].flatten() for name in sorted(gradients)])
 
 
+@pytest.mark.parametrize("saving", [False, True])
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("model", MODELS)
-def test_gradients_equal_those_of_one_process(of_two_processes, prepared, tmp_path, model, accumulate):
-    """WaveGlow's of the whole global batch at once; Tacotron 2's pass by pass, as each normalises its own batch."""
+def test_gradients_equal_those_of_one_process(of_two_processes, prepared, tmp_path, model, accumulate, saving):
+    """WaveGlow's of the whole global batch at once; Tacotron 2's pass by pass, as each normalises its own batch. The
+    one process stores all activations; with `saving`, the two store fewer."""
     trainer = new_trainer(model, prepared, tmp_path, accumulate)
     network, task = trainer.state.model.train(), trainer.task
     ranks = [
         StepSampler(trainer.trainset.lengths(), Sharing(2, rank, WORLD_SIZE, accumulate), trainer.config.seed)
         for rank in range(WORLD_SIZE)
     ]
-    results = [torch.load(of_two_processes / f"{model}-{accumulate}-{r}.pt", weights_only=True) for r in range(2)]
+    results = [
+        torch.load(of_two_processes / f"{model}-{accumulate}-{saving}-{r}.pt", weights_only=True) for r in range(2)
+    ]
     planned = []
     for epoch in range(EPOCHS):
         ranks[0].start_epoch(epoch)

@@ -167,6 +167,28 @@ def test_a_singular_convolution_gives_nan_and_not_wrong_gradients(row):
         assert of[name].isnan().any(), name
 
 
+@pytest.mark.parametrize("hooked", [False, True])
+def test_amplified_rounding_gives_nan_and_not_wrong_gradients(hooked):
+    """Inverse convolutions of condition 30 one after another amplify it beyond use; of 2, hardly."""
+    for condition, amplifies in ((2, False), (30, True)):
+        model = build(torch.float32, n_flows=12, n_early_every=4)
+        for k in range(12):
+            with_condition(model, k, condition)
+        if hooked:
+            model.convinv[0].register_forward_hook(lambda *args: None)
+        saving = copy.deepcopy(model)
+        saving.memory_saving = True
+        inputs = inputs_of(model)
+        found, expected = gradients(saving, inputs)[1], gradients(model, inputs)[1]
+        if amplifies:
+            of = dict(zip((name for name, _ in model.named_parameters()), found[2:], strict=True))
+            for name in ("upsample.weight", "convinv.0.conv.weight", "WN.0.end.weight", "WN.0.start.weight_v"):
+                assert of[name].isnan().any(), name
+            assert found[0].isnan().any() and found[1].isnan().any()
+        else:
+            assert_close(found, expected, 1e-4)
+
+
 def test_hooks_on_parameters_and_parts_fire_as_often_as_they_should():
     model, saving = twins()
     inputs = inputs_of(model)
@@ -200,10 +222,11 @@ class OtherWN(WN):
         return 0.5 * super().forward(audio, spect).tanh()
 
 
-def test_replaced_parts_are_called():
+@pytest.mark.parametrize("k", [0, 1, 4])
+def test_replaced_parts_are_called(k):
     model, saving = twins()
     for one in (model, saving):
-        one.convinv[1] = Mixing(one.convinv[1].conv)
+        one.convinv[k] = Mixing(one.convinv[k].conv)
         one.WN[2].__class__ = OtherWN
     inputs = inputs_of(model)
     assert_close(gradients(saving, inputs)[1], gradients(model, inputs)[1], 1e-11)
