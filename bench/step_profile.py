@@ -29,7 +29,7 @@ WEIGHT_NORM, RANDOM, OPTIMIZER = "weight norm", "dropout's random numbers", "opt
 LOOPS, REST = "our operators' Python", "views, allocation, autograd, the rest"
 
 GROUPS = {
-    PRODUCTS: "mm addmm addmm_ bmm baddbmm baddbmm_ mv addmv addmv_ dot linear _linear_pointwise convolution "
+    PRODUCTS: "_reorder_linear_weight mm addmm addmm_ bmm baddbmm baddbmm_ mv addmv addmv_ dot linear _linear_pointwise convolution "
     "_convolution mkldnn_convolution convolution_backward _convolution_pointwise_ mkldnn_rnn_layer "
     "mkldnn_rnn_layer_backward mkldnn_linear _slow_conv2d_forward _slow_conv2d_backward slow_conv_transpose2d "
     "_nnpack_spatial_convolution thnn_conv2d",

@@ -202,7 +202,7 @@ class TrainStep(Workload):
         return self.precision.ceiling
 
     def supports(self, implementation: str) -> bool:
-        # On a CPU, fastglow trains with its references: they are timed once.
+        # Not on a CPU, where NVIDIA's code takes the time that there is.
         return implementation != EAGER or has_gpu() or self.small
 
     def beside(self) -> "Sequence[TrainStep]":

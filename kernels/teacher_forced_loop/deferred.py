@@ -203,7 +203,7 @@ def _backward(
         if d_alignments is not None:
             d_alignment += d_alignments[:, t]
         d_energies[t] = alignments[t] * (d_alignment - (alignments[t] * d_alignment).sum(dim=1, keepdim=True))
-        d_sums = (1 - tanhs[t] * tanhs[t]).mul_(v).mul_(d_energies[t].unsqueeze(2))  # [B, T_in, A]
+        d_sums = torch.ops.aten.tanh_backward(d_energies[t].unsqueeze(2) * v, tanhs[t])  # [B, T_in, A]
         d_processed_memory += d_sums
         d_location.addmm_(d_sums.flatten(0, 1).T, _windows(attended[t], k).to(memory.dtype).flatten(0, 1))
         d_attended = _sum_of_windows((d_sums @ location).transpose(1, 2), k)
