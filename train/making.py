@@ -5,6 +5,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -50,7 +51,6 @@ class ShardMaker:
         folder: of the data set.
         options: of the clips.
         parts: clips of each shard.
-        published: names of the shards of the data set that is there.
         pool: for the clips.
         stops: raise FastglowError at the first clip that cannot be used.
         progress: show a progress bar on standard error.
@@ -65,12 +65,11 @@ class ShardMaker:
         folder: Path,
         options: ClipOptions,
         parts: Sequence[Sequence[Source]],
-        published: set[str],
         pool: ThreadPoolExecutor,
         stops: bool,
         progress: bool,
     ):
-        self.folder, self.parts, self.published, self.stops, self.progress = folder, parts, published, stops, progress
+        self.folder, self.parts, self.stops, self.progress = folder, parts, stops, progress
         digest = digest_of([VERSION, options.as_dict()])
         self.heads = [
             Head(
@@ -123,21 +122,32 @@ class ShardMaker:
                 self.n_made += made.entry.id not in right
             return writer.finish()
 
-    def finished(self, made: dict[int, Shard]) -> dict[int, tuple[Shard, list[Placed]]]:
-        """All shards that are there, with their clips, by number: those that this process has made, and others'."""
+    def present(self) -> list[Shard]:
+        """The finished shards of these clips and options that are in the folder, older ones first."""
+        return [shard for shard in self._by_age() if shard.head in self.heads]
+
+    def are_present(self, shards: Sequence[Shard]) -> bool:
+        """Whether `present` would still give these."""
+        return set(self.present()) == set(shards)
+
+    def finished(self, present: Sequence[Shard], made: dict[int, Shard]) -> dict[int, tuple[Shard, list[Placed]]]:
+        """The newest whole shard of each number, with its clips: of those that this process has made, or another."""
         found = dict[int, tuple[Shard, list[Placed]]]()
-        others = [shard for shard in self._by_age() if shard.head in self.heads]
-        for shard in [*others, *made.values()]:
+        for shard in [*present, *made.values()]:
             try:
                 found[shard.head.shard] = shard, shard.entries()
+            except FileNotFoundError:
+                pass  # another process has put a newer one in its place
             except (OSError, ValueError):
                 logger.warning("%s is damaged", shard.file("clips"))
         return found
 
     def _by_age(self) -> list[Shard]:
-        """What is there, first the shards of the data set, then newer ones."""
-        found = {shard: shard.file("clips").stat().st_mtime_ns for shard in shards_in(self.folder)}
-        return sorted(found, key=lambda shard: (shard.path.name not in self.published, found[shard]))
+        found = dict[Shard, int]()
+        for shard in shards_in(self.folder):
+            with suppress(FileNotFoundError):  # another process has just removed it
+                found[shard] = shard.file("clips").stat().st_mtime_ns
+        return sorted(found, key=lambda shard: found[shard])
 
     def _known(self, number: int) -> dict[str, Known]:
         """The clips that were made with the same options, by id."""

@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from .making import ShardMaker, divided
 from .manifest import DESCRIPTION, PreparedDataset, read_description
 from .publishing import About, publish
 from .shards import MEL_DTYPES, SHARD_CLIPS, Placed
+from .sharing import remove_others
 from .sources import read_exclusions, read_sources
 
 logger = logging.getLogger(__name__)
@@ -149,46 +151,52 @@ def prepare(
         logger.info("%s is damaged or of another version: all clips are made again", folder / DESCRIPTION)
     elif before is not None and (others := _other_options(before, options)):
         logger.info("%s was prepared with %s: all clips are made again", folder, others)
-    published = {shard["name"] for shard in (before or {}).get("shards", ())}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-            maker = ShardMaker(
-                folder, options, divided(included, n_shards), published, pool, on_bad == "stop", progress
-            )
+            maker = ShardMaker(folder, options, divided(included, n_shards), pool, on_bad == "stop", progress)
             try:
                 made = {number: maker.make(number) for number in chosen}
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        finished = maker.finished(made)
+        order = {source.id: position for position, source in enumerate(included)}
+        while True:
+            present = maker.present()
+            finished = maker.finished(present, made)
+            clips = [(number, clip) for number, (_, clips) in finished.items() for clip in clips]
+            clips.sort(key=lambda clip: order[clip[1].entry.id])
+            rejected = list(excluded.items())
+            rejected += [(clip.entry.id, clip.entry.reason) for _, clip in clips if clip.entry.reason is not None]
+            missing = [number for number in range(n_shards) if number not in finished]
+            report = PrepareReport(None, rejected, maker.changes, maker.n_made, missing, n_shards)
+            if missing:
+                return report
+            usable = [(number, clip) for number, clip in clips if clip.entry.reason is None]
+            if not usable:
+                reason = f"none of the {len(sources)} items of {dataset} is usable; the first: {rejected[0][1]}"
+                raise FastglowError(reason)
+            if validation is None:
+                excluded_texts = {source.text for source in sources if source.id in excluded}
+                held_out = _held_out_texts({clip.entry.text for _, clip in usable} | excluded_texts, n_validation)
+                held_out_ids = {clip.entry.id for _, clip in usable if clip.entry.text in held_out}
+            splits: dict[str, list[tuple[int, Placed]]] = {split: [] for split in SPLITS}
+            for number, clip in usable:
+                splits["validation" if clip.entry.id in held_out_ids else "train"].append((number, clip))
+            about = About(str(dataset), options.audio, mel_dtype, cleaners, options.as_dict(), rejected)
+            is_current = partial(maker.are_present, present)
+            try:
+                names = publish(folder, [finished[number][0] for number in range(n_shards)], splits, about)
+            except FileNotFoundError:
+                if is_current():
+                    raise
+                continue  # another process has just put a newer shard in the place of one of these
+            if remove_others(folder, names, is_current):
+                break
     except OSError as error:
         # Not the item's fault: the next one could not be written either.
         raise _cannot_write(out, error) from error
-    order = {source.id: position for position, source in enumerate(included)}
-    clips = [(number, clip) for number, (_, clips) in finished.items() for clip in clips]
-    clips.sort(key=lambda clip: order[clip[1].entry.id])
-    rejected = list(excluded.items())
-    rejected += [(clip.entry.id, clip.entry.reason) for _, clip in clips if clip.entry.reason is not None]
-    missing = [number for number in range(n_shards) if number not in finished]
-    report = PrepareReport(None, rejected, maker.changes, maker.n_made, missing, n_shards)
-    if missing:
-        return report
-    usable = [(number, clip) for number, clip in clips if clip.entry.reason is None]
-    if not usable:
-        raise FastglowError(f"none of the {len(sources)} items of {dataset} is usable; the first: {rejected[0][1]}")
-    if validation is None:
-        excluded_texts = {source.text for source in sources if source.id in excluded}
-        held_out = _held_out_texts({clip.entry.text for _, clip in usable} | excluded_texts, n_validation)
-        held_out_ids = {clip.entry.id for _, clip in usable if clip.entry.text in held_out}
-    splits: dict[str, list[tuple[int, Placed]]] = {split: [] for split in SPLITS}
-    for number, clip in usable:
-        splits["validation" if clip.entry.id in held_out_ids else "train"].append((number, clip))
-    about = About(str(dataset), options.audio, mel_dtype, cleaners, options.as_dict(), rejected)
-    try:
-        report.dataset = publish(folder, [finished[number][0] for number in range(n_shards)], splits, about)
-    except OSError as error:
-        raise _cannot_write(out, error) from error
+    report.dataset = PreparedDataset.open(folder)
     return report
 
 

@@ -18,7 +18,8 @@ from .index import SPLITS, write_index
 from .manifest import DESCRIPTION, Item, PreparedDataset
 from .mapping import KINDS
 from .shard_writer import ShardWriter
-from .shards import MEL_DTYPES, VERSION, Entry, Head, Placed, Shard, remove_others
+from .shards import MEL_DTYPES, VERSION, Entry, Head, Placed, Shard
+from .sharing import remove_others
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ class Clip(NamedTuple):
 
 def publish(
     folder: Path, shards: Sequence[Shard], splits: Mapping[str, Sequence[tuple[int, Placed]]], about: About
-) -> PreparedDataset:
-    """Makes the shards the data set of the folder and removes what is not of it.
+) -> set[str]:
+    """Makes the shards the data set of the folder; what is not of it is left for `remove_others`.
 
     Several processes may do this at once with the same shards. Each file has the same contents then.
 
@@ -66,6 +67,9 @@ def publish(
         shards: all of them.
         splits: their clips in order, with the numbers of their shards.
         about: what else is said of them.
+
+    Returns:
+        The names of its files, without their suffixes.
 
     Raises:
         OSError: as the file system does. The old data set stays.
@@ -91,8 +95,7 @@ def publish(
     if not path.is_file() or path.read_bytes() != text.encode():
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    remove_others(folder, {index.stem, *(shard.path.name for shard in shards)})
-    return PreparedDataset.open(folder)
+    return {index.stem, *(shard.path.name for shard in shards)}
 
 
 def write_dataset(
@@ -128,7 +131,8 @@ def write_dataset(
             writer.close()
     entries = [shard.entries() for shard in shards]
     placed = {split: [(shard, entries[shard][n]) for shard, n in order[split]] for split in SPLITS}
-    return publish(folder, shards, placed, about)
+    remove_others(folder, publish(folder, shards, placed, about))
+    return PreparedDataset.open(folder)
 
 
 def digest_of(values: Any) -> str:

@@ -1,6 +1,5 @@
 """Writes a shard clip by clip, so that it can be interrupted at any moment; see `shards` for the files."""
 
-import fcntl
 import hashlib
 import os
 import zlib
@@ -16,6 +15,7 @@ from fastglow.files import place
 
 from .mapping import KINDS, padded
 from .shards import MEL_DTYPES, Entry, Head, Shard, format_line, place_clip, whole_lines
+from .sharing import locked
 
 
 class ShardWriter:
@@ -108,23 +108,12 @@ class ShardWriter:
         return os.fdopen(os.open(self._partial(kind), os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
 
     def _locked(self) -> BinaryIO:
-        while True:
-            file = self._opened("clips")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                file.close()
-                raise FastglowError(
-                    f"another process makes {self.head.name} in {self.folder}: give each its own with --shard"
-                ) from error
-            except OSError:  # a file system without locks
-                return file
-            # Else the other has just finished: the file is its own.
-            if self._partial("clips").exists() and os.path.samestat(
-                os.fstat(file.fileno()), self._partial("clips").stat()
-            ):
-                return file
-            file.close()
+        try:
+            return locked(self._partial("clips"))
+        except BlockingIOError as error:
+            raise FastglowError(
+                f"another process makes {self.head.name} in {self.folder}: give each its own with --shard"
+            ) from error
 
     def _take_back(self) -> None:
         """After a kill amid `finish`."""

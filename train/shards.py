@@ -203,12 +203,15 @@ def shards_in(folder: Path) -> list[Shard]:
     return [shard for file in sorted(folder.glob("shard-*.clips")) if (shard := Shard.read(file)) is not None]
 
 
-def remove_others(folder: Path, names: set[str]) -> None:
-    """Removes the shards and indexes that are not among `names`, finished or not."""
-    for file in folder.iterdir():
-        is_shard = _NAME.fullmatch(file.stem) and file.suffix[1:] in (*KINDS, "clips")
-        if (is_shard or _INDEX.fullmatch(file.name)) and file.stem not in names or _PARTIAL.fullmatch(file.name):
-            file.unlink(missing_ok=True)
+def is_of_dataset(file: Path) -> bool:
+    """Whether a file has the name of an index or of a file of a finished shard."""
+    is_shard = _NAME.fullmatch(file.stem) and file.suffix[1:] in (*KINDS, "clips")
+    return bool(is_shard or _INDEX.fullmatch(file.name))
+
+
+def is_partial(file: Path) -> bool:
+    """Whether a file has the name of one of a shard that is not finished."""
+    return _PARTIAL.fullmatch(file.name) is not None
 
 
 class ShardData:
