@@ -103,9 +103,9 @@ def recording_of(path: Path) -> Recording:
 def is_recording(known: Recording, path: Path) -> bool:
     """Whether `path` has the contents that `known` was made of; they are read unless path, size and time agree."""
     size, mtime = _status(path)
-    if size != known.size:
+    if size != known.size or size >= 0 and not known.digest:  # it could not be read, which says nothing of its contents
         return False
-    return size < 0 or (known.path, known.mtime) == (str(path), mtime) or known.digest == _digest(path) != ""
+    return size < 0 or (known.path, known.mtime) == (str(path), mtime) or known.digest == _digest(path)
 
 
 def _status(path: Path) -> tuple[int, int]:

@@ -17,7 +17,7 @@ import soundfile
 from fastglow.audio import MelConfig
 from fastglow.cli import main
 from fastglow.errors import FastglowError
-from fastglow.train import making, shard_writer
+from fastglow.train import clips, making, shard_writer
 from fastglow.train.manifest import PreparedDataset
 from fastglow.train.prepare import prepare
 
@@ -240,6 +240,24 @@ def test_what_has_changed_is_noticed_and_made_again(source, tmp_path, capsys):
     assert any(line.startswith("left out clip1: ") and "no such audio file" in line for line in lines)
     assert main([*arguments, str(tmp_path / "anew")]) == 0
     same(contents(tmp_path / "anew"), contents(out))
+
+
+def test_a_recording_that_could_not_be_read_is_tried_again(source, tmp_path, monkeypatch):
+    path, out = source / "clip3.wav", tmp_path / "out"
+    digest, read = clips._digest, clips.read_audio
+
+    def refusing(file, *rate):
+        if file == path:
+            raise FastglowError(f"{file}: cannot be read as audio: Permission denied")
+        return read(file, *rate)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(clips, "read_audio", refusing)
+        patch.setattr(clips, "_digest", lambda file: "" if file == path else digest(file))
+        assert [name for name, _ in run(source, out).rejected] == ["bad", "clip3"]
+    assert [name for name, _ in run(source, out).rejected] == ["bad"]
+    run(source, tmp_path / "whole")
+    same(contents(tmp_path / "whole"), contents(out))
 
 
 def test_only_what_has_changed_is_read(source, tmp_path, monkeypatch):
