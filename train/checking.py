@@ -10,8 +10,9 @@ from tqdm import tqdm
 
 from fastglow.errors import FastglowError
 
-from .manifest import PreparedDataset, read_description, shard_table
-from .mapping import KINDS
+from .manifest import DESCRIPTION, PreparedDataset, read_description, shard_table
+from .mapping import KINDS, mapped
+from .publishing import digest_of
 from .shards import Placed, Shard, ShardData
 
 NAMED_CLIPS = 5
@@ -40,6 +41,8 @@ def find_damage(folder: str | os.PathLike, progress: bool = True) -> list[Damage
     if description is None:
         PreparedDataset.open(folder)  # says why
         raise FastglowError(f"{folder} holds a damaged manifest: run `fastglow prepare` again")
+    if description.get("digest") != digest_of({name: x for name, x in description.items() if name != "digest"}):
+        found.append(Damage(folder / DESCRIPTION, "is damaged"))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for values in tqdm(shard_table(description), unit="shard", disable=not progress):
             found += _of_shard(folder / values["name"], {kind: values[kind] for kind in KINDS}, pool)
@@ -56,6 +59,13 @@ def _of_shard(path: Path, sizes: dict[str, int], pool: ThreadPoolExecutor) -> li
     for kind, size in sizes.items():
         file = path.with_name(f"{path.name}.{kind}")
         n_bytes = file.stat().st_size if file.is_file() else None
+        try:
+            mapped(file)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            found.append(Damage(file, f"cannot be read: {error.strerror}"))
+            continue
         if n_bytes != size:
             found.append(Damage(file, "is missing" if n_bytes is None else f"has {n_bytes} bytes, must have {size}"))
     clips = path.with_name(f"{path.name}.clips")

@@ -190,7 +190,8 @@ def verify(data: str, quiet: bool) -> int:
     for file, what in damage:
         click.echo(f"{file} {what}")
     if damage:
-        click.echo(f"{data}: {len(damage)} files are damaged: run `fastglow prepare` again with the same options")
+        count = "1 file is" if len(damage) == 1 else f"{len(damage)} files are"
+        click.echo(f"{data}: {count} damaged: run `fastglow prepare` again with the same options")
         return 1
     click.echo(f"{data}: all files are whole")
     return 0

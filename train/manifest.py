@@ -1,7 +1,8 @@
 """The prepared data set on disk, which `fastglow prepare` writes and training reads.
 
 dataset.json             audio parameters, text cleaners, source, counts, clips left out with reasons, names and sizes
-                         of the other files; written last: a data set is there once it is, and the old one until then
+                         of the other files, and a digest of all this, which `verify` compares; written last: a data
+                         set is there once it is, and the old one until then
 dataset-<digest>.index   the clips, see `index`
 shard-*                  their samples and log-mels, see `shards`
 """

@@ -90,6 +90,7 @@ def publish(
         ],
         "rejected": [{"item": name, "reason": reason} for name, reason in about.rejected],
     }
+    description["digest"] = digest_of(description)
     text = json.dumps(description, indent=2) + "\n"
     path = folder / DESCRIPTION
     if not path.is_file() or path.read_bytes() != text.encode():

@@ -97,16 +97,48 @@ def test_a_truncated_or_missing_file_is_named(copy, kind, part, capsys):
     assert file.name in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda description: description["audio"].update(hop_length=257),
+        lambda description: description.update(text_cleaners=["basic_cleaners"]),
+        lambda description: description["rejected"].append({"item": "a", "reason": "b"}),
+        lambda description: description.pop("digest"),
+    ],
+)
+def test_verify_finds_a_description_that_was_changed(copy, change, capsys):
+    path = copy / "dataset.json"
+    description = json.loads(path.read_text())
+    change(description)
+    path.write_text(json.dumps(description))
+    assert main(["verify", str(copy)]) == 1
+    assert capsys.readouterr().out == (
+        f"{path} is damaged\n{copy}: 1 file is damaged: run `fastglow prepare` again with the same options\n"
+    )
+
+
+@pytest.mark.parametrize("kind", ["pcm", "mel"])
+def test_verify_tells_a_file_that_cannot_be_read_from_a_damaged_one(copy, kind):
+    file = the(copy, kind)
+    file.unlink()
+    file.mkdir()  # for root, permissions would not do
+    (damage,) = find_damage(copy, progress=False)
+    assert damage == (file, "cannot be read: Is a directory")
+
+
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.data())
 def test_any_damaged_byte_of_any_file_is_found(prepared, tmp_path_factory, data):
     folder = shutil.copytree(prepared, tmp_path_factory.mktemp("any") / "data")
-    file = data.draw(st.sampled_from(sorted(path for path in folder.iterdir() if path.suffix != ".json")))
+    file = data.draw(st.sampled_from(sorted(folder.iterdir())))
     content = bytearray(file.read_bytes())
     content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
     file.write_bytes(content)
-    assert [damage.file for damage in find_damage(folder, progress=False)] == [file]
-    if file.suffix != ".clips":  # which only `prepare` reads
+    try:
+        assert [damage.file for damage in find_damage(folder, progress=False)] == [file]
+    except FastglowError as error:
+        assert file.suffix == ".json" and str(folder) in str(error)
+    if file.suffix in (".pcm", ".mel", ".index"):  # which training reads
         with pytest.raises(FastglowError, match=file.name):
             read_all(folder)
     shutil.rmtree(folder)
