@@ -1,7 +1,7 @@
 """Choice of the implementation of an operation: its Triton kernels or its PyTorch reference.
 
-By default CUDA tensors use the kernels, and all others the references; inference of whole models on a CPU has packed
-forms of its own (`kernels.cpu`). ``FASTGLOW_BACKEND=triton|reference``, or `use_backend` in code, forces one. No other
+By default CUDA tensors use the kernels, and all others the references; whole models on a CPU have forms of their own
+(`kernels.cpu`). ``FASTGLOW_BACKEND=triton|reference``, or `use_backend` in code, forces one. No other
 file of the kernels reads environment variables.
 """
 
@@ -35,7 +35,7 @@ launches: Counter[str] = Counter()
 """Kernel launches by operation: shows which implementation ran."""
 
 cpu_calls: Counter[str] = Counter()
-"""Calls of the packed forms for CPUs by operation."""
+"""Calls of the forms for CPUs by operation."""
 
 Function = TypeVar("Function", bound=Callable)
 

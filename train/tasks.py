@@ -23,6 +23,7 @@ from fastglow.text import Lexicon, symbols
 from fastglow.text.cleaners import DEFAULT_CLEANERS
 from fastglow.text.symbol_tables import NVIDIA
 
+from .compiling import compile_model
 from .config import Tacotron2TrainConfig, TrainConfig, WaveGlowTrainConfig
 from .data import SegmentBatch, SegmentDataset, SplitDataset, TextMelBatch, TextMelDataset
 from .losses import GuidedAttentionLoss, Tacotron2Loss, WaveGlowLoss
@@ -120,7 +121,7 @@ class Task(ABC, Generic[ConfigT, ModelConfigT, ModelT, DataT, BatchT]):
 
     def compile(self, model: nn.Module) -> None:
         """Has torch.compile compile the model's forward pass and the losses, at their first call."""
-        model.compile(dynamic=self.has_dynamic_shapes)
+        compile_model(model, self.has_dynamic_shapes)
         self.losses_of = torch.compile(self.losses_of, dynamic=self.has_dynamic_shapes)  # type: ignore[method-assign]
 
     @abstractmethod

@@ -175,7 +175,8 @@ class WaveGlow(Refreshable):
             and accepts(flow.convinv, InvertibleConv1x1, audio, log_det=audio)
             for flow in flows
         ):
-            log_dets = kernels.invertible_conv1x1_factors([flow.convinv.conv.weight for flow in flows])[1].unbind()
+            _, found = kernels.invertible_conv1x1_factors([flow.convinv.conv.weight for flow in flows])
+            log_dets = [found[k] for k in range(len(flows))]
         if self.memory_saving and can_rebuild():
             return run_flows(flows, audio, spect, log_dets)
         early_outputs, log_s_list, log_det_list = [], [], []

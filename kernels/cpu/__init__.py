@@ -1,7 +1,7 @@
-"""Inference on a CPU, in float32 or bfloat16: the models' hot paths on PyTorch's packed products and its vector
-operations, without a compiler.
+"""The models' hot paths on a CPU, in float32 or bfloat16: inference, and WN in training, in PyTorch's matrix products
+and vector operations, without a compiler.
 
-Other calls on a CPU, with gradients or in other dtypes, run the PyTorch references.
+Other calls on a CPU run the PyTorch references.
 """
 
 from .decoder_weights import PackedDecoder, pack_decoder

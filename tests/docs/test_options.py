@@ -13,7 +13,7 @@ from .markdown import FILES, blocks, code_spans, name_of
 
 _OPTION = re.compile(r"(?<![\w-])--?[a-zA-Z][\w-]*")
 # Options of other programs that the pages name: pytest's, pip's, this project's benchmarks', mkdir's and the like.
-OTHERS = {"--benchmark-disable", "--peer-dle", "--rounds", "--busy", "--limit"}
+OTHERS = {"--benchmark-disable", "--peer-dle", "--rounds", "--busy", "--limit", "--backend"}
 
 
 def commands(group: click.Group, context: click.Context, prefix: str = "") -> dict[str, set[str]]:

@@ -1,8 +1,10 @@
 """`--compile`: the same numbers within rounding, the same checkpoints, one compilation for all shapes of Tacotron 2."""
 
+import copy
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,56 @@ def test_a_run_goes_on_compiled(model, prepared, tmp_path):
     for name, tensor in theirs.items():
         torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
     assert (tmp_path / "compiled" / "checkpoint_7.pt").exists()
+
+
+# With the compiler's code, where there is a C++ compiler; the sizes are the guards' own: a batch of 1 is another case.
+LENGTHS = """
+import sys
+import torch
+torch.set_num_threads(1)
+from fastglow.train.compiling import compile_model, compile_problem
+
+if problem := compile_problem(torch.device("cpu")):
+    sys.exit(print("skip:", problem))
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Conv1d(4, 6, 3, padding=1), torch.nn.Tanh(), torch.nn.Conv1d(6, 4, 5, padding=2))
+weights = list(model.parameters())
+inputs = [torch.randn(batch, 4, length, requires_grad=True) for batch, length in ((2, 20), (2, 18), (3, 25))]
+run = lambda x: (y := model(x), *torch.autograd.grad(y, [x, *weights], torch.cos(torch.arange(y.numel())).view_as(y)))
+expected = [run(x) for x in inputs]
+compile_model(model, True)
+for x, found in zip(inputs, expected, strict=True):
+    torch.testing.assert_close(run(x), found, rtol=1e-4, atol=1e-5)
+    torch.compiler.set_stance("fail_on_recompile")
+"""
+
+
+def test_one_compilation_serves_every_length():
+    done = subprocess.run([sys.executable, "-c", LENGTHS], env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    if done.stdout.startswith("skip:"):
+        pytest.skip(done.stdout.strip())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("options", [{}, {"padding": 2}, {"padding": 3, "dilation": 3}, {"stride": 2, "padding": 1}])
+def test_the_opaque_convolution_is_the_convolution(options, bias):
+    plain = torch.nn.Conv1d(3, 5, 4, bias=bias, **options).double()
+    opaque = copy.deepcopy(plain)
+    opaque._conv_forward = partial(compiling._opaque_conv1d, opaque)
+    x = torch.randn(2, 11, 3, dtype=torch.float64).transpose(1, 2).requires_grad_()
+    expected, found = plain(x), opaque(x)
+    assert torch.equal(found, expected)
+    d = torch.randn_like(expected)
+    gradients = torch.autograd.grad(expected, [x, *plain.parameters()], d)
+    torch.testing.assert_close(torch.autograd.grad(found, [x, *opaque.parameters()], d), gradients)
+    assert list(opaque.state_dict()) == list(plain.state_dict())
+    plain, opaque, x = plain.float(), opaque.float(), x.detach().float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(opaque(x), plain(x)) and opaque(x).dtype == torch.bfloat16
+    tensors = [None if t is None else t.detach().double().requires_grad_() for t in (x, plain.weight, plain.bias)]
+    numbers = [options.get(name, value) for name, value in (("stride", 1), ("padding", 0), ("dilation", 1))]
+    torch.library.opcheck(compiling.conv1d, (*tensors, *numbers))
 
 
 def test_a_missing_compiler_is_an_error_of_one_line(prepared, tmp_path, monkeypatch):
