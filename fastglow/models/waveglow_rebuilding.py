@@ -6,6 +6,7 @@ each coupling network once more (Gomez et al. 2017, "The Reversible Residual Net
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import accumulate
 from threading import RLock
 from typing import Any, NamedTuple, NoReturn
 
@@ -228,7 +229,7 @@ def _inverses(weights: Sequence[Tensor]) -> list[Tensor]:
         inverse = inverse + inverse @ (identity - matrix @ inverse)
     residual = (identity - matrix @ inverse).abs().sum(dim=1).amax()
     inverse = torch.where(residual < LARGEST_RESIDUAL, inverse, torch.nan)  # NaN compares as False
-    blocks = zip(inverse.split(sizes), sizes, torch.tensor(sizes).cumsum(0).tolist(), strict=True)
+    blocks = zip(inverse.split(sizes), sizes, accumulate(sizes), strict=True)
     return [rows[:, end - c : end] for rows, c, end in blocks]
 
 
