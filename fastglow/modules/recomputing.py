@@ -1,7 +1,8 @@
 """Activations that the backward pass computes again instead of storing them (gradient checkpointing)."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
+from threading import RLock
 
 import torch
 from torch import Tensor, nn
@@ -21,19 +22,28 @@ def recomputed(module: nn.Module, function: Callable[..., Tensor], *args: Tensor
 
 @uncompiled  # the compiler does not know the contexts
 def _checkpoint(module: nn.Module, function: Callable[..., Tensor], *args: Tensor | None) -> Tensor:
-    contexts = nullcontext(), _with_copied_buffers(module)
+    contexts = nullcontext(), _CopiedBuffers(module)
     return checkpoint(function, *args, use_reentrant=False, context_fn=lambda: contexts)
 
 
-@contextmanager
-def _with_copied_buffers(module: nn.Module) -> Iterator[None]:
-    """Inside, the module writes to copies of its buffers."""
-    places = [(one._buffers, name) for one in module.modules() for name in one._buffers]
-    before = [buffers[name] for buffers, name in places]
-    try:
-        for (buffers, name), buffer in zip(places, before, strict=True):
+_copying = RLock()  # of two threads, one would take the other's copies for the buffers
+
+
+class _CopiedBuffers:
+    """Inside, the module writes to copies of its buffers. Entered by every backward pass of a graph."""
+
+    def __init__(self, module: nn.Module):
+        self._module = module
+        self._originals: list[tuple[dict[str, Tensor | None], str, Tensor | None]] = []
+
+    def __enter__(self) -> None:
+        _copying.acquire()
+        self._originals = [(one._buffers, *item) for one in self._module.modules() for item in one._buffers.items()]
+        for buffers, name, buffer in self._originals:
             buffers[name] = None if buffer is None else buffer.clone()
-        yield
-    finally:
-        for (buffers, name), buffer in zip(places, before, strict=True):
+
+    def __exit__(self, *error: object) -> None:
+        for buffers, name, buffer in self._originals:
             buffers[name] = buffer
+        self._originals = []
+        _copying.release()
