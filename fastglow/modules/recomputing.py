@@ -1,7 +1,7 @@
 """Activations that the backward pass computes again instead of storing them (gradient checkpointing)."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from threading import RLock
 
 import torch
@@ -30,20 +30,29 @@ _copying = RLock()  # of two threads, one would take the other's copies for the 
 
 
 class _CopiedBuffers:
-    """Inside, the module writes to copies of its buffers. Entered by every backward pass of a graph."""
+    """`_with_copied_buffers` of a module, for every backward pass of a graph: each enters it again."""
 
     def __init__(self, module: nn.Module):
         self._module = module
-        self._originals: list[tuple[dict[str, Tensor | None], str, Tensor | None]] = []
+        self._entered = ExitStack()
 
     def __enter__(self) -> None:
-        _copying.acquire()
-        self._originals = [(one._buffers, *item) for one in self._module.modules() for item in one._buffers.items()]
-        for buffers, name, buffer in self._originals:
-            buffers[name] = None if buffer is None else buffer.clone()
+        self._entered.enter_context(_with_copied_buffers(self._module))
 
     def __exit__(self, *error: object) -> None:
-        for buffers, name, buffer in self._originals:
-            buffers[name] = buffer
-        self._originals = []
-        _copying.release()
+        self._entered.close()
+
+
+@contextmanager
+def _with_copied_buffers(module: nn.Module) -> Iterator[None]:
+    """Inside, the module writes to copies of its buffers."""
+    with _copying:
+        places = [(one._buffers, name) for one in module.modules() for name in one._buffers]
+        before = [buffers[name] for buffers, name in places]
+        try:
+            for (buffers, name), buffer in zip(places, before, strict=True):
+                buffers[name] = None if buffer is None else buffer.clone()
+            yield
+        finally:
+            for (buffers, name), buffer in zip(places, before, strict=True):
+                buffers[name] = buffer
