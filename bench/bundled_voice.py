@@ -1,6 +1,7 @@
 """The bundled voice on a CPU: a text to its last sample, and the command from its start to the file."""
 
 import copy
+import os
 import subprocess
 import sys
 import tempfile
@@ -149,12 +150,13 @@ class StartToFile(Workload):
 
 
 def speak_by_command() -> np.ndarray:
-    """The samples of the file, float32 [N]."""
+    """The samples of the file, float32 [N]; with as many threads as this process, since the bits depend on them."""
     import soundfile  # a machine that only runs kernels may lack it
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "speech.wav"
         options = ["-o", str(file), "--device", "cpu", "--seed", str(SEED)]
         command = [sys.executable, "-m", "fastglow", "synth", WORDS, *options]
-        subprocess.run(command, cwd=environment.ROOT, check=True, capture_output=True)
+        threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+        subprocess.run(command, cwd=environment.ROOT, env=os.environ | threads, check=True, capture_output=True)
         return soundfile.read(file, dtype="float32")[0]

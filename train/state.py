@@ -120,7 +120,9 @@ class TrainState:
         try:
             averaged = checkpoint["state_dict"]
             self.model.load_state_dict(checkpoint.get("trained_state_dict", averaged))
-            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            # Only a fused one leaves out what is not finite; the first versions wrote checkpoints of another.
+            groups = [{**group, "fused": True} for group in checkpoint["optimizer"]["param_groups"]]
+            self.optimizer.load_state_dict({**checkpoint["optimizer"], "param_groups": groups})
             self.scaler.load_state_dict(checkpoint.get("loss_scale", {"scaler": {}}))
             if self.ema is not None:  # an average that is new to the run starts from its weights
                 self.ema.restore(averaged, checkpoint.get("ema_updates", 0))

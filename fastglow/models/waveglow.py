@@ -72,6 +72,16 @@ class WaveGlowConfig:
         return self.n_group - self.n_early_size * sum(self.is_early(k) for k in range(self.n_flows))
 
 
+def _log_dets(flows: Sequence[Flow], audio: Tensor) -> Sequence[Tensor | None]:
+    """log|det W| of every flow, a scalar, at once; None where the convolution must compute it."""
+    if all(
+        isinstance(flow.convinv, InvertibleConv1x1) and accepts(flow.convinv, InvertibleConv1x1, audio, log_det=audio)
+        for flow in flows
+    ):
+        return kernels.invertible_conv1x1_factors([flow.convinv.conv.weight for flow in flows])[1].unbind()
+    return [None] * len(flows)
+
+
 class WaveGlow(Refreshable):
     """Mel spectrogram to audio. Arguments: `WaveGlowConfig`. state_dict keys: DeepLearningExamples'.
 
@@ -169,6 +179,7 @@ class WaveGlow(Refreshable):
         spect = self._grouped_spect(mel, audio.shape[1])
         audio = group(audio.unsqueeze(1), self.config.n_group)
         flows = self._flows
+<<<<<<< HEAD
         log_dets: Sequence[Tensor | None] = [None] * len(flows)
         if all(
             isinstance(flow.convinv, InvertibleConv1x1)
@@ -177,10 +188,12 @@ class WaveGlow(Refreshable):
         ):
             _, found = kernels.invertible_conv1x1_factors([flow.convinv.conv.weight for flow in flows])
             log_dets = [found[k] for k in range(len(flows))]
+=======
+>>>>>>> read-steps
         if self.memory_saving and can_rebuild():
-            return run_flows(flows, audio, spect, log_dets)
+            return run_flows(flows, audio, spect, _log_dets)
         early_outputs, log_s_list, log_det_list = [], [], []
-        for flow, log_det in zip(flows, log_dets, strict=True):
+        for flow, log_det in zip(flows, _log_dets(flows, audio), strict=True):
             if flow.n_early:
                 early_outputs.append(audio[:, : flow.n_early])
                 audio = audio[:, flow.n_early :]

@@ -6,6 +6,8 @@ each coupling network once more (Gomez et al. 2017, "The Reversible Residual Net
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import accumulate
+from threading import RLock
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from fastglow import kernels
+from fastglow.errors import FastglowError
 from fastglow.kernels import backend
 from fastglow.kernels.launch import uncompiled
 
@@ -37,7 +40,12 @@ def can_rebuild() -> bool:
 
 
 @uncompiled
-def run_flows(flows: Sequence[Flow], audio: Tensor, spect: Tensor, log_dets: Sequence[Tensor | None]) -> FlowResults:
+def run_flows(
+    flows: Sequence[Flow],
+    audio: Tensor,
+    spect: Tensor,
+    log_dets_of: Callable[[Sequence[Flow], Tensor], Sequence[Tensor | None]],
+) -> FlowResults:
     """The flows of `WaveGlow.forward`, whose backward pass rebuilds all but the last flow's activations.
 
     The last flow's backward pass comes first, so that its activations are stored: rebuilding them would save nothing.
@@ -53,9 +61,11 @@ def run_flows(flows: Sequence[Flow], audio: Tensor, spect: Tensor, log_dets: Seq
         flows: at least one.
         audio: [B, n_group, T].
         spect: [B, D, T].
-        log_dets: log|det W| of every flow, a scalar, or None where the convolution computes it.
+        log_dets_of: (flows, audio) -> log|det W| of every flow, a scalar, or None where the convolution computes it.
     """
-    run = _Run(flows, audio)
+    with _in_their_places:
+        run, log_dets = _Run(flows, audio), log_dets_of(flows, audio)
+        tensors = [[slot.tensor for slot in run.mixing[k] + run.coupling[k]] for k in range(len(flows))]
     signal = audio.to(run.signal_dtype)
     early: list[Tensor] = []
     results: list[tuple[Tensor, Tensor]] = []
@@ -65,8 +75,7 @@ def run_flows(flows: Sequence[Flow], audio: Tensor, spect: Tensor, log_dets: Seq
             early.append(signal[:, : flow.n_early])
             signal = signal[:, flow.n_early :]
         if k < last:
-            tensors = [slot.tensor for slot in run.mixing[k] + run.coupling[k]]
-            signal, *result = _RebuiltFlow.apply(run, k, signal, spect, log_dets[k], *tensors)
+            signal, *result = _RebuiltFlow.apply(run, k, signal, spect, log_dets[k], *tensors[k])
             results.append((result[0], result[1]))
         if k == last - 1:
             left = torch.cat(early, dim=1) if early else None
@@ -99,20 +108,25 @@ def _slots(module: nn.Module) -> list[_Slot]:
     return found
 
 
+_in_their_places = RLock()
+"""While a thread holds it, no other one's tensors are where the parameters of a module belong."""
+
+
 @contextmanager
 def _holding(slots: Sequence[_Slot], tensors: Sequence[Tensor]) -> Iterator[None]:
     """Inside, the modules compute with these tensors.
 
     Gradients of the parameters themselves would run their hooks inside a backward pass, and once more outside.
     """
-    before = [slot.tensor for slot in slots]
-    try:
-        for slot, tensor in zip(slots, tensors, strict=True):
-            slot.owner[slot.name] = tensor
-        yield
-    finally:
-        for slot, tensor in zip(slots, before, strict=True):
-            slot.owner[slot.name] = tensor
+    with _in_their_places:
+        before = [slot.tensor for slot in slots]
+        try:
+            for slot, tensor in zip(slots, tensors, strict=True):
+                slot.owner[slot.name] = tensor
+            yield
+        finally:
+            for slot, tensor in zip(slots, before, strict=True):
+                slot.owner[slot.name] = tensor
 
 
 class _Run:
@@ -122,6 +136,7 @@ class _Run:
         signal_dtype: of signals, 1x1 convolutions and couplings.
         model_dtype: of the coupling networks' input, and of what is left to the last flow.
         mixing, coupling: the parameters of each flow's convolution and coupling network.
+        plain: the flows whose input is rebuilt.
         outputs: of the flow whose backward pass is next, by its number; [B, c, T].
         early: the channels that left before the last flow, [B, e, T].
         inverses: W^-1 of each flow, None where its convolution is not ours.
@@ -135,6 +150,7 @@ class _Run:
         self.model_dtype = audio.dtype if self.autocast_dtype is None else self.signal_dtype
         self.mixing = [_slots(flow.convinv) for flow in flows]
         self.coupling = [_slots(flow.wn) for flow in flows]
+        self.plain = [k for k in range(1, len(flows) - 1) if flows[k].plainly_mixes]
         self.outputs: dict[int, Tensor] = {}
         self.early: Tensor | None = None
         self.inverses: list[Tensor | None] = []
@@ -164,14 +180,32 @@ class _Run:
             changed, log_s = kernels.affine_coupling(changed, b_log_s)
         return self.flows[k].join(kept, changed), log_s, log_det
 
-    def start(self, output: Tensor, early: Tensor | None) -> None:
-        """Begins a backward pass with the output of the last flow but one."""
+    @property
+    def weights(self) -> list[Tensor]:
+        """Of the `plain` flows' convolutions."""
+        return [self.flows[k].convinv.conv.weight for k in self.plain]
+
+    def start(self, output: Tensor, early: Tensor | None, *weights: Tensor) -> None:
+        """Begins a backward pass with the output of the last flow but one, and the `weights` of the forward pass.
+
+        Raises:
+            FastglowError: the modules are not those of the forward pass.
+        """
+        self._check_parts()
         self.outputs, self.early = {len(self.flows) - 2: output}, early
-        plain = [k for k in range(1, len(self.flows) - 1) if self.flows[k].plainly_mixes]
         self.inverses = [None] * len(self.flows)
-        weights = [self.flows[k].convinv.conv.weight.detach() for k in plain]
-        for k, inverse in zip(plain, _inverses(weights) if plain else (), strict=True):
+        found = _inverses([weight.detach() for weight in weights]) if weights else ()
+        for k, inverse in zip(self.plain, found, strict=True):
             self.inverses[k] = inverse.to(self.signal_dtype)
+
+    def _check_parts(self) -> None:
+        for k, flow in enumerate(self.flows[:-1]):
+            for part, slots in ((flow.convinv, self.mixing[k]), (flow.wn, self.coupling[k])):
+                if [(id(x.owner), x.name) for x in _slots(part)] != [(id(x.owner), x.name) for x in slots]:
+                    raise FastglowError(
+                        f"memory_saving=True: parts of flow {k} were replaced after the forward pass, which the "
+                        "backward pass calls again: replace them before, or after both"
+                    )
 
     def hand_on(self, k: int, audio: Tensor) -> None:
         """Gives the flow before the k-th its output, made of the k-th flow's input and the channels that left."""
@@ -195,7 +229,7 @@ def _inverses(weights: Sequence[Tensor]) -> list[Tensor]:
         inverse = inverse + inverse @ (identity - matrix @ inverse)
     residual = (identity - matrix @ inverse).abs().sum(dim=1).amax()
     inverse = torch.where(residual < LARGEST_RESIDUAL, inverse, torch.nan)  # NaN compares as False
-    blocks = zip(inverse.split(sizes), sizes, torch.tensor(sizes).cumsum(0).tolist(), strict=True)
+    blocks = zip(inverse.split(sizes), sizes, accumulate(sizes), strict=True)
     return [rows[:, end - c : end] for rows, c, end in blocks]
 
 
@@ -241,7 +275,7 @@ def _final(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any,
 
     def run(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
         create_graph = torch.is_grad_enabled()
-        with torch.no_grad():
+        with torch.no_grad(), ctx.run.autocast(enabled=False):  # the backward pass may run inside autocast
             gradients = backward(ctx, *upstream)
         if not create_graph:
             return gradients
@@ -260,8 +294,7 @@ class _RebuiltFlow(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.run, ctx.k = run, k
-        rebuilt = k > 0 and run.flows[k].plainly_mixes
-        ctx.save_for_backward(None if rebuilt else audio, spect, log_det, *parameters)
+        ctx.save_for_backward(None if k in run.plain else audio, spect, log_det, *parameters)
         n = len(run.mixing[k])
         mixing, coupling = parameters[:n], parameters[n:]
         log_det = None if log_det is None else log_det.detach()
@@ -350,11 +383,11 @@ class _Results(torch.autograd.Function):
     def forward(ctx: Any, run: _Run, signal: Tensor, early: Tensor | None, *others: Tensor) -> tuple[Any, ...]:
         ctx.set_materialize_grads(False)
         ctx.run = run
-        ctx.save_for_backward(signal, early)
+        ctx.save_for_backward(signal, early, *run.weights)
         return tuple(None if x is None else x.view_as(x) for x in (signal, early, *others))
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
-        with torch.no_grad():
+        with torch.no_grad(), ctx.run.autocast(enabled=False):
             ctx.run.start(*ctx.saved_tensors)
         return None, *upstream

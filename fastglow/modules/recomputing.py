@@ -1,7 +1,8 @@
 """Activations that the backward pass computes again instead of storing them (gradient checkpointing)."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
+from threading import RLock
 
 import torch
 from torch import Tensor, nn
@@ -21,19 +22,37 @@ def recomputed(module: nn.Module, function: Callable[..., Tensor], *args: Tensor
 
 @uncompiled  # the compiler does not know the contexts
 def _checkpoint(module: nn.Module, function: Callable[..., Tensor], *args: Tensor | None) -> Tensor:
-    contexts = nullcontext(), _with_copied_buffers(module)
+    contexts = nullcontext(), _CopiedBuffers(module)
     return checkpoint(function, *args, use_reentrant=False, context_fn=lambda: contexts)
+
+
+_copying = RLock()  # of two threads, one would take the other's copies for the buffers
+
+
+class _CopiedBuffers:
+    """`_with_copied_buffers` of a module, for every backward pass of a graph: each enters it again."""
+
+    def __init__(self, module: nn.Module):
+        self._module = module
+        self._entered = ExitStack()
+
+    def __enter__(self) -> None:
+        self._entered.enter_context(_with_copied_buffers(self._module))
+
+    def __exit__(self, *error: object) -> None:
+        self._entered.close()
 
 
 @contextmanager
 def _with_copied_buffers(module: nn.Module) -> Iterator[None]:
     """Inside, the module writes to copies of its buffers."""
-    places = [(one._buffers, name) for one in module.modules() for name in one._buffers]
-    before = [buffers[name] for buffers, name in places]
-    try:
-        for (buffers, name), buffer in zip(places, before, strict=True):
-            buffers[name] = None if buffer is None else buffer.clone()
-        yield
-    finally:
-        for (buffers, name), buffer in zip(places, before, strict=True):
-            buffers[name] = buffer
+    with _copying:
+        places = [(one._buffers, name) for one in module.modules() for name in one._buffers]
+        before = [buffers[name] for buffers, name in places]
+        try:
+            for (buffers, name), buffer in zip(places, before, strict=True):
+                buffers[name] = None if buffer is None else buffer.clone()
+            yield
+        finally:
+            for (buffers, name), buffer in zip(places, before, strict=True):
+                buffers[name] = buffer

@@ -56,11 +56,11 @@ class _Stack:
 
     def rows(self, x: Tensor) -> Tensor:
         """[B, n, T] -> [B T, n]: a view, if x is channels-last."""
-        return x.transpose(1, 2).reshape(self.B * self.T, -1)
+        return x.transpose(1, 2).reshape(self.B * self.T, x.shape[1])
 
     def signal(self, rows: Tensor) -> Tensor:
         """[B T, n] -> [B, n, T], a view."""
-        return rows.view(self.B, self.T, -1).transpose(1, 2)
+        return rows.view(self.B, self.T, rows.shape[1]).transpose(1, 2)
 
     def windows(self, layer: int, tap: int, outer: Tensor, inner: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """The rows of `outer`, of each item, that a tap of the dilated convolution reaches in `inner`, with those."""
@@ -108,7 +108,9 @@ def _empty(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     x = Arguments(*arguments)
     (B, _, T), (C, S), L = x.audio.shape, (len(x.start_weight), len(x.end_weight)), len(x.in_weights)
     new = x.audio.new_empty
-    return new(B, T, S).transpose(1, 2), new(L, B * T, C), new(L, B * T, 2 * C)
+    # No view, which nobody could write to: autograd has no formula for views that an operator returns.
+    out = x.audio.new_empty_strided((B, S, T), (S * T, 1, S))
+    return out, new(L, B * T, C), new(L, B * T, 2 * C)
 
 
 def _backward(needs: Sequence[bool], d: Tensor, hs: Tensor, gates: Tensor, *arguments: Any) -> list[Tensor]:

@@ -53,6 +53,25 @@ def test_running_statistics_change_once():
     assert counts and all(x.item() == 1 for x in counts)
 
 
+def test_backward_twice_and_after_another_forward_pass(model):
+    """Each backward pass recomputes, and leaves the buffers as they are."""
+    model.gradient_checkpointing = True
+    torch.manual_seed(3)
+    mels = torch.randn(len(TEXT), model.config.n_mel_channels, 7)
+    losses = [model((TEXT, LENGTHS, mels, TEXT.shape[1], torch.full((len(TEXT),), 7)))[1].sum() for _ in range(2)]
+    buffers, places = [x.clone() for x in model.buffers()], [*model.buffers()]
+    parameters = list(model.parameters())
+
+    def gradients(i):
+        return torch.autograd.grad(losses[i], parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+
+    first = gradients(0)
+    gradients(1)
+    assert_same_bits(gradients(0), first)
+    assert_same_bits(places, buffers)
+    assert all(x is y for x, y in zip(model.buffers(), places, strict=True))
+
+
 def test_the_mode_is_kept_by_copies_and_is_in_no_checkpoint():
     model = build_stopping(SEEDS)
     assert not model.gradient_checkpointing

@@ -139,6 +139,22 @@ def test_second_derivatives_are_refused():
         d.sum().backward()
 
 
+def test_the_result_may_be_written_to():
+    module, arguments = make(torch.float32), inputs(9)
+    parameters = list(module.parameters())
+    expected = torch.autograd.grad(2 * trained(module, *arguments).square().sum(), parameters)
+    out = trained(module, *arguments)
+    found = torch.autograd.grad(out.mul_(2).square().sum() / 2, parameters)
+    torch.testing.assert_close(found, expected)
+
+
+def test_no_items():
+    module, (audio, spect) = make(torch.float32), inputs(9)
+    out = trained(module, audio[:0].requires_grad_(), spect[:0])
+    assert out.shape == (0, 6, 9)
+    assert not any(d.any() for d in torch.autograd.grad(out.sum(), list(module.parameters())))
+
+
 def hooked(module, *arguments):
     module.in_layers[0].register_forward_hook(lambda *_: None)
     return module(*arguments)
