@@ -29,18 +29,10 @@ WEIGHT_NORM, RANDOM, OPTIMIZER = "weight norm", "dropout's random numbers", "opt
 LOOPS, REST = "our operators' Python", "views, allocation, autograd, the rest"
 
 GROUPS = {
-<<<<<<< HEAD
     PRODUCTS: "mm addmm addmm_ bmm baddbmm baddbmm_ mv addmv addmv_ dot linear _linear_pointwise "
     "_reorder_linear_weight convolution _convolution mkldnn_convolution convolution_backward _convolution_pointwise_ "
     "mkldnn_rnn_layer mkldnn_rnn_layer_backward mkldnn_linear _slow_conv2d_forward _slow_conv2d_backward "
     "slow_conv_transpose2d _nnpack_spatial_convolution thnn_conv2d",
-=======
-    PRODUCTS: "_reorder_linear_weight mm addmm addmm_ bmm baddbmm baddbmm_ mv addmv addmv_ dot linear "
-    "_linear_pointwise convolution _convolution mkldnn_convolution convolution_backward "
-    "_convolution_pointwise_ mkldnn_rnn_layer mkldnn_rnn_layer_backward mkldnn_linear "
-    "_slow_conv2d_forward _slow_conv2d_backward slow_conv_transpose2d _nnpack_spatial_convolution "
-    "thnn_conv2d",
->>>>>>> read-steps
     COPIES: "copy_ cat stack clone contiguous fill_ zero_ col2im im2col masked_fill_ masked_fill index_select "
     "embedding _pack_padded_sequence gather scatter_add_ embedding_dense_backward constant_pad_nd",
     ELEMENTWISE: "add add_ sub sub_ rsub mul mul_ div div_ addcmul addcmul_ tanh tanh_ sigmoid sigmoid_ relu relu_ exp "

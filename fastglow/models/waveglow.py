@@ -78,7 +78,8 @@ def _log_dets(flows: Sequence[Flow], audio: Tensor) -> Sequence[Tensor | None]:
         isinstance(flow.convinv, InvertibleConv1x1) and accepts(flow.convinv, InvertibleConv1x1, audio, log_det=audio)
         for flow in flows
     ):
-        return kernels.invertible_conv1x1_factors([flow.convinv.conv.weight for flow in flows])[1].unbind()
+        _, found = kernels.invertible_conv1x1_factors([flow.convinv.conv.weight for flow in flows])
+        return [found[k] for k in range(len(flows))]
     return [None] * len(flows)
 
 
@@ -179,17 +180,6 @@ class WaveGlow(Refreshable):
         spect = self._grouped_spect(mel, audio.shape[1])
         audio = group(audio.unsqueeze(1), self.config.n_group)
         flows = self._flows
-<<<<<<< HEAD
-        log_dets: Sequence[Tensor | None] = [None] * len(flows)
-        if all(
-            isinstance(flow.convinv, InvertibleConv1x1)
-            and accepts(flow.convinv, InvertibleConv1x1, audio, log_det=audio)
-            for flow in flows
-        ):
-            _, found = kernels.invertible_conv1x1_factors([flow.convinv.conv.weight for flow in flows])
-            log_dets = [found[k] for k in range(len(flows))]
-=======
->>>>>>> read-steps
         if self.memory_saving and can_rebuild():
             return run_flows(flows, audio, spect, _log_dets)
         early_outputs, log_s_list, log_det_list = [], [], []
