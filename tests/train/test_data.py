@@ -127,8 +127,8 @@ def mel_magnitudes(audio, config):
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
-def test_a_batch_of_segments_has_their_audio_and_mels(prepared, device, precision):
-    prepared = PreparedDataset.open(prepared)
+def test_a_batch_of_segments_has_their_audio_and_mels(noise, device, precision):
+    prepared = PreparedDataset.open(noise)
     dataset = SegmentDataset(prepared, "train", 2000, seed=3)
     items = [dataset[i] for i in range(5)]
     with torch.autocast(device, precision, enabled=precision is not None), tf32(True):
