@@ -16,6 +16,8 @@ from typing import Any
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from fastglow.errors import FastglowError
+
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 POLL_SECONDS = 0.2
@@ -33,6 +35,25 @@ def calling_on_signals(request_stop: Callable[[int], None]) -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def naming_a_dead_loader() -> Iterator[None]:
+    """Within the block, the death of a loader process, which PyTorch raises wherever the run is, is one line.
+
+    Raises:
+        FastglowError: a loader process has died.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        what = " ".join(str(error).split())
+        if not what.startswith("DataLoader worker"):
+            raise
+        raise FastglowError(
+            f"a process that loads data has died, perhaps for want of memory ({what}): pass fewer --num-workers, and "
+            "--resume to continue from the last checkpoint"
+        ) from error
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from .checkpointing import (
 from .compiling import check_compiler, uncompiled
 from .config import ModelConfig, TrainConfig
 from .data import SplitDataset
-from .interruption import calling_on_signals
+from .interruption import calling_on_signals, naming_a_dead_loader
 from .loading import Loader
 from .manifest import PreparedDataset
 from .meter import StepMeter
@@ -172,6 +172,7 @@ class Trainer:
         if self.reporter is not None:
             self.reporter.started(self._description(), state.epoch, state.iteration)
         with (
+            naming_a_dead_loader(),
             calling_on_signals(self._request_stop),
             tf32(config.tf32),
             self.reporter or nullcontext(),

@@ -202,7 +202,8 @@ def prepare(
 
 def _cannot_write(out: str | os.PathLike, error: OSError) -> FastglowError:
     return FastglowError(
-        f"cannot write to {out} ({error.strerror}): free space or pass another --out; the same command continues"
+        f"cannot write to {out} ({error.strerror}): mend that and run the same command to continue, or pass another "
+        "--out"
     )
 
 

@@ -241,15 +241,22 @@ def is_running(pid):
 
 def test_no_loader_process_outlives_a_killed_run(endless):
     process = endless("waveglow", 2)
-    while True:  # there are none between two epochs
-        os.kill(process.pid, signal.SIGSTOP)
-        if len(children := children_of(process.pid)) == 2:
-            break
-        os.kill(process.pid, signal.SIGCONT)
-        time.sleep(0.001)
+    children = children_of(process.pid)
+    assert len(children) == 2
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     wait_for(lambda: not any(map(is_running, children)))
+
+
+def test_the_death_of_a_loader_process_is_one_line(endless):
+    process = endless("waveglow", 2)
+    os.kill(children_of(process.pid)[1], signal.SIGKILL)
+    _, errors = process.communicate()
+    assert process.returncode == 2
+    assert "Traceback" not in errors
+    last = errors.strip().splitlines()[-1]
+    assert "a process that loads data has died, perhaps for want of memory (DataLoader worker (pid" in last
+    assert last.endswith("pass fewer --num-workers, and --resume to continue from the last checkpoint")
 
 
 # Its loader processes wait, before PyTorch checks who their parent is, until the parent is dead.

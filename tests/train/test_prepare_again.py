@@ -197,8 +197,8 @@ def test_a_full_disk(source, tmp_path):
         with files_of_at_most(n_bytes), pytest.raises(FastglowError) as caught:
             run(source, tmp_path / "out")
         assert str(caught.value) == (
-            f"cannot write to {tmp_path / 'out'} (File too large): free space or pass another --out; the same command "
-            "continues"
+            f"cannot write to {tmp_path / 'out'} (File too large): mend that and run the same command to continue, or "
+            "pass another --out"
         )
     assert run(source, tmp_path / "out").made < 7
     same(expected, contents(tmp_path / "out"))
