@@ -73,11 +73,9 @@ class Encoder(Refreshable):
         lengths = input_lengths.cpu()
         if not len(lengths) or not x.shape[2]:
             raise _no_text(lengths)
-
-        def encode(x: Tensor) -> Tensor:
-            return self._packed_lstm(self._convolve(x).transpose(1, 2), lengths)
-
-        return recomputed(self, encode, x) if self.gradient_checkpointing else encode(x)
+        if self.gradient_checkpointing:
+            return recomputed(self, lambda x: self._packed_lstm(self._convolve(x).transpose(1, 2), lengths), x)
+        return self._packed_lstm(self._convolve(x).transpose(1, 2), lengths)
 
     @uncompiled  # the compiler traces neither packed sequences nor LSTMs
     def _packed_lstm(self, x: Tensor, lengths: Tensor) -> Tensor:
