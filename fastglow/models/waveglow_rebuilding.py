@@ -4,20 +4,22 @@ The flows are invertible, so that the backward pass needs no signal but the last
 each coupling network once more (Gomez et al. 2017, "The Reversible Residual Network"; Kingma & Dhariwal 2018, Glow).
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate
-from threading import RLock
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from fastglow import kernels
 from fastglow.errors import FastglowError
 from fastglow.kernels import backend
 from fastglow.kernels.launch import uncompiled
+from fastglow.kernels.reference import affine_coupling as reference_coupling
+from fastglow.kernels.reference import invertible_conv1x1 as reference_mixing
+from fastglow.modules.parameter_slots import holding, in_their_places, slots_of
 
 from .waveglow_flow import Flow
 
@@ -49,13 +51,12 @@ def run_flows(
     """The flows of `WaveGlow.forward`, whose backward pass rebuilds all but the last flow's activations.
 
     The last flow's backward pass comes first, so that its activations are stored: rebuilding them would save nothing.
-    Signals, 1x1 convolutions and couplings are in float32 (float64 for float64) also under autocast, and inverses are
-    computed in float64: what is rebuilt then differs from the forward pass by float32's rounding only, times what
-    inverse flows amplify. A 1x1 convolution amplifies it by up to its weight's condition number, and several multiply.
-    The first flow's input is stored, which shows how exact its rebuilt output is: if it is off by more than
-    LARGEST_ERROR, or a weight is singular to float32, the gradients of the first flow and of the spect are NaN, and not
-    wrong. Parts must be deterministic, since each is called once more; the input of a convolution with hooks, or of
-    another class, is stored too.
+    An inverse flow amplifies rounding, a 1x1 convolution by up to its weight's condition number, and twelve of them
+    multiply. So the few channels of the signal, their 1x1 convolutions and couplings are in float64, also under
+    autocast, and run as PyTorch's operations. The first flow's input is stored, which shows how exact its rebuilt
+    output is: if it is off by more than LARGEST_ERROR, or a weight is singular to float32, the gradients of the first
+    flow and of the spect are NaN, and not wrong. Parts must be deterministic, since each is called once more; the input
+    of a convolution with hooks, or of another class, is stored too.
 
     Args:
         flows: at least one.
@@ -63,7 +64,7 @@ def run_flows(
         spect: [B, D, T].
         log_dets_of: (flows, audio) -> log|det W| of every flow, a scalar, or None where the convolution computes it.
     """
-    with _in_their_places:
+    with in_their_places:
         run, log_dets = _Run(flows, audio), log_dets_of(flows, audio)
         tensors = [[slot.tensor for slot in run.mixing[k] + run.coupling[k]] for k in range(len(flows))]
     signal = audio.to(run.signal_dtype)
@@ -82,58 +83,18 @@ def run_flows(
             signal, left, *flat = _Results.apply(run, signal, left, *(x for pair in results for x in pair))
             results = list(zip(flat[::2], flat[1::2], strict=True))
             early = [] if left is None else [left]
-    signal, *result = run.flow(last, signal.to(run.model_dtype), spect, log_dets[last])
+    signal, *result = run.last_flow(signal, spect, log_dets[last])
     results.append((result[0], result[1]))
     z = torch.cat([*(x.to(run.model_dtype) for x in early), signal], dim=1)
     return z, [log_s for log_s, _ in results], [log_det for _, log_det in results]
-
-
-class _Slot(NamedTuple):
-    """Where a module has a parameter."""
-
-    owner: dict[str, Any]
-    name: str
-
-    @property
-    def tensor(self) -> Tensor:
-        return self.owner[self.name]
-
-
-def _slots(module: nn.Module) -> list[_Slot]:
-    """Of all parameters of a module. Replicas of DataParallel have theirs as attributes."""
-    found = []
-    for one in module.modules():
-        found += [_Slot(one._parameters, name) for name, tensor in one._parameters.items() if tensor is not None]
-        found += [_Slot(one.__dict__, name) for name in getattr(one, "_former_parameters", ())]
-    return found
-
-
-_in_their_places = RLock()
-"""While a thread holds it, no other one's tensors are where the parameters of a module belong."""
-
-
-@contextmanager
-def _holding(slots: Sequence[_Slot], tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Inside, the modules compute with these tensors.
-
-    Gradients of the parameters themselves would run their hooks inside a backward pass, and once more outside.
-    """
-    with _in_their_places:
-        before = [slot.tensor for slot in slots]
-        try:
-            for slot, tensor in zip(slots, tensors, strict=True):
-                slot.owner[slot.name] = tensor
-            yield
-        finally:
-            for slot, tensor in zip(slots, before, strict=True):
-                slot.owner[slot.name] = tensor
 
 
 class _Run:
     """One forward pass, and what its backward pass has rebuilt so far.
 
     Attributes:
-        signal_dtype: of signals, 1x1 convolutions and couplings.
+        signal_dtype: of signals, our 1x1 convolutions and couplings.
+        result_dtype: of log s and log|det W|, and of other 1x1 convolutions.
         model_dtype: of the coupling networks' input, and of what is left to the last flow.
         mixing, coupling: the parameters of each flow's convolution and coupling network.
         plain: the flows whose input is rebuilt.
@@ -146,10 +107,11 @@ class _Run:
         self.flows = flows
         self.device_type = audio.device.type
         self.autocast_dtype = backend.autocast_dtype(audio)
-        self.signal_dtype = torch.promote_types(audio.dtype, torch.float32)
-        self.model_dtype = audio.dtype if self.autocast_dtype is None else self.signal_dtype
-        self.mixing = [_slots(flow.convinv) for flow in flows]
-        self.coupling = [_slots(flow.wn) for flow in flows]
+        self.result_dtype = torch.promote_types(audio.dtype, torch.float32)
+        self.signal_dtype = self.result_dtype if self.device_type == "mps" else torch.float64  # which it has not
+        self.model_dtype = audio.dtype if self.autocast_dtype is None else self.result_dtype
+        self.mixing = [slots_of(flow.convinv) for flow in flows]
+        self.coupling = [slots_of(flow.wn) for flow in flows]
         self.plain = [k for k in range(1, len(flows) - 1) if flows[k].plainly_mixes]
         self.outputs: dict[int, Tensor] = {}
         self.early: Tensor | None = None
@@ -162,23 +124,47 @@ class _Run:
         enabled = enabled and self.autocast_dtype is not None
         return torch.autocast(self.device_type, self.autocast_dtype, enabled=enabled, cache_enabled=False)
 
+    def mixing_dtype(self, k: int) -> torch.dtype:
+        """Of the convolution of a flow before the last."""
+        return self.signal_dtype if self.flows[k].plainly_mixes else self.result_dtype
+
     def mix(self, k: int, audio: Tensor, log_det: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(W audio [B, c, T], log|det W| times B * T), of a flow before the last."""
+        flow = self.flows[k]
         with self.autocast(enabled=False):
-            return self.flows[k].mix(audio, log_det)
+            if not flow.plainly_mixes:
+                mixed, log_det = flow.mix(audio.to(self.result_dtype), log_det)
+                return mixed.to(audio.dtype), log_det
+            mixed, log_det = reference_mixing.invertible_conv1x1(audio, flow.convinv.conv.weight, log_det)
+            return mixed, audio.shape[0] * audio.shape[2] * log_det.to(self.result_dtype)
 
     def couple(self, k: int, kept: Tensor, spect: Tensor) -> Tensor:
-        """b and log s."""
+        """b and log s, in the dtype of `kept`."""
         with self.autocast():
             return self.flows[k].wn(kept.to(self.model_dtype), spect).to(kept.dtype)
 
     def flow(self, k: int, audio: Tensor, spect: Tensor, log_det: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """(signal [B, c, T], log s [B, c / 2, T], log|det W| times B * T)."""
+        """(signal [B, c, T], log s [B, c / 2, T], log|det W| times B * T) of a flow before the last."""
         mixed, log_det = self.mix(k, audio, log_det)
         kept, changed = self.flows[k].split(mixed)
-        b_log_s = self.couple(k, kept, spect)
+        changed, log_s = self.change(changed, self.couple(k, kept, spect))
+        return self.flows[k].join(kept, changed), log_s, log_det
+
+    def change(self, changed: Tensor, b_log_s: Tensor) -> tuple[Tensor, Tensor]:
+        """The coupling of the half that it changes, and log s."""
+        changed, log_s = reference_coupling.affine_coupling(changed, b_log_s)
+        return changed, log_s.to(self.result_dtype)
+
+    def last_flow(self, audio: Tensor, spect: Tensor, log_det: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """As `flow`, stored as usual."""
+        flow, audio = self.flows[-1], audio.to(self.model_dtype)
+        with self.autocast(enabled=False):
+            mixed, log_det = flow.mix(audio, log_det)
+        kept, changed = flow.split(mixed)
+        b_log_s = self.couple(len(self.flows) - 1, kept, spect)
         with self.autocast(enabled=False):
             changed, log_s = kernels.affine_coupling(changed, b_log_s)
-        return self.flows[k].join(kept, changed), log_s, log_det
+        return flow.join(kept, changed), log_s, log_det
 
     @property
     def weights(self) -> list[Tensor]:
@@ -201,7 +187,7 @@ class _Run:
     def _check_parts(self) -> None:
         for k, flow in enumerate(self.flows[:-1]):
             for part, slots in ((flow.convinv, self.mixing[k]), (flow.wn, self.coupling[k])):
-                if [(id(x.owner), x.name) for x in _slots(part)] != [(id(x.owner), x.name) for x in slots]:
+                if [(id(x.owner), x.name) for x in slots_of(part)] != [(id(x.owner), x.name) for x in slots]:
                     raise FastglowError(
                         f"memory_saving=True: parts of flow {k} were replaced after the forward pass, which the "
                         "backward pass calls again: replace them before, or after both"
@@ -230,7 +216,7 @@ def _inverses(weights: Sequence[Tensor]) -> list[Tensor]:
     residual = (identity - matrix @ inverse).abs().sum(dim=1).amax()
     inverse = torch.where(residual < LARGEST_RESIDUAL, inverse, torch.nan)  # NaN compares as False
     blocks = zip(inverse.split(sizes), sizes, accumulate(sizes), strict=True)
-    return [rows[:, end - c : end] for rows, c, end in blocks]
+    return [rows[:, end - c : end].clone() for rows, c, end in blocks]  # not views, which would keep the whole
 
 
 def _nan_if_inexact(rebuilt: Tensor, exact: Tensor) -> Tensor:
@@ -301,8 +287,8 @@ class _RebuiltFlow(torch.autograd.Function):
         # With gradients enabled modules compute as in the backward pass, to the bit, and nothing requires one.
         with (
             torch.enable_grad(),
-            _holding(run.mixing[k], _leaves(mixing, [False] * n, run.signal_dtype)),
-            _holding(run.coupling[k], _leaves(coupling, [False] * len(coupling))),
+            holding(run.mixing[k], _leaves(mixing, [False] * n, run.mixing_dtype(k))),
+            holding(run.coupling[k], _leaves(coupling, [False] * len(coupling))),
         ):
             signal, log_s, log_det = run.flow(k, audio.detach(), spect.detach(), log_det)
         return signal, log_s.clone() if log_s._is_view() else log_s, log_det
@@ -320,13 +306,13 @@ class _RebuiltFlow(torch.autograd.Function):
         if d_output is None and d_log_s is None:  # only the input is wanted
             needs_before = needs_spect = False
             needs[n:] = [False] * len(needs[n:])
-        mixing = _leaves(parameters[:n], needs[:n], run.signal_dtype)
+        mixing = _leaves(parameters[:n], needs[:n], run.mixing_dtype(k))
         coupling = _leaves(parameters[n:], needs[n:])
         spect = _leaf(spect, needs_spect)
         log_det = None if log_det is None else _leaf(log_det, needs_log_det)
 
         def mix(audio: Tensor) -> tuple[Tensor, Tensor]:
-            with torch.enable_grad(), _holding(run.mixing[k], mixing):
+            with torch.enable_grad(), holding(run.mixing[k], mixing):
                 return run.mix(k, audio, log_det)
 
         output, stored = run.outputs.pop(k), audio is not None
@@ -337,20 +323,22 @@ class _RebuiltFlow(torch.autograd.Function):
         else:
             kept, changed = flow.split(output)
         kept = _leaf(kept, needs_before)
-        with torch.enable_grad(), _holding(run.coupling[k], coupling):
+        with torch.enable_grad(), holding(run.coupling[k], coupling):
             b_log_s = run.couple(k, kept, spect)
         if not stored:
-            before = kernels.affine_coupling_inverse(changed, b_log_s.detach())
+            before = reference_coupling.affine_coupling_inverse(changed, b_log_s.detach())
             mixed = flow.join(kept.detach(), before)
-            audio = kernels.invertible_conv1x1_inverse(mixed, mixing[0].detach(), run.inverses[k])
+            audio = reference_mixing.invertible_conv1x1_inverse(mixed, mixing[0].detach(), run.inverses[k])
             audio = _leaf(audio, needs_audio)
         run.hand_on(k, audio.detach())
         before = _leaf(before, needs_before)
         with torch.enable_grad():
-            changed, log_s = kernels.affine_coupling(before, b_log_s)
+            changed, log_s = run.change(before, b_log_s)
         if stored:
             zero = _nan_if_inexact(output, flow.join(kept.detach(), changed.detach()))
-            d_output, d_log_s, d_log_det = (d if d is None else d + zero for d in (d_output, d_log_s, d_log_det))
+            d_output, d_log_s, d_log_det = (
+                d if d is None else d + zero.to(d.dtype) for d in (d_output, d_log_s, d_log_det)
+            )
         d_kept, d_changed = (None, None) if d_output is None else flow.split(d_output)
         d_of_wn, d_before, d_spect, *d_coupling = _gradients(
             [(changed, d_changed), (log_s, d_log_s)], [kept, before, spect, *coupling]

@@ -76,7 +76,9 @@ def test_every_result_and_gradient(structure, dtype, tolerance):
     model, saving = twins(dtype, **structure)
     inputs = inputs_of(model)
     (results, found), (expected_results, expected) = gradients(saving, inputs), gradients(model, inputs)
-    assert_same_bits(results, expected_results)
+    if dtype == torch.float64:
+        assert_same_bits(results, expected_results)
+    torch.testing.assert_close(results, expected_results, rtol=1e-5, atol=1e-5)
     assert_close(found, expected, tolerance)
 
 
@@ -139,15 +141,16 @@ def with_condition(model, k, condition):
         weight.copy_((u @ values.diag() @ v).unsqueeze(2))
 
 
-@pytest.mark.parametrize("condition", [1e2, 1e3, 1e4])
-def test_ill_conditioned_convolutions_amplify_rounding_by_their_condition(condition):
-    model = build(torch.float32)
-    with_condition(model, 2, condition)
+@pytest.mark.parametrize(("flows", "condition"), [([2], 1e4), (range(12), 2.0), (range(12), 30.0)])
+def test_ill_conditioned_convolutions_amplify_no_rounding(flows, condition):
+    """In float32 the inverses of twelve convolutions of condition 30 would leave nothing of a signal."""
+    model = build(torch.float32, n_flows=12, n_early_every=4)
+    for k in flows:
+        with_condition(model, k, condition)
     saving = copy.deepcopy(model)
     saving.memory_saving = True
     inputs = inputs_of(model)
-    expected, found = gradients(model, inputs)[1], gradients(saving, inputs)[1]
-    assert_close(found, expected, 100 * condition * torch.finfo(torch.float32).eps)
+    assert_close(gradients(saving, inputs)[1], gradients(model, inputs)[1], 1e-4)
 
 
 @pytest.mark.parametrize("row", ["zero", "repeated"])
@@ -158,7 +161,7 @@ def test_a_singular_convolution_gives_nan_and_not_wrong_gradients(row):
         weight[0] = 0 if row == "zero" else weight[1]
     inputs = inputs_of(model)
     results = results_of(saving, inputs)
-    assert_same_bits(results, results_of(model, inputs))
+    torch.testing.assert_close(results, results_of(model, inputs), rtol=1e-5, atol=1e-5)
     assert (results[-4].item() == -torch.inf) == (row == "zero")
     found = torch.autograd.grad(results[0].sum(), list(saving.parameters()), allow_unused=True)
     of = dict(zip((name for name, _ in saving.named_parameters()), found, strict=True))
@@ -169,24 +172,18 @@ def test_a_singular_convolution_gives_nan_and_not_wrong_gradients(row):
 
 @pytest.mark.parametrize("hooked", [False, True])
 def test_amplified_rounding_gives_nan_and_not_wrong_gradients(hooked):
-    """Inverse convolutions of condition 30 one after another amplify it beyond use; of 2, hardly."""
-    for condition, amplifies in ((2, False), (30, True)):
-        model = build(torch.float32, n_flows=12, n_early_every=4)
-        for k in range(12):
-            with_condition(model, k, condition)
-        if hooked:
-            model.convinv[0].register_forward_hook(lambda *args: None)
-        saving = copy.deepcopy(model)
-        saving.memory_saving = True
-        inputs = inputs_of(model)
-        found, expected = gradients(saving, inputs)[1], gradients(model, inputs)[1]
-        if amplifies:
-            of = dict(zip((name for name, _ in model.named_parameters()), found[2:], strict=True))
-            for name in ("upsample.weight", "convinv.0.conv.weight", "WN.0.end.weight", "WN.0.start.weight_v"):
-                assert of[name].isnan().any(), name
-            assert found[0].isnan().any() and found[1].isnan().any()
-        else:
-            assert_close(found, expected, 1e-4)
+    """Inverse convolutions of condition 1e4 one after another amplify even float64's beyond use."""
+    model = build(torch.float32, n_flows=12, n_early_every=4)
+    for k in range(12):
+        with_condition(model, k, 1e4)
+    if hooked:
+        model.convinv[0].register_forward_hook(lambda *args: None)
+    model.memory_saving = True
+    found = gradients(model, inputs_of(model))[1]
+    of = dict(zip((name for name, _ in model.named_parameters()), found[2:], strict=True))
+    for name in ("upsample.weight", "convinv.0.conv.weight", "WN.0.end.weight", "WN.0.start.weight_v"):
+        assert of[name].isnan().any(), name
+    assert found[0].isnan().any() and found[1].isnan().any()
 
 
 def test_hooks_on_parameters_and_parts_fire_as_often_as_they_should():
