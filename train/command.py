@@ -120,13 +120,10 @@ def prepare(
     min_seconds: float,
     max_seconds: float,
     trim_db: float | None,
-    mel_dtype: str,
-    shards: int | None,
-    only: tuple[int, ...],
     on_bad: str,
     workers: int | None,
     quiet: bool,
-    **audio: Any,
+    **options: Any,
 ) -> None:
     """Check the recordings of DATASET and store samples and log-mels in --out.
 
@@ -134,6 +131,7 @@ def prepare(
     byte order mark. The same command continues after an interruption; in a complete folder it makes again what has
     changed or is damaged.
     """
+    from .prepare import Storage
     from .prepare import prepare as run
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -141,7 +139,7 @@ def prepare(
         report = run(
             dataset,
             out,
-            MelConfig(**audio),
+            MelConfig(**_take(MelConfig, options)),
             cleaners=cleaners,
             n_validation=n_validation,
             validation=validation_files,
@@ -149,9 +147,7 @@ def prepare(
             min_seconds=min_seconds,
             max_seconds=max_seconds,
             trim_db=trim_db,
-            mel_dtype=mel_dtype,
-            shards=shards,
-            only=only,
+            storage=Storage(**_take(Storage, options)),
             on_bad=on_bad,
             workers=workers,
             progress=draws_progress(quiet),

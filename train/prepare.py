@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -66,6 +66,22 @@ def split_texts(texts: Iterable[str], n_validation: int) -> set[str]:
     return set(by_hash[:n_validation])
 
 
+@dataclass(frozen=True)
+class Storage:
+    """How a data set is stored.
+
+    Attributes:
+        mel_dtype: "float32", or "float16" for half the bytes and a relative error of at most 2^-11.
+        shards: into how many the clips are divided, by a hash of their ids; default: as the folder is, or one for each
+            SHARD_CLIPS.
+        only: numbers of the shards to make, from 0; default: all.
+    """
+
+    mel_dtype: str = "float32"
+    shards: int | None = None
+    only: Sequence[int] = ()
+
+
 def prepare(
     dataset: str | os.PathLike,
     out: str | os.PathLike,
@@ -78,9 +94,7 @@ def prepare(
     min_seconds: float = 0.3,
     max_seconds: float = 20.0,
     trim_db: float | None = None,
-    mel_dtype: str = "float32",
-    shards: int | None = None,
-    only: Collection[int] = (),
+    storage: Storage | None = None,
     on_bad: str = "skip",
     workers: int | None = None,
     progress: bool = True,
@@ -91,7 +105,7 @@ def prepare(
     complete, it compares recordings, texts and checksums, and makes again what has changed or is damaged.
     The old data set stays in use until the new one is complete; processes that read it may go on.
 
-    Several processes, also on several machines, may fill one folder at once, each with `only` other shards and
+    Several processes, also on several machines, may fill one folder at once, each with other shards as `only` and
     otherwise the same arguments. The last one makes them a data set.
 
     Args:
@@ -106,10 +120,7 @@ def prepare(
             the split that they have without it.
         min_seconds, max_seconds: shorter and longer clips are rejected.
         trim_db: cut both ends, down to 50 ms, where they are this far below the loudest part.
-        mel_dtype: "float32", or "float16" for half the bytes and a relative error of at most 2^-11.
-        shards: into how many the clips are divided, by a hash of their ids; default: as the folder is, or one for each
-            SHARD_CLIPS.
-        only: numbers of the shards to make, from 0; default: all.
+        storage: dtype of the mels, and shards; default: `Storage()`.
         on_bad: 'skip' lists rejected items in the report and continues, 'stop' raises at the first.
         workers: threads; default: one per core.
         progress: show a progress bar on standard error.
@@ -126,6 +137,8 @@ def prepare(
         raise FastglowError(f"trim_db={trim_db} must be positive: dB below the loudest part, such as 40")
     if not 0 <= min_seconds <= max_seconds:  # NaN fails too
         raise FastglowError(f"min_seconds={min_seconds} must not be negative or greater than max_seconds={max_seconds}")
+    storage = storage or Storage()
+    mel_dtype, only = storage.mel_dtype, storage.only
     if mel_dtype not in MEL_DTYPES:
         raise FastglowError(f"mel_dtype={mel_dtype} must be one of {', '.join(MEL_DTYPES)}")
     for name in cleaners:
@@ -142,7 +155,7 @@ def prepare(
     folder = Path(out)
     before = read_description(folder)
     included = [source for source in sources if source.id not in excluded]
-    n_shards = _number_of_shards(shards, before, len(included))
+    n_shards = _number_of_shards(storage.shards, before, len(included))
     chosen = sorted(set(only)) if only else range(n_shards)
     for number in chosen:
         if not 0 <= number < n_shards:

@@ -10,7 +10,7 @@ from fastglow.audio import MelConfig, MelSpectrogram, read_audio
 from fastglow.errors import FastglowError
 from fastglow.train.clips import trim_silence
 from fastglow.train.manifest import PreparedDataset
-from fastglow.train.prepare import prepare, split_texts
+from fastglow.train.prepare import Storage, prepare, split_texts
 from fastglow.train.sources import read_sources
 
 
@@ -129,11 +129,11 @@ def test_an_unknown_cleaner_leaves_a_prepared_folder_alone(clips, tmp_path, clea
     ("option", "message"),
     [
         ({"workers": 0}, "workers=0"),
-        ({"shards": 0}, "shards=0 must be from 1 to 256"),
-        ({"shards": 257}, "shards=257"),
-        ({"shards": 3, "only": [1, 3]}, "shard=3 must be from 0 to 2: pass --shards"),
-        ({"only": [-1]}, "shard=-1"),
-        ({"mel_dtype": "bfloat16"}, "mel_dtype=bfloat16 must be one of float32, float16"),
+        ({"storage": Storage(shards=0)}, "shards=0 must be from 1 to 256"),
+        ({"storage": Storage(shards=257)}, "shards=257"),
+        ({"storage": Storage(shards=3, only=[1, 3])}, "shard=3 must be from 0 to 2: pass --shards"),
+        ({"storage": Storage(only=[-1])}, "shard=-1"),
+        ({"storage": Storage(mel_dtype="bfloat16")}, "mel_dtype=bfloat16 must be one of float32, float16"),
         ({"n_validation": -4}, "n_validation=-4"),
         ({"trim_db": -10.0}, "trim_db=-10.0"),
         ({"trim_db": float("nan")}, "trim_db=nan"),

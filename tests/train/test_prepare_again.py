@@ -19,7 +19,7 @@ from fastglow.cli import main
 from fastglow.errors import FastglowError
 from fastglow.train import clips, making, shard_writer
 from fastglow.train.manifest import PreparedDataset
-from fastglow.train.prepare import prepare
+from fastglow.train.prepare import Storage, prepare
 
 from .conftest import ENVIRONMENT, files_of_at_most
 
@@ -51,7 +51,9 @@ def write_list(folder, names, texts={}):  # noqa: B006
 
 
 def run(source, out, **options):
-    return prepare(source / "list.txt", out, **{"n_validation": 2, "progress": False, "workers": 1} | options)
+    storage = Storage(**{name: options.pop(name) for name in ("mel_dtype", "shards", "only") if name in options})
+    defaults = {"n_validation": 2, "progress": False, "workers": 1, "storage": storage}
+    return prepare(source / "list.txt", out, **defaults | options)
 
 
 def contents(folder):

@@ -18,7 +18,7 @@ import torch
 from fastglow import FastglowError
 from fastglow.audio import MelConfig, MelSpectrogram
 from fastglow.train.manifest import Item, PreparedDataset
-from fastglow.train.prepare import prepare
+from fastglow.train.prepare import Storage, prepare
 from fastglow.train.publishing import About, Clip, write_dataset
 from fastglow.train.shard_writer import ShardWriter
 from fastglow.train.shards import VERSION, Entry, Head
@@ -48,8 +48,8 @@ def recordings(tmp_path_factory):
 def test_what_is_stored_is_what_was_recorded(recordings, tmp_path, shards, mel_dtype):
     """Shards without clips too: there are five for seven shards."""
     report = prepare(
-        recordings / "list.txt", tmp_path, n_validation=1, mel_dtype=mel_dtype,
-        shards=shards, progress=False, workers=2,
+        recordings / "list.txt", tmp_path, n_validation=1, storage=Storage(mel_dtype, shards),
+        progress=False, workers=2,
     )  # fmt: skip
     dataset = PreparedDataset.open(tmp_path)
     assert len(dataset.description["shards"]) == shards == report.shards
@@ -80,7 +80,7 @@ def test_what_is_stored_is_what_was_recorded(recordings, tmp_path, shards, mel_d
 
 def test_the_files_are_as_documented(recordings, tmp_path):
     """Read by nothing of the package."""
-    prepare(recordings / "list.txt", tmp_path, n_validation=1, shards=2, progress=False)
+    prepare(recordings / "list.txt", tmp_path, n_validation=1, storage=Storage(shards=2), progress=False)
     description = json.loads((tmp_path / "dataset.json").read_text())
     index = (tmp_path / description["index"]).read_bytes()
     magic, version, crc, n_train, n_validation, n_strings = struct.unpack_from("<8sIIQQQ", index)
@@ -115,7 +115,7 @@ def test_the_clips_of_a_shard_do_not_depend_on_others(recordings, tmp_path):
         folder = tmp_path / str(len(names))
         filelist = recordings / f"{len(names)}.txt"
         filelist.write_text("".join(f"{name}.wav|{text}\n" for name, text in names), encoding="utf-8")
-        prepare(filelist, folder, n_validation=0, shards=3, progress=False, workers=1)
+        prepare(filelist, folder, n_validation=0, storage=Storage(shards=3), progress=False, workers=1)
         return {
             json.loads(line[9:])[0]: path.name[:20]
             for path in folder.glob("*.clips")
