@@ -7,9 +7,26 @@ from pathlib import Path
 
 import pytest
 
-from ..train.conftest import prepared  # noqa: F401
+from ..train.conftest import (
+    ENVIRONMENT,
+    prepared,  # noqa: F401
+)
 
 ROOT = Path(__file__).parents[2]
+
+
+def run_in_two_processes(module, prepared, out):  # noqa: F811
+    """Runs a module of this folder under torchrun, with the paths of the data and of its results."""
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [sys.executable, *command, "-m", f"tests.distributed.{module}", str(prepared), str(out)],
+        env=ENVIRONMENT,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
 
 # Imported by every Python process that finds it: plants the fault that FASTGLOW_TEST_FAULT names into a rank.
 FAULTS = """

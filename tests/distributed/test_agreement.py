@@ -1,28 +1,17 @@
 """Two processes skip the same updates, stop after the same step, and name the items of the guilty one."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
-from ..train.conftest import ENVIRONMENT, MODELS
+from ..train.conftest import MODELS
 from .agreement import BAD, STEPS
-from .conftest import ROOT
+from .conftest import run_in_two_processes
 
 
 @pytest.fixture(scope="module")
 def of_two_processes(prepared, tmp_path_factory):
     out = tmp_path_factory.mktemp("agreement")
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [sys.executable, *command, "-m", "tests.distributed.agreement", str(prepared), str(out)],
-        env=ENVIRONMENT,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    run_in_two_processes("agreement", prepared, out)
     return [torch.load(out / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

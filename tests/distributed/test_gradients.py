@@ -1,15 +1,12 @@
 """Two processes have the gradients of one with the same global batch."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from fastglow.train.sampler import Sharing, StepSampler
 
-from ..train.conftest import ENVIRONMENT, MODELS
-from .conftest import ROOT
+from ..train.conftest import MODELS
+from .conftest import run_in_two_processes
 from .gradients import EPOCHS, new_trainer
 
 WORLD_SIZE = 2
@@ -19,15 +16,7 @@ WORLD_SIZE = 2
 def of_two_processes(prepared, tmp_path_factory):
     """Folder of the results of `gradients.py` under torchrun."""
     out = tmp_path_factory.mktemp("gradients")
-    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WORLD_SIZE}"]
-    done = subprocess.run(
-        [sys.executable, *command, "-m", "tests.distributed.gradients", str(prepared), str(out)],
-        env=ENVIRONMENT,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    run_in_two_processes("gradients", prepared, out)
     return out
 
 
