@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
 from fastglow.kernels import backend
@@ -56,11 +57,13 @@ class StepProfile:
     """
     Attributes:
         seconds: self time, by operator.
+        inside: the part of it in which one of fastglow's operators called it, itself included.
         calls: by operator.
         reorders: seconds in which oneDNN copies into its layouts and back, inside the products.
     """
 
     seconds: Counter[str] = field(default_factory=Counter)
+    inside: Counter[str] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
     reorders: float = 0.0
 
@@ -71,6 +74,12 @@ class StepProfile:
         for name, seconds in self.seconds.items():
             found[group_of(name)] += seconds
         return dict(found.most_common())
+
+    @property
+    def outside(self) -> dict[str, float]:
+        """Seconds of each operator that is no product and that no operator of fastglow called, the largest first."""
+        found = self.seconds - self.inside
+        return {name: seconds for name, seconds in found.most_common() if group_of(name) != PRODUCTS}
 
 
 def group_of(name: str) -> str:
@@ -91,13 +100,25 @@ def profiled(step: Callable[[], object], n_steps: int) -> StepProfile:
     with profile(activities=[ProfilerActivity.CPU], acc_events=True) as one:
         for _ in range(n_steps):
             step()
-    for event in one.key_averages():
-        found.seconds[event.key] += event.self_cpu_time_total / 1e6 / n_steps
-        found.calls[event.key] += event.count // n_steps
+    events = one.events()
+    assert events is not None
+    for event in events:
+        seconds = event.self_cpu_time_total / 1e6 / n_steps
+        found.seconds[event.key] += seconds
+        if _is_inside(event):
+            found.inside[event.key] += seconds
+    for average in one.key_averages():
+        found.calls[average.key] += average.count // n_steps
     with _log_of_onednn() as lines:
         step()
     found.reorders = sum(seconds_of_reorders(lines))
     return found
+
+
+def _is_inside(event: FunctionEvent | None) -> bool:
+    while event is not None and group_of(event.key) != LOOPS:
+        event = event.cpu_parent
+    return event is not None
 
 
 def seconds_of_reorders(lines: Sequence[str]) -> Iterator[float]:
@@ -127,7 +148,7 @@ def _log_of_onednn() -> Iterator[list[str]]:
 
 
 def table(profiles: Mapping[str, StepProfile], n_operators: int) -> list[str]:
-    """Markdown: the groups, then the operators that take most of the time outside products, of each profile."""
+    """Markdown: the groups, then the operators that take most of the time outside both products and our operators."""
     names = list(profiles)
     groups = sorted(
         {group for one in profiles.values() for group in one.groups},
@@ -139,10 +160,12 @@ def table(profiles: Mapping[str, StepProfile], n_operators: int) -> list[str]:
         seconds = [(one.groups.get(group, 0.0), totals[name]) for name, one in profiles.items()]
         lines.append(f"| {group} | {' | '.join(f'{s:.3f} s, {100 * s / total:.1f} %' for s, total in seconds)} |")
     lines.append(f"| all | {' | '.join(f'{total:.2f} s' for total in totals.values())} |")
+    outside = {name: sum(one.outside.values()) for name, one in profiles.items()}
+    shares = [f"{100 - 100 * outside[name] / totals[name]:.1f} %" for name in names]
+    lines.append(f"| products, and all inside our operators | {' | '.join(shares)} |")
     for name, one in profiles.items():
-        outside = [(s, op) for op, s in one.seconds.items() if group_of(op) != PRODUCTS]
-        listed = [f"`{op}` {s * 1e3:.0f} ms ({one.calls[op]})" for s, op in sorted(outside, reverse=True)[:n_operators]]
-        lines += ["", f"{name}, outside products, with calls: {', '.join(listed)}."]
+        listed = [f"`{op}` {s * 1e3:.0f} ms ({one.calls[op]})" for op, s in [*one.outside.items()][:n_operators]]
+        lines += ["", f"{name}, outside both, with all calls: {', '.join(listed)}."]
     return lines
 
 
@@ -166,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--bf16", action="store_true", help="under bfloat16 autocast; default: float32")
     parser.add_argument("--backend", default=backend.AUTOMATIC, help="reference: without the forms for CPUs")
     parser.add_argument("--steps", type=int, default=3, help="that are profiled; default: %(default)s")
-    parser.add_argument("--operators", type=int, default=12, help="listed outside products; default: %(default)s")
+    parser.add_argument("--operators", type=int, default=12, help="listed outside of them; default: %(default)s")
     options = parser.parse_args(argv)
     let_threads_sleep()
     precision = BF16 if options.bf16 else OFF

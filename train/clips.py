@@ -96,16 +96,16 @@ def trim_silence(audio: np.ndarray, trim_db: float, keep: int) -> np.ndarray:
 
 def recording_of(path: Path) -> Recording:
     """The file as it is now, with the digest of its contents."""
-    size, mtime = _status(path)
-    return Recording(str(path), size, mtime, _digest(path) if size >= 0 else "")
+    size, changed = _status(path)
+    return Recording(str(path), size, changed, _digest(path) if size >= 0 else "")
 
 
 def is_recording(known: Recording, path: Path) -> bool:
     """Whether `path` has the contents that `known` was made of; they are read unless path, size and time agree."""
-    size, mtime = _status(path)
+    size, changed = _status(path)
     if size != known.size or size >= 0 and not known.digest:  # it could not be read, which says nothing of its contents
         return False
-    return size < 0 or (known.path, known.mtime) == (str(path), mtime) or known.digest == _digest(path)
+    return size < 0 or (known.path, known.changed) == (str(path), changed) or known.digest == _digest(path)
 
 
 def _status(path: Path) -> tuple[int, int]:
@@ -113,7 +113,8 @@ def _status(path: Path) -> tuple[int, int]:
         status = os.stat(path)
     except (OSError, ValueError):
         return -1, 0
-    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (-1, 0)
+    # Not the time of modification, which a program can set, as those do that copy or tag files.
+    return (status.st_size, status.st_ctime_ns) if stat.S_ISREG(status.st_mode) else (-1, 0)
 
 
 def _digest(path: Path) -> str:

@@ -78,14 +78,16 @@ def test_reorders_are_taken_out_of_the_products():
 
 def test_table():
     one, other = StepProfile(), StepProfile()
-    one.seconds.update({"aten::mm": 3.0, "aten::add": 1.0})
+    one.seconds.update({"aten::mm": 3.0, "aten::add": 0.75, "aten::sum": 0.25})
+    one.inside.update({"aten::mm": 1.0, "aten::add": 0.25, "aten::sum": 0.25})
     one.calls["aten::add"] = 7
     other.seconds["aten::mm"] = 1.0
     lines = table({"a": one, "b": other}, n_operators=1)
     assert lines[0] == "| group | a | b |"
     assert f"| {PRODUCTS} | 3.000 s, 75.0 % | 1.000 s, 100.0 % |" in lines
-    assert f"| {ELEMENTWISE} | 1.000 s, 25.0 % | 0.000 s, 0.0 % |" in lines
-    assert "a, outside products, with calls: `aten::add` 1000 ms (7)." in lines
+    assert f"| {ELEMENTWISE} | 0.750 s, 18.8 % | 0.000 s, 0.0 % |" in lines
+    assert "| products, and all inside our operators | 87.5 % | 100.0 % |" in lines
+    assert "a, outside both, with all calls: `aten::add` 500 ms (7)." in lines
 
 
 def test_of_a_step(capfd):
@@ -101,4 +103,8 @@ def test_of_a_step(capfd):
     assert found.calls["aten::addmm_"] >= 10 * layers
     assert found.calls["aten::_weight_norm_interface"] == 4 + 3 * layers
     assert found.calls["aten::conv1d"] == model.config.n_flows  # the invertible ones
+    gates = "aten::tanh_", "aten::sigmoid_", "aten::tanh_backward"
+    assert all(found.inside[name] == pytest.approx(found.seconds[name]) for name in gates)
+    assert not {"aten::tanh_", "aten::mkldnn_convolution"} & found.outside.keys()
+    assert found.outside["aten::_fused_adam_"] == found.seconds["aten::_fused_adam_"] > 0
     assert found.groups[PRODUCTS] > 0 and found.groups[LOOPS] > 0 and found.reorders >= 0

@@ -82,6 +82,18 @@ def test_without_weight_norm():
     assert_exact(module, *inputs(13), torch.randn(2, 6, 13))
 
 
+@pytest.mark.parametrize("name", ["start", "end", "in_layers.1", "cond_layers.0", "res_skip_layers.0"])
+@pytest.mark.parametrize("trains", [True, False])
+def test_without_a_bias(name, trains):
+    module = make(torch.float32)
+    audio, spect = inputs(13)
+    module.get_submodule(name).bias.data.zero_()
+    with torch.set_grad_enabled(trains):
+        expected = module(audio, spect)
+        module.get_submodule(name).bias = None
+        torch.testing.assert_close(module(audio, spect), expected, rtol=1e-5, atol=1e-5)
+
+
 def weights(n_layers, dtype):
     """Of `train_wavenet`, in its order: leaves, flat; and a function that takes them so."""
     C, S, taps = 3, 2, 3

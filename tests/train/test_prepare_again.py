@@ -33,7 +33,7 @@ def write_noise(path, seed, length=8001):
 
 @pytest.fixture
 def source(tmp_path):
-    """Six recordings and one that cannot be read, amid them; the same times of change in every test."""
+    """Six recordings and one that cannot be read, amid them; the same times of modification in every test."""
     folder = tmp_path / "source"
     folder.mkdir()
     for i, name in enumerate(NAMES):
@@ -224,6 +224,8 @@ def test_what_has_changed_is_noticed_and_made_again(source, tmp_path, capsys):
     out = tmp_path / "out"
     run(source, out, shards=3)
     write_noise(source / "clip0.wav", 100)  # as long as before
+    write_noise(source / "clip3.wav", 103)
+    os.utime(source / "clip3.wav", ns=(0, 10**18))  # and, by its own account, as old
     (source / "clip1.wav").unlink()
     write_noise(source / "bad.wav", 101)
     write_noise(source / "new.wav", 102)
@@ -236,6 +238,7 @@ def test_what_has_changed_is_noticed_and_made_again(source, tmp_path, capsys):
         "changed clip0: its recording has changed",
         "changed clip1: its recording has changed",
         "changed clip2: its text has changed",
+        "changed clip3: its recording has changed",
         "changed clip4: is not in the list any more",
         "changed new: is new",
     ]
