@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from triton.runtime import interpreter
 
+from ..interpreter import quicken
+
 Grid = tuple[int, int, int]
 Program = tuple[int, int, int]
 
@@ -74,8 +76,7 @@ def run_programs(choose: Choose = every_program, *observers: Observer) -> Iterat
         names = inspect.getfullargspec(executor.fn).args
         kwargs = {name: value for name, value in kwargs.items() if name in names}
         args_hst, kwargs_hst = executor._init_args_hst(args_dev, kwargs)
-        scope = patch_lang(executor.fn)
-        patched.clear()
+        scope = interpreter._patch_lang(executor.fn)
         try:
             arguments = inspect.getcallargs(executor.fn, *args_hst, **kwargs_hst)
             args = {
@@ -97,15 +98,8 @@ def run_programs(choose: Choose = every_program, *observers: Observer) -> Iterat
                 for observer in observers:
                     observer.ended(program)
         finally:
-            if scope is not None:  # before Triton 3.6 the interpreter leaves its changes
-                scope.restore()
+            scope.restore()
         executor._restore_args_dev(args_dev, args_hst, kwargs, kwargs_hst)
-
-    def patch_once(fn: Any) -> None:
-        """Once per module and launch, and not in each call of a device function, which takes a third of the time."""
-        if id(fn.__globals__) not in patched:
-            patched.add(id(fn.__globals__))
-            patch_lang(fn)
 
     def get_program_id(axis: int) -> Any:
         for observer in observers:
@@ -161,14 +155,13 @@ def run_programs(choose: Choose = every_program, *observers: Observer) -> Iterat
             "create_dot": dot,
         }
     before = {name: getattr(builder, name) for name in replaced}
-    original, patch_lang, patched = interpreter.GridExecutor.__call__, interpreter._patch_lang, set[int]()
+    quicken()
+    original = interpreter.GridExecutor.__call__
     interpreter.GridExecutor.__call__ = call
-    interpreter._patch_lang = patch_once
     vars(builder).update(replaced)
     try:
         yield
     finally:
         interpreter.GridExecutor.__call__ = original
-        interpreter._patch_lang = patch_lang
         for name in replaced:
             delattr(builder, name)
