@@ -85,6 +85,7 @@ def folder(tmp_path, checkpoints):
 def run_shell(block: Block, folder: Path) -> None:
     path = os.pathsep.join([str(folder.parent / "programs"), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment.pop("TRITON_INTERPRET", None)  # a user's machine has PyTorch's operations or a GPU
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", block.text],
         cwd=folder,
