@@ -71,7 +71,7 @@ class Head(NamedTuple):
 
 
 class Recording(NamedTuple):
-    """A file as it was when its clip was made: path, bytes (-1: there was none), time of its last change (ctime) [ns], SHA-256."""
+    """A file as it was when its clip was made: path, bytes (-1: there was none), last change (ctime) [ns], SHA-256."""
 
     path: str = ""
     size: int = -1
