@@ -43,10 +43,12 @@ NUMERIC := tests/kernels tests/modules tests/models tests/audio tests/engine \
 	$(patsubst %,tests/patching/test_%.py,attention decoder_loops invertible lstm wavenet) \
 	$(patsubst %,tests/train/test_%.py,data ema flops losses precision tacotron2_task training warm_start)
 
-# Whole models in Triton's interpreter, whose kernels are each in the rest; and what compares no rounding: compiled code,
-# the registration of operators.
-NOT_NUMERIC := $(patsubst %,tests/kernels/test_%.py,operators sanitizer) \
-	$(patsubst %,tests/models/test_%.py,compiled tacotron2_kernels waveglow_kernels)
+# Whole models in Triton's interpreter, whose kernels are each in the rest; compiled code, compared with the same code
+# uncompiled; files, errors, hooks and memory, which rounding does not touch.
+NOT_NUMERIC := $(patsubst %,tests/kernels/test_%.py,backend cpu_processor operators sanitizer) \
+	$(patsubst %,tests/models/test_%.py,compiled nvidia_scripts_hooks tacotron2_kernels waveglow_kernels) \
+	$(patsubst %,tests/engine/test_%.py,damaged_voice odd_texts streaming_faults voices) \
+	tests/audio/test_audio_io.py tests/modules/test_wn_traced.py
 
 # One process each, side by side: a test runs on one thread.
 test-capabilities: $(VENV)/.installed-test

@@ -35,7 +35,8 @@ GROUPS = {
     "mkldnn_rnn_layer mkldnn_rnn_layer_backward mkldnn_linear _slow_conv2d_forward _slow_conv2d_backward "
     "slow_conv_transpose2d _nnpack_spatial_convolution thnn_conv2d",
     COPIES: "copy_ cat stack clone contiguous fill_ zero_ col2im im2col masked_fill_ masked_fill index_select "
-    "embedding _pack_padded_sequence gather scatter_add_ embedding_dense_backward constant_pad_nd",
+    "embedding _pack_padded_sequence gather scatter_add_ embedding_dense_backward constant_pad_nd "
+    "flip",
     ELEMENTWISE: "add add_ sub sub_ rsub mul mul_ div div_ addcmul addcmul_ tanh tanh_ sigmoid sigmoid_ relu relu_ exp "
     "tanh_backward sigmoid_backward threshold_backward clamp clamp_min neg log1p pow abs where bitwise_and ge lt eq "
     "_thnn_fused_lstm_cell binary_cross_entropy_with_logits mse_loss mse_loss_backward log_sigmoid_forward",
@@ -43,7 +44,7 @@ GROUPS = {
     "_weight_norm_differentiable_backward",
     WEIGHT_NORM: "_weight_norm_interface _weight_norm_interface_backward",
     RANDOM: "bernoulli_ native_dropout random_ uniform_ normal_",
-    OPTIMIZER: "_fused_adam_ _foreach_norm _foreach_mul_",
+    OPTIMIZER: "_fused_adam_ _foreach_add_ _foreach_norm _foreach_mul_",
 }
 """Operators of PyTorch by their names in the profile, without the namespace; what no group names is the rest."""
 

@@ -23,15 +23,16 @@ def _patch_once(fn: Any) -> _Scope:
     """Once a launch and module, and not in each call of a device function."""
     if id(fn.__globals__) in _patched:
         return _Scope(None)
+    scope = _Scope(_patch_lang(fn))  # before Triton 3.6 it gives no scope, and leaves its changes
     _patched.add(id(fn.__globals__))
-    return _Scope(_patch_lang(fn))  # before Triton 3.6 it gives no scope, and leaves its changes
+    return scope
 
 
 def quicken() -> None:
-    """In this process, from now on; twice is once.
+    """In this process, from now on; twice is once. One thread may launch at a time.
 
-    Triton's own check of integers is left out: it computes each sum and product a second time, in 64 bits.
-    `execution/arithmetic.py` does it where sizes are large enough to wrap.
+    Triton's own check of integers is left out: it computes each sum and product a second time, in 64 bits, and reports
+    nothing without its option `debug`. `execution/arithmetic.py` has one for sizes that are large enough to wrap.
     """
     builder = interpreter.interpreter_builder
     interpreter._patch_lang = _patch_once

@@ -27,7 +27,7 @@ class Upsample(Refreshable, nn.ConvTranspose1d):
 
     def __init__(self, n_mel_channels: int, kernel_size: int, stride: int):
         super().__init__(n_mel_channels, n_mel_channels, kernel_size, stride=stride)
-        self._folded: ParameterCache[tuple[Tensor, Tensor]] = ParameterCache()
+        self._folded: ParameterCache[tuple[Tensor, Tensor | None]] = ParameterCache()
 
     def grouped(self, mel: Tensor, n_group: int) -> Tensor:
         """`group` of the first T * stride samples of `forward`.
@@ -47,9 +47,8 @@ class Upsample(Refreshable, nn.ConvTranspose1d):
         if torch.is_grad_enabled():
             weight, bias = self._fold(n_group, dtype)
         else:
-            weight, bias = self._folded.get(
-                (self.weight, self._bias), lambda: self._fold(n_group, dtype), n_group, dtype
-            )
+            parameters = [*self.parameters()]
+            weight, bias = self._folded.get(parameters, lambda: self._fold(n_group, dtype), n_group, dtype)
         n_taps = weight.shape[1] // self.in_channels
         frames = F.pad(mel, (n_taps - 1, 0)).unfold(2, n_taps, 1).transpose(1, 2).flatten(2)  # [B, T, channels * taps]
         x = F.linear(backend.fitting(frames, weight), weight, bias).view(len(mel), -1, self.out_channels * n_group)
@@ -57,17 +56,14 @@ class Upsample(Refreshable, nn.ConvTranspose1d):
         channels_last = backend.picks_triton("wavenet_layer", x) or backend.picks_cpu(x)
         return x if channels_last else x.contiguous()
 
-    @property
-    def _bias(self) -> Tensor:
-        assert self.bias is not None
-        return self.bias
-
-    def _fold(self, n_group: int, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
+    def _fold(self, n_group: int, dtype: torch.dtype | None) -> tuple[Tensor, Tensor | None]:
         """([groups * channels * n_group, channels * taps], a bias for each row), the last tap first."""
         (stride,), channels = self.stride, self.out_channels
         n_taps = ceil(self.kernel_size[0] / stride)
         weight = F.pad(self.weight, (0, n_taps * stride - self.kernel_size[0]))
         weight = weight.view(self.in_channels, channels, n_taps, stride // n_group, n_group).flip(2)
         weight = weight.permute(3, 1, 4, 0, 2).reshape(stride * channels, -1)
-        bias = self._bias.repeat_interleave(n_group).repeat(stride // n_group)
-        return weight.to(dtype or weight.dtype), bias.to(dtype or bias.dtype)
+        weight = weight.to(dtype or weight.dtype)
+        if self.bias is None:
+            return weight, None
+        return weight, self.bias.repeat_interleave(n_group).repeat(stride // n_group).to(weight.dtype)

@@ -55,6 +55,7 @@ def test_the_language_is_as_before_after_a_launch(fails):
             _kernel[(1,)](x, out, fails=True)
     else:
         _kernel[(1,)](x, out, fails=False)
-    assert {name: getattr(tl, name) for name in before} == before
+    if hasattr(interpreter, "_LangPatchScope"):  # before Triton 3.6 the language stays patched
+        assert {name: getattr(tl, name) for name in before} == before
     _kernel[(1,)](x, out, fails=False)
     assert torch.equal(out, x + 1)

@@ -41,6 +41,15 @@ def test_is_the_convolution(sizes, n_frames):
     torch.testing.assert_close(found, expected(upsample, mel, n_group), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("trains", [True, False])
+def test_without_a_bias(sizes, trains):
+    *shape, n_group = sizes
+    upsample, mel = build(*shape), torch.randn(2, shape[0], 5, dtype=torch.float64)
+    upsample.bias = None
+    with torch.set_grad_enabled(trains):
+        torch.testing.assert_close(upsample.grouped(mel, n_group), expected(upsample, mel, n_group))
+
+
 def test_channels_last_for_the_kernels(sizes):
     *shape, n_group = sizes
     upsample, mel = build(*shape, dtype=torch.float32), torch.randn(2, shape[0], 5)
