@@ -1,5 +1,6 @@
 """WaveGlow's upsampling of the mel, with the samples grouped as its flows read them."""
 
+from functools import partial
 from math import ceil
 
 import torch
@@ -7,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastglow.kernels import backend
-from fastglow.modules.parameter_cache import ParameterCache, Refreshable
+from fastglow.modules.parameter_cache import ParameterCache, Refreshable, parameters_of
 
 
 def group(x: Tensor, n_group: int) -> Tensor:
@@ -47,8 +48,8 @@ class Upsample(Refreshable, nn.ConvTranspose1d):
         if torch.is_grad_enabled():
             weight, bias = self._fold(n_group, dtype)
         else:
-            parameters = [*self.parameters()]
-            weight, bias = self._folded.get(parameters, lambda: self._fold(n_group, dtype), n_group, dtype)
+            fold = partial(self._fold, n_group, dtype)
+            weight, bias = self._folded.get(parameters_of(self), fold, n_group, dtype)
         n_taps = weight.shape[1] // self.in_channels
         frames = F.pad(mel, (n_taps - 1, 0)).unfold(2, n_taps, 1).transpose(1, 2).flatten(2)  # [B, T, channels * taps]
         x = F.linear(backend.fitting(frames, weight), weight, bias).view(len(mel), -1, self.out_channels * n_group)

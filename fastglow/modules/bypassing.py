@@ -7,11 +7,11 @@ from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
 
-def may_bypass(modules: Iterable[nn.Module | None], kinds: frozenset[type[nn.Module]]) -> bool:
+def may_bypass(modules: Iterable[nn.Module | None], kinds: frozenset[type[nn.Module]], biased: bool = False) -> bool:
     """Whether calling `modules` has no other effect than their parameters have.
 
     So it is unless one of them, or of the modules in them, has a hook or a `forward` of its own, or is not of one of
-    the `kinds`: other code has replaced it.
+    the `kinds`: other code has replaced it. If `biased`, none of their biases may be None either.
     """
     remaining = [*modules]
     while remaining:
@@ -26,6 +26,8 @@ def may_bypass(modules: Iterable[nn.Module | None], kinds: frozenset[type[nn.Mod
             or attributes["_backward_hooks"]
             or attributes["_backward_pre_hooks"]
             or "forward" in attributes
+            or biased
+            and attributes["_parameters"].get("bias", one) is None
         ):
             return False
         remaining += attributes["_modules"].values()

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Any
 
 import torch
@@ -124,7 +123,8 @@ class WN(Refreshable):
             audio, spect = audio
         if spect is None:
             raise FastglowError("WN got no spect: pass wn(audio, spect) or wn((audio, spect))")
-        if not self._may_bypass_layers():
+        layers = self.start, self.in_layers, self.cond_layers, self.res_skip_layers
+        if not (may_bypass(layers, _LAYERS, biased=True) and may_bypass((self.end,), _END, biased=True)):
             return self._by_module(audio, spect, mask, lengths)
         autocast = kernels.backend.autocast_dtype(self.end.weight)
         if mask is None and self._runs_packed(audio, spect, autocast):
@@ -159,13 +159,6 @@ class WN(Refreshable):
             )
         assert skip is not None
         return self.end(skip) if weights.skip_bias is None else skip.to(start.dtype)
-
-    def _may_bypass_layers(self) -> bool:
-        layers = self.start, self.in_layers, self.cond_layers, self.res_skip_layers
-        if not (may_bypass(layers, _LAYERS) and may_bypass((self.end,), _END)):
-            return False
-        convolutions = chain((self.start, self.end), self.in_layers, self.cond_layers, self.res_skip_layers)
-        return all(conv.bias is not None for conv in convolutions)
 
     def _by_module(self, audio: Tensor, spect: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor:
         """`forward` in calls of the layers: some have hooks, have no bias, or were replaced by other code."""
