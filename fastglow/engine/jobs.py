@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import count
 
-from fastglow.text import split_sentences
+from fastglow.text.sentences import halve_sentence
 
 from .attempts import Task
 from .frontend import EncodedSentence, Frontend
@@ -48,7 +48,7 @@ def make_jobs(pieces: Iterable[str], seed: int, frontend: Frontend, most: int) -
 
 def split_job(job: Job, frontend: Frontend, most: int) -> list[Job]:
     """Splits a sentence that was too long for the decoder's step limit; empty if it cannot be split."""
-    parts = list(make_jobs(_halves(job.text), job.seed, frontend, most))
+    parts = list(make_jobs(halve_sentence(job.text), job.seed, frontend, most))
     if len(parts) < 2:
         return []
     first, *middle, last = parts
@@ -58,13 +58,8 @@ def split_job(job: Job, frontend: Frontend, most: int) -> list[Job]:
 def _readable(pieces: Iterable[str], frontend: Frontend, most: int) -> Iterator[tuple[str, EncodedSentence]]:
     for piece in pieces:
         encoded = frontend.encode(piece)
-        halves = _halves(piece) if len(encoded.symbols) > most else []
+        halves = halve_sentence(piece) if len(encoded.symbols) > most else []
         if len(halves) > 1:
             yield from _readable(halves, frontend, most)
         elif encoded.symbols:
             yield piece, encoded
-
-
-def _halves(text: str) -> list[str]:
-    """Splits a text into about two parts, or returns a single word whole."""
-    return split_sentences(text, max_chars=len(text) // 2 + 1) if len(text.split()) > 1 else [text]

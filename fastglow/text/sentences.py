@@ -2,6 +2,7 @@
 
 import re
 from bisect import bisect_right
+from itertools import pairwise
 
 from fastglow.errors import FastglowError
 from fastglow.text.arpabet import arpabet_spans
@@ -85,13 +86,24 @@ def split_sentences(text: str, max_chars: int = 200) -> list[str]:
     if max_chars < 1:
         raise FastglowError(f"max_chars={max_chars} must be at least 1")
     tags, tag_breaks = markup_spans(text)
-    groups = _Spans(_outermost(sorted(arpabet_spans(text) + tags)))
+    groups = _groups(text, tags)
     pieces: list[str] = []
     start = 0
     for end in _sentence_ends(text, tags, groups, tag_breaks, max_chars):
         pieces += _cut(text, start, end, groups, max_chars)
         start = end
     return pieces
+
+
+def halve_sentence(text: str) -> list[str]:
+    """Cuts a sentence into about two parts where ``split_sentences`` would, but never inside a word.
+
+    A number cut in two would be spoken as two others. A single word, or one ``{...}`` group, stays whole.
+    """
+    groups = _groups(text, markup_spans(text)[0])
+    spaces = [match.start() for match in _SPACE.finditer(text) if not groups.around(match.start())]
+    longest_word = max(end - start for start, end in pairwise([0, *spaces, len(text)]))
+    return split_sentences(text, max_chars=max(len(text) // 2 + 1, longest_word))
 
 
 class _Spans:
@@ -106,6 +118,11 @@ class _Spans:
         if index >= 0 and self._spans[index][0] < position < self._spans[index][1]:
             return self._spans[index]
         return None
+
+
+def _groups(text: str, tags: list[tuple[int, int]]) -> _Spans:
+    """What no cut may split: ``{ARPAbet}`` and tags."""
+    return _Spans(_outermost(sorted(arpabet_spans(text) + tags)))
 
 
 def _outermost(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -228,7 +228,7 @@ VALID = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(VALID | st.binary() | st.dictionaries(st.sampled_from([*KEYS, "other"]), JSON, max_size=6) | JSON)
 def test_any_line_is_a_job_or_a_one_line_error(values):
     data = values if isinstance(values, bytes) else json.dumps(values).encode()
@@ -331,7 +331,7 @@ def test_the_progress_bar_knows_how_many_there_are(run, monkeypatch):
     assert len(run(jobs, "-q")[2]) == 1
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.sampled_from([b"", b"a", b"\n", b"\r\n", b"bc\n\nd", 70_000 * b"e"]), max_size=8), st.integers(1, 5))
 def test_windows_hold_the_lines_of_a_file(pieces, most):
     data = b"".join(pieces)

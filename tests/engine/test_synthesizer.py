@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fastglow import FastglowError, Speech, Synthesizer
@@ -168,13 +168,16 @@ def test_reduced_precision_stays_near(voice_folder):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @settings(max_examples=15)
 @given(text=st.text(max_size=60))
+@example(text="000000000000 0")
 def test_any_text_is_spoken_or_reported_silent(voice_folder, text):
     synthesizer = _cached(voice_folder)
     speech = synthesizer.synthesize(text, seed=0)
     assert np.isfinite(speech.audio).all()
     speakable = [s for s in split_sentences(text) if synthesizer.frontend.encode(s).symbols]
-    # A random gate may fire at once: then a sentence has no audio and is not listed.
-    assert {sentence.text for sentence in speech.sentences} <= set(speakable)
+    # A random gate may fire at once: then a sentence has no audio and is not listed. Or never: then its parts are.
+    position, spoken = 0, "\n".join(speakable)
+    for sentence in speech.sentences:
+        position = spoken.index(sentence.text, position) + len(sentence.text)
     assert bool(len(speech.audio)) == bool(speech.sentences)
     assert speech.sentences or not any(len(s.split()) > 2 for s in speakable)
 

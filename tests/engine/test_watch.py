@@ -49,7 +49,7 @@ def watched(weights, n_sounding, step, sizes):
     return seen
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     paths(),
     st.sampled_from([1, 2, N - 1, N - 3, N]),
@@ -70,7 +70,7 @@ def test_what_is_spoken_is_kept_and_what_is_blamed_is_faulty(path, n_sounding, s
         before = safe
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(paths(), st.lists(st.integers(1, 25), min_size=1, max_size=5))
 def test_the_sizes_of_the_pieces_do_not_matter(path, sizes):
     weights = alignment(path, N)

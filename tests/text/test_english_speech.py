@@ -41,7 +41,7 @@ def clean_quietly(text):
         return english_speech_cleaners(text)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 @given(any_text | dense_text | snippet_text)
 def test_any_text_becomes_speakable_and_stays_as_it_is(text):
     once = clean_quietly(text)
@@ -54,7 +54,7 @@ def test_any_text_becomes_speakable_and_stays_as_it_is(text):
         assert english_speech_cleaners(once) == once
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.text(st.characters(exclude_characters="{}"), max_size=8), min_size=1, max_size=4), any_text)
 def test_arpabet_groups_survive_in_order(groups, between):
     between = between.replace("{", "").replace("}", "")

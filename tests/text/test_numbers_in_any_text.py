@@ -28,7 +28,7 @@ def clean_quietly(text):
         return english_speech_cleaners(text)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 @given(mixed)
 def test_mixed_numbers_are_words_and_stay_as_they_are(text):
     once = clean_quietly(text)

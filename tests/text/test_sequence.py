@@ -32,7 +32,7 @@ def test_golden_phrase(phrase):
 
 
 @pytest.mark.parametrize("cleaner", cleaner_names())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=any_text)
 def test_any_text_is_accepted(cleaner, text):
     with warnings.catch_warnings(record=True) as caught:

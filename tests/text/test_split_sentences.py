@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from fastglow.errors import FastglowError
 from fastglow.text import split_sentences
+from fastglow.text.sentences import halve_sentence
 
 # "|" marks the cuts.
 EXAMPLES = [
@@ -117,7 +118,7 @@ words = st.sampled_from(
 any_text = st.text() | st.lists(words, max_size=40).map(" ".join) | st.text(".!?\"'() \n\r{}aA1,")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(any_text, st.integers(1, 60) | st.just(200))
 def test_nothing_is_lost_and_pieces_are_short(text, max_chars):
     pieces = split_sentences(text, max_chars)
@@ -161,3 +162,32 @@ def test_long_monotonous_text(unit):
 )
 def test_a_long_sentence_without_punctuation_is_cut_before_a_conjunction(text, pieces):
     assert split_sentences(text, 40) == pieces
+
+
+@pytest.mark.parametrize(
+    ("text", "halves"),
+    [
+        ("000000000000 0", ["000000000000", "0"]),
+        ("0 000000000000", ["0", "000000000000"]),
+        ("Call 441234567890123456 now", ["Call", "441234567890123456", "now"]),
+        ("the cat, and the dog", ["the cat,", "and the dog"]),
+        ("{AA AA AA AA AA} b", ["{AA AA AA AA AA}", "b"]),
+        # What touches a group belongs to its word, and so does the rest of a word after a hyphen at a line end.
+        ("{AA AA AA}st00000000 b", ["{AA AA AA}st00000000", "b"]),
+        ("c inter- national b", ["c", "inter- national", "b"]),
+        ("electroencephalography", ["electroencephalography"]),
+        ("{AA AA}", ["{AA AA}"]),
+        ("", []),
+    ],
+)
+def test_halves_are_of_whole_words(text, halves):
+    assert halve_sentence(text) == halves
+
+
+@settings(max_examples=300)
+@given(st.lists(st.text("0aA,;:.!?()\"'", min_size=1, max_size=12), max_size=6))
+def test_any_words_stay_whole_in_halves(words):
+    halves = halve_sentence(" ".join(words))
+    assert " ".join(halves).split() == words
+    assert len(halves) >= min(2, len(words))
+    assert all(len(half) < len(" ".join(words)) for half in halves[1:])

@@ -126,7 +126,7 @@ def test_verify_tells_a_file_that_cannot_be_read_from_a_damaged_one(copy, kind):
     assert damage == (file, "cannot be read: Is a directory")
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_damaged_byte_of_any_file_is_found(prepared, tmp_path_factory, data):
     folder = shutil.copytree(prepared, tmp_path_factory.mktemp("any") / "data")
