@@ -12,7 +12,7 @@ from fastglow.errors import FastglowError
 
 from .manifest import DESCRIPTION, PreparedDataset, read_description, shard_table
 from .mapping import KINDS, mapped
-from .publishing import digest_of
+from .publishing import format_description
 from .shards import Placed, Shard, ShardData
 
 NAMED_CLIPS = 5
@@ -41,11 +41,15 @@ def find_damage(folder: str | os.PathLike, progress: bool = True) -> list[Damage
     if description is None:
         PreparedDataset.open(folder)  # says why
         raise FastglowError(f"{folder} holds a damaged manifest: run `fastglow prepare` again")
-    if description.get("digest") != digest_of({name: x for name, x in description.items() if name != "digest"}):
+    if (folder / DESCRIPTION).read_bytes() == format_description(description).encode():
+        shards = {folder / x["name"]: {kind: x[kind] for kind in KINDS} for x in shard_table(description)}
+    else:
         found.append(Damage(folder / DESCRIPTION, "is damaged"))
+        # Perhaps in a name or a size: of the files that are there, only their checksums are known.
+        shards = {file.with_suffix(""): {} for kind in ("clips", *KINDS) for file in folder.glob(f"shard-*.{kind}")}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for values in tqdm(shard_table(description), unit="shard", disable=not progress):
-            found += _of_shard(folder / values["name"], {kind: values[kind] for kind in KINDS}, pool)
+        for path, sizes in tqdm(sorted(shards.items()), unit="shard", disable=not progress):
+            found += _of_shard(path, sizes, pool)
     if not found:  # else it may complain of the same
         try:
             PreparedDataset.open(folder)
@@ -55,19 +59,20 @@ def find_damage(folder: str | os.PathLike, progress: bool = True) -> list[Damage
 
 
 def _of_shard(path: Path, sizes: dict[str, int], pool: ThreadPoolExecutor) -> list[Damage]:
+    """`sizes`: bytes of the files, by kind, as far as they are known."""
     found: list[Damage] = []
-    for kind, size in sizes.items():
+    for kind in KINDS:
         file = path.with_name(f"{path.name}.{kind}")
-        n_bytes = file.stat().st_size if file.is_file() else None
         try:
-            mapped(file)
+            n_bytes = len(mapped(file))
         except FileNotFoundError:
-            pass
+            found.append(Damage(file, "is missing"))
         except OSError as error:
             found.append(Damage(file, f"cannot be read: {error.strerror}"))
-            continue
-        if n_bytes != size:
-            found.append(Damage(file, "is missing" if n_bytes is None else f"has {n_bytes} bytes, must have {size}"))
+        else:
+            size = sizes.get(kind, n_bytes)
+            if n_bytes != size:
+                found.append(Damage(file, f"has {n_bytes} bytes, must have {size}"))
     clips = path.with_name(f"{path.name}.clips")
     shard = Shard.read(clips)
     try:

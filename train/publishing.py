@@ -90,8 +90,7 @@ def publish(
         ],
         "rejected": [{"item": name, "reason": reason} for name, reason in about.rejected],
     }
-    description["digest"] = digest_of(description)
-    text = json.dumps(description, indent=2) + "\n"
+    text = format_description(description)
     path = folder / DESCRIPTION
     if not path.is_file() or path.read_bytes() != text.encode():
         with replacing(path) as temporary:
@@ -134,6 +133,12 @@ def write_dataset(
     placed = {split: [(shard, entries[shard][n]) for shard, n in order[split]] for split in SPLITS}
     remove_others(folder, publish(folder, shards, placed, about))
     return PreparedDataset.open(folder)
+
+
+def format_description(values: dict[str, Any]) -> str:
+    """The text of dataset.json, with the digest of the other values."""
+    others = {name: x for name, x in values.items() if name != "digest"}
+    return json.dumps({**others, "digest": digest_of(others)}, indent=2) + "\n"
 
 
 def digest_of(values: Any) -> str:

@@ -104,6 +104,10 @@ def test_a_truncated_or_missing_file_is_named(copy, kind, part, capsys):
         lambda description: description.update(text_cleaners=["basic_cleaners"]),
         lambda description: description["rejected"].append({"item": "a", "reason": "b"}),
         lambda description: description.pop("digest"),
+        lambda description: description["shards"][0].update(name="rhard-00000"),
+        lambda description: description["shards"][0].update(pcm=64),
+        lambda description: description["shards"].clear(),
+        lambda description: description.update(index="other.index"),
     ],
 )
 def test_verify_finds_a_description_that_was_changed(copy, change, capsys):
@@ -115,6 +119,26 @@ def test_verify_finds_a_description_that_was_changed(copy, change, capsys):
     assert capsys.readouterr().out == (
         f"{path} is damaged\n{copy}: 1 file is damaged: run `fastglow prepare` again with the same options\n"
     )
+
+
+def test_verify_finds_a_byte_that_changes_no_value_of_the_description(copy):
+    path = copy / "dataset.json"
+    path.write_bytes(path.read_bytes().replace(b": ", b":\t", 1))
+    assert find_damage(copy, progress=False) == [(path, "is damaged")]
+
+
+@pytest.mark.parametrize("kind", ["pcm", "mel", "clips"])
+@pytest.mark.parametrize("missing", [False, True])
+def test_verify_finds_other_damage_beside_that_of_the_description(copy, kind, missing):
+    path, file = copy / "dataset.json", the(copy, kind)
+    path.write_text(path.read_text().replace('"name": "shard-', '"name": "rhard-'))
+    if missing:
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-200])
+    first, second = find_damage(copy, progress=False)
+    assert first == (path, "is damaged")
+    assert second.file == file and second.what.startswith("is missing" if missing else "is damaged")
 
 
 @pytest.mark.parametrize("kind", ["pcm", "mel"])
