@@ -17,7 +17,7 @@ INSTALL = $(VENV)/bin/python -m pip --disable-pip-version-check install -c const
 
 .PHONY: help demo voice voice-gpu test test-capabilities test-integrations bench gpu gate tune lint format clean
 .NOTPARALLEL:
-# Else each command that a test starts compiles the package anew, a fifth of a short one's time.
+# Else each command that a test starts compiles the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 help:

@@ -31,16 +31,16 @@ pytest.register_assert_rewrite("tests.kernels.checks")
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 
-# No deadline: an example's time depends on the machine's load. Every run draws the same examples, so that a failure is
-# due to the change; with `--hypothesis-profile=explore` it draws others.
+# No deadline: an example's time depends on the machine's load.
 hypothesis.settings.register_profile(
-    "fastglow",
+    "explore",
     hypothesis.settings.get_profile("default"),
     deadline=None,
-    derandomize=True,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
-hypothesis.settings.register_profile("explore", hypothesis.settings.get_profile("fastglow"), derandomize=False)
+# Fixed seeds, so that a failure is most probably due to the change. Examples also use constants of the modules that are
+# loaded by then, and so differ a little with the tests that run.
+hypothesis.settings.register_profile("fastglow", hypothesis.settings.get_profile("explore"), derandomize=True)
 hypothesis.settings.load_profile("fastglow")
 
 

@@ -75,6 +75,11 @@ class Index:
         self.counts = dict(zip(SPLITS, counts, strict=True))
         self.rows = np.frombuffer(self._file, _DTYPE, n, _HEADER.size)
 
+    def check_bytes(self) -> None:
+        """Raises ValueError if the checksum is wrong."""
+        if zlib.crc32(self._file[_CHECKED:].data) != self._crc:
+            raise ValueError(f"{self.name} is damaged")
+
     def check(self, sizes: dict[str, list[int]], frame_bytes: int) -> None:
         """Checks all that is in it.
 
@@ -85,8 +90,7 @@ class Index:
         Raises:
             ValueError: it is damaged, or a clip lies outside of the files.
         """
-        if zlib.crc32(self._file[_CHECKED:].data) != self._crc:
-            raise ValueError(f"{self.name} is damaged")
+        self.check_bytes()
         rows, n_strings = self.rows, len(self._file) - self._strings
         lengths = rows["id_bytes"].astype(np.int64) + rows["text_bytes"]
         right = (rows["strings"] <= n_strings) & (rows["strings"].astype(np.int64) + lengths <= n_strings)

@@ -113,13 +113,13 @@ class PreparedDataset:
                 or damaged. What is wrong with the samples or log-mel of a single clip is found when that is read.
         """
         path = Path(folder) / DESCRIPTION
-        text = _read(path)
+        text = read_text(path)
         while True:
             try:
                 return cls(Path(folder), _parse(path, text), verify)
             except FastglowError:
                 # Another process may have put a new data set in the place of this one.
-                before, text = text, _read(path)
+                before, text = text, read_text(path)
                 if text == before:
                     raise
 
@@ -218,9 +218,10 @@ class PreparedDataset:
         return [Items(self._index, range(n_train)), Items(self._index, range(n_train, n))]
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """dataset.json as it is. Raises FastglowError."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode()
     except FileNotFoundError as error:
         raise FastglowError(f"{path} is missing: run `fastglow prepare DATASET --out {path.parent}` first") from error
     except OSError as error:
@@ -248,7 +249,15 @@ def read_description(folder: Path) -> dict[str, Any] | None:
     """dataset.json; None if there is none of this version."""
     path = folder / DESCRIPTION
     try:
-        description = _parse(path, _read(path))
+        return parse_description(path, read_text(path))
+    except FastglowError:
+        return None
+
+
+def parse_description(path: Path, text: str) -> dict[str, Any] | None:
+    """The values of dataset.json; None if they are of no use."""
+    try:
+        description = _parse(path, text)
         shard_table(description)
         return description if isinstance(description["options"], dict) else None
     except (FastglowError, KeyError, TypeError, ValueError):

@@ -177,6 +177,13 @@ class Shard:
                 raise ValueError("it is damaged")
         return found
 
+    def sizes(self, entries: Sequence[Placed]) -> dict[str, int]:
+        """Bytes of the files with these clips, by kind."""
+        return {
+            kind: sum(padded(x.entry.n_bytes(kind, self.head)) for x in entries if getattr(x, kind) >= 0)
+            for kind in KINDS
+        }
+
     @classmethod
     def read(cls, file: Path) -> "Shard | None":
         """The shard of a .clips file; None if its head is damaged."""

@@ -2,6 +2,7 @@
 
 import re
 from bisect import bisect_right
+from collections.abc import Iterable
 from itertools import pairwise
 
 from fastglow.errors import FastglowError
@@ -42,9 +43,17 @@ _LETTERED = re.compile(
     r"|zone))\s\Z"
 )
 _INITIAL_FOLLOWS = re.compile(r"\s*[A-Z]\.")
-_CLAUSE_END = re.compile(rf"[;:,][{_CLOSERS}]*(?=\s)|[—–―─，；：、]|[)\]](?=\s)|\s(?=[(\[—–])")
+# Dashes and spaces between digits belong to ranges and numbers: "1914–18", "12\u00a0345".
+_CLAUSE_END = re.compile(rf"[;:,][{_CLOSERS}]*(?=\s)|[—–―─，；：、](?!(?<=\d.)\d)|[)\]](?=\s)|\s(?=[(\[—–])")
 # Not after a hyphen at a line end.
-_SPACE = re.compile(r"(?<![A-Za-z]-)(?<!\u00ad)\s")
+_SPACE = re.compile(r"(?<![A-Za-z]-)(?<!\u00ad)(?![\u00a0\u2009\u202f](?<=\d.)\d)\s")
+# In a word: after a mark of an address, but not in a number or a time; between Chinese or Japanese characters; and with
+# so many digits on both sides that all are spoken one by one, or so many letters that it is no word of a language.
+_IN_WORD = re.compile(
+    r"(?<=[/\\?&=_.,;:!|+~@#%)\]\u2010-\u2015-])(?!(?<=\d.)\d)(?=\w)"
+    r"|(?<=[\u3040-\u9fff\uac00-\ud7af])(?=[\u3040-\u9fff\uac00-\ud7af])"
+    r"|(?<=\d{12})(?=\d{12})|(?<=\w{40})(?=\w{40})"
+)
 # Most of these begin a clause where punctuation is missing.
 _CONJUNCTION = re.compile(
     rf"{_SPACE.pattern}(?=(?i:after|although|and|because|before|but|if|or|since|that|though|unless|until|when|where"
@@ -96,14 +105,21 @@ def split_sentences(text: str, max_chars: int = 200) -> list[str]:
 
 
 def halve_sentence(text: str) -> list[str]:
-    """Cuts a sentence into about two parts where ``split_sentences`` would, but never inside a word.
+    """Cuts a sentence into two or three parts: between words, where ``split_sentences`` would.
 
-    A number cut in two would be spoken as two others. A single word, or one ``{...}`` group, stays whole.
+    A single word is cut after a mark (``example.com/`` ``news``), at a ``{...}`` group, between Chinese or Japanese
+    characters, or anywhere if it is very long. Else it stays whole: a number cut in two would be spoken as two others.
     """
     groups = _groups(text, markup_spans(text)[0])
-    spaces = [match.start() for match in _SPACE.finditer(text) if not groups.around(match.start())]
-    longest_word = max(end - start for start, end in pairwise([0, *spaces, len(text)]))
-    return split_sentences(text, max_chars=max(len(text) // 2 + 1, longest_word))
+    spaces = groups.outside(match.start() for match in _SPACE.finditer(text))
+    if spaces:
+        longest_word = max(end - start for start, end in pairwise([0, *spaces, len(text)]))
+        return split_sentences(text, max_chars=max(len(text) // 2 + 1, longest_word))
+    cuts = [*groups.outside(match.start() for match in _IN_WORD.finditer(text)), *groups.edges(len(text))]
+    if not cuts:
+        return [text] if text else []
+    cut = min(cuts, key=lambda position: abs(position - len(text) / 2))
+    return [text[:cut], text[cut:]]
 
 
 class _Spans:
@@ -112,6 +128,14 @@ class _Spans:
     def __init__(self, spans: list[tuple[int, int]]):
         self._spans = spans
         self._starts = [start for start, _ in spans]
+
+    def outside(self, positions: Iterable[int]) -> list[int]:
+        """The positions at which a cut would split none."""
+        return [position for position in positions if not self.around(position)]
+
+    def edges(self, length: int) -> list[int]:
+        """Where they begin and end, inside a text of that length."""
+        return [position for span in self._spans for position in span if 0 < position < length]
 
     def around(self, position: int) -> tuple[int, int] | None:
         index = bisect_right(self._starts, position) - 1

@@ -165,29 +165,67 @@ def test_a_long_sentence_without_punctuation_is_cut_before_a_conjunction(text, p
 
 
 @pytest.mark.parametrize(
-    ("text", "halves"),
+    "halves",
     [
-        ("000000000000 0", ["000000000000", "0"]),
-        ("0 000000000000", ["0", "000000000000"]),
-        ("Call 441234567890123456 now", ["Call", "441234567890123456", "now"]),
-        ("the cat, and the dog", ["the cat,", "and the dog"]),
-        ("{AA AA AA AA AA} b", ["{AA AA AA AA AA}", "b"]),
+        "000000000000 | 0",
+        "0 | 000000000000",
+        "Call | 441234567890123456 | now",
+        "the cat, | and the dog",
+        "It costs | $5 million",
+        "It has | 12\u00a0345\u00a0678 | parts",
+        "The war of | 1914–1918 | ended",
+        "{AA AA AA AA AA} | b",
         # What touches a group belongs to its word, and so does the rest of a word after a hyphen at a line end.
-        ("{AA AA AA}st00000000 b", ["{AA AA AA}st00000000", "b"]),
-        ("c inter- national b", ["c", "inter- national", "b"]),
-        ("electroencephalography", ["electroencephalography"]),
-        ("{AA AA}", ["{AA AA}"]),
-        ("", []),
+        "{AA AA AA}st00000000 | b",
+        "c | inter- national | b",
     ],
 )
-def test_halves_are_of_whole_words(text, halves):
-    assert halve_sentence(text) == halves
+def test_halves_of_several_words_are_whole_words(halves):
+    assert halve_sentence(halves.replace(" | ", " ")) == halves.split(" | ")
+
+
+@pytest.mark.parametrize(
+    "halves",
+    [
+        "https://example.com/2024/05/17/|some-news?id=1&from=there",
+        "well-|known",
+        "{AA AA}|{BB BB}",
+        "{AA AA AA}|st",
+        "今日は元|気ですか",
+        "3.1415926535897|932384626433832",
+        "x" * 50 + "|" + "y" * 50,
+        "electroencephalography",
+        "441234567890123456",
+        "$5,000,000.00",
+        "2024/05/17",
+        "12:30",
+        "12\u00a0345\u00a0678",
+        "1914–1918",
+        "don't",
+        "{AA AA}",
+    ],
+)
+def test_a_word_is_halved_at_its_marks_or_stays_whole(halves):
+    assert halve_sentence(halves.replace("|", "")) == halves.split("|")
+
+
+def test_nothing_has_no_halves():
+    assert halve_sentence("") == []
 
 
 @settings(max_examples=300)
 @given(st.lists(st.text("0aA,;:.!?()\"'", min_size=1, max_size=12), max_size=6))
 def test_any_words_stay_whole_in_halves(words):
     halves = halve_sentence(" ".join(words))
-    assert " ".join(halves).split() == words
-    assert len(halves) >= min(2, len(words))
-    assert all(len(half) < len(" ".join(words)) for half in halves[1:])
+    if len(words) > 1:
+        assert len(halves) > 1
+        assert " ".join(halves).split() == words
+
+
+@settings(max_examples=300)
+@given(any_text)
+def test_halves_of_any_text_keep_it(text):
+    halves = halve_sentence(text)
+    assert squeezed("".join(halves)) == squeezed(text)
+    assert re.findall(r"\{[^}]*\}", "\0".join(halves)) == re.findall(r"\{[^}]*\}", text)
+    assert all(halves) and (len(halves) == 1) <= (halves == [text.strip()])

@@ -114,7 +114,7 @@ def test_verify_finds_a_description_that_was_changed(copy, change, capsys):
     path = copy / "dataset.json"
     description = json.loads(path.read_text())
     change(description)
-    path.write_text(json.dumps(description))
+    path.write_text(json.dumps(description, indent=2) + "\n")
     assert main(["verify", str(copy)]) == 1
     assert capsys.readouterr().out == (
         f"{path} is damaged\n{copy}: 1 file is damaged: run `fastglow prepare` again with the same options\n"
@@ -127,18 +127,28 @@ def test_verify_finds_a_byte_that_changes_no_value_of_the_description(copy):
     assert find_damage(copy, progress=False) == [(path, "is damaged")]
 
 
-@pytest.mark.parametrize("kind", ["pcm", "mel", "clips"])
-@pytest.mark.parametrize("missing", [False, True])
-def test_verify_finds_other_damage_beside_that_of_the_description(copy, kind, missing):
+@pytest.mark.parametrize("kind", ["pcm", "mel", "clips", "index"])
+@pytest.mark.parametrize("damage", ["missing", "shorter", "longer", "changed"])
+def test_verify_finds_other_damage_beside_that_of_the_description(copy, kind, damage):
     path, file = copy / "dataset.json", the(copy, kind)
     path.write_text(path.read_text().replace('"name": "shard-', '"name": "rhard-'))
-    if missing:
-        file.unlink()
-    else:
-        file.write_bytes(file.read_bytes()[:-200])
-    first, second = find_damage(copy, progress=False)
+    content = file.read_bytes()
+    file.unlink()
+    if damage != "missing":
+        changed = {"shorter": content[:-200], "longer": content + bytes(64), "changed": content[:-1] + b"\xff"}
+        file.write_bytes(changed[damage])
+    (copy / "shard-notes.clips").touch()
+    first, *others = find_damage(copy, progress=False)
     assert first == (path, "is damaged")
-    assert second.file == file and second.what.startswith("is missing" if missing else "is damaged")
+    assert {damage.file for damage in others} == (set() if (kind, damage) == ("index", "missing") else {file})
+
+
+def test_verify_finds_damage_of_the_index_beside_that_of_a_shard(copy):
+    for kind in ("pcm", "index"):
+        data = bytearray(the(copy, kind).read_bytes())
+        data[-1] ^= 1
+        the(copy, kind).write_bytes(data)
+    assert [damage.file for damage in find_damage(copy, progress=False)] == [the(copy, "pcm"), the(copy, "index")]
 
 
 @pytest.mark.parametrize("kind", ["pcm", "mel"])
