@@ -47,8 +47,8 @@ _INITIAL_FOLLOWS = re.compile(r"\s*[A-Z]\.")
 _CLAUSE_END = re.compile(rf"[;:,][{_CLOSERS}]*(?=\s)|[—–―─，；：、](?!(?<=\d.)\d)|[)\]](?=\s)|\s(?=[(\[—–])")
 # Not after a hyphen at a line end.
 _SPACE = re.compile(r"(?<![A-Za-z]-)(?<!\u00ad)(?![\u00a0\u2009\u202f](?<=\d.)\d)\s")
-# In a word: after a mark of an address, but not in a number or a time; between Chinese or Japanese characters; and with
-# so many digits on both sides that all are spoken one by one, or so many letters that it is no word of a language.
+# In a word: after a mark of an address, but not in a number or a time; between East Asian characters; and with so many
+# digits on both sides that all are spoken one by one, or so many letters that it is no word of a language.
 _IN_WORD = re.compile(
     r"(?<=[/\\?&=_.,;:!|+~@#%)\]\u2010-\u2015-])(?!(?<=\d.)\d)(?=\w)"
     r"|(?<=[\u3040-\u9fff\uac00-\ud7af])(?=[\u3040-\u9fff\uac00-\ud7af])"
@@ -107,8 +107,8 @@ def split_sentences(text: str, max_chars: int = 200) -> list[str]:
 def halve_sentence(text: str) -> list[str]:
     """Cuts a sentence into two or three parts: between words, where ``split_sentences`` would.
 
-    A single word is cut after a mark (``example.com/`` ``news``), at a ``{...}`` group, between Chinese or Japanese
-    characters, or anywhere if it is very long. Else it stays whole: a number cut in two would be spoken as two others.
+    A single word is cut after a mark (``example.com/`` ``news``), at a ``{...}`` group, between East Asian characters,
+    or anywhere if it is very long. Else it stays whole: a number cut in two would be spoken as two others.
     """
     groups = _groups(text, markup_spans(text)[0])
     spaces = groups.outside(match.start() for match in _SPACE.finditer(text))
