@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 
 from fastglow.text.sentences import halve_sentence
+from fastglow.text.sequence import Span
 
 from .attempts import Task
 from .frontend import EncodedSentence, Frontend
@@ -18,11 +19,13 @@ class Job(Task):
     Attributes:
         text: before cleaning.
         follows, is_followed: whether a sentence of the same text precedes or follows.
+        words: the spoken ones among the symbols.
     """
 
     text: str
     follows: bool
     is_followed: bool
+    words: list[Span]
 
 
 def make_jobs(pieces: Iterable[str], seed: int, frontend: Frontend, most: int) -> Iterator[Job]:
@@ -43,6 +46,7 @@ def make_jobs(pieces: Iterable[str], seed: int, frontend: Frontend, most: int) -
             piece,
             follows=i > 0,
             is_followed=following is not None,
+            words=encoded.words,
         )
 
 

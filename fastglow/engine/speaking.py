@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
@@ -22,9 +23,10 @@ from .frontend import Frontend
 from .jobs import Job, make_jobs, split_job
 from .reading import Fault
 from .remarks import warn_of_faults
-from .speech import Seconds, Sentence
+from .speech import Seconds, Sentence, WordSource
 from .streaming import Chunks, speak_while_decoding
 from .vocoders import Vocoder
+from .word_times import Clock
 
 # Read to measure the level of a voice that does not say it.
 LEVEL_TEXT = "The quick brown fox jumps over the lazy dog."
@@ -149,8 +151,16 @@ class Speaker:
     def _finished(self, job: Job, utterance: Utterance, audio: np.ndarray, how: Delivery) -> Sentence:
         finisher = self._finisher(how, job)
         parts = finisher.push(audio), finisher.finish(is_followed=job.is_followed, cut=utterance.cut)
+        return self._sentence(job, utterance, np.concatenate(parts), finisher, how)
+
+    def _sentence(
+        self, job: Job, utterance: Utterance, audio: np.ndarray, finisher: Finisher, how: Delivery
+    ) -> Sentence:
+        """The result; `audio`: all that `finisher` gave."""
         mel = utterance.mel.float().cpu().numpy()
+        rate = self.audio.sampling_rate
+        clock = Clock(self.acoustic.seconds_per_step, finisher.n_trimmed / rate, how.speed, len(audio) / rate)
         return Sentence(
-            job.text, mel, utterance.alignment, np.concatenate(parts), utterance.stopped, utterance.readings,
-            utterance.cut,
+            job.text, mel, utterance.alignment, audio, utterance.stopped, utterance.readings, utterance.cut,
+            WordSource(partial(self.frontend.written_words, job.text, job.words), clock),
         )  # fmt: skip
