@@ -77,11 +77,12 @@ def pronounce_words(text: str, pronounce: Pronounce | None) -> list[Piece]:
     pieces = []
     for piece, is_group in split_arpabet(text):
         position = 0
-        for match in () if is_group or pronounce is None else _word.finditer(piece):
-            phones = pronounce(match[0].lower())
-            if phones is not None:
-                pieces += [Piece(piece[position : match.start()]), Piece(phones, match[0])]
-                position = match.end()
+        if pronounce is not None and not is_group:
+            for match in _word.finditer(piece):
+                phones = pronounce(match[0].lower())
+                if phones is not None:
+                    pieces += [Piece(piece[position : match.start()]), Piece(phones, match[0])]
+                    position = match.end()
         pieces.append(Piece(piece[position:], f"{{{piece}}}" if is_group else None))
     return pieces
 
