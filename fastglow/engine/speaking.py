@@ -73,18 +73,21 @@ class Speaker:
 
     def _stream_sentence(
         self, job: Job, sizes: Iterator[int], how: Delivery, pauses: Iterator[np.ndarray], early: bool
-    ) -> Iterator[np.ndarray]:
-        """The finished audio of a sentence, or of its parts, each after a pause; `early`: while it is decoded."""
+    ) -> Iterator[np.ndarray | Sentence]:
+        """The finished audio of a sentence, then the sentence; or those of its parts. Each begins with a pause.
+
+        Args:
+            early: hand out audio while it is decoded.
+        """
         attempts = self.acoustic.attempts(job)
         chunks = Chunks(self.vocoder, self.audio.hop_length, job.seed, sizes)
         finisher = self._finisher(how, job)
-        begun = False
+        finished: list[np.ndarray] = []
 
         def delivered(audio: np.ndarray) -> Iterator[np.ndarray]:
-            nonlocal begun
             if len(audio):
-                yield audio if begun else np.concatenate((next(pauses), audio))
-                begun = True
+                yield audio if finished else np.concatenate((next(pauses), audio))
+                finished.append(audio)
 
         if early and chunks.can_begin_early:
             for audio in speak_while_decoding(self.acoustic, attempts, chunks):
@@ -102,6 +105,8 @@ class Speaker:
                 end = finisher.finish(is_followed=job.is_followed, cut=utterance.cut)
                 audio = np.concatenate((audio, end))
             yield from delivered(audio)
+        if utterance.mel.shape[1]:
+            yield _sentence(job, utterance, finished)
 
     def _parts_of(self, job: Job, utterance: Utterance) -> list[Job]:
         """Of a sentence that is too long for the decoder, or long and faulty; empty if it is neither, or a word."""
@@ -148,9 +153,13 @@ class Speaker:
 
     def _finished(self, job: Job, utterance: Utterance, audio: np.ndarray, how: Delivery) -> Sentence:
         finisher = self._finisher(how, job)
-        parts = finisher.push(audio), finisher.finish(is_followed=job.is_followed, cut=utterance.cut)
-        mel = utterance.mel.float().cpu().numpy()
-        return Sentence(
-            job.text, mel, utterance.alignment, np.concatenate(parts), utterance.stopped, utterance.readings,
-            utterance.cut,
-        )  # fmt: skip
+        return _sentence(
+            job, utterance, [finisher.push(audio), finisher.finish(is_followed=job.is_followed, cut=utterance.cut)]
+        )
+
+
+def _sentence(job: Job, utterance: Utterance, audio: list[np.ndarray]) -> Sentence:
+    """What is known of a sentence whose finished audio comes in parts."""
+    mel = utterance.mel.float().cpu().numpy()
+    samples = np.concatenate([np.zeros(0, np.float32), *audio])
+    return Sentence(job.text, mel, utterance.alignment, samples, utterance.stopped, utterance.readings, utterance.cut)

@@ -253,6 +253,14 @@ class Synthesizer(Speaker):
             text, seed, delivery: as for `synthesize`.
             chunk_frames: mel frames of the first chunk, at least 1; chunks grow to 512 frames.
         """
+        parts = self.stream_sentences(text, seed, chunk_frames=chunk_frames, **delivery)
+        return _audio_of(parts)
+
+    def stream_sentences(
+        self, text: str, seed: int | None = None, *, chunk_frames: int = FIRST_CHUNK_FRAMES, **delivery: Any
+    ) -> Generator[np.ndarray | Sentence, None, None]:
+        """As `stream`, and yields each `Sentence` after its last chunk; its audio is that of its chunks, without the
+        silence before it. The end of a sentence in the whole audio is the number of samples so far."""
         how = Delivery(**delivery)
         sizes = growing(check_count("chunk_frames", chunk_frames))
         return self._stream(text, random_seed() if seed is None else check_seed(seed), sizes, how)
@@ -323,13 +331,22 @@ class Synthesizer(Speaker):
         if not found:
             warn_of_silence(text)
 
-    def _stream(self, text: str, seed: int, sizes: Iterator[int], how: Delivery) -> Generator[np.ndarray, None, None]:
+    def _stream(
+        self, text: str, seed: int, sizes: Iterator[int], how: Delivery
+    ) -> Generator[np.ndarray | Sentence, None, None]:
         pauses = chain([np.zeros(0, np.float32)], repeat(how.silence(self.audio.sampling_rate)))
         for job in self._jobs(text, seed):
             yield from self._stream_sentence(job, sizes, how, pauses, early=not job.follows)
 
     def _new_speech(self, seed: int, how: Delivery) -> Speech:
         return Speech([], self.audio.sampling_rate, seed, how.sentence_silence, self.audio.n_mel_channels)
+
+
+def _audio_of(parts: Generator[np.ndarray | Sentence, None, None]) -> Generator[np.ndarray, None, None]:
+    with closing(parts):
+        for part in parts:
+            if not isinstance(part, Sentence):
+                yield part
 
 
 def _reads_cpu_weights(device: torch.device, dtype: torch.dtype) -> bool:
