@@ -44,7 +44,7 @@ def assert_sentences_are_those_of_the_whole(speaker, text, **options):
     ids=["right", "runs on", "stuck", "early skip", "in parts", "always late"],
 )
 def test_of_a_scripted_voice(paths):
-    text = f"{LONG}! A b c d. {LONG}."
+    text = f"{LONG}! Abe came here! {LONG}."
     sentences = assert_sentences_are_those_of_the_whole(
         synthesizer(scripted(*paths)), text, chunk_frames=8, sentence_silence=0.01, trim_silence=True
     )
