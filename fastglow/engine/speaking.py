@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from .frontend import Frontend
 from .jobs import Job, make_jobs, split_job
 from .reading import Fault
 from .remarks import warn_of_faults
+from .silence import Silence, zeros
 from .speech import Seconds, Sentence
 from .streaming import Chunks, speak_while_decoding
 from .vocoders import Vocoder
@@ -72,13 +74,16 @@ class Speaker:
         return how.finisher(self.audio.sampling_rate, self.level if how.needs_level else LEVEL_DB, job.follows)
 
     def _stream_sentence(
-        self, job: Job, sizes: Iterator[int], how: Delivery, pauses: Iterator[np.ndarray], early: bool
+        self, job: Job, sizes: Iterator[int], how: Delivery, silence: Silence, early: bool
     ) -> Iterator[np.ndarray | Sentence]:
-        """The finished audio of a sentence, then the sentence; or those of its parts. Each begins with a pause.
+        """The finished audio of a sentence with the silence around it, then the sentence; or those of its parts.
 
         Args:
+            silence: of the text, up to this sentence.
             early: hand out audio while it is decoded.
         """
+        silence.ask(job.pause_before)
+        yield from zeros(silence.certain())
         attempts = self.acoustic.attempts(job)
         chunks = Chunks(self.vocoder, self.audio.hop_length, job.seed, sizes)
         finisher = self._finisher(how, job)
@@ -86,7 +91,8 @@ class Speaker:
 
         def delivered(audio: np.ndarray) -> Iterator[np.ndarray]:
             if len(audio):
-                yield audio if finished else np.concatenate((next(pauses), audio))
+                yield from zeros(0 if finished else silence.before_audio())
+                yield audio
                 finished.append(audio)
 
         if early and chunks.can_begin_early:
@@ -95,8 +101,8 @@ class Speaker:
         self.acoustic.complete([attempts])
         utterance = attempts.best()
         if not chunks.n_spoken and (parts := self._parts_of(job, utterance)):
-            for part in parts:
-                yield from self._stream_sentence(part, sizes, how, pauses, early=False)
+            for part in parts:  # the pause before the first is in `silence`
+                yield from self._stream_sentence(replace(part, pause_before=None), sizes, how, silence, early=False)
             return
         warn_of_faults(job.text, utterance, self.acoustic.max_steps)
         for audio, is_last in chunks.rest(utterance.mel):
@@ -105,8 +111,10 @@ class Speaker:
                 end = finisher.finish(is_followed=job.is_followed, cut=utterance.cut)
                 audio = np.concatenate((audio, end))
             yield from delivered(audio)
-        if utterance.mel.shape[1]:
+        if utterance.mel.shape[1] or job.has_pause:
             yield _sentence(job, utterance, finished)
+        silence.ask(job.pause_after)
+        yield from zeros(silence.certain())
 
     def _parts_of(self, job: Job, utterance: Utterance) -> list[Job]:
         """Of a sentence that is too long for the decoder, or long and faulty; empty if it is neither, or a word."""
@@ -132,7 +140,13 @@ class Speaker:
             warn_of_faults(jobs[i].text, utterances[i], self.acoustic.max_steps)
         audible = [i for i in whole if utterances[i].mel.shape[1]]
         audio = self._vocode([utterances[i] for i in audible], [jobs[i].seed for i in audible])
-        sentences: list[list[Sentence]] = [[] for _ in jobs]
+        # A sentence without audio is listed for the sake of the pauses around it.
+        sentences = [
+            [_sentence(job, utterance, [])] if job.has_pause and not utterance.mel.shape[1] else []
+            for job, utterance in zip(jobs, utterances, strict=True)
+        ]
+        for i in splits:
+            sentences[i].clear()
         for i, samples in zip(audible, audio, strict=True):
             sentences[i].append(self._finished(jobs[i], utterances[i], samples, how))
         finished = time.perf_counter()
@@ -162,4 +176,7 @@ def _sentence(job: Job, utterance: Utterance, audio: list[np.ndarray]) -> Senten
     """What is known of a sentence whose finished audio comes in parts."""
     mel = utterance.mel.float().cpu().numpy()
     samples = np.concatenate([np.zeros(0, np.float32), *audio])
-    return Sentence(job.text, mel, utterance.alignment, samples, utterance.stopped, utterance.readings, utterance.cut)
+    return Sentence(
+        job.text, mel, utterance.alignment, samples, utterance.stopped, utterance.readings, utterance.cut,
+        pause_before=job.pause_before, pause_after=job.pause_after,
+    )  # fmt: skip
