@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import chain
 from typing import NamedTuple
 
@@ -76,14 +75,12 @@ class Speaker:
     def _stream_sentence(
         self, job: Job, sizes: Iterator[int], how: Delivery, silence: Silence, early: bool
     ) -> Iterator[np.ndarray | Sentence]:
-        """The finished audio of a sentence with the silence around it, then the sentence; or those of its parts.
+        """The finished audio of a sentence after the silence before it, then the sentence; or those of its parts.
 
         Args:
             silence: of the text, up to this sentence.
             early: hand out audio while it is decoded.
         """
-        silence.ask(job.pause_before)
-        yield from zeros(silence.certain())
         attempts = self.acoustic.attempts(job)
         chunks = Chunks(self.vocoder, self.audio.hop_length, job.seed, sizes)
         finisher = self._finisher(how, job)
@@ -101,8 +98,8 @@ class Speaker:
         self.acoustic.complete([attempts])
         utterance = attempts.best()
         if not chunks.n_spoken and (parts := self._parts_of(job, utterance)):
-            for part in parts:  # the pause before the first is in `silence`
-                yield from self._stream_sentence(replace(part, pause_before=None), sizes, how, silence, early=False)
+            for part in parts:
+                yield from self._stream_sentence(part, sizes, how, silence, early=False)
             return
         warn_of_faults(job.text, utterance, self.acoustic.max_steps)
         for audio, is_last in chunks.rest(utterance.mel):
@@ -113,8 +110,6 @@ class Speaker:
             yield from delivered(audio)
         if utterance.mel.shape[1] or job.has_pause:
             yield _sentence(job, utterance, finished)
-        silence.ask(job.pause_after)
-        yield from zeros(silence.certain())
 
     def _parts_of(self, job: Job, utterance: Utterance) -> list[Job]:
         """Of a sentence that is too long for the decoder, or long and faulty; empty if it is neither, or a word."""

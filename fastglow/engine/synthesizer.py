@@ -31,7 +31,7 @@ from .jobs import Job, make_jobs
 from .remarks import warn_of_silence
 from .seeds import check_seed, random_seed, seeds_of
 from .settings import check_mel_channels, resolve_settings, with_parts
-from .silence import Silence
+from .silence import Silence, zeros
 from .speaking import LEVEL_TEXT, Speaker, Spoken
 from .speech import Seconds, Sentence, Speech
 from .streaming import growing
@@ -348,7 +348,11 @@ class Synthesizer(Speaker):
     ) -> Generator[np.ndarray | Sentence, None, None]:
         silence = Silence(how.sentence_silence, self.audio.sampling_rate)
         for i, job in enumerate(jobs):
+            silence.ask(job.pause_before)
+            yield from zeros(silence.certain())
             yield from self._stream_sentence(job, sizes, how, silence, early=i == 0)
+            silence.ask(job.pause_after)
+            yield from zeros(silence.certain())
 
     def _new_speech(self, seed: int, how: Delivery) -> Speech:
         return Speech([], self.audio.sampling_rate, seed, how.sentence_silence, self.audio.n_mel_channels)

@@ -35,17 +35,16 @@ def spoken(speaker, text, **delivery):
     (batched,) = speaker.synthesize_batch([text], SEED, **delivery)
     streamed = joined(speaker.stream(text, SEED, chunk_frames=8, **delivery))
     one_by_one = list(speaker.sentences(text, SEED, **delivery))
-    with_sentences = list(speaker.stream_sentences(text, SEED, **delivery))
+    with_sentences = list(speaker.stream_sentences(text, SEED, chunk_frames=8, **delivery))
     told = [part for part in with_sentences if isinstance(part, Sentence)]
     for sentences in (batched.sentences, one_by_one, told):
         assert [(s.text, len(s.audio), s.pause_before, s.pause_after) for s in sentences] == [
             (s.text, len(s.audio), s.pause_before, s.pause_after) for s in whole.sentences
         ]
     assert whole.audio.shape == batched.audio.shape == streamed.shape
-    np.testing.assert_allclose(streamed, whole.audio, atol=1e-5, rtol=0)
-    np.testing.assert_array_equal(
-        joined(part for part in with_sentences if not isinstance(part, Sentence)).nonzero(), streamed.nonzero()
-    )
+    # A phase vocoder amplifies rounding.
+    np.testing.assert_allclose(streamed, whole.audio, atol=0.01 if "speed" in delivery else 1e-5, rtol=0)
+    np.testing.assert_array_equal(joined(x for x in with_sentences if not isinstance(x, Sentence)), streamed)
     return whole
 
 
