@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import signal
-import socket
-from typing import TYPE_CHECKING
+import importlib.util
+from contextlib import AbstractAsyncContextManager
 
 import click
 
@@ -15,10 +13,8 @@ from . import Invocation
 from .loading import load_engine
 from .options import DTYPES
 
-if TYPE_CHECKING:
-    from starlette.applications import Starlette
-
 PORT, WYOMING_PORT = 8000, 10200
+NEEDED = ("uvicorn", "starlette", "prometheus_client")
 
 
 @click.command()
@@ -57,14 +53,20 @@ def serve(
 
     SIGTERM and Ctrl-C end it once it has answered what it has accepted; a second one ends it at once.
     """
-    require_uvicorn()
-    from fastglow.serve.loading import check_options
-
-    check_options(max_batch, max_wait_ms, max_queue, max_characters, timeout)
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        raise FastglowError(f"fastglow serve needs {' and '.join(missing)}: pip install 'fastglow[serve]'")
+    if wyoming and importlib.util.find_spec("wyoming") is None:
+        raise FastglowError("--wyoming needs wyoming: pip install 'fastglow[wyoming]'")
     if not all(key.strip() for key in api_keys):
         raise FastglowError("--api-key is empty: pass a key, or leave it out")
-    wyoming_address = parse_address(wyoming) if wyoming else None
-    # Before the voices, which take seconds to load, and by us, since uvicorn would exit without a line of ours.
+    wyoming_address = _address(wyoming, host) if wyoming else None
+    from fastglow.serve.running import listening, run
+
+    def tell(address: str) -> None:
+        if not quiet:
+            click.echo(f"fastglow: serving {', '.join(service.voices)} at {address}", err=True)
+
+    # Before the voices, which take seconds to load.
     with listening(host, port) as listener:
         if invocation.owns_process:
             load_engine()
@@ -77,4 +79,24 @@ def serve(
             timeout=timeout, api_keys=api_keys, cors_origins=cors_origins, device=device,
             dtype=getattr(torch, dtype) if dtype else None,
         )  # fmt: skip
-        run(app, listener, wyoming_address, quiet)
+        service = app.state.service
+
+        def other() -> AbstractAsyncContextManager[str]:
+            from fastglow.serve.wyoming import wyoming_beside
+
+            assert wyoming_address
+            return wyoming_beside(service, *wyoming_address, max_characters)
+
+        run(app, listener, tell, other if wyoming_address else None)
+
+
+def _address(given: str, host: str) -> tuple[str, int]:
+    """Of [HOST:]PORT; without its own host, that of HTTP.
+
+    Raises:
+        FastglowError: it is none.
+    """
+    own, _, port = given.rpartition(":")
+    if not port.isdecimal() or int(port) > 65535:
+        raise FastglowError(f"--wyoming {given} must be a port, or HOST:PORT, such as {WYOMING_PORT}")
+    return own.strip("[]") or host, int(port)

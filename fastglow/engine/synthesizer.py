@@ -66,10 +66,15 @@ class Synthesizer(Speaker):
         cpu_decoder: 'int8': on a CPU the decoder reads its LSTMs' weights rounded to 8 bits, with a scale for each row;
             sets the acoustic model's `decoder.cpu_weights`; default: as that is.
 
+    Attributes:
+        voice: that `from_voice` has loaded.
+
     Raises:
         FastglowError: models that do not fit each other, the vocoder, the lexicon or the device; a bad lexicon; an
             unknown cpu_decoder, or one on another device or in another dtype than float32 and bfloat16.
     """
+
+    voice: Voice | None = None
 
     def __init__(
         self,
@@ -141,7 +146,7 @@ class Synthesizer(Speaker):
             if voice.waveglow is None:
                 raise FastglowError("the vocoder waveglow needs a WaveGlow checkpoint: pass one, or use griffin-lim")
             waveglow = load_checkpoint(voice.waveglow, expect="waveglow")
-        return cls(
+        synthesizer = cls(
             load_checkpoint(voice.tacotron2, expect="tacotron2"),
             voice.vocoder,
             waveglow,
@@ -155,6 +160,8 @@ class Synthesizer(Speaker):
             dtype=dtype,
             cpu_decoder=cpu_decoder,
         )
+        synthesizer.voice = voice
+        return synthesizer
 
     def synthesize(self, text: str, seed: int | None = None, *, progress: bool = False, **delivery: Any) -> Speech:
         """Speaks a text of any length, sentence by sentence.

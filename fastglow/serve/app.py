@@ -163,20 +163,7 @@ class _Routes:
         return SpeechAnswer(parts, headers, self.service.timeout, error_event if form.events else None, done)
 
     async def voices(self, request: Request) -> Response:
-        return JSONResponse(
-            {
-                "voices": [
-                    {
-                        "id": name,
-                        "name": name,
-                        "language": voice.language,
-                        "description": voice.description,
-                        "sample_rate": voice.audio.sampling_rate,
-                    }
-                    for name, voice in self.service.voices.items()
-                ]
-            }
-        )
+        return JSONResponse({"voices": self.service.described()})
 
     async def models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._model(name) for name in MODELS]})

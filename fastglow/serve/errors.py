@@ -6,10 +6,12 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
+from fastglow.errors import FastglowError
+
 INVALID, SERVER = "invalid_request_error", "server_error"
 
 
-class ApiError(Exception):
+class ApiError(FastglowError):
     """What a client is told.
 
     Args:

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mappi
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing, closing
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -93,6 +93,19 @@ class Service:
                 lanes = Lanes(voice.acoustic, most, max_wait, self.metrics.batch_size.observe)
                 lanes.rows.warm_up()
                 self._lanes[voice] = lanes
+
+    def described(self) -> list[dict[str, Any]]:
+        """The voices for clients: id, name, language (as en-US), description, sample_rate in Hz."""
+        return [
+            {
+                "id": name,
+                "name": name,
+                "language": one.voice.language if one.voice else "",
+                "description": one.voice.description if one.voice else "",
+                "sample_rate": one.audio.sampling_rate,
+            }
+            for name, one in self.voices.items()
+        ]
 
     async def speak(self, request: SpeechRequest) -> AsyncGenerator[np.ndarray | Sentence, None]:
         """`Synthesizer.stream_sentences` of a request: float32 chunks and sentences. `aclose()` ends the work.
