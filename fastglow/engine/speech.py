@@ -11,6 +11,7 @@ import torch
 from fastglow.text.sequence import Span
 
 from .reading import Fault, Reading
+from .silence import Silence
 from .word_times import Clock, Word, word_times
 
 
@@ -47,6 +48,9 @@ class Sentence:
             attempt was left.
         cut: whether no attempt was right and the best one did not end, so that it was cut: after the end of the text,
             or else after the last progress of the attention. mel, alignment and audio end at the cut.
+        pause_before: seconds of silence that the text's pause marks ask for between the sentence before, or the
+            beginning, and this one; None: no marks.
+        pause_after: likewise, between the last sentence and the end of the text.
         word_source: what `words` are made of.
     """
 
@@ -57,6 +61,8 @@ class Sentence:
     stopped: bool
     readings: tuple[Reading, ...] = (Reading(Fault.NONE),)
     cut: bool = False
+    pause_before: float | None = None
+    pause_after: float | None = None
     word_source: WordSource | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -103,7 +109,7 @@ class Speech:
         sentences: in order.
         sample_rate: Hz.
         seed: reproduces this result.
-        sentence_silence: seconds between the sentences.
+        sentence_silence: seconds between sentences without a pause mark between them.
         timings: seconds spent: 'acoustic' (text to mel), 'vocoder' (mel to audio), 'total'.
     """
 
@@ -117,19 +123,13 @@ class Speech:
     @property
     def starts(self) -> list[int]:
         """The sample of `audio` at which each sentence begins; one without audio has the end of those before it."""
-        starts, end = [], 0
-        for sentence in self.sentences:
-            if end and len(sentence.audio):
-                end += round(self.sentence_silence * self.sample_rate)
-            starts.append(end)
-            end += len(sentence.audio)
-        return starts
+        return self._laid_out()[0]
 
     @property
     def audio(self) -> np.ndarray:
-        """float32 [N]: the sentences, separated by silence; empty if there was nothing to speak."""
-        starts = self.starts
-        audio = np.zeros(starts[-1] + len(self.sentences[-1].audio) if starts else 0, np.float32)
+        """float32 [N]: the sentences and the silence around them; empty if there was nothing to speak."""
+        starts, end = self._laid_out()
+        audio = np.zeros(end, np.float32)
         for start, sentence in zip(starts, self.sentences, strict=True):
             audio[start : start + len(sentence.audio)] = sentence.audio
         return audio
@@ -143,6 +143,19 @@ class Speech:
             for begin, sentence in zip(begins, self.sentences, strict=True)
             for word in sentence.words
         ]
+
+    def _laid_out(self) -> tuple[list[int], int]:
+        """Where each sentence begins in `audio`, and where it ends, in samples."""
+        silence = Silence(self.sentence_silence, self.sample_rate)
+        starts, end = [], 0
+        for sentence in self.sentences:
+            silence.ask(sentence.pause_before)
+            if len(sentence.audio):
+                end += silence.before_audio()
+            starts.append(end)
+            end += len(sentence.audio)
+            silence.ask(sentence.pause_after)
+        return starts, end + silence.certain()
 
     @property
     def mel(self) -> np.ndarray:

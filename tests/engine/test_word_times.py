@@ -20,13 +20,12 @@ from .test_reading import alignment
 
 RATE, HOP = 22050, 256
 STEP = 3 * HOP / RATE  # of the scripted model
-#        0123456789
-TEXT = "ab cd, ef."
+# "ab cd, ef."
 WORDS = [Span("ab", 0, 2), Span("cd,", 3, 5), Span("ef.", 7, 9)]
 UNHURRIED = Clock(0.1, 0.0, 1.0, 100.0)
 
 
-def times(path, words=WORDS, clock=UNHURRIED, n_symbols=len(TEXT), **how):
+def times(path, words=WORDS, clock=UNHURRIED, n_symbols=10, **how):
     found = word_times(alignment(path, n_symbols, **how), words, clock)
     return [(word.text, round(word.start, 4), round(word.end, 4)) for word in found]
 
