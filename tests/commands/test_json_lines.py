@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import hypothesis.strategies as st
@@ -108,31 +107,6 @@ def test_a_job_is_spoken_as_a_text_is(voice_folder, tmp_path, capsys):
     assert out == "" and "jobs.jsonl: 1 spoken, 0 skipped, 0 failed; " in line and " x real time" in line
     assert main([*arguments, "-q"]) == 0
     assert not [line for line in capsys.readouterr().err.splitlines() if "warning" not in line]
-
-
-def test_pauses_are_the_same_in_a_file_a_raw_stream_and_a_job(voice_folder, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    text = "<p>[pause:30ms]*Nine* ships</p> went [pause:1s] <em>home</em>. <break time='70ms'/>"
-    Path("jobs.jsonl").write_text(json.dumps({"text": text, "out": "job.wav", "markdown": True}))
-    common = ["--voice", str(voice_folder), "--seed", "3", "-q"]
-    for arguments in (["--json-lines", "-i", "jobs.jsonl"], [text, "--markdown", "-o", "one.wav"],
-                      [text, "--markdown", "--raw", "-o", "one.pcm"]):  # fmt: skip
-        assert main(["synth", *arguments, *common]) == 0
-    job, one = (soundfile.read(name, dtype="int16")[0] for name in ("job.wav", "one.wav"))
-    np.testing.assert_array_equal(job, one)
-    np.testing.assert_array_equal(np.fromfile("one.pcm", "<i2"), one)
-    plain = Synthesizer.from_voice(voice_folder).synthesize("Nine ships\n\nwent\n\nhome.", 3, sentence_silence=0.0)
-    n_silent = 662 + round(0.2 * 22050) + 22050 + round(0.07 * 22050)
-    assert len(one) == len(plain.audio) + n_silent and not one[:661].any()
-
-
-def test_a_pause_that_is_too_long_is_one_line_and_no_file(voice_folder, tmp_path, capsys):
-    for extra in ("x.wav", "x.pcm"):
-        arguments = ["a [pause:99s]", "-o", str(tmp_path / extra), *(["--raw"] if extra == "x.pcm" else [])]
-        assert main(["synth", *arguments, "--voice", str(voice_folder), "-q"]) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("fastglow: pause=99s must be at most 60 seconds")
-    assert not list(tmp_path.iterdir())
 
 
 def test_only_the_culprit_of_a_batch_fails(run, voices, tmp_path):
