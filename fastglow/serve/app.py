@@ -75,7 +75,7 @@ def create_app(
     service = Service(
         loaded, max_batch=max_batch, max_wait=max_wait_ms / 1000, max_queue=max_queue, timeout=timeout
     )  # fmt: skip
-    routes = _Routes(service, max_characters, [_digest(key) for key in api_keys])
+    routes = _Routes(service, max_characters, [_digest(key.encode()) for key in api_keys])
     cors = Middleware(
         CORSMiddleware, allow_origins=list(cors_origins), allow_methods=["GET", "POST"], allow_headers=["*"],
         expose_headers=["X-Seed", "X-Sample-Rate", "X-Request-Id"],
@@ -127,7 +127,7 @@ class _Routes:
             return
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         # All are compared, whole: the time tells neither which key is near nor how near it is. Digests have one length.
-        digest = _digest(key.strip())
+        digest = _digest(key.strip().encode("latin-1"))  # the bytes of the header
         matches = [hmac.compare_digest(digest, own) for own in self._key_digests]
         if scheme.lower() != "bearer" or not any(matches):
             raise ApiError(
@@ -211,8 +211,8 @@ async def _body(request: Request, most: int) -> bytes:
     return bytes(data)
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

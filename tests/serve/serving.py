@@ -1,7 +1,6 @@
 """The service in a thread, and clients for it."""
 
 import http.client
-import io
 import json
 import socket
 import threading
@@ -9,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import soundfile
 import uvicorn
 
 JSON = {"Content-Type": "application/json"}
@@ -97,12 +95,6 @@ def running(app):
         server.should_exit = True
         thread.join(120)
         assert not thread.is_alive()
-
-
-def samples(data):
-    """The audio of a file and its rate."""
-    with soundfile.SoundFile(io.BytesIO(data)) as file:
-        return file.read(dtype="float32"), file.samplerate
 
 
 def wav_samples(data):
