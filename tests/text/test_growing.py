@@ -44,7 +44,9 @@ def test_sentences_do_not_depend_on_the_pieces(text, data):
 @settings(max_examples=50)
 @given(
     st.lists(
-        st.sampled_from("Dr. a The 5 p.m. ok? J. etc. <b> </b> ( ) {AA1} \n \n\n - 1. … word <!-- --> Yes! No.".split(" ")),
+        st.sampled_from(
+            "Dr. a The 5 p.m. ok? J. etc. <b> </b> ( ) {AA1} \n \n\n - 1. … word <!-- --> Yes! No.".split(" ")
+        ),
         max_size=40,
     ),
     st.integers(1, 9),
