@@ -112,14 +112,14 @@ class WyomingServer:
         return self._server.sockets[0].getsockname()[1]
 
     def close(self) -> None:
-        """Takes no more connections or texts; what has begun goes on."""
+        """Takes no more connections; those that speak end when they have spoken, the others at once."""
         if self._server:
             self._server.close()
         for connection in self._connections.values():
             connection.close()
 
     async def wait_closed(self) -> None:
-        """Waits until every text that had begun when `close` was called is spoken."""
+        """Waits, after `close`, until every connection has ended."""
         while self._connections:
             await asyncio.wait(list(self._connections))
 
@@ -153,9 +153,6 @@ class _Connection:
         self._tasks = [asyncio.create_task(self._guarded(work)) for work in (self._read, self._speak)]
         try:
             await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
-            self._writer.transport.abort()
-            raise
         finally:
             for task in self._tasks:
                 task.cancel()
@@ -215,9 +212,7 @@ class _Connection:
                 return None
             if event is not None and isinstance(event.type, str) and isinstance(event.data, dict):
                 return event
-        except EOFError:
-            return None
-        except (AttributeError, LookupError, TypeError, RecursionError):
+        except (AttributeError, EOFError, LookupError, RecursionError, TypeError):
             pass
         raise FastglowError(f"not an event of the Wyoming protocol, or one of more than {_MAX_BYTES} bytes")
 
@@ -245,8 +240,6 @@ class _Connection:
 
     async def _begin(self, event: Event, streamed: bool) -> _Utterance:
         utterance = _Utterance(self._voice_of(event), streamed)
-        if self._closing:
-            raise FastglowError("the server is shutting down")
         self._n_begun += 1
         await self._utterances.put(utterance)
         return utterance
