@@ -9,10 +9,10 @@ skips `error` and waits on, so that the connection must end after one.
 import asyncio
 import io
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from wyoming.audio import AudioChunk, AudioStart, AudioStop
@@ -27,12 +27,16 @@ from fastglow.audio.io import write_pcm16
 from fastglow.engine.delivery import Delivery
 from fastglow.errors import FastglowError
 from fastglow.text.growing import GrowingText
+from fastglow.text.markdown import without_markdown
+
+from .answers import LEFT, ClientLeft, as_api_error
+from .errors import ApiError
+from .requests import speech_request
+from .service import Service
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_PORT = 10200
-"""The one of Piper's server, which Home Assistant's documentation names."""
-
+INTERNAL = 500
 # Of an event's data. Texts are shorter; a client's audio is of no use here.
 _MAX_BYTES = 2**20
 # A client that sends faster than it listens waits.
@@ -56,44 +60,47 @@ class _Utterance:
     voice: str
     streamed: bool
     sentences: asyncio.Queue[str | None] = field(default_factory=lambda: asyncio.Queue(_MAX_SENTENCES))
-    growing: GrowingText = field(default_factory=GrowingText)
+    growing: GrowingText = field(default_factory=lambda: GrowingText(without_markdown))
 
     async def put(self, *sentences: str | None) -> None:
         for sentence in sentences:
             await self.sentences.put(sentence)
 
 
-class Service(Protocol):
-    """What is used of `fastglow.serve.service.Service`."""
-
-    voices: Mapping[str, Any]
-
-    def described(self) -> list[dict[str, Any]]: ...
-
-    def speak(self, request: Any) -> AsyncGenerator[Any, None]: ...
-
-
-async def serve_wyoming(service: Service, host: str, port: int) -> "WyomingServer":
-    """Answers Wyoming clients in the running event loop until the server is closed.
+@asynccontextmanager
+async def wyoming_beside(service: Service, host: str, port: int, max_characters: int) -> AsyncGenerator[str, None]:
+    """Answers Wyoming clients in the running event loop; at its end, once what they have begun is spoken.
 
     Args:
         service: speaks; its voices are described.
         host: name or address to listen at.
         port: 0 for any that is free.
+        max_characters: of a `synthesize`, or a sentence of a stream.
+
+    Yields:
+        the address, as tcp://127.0.0.1:10200.
 
     Raises:
         FastglowError: nothing can listen there.
     """
-    server = WyomingServer(service)
+    server = WyomingServer(service, max_characters)
     await server.start(host, port)
-    return server
+    try:
+        yield server.address
+    finally:
+        server.close()
+        try:
+            await server.wait_closed()
+        except asyncio.CancelledError:
+            server.abort()
+            raise
 
 
 class WyomingServer:
     """Listens, and holds the connections."""
 
-    def __init__(self, service: Service):
-        self._service = service
+    def __init__(self, service: Service, max_characters: int):
+        self._service, self._max_characters = service, max_characters
         self._connections: dict[asyncio.Task[None], _Connection] = {}
         self._server: asyncio.Server | None = None
 
@@ -107,9 +114,10 @@ class WyomingServer:
             raise FastglowError(f"cannot listen for Wyoming at {host}:{port}: {error.strerror or error}") from error
 
     @property
-    def port(self) -> int:
+    def address(self) -> str:
         assert self._server
-        return self._server.sockets[0].getsockname()[1]
+        host, port = self._server.sockets[0].getsockname()[:2]
+        return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
     def close(self) -> None:
         """Takes no more connections; those that speak end when they have spoken, the others at once."""
@@ -130,7 +138,7 @@ class WyomingServer:
             task.cancel()
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = _Connection(self._service, reader, writer)
+        connection = _Connection(self._service, self._max_characters, reader, writer)
         task = asyncio.get_running_loop().create_task(connection.run())
         self._connections[task] = connection
         task.add_done_callback(lambda task: self._connections.pop(task, None))
@@ -139,8 +147,10 @@ class WyomingServer:
 class _Connection:
     """One client: one task reads its events, another speaks its texts in turn."""
 
-    def __init__(self, service: Service, reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
-        self._service, self._reader, self._writer = service, reader, writer
+    def __init__(
+        self, service: Service, max_characters: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ):
+        self._service, self._max_characters, self._reader, self._writer = service, max_characters, reader, writer
         self._writing = asyncio.Lock()
         self._utterances: asyncio.Queue[_Utterance] = asyncio.Queue(_MAX_UTTERANCES)
         self._stream: _Utterance | None = None
@@ -154,8 +164,7 @@ class _Connection:
         try:
             await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in self._tasks:
-                task.cancel()
+            self._cancel()
             with suppress(asyncio.CancelledError):
                 await asyncio.gather(*self._tasks, return_exceptions=True)
                 if self._failed:
@@ -163,27 +172,34 @@ class _Connection:
             self._writer.close()
 
     def close(self) -> None:
+        """Ends once its texts are spoken; a text that goes on arriving has the time of a request without progress."""
         self._closing = True
         if not self._n_begun:
-            for task in self._tasks:
-                task.cancel()
+            self._cancel()
+        elif self._stream is not None:
+            asyncio.get_running_loop().call_later(self._service.timeout, self._give_up, self._stream)
 
-    async def _guarded(self, work: Callable[[], Any]) -> None:
+    def _give_up(self, stream: _Utterance) -> None:
+        if self._stream is stream:
+            self._cancel()
+
+    def _cancel(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    async def _guarded(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Does the work; tells the client of an error in it."""
-        with suppress(OSError):  # the client has left
+        with suppress(ClientLeft):
             try:
                 await work()
-            except FastglowError as error:
-                await self._fail(str(error), type(error).__name__)
-            except OSError:
+            except ClientLeft:
                 raise
-            except Exception:
-                logger.exception("a Wyoming request failed")
-                await self._fail("the server failed", "ServerError")
-
-    async def _fail(self, text: str, code: str) -> None:
-        await self._send(Error(text, code))
-        self._failed = True
+            except Exception as error:
+                told = as_api_error(error)
+                if told.status == INTERNAL:
+                    logger.exception("a Wyoming request failed")
+                await self._send(Error(str(told), told.error["code"] or told.error["type"]))
+                self._failed = True
 
     async def _linger(self) -> None:
         """Reads on for a moment: to close on unread data would reset the connection, and the error could be lost."""
@@ -196,9 +212,14 @@ class _Connection:
             pass
 
     async def _send(self, *events: Eventable) -> None:
-        async with self._writing:
-            for event in events:
-                await async_write_event(event.event(), self._writer)
+        """Raises ClientLeft if the client has left, or does not read."""
+        try:
+            async with self._writing:
+                for event in events:
+                    await asyncio.wait_for(async_write_event(event.event(), self._writer), self._service.timeout)
+        except (OSError, asyncio.TimeoutError) as error:
+            self._writer.transport.abort()
+            raise ClientLeft from error
 
     async def _read(self) -> None:
         while event := await self._event():
@@ -212,9 +233,11 @@ class _Connection:
                 return None
             if event is not None and isinstance(event.type, str) and isinstance(event.data, dict):
                 return event
+        except OSError:
+            return None
         except (AttributeError, EOFError, LookupError, RecursionError, TypeError):
             pass
-        raise FastglowError(f"not an event of the Wyoming protocol, or one of more than {_MAX_BYTES} bytes")
+        raise ApiError(400, f"not an event of the Wyoming protocol, or one of more than {_MAX_BYTES} bytes")
 
     async def _handle(self, event: Event) -> None:
         kind, stream = event.type, self._stream
@@ -247,41 +270,65 @@ class _Connection:
     def _voice_of(self, event: Event) -> str:
         """The named voice; else the first of the language, else the first."""
         asked = event.data.get("voice") or {}
-        voices = described(self._service).tts[0].voices
-        names = [voice.name for voice in voices]
         if not isinstance(asked, dict):
             raise FastglowError(f"voice={asked!r} must be an object")
         name, language = asked.get("name"), str(asked.get("language"))
+        voices = self._service.described()
+        names = [voice["id"] for voice in voices]
         if name is not None:
             if name not in names:
                 raise FastglowError(f"unknown voice {name!r}: use one of {', '.join(names)}")
             return name
-        alike = [voice.name for voice in voices if _primary(voice.languages[0]) == _primary(language)]
+        alike = [voice["id"] for voice in voices if _primary(voice["language"]) == _primary(language)]
         return (alike + names)[0]
 
     async def _speak(self) -> None:
         while not (self._closing and not self._n_begun):
-            await self._say(await self._utterances.get())
+            utterance = await self._utterances.get()
+            status = LEFT
+            try:
+                await self._say(utterance)
+                status = 200
+            except ClientLeft:
+                raise
+            except Exception as error:
+                status = as_api_error(error).status
+                raise
+            finally:
+                self._service.metrics.requests.labels(utterance.voice, "wyoming", status).inc()
             self._n_begun -= 1
 
     async def _say(self, utterance: _Utterance) -> None:
         rate = self._service.voices[utterance.voice].audio.sampling_rate
         pause = np.zeros(round(Delivery.sentence_silence * rate), np.float32)
         begun = follows = False
-        while (text := await utterance.sentences.get()) is not None:
-            async with aclosing(self._service.speak(_request(text, utterance.voice))) as chunks:
-                async for chunk in chunks:
-                    if not isinstance(chunk, np.ndarray) or not len(chunk):
-                        continue
-                    if not begun:
-                        await self._send(AudioStart(rate, 2, 1))
-                    audio = np.concatenate((pause, chunk)) if follows else chunk
-                    await self._send(AudioChunk(rate, 2, 1, _pcm16(audio)))
-                    begun, follows = True, False
-            follows = begun
+        async for chunk in self._chunks(utterance):
+            if chunk is None:
+                follows = begun
+                continue
+            if not begun:
+                await self._send(AudioStart(rate, 2, 1))
+            audio = np.concatenate((pause, chunk)) if follows else chunk
+            await self._send(AudioChunk(rate, 2, 1, _pcm16(audio)))
+            begun, follows = True, False
         if not begun:
             await self._send(AudioStart(rate, 2, 1))
         await self._send(AudioStop(), *([SynthesizeStopped()] if utterance.streamed else []))
+
+    async def _chunks(self, utterance: _Utterance) -> AsyncGenerator[np.ndarray | None, None]:
+        """The audio of the sentences as it is made; None after each of them."""
+        while (text := await utterance.sentences.get()) is not None:
+            spoken = without_markdown(text)
+            if not spoken.strip():
+                continue
+            request = speech_request(
+                spoken, utterance.voice, self._service.voices, self._max_characters, markdown=False
+            )
+            async with aclosing(self._service.speak(request)) as items:
+                async for item in items:
+                    if isinstance(item, np.ndarray) and len(item):
+                        yield item
+            yield None
 
 
 def described(service: Service) -> Info:
@@ -307,10 +354,6 @@ def described(service: Service) -> Info:
         supports_synthesize_streaming=True,
     )
     return Info(tts=[program])
-
-
-def _request(text: str, voice: str) -> Any:
-    return text, voice
 
 
 def _primary(language: str) -> str:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from fastglow.text import split_sentences
 from fastglow.text.growing import GrowingText
+from fastglow.text.markdown import without_markdown
 
 TEXTS = [
     "One. Two! Three?",
@@ -27,8 +28,8 @@ def pieces_of(text: str, cuts: list[int]) -> list[str]:
     return [text[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
 
 
-def all_of(pieces: list[str]) -> list[str]:
-    growing = GrowingText()
+def all_of(pieces: list[str], clean=str) -> list[str]:
+    growing = GrowingText(clean)
     return [sentence for piece in pieces for sentence in growing.push(piece)] + growing.finish()
 
 
@@ -86,5 +87,32 @@ def test_a_sentence_without_end_is_cut():
 def test_what_is_held_is_bounded(piece):
     growing = GrowingText()
     found = [sentence for _ in range(300) for sentence in growing.push(piece)]
-    assert len("".join(found)) > 300 * len(piece) / 2 - 10_000
-    assert len("".join(growing.finish())) <= 10_000
+    assert len("".join(found)) > 300 * len(piece) / 2 - 5_000
+    assert len("".join(growing.finish())) <= 5_000
+
+
+@pytest.mark.parametrize(
+    "text, spoken",
+    [
+        ("**First one. Second one.** Third.", ["First one.", "Second one.", "Third."]),
+        ("He *said. It* was _so. Bye._ See [this. One](http://a.b/c) too. End.",
+         ["He said.", "It was so.", "Bye.", "See this.", "One too.", "End."]),
+        ("Run this:\n\n```sh\nrm a.b. Then c.\n\nls. It works.\n```\n\nIt *is* done. Bye 👋.",
+         ["Run this:", "It is done.", "Bye."]),
+        ("```\nprint. One. Two.\n\n", []),
+        ("# Title\nA list:\n- milk. Two.\n- `eggs`\n\nEnd.", ["Title", "A list:", "milk.", "Two.", "eggs", "End."]),
+        ("> Quoted. Twice.\n\n---\n1. One.\n2. Two.", ["Quoted.", "Twice.", "1. One.", "2. Two."]),
+    ],
+)  # fmt: skip
+def test_markdown(text, spoken):
+    for size in (1, 3, 7, len(text)):
+        found = all_of([text[start : start + size] for start in range(0, len(text), size)], without_markdown)
+        assert [one.strip("*") for one in found] == spoken, size
+
+
+@given(st.text("ab. \n*_`[]()#->|1", max_size=60), st.integers(1, 9))
+def test_letters_are_neither_lost_nor_repeated_by_marks_that_disappear(text, size):
+    """But for what the whole text says of a piece that was spoken before: a link's address, code."""
+    text = text.replace("(", "").replace("`", "")
+    found = all_of([text[start : start + size] for start in range(0, len(text), size)], without_markdown)
+    assert re.sub(r"[\W_]", "", "".join(found)) == re.sub(r"[\W_]", "", without_markdown(text))
