@@ -31,14 +31,12 @@ from fastglow.text.markdown import without_markdown
 
 from .answers import LEFT, ClientLeft, as_api_error
 from .errors import ApiError
-from .requests import speech_request
+from .requests import most_bytes, speech_request
 from .service import Service
 
 logger = logging.getLogger(__name__)
 
 INTERNAL = 500
-# Of an event's data. Texts are shorter; a client's audio is of no use here.
-_MAX_BYTES = 2**20
 # A client that sends faster than it listens waits.
 _MAX_UTTERANCES = 8
 _MAX_SENTENCES = 64
@@ -47,9 +45,15 @@ _ATTRIBUTION = Attribution(name="fastglow", url="https://pypi.org/project/fastgl
 
 
 class _Reader(asyncio.StreamReader):
+    """Reads events of bounded size: the package would read as much as a client announces."""
+
+    def __init__(self, most: int):
+        super().__init__(most)
+        self.most = most
+
     async def readexactly(self, n: int) -> bytes:
-        if n > _MAX_BYTES:
-            raise ValueError(f"{n} bytes in an event, at most {_MAX_BYTES}")
+        if n > self.most:
+            raise ValueError(f"{n} bytes in an event, at most {self.most}")
         return await super().readexactly(n)
 
 
@@ -106,7 +110,7 @@ class WyomingServer:
 
     async def start(self, host: str, port: int) -> None:
         def protocol() -> asyncio.StreamReaderProtocol:
-            return asyncio.StreamReaderProtocol(_Reader(), self._connected)
+            return asyncio.StreamReaderProtocol(_Reader(most_bytes(self._max_characters)), self._connected)
 
         try:
             self._server = await asyncio.get_running_loop().create_server(protocol, host, port)
@@ -237,7 +241,9 @@ class _Connection:
             return None
         except (AttributeError, EOFError, LookupError, RecursionError, TypeError):
             pass
-        raise ApiError(400, f"not an event of the Wyoming protocol, or one of more than {_MAX_BYTES} bytes")
+        raise ApiError(
+            400, f"not an event of the Wyoming protocol, or one of more than {most_bytes(self._max_characters)} bytes"
+        )
 
     async def _handle(self, event: Event) -> None:
         kind, stream = event.type, self._stream
@@ -247,7 +253,7 @@ class _Connection:
             await self._send(Pong(event.data.get("text")))
         elif Synthesize.is_type(kind) and stream is None:
             utterance = await self._begin(event, streamed=False)
-            await utterance.put(_text_of(event), None)
+            await utterance.put(without_markdown(_text_of(event)), None)
         elif SynthesizeStart.is_type(kind):
             if stream is not None:
                 raise FastglowError(f"{kind} inside a stream: send synthesize-stop first")
@@ -302,15 +308,16 @@ class _Connection:
         rate = self._service.voices[utterance.voice].audio.sampling_rate
         pause = np.zeros(round(Delivery.sentence_silence * rate), np.float32)
         begun = follows = False
-        async for chunk in self._chunks(utterance):
-            if chunk is None:
-                follows = begun
-                continue
-            if not begun:
-                await self._send(AudioStart(rate, 2, 1))
-            audio = np.concatenate((pause, chunk)) if follows else chunk
-            await self._send(AudioChunk(rate, 2, 1, _pcm16(audio)))
-            begun, follows = True, False
+        async with aclosing(self._chunks(utterance)) as chunks:
+            async for chunk in chunks:
+                if chunk is None:
+                    follows = begun
+                    continue
+                if not begun:
+                    await self._send(AudioStart(rate, 2, 1))
+                audio = np.concatenate((pause, chunk)) if follows else chunk
+                await self._send(AudioChunk(rate, 2, 1, _pcm16(audio)))
+                begun, follows = True, False
         if not begun:
             await self._send(AudioStart(rate, 2, 1))
         await self._send(AudioStop(), *([SynthesizeStopped()] if utterance.streamed else []))
@@ -318,12 +325,9 @@ class _Connection:
     async def _chunks(self, utterance: _Utterance) -> AsyncGenerator[np.ndarray | None, None]:
         """The audio of the sentences as it is made; None after each of them."""
         while (text := await utterance.sentences.get()) is not None:
-            spoken = without_markdown(text)
-            if not spoken.strip():
+            if not text.strip():
                 continue
-            request = speech_request(
-                spoken, utterance.voice, self._service.voices, self._max_characters, markdown=False
-            )
+            request = speech_request(text, utterance.voice, self._service.voices, self._max_characters, markdown=False)
             async with aclosing(self._service.speak(request)) as items:
                 async for item in items:
                     if isinstance(item, np.ndarray) and len(item):

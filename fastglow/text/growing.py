@@ -31,7 +31,7 @@ class GrowingText:
 
     def __init__(self, clean: Callable[[str], str] = str) -> None:
         self._clean = clean
-        self._begin("")
+        self._paragraph, self._said, self._looked = "", "", 0
 
     def push(self, text: str) -> list[str]:
         """The sentences that this piece of the text completes; it may begin and end inside a word."""
@@ -66,8 +66,8 @@ class GrowingText:
         self._paragraph, self._said, self._looked = paragraph, "", 0
 
     def _rest_of(self, cleaned: str) -> list[str]:
-        rest = cleaned.removeprefix(self._said)
-        if rest == cleaned:
+        rest = cleaned[len(self._said) :]
+        if not cleaned.startswith(self._said):
             # Marks were taken away, letters were not.
             letters = [match.end() for match in _LETTER.finditer(cleaned)]
             n_said = min(len(_LETTER.findall(self._said)), len(letters) + 1)
