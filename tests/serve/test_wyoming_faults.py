@@ -2,18 +2,27 @@
 
 import asyncio
 import json
+import os
+import queue
+import signal
 import socket
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from threading import Thread
 
 import pytest
+from starlette.applications import Starlette
 from wyoming.audio import AudioChunk, AudioStart, AudioStop
+from wyoming.client import AsyncTcpClient
 from wyoming.error import Error
 from wyoming.ping import Ping, Pong
 from wyoming.tts import Synthesize, SynthesizeChunk, SynthesizeStart, SynthesizeStop, SynthesizeVoice
 
 from fastglow import FastglowError
+from fastglow.serve.running import listening, run
 from fastglow.serve.wyoming import wyoming_beside
 
-from .hum import MAX_CHARACTERS, Hum, in_a_loop, left, pcm, ramp, until, write
+from .hum import MAX_CHARACTERS, SECONDS, Hum, in_a_loop, left, pcm, ramp, until, write
 
 
 @pytest.mark.parametrize(
@@ -198,6 +207,46 @@ async def test_metrics(service, server, connected, port):
         f'fastglow_requests_total{{format="wyoming",status="{status}",voice="{voice}"}} {n}.0'
         for status, voice, n in [(200, "high", 2), (429, "high", 1), (499, "low", 1), (500, "high", 1)]
     ]
+
+
+def test_a_text_that_has_begun_is_spoken_before_the_service_ends():
+    service, order, addresses = Hum(), [], queue.SimpleQueue()
+
+    @asynccontextmanager
+    async def lifespan(app):
+        yield
+        order.append("the service ends")
+
+    async def speak():
+        addresses.get(timeout=SECONDS)
+        port = int(addresses.get(timeout=SECONDS).rpartition(":")[2])
+        async with AsyncTcpClient("127.0.0.1", port, read_timeout=SECONDS) as client:
+            await write(client, SynthesizeStart(), SynthesizeChunk("One. Two "))
+            await until(client, "audio-chunk")
+            os.kill(os.getpid(), signal.SIGTERM)
+            with suppress(OSError):
+                while True:
+                    _, writer = await asyncio.open_connection("127.0.0.1", port)
+                    writer.close()
+                    await asyncio.sleep(0.01)
+            await write(client, SynthesizeChunk("words."), SynthesizeStop())
+            await until(client, "synthesize-stopped")
+            order.append("all is spoken")
+
+    def run_client():
+        try:
+            asyncio.run(speak())
+        except BaseException:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise
+
+    client = Thread(target=run_client)
+    with listening("127.0.0.1", 0) as listener:
+        client.start()
+        beside = partial(wyoming_beside, service, "127.0.0.1", 0, MAX_CHARACTERS)
+        run(Starlette(lifespan=lifespan), listener, addresses.put, beside)
+    client.join(SECONDS)
+    assert order == ["all is spoken", "the service ends"]
 
 
 def test_a_port_that_is_taken():
