@@ -229,6 +229,7 @@ def test_a_text_that_has_begun_is_spoken_before_the_service_ends():
                     _, writer = await asyncio.open_connection("127.0.0.1", port)
                     writer.close()
                     await asyncio.sleep(0.01)
+            await asyncio.sleep(0.3)  # uvicorn itself waits for 0.1 s
             await write(client, SynthesizeChunk("words."), SynthesizeStop())
             await until(client, "synthesize-stopped")
             order.append("all is spoken")
