@@ -54,6 +54,7 @@ setup(
             *(f"voices/**/*.{suffix}" for suffix in ("md", "ogg", "png")),  # the card with its samples and plots
         ],
         "fastglow.kernels": ["configs/*.json"],
+        "fastglow.serve.page": ["page.html", "*.css", "*.js"],
     },
     include_package_data=False,
     zip_safe=False,
