@@ -177,7 +177,7 @@ def _finish(
     try:
         if isinstance(outcome, str):
             raise FastglowError(outcome)
-        if not outcome.sentences:
+        if not outcome.mel.shape[1]:
             raise nothing_spoken(job.text)
         job.out.parent.mkdir(parents=True, exist_ok=True)
         write_audio(job.out, outcome.audio, outcome.sample_rate, job.format)

@@ -165,7 +165,7 @@ def _speak(
 ) -> dict[str, Any]:
     """Speaks a text into a file or stream, and returns the report."""
     speech = synthesizer.synthesize(text, **keywords)
-    if not speech.sentences:
+    if not speech.mel.shape[1]:
         raise nothing_spoken(text)
     with _plotted(speech, plot):
         write_speech(speech, output, format)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from .reading import Fault, Reading
+from .silence import Silence
 
 
 class Seconds(NamedTuple):
@@ -35,6 +36,9 @@ class Sentence:
             attempt was left.
         cut: whether no attempt was right and the best one did not end, so that it was cut: after the end of the text,
             or else after the last progress of the attention. mel, alignment and audio end at the cut.
+        pause_before: seconds of silence that the text's pause marks ask for between the sentence before, or the
+            beginning, and this one; None: no marks.
+        pause_after: likewise, between the last sentence and the end of the text.
     """
 
     text: str
@@ -44,6 +48,8 @@ class Sentence:
     stopped: bool
     readings: tuple[Reading, ...] = (Reading(Fault.NONE),)
     cut: bool = False
+    pause_before: float | None = None
+    pause_after: float | None = None
 
     @property
     def attempts(self) -> int:
@@ -74,7 +80,7 @@ class Speech:
         sentences: in order.
         sample_rate: Hz.
         seed: reproduces this result.
-        sentence_silence: seconds between the sentences.
+        sentence_silence: seconds between sentences without a pause mark between them.
         timings: seconds spent: 'acoustic' (text to mel), 'vocoder' (mel to audio), 'total'.
     """
 
@@ -87,11 +93,16 @@ class Speech:
 
     @property
     def audio(self) -> np.ndarray:
-        """float32 [N]: the sentences, separated by silence; empty if there was nothing to speak."""
-        silence = np.zeros(round(self.sentence_silence * self.sample_rate), np.float32)
-        audible = [sentence.audio for sentence in self.sentences if len(sentence.audio)]
-        parts = [part for audio in audible for part in (silence, audio)]
-        return np.concatenate(parts[1:]) if parts else np.zeros(0, np.float32)
+        """float32 [N]: the sentences and the silence around them; empty if there was nothing to speak."""
+        silence = Silence(self.sentence_silence, self.sample_rate)
+        parts: list[np.ndarray] = []
+        for sentence in self.sentences:
+            silence.ask(sentence.pause_before)
+            if len(sentence.audio):
+                parts += [np.zeros(silence.before_audio(), np.float32), sentence.audio]
+            silence.ask(sentence.pause_after)
+        parts.append(np.zeros(silence.certain(), np.float32))
+        return np.concatenate(parts)
 
     @property
     def mel(self) -> np.ndarray:
