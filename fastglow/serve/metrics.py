@@ -26,10 +26,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         own = {"namespace": "fastglow", "registry": self._registry}
         self.requests = Counter(
-            "requests",
-            "Requests for speech by status: 499 for clients that left.",
-            ["voice", "format", "status"],
-            **own,
+            "requests", "Requests for speech by status: 499 for clients that left.", ["voice", "format", "status"], **own
         )
         Gauge("requests_active", "Requests that are being worked on.", **own).set_function(n_active)
         Gauge("sentences_waiting", "Sentences that wait for the decoder.", **own).set_function(n_waiting)
