@@ -62,7 +62,9 @@ FAINT = """() => {
   return [seen.length, seen.filter((element) => ratio(element) < 4.5).map((element) => element.outerHTML)];
 }"""
 PIXELS = """(canvas) => {
-  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
+  copy.drawImage(canvas, 0, 0);
+  const { data } = copy.getImageData(0, 0, canvas.width, canvas.height);
   return [canvas.width, canvas.height, btoa(Array.from(data, (byte) => String.fromCharCode(byte)).join(""))];
 }"""
 
@@ -257,15 +259,14 @@ def test_plots(opened, url):
         )
         assert events[i]["text"] in shown["mel"] and f" {frames} frames of {channels} channels" in shown["mel"]
         matrices["alignment"] = matrices["alignment"].T
-        for scheme, sign in (("light", -1), ("dark", 1)):
+        for scheme, sign, width in (("light", -1, 1280), ("dark", 1, 500)):
             page.emulate_media(color_scheme=scheme)
-            for width in (1280, 500):
-                page.set_viewport_size({"width": width, "height": 800})
-                for name, matrix in matrices.items():
-                    plot = page.locator(f"#{name}").element_handle()
-                    page.wait_for_function("(c) => c.width === Math.round(2 * c.clientWidth)", arg=plot)
-                    light = sign * plotted(page, name, *matrix.shape).sum(axis=-1)
-                    assert np.corrcoef(light.ravel(), matrix.ravel())[0, 1] > 0.9
+            page.set_viewport_size({"width": width, "height": 800})
+            for name, matrix in matrices.items():
+                plot = page.locator(f"#{name}").element_handle()
+                page.wait_for_function("(c) => c.width === Math.round(2 * c.clientWidth)", arg=plot)
+                light = sign * plotted(page, name, *matrix.shape).sum(axis=-1)
+                assert np.corrcoef(light.ravel(), matrix.ravel())[0, 1] > 0.9
 
 
 def test_a_stopped_text_costs_no_more(opened, url):
