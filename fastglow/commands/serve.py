@@ -14,7 +14,6 @@ from .loading import load_engine
 from .options import DTYPES
 
 PORT, WYOMING_PORT = 8000, 10200
-NEEDED = ("uvicorn", "starlette", "prometheus_client")
 
 
 @click.command()
@@ -53,8 +52,9 @@ def serve(
 
     SIGTERM and Ctrl-C end it once it has answered what it has accepted; a second one ends it at once.
     """
-    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-        raise FastglowError(f"fastglow serve needs {' and '.join(missing)}: pip install 'fastglow[serve]'")
+    from fastglow.serve import require
+
+    require("uvicorn", "starlette", "prometheus_client")
     if wyoming and importlib.util.find_spec("wyoming") is None:
         raise FastglowError("--wyoming needs wyoming: pip install 'fastglow[wyoming]'")
     if not all(key.strip() for key in api_keys):

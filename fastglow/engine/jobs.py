@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from fastglow.text.pauses import Pause
 from fastglow.text.sentences import halve_sentence
+from fastglow.text.sequence import Span
 
 from .attempts import Task
 from .frontend import EncodedSentence, Frontend
@@ -18,12 +19,14 @@ class Job(Task):
     Attributes:
         text: before cleaning.
         follows, is_followed: whether a sentence or a pause of the same text precedes or follows.
+        words: the spoken ones among the symbols.
         pause_before, pause_after: as in `Sentence`.
     """
 
     text: str
     follows: bool
     is_followed: bool
+    words: list[Span]
     pause_before: float | None = None
     pause_after: float | None = None
 
@@ -54,6 +57,7 @@ def make_jobs(pieces: Iterable[str | Pause], seed: int, frontend: Frontend, most
             text,
             follows=n_jobs > 0 or pause is not None,
             is_followed=False,
+            words=encoded.words,
             pause_before=pause,
         )
         n_jobs, pause = n_jobs + 1, None

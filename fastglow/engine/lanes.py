@@ -21,8 +21,8 @@ import torch
 from .acoustic import Acoustic, Piece
 from .attempts import Decoded
 
-# A batch's number of symbols: a sentence's, rounded up to one of these.
-SHAPES = (64, 128)
+# A batch's number of symbols: a sentence's, rounded up to this, twice this, four times this ...
+SHORTEST = 64
 # Steps that `Rows` compares: the first product that rounds otherwise is read back by all later ones.
 COMPARED_STEPS = 16
 
@@ -49,9 +49,7 @@ class Rows:
 
     def shape(self, n_symbols: int) -> int:
         """The number of symbols of the batches that a sentence of `n_symbols` is decoded in."""
-        largest = self.acoustic.most_symbols
-        # A sentence that cannot be split may be longer.
-        return next((size for size in (*SHAPES, largest) if n_symbols <= size), -(-n_symbols // largest) * largest)
+        return SHORTEST << ((n_symbols - 1) // SHORTEST).bit_length()
 
     def counts(self, shape: int) -> list[int]:
         """The numbers of sentences in a batch of a shape that give the same bits, ascending."""

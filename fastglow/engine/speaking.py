@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
@@ -23,9 +24,10 @@ from .jobs import Job, make_jobs, split_job
 from .reading import Fault
 from .remarks import warn_of_faults
 from .silence import Silence, zeros
-from .speech import Seconds, Sentence
+from .speech import Seconds, Sentence, WordSource
 from .streaming import Chunks, speak_while_decoding
 from .vocoders import Vocoder
+from .word_times import Clock
 
 # Read to measure the level of a voice that does not say it.
 LEVEL_TEXT = "The quick brown fox jumps over the lazy dog."
@@ -109,7 +111,7 @@ class Speaker:
                 audio = np.concatenate((audio, end))
             yield from delivered(audio)
         if utterance.mel.shape[1] or job.has_pause:
-            yield _sentence(job, utterance, finished)
+            yield self._sentence(job, utterance, finisher, how, finished)
 
     def _parts_of(self, job: Job, utterance: Utterance) -> list[Job]:
         """Of a sentence that is too long for the decoder, or long and faulty; empty if it is neither, or a word."""
@@ -136,8 +138,9 @@ class Speaker:
         audible = [i for i in whole if utterances[i].mel.shape[1]]
         audio = self._vocode([utterances[i] for i in audible], [jobs[i].seed for i in audible])
         # A sentence without audio is listed for the sake of the pauses around it.
+        silent = np.zeros(0, np.float32)
         sentences = [
-            [_sentence(job, utterance, [])] if job.has_pause and not utterance.mel.shape[1] else []
+            [self._finished(job, utterance, silent, how)] if job.has_pause and not utterance.mel.shape[1] else []
             for job, utterance in zip(jobs, utterances, strict=True)
         ]
         for i in splits:
@@ -162,16 +165,19 @@ class Speaker:
 
     def _finished(self, job: Job, utterance: Utterance, audio: np.ndarray, how: Delivery) -> Sentence:
         finisher = self._finisher(how, job)
-        return _sentence(
-            job, utterance, [finisher.push(audio), finisher.finish(is_followed=job.is_followed, cut=utterance.cut)]
-        )
+        parts = [finisher.push(audio), finisher.finish(is_followed=job.is_followed, cut=utterance.cut)]
+        return self._sentence(job, utterance, finisher, how, parts)
 
-
-def _sentence(job: Job, utterance: Utterance, audio: list[np.ndarray]) -> Sentence:
-    """What is known of a sentence whose finished audio comes in parts."""
-    mel = utterance.mel.float().cpu().numpy()
-    samples = np.concatenate([np.zeros(0, np.float32), *audio])
-    return Sentence(
-        job.text, mel, utterance.alignment, samples, utterance.stopped, utterance.readings, utterance.cut,
-        pause_before=job.pause_before, pause_after=job.pause_after,
-    )  # fmt: skip
+    def _sentence(
+        self, job: Job, utterance: Utterance, finisher: Finisher, how: Delivery, audio: list[np.ndarray]
+    ) -> Sentence:
+        """What is known of a sentence whose finished audio comes in parts."""
+        mel = utterance.mel.float().cpu().numpy()
+        samples = np.concatenate([np.zeros(0, np.float32), *audio])
+        rate = self.audio.sampling_rate
+        clock = Clock(self.acoustic.seconds_per_step, finisher.n_trimmed / rate, how.speed, len(samples) / rate)
+        return Sentence(
+            job.text, mel, utterance.alignment, samples, utterance.stopped, utterance.readings, utterance.cut,
+            pause_before=job.pause_before, pause_after=job.pause_after,
+            word_source=WordSource(partial(self.frontend.written_words, job.text, job.words), clock),
+        )  # fmt: skip

@@ -27,7 +27,7 @@ from fastglow.engine import Synthesizer
 
 from .answers import SpeechAnswer, encoded, error_event, events
 from .errors import ApiError, internal
-from .loading import load_voices
+from .loading import check_options, load_voices
 from .metrics import CONTENT_TYPE
 from .page import page
 from .requests import MODELS, most_bytes, parse

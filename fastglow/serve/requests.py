@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fastglow.audio.encoder import FORMATS_IN_PIECES
+from fastglow.audio.formats import STREAM_FORMATS
 from fastglow.engine.delivery import Delivery
 from fastglow.engine.seeds import check_seed, random_seed
 from fastglow.errors import FastglowError
@@ -53,7 +53,7 @@ class AnswerForm:
     """How the speech is to be sent.
 
     Attributes:
-        format: a key of `FORMATS_IN_PIECES`.
+        format: a key of `STREAM_FORMATS`.
         events: as server-sent events, instead of the audio alone.
         timestamps, details: events for sentences with their words; with alignment and mel, too.
     """
@@ -87,7 +87,7 @@ def parse(data: bytes, voices: Collection[str], most_characters: int) -> tuple[S
             404, f"unknown model {_shown(values['model'])}: use one of {', '.join(MODELS)}", param="model",
             code="model_not_found",
         )  # fmt: skip
-    format = _choice("response_format", values.get("response_format", "mp3"), FORMATS_IN_PIECES)
+    format = _choice("response_format", values.get("response_format", "mp3"), STREAM_FORMATS)
     events = _choice("stream_format", values.get("stream_format", "audio"), ("audio", "sse")) == "sse"
     form = AnswerForm(format, events, *(values.get(name, False) for name in ("timestamps", "details")))
     if (form.timestamps or form.details) and not events:

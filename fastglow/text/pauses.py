@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fastglow.errors import FastglowError
@@ -53,13 +54,23 @@ def split_pauses(text: str) -> list[str | Pause]:
         PauseMarkWarning: the length of a mark cannot be read.
     """
     parts: list[str | Pause] = []
-    position = search = 0
-    for start, end in [*arpabet_spans(text), (len(text), len(text))] if "[" in text else []:
-        for match in _MARK.finditer(text, search, start):
-            parts += [text[position : match.start()], Pause(_seconds(match[0], match["value"] or match["number"]))]
-            position = match.end()
-        search = end
+    position = 0
+    for match in _marks(text):
+        parts += [text[position : match.start()], Pause(_seconds(match[0], match["value"] or match["number"]))]
+        position = match.end()
     return [part for part in (*parts, text[position:]) if part]
+
+
+def mark_spans(text: str) -> list[tuple[int, int]]:
+    """``(start, end)`` of the pause marks, in order."""
+    return [match.span() for match in _marks(text)]
+
+
+def _marks(text: str) -> Iterator[re.Match[str]]:
+    position = 0
+    for start, end in [*arpabet_spans(text), (len(text), len(text))] if "[" in text else []:
+        yield from _MARK.finditer(text, position, start)
+        position = end
 
 
 def mark_of_break(tag: str) -> str:
