@@ -118,9 +118,7 @@ function take(event, began) {
     add(event);
   } else if (event.type === "speech.audio.done") {
     $("seconds").textContent = duration(event.audio_seconds);
-    $("real-time").textContent = event.audio_seconds
-      ? `${(event.audio_seconds / event.compute_seconds).toFixed(1)} × real time`
-      : "–";
+    $("real-time").textContent = `${(event.audio_seconds / event.compute_seconds).toFixed(1)} ×`;
   }
 }
 
