@@ -20,7 +20,6 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from fastglow.audio.encoder import StreamEncoder
 from fastglow.engine import Synthesizer
@@ -63,7 +62,7 @@ def create_app(
         max_queue: requests that are worked on or wait; further ones are refused with 429.
         max_characters: of an input; longer ones are refused with 413.
         timeout: seconds without speech, or without the client reading any, after which a request is given up.
-        api_keys: one of them is required for /v1; default: none is.
+        api_keys: one of them is required for /v1, but for the names of voices and models; default: none is.
         cors_origins: origins whose pages may use the API, "*" for all; default: none but its own page.
         device, dtype: as for `Synthesizer.from_voice`; of the voices that are given by name.
 
@@ -105,8 +104,9 @@ class _Routes:
         return [
             Route("/", page),
             Route("/v1/audio/speech", self._guarded(self.speech), methods=["POST"]),
-            Route("/v1/audio/voices", self._guarded(self.voices)),
-            Route("/v1/audio/models", self._guarded(self.audio_models)),
+            # Open: Open WebUI asks for them without its key.
+            Route("/v1/audio/voices", self.voices),
+            Route("/v1/audio/models", self.audio_models),
             Route("/v1/models", self._guarded(self.models)),
             Route("/v1/models/{model}", self._guarded(self.model)),
             Route("/health", self.ready),

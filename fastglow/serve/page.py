@@ -46,7 +46,7 @@ def _page() -> tuple[str, dict[str, str]]:
 
 
 def _read(name: str) -> str:
-    return files("fastglow.serve").joinpath("web", name).read_text(encoding="utf-8")
+    return (files("fastglow.serve") / "web" / name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mappi
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing, closing
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from torch import Tensor
@@ -129,11 +129,11 @@ class Service:
         if seat is not None:
             view.acoustic = seat
         parts = self._work(view, request, encode, started)
-        step: Future = self._pool.submit(next, parts, _END)  # type: ignore[arg-type]
+        step: Future = self._pool.submit(next, parts, _END)
         try:
             while (part := await self._result(step)) is not _END:
-                step = self._pool.submit(next, parts, _END)  # type: ignore[arg-type]
-                yield part
+                step = self._pool.submit(next, parts, _END)
+                yield cast(Part, part)
             self._seconds.append(time.monotonic() - started)
         finally:
             if seat is not None:

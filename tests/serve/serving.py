@@ -66,8 +66,9 @@ class Address:
         """A socket on which a request for speech was sent."""
         body = json.dumps(values).encode()
         sock = socket.create_connection((self.host, self.port), timeout=120)
-        head = f"POST /v1/audio/speech HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-        sock.sendall(head.encode() + b"\r\n\r\n" + body)
+        head = ["POST /v1/audio/speech HTTP/1.1", "Host: x", "Content-Type: application/json"]
+        head += [f"Content-Length: {len(body)}", "", ""]
+        sock.sendall("\r\n".join(head).encode() + body)
         return sock
 
     def metric(self, name, **labels):

@@ -1,4 +1,4 @@
-"""Many clients at once: each gets what it would get alone, and those that are slow, leave or are too many do no harm."""
+"""Many clients: each gets what it would get alone; those that are slow, leave or are too many do no harm."""
 
 import asyncio
 import json
@@ -231,6 +231,7 @@ def test_the_speech_does_not_depend_on_how_it_is_asked_for(heart):
 
 def test_speaking_without_http(tiny):
     """As the Wyoming server does."""
+
     async def speak():
         async for item in tiny.service.speak(SpeechRequest("One. Two.", "tiny", 4, {})):
             if isinstance(item, np.ndarray):
