@@ -5,19 +5,13 @@ import hashlib
 import json
 import re
 import shutil
-import socket
-import threading
-import urllib.error
-import urllib.request
 import wave
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
-import uvicorn
 from playwright.sync_api import expect, sync_playwright
-
-from fastglow.serve import create_app
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, and this machine has none")
@@ -70,17 +64,6 @@ PIXELS = """(canvas) => {
 
 
 @pytest.fixture(scope="module")
-def url():
-    server = uvicorn.Server(uvicorn.Config(create_app(), http="h11", ws="none", log_level="warning"))
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
-        server.should_exit = True
-        thread.join()
-
-
-@pytest.fixture(scope="module")
 def browser():
     expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
@@ -90,7 +73,7 @@ def browser():
 
 
 @pytest.fixture
-def opened(browser, url):
+def opened(browser, heart):
     """`opened(**options)`: the page in a new window; at the end, it has reported no error and asked no other host."""
     contexts, complaints, requests = [], [], []
 
@@ -107,7 +90,7 @@ def opened(browser, url):
         page.on("console", complain)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
-        page.goto(url)
+        page.goto(heart.url)
         expect(page.get_by_label("Voice")).to_have_value("heart")
         return page
 
@@ -115,22 +98,20 @@ def opened(browser, url):
     for context in contexts:
         context.close()
     assert not complaints
-    assert {request.partition("v1/")[0] for request in requests if not request.startswith("blob:")} == {url}
+    assert {request.partition("v1/")[0] for request in requests if not request.startswith("blob:")} == {f"{heart.url}/"}
 
 
-def ask(url, n_bytes=None, **values):
-    """The API's own answer, or its first bytes."""
-    request = urllib.request.Request(
-        f"{url}v1/audio/speech", json.dumps(values).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request) as answer:
-        return answer.read(n_bytes)
+def pcm_of(heart, n_bytes=None, **values):
+    """The API's own audio, or its beginning."""
+    with closing(heart.connect()) as connection:
+        body = json.dumps({"voice": "heart", "response_format": "pcm", **values})
+        connection.request("POST", "/v1/audio/speech", body, {"Content-Type": "application/json"})
+        return connection.getresponse().read(n_bytes)
 
 
-def events_of(url, **values):
-    """The API's own events."""
-    stream = ask(url, stream_format="sse", response_format="pcm", **values).decode()
-    return [json.loads(block.removeprefix("data: ")) for block in stream.split("\n\n") if block]
+def sentences_of(heart, **values):
+    answer = heart.speak(voice="heart", response_format="pcm", stream_format="sse", **values)
+    return [event for event in answer.events if event["type"] == "fastglow.sentence"]
 
 
 def type_into(page, label, text):
@@ -167,7 +148,7 @@ def samples(path):
         return file.readframes(file.getnframes())
 
 
-def test_speaks_by_keyboard(opened, url):
+def test_speaks_by_keyboard(opened, heart):
     page = opened()
     type_into(page, "Text", TEXT)
     page.keyboard.press("Tab")
@@ -183,7 +164,7 @@ def test_speaks_by_keyboard(opened, url):
     page.wait_for_function("() => window.context?.state === 'running' && context.currentTime > pieces[0].when")
     finished(page)
 
-    pcm = ask(url, input=TEXT, voice="heart", speed=1.2, seed=7, response_format="pcm")
+    pcm = pcm_of(heart, input=TEXT, speed=1.2, seed=7)
     heard = page.evaluate("pieces")
     assert {piece["rate"] for piece in heard} == {RATE}
     played = np.frombuffer(b"".join(base64.b64decode(piece["samples"]) for piece in heard), "<f4")
@@ -199,10 +180,10 @@ def test_speaks_by_keyboard(opened, url):
     assert samples(path) == pcm
     name, path = download(page, "flac")
     assert name == "speech-7.flac"
-    assert path.read_bytes() == ask(url, input=TEXT, voice="heart", speed=1.2, seed=7, response_format="flac")
+    assert path.read_bytes() == heart.speak(input=TEXT, voice="heart", speed=1.2, seed=7, response_format="flac").body
 
 
-def test_plays_again_without_gaps_and_marks_the_words(opened, url):
+def test_plays_again_without_gaps_and_marks_the_words(opened, heart):
     page = opened()
     speak(page, seed="9007199254740993")  # 2^53 + 1 is no number of JavaScript
     finished(page)
@@ -215,13 +196,13 @@ def test_plays_again_without_gaps_and_marks_the_words(opened, url):
     begins = np.array([piece["when"] for piece in heard]) - heard[0]["when"]
     assert begins[1:] == pytest.approx(ends[:-1], abs=1e-6)
 
-    found = events_of(url, input=TEXT, speed=3, seed=2**53 + 1, timestamps=True)
-    words = [word for event in found for word in event.get("words", [])]
+    sentences = sentences_of(heart, input=TEXT, speed=3, seed=2**53 + 1, timestamps=True)
+    words = [word for sentence in sentences for word in sentence["words"]]
     assert len(words) >= 4 and marks
     i = 0
     for word, at in marks:
         i = next(j for j in range(i, len(words)) if words[j]["word"] == word)
-        assert words[i]["start"] - 0.05 <= at - heard[0]["when"] <= words[i]["end"] + 0.05
+        assert words[i]["start"] - 0.02 <= at - heard[0]["when"] <= words[i]["end"] + 0.02
 
 
 def plotted(page, name, rows, columns):
@@ -235,16 +216,12 @@ def plotted(page, name, rows, columns):
     return pixels[ys.astype(int)[::-1, None], xs.astype(int), :3]
 
 
-def test_plots(opened, url):
+def test_plots(opened, heart):
     page = opened(device_scale_factor=2, color_scheme="light")
     assert page.locator("canvas").first.is_hidden()
     speak(page)
     finished(page)
-    events = [
-        event
-        for event in events_of(url, input=TEXT, speed=3, seed=1, details=True)
-        if event["type"] == "fastglow.sentence"
-    ]
+    events = sentences_of(heart, input=TEXT, speed=3, seed=1, details=True)
     assert len(events) == 2
     for i in (0, 1):
         page.get_by_label("Sentence in the plots").select_option(index=i)
@@ -269,26 +246,23 @@ def test_plots(opened, url):
                 assert np.corrcoef(light.ravel(), matrix.ravel())[0, 1] > 0.9
 
 
-def test_a_stopped_text_costs_no_more(opened, url):
+def test_a_stopped_text_costs_no_more(opened, heart):
     page = opened()
     speak(page, LONG, "3")
     page.wait_for_function("() => window.context?.state === 'running' && context.currentTime > pieces[0].when")
     with page.expect_event("requestfailed") as failed:
         page.keyboard.press("Escape")
-    assert failed.value.url == f"{url}v1/audio/speech"
+    assert failed.value.url == f"{heart.url}/v1/audio/speech"
     expect(page.get_by_role("status")).to_have_text(re.compile(r"^Stopped after [\d.]+ s\.$"))
     page.wait_for_function("() => context.state === 'suspended'")
     part = samples(download(page, "wav")[1])
-    assert part and part == ask(url, len(part), input=LONG, voice="heart", speed=3, seed=3, response_format="pcm")
+    assert part and part == pcm_of(heart, len(part), input=LONG, speed=3, seed=3)
 
 
-def test_an_error_is_told(opened, url):
+def test_an_error_is_told(opened, heart):
     page = opened()
     speak(page, seed="seven")
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        ask(url, input=TEXT, seed="seven")
-    with refused.value as answer:
-        message = json.load(answer)["error"]["message"]
+    message = heart.speak(input=TEXT, voice="heart", seed="seven").error["message"]
     assert "seed" in message
     expect(page.get_by_role("alert")).to_have_text(message)
     expect(page.get_by_role("status")).to_have_text("Nothing was spoken.")
@@ -366,10 +340,10 @@ def test_is_for_all(opened):
     assert len(pictures) == 2
 
 
-def test_is_one_document(url):
+def test_is_one_document(heart):
     """Nothing but a favicon in the document has an address, and its policy allows the script and style in it alone."""
-    with urllib.request.urlopen(url) as answer:
-        policy, document = answer.headers["Content-Security-Policy"], answer.read().decode()
+    answer = heart.ask("GET", "/")
+    policy, document = answer.headers["content-security-policy"], answer.body.decode()
     assert set(re.findall(r'(?:src|href)="([^"]{5})', document)) == {"data:"}
     assert not re.findall(r"<[^>]* (?:on\w+|style)=", document.partition("<script")[0])
     allowed = dict(part.split(" ", 1) for part in policy.split("; "))

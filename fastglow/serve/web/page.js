@@ -140,7 +140,7 @@ player.onfinish = () => {
 
 function stop() {
   if (!running) return;
-  const heard = player.position;
+  const heard = Math.max(0, player.position);
   halt();
   say(`Stopped after ${duration(heard)}.`);
 }

@@ -68,12 +68,12 @@ class Player {
     for (const piece of this.pieces) this.#schedule(piece);
   }
 
-  /** The second of the audio that is heard now. */
+  /** The second of the audio that is heard now; -1 before the first sound. */
   get position() {
-    if (!this.#context) return 0;
+    if (!this.#context) return -1;
     const now = this.#context.currentTime - (this.#context.outputLatency || 0);
     const i = this.#runs.findLastIndex((run) => run.at <= now);
-    if (i < 0) return 0;
+    if (i < 0) return -1;
     const end = this.#runs[i + 1]?.sample ?? this.#scheduled;
     return Math.min(this.#runs[i].sample / RATE + now - this.#runs[i].at, end / RATE);
   }
