@@ -7,6 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import count
 from typing import NamedTuple
 
@@ -36,7 +37,8 @@ class Line(NamedTuple):
         return f"{self.source}:{self.number}"
 
 
-class Shard(NamedTuple):
+@dataclass(frozen=True)
+class Shard:
     """Every `count`-th line of all inputs together, from that of this index on, which counts from 0."""
 
     index: int

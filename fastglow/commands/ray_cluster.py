@@ -15,9 +15,9 @@ from fastglow.errors import FastglowError
 LOCAL = "local"
 """Ray's own word for a cluster that is started here and ends with the process."""
 
-# Of Ray's processes that this one starts, unless the user has chosen otherwise. Ray sends statistics to its makers if
-# it is not told not to, and its C++ code writes to standard error.
-SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+# Unless the user has chosen otherwise, a cluster that is started here does not report to Ray's makers, and what Ray says
+# of lost workers, lines of this pattern, does not get between the reports on standard output.
+SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS_SKIP_REGEX": "."}
 
 # That a worker with its own torch and a voice may need.
 _MEMORY = 1 << 30
@@ -44,10 +44,16 @@ class Room(NamedTuple):
 
 
 def require_ray() -> None:
-    """Raises FastglowError if Ray is not installed."""
+    """To be called before Ray is imported, which reads `SETTINGS`.
+
+    Raises:
+        FastglowError: Ray is not installed.
+    """
     for name in ("ray", "pyarrow"):  # which ray[data] brings
         if importlib.util.find_spec(name) is None:
             raise FastglowError(f"--ray needs the package {name}: pip install 'fastglow[ray]'")
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
 
 
 @contextmanager
@@ -57,9 +63,6 @@ def connected(cluster: Cluster) -> Iterator[None]:
     Raises:
         FastglowError: the cluster cannot be reached or started.
     """
-    require_ray()
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():

@@ -275,9 +275,11 @@ class _Worker:
             yield from [_Answer(message, [])] * len(jobs)
             return
         outcomes = self._speakers.speak(jobs)
-        for _ in jobs:
+        for index in range(len(jobs)):
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
+                if attempt > 1 and index == 0:
+                    warnings.warn(f"a worker was lost: its texts are spoken again, attempt {attempt}", stacklevel=1)
                 try:
                     _, outcome = next(outcomes)
                 except Exception as error:  # of the default voice

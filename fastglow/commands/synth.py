@@ -64,8 +64,8 @@ PLOTTED_SENTENCES = 10
     "--resume", is_flag=True, help="With --json-lines: leave out what an earlier run has made of these lines."
 )
 @click.option("--shard", metavar="I/N",
-              help="With --json-lines: speak every N-th line only, from line I on, which counts from 0: other processes "
-                   "speak the rest.")  # fmt: skip
+              help="With --json-lines: speak every N-th line only, from line I on, which counts from 0: other "
+                   "processes speak the rest.")  # fmt: skip
 @click.option("--ray", is_flag=False, flag_value=LOCAL, metavar="[ADDRESS]",
               help="With --json-lines: speak on the GPUs, or CPUs, of a Ray cluster: auto, HOST:PORT or "
                    "ray://HOST:PORT. Default: one that is started on this machine.")  # fmt: skip
