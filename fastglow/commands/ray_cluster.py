@@ -3,7 +3,9 @@
 import importlib.util
 import logging
 import os
+import re
 import signal
+import socket
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,7 +17,7 @@ from fastglow.errors import FastglowError
 LOCAL = "local"
 """Ray's own word for a cluster that is started here and ends with the process."""
 
-# Unless the user has chosen otherwise, a cluster that is started here does not report to Ray's makers, and what Ray says
+# Unless the user has chosen otherwise, clusters that are started here send Ray's makers no statistics, and what Ray says
 # of lost workers, lines of this pattern, does not get between the reports on standard output.
 SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS_SKIP_REGEX": "."}
 
@@ -71,6 +73,7 @@ def connected(cluster: Cluster) -> Iterator[None]:
     cpus = None
     if cluster.address == LOCAL and cluster.workers is not None:
         cpus = max(cluster.workers, len(os.sched_getaffinity(0)))
+    _check_answers(cluster.address)
     with _same_signals(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -118,7 +121,19 @@ def room(cluster: Cluster, device: str | None, nodes: Sequence[dict[str, float]]
 def last_line(error: BaseException) -> str:
     """What an error of Ray says, without the traceback that is part of its text."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return lines[-1].rstrip(".") if lines else type(error).__name__
+
+
+def _check_answers(address: str) -> None:
+    """Raises FastglowError if nobody listens at HOST:PORT, for which Ray takes two minutes and writes many lines."""
+    match = re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address)
+    if match is None:  # a word, such as auto
+        return
+    try:
+        socket.create_connection((match[1], int(match[2])), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise FastglowError(f"cannot reach a Ray cluster at {address}: {reason}") from error
 
 
 @contextmanager
