@@ -17,8 +17,8 @@ from fastglow.errors import FastglowError
 LOCAL = "local"
 """Ray's own word for a cluster that is started here and ends with the process."""
 
-# Unless the user has chosen otherwise, clusters that are started here send Ray's makers no statistics, and what Ray says
-# of lost workers, lines of this pattern, does not get between the reports on standard output.
+# Unless the user has chosen otherwise, clusters that are started here send no statistics to Ray's makers, and what Ray
+# says of lost workers, lines of this pattern, does not get between the reports on standard output.
 SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS_SKIP_REGEX": "."}
 
 # That a worker with its own torch and a voice may need.

@@ -116,9 +116,9 @@ def _synth(
             return speak_jobs(inputs, output, Defaults(voice, format, keywords), spread, resume, warmup, as_json, quiet)
         except ClosedPipeError:
             return CLOSED_PIPE
-    for name, value in {"--resume": resume, **{f"--{name}": options[name] for name in ("shard", "ray")}}.items():
-        if value:
-            raise FastglowError(f"{name} is for --json-lines: leave it out")
+    for name, value in {"resume": resume or None, **options}.items():
+        if name in ("resume", "shard", "ray", "ray_workers") and value is not None:
+            raise FastglowError(f"--{name.replace('_', '-')} is for --json-lines: leave it out")
     whole_text = read_whole(text, inputs)
     if output is None:
         raise FastglowError("no output given: pass -o FILE.wav, or -o - for standard output")
