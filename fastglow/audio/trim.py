@@ -18,12 +18,16 @@ class Trimmer:
     Args:
         sampling_rate: in Hz.
         threshold: RMS of the loudest silence, in units of the audio.
+
+    Attributes:
+        n_before: samples removed before the first sound so far.
     """
 
     def __init__(self, sampling_rate: int, threshold: float):
         self._block = max(1, round(_BLOCK_SECONDS * sampling_rate))
         self._kept = round(_KEPT_SECONDS * sampling_rate)
         self._power = float(threshold) ** 2
+        self.n_before = 0
         self._held = np.zeros(0, np.float32)
         self._measured = 0  # samples of what is held whose blocks are measured
         self._end: int | None = None  # of what stays for certain, from the first held sample; None: no sound yet
@@ -69,5 +73,7 @@ class Trimmer:
     def _drop(self, n: int) -> None:
         self._held = self._held[n:].copy()
         self._measured -= n
-        if self._end is not None:
+        if self._end is None:
+            self.n_before += n
+        else:
             self._end -= n

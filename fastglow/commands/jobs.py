@@ -12,7 +12,7 @@ from fastglow.errors import FastglowError
 from fastglow.outputs import check_writable, is_stream
 
 from .inputs import Line
-from .options import SPEECH_OPTIONS, VoiceChoice, given_keywords
+from .options import SPEECH_OPTIONS, VoiceChoice, given_keywords, text_to_speak
 
 KEYS: dict[str, type] = {
     **{"text": str, "out": str, "format": str, "voice": str},
@@ -36,7 +36,7 @@ class Job:
 
     Attributes:
         line: asks for it.
-        text: not blank.
+        text: without Markdown, if it was to be read so.
         out: the file to write; what it lacks of folders may be made.
         format: of the file, a key of `fastglow.audio.formats.FORMATS`.
         voice: speaks it.
@@ -88,7 +88,7 @@ class JobReader:
         out = self._out(values.get("out"), format, line)
         format = check_format(out, format)
         voice = replace(self.defaults.voice, voice=values["voice"]) if "voice" in values else self.defaults.voice
-        keywords = {**self.defaults.keywords, **given_keywords(values)}
+        text, keywords = text_to_speak(text, {**self.defaults.keywords, **given_keywords(values)})
         self._claim(out, line)
         return Job(line, text, out, format, voice, keywords)
 

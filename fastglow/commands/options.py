@@ -37,9 +37,12 @@ SPEECH_OPTIONS = {
     "trim_silence": SpeechOption(
         "--trim-silence/--no-trim-silence", bool, "Remove silence from the ends of sentences. Default: no."
     ),
+    "markdown": SpeechOption(
+        "--markdown/--no-markdown", bool, "Read Markdown as text: no marks, fenced code, addresses, emoji. Default: no."
+    ),
 }
 """Keywords of `Synthesizer.synthesize`, `synthesize_batch` and `stream`, passed on only if given; `length_scale` is
-passed on as `speed`."""
+passed on as `speed`, and `markdown` changes the text (see `text_to_speak`)."""
 
 
 def speech_options(command: Command) -> Command:
@@ -69,12 +72,22 @@ def given_keywords(options: dict[str, Any]) -> dict[str, Any]:
     return {**keywords, "speed": 1 / scale}
 
 
+def text_to_speak(text: str, keywords: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The text, without Markdown if it is to be read so, and the keywords of the engine."""
+    keywords = {**keywords}
+    if keywords.pop("markdown", False):
+        from fastglow.text.markdown import without_markdown
+
+        text = without_markdown(text)
+    return text, keywords
+
+
 def check_keywords(keywords: dict[str, Any]) -> None:
     """Raises FastglowError for a value out of range, before models are loaded."""
     from fastglow.engine.delivery import Delivery
     from fastglow.engine.seeds import check_seed
 
-    Delivery(**{name: value for name, value in keywords.items() if name != "seed"})
+    Delivery(**{name: value for name, value in keywords.items() if name not in ("seed", "markdown")})
     check_seed(keywords.get("seed", 0))
 
 

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 def sentence_reports(speech: "Speech") -> list[dict[str, Any]]:
     return [
         {"text": s.text, "mel_frames": s.mel.shape[1], "audio_seconds": len(s.audio) / speech.sample_rate,
-         "stopped": s.stopped, "attempts": s.attempts, "cut": s.cut, "fault": s.fault, "faults": s.faults}
+         "stopped": s.stopped, "attempts": s.attempts, "cut": s.cut, "fault": s.fault, "faults": s.faults,
+         "words": [{"word": w.text, "start": round(w.start, 3), "end": round(w.end, 3)} for w in s.words]}
         for s in speech.sentences
     ]  # fmt: skip
 

@@ -144,7 +144,7 @@ def _speak(synthesizer: "Synthesizer", batch: list[Job]) -> list["Speech | str"]
 
 
 def _encoded(job: Job, speech: "Speech", how: dict[str, str | None]) -> Outcome:
-    if not speech.sentences:
+    if not speech.mel.shape[1]:
         return str(nothing_spoken(job.text))
     file = io.BytesIO()
     try:

@@ -27,7 +27,7 @@ from fastglow.voices import Voice, list_voices
 from . import Invocation
 from .inputs import read_whole
 from .loading import load_engine
-from .options import VoiceChoice, check_keywords, given_keywords, speech_options, voice_options
+from .options import VoiceChoice, check_keywords, given_keywords, speech_options, text_to_speak, voice_options
 from .ray_cluster import LOCAL, Cluster
 from .reports import computed_with, nothing_spoken, sentence_reports
 from .signals import ending_cleanly
@@ -140,6 +140,7 @@ def _synth(
         raise FastglowError("the text is empty: pass some words, -i FILE, or text on standard input")
 
     check_keywords(keywords)
+    whole_text, keywords = text_to_speak(whole_text, keywords)
     if format is None:
         from .raw import stream_raw
 
@@ -192,7 +193,7 @@ def _speak(
 ) -> dict[str, Any]:
     """Speaks a text into a file or stream, and returns the report."""
     speech = synthesizer.synthesize(text, **keywords)
-    if not speech.sentences:
+    if not speech.mel.shape[1]:
         raise nothing_spoken(text)
     with _plotted(speech, plot):
         write_speech(speech, output, format)

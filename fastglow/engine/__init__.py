@@ -4,6 +4,6 @@ from fastglow.threads import let_threads_sleep
 
 let_threads_sleep()  # before torch is loaded
 
-from .synthesizer import Speech, Synthesizer  # noqa: E402
+from .synthesizer import Sentence, Speech, Synthesizer  # noqa: E402
 
-__all__ = ["Speech", "Synthesizer"]
+__all__ = ["Sentence", "Speech", "Synthesizer"]

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from numbers import Integral, Real
 
-import numpy as np
-
 from fastglow.audio.loudness import CEILING_DB, SILENCE_DB, amplitude, check_volume, normalizing_gain
 from fastglow.audio.stretch import check_speed
 from fastglow.errors import FastglowError
@@ -19,11 +17,11 @@ class Delivery:
     """What the `Synthesizer`'s methods take besides text and seed.
 
     Attributes:
-        sentence_silence: seconds between sentences, 0 to 60.
+        sentence_silence: seconds between sentences, 0 to 60, where the text has no pause mark.
         normalize: bring the voice to -18 dBFS, with peaks of at most -1 dBFS; otherwise peaks are at most full scale.
             Higher peaks are lowered by a limiter, see `fastglow.audio.limiter`.
         volume: factor on the level, at least 0.
-        speed: factor from 0.5 to 4, 2 is twice as fast, at the same pitch.
+        speed: factor from 0.5 to 4, 2 is twice as fast, at the same pitch; pauses stay as long as they are.
         trim_silence: remove silence from the ends of each sentence.
 
     Raises:
@@ -56,10 +54,6 @@ class Delivery:
             silence=amplitude(level + SILENCE_DB) if self.trim_silence else None,
             follows=follows,
         )
-
-    def silence(self, sampling_rate: int) -> np.ndarray:
-        """The pause between sentences, float32 zeros."""
-        return np.zeros(round(self.sentence_silence * sampling_rate), np.float32)
 
 
 def _check_silence(seconds: object) -> None:

@@ -50,14 +50,18 @@ class Finisher:
         follows: bool = False,
     ):
         self._gain = np.float32(gain)
-        self._before_gain: list[_Stage] = []
-        if silence is not None:
-            self._before_gain.append(Trimmer(sampling_rate, silence))
+        self._trimmer = None if silence is None else Trimmer(sampling_rate, silence)
+        self._before_gain: list[_Stage] = [] if self._trimmer is None else [self._trimmer]
         if speed != 1:
             self._before_gain.append(TimeStretch(sampling_rate, speed))
         self._limiter = Limiter(sampling_rate, ceiling)
         self._join, self._cut = round(JOIN_FADE * sampling_rate), round(CUT_FADE * sampling_rate)
         self._fader = Fader(self._join * follows, self._cut)
+
+    @property
+    def n_trimmed(self) -> int:
+        """Of the vocoder's samples, how many were removed from the sentence's beginning so far."""
+        return self._trimmer.n_before if self._trimmer else 0
 
     def push(self, audio: np.ndarray) -> np.ndarray:
         """The sentence's next samples [n] -> finished ones, float32 [m].

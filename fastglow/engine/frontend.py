@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 from fastglow.errors import FastglowError
 from fastglow.text.lexicon import Pronounce
-from fastglow.text.sequence import encode
+from fastglow.text.sequence import EncodedText, Span, encode
 from fastglow.text.symbol_tables import MARKS, TABLES, find_table
 from fastglow.text.unspeakable import warn_dropped
+from fastglow.text.written_words import written_words
 
 _FINAL, _CLOSING = ".!?,;", "')"
 
@@ -24,11 +25,13 @@ class EncodedSentence(NamedTuple):
         symbols: ids, ended by a mark (see `Frontend.ended`); empty if they hold no letter or phone.
         n_sounding: number of symbols up to the last letter or phone; only marks follow.
         dropped: characters and `{PHONE}`s that the table lacks, which a warning has named.
+        words: the spoken ones among the symbols, see `EncodedText.words`.
     """
 
     symbols: list[int]
     n_sounding: int
     dropped: list[str]
+    words: list[Span]
 
 
 class Frontend:
@@ -78,9 +81,21 @@ class Frontend:
 
     def encode(self, text: str) -> EncodedSentence:
         """The ids of a sentence. A warning names the symbols that the model lacks, which are dropped."""
-        ids, dropped = encode(text, self.text_cleaners, self.lexicon, self._ids)
+        ids, dropped, words = self._encode(text)
         warn_dropped(dropped, stacklevel=2)
-        return EncodedSentence(self.ended(ids), self._n_sounding(ids), dropped)
+        return EncodedSentence(self.ended(ids), self._n_sounding(ids), dropped, words)
+
+    def written_words(self, text: str, spoken: Sequence[Span]) -> list[Span]:
+        """A sentence's words as written, with their symbols; see `fastglow.text.written_words`.
+
+        Args:
+            text: as for `encode`.
+            spoken: the `words` of its result.
+        """
+        return written_words(text, spoken, lambda part: self._encode(part).words)
+
+    def _encode(self, text: str) -> EncodedText:
+        return encode(text, self.text_cleaners, self.lexicon, self._ids)
 
     def ended(self, ids: Sequence[int]) -> list[int]:
         """A sentence's symbols, ended by a mark that makes the decoder stop; empty if none of them has a sound.

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
@@ -22,9 +23,11 @@ from .frontend import Frontend
 from .jobs import Job, make_jobs, split_job
 from .reading import Fault
 from .remarks import warn_of_faults
-from .speech import Seconds, Sentence
+from .silence import Silence, zeros
+from .speech import Seconds, Sentence, WordSource
 from .streaming import Chunks, speak_while_decoding
 from .vocoders import Vocoder
+from .word_times import Clock
 
 # Read to measure the level of a voice that does not say it.
 LEVEL_TEXT = "The quick brown fox jumps over the lazy dog."
@@ -72,19 +75,24 @@ class Speaker:
         return how.finisher(self.audio.sampling_rate, self.level if how.needs_level else LEVEL_DB, job.follows)
 
     def _stream_sentence(
-        self, job: Job, sizes: Iterator[int], how: Delivery, pauses: Iterator[np.ndarray], early: bool
-    ) -> Iterator[np.ndarray]:
-        """The finished audio of a sentence, or of its parts, each after a pause; `early`: while it is decoded."""
+        self, job: Job, sizes: Iterator[int], how: Delivery, silence: Silence, early: bool
+    ) -> Iterator[np.ndarray | Sentence]:
+        """The finished audio of a sentence after the silence before it, then the sentence; or those of its parts.
+
+        Args:
+            silence: of the text, up to this sentence.
+            early: hand out audio while it is decoded.
+        """
         attempts = self.acoustic.attempts(job)
         chunks = Chunks(self.vocoder, self.audio.hop_length, job.seed, sizes)
         finisher = self._finisher(how, job)
-        begun = False
+        finished: list[np.ndarray] = []
 
         def delivered(audio: np.ndarray) -> Iterator[np.ndarray]:
-            nonlocal begun
             if len(audio):
-                yield audio if begun else np.concatenate((next(pauses), audio))
-                begun = True
+                yield from zeros(0 if finished else silence.before_audio())
+                yield audio
+                finished.append(audio)
 
         if early and chunks.can_begin_early:
             for audio in speak_while_decoding(self.acoustic, attempts, chunks):
@@ -93,7 +101,7 @@ class Speaker:
         utterance = attempts.best()
         if not chunks.n_spoken and (parts := self._parts_of(job, utterance)):
             for part in parts:
-                yield from self._stream_sentence(part, sizes, how, pauses, early=False)
+                yield from self._stream_sentence(part, sizes, how, silence, early=False)
             return
         warn_of_faults(job.text, utterance, self.acoustic.max_steps)
         for audio, is_last in chunks.rest(utterance.mel):
@@ -102,6 +110,8 @@ class Speaker:
                 end = finisher.finish(is_followed=job.is_followed, cut=utterance.cut)
                 audio = np.concatenate((audio, end))
             yield from delivered(audio)
+        if utterance.mel.shape[1] or job.has_pause:
+            yield self._sentence(job, utterance, finisher, how, finished)
 
     def _parts_of(self, job: Job, utterance: Utterance) -> list[Job]:
         """Of a sentence that is too long for the decoder, or long and faulty; empty if it is neither, or a word."""
@@ -127,7 +137,14 @@ class Speaker:
             warn_of_faults(jobs[i].text, utterances[i], self.acoustic.max_steps)
         audible = [i for i in whole if utterances[i].mel.shape[1]]
         audio = self._vocode([utterances[i] for i in audible], [jobs[i].seed for i in audible])
-        sentences: list[list[Sentence]] = [[] for _ in jobs]
+        # A sentence without audio is listed for the sake of the pauses around it.
+        silent = np.zeros(0, np.float32)
+        sentences = [
+            [self._finished(job, utterance, silent, how)] if job.has_pause and not utterance.mel.shape[1] else []
+            for job, utterance in zip(jobs, utterances, strict=True)
+        ]
+        for i in splits:
+            sentences[i].clear()
         for i, samples in zip(audible, audio, strict=True):
             sentences[i].append(self._finished(jobs[i], utterances[i], samples, how))
         finished = time.perf_counter()
@@ -148,9 +165,19 @@ class Speaker:
 
     def _finished(self, job: Job, utterance: Utterance, audio: np.ndarray, how: Delivery) -> Sentence:
         finisher = self._finisher(how, job)
-        parts = finisher.push(audio), finisher.finish(is_followed=job.is_followed, cut=utterance.cut)
+        parts = [finisher.push(audio), finisher.finish(is_followed=job.is_followed, cut=utterance.cut)]
+        return self._sentence(job, utterance, finisher, how, parts)
+
+    def _sentence(
+        self, job: Job, utterance: Utterance, finisher: Finisher, how: Delivery, audio: list[np.ndarray]
+    ) -> Sentence:
+        """What is known of a sentence whose finished audio comes in parts."""
         mel = utterance.mel.float().cpu().numpy()
+        samples = np.concatenate([np.zeros(0, np.float32), *audio])
+        rate = self.audio.sampling_rate
+        clock = Clock(self.acoustic.seconds_per_step, finisher.n_trimmed / rate, how.speed, len(samples) / rate)
         return Sentence(
-            job.text, mel, utterance.alignment, np.concatenate(parts), utterance.stopped, utterance.readings,
-            utterance.cut,
+            job.text, mel, utterance.alignment, samples, utterance.stopped, utterance.readings, utterance.cut,
+            pause_before=job.pause_before, pause_after=job.pause_after,
+            word_source=WordSource(partial(self.frontend.written_words, job.text, job.words), clock),
         )  # fmt: skip

@@ -1,12 +1,18 @@
 """The results of a synthesis."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from fastglow.text.sequence import Span
+
 from .reading import Fault, Reading
+from .silence import Silence
+from .word_times import Clock, Word, word_times
 
 
 class Seconds(NamedTuple):
@@ -18,6 +24,13 @@ class Seconds(NamedTuple):
 
     def plus(self, other: "Seconds") -> "Seconds":
         return Seconds(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+class WordSource(NamedTuple):
+    """What a sentence's words are made of: their symbols, found when they are asked for, and the times of steps."""
+
+    written: Callable[[], list[Span]]
+    clock: Clock
 
 
 @dataclass
@@ -35,6 +48,10 @@ class Sentence:
             attempt was left.
         cut: whether no attempt was right and the best one did not end, so that it was cut: after the end of the text,
             or else after the last progress of the attention. mel, alignment and audio end at the cut.
+        pause_before: seconds of silence that the text's pause marks ask for between the sentence before, or the
+            beginning, and this one; None: no marks.
+        pause_after: likewise, between the last sentence and the end of the text.
+        word_source: what `words` are made of.
     """
 
     text: str
@@ -44,6 +61,24 @@ class Sentence:
     stopped: bool
     readings: tuple[Reading, ...] = (Reading(Fault.NONE),)
     cut: bool = False
+    pause_before: float | None = None
+    pause_after: float | None = None
+    word_source: WordSource | None = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the front end and its lexicon, which `word_source` refers to."""
+        return {**self.__dict__, "words": self.words, "word_source": None}
+
+    @cached_property
+    def words(self) -> list[Word]:
+        """The words of `text` and when they are heard, in seconds from the beginning of `audio`.
+
+        A word is what stands between white space, as far as it is spoken: neither emoji nor dashes. Times come from the
+        attention, see `fastglow.engine.word_times`: there are none if it is illegible.
+        """
+        if self.word_source is None or not self.reading.legible or not len(self.audio):
+            return []
+        return word_times(self.alignment, self.word_source.written(), self.word_source.clock)
 
     @property
     def attempts(self) -> int:
@@ -74,7 +109,7 @@ class Speech:
         sentences: in order.
         sample_rate: Hz.
         seed: reproduces this result.
-        sentence_silence: seconds between the sentences.
+        sentence_silence: seconds between sentences without a pause mark between them.
         timings: seconds spent: 'acoustic' (text to mel), 'vocoder' (mel to audio), 'total'.
     """
 
@@ -86,12 +121,41 @@ class Speech:
     timings: dict[str, float] = field(default_factory=dict)
 
     @property
+    def starts(self) -> list[int]:
+        """The sample of `audio` at which each sentence begins; one without audio has the end of those before it."""
+        return self._laid_out()[0]
+
+    @property
     def audio(self) -> np.ndarray:
-        """float32 [N]: the sentences, separated by silence; empty if there was nothing to speak."""
-        silence = np.zeros(round(self.sentence_silence * self.sample_rate), np.float32)
-        audible = [sentence.audio for sentence in self.sentences if len(sentence.audio)]
-        parts = [part for audio in audible for part in (silence, audio)]
-        return np.concatenate(parts[1:]) if parts else np.zeros(0, np.float32)
+        """float32 [N]: the sentences and the silence around them; empty if there was nothing to speak."""
+        starts, end = self._laid_out()
+        audio = np.zeros(end, np.float32)
+        for start, sentence in zip(starts, self.sentences, strict=True):
+            audio[start : start + len(sentence.audio)] = sentence.audio
+        return audio
+
+    @property
+    def words(self) -> list[Word]:
+        """The words of all sentences, as `Sentence.words`, in seconds from the beginning of `audio`."""
+        begins = [start / self.sample_rate for start in self.starts]
+        return [
+            Word(word.text, begin + word.start, begin + word.end)
+            for begin, sentence in zip(begins, self.sentences, strict=True)
+            for word in sentence.words
+        ]
+
+    def _laid_out(self) -> tuple[list[int], int]:
+        """Where each sentence begins in `audio`, and where it ends, in samples."""
+        silence = Silence(self.sentence_silence, self.sample_rate)
+        starts, end = [], 0
+        for sentence in self.sentences:
+            silence.ask(sentence.pause_before)
+            if len(sentence.audio):
+                end += silence.before_audio()
+            starts.append(end)
+            end += len(sentence.audio)
+            silence.ask(sentence.pause_after)
+        return starts, end + silence.certain()
 
     @property
     def mel(self) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from itertools import chain, repeat
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from fastglow.kernels.backend import AUTOMATIC, CPU_DTYPES, backend_name
 from fastglow.kernels.cpu import fast_dtype
 from fastglow.models import Tacotron2, WaveGlow
 from fastglow.text import Lexicon, split_sentences
+from fastglow.text.markup import without_tags
+from fastglow.text.pauses import Pause, split_pauses
 from fastglow.voices import AS_TRAINED, AsTrained, Voice
 
 from .acoustic import Acoustic
@@ -29,6 +31,7 @@ from .jobs import Job, make_jobs
 from .remarks import warn_of_silence
 from .seeds import check_seed, random_seed, seeds_of
 from .settings import check_mel_channels, resolve_settings, with_parts
+from .silence import Silence, zeros
 from .speaking import LEVEL_TEXT, Speaker, Spoken
 from .speech import Seconds, Sentence, Speech
 from .streaming import growing
@@ -63,10 +66,15 @@ class Synthesizer(Speaker):
         cpu_decoder: 'int8': on a CPU the decoder reads its LSTMs' weights rounded to 8 bits, with a scale for each row;
             sets the acoustic model's `decoder.cpu_weights`; default: as that is.
 
+    Attributes:
+        voice: that `from_voice` has loaded.
+
     Raises:
         FastglowError: models that do not fit each other, the vocoder, the lexicon or the device; a bad lexicon; an
             unknown cpu_decoder, or one on another device or in another dtype than float32 and bfloat16.
     """
+
+    voice: Voice | None = None
 
     def __init__(
         self,
@@ -138,7 +146,7 @@ class Synthesizer(Speaker):
             if voice.waveglow is None:
                 raise FastglowError("the vocoder waveglow needs a WaveGlow checkpoint: pass one, or use griffin-lim")
             waveglow = load_checkpoint(voice.waveglow, expect="waveglow")
-        return cls(
+        synthesizer = cls(
             load_checkpoint(voice.tacotron2, expect="tacotron2"),
             voice.vocoder,
             waveglow,
@@ -152,6 +160,8 @@ class Synthesizer(Speaker):
             dtype=dtype,
             cpu_decoder=cpu_decoder,
         )
+        synthesizer.voice = voice
+        return synthesizer
 
     def synthesize(self, text: str, seed: int | None = None, *, progress: bool = False, **delivery: Any) -> Speech:
         """Speaks a text of any length, sentence by sentence.
@@ -180,7 +190,7 @@ class Synthesizer(Speaker):
         seed = random_seed() if seed is None else check_seed(seed)
         speech = self._new_speech(seed, how)
         seconds = Seconds()
-        for spoken in self._spoken(text, seed, how, progress):
+        for spoken in self._spoken(self._jobs(text, seed), how, progress):
             speech.sentences.extend(chain.from_iterable(spoken.sentences))
             seconds = seconds.plus(spoken.seconds)
         speech.timings.update(seconds._asdict())
@@ -253,16 +263,26 @@ class Synthesizer(Speaker):
             text, seed, delivery: as for `synthesize`.
             chunk_frames: mel frames of the first chunk, at least 1; chunks grow to 512 frames.
         """
+        parts = self.stream_sentences(text, seed, chunk_frames=chunk_frames, **delivery)
+        return _audio_of(parts)
+
+    def stream_sentences(
+        self, text: str, seed: int | None = None, *, chunk_frames: int = FIRST_CHUNK_FRAMES, **delivery: Any
+    ) -> Generator[np.ndarray | Sentence, None, None]:
+        """As `stream`, and yields each `Sentence` after its last chunk; its audio is that of its chunks, without the
+        silence before it. The end of a sentence in the whole audio is the number of samples so far."""
         how = Delivery(**delivery)
         sizes = growing(check_count("chunk_frames", chunk_frames))
-        return self._stream(text, random_seed() if seed is None else check_seed(seed), sizes, how)
+        jobs = self._jobs(text, random_seed() if seed is None else check_seed(seed))
+        return self._stream(jobs, sizes, how)
 
     def sentences(
         self, text: str, seed: int | None = None, *, progress: bool = False, **delivery: Any
     ) -> Iterator[Sentence]:
         """Speaks a text and yields each sentence as soon as it is done; arguments as for `synthesize`."""
         how = Delivery(**delivery)
-        spoken = self._spoken(text, random_seed() if seed is None else check_seed(seed), how, progress)
+        jobs = self._jobs(text, random_seed() if seed is None else check_seed(seed))
+        spoken = self._spoken(jobs, how, progress)
         return chain.from_iterable(chain.from_iterable(one.sentences) for one in spoken)
 
     @property
@@ -305,9 +325,8 @@ class Synthesizer(Speaker):
             "graphs": sum(call.memory() for call in calls),
         }
 
-    def _spoken(self, text: str, seed: int, how: Delivery, progress: bool) -> Iterator[Spoken]:
+    def _spoken(self, jobs: Iterable[Job], how: Delivery, progress: bool) -> Iterator[Spoken]:
         """A text's sentences one by one."""
-        jobs: Iterable[Job] = self._jobs(text, seed)
         if progress:
             jobs = list(jobs)
             jobs = tqdm(jobs, unit="sentence", leave=False, disable=len(jobs) < 2)
@@ -315,21 +334,42 @@ class Synthesizer(Speaker):
             yield self._speak([job], how)
 
     def _jobs(self, text: str, seed: int) -> Iterator[Job]:
-        """Lazy, so that the first sentence need not wait for the others."""
+        """Lazy but for what a text can have wrong, so that the first sentence need not wait for the others."""
+        parts = split_pauses(without_tags(text))
+        return self._jobs_of(parts, text, seed)
+
+    def _jobs_of(self, parts: list[str | Pause], text: str, seed: int) -> Iterator[Job]:
+        def pieces() -> Iterator[str | Pause]:
+            for part in parts:
+                yield from [part] if isinstance(part, Pause) else split_sentences(part)
+
         found = False
-        for job in make_jobs(split_sentences(text), seed, self.frontend, self.acoustic.most_symbols):
+        for job in make_jobs(pieces(), seed, self.frontend, self.acoustic.most_symbols):
             found = True
             yield job
         if not found:
             warn_of_silence(text)
 
-    def _stream(self, text: str, seed: int, sizes: Iterator[int], how: Delivery) -> Generator[np.ndarray, None, None]:
-        pauses = chain([np.zeros(0, np.float32)], repeat(how.silence(self.audio.sampling_rate)))
-        for job in self._jobs(text, seed):
-            yield from self._stream_sentence(job, sizes, how, pauses, early=not job.follows)
+    def _stream(
+        self, jobs: Iterator[Job], sizes: Iterator[int], how: Delivery
+    ) -> Generator[np.ndarray | Sentence, None, None]:
+        silence = Silence(how.sentence_silence, self.audio.sampling_rate)
+        for i, job in enumerate(jobs):
+            silence.ask(job.pause_before)
+            yield from zeros(silence.certain())
+            yield from self._stream_sentence(job, sizes, how, silence, early=i == 0)
+            silence.ask(job.pause_after)
+            yield from zeros(silence.certain())
 
     def _new_speech(self, seed: int, how: Delivery) -> Speech:
         return Speech([], self.audio.sampling_rate, seed, how.sentence_silence, self.audio.n_mel_channels)
+
+
+def _audio_of(parts: Generator[np.ndarray | Sentence, None, None]) -> Generator[np.ndarray, None, None]:
+    with closing(parts):
+        for part in parts:
+            if not isinstance(part, Sentence):
+                yield part
 
 
 def _reads_cpu_weights(device: torch.device, dtype: torch.dtype) -> bool:

@@ -46,6 +46,11 @@ class DecodedBatch(NamedTuple):
     limits: Tensor
     alignments: Tensor
 
+    def item(self, i: int, n_frames: int) -> "DecodedBatch":
+        """One of them as a batch of its own, given its number of frames."""
+        mel, counts = self.mel[i : i + 1, :, :n_frames], (x[i : i + 1] for x in self[1:4])
+        return DecodedBatch(mel, *counts, self.alignments[i : i + 1])
+
 
 class Tacotron2(Refreshable):
     """Text to mel spectrogram. state_dict keys: NVIDIA's.
@@ -236,6 +241,49 @@ class Tacotron2(Refreshable):
             call: runs the encoder.
         """
         inputs, limits = self._encode(text, input_lengths, seed, max_steps, call)
+        return self._decoded(inputs, limits)
+
+    @torch.no_grad()
+    def decode_apart(
+        self,
+        texts: Sequence[Tensor],
+        *,
+        n_rows: int,
+        n_symbols: int,
+        seed: Sequence[int],
+        max_steps: Sequence[int],
+        call: Call = DIRECT,
+    ) -> DecodedBatch:
+        """`decode` for texts that must not round each other's results.
+
+        Rounding follows the shapes of the products. So each text is encoded alone, and all are decoded as the first
+        rows of a batch of one shape, whose other rows are empty.
+
+        Args:
+            texts: symbol ids, [T] int64 each, on the CPU.
+            n_rows, n_symbols: the shape; at least the number of texts, and the longest one's length.
+            seed, max_steps: of each text.
+            call: runs the encoder.
+
+        Returns:
+            of `n_rows` items.
+        """
+        n_empty = n_rows - len(texts)
+        seed, max_steps = [*seed, *[0] * n_empty], [*max_steps, *[1] * n_empty]
+        rows = [
+            self._encode(text[None], torch.tensor([len(text)]), seed[i : i + 1], max_steps[i : i + 1], call)[0][0]
+            for i, text in enumerate(texts)
+        ]
+        memory = rows[0].new_zeros(n_rows, n_symbols, rows[0].shape[2])
+        for i, row in enumerate(rows):
+            memory[i, : row.shape[1]] = row[0]
+        lengths = move(torch.tensor([*map(len, texts), *[0] * n_empty]), memory.device)
+        limits = step_limits(max_steps, n_rows, self.decoder.max_decoder_steps)
+        return self._decoded(
+            (memory, lengths, item_seeds(seed, n_rows, memory.device), self._most_steps(limits)), limits
+        )
+
+    def _decoded(self, inputs: tuple[Tensor, Tensor, Tensor, int], limits: Tensor) -> DecodedBatch:
         mel, steps, alignments = self.decoder.infer(*inputs)
         steps = steps.cpu()
         r, most = self.config.n_frames_per_step, int(limits.max())
@@ -323,9 +371,11 @@ class Tacotron2(Refreshable):
         device = self.embedding.weight.device
         text, input_lengths = move(text, device), move(input_lengths, device)
         memory = call(self._memory, *call.padded(text, input_lengths))[: len(text), : text.shape[1]]
-        # On a GPU steps are cheap, and a recorded graph has a fixed limit.
-        most = self.decoder.max_decoder_steps if device.type == "cuda" else int(limits.max())
-        return (memory, input_lengths, item_seeds(seed, len(text), device), most), limits
+        return (memory, input_lengths, item_seeds(seed, len(text), device), self._most_steps(limits)), limits
+
+    def _most_steps(self, limits: Tensor) -> int:
+        """Of a batch. On a GPU steps are cheap, and a recorded graph has a fixed limit."""
+        return self.decoder.max_decoder_steps if self.embedding.weight.is_cuda else int(limits.max())
 
     def _memory(self, text: Tensor, input_lengths: Tensor) -> Tensor:
         mask = length_mask(input_lengths, text.shape[1])

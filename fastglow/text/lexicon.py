@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
+from typing import NamedTuple
 
 from fastglow.errors import FastglowError
 from fastglow.lines import split_lines
@@ -22,6 +23,18 @@ _variant = re.compile(r"\(\d+\)$")
 _phones = frozenset(ARPABET)
 _sibilants = frozenset("S Z SH ZH CH JH".split())
 _voiceless = frozenset("P T K F TH".split())
+
+
+class Piece(NamedTuple):
+    """Part of a text: letters and marks, or the phones of one word.
+
+    Attributes:
+        text: as written, or the phones, separated by white space.
+        word: what the phones stand for: a word, or a `{PHONES}` group as written; None: `text` is no phones.
+    """
+
+    text: str
+    word: str | None = None
 
 
 class Lexicon:
@@ -59,17 +72,18 @@ class Lexicon:
         return None
 
 
-def pronounce_words(text: str, pronounce: Pronounce) -> list[tuple[str, bool]]:
-    """`split_arpabet`, with the words that `pronounce` knows as further groups."""
+def pronounce_words(text: str, pronounce: Pronounce | None) -> list[Piece]:
+    """Cuts a text at its `{PHONES}` groups and at the words that `pronounce` knows."""
     pieces = []
     for piece, is_group in split_arpabet(text):
         position = 0
-        for match in () if is_group else _word.finditer(piece):
-            phones = pronounce(match[0].lower())
-            if phones is not None:
-                pieces += [(piece[position : match.start()], False), (phones, True)]
-                position = match.end()
-        pieces.append((piece[position:], is_group))
+        if pronounce is not None and not is_group:
+            for match in _word.finditer(piece):
+                phones = pronounce(match[0].lower())
+                if phones is not None:
+                    pieces += [Piece(piece[position : match.start()]), Piece(phones, match[0])]
+                    position = match.end()
+        pieces.append(Piece(piece[position:], f"{{{piece}}}" if is_group else None))
     return pieces
 
 

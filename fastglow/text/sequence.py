@@ -1,15 +1,25 @@
 """Text to symbol ids and back, as in DeepLearningExamples' ``tacotron2/text/__init__.py``."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from fastglow.text.arpabet import split_arpabet
 from fastglow.text.cleaners import clean
 from fastglow.text.lexicon import Pronounce, pronounce_words
 from fastglow.text.symbol_set import PHONE_MARK, symbols
 from fastglow.text.unspeakable import is_silent, warn_dropped
 
 _NVIDIA_IDS = {symbol: index for index, symbol in enumerate(symbols)}
+
+_LETTERS = re.compile(r"[A-Za-z]+(?:'[A-Za-z]+)*")
+
+
+class Span(NamedTuple):
+    """A word among symbols: `start` is the index of its first one, `end` is past its last one."""
+
+    text: str
+    start: int
+    end: int
 
 
 class EncodedText(NamedTuple):
@@ -19,10 +29,13 @@ class EncodedText(NamedTuple):
         ids: of the symbols, in order.
         dropped: characters and ``{PHONE}``s without a symbol, in the order in which they were found; see
             `fastglow.text.unspeakable.warn_dropped`.
+        words: the words of the cleaned text that have symbols, in order: runs of letters, with the apostrophes inside
+            them, and groups of phones.
     """
 
     ids: list[int]
     dropped: list[str]
+    words: list[Span]
 
 
 def encode(
@@ -42,17 +55,24 @@ def encode(
     """
     text, dropped = clean(text, cleaner_names)
     found: list[int] = []
-    pieces = split_arpabet(text) if pronounce is None else pronounce_words(text, pronounce)
-    for piece, is_group in pieces:
-        for item in piece.split() if is_group else piece:
-            index = ids.get(PHONE_MARK + item if is_group else item)
+    words: list[Span] = []
+    for piece, word in pronounce_words(text, pronounce):
+        first, kept = len(found), []
+        for item in piece if word is None else piece.split():
+            index = ids.get(item if word is None else PHONE_MARK + item)
             if index is not None:
                 found.append(index)
-            elif is_group:
+                kept.append(item)
+            elif word is not None:
                 dropped.append(f"{{{item}}}")
             elif not is_silent(item):
                 dropped.append(item)
-    return EncodedText(found, dropped)
+        if word is None:
+            letters = _LETTERS.finditer("".join(kept))
+            words.extend(Span(match[0], first + match.start(), first + match.end()) for match in letters)
+        elif kept:
+            words.append(Span(word, first, len(found)))
+    return EncodedText(found, dropped, words)
 
 
 def text_to_sequence(text: str, cleaner_names: Sequence[str], pronounce: Pronounce | None = None) -> list[int]:

@@ -123,6 +123,12 @@ def test_the_report_has_attempts_and_cuts(voice_folder, tmp_path, capsys, monkey
     report = json.loads(captured.out)
     outcomes = [(s["text"], s["attempts"], s["cut"], s["stopped"]) for s in report["sentences"]]
     assert outcomes == [("Yes.", 1, False, True), ("Well.", 3, False, True), ("Never.", 4, True, False)]
+    # Two steps of three frames a letter.
+    seconds = 3 * 256 / 22050
+    assert [s["words"] for s in report["sentences"]] == [
+        [{"word": s["text"], "start": 0.0, "end": round(2 * (len(s["text"]) - 1) * seconds, 3)}]
+        for s in report["sentences"]
+    ]
     (warning,) = report["warnings"]
     assert warning == "the speech of 'Never.' goes on past its end in each of 4 attempts; it was cut there"
     assert f"fastglow: warning: {warning}\n" in captured.err

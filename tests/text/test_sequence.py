@@ -138,8 +138,9 @@ def test_encoding_names_what_it_drops_without_a_warning():
         assert encode('A b\N{SNOWMAN}"{HH T}', ["basic_cleaners"], ids=ids) == (
             [3, 5],
             [" ", "b", "\N{SNOWMAN}", "{T}"],
+            [("a", 0, 1), ("{HH T}", 1, 2)],
         )
-        assert encode("a", pronounce={"a": "HH"}.get, ids=ids) == ([5], [])
+        assert encode("a", pronounce={"a": "HH"}.get, ids=ids) == ([5], [], [("a", 0, 1)])
         assert clean("\N{SNOWMAN}A", ["english_cleaners", "basic_cleaners"]) == ("a", ["\N{SNOWMAN}"])
 
 

@@ -1,0 +1,46 @@
+"""What `/metrics` tells, in Prometheus' format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+_SECONDS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 20, 30, 60, 120, 300)
+_BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128)
+_FACTORS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 5)
+
+
+class Metrics:
+    """Of one application.
+
+    Args:
+        n_active: gives the requests that are being worked on.
+        n_waiting: gives the sentences that wait for the decoder.
+    """
+
+    def __init__(self, n_active: Callable[[], int], n_waiting: Callable[[], int]):
+        self._registry = CollectorRegistry()
+        own = {"namespace": "fastglow", "registry": self._registry}
+        self.requests = Counter(
+            "requests", "Requests for speech by status: 499 for clients that left.", ["voice", "format", "status"], **own
+        )
+        Gauge("requests_active", "Requests that are being worked on.", **own).set_function(n_active)
+        Gauge("sentences_waiting", "Sentences that wait for the decoder.", **own).set_function(n_waiting)
+        self.batch_size = Histogram("batch_size", "Sentences decoded together.", buckets=_BATCHES, **own)
+        self.first_audio = Histogram(
+            "first_audio_seconds", "From a request to its first samples.", buckets=_SECONDS, **own
+        )
+        self.total = Histogram(
+            "request_seconds", "From a request to its last byte, completed ones.", buckets=_SECONDS, **own
+        )
+        self.real_time_factor = Histogram(
+            "real_time_factor", "Seconds of work and waiting for a second of speech.", buckets=_FACTORS, **own
+        )
+        self.audio = Counter("audio_seconds", "Speech that was made.", **own)
+
+    def text(self) -> bytes:
+        return generate_latest(self._registry)

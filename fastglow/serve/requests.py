@@ -1,0 +1,194 @@
+"""Reads the JSON of `POST /v1/audio/speech`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastglow.audio.formats import STREAM_FORMATS
+from fastglow.engine.delivery import Delivery
+from fastglow.engine.seeds import check_seed, random_seed
+from fastglow.errors import FastglowError
+from fastglow.text.markdown import without_markdown
+
+from .errors import ApiError
+
+MODELS = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts", "fastglow")
+"""Names that clients send: all mean the voice's own model."""
+
+_DELIVERY: dict[str, type] = {
+    "speed": float, "volume": float, "normalize": bool, "sentence_silence": float, "trim_silence": bool,
+}  # fmt: skip
+_TYPES: dict[str, type] = {
+    **{"model": str, "input": str, "voice": str, "response_format": str, "stream_format": str, "seed": int},
+    **{"markdown": bool, "timestamps": bool, "details": bool},
+    **_DELIVERY,
+}
+_KINDS = {str: "a string", bool: "true or false", int: "a whole number", float: "a number"}
+# An escaped character outside of the Basic Multilingual Plane.
+_BYTES_PER_CHARACTER, _OTHER_BYTES = 12, 1 << 16
+
+
+@dataclass(frozen=True)
+class SpeechRequest:
+    """A text to speak.
+
+    Attributes:
+        text: without Markdown and emoji.
+        voice: a name that the service has.
+        seed: of the speech.
+        delivery: keywords of `Synthesizer.stream_sentences`.
+    """
+
+    text: str
+    voice: str
+    seed: int
+    delivery: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class AnswerForm:
+    """How the speech is to be sent.
+
+    Attributes:
+        format: a key of `STREAM_FORMATS`.
+        events: as server-sent events, instead of the audio alone.
+        timestamps, details: events for sentences with their words; with alignment and mel, too.
+    """
+
+    format: str
+    events: bool
+    timestamps: bool
+    details: bool
+
+
+def most_bytes(most_characters: int) -> int:
+    """Of the body of a request for a text of so many characters."""
+    return _BYTES_PER_CHARACTER * most_characters + _OTHER_BYTES
+
+
+def parse(data: bytes, voices: Collection[str], most_characters: int) -> tuple[SpeechRequest, AnswerForm]:
+    """The request of a body of JSON.
+
+    Args:
+        data: of at most `most_bytes`.
+        voices: names, the first is the default.
+        most_characters: of the input.
+
+    Raises:
+        ApiError: no JSON object, values of other types or out of range, an unknown model, voice or format, an input
+            that is too long or blank.
+    """
+    values = {name: _checked(name, value) for name, value in _object(data).items() if value is not None}
+    if values.get("model", MODELS[0]) not in MODELS:
+        raise ApiError(
+            404, f"unknown model {_shown(values['model'])}: use one of {', '.join(MODELS)}", param="model",
+            code="model_not_found",
+        )  # fmt: skip
+    format = _choice("response_format", values.get("response_format", "mp3"), STREAM_FORMATS)
+    events = _choice("stream_format", values.get("stream_format", "audio"), ("audio", "sse")) == "sse"
+    form = AnswerForm(format, events, *(values.get(name, False) for name in ("timestamps", "details")))
+    if (form.timestamps or form.details) and not events:
+        raise ApiError(400, 'timestamps and details are events: add "stream_format": "sse"', param="stream_format")
+    text = values.get("input")
+    if text is None:
+        raise ApiError(400, '"input" is missing: add the text to speak', param="input")
+    delivery = {name: values[name] for name in _DELIVERY if name in values}
+    request = speech_request(
+        text, values.get("voice"), voices, most_characters, values.get("seed"), delivery, values.get("markdown", True)
+    )
+    return request, form
+
+
+def speech_request(
+    text: str,
+    voice: str | None,
+    voices: Collection[str],
+    most_characters: int,
+    seed: int | None = None,
+    delivery: Mapping[str, Any] | None = None,
+    markdown: bool = True,
+) -> SpeechRequest:
+    """A request whose values are checked.
+
+    Args:
+        text: as sent.
+        voice: None: the first of `voices`.
+        most_characters: of the text.
+        seed: None: a random one.
+        delivery: keywords of `Synthesizer.stream_sentences`.
+        markdown: leave out Markdown's marks and emoji.
+
+    Raises:
+        ApiError: as `parse`.
+    """
+    if len(text) > most_characters:
+        raise ApiError(
+            413,
+            f"the input has {len(text)} characters, may have {most_characters}: send it in parts",
+            param="input",
+            code="string_above_max_length",
+        )
+    spoken = without_markdown(text) if markdown else text
+    if not spoken.strip():
+        raise ApiError(400, "the input has nothing to speak: add some words", param="input")
+    voice = next(iter(voices)) if voice is None else _choice("voice", voice, voices)
+    delivery = dict(delivery or {})
+    for name, value in delivery.items():
+        _check(name, lambda name=name, value=value: Delivery(**{name: value}))  # type: ignore[misc]
+    seed = random_seed() if seed is None else seed
+    _check("seed", lambda: check_seed(seed))
+    return SpeechRequest(spoken, voice, seed, delivery)
+
+
+def _check(name: str, check: Any) -> None:
+    try:
+        check()
+    except FastglowError as error:
+        raise ApiError(400, str(error), param=name) from error
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    try:
+        values = json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ApiError(400, f"byte {error.start + 1} of the body is not UTF-8: send JSON in UTF-8") from error
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, brackets in brackets
+        raise ApiError(400, f"the body is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ApiError(400, f'the body is {_shown(values)}, must be an object such as {{"input": "Hello."}}')
+    return values
+
+
+def _checked(name: str, value: Any) -> Any:
+    """The value if it has the type of its name; those of unknown names are of no interest."""
+    if name == "voice" and isinstance(value, dict):
+        value = value.get("id")
+    kind = _TYPES.get(name)
+    if kind is None:
+        return value
+    if kind is float and type(value) is int and abs(value) < 2**64:
+        value = float(value)
+    if type(value) is not kind:
+        raise ApiError(400, f"{name}={_shown(value)} must be {_KINDS[kind]}", param=name)
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ApiError(
+                400, f"{name} has half a surrogate pair at character {error.start + 1}: leave it out", param=name
+            ) from error
+    return value
+
+
+def _choice(name: str, value: str, choices: Collection[str]) -> str:
+    if value not in choices:
+        raise ApiError(400, f"{name}={_shown(value)} is unknown: use one of {', '.join(choices)}", param=name)
+    return value
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:59] + "…"

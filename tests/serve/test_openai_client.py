@@ -1,0 +1,152 @@
+"""OpenAI's own client against the service."""
+
+import base64
+import io
+import json
+
+import numpy as np
+import openai
+import pytest
+import soundfile
+
+from .serving import samples, wav_samples
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+TEXT = "The first sentence. And a second one, which is longer."
+RATES = {"mp3": 22050, "opus": 24000, "flac": 22050, "wav": 22050, "ogg": 22050, "pcm": 24000}
+
+
+@pytest.fixture(scope="module")
+def client(tiny):
+    with openai.OpenAI(api_key="none", base_url=f"{tiny.url}/v1", max_retries=0) as client:
+        yield client
+
+
+def create(client, **values):
+    values = {"model": "tts-1", "voice": "tiny", "input": TEXT, **values}
+    extra = {name: values.pop(name) for name in ("seed", "markdown", "timestamps", "details") if name in values}
+    return client.audio.speech.create(**values, extra_body=extra)
+
+
+@pytest.fixture(scope="module")
+def wav(client):
+    return create(client, response_format="wav", seed=5).read()
+
+
+def decoded(data, format):
+    if format == "pcm":
+        return np.frombuffer(data, "<i2") / np.float32(32768), RATES["pcm"]
+    return samples(data) if format != "wav" else (wav_samples(data) / np.float32(32768), RATES["wav"])
+
+
+@pytest.mark.parametrize("format", RATES)
+def test_every_format_has_the_same_speech(client, wav, format):
+    answer = create(client, response_format=format, seed=5)
+    audio, rate = decoded(answer.read(), format)
+    expected = wav_samples(wav) / np.float32(32768)
+    assert rate == RATES[format] == int(answer.response.headers["x-sample-rate"])
+    # MP3 and Opus add a codec's delay and padding.
+    assert -1e-3 <= len(audio) / rate - len(expected) / 22050 <= 0.15
+    level = np.sqrt(np.mean(audio**2) * len(audio) / rate)
+    assert level == pytest.approx(np.sqrt(np.mean(expected**2) * len(expected) / 22050), rel=0.1)
+    if format in ("wav", "flac"):
+        np.testing.assert_array_equal(audio, expected)
+
+
+def test_the_default_is_mp3_of_the_first_voice(tiny):
+    answer = tiny.speak(input="Hello.")
+    assert answer.status == 200 and answer.headers["content-type"] == "audio/mpeg"
+    assert soundfile.info(io.BytesIO(answer.body)).format == "MP3"
+    assert answer.headers["x-seed"].isdecimal() and answer.headers["transfer-encoding"] == "chunked"
+
+
+def test_a_seed_gives_the_same_bytes_and_the_header_tells_it(client, wav):
+    assert create(client, response_format="wav", seed=5).read() == wav
+    first = create(client, response_format="wav")
+    again = create(client, response_format="wav", seed=int(first.response.headers["x-seed"]))
+    assert first.read() == again.read() != wav
+
+
+def test_it_is_what_the_engine_streams(tiny, wav):
+    voice = tiny.service.voices["tiny"]
+    chunks = voice.stream(TEXT, seed=5)
+    audio = np.concatenate([*chunks])
+    # The engine alone decodes in another shape: the decoder's rounding.
+    assert abs(len(audio) - len(wav_samples(wav))) <= 2 * 256
+
+
+def test_streaming(client, wav):
+    with client.audio.speech.with_streaming_response.create(
+        model="tts-1", voice="tiny", input=TEXT, response_format="wav", extra_body={"seed": 5}
+    ) as answer:
+        parts = [*answer.iter_bytes()]
+    assert len(parts) > 2 and b"".join(parts) == wav
+
+
+def test_server_sent_events(client, tiny, wav):
+    with client.audio.speech.with_streaming_response.create(
+        model="tts-1", voice="tiny", input=TEXT, response_format="wav", stream_format="sse", extra_body={"seed": 5}
+    ) as answer:
+        lines = [line for line in answer.iter_lines() if line]
+    events = [json.loads(line.removeprefix("data: ")) for line in lines]
+    *deltas, done = events
+    assert {event["type"] for event in deltas} == {"speech.audio.delta"} and len(deltas) > 2
+    assert b"".join(base64.b64decode(event["audio"]) for event in deltas) == wav
+    assert done["type"] == "speech.audio.done" and done["seed"] == 5
+    assert done["usage"]["total_tokens"] == done["usage"]["input_tokens"] + done["usage"]["output_tokens"] > 0
+    assert done["audio_seconds"] == pytest.approx(len(wav_samples(wav)) / 22050)
+
+
+def test_models_and_voices(client, tiny):
+    names = [model.id for model in client.models.list()]
+    assert "tts-1" in names and client.models.retrieve("tts-1").id == "tts-1"
+    with pytest.raises(openai.NotFoundError, match="gpt-9"):
+        client.models.retrieve("gpt-9")
+    voices = json.loads(tiny.ask("GET", "/v1/audio/voices").body)["voices"]
+    assert [voice["id"] for voice in voices] == ["tiny", "other"] and voices[0]["sample_rate"] == 22050
+    assert {model["id"] for model in json.loads(tiny.ask("GET", "/v1/audio/models").body)["models"]} == {*names}
+
+
+def test_speed_and_other_options(client, wav):
+    fast = create(client, response_format="wav", seed=5, speed=2.0).read()
+    assert len(wav_samples(fast)) == pytest.approx(len(wav_samples(wav)) / 2, rel=0.02)
+    loud = client.audio.speech.create(
+        model="tts-1", voice="tiny", input=TEXT, response_format="wav",
+        extra_body={"seed": 5, "volume": 0.5, "sentence_silence": 1, "normalize": False, "trim_silence": True},
+    ).read()  # fmt: skip
+    assert loud != wav
+
+
+def test_markdown_and_emoji_are_left_out_unless_told(client):
+    marked = create(client, input="# The **first** [sentence](http://x.example). 😀", response_format="wav", seed=1)
+    plain = create(client, input="The first sentence.", response_format="wav", seed=1).read()
+    assert marked.read() == plain
+    told = create(client, input="a_b *c*", response_format="wav", seed=1, markdown=False).read()
+    assert told != create(client, input="a_b *c*", response_format="wav", seed=1).read()
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "param"),
+    [
+        ({"voice": "alloy"}, openai.BadRequestError, "voice"),
+        ({"voice": "../../etc/passwd"}, openai.BadRequestError, "voice"),
+        ({"model": "gpt-9"}, openai.NotFoundError, "model"),
+        ({"input": ""}, openai.BadRequestError, "input"),
+        ({"input": "**😀**"}, openai.BadRequestError, "input"),
+        ({"input": "..."}, openai.BadRequestError, "input"),
+        ({"input": "x" * 4097}, openai.APIStatusError, "input"),
+        ({"speed": 0.25}, openai.BadRequestError, "speed"),
+        ({"response_format": "aac"}, openai.BadRequestError, "response_format"),
+        ({"stream_format": "websocket"}, openai.BadRequestError, "stream_format"),
+        ({"seed": 2**63}, openai.BadRequestError, "seed"),
+        ({"timestamps": True}, openai.BadRequestError, "stream_format"),
+    ],
+    ids=lambda value: None if isinstance(value, type) else str(value)[:30],
+)
+def test_errors_are_the_clients_own(client, values, error, param):
+    with pytest.raises(error) as caught:
+        create(client, **values)
+    assert caught.value.param == param
+    assert caught.value.type == "invalid_request_error" and "\n" not in caught.value.message
+    assert caught.value.status_code == {"model": 404}.get(param, 413 if "x" * 99 in str(values) else 400)
