@@ -54,6 +54,7 @@ setup(
             *(f"voices/**/*.{suffix}" for suffix in ("md", "ogg", "png")),  # the card with its samples and plots
         ],
         "fastglow.kernels": ["configs/*.json"],
+        "fastglow.serve": [*(f"web/*.{suffix}" for suffix in ("css", "html", "js"))],
     },
     include_package_data=False,
     zip_safe=False,

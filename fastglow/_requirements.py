@@ -23,6 +23,6 @@ MARKERS = {
 PLOT = {"matplotlib": "3.7"}
 TRAIN = {"tensorboard": "2.14", **PLOT}
 SERVE = {"prometheus-client": "0.20", "starlette": "1.3.1", "uvicorn": "0.30"}
-WYOMING = {"wyoming": "1.6"}
+WYOMING = {"wyoming": "1.7"}
 """Home Assistant's protocol for voices."""
 RAY = {"ray[data]": "2.40"}

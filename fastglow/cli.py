@@ -29,9 +29,7 @@ _COMMANDS = {
     "prepare": _Entry(
         "fastglow.train.command", "Check the recordings of DATASET and store samples and log-mels in --out."
     ),
-    "serve": _Entry(
-        "fastglow.commands.serve", "Answer requests for speech over HTTP: OpenAI's API, and a web page."
-    ),
+    "serve": _Entry("fastglow.commands.serve", "Answer requests for speech over HTTP: OpenAI's API, and a web page."),
     "synth": _Entry("fastglow.commands.synth", "Speak TEXT, or --input, or standard input."),
     "train": _Entry("fastglow.train.command", "Train a model on a prepared data set."),
     "verify": _Entry("fastglow.train.command", "Check every byte of a prepared data set."),

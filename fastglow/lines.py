@@ -1,5 +1,6 @@
 """Reads text files with one entry per line: filelists, metadata.csv, lexicons, manifests."""
 
+from os import PathLike
 from pathlib import Path
 
 from fastglow.errors import FastglowError
@@ -15,7 +16,7 @@ def split_lines(text: str) -> list[str]:
     return lines if lines[-1] else lines[:-1]
 
 
-def read_lines(path: Path) -> list[str]:
+def read_lines(path: str | PathLike[str]) -> list[str]:
     """The lines of a text file in UTF-8, or in the encoding of its byte order mark.
 
     Labels must be exact, so no other encoding is guessed.
@@ -24,7 +25,7 @@ def read_lines(path: Path) -> list[str]:
         FastglowError: the file cannot be read, or has another encoding.
     """
     try:
-        data = path.read_bytes()
+        data = Path(path).read_bytes()
     except OSError as error:
         raise FastglowError(f"{path} cannot be read: {error.strerror}") from error
     encoding = marked_encoding(data) or "UTF-8"

@@ -1,4 +1,4 @@
-"""Audio: log-mel spectrograms, Griffin-Lim, the WaveGlow denoiser, reading and writing files."""
+"""Audio: log-mel spectrograms, Griffin-Lim, the WaveGlow denoiser, reading and writing files, encoding streams."""
 
 import importlib
 from typing import Any
@@ -7,6 +7,7 @@ _HOMES = {
     "Denoiser": "denoiser",
     "MelConfig": "config",
     "MelSpectrogram": "mel",
+    "StreamEncoder": "encoder",
     "TacotronSTFT": "tacotron_stft",
     "griffin_lim": "griffinlim",
     "read_audio": "io",

@@ -63,19 +63,6 @@ def check_complete(path: Path) -> None:
         )
 
 
-def counts_mp3_frames(path: Path) -> bool:
-    """Whether an MP3 stores its number of frames; otherwise libsndfile estimates it from the file's size."""
-    with open(path, "rb") as file:
-        tag = file.read(10)
-        if tag.startswith(b"ID3") and len(tag) == 10:
-            file.seek(sum(byte << 7 * i for i, byte in enumerate(reversed(tag[6:]))), io.SEEK_CUR)
-        else:
-            file.seek(0)
-        first_frame = file.read(256)
-    position = max(first_frame.find(name) for name in (b"Xing", b"Info"))
-    return position >= 0 and int.from_bytes(first_frame[position + 4 : position + 8], "big") & 1 == 1
-
-
 def with_known_length(path: Path) -> io.BytesIO | None:
     """A copy of a file of unknown length that libsndfile reads to its end; None if it reads the file as it is.
 

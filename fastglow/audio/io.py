@@ -6,27 +6,24 @@ import io
 import os
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import soundfile
 import soxr
 from numpy.typing import ArrayLike
 
-from fastglow.audio.containers import check_complete, counts_mp3_frames, with_known_length
+from fastglow.audio.containers import check_complete, with_known_length
 from fastglow.errors import FastglowError
 from fastglow.files import replacing
 
+from .encoder import Encoder, check_available, to_pcm16
 from .formats import FORMATS
+from .mp3 import counts_mp3_frames, with_frame_count
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# libsndfile's Vorbis encoder keeps each call's samples on the stack, which long audio overflows.
-_ENCODED_AT_ONCE = 1 << 14  # samples
-
-# libsndfile reports about 2**63 frames for a FLAC stream whose header has no length.
-_UNKNOWN_FRAMES = 2**62
 _DECODED_AT_ONCE = 1 << 16  # frames
 # Encoders disagree on whether to count the first and last frames, of 1152 samples each.
 _MP3_SLACK = 2 * 1152
@@ -98,21 +95,22 @@ class _OneWay(soundfile.SoundFile):
 
 def _decode(path: Path) -> tuple[np.ndarray, int]:
     """(samples, float32 [N, channels]; sampling rate)."""
+    source: Path | io.BytesIO = path
     is_regular = path.is_file()  # a pipe can be read only once
-    with soundfile.SoundFile((with_known_length(path) if is_regular else None) or path) as file:
-        if file.frames < _UNKNOWN_FRAMES:
-            samples = file.read(dtype="float32", always_2d=True)
-            if file.format == "MP3" and len(samples) + _MP3_SLACK < file.frames and counts_mp3_frames(path):
-                raise FastglowError(
-                    f"{path}: is cut short: its header declares {file.frames} samples, the file has {len(samples)}; "
-                    "copy or record it again"
-                )
-            return samples, file.samplerate
+    if is_regular:
+        source = with_frame_count(path) or with_known_length(path) or path
     blocks: list[np.ndarray] = []
-    with _OneWay(path) as file:
+    with _OneWay(source) as file:
         while not blocks or len(blocks[-1]) == _DECODED_AT_ONCE:
             blocks.append(file.read(_DECODED_AT_ONCE, dtype="float32", always_2d=True))
-        return np.concatenate(blocks), file.samplerate
+        samples = np.concatenate(blocks)
+        is_short = len(samples) + _MP3_SLACK < file.frames
+        if is_short and is_regular and file.format == "MP3" and counts_mp3_frames(path):
+            raise FastglowError(
+                f"{path}: is cut short: its header declares {file.frames} samples, the file has {len(samples)}; "
+                "copy or record it again"
+            )
+        return samples, file.samplerate
 
 
 def write_audio(
@@ -143,7 +141,8 @@ def write_audio(
         format = check_format(target, format)
     else:
         format = check_format("", format or "wav")
-    pcm, n_clipped = _to_pcm16(audio)
+    pcm, n_clipped = to_pcm16(audio)
+    _check_any(pcm)
     data = _encode(pcm, sampling_rate, format)
     if not isinstance(target, str | os.PathLike):
         _write_all(target, data)
@@ -173,7 +172,8 @@ def write_pcm16(stream: ByteSink, audio: ArrayLike | Tensor) -> None:
     Raises:
         FastglowError: audio that is not [N], not floating point, empty or not finite.
     """
-    pcm, _ = _to_pcm16(audio)
+    pcm, _ = to_pcm16(audio)
+    _check_any(pcm)
     _write_all(stream, pcm.astype("<i2").tobytes())
 
 
@@ -188,57 +188,21 @@ def check_format(path: str | os.PathLike[str], format: str | None = None) -> str
     if format not in FORMATS:
         known = ", ".join("." + suffix for suffix in FORMATS)
         raise FastglowError(f"{name}cannot write audio as {format!r}: use one of {known}")
-    container, subtype = FORMATS[format].container, FORMATS[format].subtype
-    if container not in soundfile.available_formats() or subtype not in soundfile.available_subtypes(container):
-        raise FastglowError(
-            f"{name}libsndfile {soundfile.__libsndfile_version__} cannot write {format!r}: install a newer soundfile, "
-            "or use .wav or .flac"
-        )
+    check_available(format, name)
     return format
 
 
-def _is_tensor(audio: object) -> TypeGuard[Tensor]:
-    return hasattr(audio, "detach")  # without importing torch
-
-
-def _to_pcm16(audio: ArrayLike | Tensor) -> tuple[np.ndarray, int]:
-    """float [N] -> (int16 [N], number of samples outside [-1, 1], which a warning tells)."""
-    if _is_tensor(audio):
-        if not audio.is_floating_point():
-            raise FastglowError(f"audio has dtype {audio.dtype}, must be floating point in [-1, 1]")
-        # .double() because NumPy has no bf16.
-        audio = audio.detach().double().cpu().numpy()
-    samples = np.asarray(audio)
-    if samples.ndim != 1:
-        raise FastglowError(f"audio has shape {list(samples.shape)}, must be [N]: write one clip at a time")
-    if not np.issubdtype(samples.dtype, np.floating):
-        raise FastglowError(f"audio has dtype {samples.dtype}, must be floating point in [-1, 1]")
-    if samples.size == 0:
+def _check_any(pcm: np.ndarray) -> None:
+    if pcm.size == 0:
         raise FastglowError("audio has 0 samples, must have at least one")
-    if not np.isfinite(samples).all():
-        raise FastglowError("audio has samples that are NaN or infinite")
-    # Readers divide by 32768, too, so that audio from a file is written back bit for bit.
-    steps = np.rint(samples.astype(np.float64) * 32768.0)
-    n_clipped = int((np.abs(steps) > 32768).sum())
-    if n_clipped:
-        warnings.warn(f"{n_clipped} of {steps.size} samples were outside [-1, 1] and clipped", stacklevel=3)
-    return np.clip(steps, -32768, 32767).astype(np.int16), n_clipped
 
 
-def _encode(pcm: np.ndarray, sampling_rate: int, name: str) -> bytes:
-    format = FORMATS[name]
-    rate = format.rate_for(sampling_rate)
-    audio = pcm
-    if rate != sampling_rate and sampling_rate > 0:
-        audio = soxr.resample(pcm / np.float32(32768), sampling_rate, rate).clip(-1, 1)
+def _encode(pcm: np.ndarray, sampling_rate: int, format: str) -> bytes:
     # In memory, because libsndfile seeks back to complete the header.
     buffer = io.BytesIO()
-    try:
-        with soundfile.SoundFile(buffer, "w", rate, 1, format.subtype, format=format.container) as file:
-            for start in range(0, len(audio), _ENCODED_AT_ONCE):
-                file.write(audio[start : start + _ENCODED_AT_ONCE])
-    except soundfile.LibsndfileError as error:
-        raise FastglowError(f"cannot write {name} at {rate} Hz: {error.error_string}") from error
+    encoder = Encoder(buffer, format, sampling_rate)
+    encoder.write(pcm)
+    encoder.close()
     return buffer.getvalue()
 
 

@@ -271,9 +271,7 @@ class Seat(Acoustic):
         self._lanes.leave(self)
 
     def decode(self, texts: Sequence[list[int]], seeds: Sequence[int], limits: Sequence[int]) -> list[Decoded]:
-        results = [
-            self._lanes.submit(self, *sentence) for sentence in zip(texts, seeds, limits, strict=True)
-        ]
+        results = [self._lanes.submit(self, *sentence) for sentence in zip(texts, seeds, limits, strict=True)]
         return [result.result() for result in results]
 
     def pieces(self, symbols: list[int], seed: int, n_frames: int) -> Generator[Piece, None, None]:

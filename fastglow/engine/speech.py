@@ -38,7 +38,7 @@ class Sentence:
     """The synthesis of one sentence.
 
     Attributes:
-        text: as split from the input, before cleaning.
+        text: as split from the input, before cleaning; without tags and pause marks.
         mel: log-mel, float32 [n_mel_channels, frames].
         alignment: attention weights, float32 [decoder steps, symbols].
         audio: float32 [samples] in [-1, 1], with its final level and fades.

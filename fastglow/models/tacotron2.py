@@ -48,8 +48,8 @@ class DecodedBatch(NamedTuple):
 
     def item(self, i: int, n_frames: int) -> "DecodedBatch":
         """One of them as a batch of its own, given its number of frames."""
-        mel, counts = self.mel[i : i + 1, :, :n_frames], (x[i : i + 1] for x in self[1:4])
-        return DecodedBatch(mel, *counts, self.alignments[i : i + 1])
+        mel, *others = (x[i : i + 1] for x in self)
+        return DecodedBatch(mel[:, :, :n_frames], *others)
 
 
 class Tacotron2(Refreshable):

@@ -20,7 +20,6 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from fastglow.audio.encoder import StreamEncoder
 from fastglow.engine import Synthesizer
@@ -63,7 +62,7 @@ def create_app(
         max_queue: requests that are worked on or wait; further ones are refused with 429.
         max_characters: of an input; longer ones are refused with 413.
         timeout: seconds without speech, or without the client reading any, after which a request is given up.
-        api_keys: one of them is required for /v1; default: none is.
+        api_keys: one of them is required for /v1, but for the names of voices and models; default: none is.
         cors_origins: origins whose pages may use the API, "*" for all; default: none but its own page.
         device, dtype: as for `Synthesizer.from_voice`; of the voices that are given by name.
 
@@ -75,7 +74,7 @@ def create_app(
     service = Service(
         loaded, max_batch=max_batch, max_wait=max_wait_ms / 1000, max_queue=max_queue, timeout=timeout
     )  # fmt: skip
-    routes = _Routes(service, max_characters, [_digest(key) for key in api_keys])
+    routes = _Routes(service, max_characters, [_digest(key.encode()) for key in api_keys])
     cors = Middleware(
         CORSMiddleware, allow_origins=list(cors_origins), allow_methods=["GET", "POST"], allow_headers=["*"],
         expose_headers=["X-Seed", "X-Sample-Rate", "X-Request-Id"],
@@ -105,8 +104,9 @@ class _Routes:
         return [
             Route("/", page),
             Route("/v1/audio/speech", self._guarded(self.speech), methods=["POST"]),
-            Route("/v1/audio/voices", self._guarded(self.voices)),
-            Route("/v1/audio/models", self._guarded(self.audio_models)),
+            # Open: Open WebUI asks for them without its key.
+            Route("/v1/audio/voices", self.voices),
+            Route("/v1/audio/models", self.audio_models),
             Route("/v1/models", self._guarded(self.models)),
             Route("/v1/models/{model}", self._guarded(self.model)),
             Route("/health", self.ready),
@@ -127,7 +127,7 @@ class _Routes:
             return
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         # All are compared, whole: the time tells neither which key is near nor how near it is. Digests have one length.
-        digest = _digest(key.strip())
+        digest = _digest(key.strip().encode("latin-1"))  # the bytes of the header
         matches = [hmac.compare_digest(digest, own) for own in self._key_digests]
         if scheme.lower() != "bearer" or not any(matches):
             raise ApiError(
@@ -211,8 +211,8 @@ async def _body(request: Request, most: int) -> bytes:
     return bytes(data)
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

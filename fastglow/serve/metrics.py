@@ -23,24 +23,29 @@ class Metrics:
     """
 
     def __init__(self, n_active: Callable[[], int], n_waiting: Callable[[], int]):
-        self._registry = CollectorRegistry()
-        own = {"namespace": "fastglow", "registry": self._registry}
+        self._registry = registry = CollectorRegistry()
         self.requests = Counter(
-            "requests", "Requests for speech by status: 499 for clients that left.", ["voice", "format", "status"], **own
+            "fastglow_requests",
+            "Requests for speech by status: 499 for clients that left.",
+            ["voice", "format", "status"],
+            registry=registry,
         )
-        Gauge("requests_active", "Requests that are being worked on.", **own).set_function(n_active)
-        Gauge("sentences_waiting", "Sentences that wait for the decoder.", **own).set_function(n_waiting)
-        self.batch_size = Histogram("batch_size", "Sentences decoded together.", buckets=_BATCHES, **own)
-        self.first_audio = Histogram(
-            "first_audio_seconds", "From a request to its first samples.", buckets=_SECONDS, **own
+        for name, help, count in (
+            ("requests_active", "Requests that are being worked on.", n_active),
+            ("sentences_waiting", "Sentences that wait for the decoder.", n_waiting),
+        ):
+            Gauge(f"fastglow_{name}", help, registry=registry).set_function(count)
+
+        def histogram(name: str, help: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"fastglow_{name}", help, registry=registry, buckets=buckets)
+
+        self.batch_size = histogram("batch_size", "Sentences decoded together.", _BATCHES)
+        self.first_audio = histogram("first_audio_seconds", "From a request to its first samples.", _SECONDS)
+        self.total = histogram("request_seconds", "From a request to its last byte, of completed ones.", _SECONDS)
+        self.real_time_factor = histogram(
+            "real_time_factor", "Seconds of work and waiting for a second of speech.", _FACTORS
         )
-        self.total = Histogram(
-            "request_seconds", "From a request to its last byte, completed ones.", buckets=_SECONDS, **own
-        )
-        self.real_time_factor = Histogram(
-            "real_time_factor", "Seconds of work and waiting for a second of speech.", buckets=_FACTORS, **own
-        )
-        self.audio = Counter("audio_seconds", "Speech that was made.", **own)
+        self.audio = Counter("fastglow_audio_seconds", "Speech that was made.", registry=registry)
 
     def text(self) -> bytes:
         return generate_latest(self._registry)

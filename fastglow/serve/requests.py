@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastglow.audio.formats import STREAM_FORMATS
@@ -137,13 +138,13 @@ def speech_request(
     voice = next(iter(voices)) if voice is None else _choice("voice", voice, voices)
     delivery = dict(delivery or {})
     for name, value in delivery.items():
-        _check(name, lambda name=name, value=value: Delivery(**{name: value}))  # type: ignore[misc]
+        _check(name, partial(Delivery, **{name: value}))
     seed = random_seed() if seed is None else seed
-    _check("seed", lambda: check_seed(seed))
+    _check("seed", partial(check_seed, seed))
     return SpeechRequest(spoken, voice, seed, delivery)
 
 
-def _check(name: str, check: Any) -> None:
+def _check(name: str, check: Callable[[], object]) -> None:
     try:
         check()
     except FastglowError as error:

@@ -16,6 +16,9 @@ from fastglow.errors import FastglowError
 Beside = Callable[[], AbstractAsyncContextManager[str]]
 """Makes another server: its context gives the address, and ends once it has answered what it has accepted."""
 
+# Seconds between looks for a second Ctrl-C.
+_TICK = 0.1
+
 
 @contextmanager
 def listening(host: str, port: int) -> Iterator[socket.socket]:
@@ -82,7 +85,15 @@ class _Server(uvicorn.Server):
             self._ready(await self._others.enter_async_context(self._beside()))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await asyncio.gather(super().shutdown(sockets), self._others.aclose())
+        # uvicorn ends the application with its own connections: the other server, which needs it, ends before.
+        for server in self.servers:
+            server.close()
+        ending = asyncio.ensure_future(self._others.aclose())
+        while not ending.done() and not self.force_exit:
+            await asyncio.wait([ending], timeout=_TICK)
+        ending.cancel()
+        await asyncio.gather(ending, return_exceptions=True)
+        await super().shutdown(sockets)
 
 
 def _shown(listener: socket.socket) -> str:

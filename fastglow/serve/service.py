@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mappi
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing, closing
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from torch import Tensor
@@ -84,11 +84,11 @@ class Service:
         self._vocoders: dict[Synthesizer, Vocoder] = {}
         self._lanes: dict[Synthesizer, Lanes] = {}
         self._seconds: deque[float] = deque(maxlen=_REMEMBERED)
-        turn = threading.Lock()
+        self._vocoding = ThreadPoolExecutor(1, "fastglow: vocoder")
         for voice in self.voices.values():
             if voice in self._vocoders:
                 continue
-            self._vocoders[voice] = _InTurn(voice.vocoder, turn)
+            self._vocoders[voice] = _InOneThread(voice.vocoder, self._vocoding)
             if (most := max_batch or voice.batch_size) > 1:
                 lanes = Lanes(voice.acoustic, most, max_wait, self.metrics.batch_size.observe)
                 lanes.rows.warm_up()
@@ -129,11 +129,11 @@ class Service:
         if seat is not None:
             view.acoustic = seat
         parts = self._work(view, request, encode, started)
-        step: Future = self._pool.submit(next, parts, _END)  # type: ignore[arg-type]
+        step: Future = self._pool.submit(next, parts, _END)
         try:
             while (part := await self._result(step)) is not _END:
-                step = self._pool.submit(next, parts, _END)  # type: ignore[arg-type]
-                yield part
+                step = self._pool.submit(next, parts, _END)
+                yield cast(Part, part)
             self._seconds.append(time.monotonic() - started)
         finally:
             if seat is not None:
@@ -148,6 +148,7 @@ class Service:
             self.closing = True
             self._changed.wait_for(lambda: not self.n_active)
         self._pool.shutdown()
+        self._vocoding.shutdown()
         for lanes in self._lanes.values():
             lanes.close()
 
@@ -204,11 +205,12 @@ class Service:
             yield item
 
 
-class _InTurn(Vocoder):
-    """A vocoder that one thread uses at a time: a call has all cores to itself."""
+class _InOneThread(Vocoder):
+    """A vocoder that all requests call in one thread: a call has all cores to itself, and OpenMP, which keeps threads
+    for each thread that computes, keeps them once."""
 
-    def __init__(self, vocoder: Vocoder, turn: threading.Lock):
-        self._vocoder, self._turn = vocoder, turn
+    def __init__(self, vocoder: Vocoder, thread: ThreadPoolExecutor):
+        self._vocoder, self._thread = vocoder, thread
 
     @property
     def call(self) -> Recorder | None:
@@ -221,8 +223,7 @@ class _InTurn(Vocoder):
     def vocode(
         self, mels: Tensor, lengths: Sequence[int], seeds: Sequence[int], first_frame: int = 0
     ) -> list[np.ndarray]:
-        with self._turn:
-            return self._vocoder.vocode(mels, lengths, seeds, first_frame)
+        return self._thread.submit(self._vocoder.vocode, mels, lengths, seeds, first_frame).result()
 
     def warm_up(self, mel: Tensor) -> None:
         self._vocoder.warm_up(mel)

@@ -198,8 +198,9 @@ def _without_tags(text: str, end: str = ". ", pause: Callable[[str], str] = lamb
             continue  # inside what an alias replaces
         tag, closes = text[start:stop], text[start + 1] == "/"
         pieces.append(text[position:start].translate(_NO_MARKERS))
-        if pieces[-1].strip():
-            ended, after_closing = pieces[-1].rstrip()[-1] in _FINAL, False
+        after_closing = after_closing and not pieces[-1]
+        if written := pieces[-1].rstrip():
+            ended = written[-1] in _FINAL
         position = stop
         if name == "s" and not closes:
             in_sentence = is_ssml or ended  # in HTML, words that are struck out

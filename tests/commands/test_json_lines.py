@@ -240,10 +240,22 @@ def test_any_line_is_a_job_or_a_one_line_error(values):
         assert str(error)
         return
     wanted = {name: value for name, value in json.loads(data.decode("utf-8-sig")).items() if value is not None}
-    assert job.text == wanted["text"] and job.voice.voice == wanted.get("voice", "v")
+    markdown = wanted.pop("markdown", False)
+    assert (markdown or job.text == wanted["text"]) and job.voice.voice == wanted.get("voice", "v")
     assert job.out.name == wanted.get("out", f"00005.{wanted.get('format', 'wav').lower()}").split("/")[-1]
     assert job.keywords == {"seed": 3, **{key: wanted[key] for key in wanted if key in list(KEYS)[4:]}}
     assert all(type(value) is KEYS[name] for name, value in job.keywords.items())
+
+
+def test_markdown_is_read_as_text_where_a_line_or_the_command_says_so(run, voices, tmp_path):
+    jobs = [{"text": "# *A* 🎉", "markdown": True}, {"text": "# *A* 🎉"}, {"text": "`b` [pause]", "markdown": True}]
+    assert run(jobs, "-o", "out")[0] == 0
+    assert [texts for _, texts, _ in voices.batches] == [["A", "# *A* 🎉", "b [pause]"]]
+    assert not any("markdown" in keywords for _, _, keywords in voices.batches)
+    # Another reading of the same line is another job.
+    jobs[0]["markdown"] = None
+    _, reports, _ = run(jobs, "-o", "out", "--resume", "--markdown")
+    assert {report["line"]: report.get("skipped", False) for report in reports} == {1: True, 2: False, 3: True}
 
 
 def test_outputs_are_numbered_named_and_kept_to_their_folder(run, tmp_path):

@@ -1,7 +1,6 @@
 """The service in a thread, and clients for it."""
 
 import http.client
-import io
 import json
 import socket
 import threading
@@ -9,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import soundfile
 import uvicorn
 
 JSON = {"Content-Type": "application/json"}
@@ -68,8 +66,9 @@ class Address:
         """A socket on which a request for speech was sent."""
         body = json.dumps(values).encode()
         sock = socket.create_connection((self.host, self.port), timeout=120)
-        head = f"POST /v1/audio/speech HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-        sock.sendall(head.encode() + b"\r\n\r\n" + body)
+        head = ["POST /v1/audio/speech HTTP/1.1", "Host: x", "Content-Type: application/json"]
+        head += [f"Content-Length: {len(body)}", "", ""]
+        sock.sendall("\r\n".join(head).encode() + body)
         return sock
 
     def metric(self, name, **labels):
@@ -97,12 +96,6 @@ def running(app):
         server.should_exit = True
         thread.join(120)
         assert not thread.is_alive()
-
-
-def samples(data):
-    """The audio of a file and its rate."""
-    with soundfile.SoundFile(io.BytesIO(data)) as file:
-        return file.read(dtype="float32"), file.samplerate
 
 
 def wav_samples(data):

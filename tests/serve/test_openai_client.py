@@ -9,7 +9,9 @@ import openai
 import pytest
 import soundfile
 
-from .serving import samples, wav_samples
+from fastglow.audio import read_audio
+
+from .serving import wav_samples
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -34,24 +36,31 @@ def wav(client):
     return create(client, response_format="wav", seed=5).read()
 
 
-def decoded(data, format):
+def decoded(data, format, folder):
     if format == "pcm":
         return np.frombuffer(data, "<i2") / np.float32(32768), RATES["pcm"]
-    return samples(data) if format != "wav" else (wav_samples(data) / np.float32(32768), RATES["wav"])
+    path = folder / f"speech.{format}"
+    path.write_bytes(data)
+    return read_audio(path)
 
 
-@pytest.mark.parametrize("format", RATES)
-def test_every_format_has_the_same_speech(client, wav, format):
-    answer = create(client, response_format=format, seed=5)
-    audio, rate = decoded(answer.read(), format)
-    expected = wav_samples(wav) / np.float32(32768)
-    assert rate == RATES[format] == int(answer.response.headers["x-sample-rate"])
-    # MP3 and Opus add a codec's delay and padding.
-    assert -1e-3 <= len(audio) / rate - len(expected) / 22050 <= 0.15
-    level = np.sqrt(np.mean(audio**2) * len(audio) / rate)
-    assert level == pytest.approx(np.sqrt(np.mean(expected**2) * len(expected) / 22050), rel=0.1)
-    if format in ("wav", "flac"):
-        np.testing.assert_array_equal(audio, expected)
+def test_every_format_has_the_same_speech(heart, tmp_path):
+    with openai.OpenAI(api_key="none", base_url=f"{heart.url}/v1", max_retries=0) as client:
+        found = {
+            format: create(client, voice="heart", input="Every format, the same.", response_format=format, seed=5)
+            for format in RATES
+        }
+    expected = wav_samples(found["wav"].read()) / np.float32(32768)
+    for format, answer in found.items():
+        audio, rate = decoded(answer.read(), format, tmp_path)
+        assert rate == RATES[format] == int(answer.response.headers["x-sample-rate"])
+        # MP3 and Opus add a codec's delay and padding.
+        assert -1e-3 <= len(audio) / rate - len(expected) / 22050 <= 0.15, format
+        energy = np.sum(audio**2) / rate
+        # MP3 at its lowest rates leaves out the highest frequencies.
+        assert energy == pytest.approx(np.sum(expected**2) / 22050, rel=0.2), format
+        if format in ("wav", "flac"):
+            np.testing.assert_array_equal(audio, expected)
 
 
 def test_the_default_is_mp3_of_the_first_voice(tiny):
@@ -110,7 +119,8 @@ def test_models_and_voices(client, tiny):
 
 def test_speed_and_other_options(client, wav):
     fast = create(client, response_format="wav", seed=5, speed=2.0).read()
-    assert len(wav_samples(fast)) == pytest.approx(len(wav_samples(wav)) / 2, rel=0.02)
+    silence = round(0.2 * 22050)
+    assert len(wav_samples(fast)) - silence == pytest.approx((len(wav_samples(wav)) - silence) / 2, rel=0.02)
     loud = client.audio.speech.create(
         model="tts-1", voice="tiny", input=TEXT, response_format="wav",
         extra_body={"seed": 5, "volume": 0.5, "sentence_silence": 1, "normalize": False, "trim_silence": True},
@@ -122,8 +132,9 @@ def test_markdown_and_emoji_are_left_out_unless_told(client):
     marked = create(client, input="# The **first** [sentence](http://x.example). 😀", response_format="wav", seed=1)
     plain = create(client, input="The first sentence.", response_format="wav", seed=1).read()
     assert marked.read() == plain
-    told = create(client, input="a_b *c*", response_format="wav", seed=1, markdown=False).read()
-    assert told != create(client, input="a_b *c*", response_format="wav", seed=1).read()
+    link = "[sentence](http://x.example)"
+    told = create(client, input=link, response_format="wav", seed=1, markdown=False).read()
+    assert told != create(client, input=link, response_format="wav", seed=1).read()
 
 
 @pytest.mark.parametrize(

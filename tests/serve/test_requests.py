@@ -114,7 +114,9 @@ def test_health(tiny):
 
 @pytest.fixture(scope="module")
 def locked():
-    app = make_app({"tiny": make_voice()}, max_batch=1, api_keys=["secret", "né"], cors_origins=["https://page.example"])
+    app = make_app(
+        {"tiny": make_voice()}, max_batch=1, api_keys=["secret", "né"], cors_origins=["https://page.example"]
+    )
     with running(app) as address:
         yield address
 
@@ -122,7 +124,7 @@ def locked():
 @pytest.mark.parametrize(
     "header", [None, "Bearer wrong", "Bearer ", "Bearer", "secret", "Basic secret", "Bearer secretsecret"]
 )
-@pytest.mark.parametrize("path", ["/v1/audio/speech", "/v1/models", "/v1/models/tts-1", "/v1/audio/voices"])
+@pytest.mark.parametrize("path", ["/v1/audio/speech", "/v1/models", "/v1/models/tts-1"])
 def test_a_key_is_required(locked, header, path):
     method = "POST" if path.endswith("speech") else "GET"
     headers = {**JSON, **({"Authorization": header} if header else {})}
@@ -136,7 +138,7 @@ def test_a_key_opens(locked):
         headers = {"Authorization": f"Bearer {key}".encode().decode("latin-1")}
         assert locked.ask("GET", "/v1/models", headers=headers).status == 200
         assert locked.speak(headers, input="Hello.").status == 200
-    for path in ("/health", "/metrics"):
+    for path in ("/health", "/metrics", "/", "/v1/audio/voices", "/v1/audio/models"):
         assert locked.ask("GET", path).status == 200
 
 
