@@ -25,8 +25,9 @@ SOURCES = {
     "fastglow.train": ROOT / "train",
 }
 SOURCE_FILES = [path for folder in SOURCES.values() for path in sorted(folder.rglob("*.py"))]
-# The only files that may read environment variables: for the backend, how threads wait, and what torchrun says.
+# The only files that may read environment variables: for the backend, how threads wait, Ray, and what torchrun says.
 READ_ENVIRONMENT = {
+    ROOT / "fastglow" / "commands" / "ray_cluster.py",
     ROOT / "kernels" / "backend.py",
     ROOT / "fastglow" / "threads.py",
     ROOT / "train" / "ranks.py",

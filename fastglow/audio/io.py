@@ -147,12 +147,21 @@ def write_audio(
     if not isinstance(target, str | os.PathLike):
         _write_all(target, data)
     else:
-        try:
-            with replacing(target) as path:
-                path.write_bytes(data)
-        except OSError as error:
-            raise FastglowError(f"{target}: cannot be written: {error.strerror or error}") from error
+        write_encoded(target, data)
     return n_clipped
+
+
+def write_encoded(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes a whole audio file as `write_audio` does: it appears complete or not at all.
+
+    Raises:
+        FastglowError: the path cannot be written.
+    """
+    try:
+        with replacing(path) as temporary:
+            temporary.write_bytes(data)
+    except OSError as error:
+        raise FastglowError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def write_pcm16(stream: ByteSink, audio: ArrayLike | Tensor) -> None:

@@ -2,19 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from tqdm import tqdm
 
 from fastglow.outputs import ClosedPipeError, discard_standard_output, draws_progress
 
-from .inputs import Line, count_lines
+from .inputs import EVERY_LINE, Line, Shard, count_lines
 from .jobs import Job
-from .reports import sentence_reports
-
-if TYPE_CHECKING:
-    from fastglow.engine import Speech
+from .speakers import Made
 
 
 class BatchReport:
@@ -22,6 +19,7 @@ class BatchReport:
 
     Args:
         inputs: as for `read_windows`.
+        shard: the lines that this run reads.
         as_json: print a JSON object for each job on standard output, and no summary.
         quiet: no progress bar and no summary.
 
@@ -31,21 +29,23 @@ class BatchReport:
         audio_seconds: of the spoken ones.
     """
 
-    def __init__(self, inputs: tuple[str, ...], as_json: bool, quiet: bool):
+    def __init__(self, inputs: tuple[str, ...], shard: Shard, as_json: bool, quiet: bool):
         self.seconds = self.audio_seconds = 0.0
         self.n_spoken = self.n_skipped = self.n_failed = 0
         self._name = ", ".join("standard input" if path == "-" else path for path in inputs or "-")
+        if shard != EVERY_LINE:
+            self._name += f", shard {shard.index}/{shard.count}"
         self._as_json, self._quiet = as_json, quiet
         draws = draws_progress(quiet)
-        self._bar = tqdm(total=count_lines(inputs) if draws else None, unit=" items", leave=False, disable=not draws)
-
-    def spoken(self, job: Job, speech: "Speech", how: dict[str, str | None]) -> None:
-        self.n_spoken += 1
-        self.audio_seconds += speech.seconds
-        self._bar.set_postfix_str(f"{self._speed:.1f} x real time", refresh=False)
-        self._tell(
-            job.line, job.out, audio_seconds=speech.seconds, seed=speech.seed, **how, sentences=sentence_reports(speech)
+        self._bar = tqdm(
+            total=count_lines(inputs, shard) if draws else None, unit=" items", leave=False, disable=not draws
         )
+
+    def spoken(self, job: Job, made: Made) -> None:
+        self.n_spoken += 1
+        self.audio_seconds += made.audio_seconds
+        self._bar.set_postfix_str(f"{self._speed:.1f} x real time", refresh=False)
+        self._tell(job.line, job.out, audio_seconds=made.audio_seconds, **made.report)
 
     def skipped(self, job: Job) -> None:
         self.n_skipped += 1

@@ -1,11 +1,14 @@
 """What `fastglow synth` reads: a whole text, or lines as they arrive."""
 
 import os
+import re
 import select
 import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
 from typing import NamedTuple
 
 from fastglow.errors import FastglowError
@@ -32,6 +35,28 @@ class Line(NamedTuple):
     @property
     def place(self) -> str:
         return f"{self.source}:{self.number}"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Every `count`-th line of all inputs together, from that of this index on, which counts from 0."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """Raises FastglowError unless the text is I/N with I < N."""
+        match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text, re.ASCII)
+        if match and int(match[1]) < int(match[2]):
+            return cls(int(match[1]), int(match[2]))
+        raise FastglowError(f"--shard {text} must be I/N with I from 0 to N-1: 0/2 and 1/2 are the two halves")
+
+    def has(self, position: int) -> bool:
+        return (position - 1) % self.count == self.index
+
+
+EVERY_LINE = Shard(0, 1)
 
 
 def check_inputs(inputs: tuple[str, ...]) -> None:
@@ -63,8 +88,13 @@ def read_whole(arguments: tuple[str, ...], inputs: tuple[str, ...]) -> str:
     return "\n\n".join(_read_standard_input() if path == "-" else read_text(path) for path in inputs or ("-",))
 
 
-def read_windows(inputs: tuple[str, ...], most: int) -> Iterator[list[Line]]:
+def read_windows(inputs: tuple[str, ...], most: int, patience: float | None = None) -> Iterator[list[Line]]:
     """The lines of all inputs, 1 to `most` at a time: a pipe is waited for only while no line is there.
+
+    Args:
+        inputs: paths, "-" for standard input, which is read if there are none.
+        most: lines at a time.
+        patience: seconds after which a wait gives an empty list.
 
     Raises:
         FastglowError: an input cannot be read.
@@ -74,20 +104,20 @@ def read_windows(inputs: tuple[str, ...], most: int) -> Iterator[list[Line]]:
         source = "standard input" if path == "-" else path
         number = 0
         with _opened(path, source) as descriptor:
-            for window in _windows(descriptor, most):
+            for window in _windows(descriptor, most, patience):
                 yield [Line(source, number + i, index + i, data) for i, data in enumerate(window, 1)]
                 number += len(window)
                 index += len(window)
 
 
-def count_lines(inputs: tuple[str, ...]) -> int | None:
-    """Number of lines that are not blank; None if an input is not a regular file."""
+def count_lines(inputs: tuple[str, ...], shard: Shard) -> int | None:
+    """Number of the shard's lines that are not blank; None if an input is not a regular file."""
     if not inputs or not all(os.path.isfile(path) for path in inputs):
         return None
-    n_lines = 0
+    n_lines, positions = 0, count(1)
     for path in inputs:
         with open(path, "rb") as file:
-            n_lines += sum(1 for line in file if line.strip())
+            n_lines += sum(1 for line in file if shard.has(next(positions)) and line.strip())
     return n_lines
 
 
@@ -98,25 +128,26 @@ def _read_standard_input() -> str:
         raise FastglowError(f"cannot read standard input: {error.strerror}") from error
 
 
-def _windows(descriptor: int, most: int) -> Iterator[list[bytes]]:
+def _windows(descriptor: int, most: int, patience: float | None = None) -> Iterator[list[bytes]]:
     lines: deque[bytes] = deque()
     rest, ended = b"", False
     while lines or not ended:
-        while not ended and len(lines) < most and (not lines or _has_data(descriptor)):
+        while not ended and len(lines) < most and _has_data(descriptor, 0 if lines else patience):
             data = os.read(descriptor, _READ_AT_ONCE)
             ended = not data
             *whole, rest = (rest + data).split(b"\n")
             lines.extend(whole)
             if ended and rest:
                 lines.append(rest)
-        if lines:
+        if lines or not ended:
             yield [lines.popleft() for _ in range(min(most, len(lines)))]
 
 
-def _has_data(descriptor: int) -> bool:
+def _has_data(descriptor: int, patience: float | None) -> bool:
+    """Whether there are data, or the end, within so many seconds; None: it waits."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(0))
+    return bool(poll.poll(None if patience is None else 1000 * patience))
 
 
 @contextmanager

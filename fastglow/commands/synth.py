@@ -28,11 +28,14 @@ from . import Invocation
 from .inputs import read_whole
 from .loading import load_engine
 from .options import VoiceChoice, check_keywords, given_keywords, speech_options, text_to_speak, voice_options
+from .ray_cluster import LOCAL, Cluster
 from .reports import computed_with, nothing_spoken, sentence_reports
 from .signals import ending_cleanly
 
 if TYPE_CHECKING:
     from fastglow.engine import Speech, Synthesizer
+
+    from .batches import Spread
 
 PLOTTED_SENTENCES = 10
 
@@ -59,6 +62,15 @@ PLOTTED_SENTENCES = 10
                    "format, voice or the like instead of the options'. Exit code 1 if one fails.")  # fmt: skip
 @click.option(
     "--resume", is_flag=True, help="With --json-lines: leave out what an earlier run has made of these lines."
+)
+@click.option("--shard", metavar="I/N",
+              help="With --json-lines: speak every N-th line only, from line I on, which counts from 0: other "
+                   "processes speak the rest.")  # fmt: skip
+@click.option("--ray", is_flag=False, flag_value=LOCAL, metavar="[ADDRESS]",
+              help="With --json-lines: speak on the GPUs, or CPUs, of a Ray cluster: auto, HOST:PORT or "
+                   "ray://HOST:PORT. Default: one that is started on this machine.")  # fmt: skip
+@click.option(
+    "--ray-workers", type=click.IntRange(1), help="Processes that speak with --ray. Default: one a GPU, or one a CPU."
 )
 @voice_options
 @click.option("--list-voices", is_flag=True, help="List the bundled voices and exit.")
@@ -99,12 +111,14 @@ def _synth(
         from .batches import speak_jobs
         from .jobs import Defaults
 
+        spread = _spread(options)
         try:
-            return speak_jobs(inputs, output, Defaults(voice, format, keywords), resume, warmup, as_json, quiet)
+            return speak_jobs(inputs, output, Defaults(voice, format, keywords), spread, resume, warmup, as_json, quiet)
         except ClosedPipeError:
             return CLOSED_PIPE
-    if resume:
-        raise FastglowError("--resume is for --json-lines: leave it out")
+    for name, value in {"resume": resume or None, **options}.items():
+        if name in ("resume", "shard", "ray", "ray_workers") and value is not None:
+            raise FastglowError(f"--{name.replace('_', '-')} is for --json-lines: leave it out")
     whole_text = read_whole(text, inputs)
     if output is None:
         raise FastglowError("no output given: pass -o FILE.wav, or -o - for standard output")
@@ -147,6 +161,19 @@ def _synth(
     elif not quiet:
         click.echo(_line(report), err=True)
     return None
+
+
+def _spread(options: dict[str, Any]) -> "Spread":
+    from .batches import Spread
+    from .inputs import EVERY_LINE, Shard
+
+    shard, address, workers = options["shard"], options["ray"], options["ray_workers"]
+    if workers is not None and address is None:
+        raise FastglowError(f"--ray-workers {workers} is for --ray: leave it out")
+    return Spread(
+        Shard.parse(shard) if shard is not None else EVERY_LINE,
+        Cluster(address, workers) if address is not None else None,
+    )
 
 
 def _refuse(option: str, others: dict[str, Any]) -> None:

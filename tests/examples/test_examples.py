@@ -79,6 +79,22 @@ def test_drop_in_module():
     assert launches.startswith("Triton launches: ")
 
 
+def test_ray_serve(monkeypatch):
+    """What Ray Serve is given: the application that a replica builds, and when to start another."""
+    serve = pytest.importorskip("ray.serve", reason="needs Ray: pip install 'ray[serve]'")
+    from starlette.testclient import TestClient
+
+    found = []
+    ingress = serve.ingress
+    monkeypatch.setattr(serve, "ingress", lambda build: found.append(build) or ingress(build))
+    example = runpy.run_path(str(EXAMPLES / "ray_serve.py"))
+    assert example["build"](example["Options"](voices=f"{DEFAULT_VOICE},again={DEFAULT_VOICE}", max_replicas=3))
+    (build,) = found
+    with TestClient(build()) as client:
+        assert client.get("/health").json() == {"status": "ok"}
+        assert [voice["id"] for voice in client.get("/v1/audio/voices").json()["voices"]] == [DEFAULT_VOICE, "again"]
+
+
 @pytest.mark.parametrize("name", ["tacotron2", "waveglow"])
 def test_training_loop(name):
     config = json.dumps(SMALL[name])
