@@ -96,9 +96,15 @@ def _sentence(sentence: Sentence, end: int, rate: int, details: bool) -> dict[st
     event = {"type": "fastglow.sentence", "text": sentence.text, "start": start, "end": end / rate, "words": words}
     if not details:
         return event
-    lowest, highest = sentence.mel.min(initial=0.0), sentence.mel.max(initial=0.0)
-    mel = (sentence.mel - lowest) / max(highest - lowest, 1e-9)
-    return {**event, "alignment": _picture(sentence.alignment), "mel": _picture(mel)}
+    return {**event, "alignment": _picture(sentence.alignment), "mel": _picture(_spread(sentence.mel))}
+
+
+def _spread(mel: np.ndarray) -> np.ndarray:
+    """From 0, the lowest value, to 1, the highest."""
+    if not mel.size:
+        return mel
+    lowest = mel.min()
+    return (mel - lowest) / max(mel.max() - lowest, 1e-9)
 
 
 def _picture(values: np.ndarray) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from fastglow.engine import Synthesizer
 
 from .answers import SpeechAnswer, encoded, error_event, events
 from .errors import ApiError, internal
-from .loading import check_options, load_voices
+from .loading import check_options, ignore_remarks, load_voices
 from .metrics import CONTENT_TYPE
 from .page import page
 from .requests import MODELS, most_bytes, parse
@@ -52,7 +52,7 @@ def create_app(
     """The service as an ASGI application, with its voices loaded and warmed up.
 
     `uvicorn --factory fastglow.serve:create_app` runs it, as does any ASGI server, in one process: each has its own
-    queue and batches.
+    queue and batches. Warnings that quote the spoken texts are ignored from here on.
 
     Args:
         voices: bundled voices or folders of voices, `VOICE` or `NAME=VOICE`; or synthesizers by name. The first is the
@@ -70,6 +70,7 @@ def create_app(
         FastglowError: a voice that cannot be loaded, or an option out of range.
     """
     check_options(max_batch, max_wait_ms, max_queue, max_characters, timeout)
+    ignore_remarks()
     loaded = voices if isinstance(voices, Mapping) else load_voices(voices, device, dtype)
     service = Service(
         loaded, max_batch=max_batch, max_wait=max_wait_ms / 1000, max_queue=max_queue, timeout=timeout

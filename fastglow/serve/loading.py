@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from fastglow.engine import Synthesizer
+from fastglow.engine.remarks import FaultySpeechWarning, SilentTextWarning
 from fastglow.errors import FastglowError
+from fastglow.models.tacotron2 import DecoderStepLimitWarning
+from fastglow.text.pauses import PauseMarkWarning
+from fastglow.text.unspeakable import UnspeakableTextWarning
 from fastglow.voices import DEFAULT_VOICE, Voice
+
+REMARKS = (
+    FaultySpeechWarning, SilentTextWarning, DecoderStepLimitWarning, PauseMarkWarning, UnspeakableTextWarning,
+)  # fmt: skip
 
 
 def load_voices(
@@ -40,6 +49,12 @@ def load_voices(
             loaded[voice].warmup()
         voices[name] = loaded[voice]
     return voices
+
+
+def ignore_remarks() -> None:
+    """Warnings that quote texts have no place in a log, and Python keeps each of them: of clients' texts, for ever."""
+    for category in REMARKS:
+        warnings.simplefilter("ignore", category)
 
 
 def check_options(

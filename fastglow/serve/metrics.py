@@ -45,6 +45,9 @@ class Metrics:
         self.real_time_factor = histogram(
             "real_time_factor", "Seconds of work and waiting for a second of speech.", _FACTORS
         )
+        self.faults = Counter(
+            "fastglow_faulty_sentences", "Sentences with a fault in each attempt.", ["fault"], registry=registry
+        )
         self.audio = Counter("fastglow_audio_seconds", "Speech that was made.", registry=registry)
 
     def text(self) -> bytes:

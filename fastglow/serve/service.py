@@ -202,6 +202,8 @@ class Service:
                 if progress.first_audio is None:
                     progress.first_audio = time.monotonic() - started
                     self.metrics.first_audio.observe(progress.first_audio)
+            elif item.fault:
+                self.metrics.faults.labels(item.fault).inc()
             yield item
 
 
