@@ -16,7 +16,7 @@ from fastglow.errors import FastglowError
 from fastglow.files import replacing
 from fastglow.kernels.launch import gpu_slug
 
-from . import cpu_report, environment, gate, journal, results, targets
+from . import cpu_report, environment, gate, journal, results, serve_report, targets
 from .readme import README, write_between
 from .results import Run
 from .steps import SECONDS_FILE
