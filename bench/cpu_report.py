@@ -12,7 +12,8 @@ RATIOS = {EAGER: "x eager", COMPILE: "x compile", PEER: "x peer"}
 
 
 def speed(run: Run) -> list[str]:
-    """The machine, and a table of everything but training steps, other people's models and the service, which have their own."""
+    """The machine, and a table of everything but training steps, other people's models and the service, which have
+    their own."""
     columns = ["benchmark", *IMPLEMENTATIONS.values(), *RATIOS.values(), "x peer in float32", "of the ceiling", "error"]
     lines = [
         machine_line(run),

@@ -10,8 +10,8 @@ from .workload import FASTGLOW, ORDINARY
 BATCHING = {FASTGLOW: "on", ORDINARY: "off"}
 
 
-def section(run: Run) -> list[str]:
-    """Empty in a run without it."""
+def section(run: Run, level: str = "##") -> list[str]:
+    """Empty in a run without it; `level`: of its heading."""
     lines = [
         f"| {' | '.join(_cells(implementation, rows))} |"
         for rows in run.by_name().values()
@@ -23,7 +23,7 @@ def section(run: Run) -> list[str]:
         return []
     columns = ["clients", "requests", "batching", "x real time", "first sound", "95 %", "last", "95 %", "x off"]
     return [
-        *("", "## The service under load", ""),
+        *("", f"{level} The service under load", ""),
         "Requests for a sentence, by clients that each send the next once they have an answer. `x real time`: seconds "
         "of speech a second, of all requests. Milliseconds from the request to the first and the last byte of sound: "
         "median, and what 95 % do not exceed. `x off`: the rate over that without batching, the median of the rounds' "
