@@ -43,7 +43,7 @@ def served(*options: str) -> Iterator[str]:
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, cwd=environment.ROOT, env=os.environ | threads, stderr=log)
         try:
-            yield _address(process, log.fileno())
+            yield _address(process, command, log.fileno())
             assert process.poll() is None, f"the service ended with code {process.returncode}"
         finally:
             process.send_signal(signal.SIGTERM)
@@ -54,7 +54,7 @@ def served(*options: str) -> Iterator[str]:
                 process.wait()
 
 
-def _address(process: subprocess.Popen, log: int) -> str:
+def _address(process: subprocess.Popen, command: Sequence[str], log: int) -> str:
     """What the service says once it is ready."""
     end = time.monotonic() + _STARTED
     while time.monotonic() < end:
@@ -65,7 +65,7 @@ def _address(process: subprocess.Popen, log: int) -> str:
         if process.poll() is not None:
             break
         time.sleep(0.05)
-    raise RuntimeError(f"{' '.join(process.args)} did not start: {said.strip()}")
+    raise RuntimeError(f"{' '.join(command)} did not start: {said.strip()}")
 
 
 def load(address: str, requests: Sequence[dict], clients: int) -> list[Answer]:

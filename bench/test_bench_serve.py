@@ -151,7 +151,7 @@ def library(text: str) -> np.ndarray:
 
 def latencies(answers: list[Answer]) -> dict[str, float]:
     """Seconds to the first and the last byte: median, and what 95 % of the answers do not exceed."""
-    found = {}
+    found: dict[str, float] = {}
     for name in ("first", "last"):
         seconds = [getattr(answer, name) for answer in answers]
         found |= {f"{name}_median": float(np.median(seconds)), f"{name}_95": float(np.quantile(seconds, 0.95))}
