@@ -1,7 +1,6 @@
 """Options and fixtures of the suite; README.md describes what is measured and how."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 
 import pytest
@@ -69,9 +68,7 @@ def pytest_collection_modifyitems(config, items):
     ours.sort(key=lambda item: (files.index(item.path), ORDER.index(item.callspec.params["implementation"])))
     timed = not config._benchmarksession.disabled
     small = _has_small_sizes(config)
-    # On a CPU fastglow's benchmark times the others, too.
-    names = [FASTGLOW] if timed and not environment.has_gpu() else ORDER
-    supported = [item for item in ours if _runs(small, names, **item.callspec.params)]
+    supported = [item for item in ours if _runs(small, timed, **item.callspec.params)]
     if timed or environment.has_gpu():
         for item in supported:
             item.add_marker(pytest.mark.benchmark(timer=timing.CLOCK))
@@ -80,8 +77,10 @@ def pytest_collection_modifyitems(config, items):
     items[:] = others + supported
 
 
-def _runs(small: bool, names: Sequence[str], workload: Workload, implementation: str, **others) -> bool:
-    return implementation in names and workload.offers(implementation) and workload.runs(small)
+def _runs(small: bool, timed: bool, workload: Workload, implementation: str, **others) -> bool:
+    if timed and (workload.in_turn or not environment.has_gpu()) and implementation != FASTGLOW:
+        return False  # fastglow's benchmark times the others, too
+    return workload.offers(implementation) and workload.runs(small)
 
 
 def pytest_runtest_setup(item):

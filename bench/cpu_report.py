@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Mapping
 
-from . import foreign_report, results
+from . import foreign_report, results, serve_report
 from .cells import IMPLEMENTATIONS, ceilings_line, time_cell
 from .results import Row, Run
 from .workload import COMPILE, EAGER, FASTGLOW, PEER
@@ -12,7 +12,8 @@ RATIOS = {EAGER: "x eager", COMPILE: "x compile", PEER: "x peer"}
 
 
 def speed(run: Run) -> list[str]:
-    """The machine, and a table of everything but training steps and other people's models, which have their own."""
+    """The machine, and a table of everything but training steps, other people's models and the service, which have
+    their own."""
     columns = ["benchmark", *IMPLEMENTATIONS.values(), *RATIOS.values(), "x peer in float32", "of the ceiling", "error"]
     lines = [
         machine_line(run),
@@ -24,7 +25,8 @@ def speed(run: Run) -> list[str]:
         "|---|" + "--:|" * (len(columns) - 1),
     ]
     for name, rows in run.by_name().items():
-        if not any("precision" in row.info for row in rows.values()) and not foreign_report.is_foreign(rows):
+        has_own_table = foreign_report.is_foreign(rows) or serve_report.is_served(rows)
+        if not has_own_table and not any("precision" in row.info for row in rows.values()):
             lines.append(f"| {name} | {' | '.join(_cells(rows))} |")
     return lines
 

@@ -59,7 +59,7 @@ class Measurement:
                 with implementation.active():
                     workload.verify(implementation, direction)
                     self.benchmark.pedantic(workload.call(implementation, direction))
-            elif environment.has_gpu():
+            elif environment.has_gpu() and not workload.in_turn:
                 self._measure(self.ceilings, workload, direction, implementation)
             else:
                 failures = self._measure_in_turn(workload, direction)

@@ -16,7 +16,7 @@ from fastglow.errors import FastglowError
 from fastglow.files import replacing
 from fastglow.kernels.launch import gpu_slug
 
-from . import cpu_report, environment, gate, journal, results, targets
+from . import cpu_report, environment, gate, journal, results, serve_report, targets
 from .readme import README, write_between
 from .results import Run
 from .steps import SECONDS_FILE
@@ -31,7 +31,7 @@ def section(run: Run) -> str:
     """The targets of one GPU, or a CPU's tables."""
     machine = run.machine
     if machine["gpu"] is None:
-        return "\n".join([*cpu_report.speed(run), "", *targets.table(run)])
+        return "\n".join([*cpu_report.speed(run), "", *targets.table(run), *serve_report.section(run, "###")])
     versions = f"torch {machine['torch']}, triton {machine['triton']}, commit {machine['commit']}."
     return "\n".join([f"### {machine['gpu']}", "", versions, "", *targets.table(run)])
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from fastglow.errors import FastglowError
 from fastglow.files import replacing
 
-from . import cpu_report, environment, foreign_report, journal, memory_report, results, targets
+from . import cpu_report, environment, foreign_report, journal, memory_report, results, serve_report, targets
 from .cells import IMPLEMENTATIONS, ceilings_line, memory_cell, time_cell
 from .results import Row, Run
 from .targets import FORMATS
@@ -30,7 +30,12 @@ def markdown(run: Run, tests: Sequence[str] = ()) -> str:
         "",
         *(_speed(run) if machine["gpu"] else cpu_report.speed(run)),
     ]
-    lines += [*training_section(run), *memory_report.section(run), *foreign_report.section(run)]
+    lines += [
+        *training_section(run),
+        *memory_report.section(run),
+        *foreign_report.section(run),
+        *serve_report.section(run),
+    ]
     if verdicts := targets.table(run):
         lines += ["", "## Targets", "", *verdicts]
     unmeasured = [
@@ -58,7 +63,7 @@ def _speed(run: Run) -> list[str]:
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|---|--:|",
     ]
     for name, rows in run.by_name().items():
-        if not foreign_report.is_foreign(rows):
+        if not foreign_report.is_foreign(rows) and not serve_report.is_served(rows):
             lines.append(f"| {name} | {' | '.join(_cells(rows))} |")
     if timed_by_frame := [(name, rows) for name, rows in run.by_name().items() if any(map(_frames, rows.values()))]:
         lines += ["", "## Mel frames", "", "| benchmark | ours | eager | compile | peer |", "|---|--:|--:|--:|--:|"]

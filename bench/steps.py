@@ -24,6 +24,7 @@ BENCHMARKS = {
         ("test_bench_decode_loop", ""),
         ("test_bench_waveglow", "inference"),
         ("test_bench_accelerate", ""),
+        ("test_bench_serve", ""),
     ],
     TRAINING: [
         ("test_bench_train_step", "waveglow"),
@@ -47,6 +48,7 @@ NEEDS = {
     "tests-engine-": ("safetensors", "tqdm"),
     "test_bench_": ("pytest_benchmark",),
     "test_bench_synthesizer": ("safetensors", "tqdm"),
+    "test_bench_serve": ("safetensors", "soxr", "starlette", "uvicorn", "prometheus_client"),
 }
 """Packages by the first letters of a step's name, besides torch, Triton, NumPy and pytest."""
 

@@ -82,6 +82,7 @@ class Workload(ABC):
         bounded: its times are held against the machine's ceilings, which a CPU measures again in each round.
         small: its sizes are for verifying on a CPU, which is not timed.
         varies: it has an option of fastglow's, and is compared with fastglow without it.
+        in_turn: its implementations are timed in turn, on a GPU too, by the host's clock.
     """
 
     op: str
@@ -91,6 +92,7 @@ class Workload(ABC):
     bounded = True
     small: bool
     varies = False
+    in_turn = False
 
     @property
     @abstractmethod

@@ -11,7 +11,7 @@ from bench import bundled_voice, environment
 from bench import test_bench_decode_loop as decode_loop
 from bench.bundled_voice import BundledVoice, StartToFile
 from bench.foreign_models import TARGETS
-from bench.workload import COMPILE, EAGER, FASTGLOW, INFERENCE, PEER, Implementation, all_workloads
+from bench.workload import COMPILE, EAGER, FASTGLOW, INFERENCE, ORDINARY, PEER, Implementation, all_workloads
 from fastglow.kernels.cpu import fast_dtype
 
 OURS = Implementation(FASTGLOW)
@@ -27,7 +27,10 @@ def test_published_sizes():
     assert [workload.name for workload in loaders] == [
         f"{case}-workers-{n}" for case in ("waveglow-10x8000-int16", "tacotron2-128-float32") for n in (0, 1, 2)
     ]
-    others += loaders
+    served = [workload for workload in published if workload.op == "serve"]
+    assert [workload.name for workload in served] == ["1-clients", "8-clients", "32-clients"]
+    assert all(workload.offers(ORDINARY) and workload.in_turn for workload in served)
+    others += [*loaders, *served]
     timed = {f"{workload.op}/{workload.case}": workload for workload in published if workload not in others}
     precisions = {name: [x.dtype_name for x in (of, *of.beside())] for name, of in timed.items()}
     names = [str(dtype).removeprefix("torch.") for dtype in DTYPES]

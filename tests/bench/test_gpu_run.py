@@ -147,7 +147,7 @@ def test_parts(tmp_path):
     by_part = {part: {step.name for step in steps(tmp_path, None, [part])} for part in PARTS}
     assert sum(map(len, by_part.values())) == len({step.name for step in steps(tmp_path, None)})
     pipeline = {"test_bench_synthesizer", "test_bench_decode_loop", "test_bench_waveglow-inference"}
-    pipeline |= {"test_bench_accelerate"}
+    pipeline |= {"test_bench_accelerate", "test_bench_serve"}
     training = {"test_bench_teacher_forced_loop", "test_bench_waveglow-train", "test_bench_loader"}
     training |= {"test_bench_train_step-waveglow", "test_bench_train_step-tacotron2"}
     for part, names in (("pipeline", pipeline), ("training", training)):
