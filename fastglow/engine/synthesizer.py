@@ -315,6 +315,7 @@ class Synthesizer(Speaker):
         self.vocoder.warm_up(self.tacotron2.embedding.weight.new_zeros(batch_size, self.audio.n_mel_channels, 1))
         with closing(self.stream(LEVEL_TEXT, 0)) as chunks:
             next(chunks, None)
+        self.frontend.encode("At 5:15 pm on May 1st, 1984, $3.50.")  # the packages for numbers
 
     def memory(self) -> dict[str, int]:
         """Bytes of device memory: 'weights' of the models, and 'graphs' with the tensors that they compute with."""

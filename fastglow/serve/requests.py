@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,11 +14,17 @@ from fastglow.engine.delivery import Delivery
 from fastglow.engine.seeds import check_seed, random_seed
 from fastglow.errors import FastglowError
 from fastglow.text.markdown import without_markdown
+from fastglow.text.markup import without_tags
+from fastglow.text.pauses import Pause, split_pauses
+from fastglow.text.sentences import split_sentences
 
 from .errors import ApiError
 
 MODELS = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts", "fastglow")
 """Names that clients send: all mean the voice's own model."""
+
+MOST_SILENCE = 600.0
+"""Seconds, between sentences and in pauses, that a text may ask for."""
 
 _DELIVERY: dict[str, type] = {
     "speed": float, "volume": float, "normalize": bool, "sentence_silence": float, "trim_silence": bool,
@@ -139,9 +146,22 @@ def speech_request(
     delivery = dict(delivery or {})
     for name, value in delivery.items():
         _check(name, partial(Delivery, **{name: value}))
+    _check("input", partial(_check_silence, spoken, delivery.get("sentence_silence", 0.0)))
     seed = random_seed() if seed is None else seed
     _check("seed", partial(check_seed, seed))
     return SpeechRequest(spoken, voice, seed, delivery)
+
+
+def _check_silence(text: str, sentence_silence: float) -> None:
+    """A few characters could ask for hours of it."""
+    parts = split_pauses(without_tags(text))
+    seconds = math.fsum(part.seconds for part in parts if isinstance(part, Pause))
+    if sentence_silence > 0:
+        seconds += sentence_silence * sum(len(split_sentences(part)) for part in parts if isinstance(part, str))
+    if seconds > MOST_SILENCE:
+        raise FastglowError(
+            f"the input has {seconds:g} s of pauses, may have {MOST_SILENCE:g} s in all: use fewer, or shorter ones"
+        )
 
 
 def _check(name: str, check: Callable[[], object]) -> None:

@@ -14,11 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from fastglow import FastglowError, save_checkpoint
 from fastglow.cli import main
 from fastglow.commands import serve as command
 from fastglow.serve.loading import load_voices
-
-from fastglow import FastglowError, save_checkpoint
 
 from ..engine.conftest import ENVIRONMENT, make_tacotron2
 from .serving import Address

@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+from fastglow.serve.errors import ApiError
+from fastglow.serve.requests import speech_request
+
 from .conftest import make_app, make_voice
 from .serving import JSON, running
 
@@ -87,6 +90,30 @@ def test_a_long_text_whose_json_is_within_bounds(tiny):
     answer = tiny.speak(input="é" * 4097)
     assert answer.status == 413 and answer.error["code"] == "string_above_max_length"
     assert "4097" in answer.error["message"] and "4096" in answer.error["message"]
+
+
+@pytest.mark.parametrize(
+    ("values", "ok"),
+    [
+        ({"input": "Yes." + "[pause:60s]" * 10}, True),
+        ({"input": "Yes." + "[pause:60s]" * 10 + "[pause:1ms]"}, False),
+        ({"input": "Yes." + "<break time='60s'/>" * 11}, False),
+        ({"input": "Yes.[pause:61s]"}, False),
+        ({"input": "Yes. " * 11, "sentence_silence": 60}, False),
+        ({"input": "Yes. " * 9, "sentence_silence": 60}, True),
+    ],
+)
+def test_a_text_cannot_ask_for_hours_of_silence(values, ok):
+    def ask():
+        text, silence = values["input"], values.get("sentence_silence")
+        return speech_request(text, None, ["v"], 4096, 1, {"sentence_silence": silence} if silence else {})
+
+    if ok:
+        assert ask().text
+    else:
+        with pytest.raises(ApiError, match="pause") as caught:
+            ask()
+        assert caught.value.status == 400 and caught.value.error["param"] == "input"
 
 
 @pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded", "application/jsonx"])
