@@ -65,7 +65,7 @@ def test_batch(tmp_path):
 def test_streaming(tmp_path):
     text = "Hello. Good morning to you."
     lines = run("streaming", text, "--out", "out.wav", "--seed", "3")
-    assert len(lines) == 2
+    assert len(lines) == 3  # two sentences, and the silence between them
     audio, rate = soundfile.read(tmp_path / "out.wav", dtype="float32")
     speech = Synthesizer.from_voice(DEFAULT_VOICE).synthesize(text, seed=3)
     assert rate == speech.sample_rate
