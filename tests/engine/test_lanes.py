@@ -62,6 +62,18 @@ def test_the_bundled_voice_has_the_bits_that_it_has_alone(heart):
         assert same(rows.decode([text], [seed], [40])[0], other)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_gpu_gives_the_bits_that_it_gives_alone(dtype):
+    acoustic = Synthesizer.from_voice("heart", "cuda", dtype).acoustic
+    rows = Rows(acoustic, 8)
+    texts, seeds, _ = sentences(8, seed=5, longest=100)
+    for repetition in range(2):  # as written, and as CUDA graphs
+        alone = [rows.decode([text], [seed], [40])[0] for text, seed in zip(texts, seeds, strict=True)]
+        for one, other in zip(alone, _by_shape(rows, texts, seeds, [40] * 8), strict=True):
+            assert same(one, other), repetition
+
+
 def test_lanes_agree_with_the_ordinary_batch_but_for_rounding():
     """In float64, where rounding does not grow to anything that shows."""
     acoustic = Acoustic(make_tacotron2(max_decoder_steps=30).double(), 256 / 22050)
