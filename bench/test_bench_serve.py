@@ -161,7 +161,7 @@ def latencies(answers: list[Answer]) -> dict[str, float]:
 WORKLOADS = [
     Serving(clients=1, n_requests=4),
     Serving(clients=8, n_requests=16),
-    Serving(clients=32, n_requests=64),
+    Serving(clients=32, n_requests=48),
     Serving(clients=2, n_requests=3, texts=("Hi.", "No."), small=True),
 ]
 
