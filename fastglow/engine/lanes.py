@@ -27,6 +27,10 @@ SHORTEST = 64
 COMPARED_STEPS = 16
 
 
+# Seconds of waiting that a text's later sentences count for less than a first one: enough for a batch or two on a CPU.
+LATER = 5.0
+
+
 class RowsDifferWarning(UserWarning):
     """On this machine a batch's rows round by their position: sentences are decoded one by one."""
 
@@ -124,16 +128,16 @@ class _Waiting:
     seed: int
     limit: int
     seat: Seat
-    order: tuple[int, int]  # least first
     since: float
+    order: tuple[float, int]  # least first
     result: Future[Decoded] = field(default_factory=Future)
 
 
 class Lanes:
     """A thread that decodes what callers ask for, several sentences at a time.
 
-    Callers take turns: first comes who has had the fewest sentences, so that a short text need not wait for the rest
-    of a long one.
+    First comes who waits longest, but a text's later sentences let first ones pass that wait `LATER` seconds less: a
+    short text need not wait for the rest of a long one, nor a long one for ever.
 
     Args:
         acoustic: decodes.
@@ -184,8 +188,10 @@ class Lanes:
         with self._changed:
             if seat not in self._seats or self._closed:
                 raise CancelledError
-            waiting = _Waiting(symbols, seed, limit, seat, (seat.n_sentences, next(self._arrivals)), time.monotonic())
-            seat.n_sentences += 1
+            since = time.monotonic()
+            order = since + (LATER if seat.has_begun else 0.0), next(self._arrivals)
+            seat.has_begun = True
+            waiting = _Waiting(symbols, seed, limit, seat, since, order)
             self._waiting.append(waiting)
             self._changed.notify_all()
         return waiting.result
@@ -258,12 +264,12 @@ class Seat(Acoustic):
     """An `Acoustic` of one caller whose sentences are decoded by `Lanes`; a closed one raises CancelledError.
 
     Attributes:
-        n_sentences: that it has asked for.
+        has_begun: it has asked for a sentence.
     """
 
     def __init__(self, lanes: Lanes):
         vars(self).update(vars(lanes.acoustic))
-        self.n_sentences = 0
+        self.has_begun = False
         self._lanes = lanes
 
     def close(self) -> None:

@@ -220,6 +220,25 @@ def test_a_short_text_comes_before_the_rest_of_a_long_one(gated):
         one.result(30)
 
 
+def test_a_long_text_does_not_wait_for_ever(gated, monkeypatch):
+    lanes, gate = gated
+    monkeypatch.setattr("fastglow.engine.lanes.LATER", 0.05)
+    long, *short = (lanes.seat() for _ in range(1 + 3 * MOST))
+    first, later = _submit(lanes, long, n=MOST), None
+    _wait_for(lambda: gate.sizes)
+    (later,) = _submit(lanes, long)
+    time.sleep(0.1)
+    others = [_submit(lanes, seat)[0] for seat in short]
+    gate.open.set()
+    later.result(30)
+    assert sum(not one.done() for one in others) >= MOST
+    for seat, one in zip(short, others, strict=True):
+        one.result(30)
+        seat.close()
+    for one in first:
+        one.result(30)
+
+
 def test_closing_a_seat_gives_its_sentences_up(gated):
     lanes, gate = gated
     leaving, staying = lanes.seat(), lanes.seat()
