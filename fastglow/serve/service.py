@@ -129,8 +129,10 @@ class Service:
         if seat is not None:
             view.acoustic = seat
         parts = self._work(view, request, encode, started)
-        step: Future = self._pool.submit(next, parts, _END)
+        step: Future = Future()
         try:
+            # Fails if the system gives no more threads.
+            step = self._pool.submit(next, parts, _END)
             while (part := await self._result(step)) is not _END:
                 step = self._pool.submit(next, parts, _END)
                 yield cast(Part, part)
@@ -167,10 +169,12 @@ class Service:
             self.n_active += 1
 
     def _leave(self, parts: Generator) -> None:
-        parts.close()
-        with self._changed:
-            self.n_active -= 1
-            self._changed.notify_all()
+        try:
+            parts.close()
+        finally:
+            with self._changed:
+                self.n_active -= 1
+                self._changed.notify_all()
 
     def _seconds_until_room(self) -> int:
         """A request ends every so often, if all take as long as the latest."""
