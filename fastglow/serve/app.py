@@ -61,7 +61,8 @@ def create_app(
         max_wait_ms: milliseconds that a sentence waits for others.
         max_queue: requests that are worked on or wait; further ones are refused with 429.
         max_characters: of an input; longer ones are refused with 413.
-        timeout: seconds without speech, or without the client reading any, after which a request is given up.
+        timeout: seconds without speech, without the client reading any, or for its body to come, after which a request
+            is given up.
         api_keys: one of them is required for /v1, but for the names of voices and models; default: none is.
         cors_origins: origins whose pages may use the API, "*" for all; default: none but its own page.
         device, dtype: as for `Synthesizer.from_voice`; of the voices that are given by name.
@@ -139,7 +140,14 @@ class _Routes:
     async def speech(self, request: Request) -> SpeechAnswer:
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise ApiError(415, "the body must be JSON: send the header 'Content-Type: application/json'")
-        data = await _body(request, most_bytes(self._max_characters))
+        try:
+            data = await asyncio.wait_for(_body(request, most_bytes(self._max_characters)), self.service.timeout)
+        except asyncio.TimeoutError as error:
+            # A body that never ends would also keep the server from ending.
+            raise ApiError(
+                408, f"the body has not come within {self.service.timeout:g} s: send it again", code="timeout",
+                headers={"Connection": "close"},
+            ) from error  # fmt: skip
         speech, form = parse(data, self.service.voices, self._max_characters)
         rate = self.service.voices[speech.voice].audio.sampling_rate
         encoder = StreamEncoder(form.format, rate)
