@@ -6,7 +6,6 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -114,7 +113,8 @@ def _picture(values: np.ndarray) -> dict[str, Any]:
 
 
 def _event(value: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
+    # In ASCII: many clients take U+2028 and its like for ends of lines.
+    return b"data: " + json.dumps(value).encode() + b"\n\n"
 
 
 class SpeechAnswer:
@@ -197,13 +197,16 @@ class SpeechAnswer:
             ClientLeft: before it was made.
         """
         made = asyncio.ensure_future(anext(self._parts, None))
-        await asyncio.wait({made, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if made.done():
-            return made.result()
-        made.cancel()
-        with suppress(asyncio.CancelledError):
-            await made
-        raise ClientLeft
+        try:
+            await asyncio.wait({made, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if left := not made.done():
+                # Also if this task is cancelled, as some servers do when the client leaves.
+                made.cancel()
+                await asyncio.gather(made, return_exceptions=True)
+        if left:
+            raise ClientLeft
+        return made.result()
 
 
 async def _disconnected(receive: Receive) -> None:
