@@ -20,7 +20,7 @@ from fastglow.text.sentences import split_sentences
 
 from .errors import ApiError
 
-MODELS = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts", "fastglow")
+MODELS = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts", "gpt-4o-mini-tts-2025-12-15", "fastglow")
 """Names that clients send: all mean the voice's own model."""
 
 MOST_SILENCE = 600.0
@@ -87,7 +87,7 @@ def parse(data: bytes, voices: Collection[str], most_characters: int) -> tuple[S
 
     Raises:
         ApiError: no JSON object, values of other types or out of range, an unknown model, voice or format, an input
-            that is too long or blank.
+            that is too long, blank, or almost all silence.
     """
     values = {name: _checked(name, value) for name, value in _object(data).items() if value is not None}
     if values.get("model", MODELS[0]) not in MODELS:

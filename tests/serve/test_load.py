@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import threading
 import time
 from base64 import b64decode
@@ -166,6 +167,65 @@ def test_a_client_that_never_reads_is_given_up():
         wait_for(lambda: address.metric("fastglow_requests_total", status="499") == 1)
         wait_for(lambda: address.metric("fastglow_requests_active") == 0)
         sock.close()
+
+
+def test_a_client_that_never_sends_its_whole_body_is_given_up_and_keeps_nothing_from_ending():
+    with running(make_app({"tiny": make_voice()}, timeout=0.3)) as address:
+        head = b"POST /v1/audio/speech HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n"
+        socks = [socket.create_connection((address.host, address.port), timeout=60) for _ in range(2)]
+        for sock in socks:
+            sock.sendall(head + b"\r\n{")
+        answer = b"".join(iter(lambda: socks[0].recv(4096), b""))
+        assert answer.startswith(b"HTTP/1.1 408") and b'"code":"timeout"' in answer
+        late = socket.create_connection((address.host, address.port), timeout=60)
+        late.sendall(head + b"\r\n{")
+    for sock in (*socks, late):
+        sock.close()
+
+
+def test_a_server_that_cancels_the_answer_ends_the_work(held):
+    """As some do when the client leaves, instead of a message."""
+    app = make_app({"held": held.voice}, max_batch=1)
+    scope = {"type": "http", "method": "POST", "path": "/v1/audio/speech", "query_string": b"",
+             "headers": [(b"content-type", b"application/json")]}  # fmt: skip
+
+    async def cancel():
+        messages = iter([{"type": "http.request", "body": b'{"input": "Hello."}'}])
+
+        async def receive():
+            if message := next(messages, None):
+                return message
+            await asyncio.Event().wait()
+
+        async def send(message):
+            raise AssertionError(message)
+
+        task = asyncio.create_task(app(scope, receive, send))
+        while not held.n_calls:
+            await asyncio.sleep(0.005)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancel())
+    service = app.state.service
+    assert b'fastglow_requests_total{format="mp3",status="499",voice="held"} 1.0' in service.metrics.text()
+    held.may_go_on.set()
+    service.close()
+    assert service.n_active == 0
+
+
+def test_a_request_that_gets_no_thread_leaves_room_for_the_next(monkeypatch):
+    with running(make_app({"tiny": make_voice()}, max_queue=1)) as address:
+
+        def submit(*args):
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(address.service._pool, "submit", submit)
+            assert address.speak(input="Hello.").status == 500
+        assert address.metric("fastglow_requests_active") == 0
+        assert address.speak(input="Hello.").status == 200
 
 
 def failing_voice(fails):

@@ -107,6 +107,19 @@ def test_server_sent_events(client, tiny, wav):
     assert done["audio_seconds"] == pytest.approx(len(wav_samples(wav)) / 22050)
 
 
+def test_events_are_lines_for_those_who_split_at_any_line_separator(tiny):
+    text = "One\u2028line. Another\x85one."
+    answer = tiny.speak(input=text, stream_format="sse", timestamps=True)
+    lines = answer.body.decode().splitlines()
+    assert all(not line or line.startswith("data: {") for line in lines)
+    spoken = [event["text"] for event in answer.events if event["type"] == "fastglow.sentence"]
+    assert " ".join(spoken) == text
+
+
+def test_the_dated_model_of_the_client_is_known(client):
+    assert create(client, model="gpt-4o-mini-tts-2025-12-15", response_format="wav").read()
+
+
 def test_models_and_voices(client, tiny):
     names = [model.id for model in client.models.list()]
     assert "tts-1" in names and client.models.retrieve("tts-1").id == "tts-1"
