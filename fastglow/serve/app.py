@@ -148,7 +148,8 @@ class _Routes:
                 408, f"the body has not come within {self.service.timeout:g} s: send it again", code="timeout",
                 headers={"Connection": "close"},
             ) from error  # fmt: skip
-        speech, form = parse(data, self.service.voices, self._max_characters)
+        # Long texts take a while.
+        speech, form = await asyncio.to_thread(parse, data, self.service.voices, self._max_characters)
         rate = self.service.voices[speech.voice].audio.sampling_rate
         encoder = StreamEncoder(form.format, rate)
         encode = partial(events, form=form, request=speech) if form.events else partial(encoded, form=form)
