@@ -9,6 +9,7 @@ from typing import Any
 
 from fastglow.audio.io import check_format
 from fastglow.errors import FastglowError
+from fastglow.json_values import checked, read_object, shown
 from fastglow.outputs import check_writable, is_stream
 
 from .inputs import Line
@@ -18,7 +19,6 @@ KEYS: dict[str, type] = {
     **{"text": str, "out": str, "format": str, "voice": str},
     **{name: option.type for name, option in SPEECH_OPTIONS.items()},
 }
-_KINDS = {str: "a string", bool: "true or false", int: "a whole number", float: "a number"}
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ class JobReader:
             FastglowError: the line is no JSON object, has unknown keys or values of other types, or its output has
                 been claimed by an earlier line, has an unknown format or cannot be written.
         """
-        values = {name: _checked(name, value) for name, value in _parse(line.data).items() if value is not None}
+        given = _parse(line.data).items()
+        values = {name: checked(name, value, KEYS[name]) for name, value in given if value is not None}
         text = values.get("text", "")
         if not text.strip():
             raise FastglowError('"text" is missing or empty: add some words')
@@ -100,7 +101,7 @@ class JobReader:
         out = Path(self.folder or "", name)
         try:
             if "\0" in name or is_stream(name) or is_stream(str(out)):
-                raise FastglowError(f"cannot write {_shown(name)}: it is no regular file")
+                raise FastglowError(f"cannot write {shown(name)}: it is no regular file")
             check_writable(str(self._nearest_folder(out) / out.name))
         except OSError as error:
             raise FastglowError(f"cannot write {out}: {error.strerror}") from error
@@ -122,40 +123,8 @@ class JobReader:
 
 
 def _parse(data: bytes) -> dict[str, Any]:
-    try:
-        values = json.loads(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise FastglowError(
-            f"byte {error.start + 1} of the line, 0x{data[error.start]:02X}, is not UTF-8: save the file as UTF-8"
-        ) from error
-    except json.JSONDecodeError as error:
-        raise FastglowError(f"the line is not JSON: {error.msg} (column {error.colno})") from error
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets in brackets
-        raise FastglowError(f"the line is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise FastglowError(f'the line is {_shown(values)}, must be an object such as {{"text": ..., "out": ...}}')
+    values = read_object(data, "the line", '{"text": ..., "out": ...}', "save the file as UTF-8")
     unknown = sorted(values.keys() - KEYS.keys())
     if unknown:
-        raise FastglowError(f"unknown key {_shown(unknown[0])}: use {', '.join(KEYS)}")
+        raise FastglowError(f"unknown key {shown(unknown[0])}: use {', '.join(KEYS)}")
     return values
-
-
-def _checked(name: str, value: Any) -> Any:
-    kind = KEYS[name]
-    if kind is float and type(value) is int and abs(value) < 2**64:
-        value = float(value)
-    if type(value) is not kind:
-        raise FastglowError(f"{name}={_shown(value)} must be {_KINDS[kind]}")
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise FastglowError(
-                f"{name} has half a surrogate pair at character {error.start + 1}: leave it out"
-            ) from error
-    return value
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:59] + "…"

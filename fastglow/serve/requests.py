@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from fastglow.audio.formats import STREAM_FORMATS
 from fastglow.engine.delivery import Delivery
 from fastglow.engine.seeds import check_seed, random_seed
 from fastglow.errors import FastglowError
+from fastglow.json_values import checked, read_object, shown
 from fastglow.text.markdown import without_markdown
 from fastglow.text.markup import without_tags
 from fastglow.text.pauses import Pause, split_pauses
 from fastglow.text.sentences import split_sentences
 
 from .errors import ApiError
+
+Value = TypeVar("Value")
 
 MODELS = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts", "gpt-4o-mini-tts-2025-12-15", "fastglow")
 """Names that clients send: all mean the voice's own model."""
@@ -34,7 +36,6 @@ _TYPES: dict[str, type] = {
     **{"markdown": bool, "timestamps": bool, "details": bool},
     **_DELIVERY,
 }
-_KINDS = {str: "a string", bool: "true or false", int: "a whole number", float: "a number"}
 # An escaped character outside of the Basic Multilingual Plane.
 _BYTES_PER_CHARACTER, _OTHER_BYTES = 12, 1 << 16
 
@@ -89,10 +90,10 @@ def parse(data: bytes, voices: Collection[str], most_characters: int) -> tuple[S
         ApiError: no JSON object, values of other types or out of range, an unknown model, voice or format, an input
             that is too long, blank, or almost all silence.
     """
-    values = {name: _checked(name, value) for name, value in _object(data).items() if value is not None}
+    values = _given(data)
     if values.get("model", MODELS[0]) not in MODELS:
         raise ApiError(
-            404, f"unknown model {_shown(values['model'])}: use one of {', '.join(MODELS)}", param="model",
+            404, f"unknown model {shown(values['model'])}: use one of {', '.join(MODELS)}", param="model",
             code="model_not_found",
         )  # fmt: skip
     format = _choice("response_format", values.get("response_format", "mp3"), STREAM_FORMATS)
@@ -164,52 +165,24 @@ def _check_silence(text: str, sentence_silence: float) -> None:
         )
 
 
-def _check(name: str, check: Callable[[], object]) -> None:
+def _check(name: str | None, check: Callable[[], Value]) -> Value:
+    """What the check returns; raises ApiError, about the parameter `name`, where it raises FastglowError."""
     try:
-        check()
+        return check()
     except FastglowError as error:
         raise ApiError(400, str(error), param=name) from error
 
 
-def _object(data: bytes) -> dict[str, Any]:
-    try:
-        values = json.loads(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ApiError(400, f"byte {error.start + 1} of the body is not UTF-8: send JSON in UTF-8") from error
-    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, brackets in brackets
-        raise ApiError(400, f"the body is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ApiError(400, f'the body is {_shown(values)}, must be an object such as {{"input": "Hello."}}')
-    return values
-
-
-def _checked(name: str, value: Any) -> Any:
-    """The value if it has the type of its name; those of unknown names are of no interest."""
-    if name == "voice" and isinstance(value, dict):
-        value = value.get("id")
-    kind = _TYPES.get(name)
-    if kind is None:
-        return value
-    if kind is float and type(value) is int and abs(value) < 2**64:
-        value = float(value)
-    if type(value) is not kind:
-        raise ApiError(400, f"{name}={_shown(value)} must be {_KINDS[kind]}", param=name)
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise ApiError(
-                400, f"{name} has half a surrogate pair at character {error.start + 1}: leave it out", param=name
-            ) from error
-    return value
+def _given(data: bytes) -> dict[str, Any]:
+    """The values of known names that are not null; unknown names are of no interest."""
+    values = _check(None, partial(read_object, data, "the body", '{"input": "Hello."}', "send JSON in UTF-8"))
+    if isinstance(values.get("voice"), dict):
+        values["voice"] = values["voice"].get("id", "")
+    known = {name: value for name, value in values.items() if name in _TYPES and value is not None}
+    return {name: _check(name, partial(checked, name, value, _TYPES[name])) for name, value in known.items()}
 
 
 def _choice(name: str, value: str, choices: Collection[str]) -> str:
     if value not in choices:
-        raise ApiError(400, f"{name}={_shown(value)} is unknown: use one of {', '.join(choices)}", param=name)
+        raise ApiError(400, f"{name}={shown(value)} is unknown: use one of {', '.join(choices)}", param=name)
     return value
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:59] + "…"
