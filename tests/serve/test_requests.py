@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
     [
         (b"", "is not JSON"),
         (b'{"input": "Hello."', "is not JSON"),
-        (b"\xff\xfe", "byte 1 of the body is not UTF-8"),
+        (b"\xff\xfe", "byte 1 of the body, 0xFF, is not UTF-8"),
         (b"[1, 2]", "must be an object"),
         (b'"Hello."', "must be an object"),
         (b"[" * 20_000, "is not JSON"),
