@@ -62,10 +62,14 @@ class Address:
     def speak(self, headers=None, **values):
         return self.ask("POST", "/v1/audio/speech", json.dumps(values), {**JSON, **(headers or {})})
 
-    def raw(self, values):
-        """A socket on which a request for speech was sent."""
+    def raw(self, values, options=()):
+        """A socket with these options, on which a request for speech was sent."""
         body = json.dumps(values).encode()
-        sock = socket.create_connection((self.host, self.port), timeout=120)
+        sock = socket.socket()
+        for option in options:
+            sock.setsockopt(socket.SOL_SOCKET, option, options[option])
+        sock.settimeout(120)
+        sock.connect((self.host, self.port))
         head = ["POST /v1/audio/speech HTTP/1.1", "Host: x", "Content-Type: application/json"]
         head += [f"Content-Length: {len(body)}", "", ""]
         sock.sendall("\r\n".join(head).encode() + body)
