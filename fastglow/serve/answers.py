@@ -121,7 +121,7 @@ class SpeechAnswer:
     """A response whose body is made while it is sent.
 
     An error before the first part is a response of its own. A later one is an event, or ends the connection in the
-    middle of the body, so that no client takes a part for the whole.
+    middle of the body, so that over HTTP/1.1 no client takes a part for the whole.
 
     Args:
         parts: of the body.

@@ -79,7 +79,7 @@ def create_app(
     routes = _Routes(service, max_characters, [_digest(key.encode()) for key in api_keys])
     cors = Middleware(
         CORSMiddleware, allow_origins=list(cors_origins), allow_methods=["GET", "POST"], allow_headers=["*"],
-        expose_headers=["X-Seed", "X-Sample-Rate", "X-Request-Id"],
+        expose_headers=["X-Seed", "X-Sample-Rate", "X-Request-Id", "Retry-After"],
     )  # fmt: skip
     app = Starlette(
         routes=routes.all(),
@@ -105,7 +105,7 @@ class _Routes:
     def all(self) -> list[Route]:
         return [
             Route("/", page),
-            Route("/v1/audio/speech", self._guarded(self.speech), methods=["POST"]),
+            Route("/v1/audio/speech", self.speech, methods=["POST"]),
             # Open: Open WebUI asks for them without its key.
             Route("/v1/audio/voices", self.voices),
             Route("/v1/audio/models", self.audio_models),
@@ -138,6 +138,14 @@ class _Routes:
             )  # fmt: skip
 
     async def speech(self, request: Request) -> SpeechAnswer:
+        try:
+            self._check_key(request)
+            return await self._speech(request)
+        except ApiError as error:
+            self.service.metrics.requests.labels("", "", error.status).inc()
+            raise
+
+    async def _speech(self, request: Request) -> SpeechAnswer:
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise ApiError(415, "the body must be JSON: send the header 'Content-Type: application/json'")
         try:

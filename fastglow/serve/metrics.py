@@ -26,7 +26,7 @@ class Metrics:
         self._registry = registry = CollectorRegistry()
         self.requests = Counter(
             "fastglow_requests",
-            "Requests for speech by status: 499 for clients that left.",
+            "Requests for speech by status: 499 for clients that left; refused ones have neither voice nor format.",
             ["voice", "format", "status"],
             registry=registry,
         )

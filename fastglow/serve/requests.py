@@ -157,7 +157,7 @@ def _check_silence(text: str, sentence_silence: float) -> None:
     """A few characters could ask for hours of it."""
     parts = split_pauses(without_tags(text))
     seconds = math.fsum(part.seconds for part in parts if isinstance(part, Pause))
-    if sentence_silence > 0:
+    if sentence_silence > Delivery.sentence_silence:
         seconds += sentence_silence * sum(len(split_sentences(part)) for part in parts if isinstance(part, str))
     if seconds > MOST_SILENCE:
         raise FastglowError(

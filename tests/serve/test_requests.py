@@ -101,6 +101,7 @@ def test_a_long_text_whose_json_is_within_bounds(tiny):
         ({"input": "Yes.[pause:61s]"}, False),
         ({"input": "Yes. " * 11, "sentence_silence": 60}, False),
         ({"input": "Yes. " * 9, "sentence_silence": 60}, True),
+        ({"input": "A. " * 1300, "sentence_silence": 0.2}, True),
     ],
 )
 def test_a_text_cannot_ask_for_hours_of_silence(values, ok):
@@ -131,6 +132,13 @@ def test_other_content_types(tiny, content_type):
 def test_other_routes(tiny, method, path, status):
     answer = tiny.ask(method, path)
     assert answer.status == status and {*answer.error} == {"message", "type", "param", "code"}
+
+
+def test_refused_requests_are_counted(tiny, locked):
+    for address, status, values in ((tiny, 400, {"input": ""}), (locked, 401, {"input": "Hello."})):
+        before = address.metric("fastglow_requests_total", status=status)
+        assert address.speak(**values).status == status
+        assert address.metric("fastglow_requests_total", status=status) == before + 1
 
 
 def test_health(tiny):
