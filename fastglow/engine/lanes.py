@@ -25,8 +25,6 @@ from .attempts import Decoded
 SHORTEST = 64
 # Steps that `Rows` compares: the first product that rounds otherwise is read back by all later ones.
 COMPARED_STEPS = 16
-
-
 # Seconds of waiting that a text's later sentences count for less than a first one: enough for a batch or two on a CPU.
 LATER = 5.0
 

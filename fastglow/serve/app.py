@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from fastglow.audio.encoder import StreamEncoder
+from fastglow.audio.formats import STREAM_FORMATS
 from fastglow.engine import Synthesizer
 
 from .answers import SpeechAnswer, encoded, error_event, events
@@ -158,16 +158,15 @@ class _Routes:
             ) from error  # fmt: skip
         # Long texts take a while.
         speech, form = await asyncio.to_thread(parse, data, self.service.voices, self._max_characters)
-        rate = self.service.voices[speech.voice].audio.sampling_rate
-        encoder = StreamEncoder(form.format, rate)
+        format = STREAM_FORMATS[form.format]
         encode = partial(events, form=form, request=speech) if form.events else partial(encoded, form=form)
         headers = {
-            "Content-Type": "text/event-stream" if form.events else encoder.media_type,
+            "Content-Type": "text/event-stream" if form.events else format.media_type,
             "Cache-Control": "no-store",
             # Of nginx, which would hold the stream back.
             "X-Accel-Buffering": "no",
             "X-Seed": str(speech.seed),
-            "X-Sample-Rate": str(encoder.rate),
+            "X-Sample-Rate": str(format.rate_for(self.service.voices[speech.voice].audio.sampling_rate)),
             "X-Request-Id": uuid4().hex,
         }
         started, metrics = time.monotonic(), self.service.metrics

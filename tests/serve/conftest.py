@@ -12,10 +12,10 @@ from ..engine.conftest import make_tacotron2, make_waveglow, voice_folder  # noq
 from .serving import running
 
 
-def make_voice():
+def make_voice(vocoder="waveglow"):
     # Few steps, for a chunk a sentence; and a level that is not measured, since random weights read nothing.
     return Synthesizer(
-        make_tacotron2(max_decoder_steps=8), "waveglow", make_waveglow(), device="cpu", level=-20.0,
+        make_tacotron2(max_decoder_steps=8), vocoder, make_waveglow(), device="cpu", level=-20.0,
         text_cleaners=["english_speech_cleaners"],
     )  # fmt: skip
 
