@@ -81,10 +81,10 @@ def flops_per_group(config: WaveGlowConfig, folded: bool) -> int:
         folded: with each WN's last, linear layer folded into its skip convolutions.
     """
     layers, channels, taps = (config.WN_config[name] for name in ("n_layers", "n_channels", "kernel_size"))
-    conditioning = config.n_mel_channels * config.n_group
+    conditioning = config.n_mel_channels * config.frames_per_group
     gates = layers * (taps * channels + conditioning) * 2 * channels
     residuals = (layers - 1) * channels**2
-    total = config.n_mel_channels**2 * config.upsample_kernel_size // config.upsample_stride * config.n_group
+    total = config.n_mel_channels * conditioning * config.upsample_kernel_size // config.upsample_stride
     c = config.n_group
     for k in range(config.n_flows):
         c -= config.n_early_size * config.is_early(k)

@@ -250,6 +250,11 @@ class WaveGlowTrainConfig(TrainConfig):
     epochs: int = option(1001, "Number of total epochs to run.")
     segment_length: int = option(4000, "Samples of audio in one item.")
     sigma: float = option(1.0, "Standard deviation of the noise that the audio is mapped to.")
+    fit_to_data: bool = option(
+        False,
+        "Begin with weights that interpolate normalised mels and scale the audio to variance 1, which training "
+        "otherwise takes long to find.",
+    )
     memory_saving: bool = option(
         False, "Store the activations of one flow only: the backward pass rebuilds the others, in a third more time."
     )

@@ -72,8 +72,9 @@ def _lstm(n_inputs: int, n_units: int) -> int:
 def waveglow_flops(config: WaveGlowConfig, batch_size: int, frames: int, samples: int) -> int:
     """FLOPs of `WaveGlow.forward` on mels of `frames` and audio of `samples`."""
     layers, channels, taps = (config.WN_config[name] for name in ("n_layers", "n_channels", "kernel_size"))
-    upsampling = config.n_mel_channels**2 * config.upsample_kernel_size
-    gates = layers * (taps * channels + config.n_mel_channels * config.n_group) * 2 * channels
+    conditioning = config.n_mel_channels * config.frames_per_group
+    upsampling = config.n_mel_channels * conditioning * config.upsample_kernel_size // config.n_group
+    gates = layers * (taps * channels + conditioning) * 2 * channels
     res_skip = (2 * layers - 1) * channels**2  # the last layer has no residual
     per_group = 0
     c = config.n_group

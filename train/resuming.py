@@ -27,7 +27,7 @@ CALL_OPTIONS = {
     *("device", "use_saved_learning_rate", "profile"),
 }
 # Options that only matter at the start of a run.
-_START_OPTIONS = {"init_mel_bias", "uniform_initialize_bn_weight"}
+_START_OPTIONS = {"fit_to_data", "init_mel_bias", "uniform_initialize_bn_weight"}
 # Model options that may change during training. The others define another model or, for WaveGlow, another function of
 # the same weights.
 CHANGEABLE: dict[str, set[str]] = {"tacotron2": set(NOT_IN_SHAPES["tacotron2"]), "waveglow": set()}

@@ -26,6 +26,7 @@ from fastglow.text.symbol_tables import NVIDIA
 from .compiling import compile_model
 from .config import Tacotron2TrainConfig, TrainConfig, WaveGlowTrainConfig
 from .data import SegmentBatch, SegmentDataset, SplitDataset, TextMelBatch, TextMelDataset
+from .data_init import N_ITEMS, fit_to_data
 from .losses import GuidedAttentionLoss, Tacotron2Loss, WaveGlowLoss
 from .manifest import PreparedDataset
 from .mel_losses import delta_loss, l1_loss, ssim_loss
@@ -37,8 +38,6 @@ logger = logging.getLogger(__name__)
 SAMPLE_SEED = 0  # the same noise in each validation, so that samples differ by the model only
 
 SAMPLE_SECONDS = 10.0  # of the recording in a sample; Tacotron 2's speech may be half as long again
-
-MEAN_MEL_ITEMS = 100  # items that the mean mel is computed from; more hardly change it
 
 
 @dataclass
@@ -200,7 +199,7 @@ class Tacotron2Task(Task[Tacotron2TrainConfig, Tacotron2Config, Tacotron2, TextM
         model = Tacotron2(**asdict(self.model_config))
         model.gradient_checkpointing = self.config.gradient_checkpointing
         if self.config.init_mel_bias:
-            items = self.dataset.items["train"][:MEAN_MEL_ITEMS]
+            items = self.dataset.items["train"][:N_ITEMS]
             mean = np.mean([self.dataset.mel(item).mean(axis=1, dtype=np.float32) for item in items], axis=0)
             bias = torch.from_numpy(mean).repeat(self.model_config.n_frames_per_step)
             with torch.no_grad():
@@ -312,6 +311,8 @@ class WaveGlowTask(Task[WaveGlowTrainConfig, WaveGlowConfig, WaveGlow, SegmentDa
     def build_model(self) -> WaveGlow:
         model = WaveGlow(**asdict(self.model_config))
         model.memory_saving = self.config.memory_saving
+        if self.config.fit_to_data:
+            fit_to_data(model, self.dataset)
         return model
 
     def build_dataset(self, split: str) -> SegmentDataset:

@@ -18,7 +18,7 @@ from fastglow.voices import VOCODERS
 from . import reading_faults, report, sentences
 from .distances import missing_scores
 from .evaluation import SYNTHESIS, Plan, evaluate
-from .page import draw_page
+from .page import draw_page, draw_sounds
 from .recognition import Pocketsphinx, Remembering
 from .speaking import find_voice
 
@@ -38,7 +38,11 @@ TRANSCRIPTS = "transcripts.jsonl"
 @click.option("--hard-sentences", type=click.Path(path_type=Path),
               help="Hard sentences of your own: category|text.")  # fmt: skip
 @click.option("--vocoder", "vocoders", multiple=True, type=click.Choice(VOCODERS),
-              help="Copies the recordings (repeatable). Default: all that the voice has.")  # fmt: skip
+              help="Speaks, and copies the recordings (repeatable). Default: all that the voice has.")  # fmt: skip
+@click.option("--sigma", "sigmas", multiple=True, type=click.FloatRange(0),
+              help="Compare WaveGlow at this standard deviation of its noise (repeatable).")  # fmt: skip
+@click.option("--denoise", "denoises", multiple=True, type=click.FloatRange(0),
+              help="Compare WaveGlow at this strength of its denoiser (repeatable).")  # fmt: skip
 @click.option("--plots", type=click.IntRange(0), help="Sentences on the page of plots. Default: 3, with --texts 0.")
 @click.option("--seed", default=1, show_default=True, help="Of each sentence's synthesis.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the report and the transcripts.")
@@ -53,13 +57,16 @@ def command(
     """Measure how well VOICE speaks: a bundled voice, a voice's folder, or a Tacotron 2 checkpoint.
 
     With --metadata and --wavs: word error of the synthesis, of the recordings and of their copies by each vocoder;
-    distances of the copies; how smooth the predicted mels are. With --texts: word error of the synthesis alone. Several
-    voices are compared. Beside either, or alone: faults in the reading of hard sentences.
+    distances of the copies, also of those made of predicted mels; how smooth these are; hiss, buzz and clicks. With
+    --texts: word error of the synthesis alone. Several voices are compared. Beside either, or alone: faults in the
+    reading of hard sentences.
     """
     if metadata and texts:
         raise FastglowError("--metadata and --texts are both sentences: pass one of them")
     if (metadata is None) != (wavs is None):
         raise FastglowError("--metadata and --wavs belong together: pass both")
+    if wavs is None and (models["sigmas"] or models["denoises"]):
+        raise FastglowError("--sigma and --denoise are compared on recordings: pass --metadata and --wavs too")
     if hard is None:
         hard = texts is None
     if plots is None:
@@ -74,6 +81,8 @@ def command(
         reading_faults.read_hard_sentences(hard_sentences or reading_faults.HARD_SENTENCES)[:limit] if hard else [],
         seed,
         models["vocoders"],
+        models["sigmas"],
+        models["denoises"],
         models["device"],
         lambda line: click.echo(line, err=True),
     )
@@ -95,6 +104,9 @@ def command(
         if out and prompts and plots:
             of["page"] = f"page{i}.png"
             draw_page(out / of["page"], of["sentences"], plots, audio)
+            if audio.sounds:
+                of["sounds"] = f"sounds{i}.png"
+                draw_sounds(out / of["sounds"], audio.sounds, audio.rate)
         results["voices"].append(of)
     if prompts:
         # Of the best voice.

@@ -1,4 +1,5 @@
-"""Copy synthesis: what a vocoder makes of the mel of a recording, without an acoustic model's errors."""
+"""Copy synthesis: what a vocoder makes of a mel that has a recording's timing: the recording's own, or one that the
+acoustic model predicts from it by teacher forcing."""
 
 import time
 from collections.abc import Sequence
@@ -10,7 +11,6 @@ import torch
 from fastglow.audio import MelSpectrogram
 from fastglow.engine import Synthesizer
 from fastglow.engine.vocoders import GriffinLimVocoder, Vocoder
-from fastglow.voices import Voice
 
 from .distances import delay, perceptual_scores, spectral_distance
 
@@ -29,18 +29,10 @@ class Copy(NamedTuple):
     scores: dict[str, float | None]
 
 
-def vocoders_of(voice: Voice, names: Sequence[str], device: str | None) -> dict[str, Vocoder]:
-    """The vocoders of these names; without names, all that the voice has.
-
-    Raises:
-        FastglowError: the voice lacks one of them.
-    """
-    names = names or ["griffin-lim", *(["waveglow"] if voice.waveglow else [])]
-    vocoders = {name: Synthesizer.from_voice(voice, device, vocoder=name).vocoder for name in dict.fromkeys(names)}
-    for vocoder in vocoders.values():
-        if isinstance(vocoder, GriffinLimVocoder):
-            vocoder.power = 1.0  # recorded mels need no sharpening
-    return vocoders
+def copying(synthesizer: Synthesizer) -> Vocoder:
+    """Its vocoder, for mels of recordings: they need no sharpening."""
+    vocoder = synthesizer.vocoder
+    return GriffinLimVocoder(synthesizer.audio, power=1.0) if isinstance(vocoder, GriffinLimVocoder) else vocoder
 
 
 def mel_of(audio: np.ndarray, spectrogram: MelSpectrogram) -> np.ndarray:
@@ -52,12 +44,45 @@ def mel_of(audio: np.ndarray, spectrogram: MelSpectrogram) -> np.ndarray:
     return spectrogram(samples[None])[0].numpy()
 
 
-def copy(recording: np.ndarray, spectrogram: MelSpectrogram, vocoder: Vocoder, device: torch.device, seed: int) -> Copy:
-    """The copy of a recording float32 [N] by a vocoder."""
+@torch.no_grad()
+def teacher_forced(synthesizer: Synthesizer, text: str, mel: np.ndarray, seed: int) -> np.ndarray:
+    """The acoustic model's log-mel of a text, each frame after the frames of a recording's `mel` before it.
+
+    Args:
+        mel: [n_mel_channels, frames].
+        seed: of the prenet's dropout.
+    """
+    model, device = synthesizer.tacotron2, synthesizer.device
+    symbols = torch.tensor([synthesizer.frontend.encode(text).symbols], device=device)
+    frames = mel.shape[1]
+    padding = -frames % model.config.n_frames_per_step
+    shown = torch.nn.functional.pad(torch.from_numpy(mel), (0, padding)).to(device, synthesizer.dtype)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        lengths = (torch.tensor([symbols.shape[1]]), torch.tensor([frames], device=device))
+        _, predicted, *_ = model((symbols, lengths[0], shown[None], symbols.shape[1], lengths[1]))
+    return predicted[0, :, :frames].float().cpu().numpy()
+
+
+def vocode(mel: np.ndarray, vocoder: Vocoder, device: torch.device, seed: int) -> np.ndarray:
+    """Audio float32 [frames * hop_length] of a log-mel [n_mel_channels, frames]."""
+    (audio,) = vocoder.vocode(torch.from_numpy(mel)[None].to(device), [mel.shape[1]], [seed])
+    return audio
+
+
+def copy(
+    recording: np.ndarray,
+    mel: np.ndarray,
+    spectrogram: MelSpectrogram,
+    vocoder: Vocoder,
+    device: torch.device,
+    seed: int,
+) -> Copy:
+    """The copy of a recording float32 [N] that a vocoder makes of `mel`, the recording's or a prediction of it."""
     rate = spectrogram.config.sampling_rate
-    mel = mel_of(recording, spectrogram)
+    wanted = mel_of(recording, spectrogram)
     started = time.perf_counter()
-    (made,) = vocoder.vocode(torch.from_numpy(mel)[None].to(device), [mel.shape[1]], [seed])
+    made = vocode(mel, vocoder, device, seed)
     seconds = time.perf_counter() - started
     # Frames are centred on multiples of the hop, so the last one reaches past the recording's end.
     audio = made[: len(recording)]
@@ -65,7 +90,7 @@ def copy(recording: np.ndarray, spectrogram: MelSpectrogram, vocoder: Vocoder, d
     distance = spectral_distance(recording, audio)
     scores: dict[str, float | None] = {
         **distance._asdict(),
-        "log_mel": float(np.abs(copied - mel).mean()),
+        "log_mel": float(np.abs(copied - wanted).mean()),
         **perceptual_scores(recording, audio, rate),
         "delay_ms": 1000 * delay(recording, audio, rate),
         "seconds_per_second": seconds * rate / len(made),

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,10 +12,12 @@ from tqdm import tqdm
 
 from fastglow.audio import MelSpectrogram, read_audio
 from fastglow.engine import Speech, Synthesizer
+from fastglow.engine.vocoders import Vocoder, WaveGlowVocoder
+from fastglow.errors import FastglowError
 from fastglow.voices import Voice
 
-from . import reading_faults
-from .copy_synthesis import Copy, copy, mean_scores, mel_of, vocoders_of
+from . import artefacts, reading_faults
+from .copy_synthesis import Copy, copy, copying, mean_scores, mel_of, teacher_forced, vocode
 from .mel_measures import cepstral_distortion, texture
 from .recognition import Recogniser, as_pcm
 from .sentences import Prompt
@@ -22,6 +25,8 @@ from .speaking import speak
 from .word_errors import WordErrors, rate_interval, ratio_interval, word_errors
 
 SYNTHESIS, ORIGINALS, COPY = "synthesis", "originals", "copy by {}"
+OTHER_SYNTHESIS = "synthesis by {}"
+"""By a vocoder that is not the voice's default."""
 PREDICTED = "predicted mels"
 
 
@@ -34,7 +39,9 @@ class Plan:
         recordings: one per prompt, or none.
         hard: sentences whose reading is searched for faults.
         seed: of each sentence's synthesis.
-        vocoders: names of those that copy the recordings; none: all of the voice's.
+        vocoders: names of those that speak, besides the voice's default, and copy the recordings; none: all of the
+            voice's.
+        sigmas, denoises: settings of WaveGlow to compare on the recordings, besides; none: its own.
         device: of the models; None: the GPU if there is one.
         say: gets a line when a part is done.
     """
@@ -44,6 +51,8 @@ class Plan:
     hard: Sequence[reading_faults.HardSentence]
     seed: int
     vocoders: Sequence[str]
+    sigmas: Sequence[float]
+    denoises: Sequence[float]
     device: str | None
     say: Callable[[str], None]
 
@@ -69,6 +78,7 @@ class Audio:
         originals: recordings, float32 [N], at that rate; may be none.
         mels: their log-mels.
         copies: of the originals, by vocoder.
+        sounds: those of `artefacts` and their copies, by source.
     """
 
     rate: int
@@ -76,6 +86,7 @@ class Audio:
     originals: list[np.ndarray] = field(default_factory=list)
     mels: list[np.ndarray] = field(default_factory=list)
     copies: dict[str, list[Copy]] = field(default_factory=dict)
+    sounds: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
 
 
 def evaluate(name: str, voice: Voice, plan: Plan, recogniser: Recogniser) -> tuple[dict[str, Any], Audio]:
@@ -84,50 +95,148 @@ def evaluate(name: str, voice: Voice, plan: Plan, recogniser: Recogniser) -> tup
     Raises:
         FastglowError: models or recordings that cannot be read or used, or a vocoder that the voice lacks.
     """
-    synthesizer = Synthesizer.from_voice(voice, plan.device)
-    vocoders = vocoders_of(voice, plan.vocoders, plan.device) if plan.recordings else {}
-    spectrogram = MelSpectrogram.from_config(synthesizer.audio)
-    rate = synthesizer.audio.sampling_rate
-    audio = Audio(rate)
-    heard: dict[str, Heard] = {}
-    results: dict[str, Any] = {"voice": name}
-
-    def hear(source: str, clips: Iterable[tuple[np.ndarray, int]]) -> None:
-        # No bar unless it is seen.
-        watched = tqdm(clips, source, len(plan.prompts), leave=False, disable=None)
-        texts = [recogniser.hear(as_pcm(*clip)) for clip in watched]
-        errors = [word_errors(prompt.text, text) for prompt, text in zip(plan.prompts, texts, strict=True)]
-        heard[source] = Heard(texts, errors)
-        plan.say(f"{name}, {source}: word error {heard[source].total.rate:.3f}")
-
+    evaluation = _Evaluation(name, voice, plan, recogniser)
     if plan.recordings:
-        hear(ORIGINALS, map(read_audio, plan.recordings))
+        evaluation.read_recordings()
+    if plan.prompts:
+        evaluation.speak()
+    if plan.recordings:
+        evaluation.copy()
+        evaluation.look_for_artefacts()
+        evaluation.compare_settings()
+    if plan.prompts:
+        evaluation.count_word_errors()
+    if plan.hard:
+        evaluation.read_hard_sentences()
+    return evaluation.results, evaluation.audio
+
+
+class _Evaluation:
+    """What is known of a voice so far.
+
+    Attributes:
+        copiers: the vocoders that copy, by name.
+        speakers: the voice by vocoder, first the default.
+        spectrogram: of the voice's mels.
+        predicted: mels with the recordings' timing.
+        heard: by source.
+        results: for the report.
+    """
+
+    def __init__(self, name: str, voice: Voice, plan: Plan, recogniser: Recogniser):
+        self.name, self.plan, self.recogniser = name, plan, recogniser
+        self.copiers = list(dict.fromkeys(plan.vocoders or ["griffin-lim", *(["waveglow"] if voice.waveglow else [])]))
+        self.speakers = {
+            vocoder: Synthesizer.from_voice(voice, plan.device, vocoder=vocoder)
+            for vocoder in dict.fromkeys([voice.vocoder, *self.copiers])
+        }
+        self.synthesizer = self.speakers[voice.vocoder]
+        self.spectrogram = MelSpectrogram.from_config(self.synthesizer.audio)
+        self.audio = Audio(self.synthesizer.audio.sampling_rate)
+        self.predicted: list[np.ndarray] = []
+        self.heard: dict[str, Heard] = {}
+        self.results: dict[str, Any] = {"voice": name}
+
+    def read_recordings(self) -> None:
+        paths, audio = self.plan.recordings, self.audio
+        self._hear(ORIGINALS, map(read_audio, paths))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of recordings at another rate
-            audio.originals = [read_audio(path, rate)[0] for path in plan.recordings]
-        audio.mels = [mel_of(original, spectrogram) for original in audio.originals]
-    if plan.prompts:
-        audio.speeches = [speak(synthesizer, prompt.text, plan.seed) for prompt in plan.prompts]
-        results["seconds"] = _seconds(audio.speeches)
-        hear(SYNTHESIS, ((speech.audio, rate) for speech in audio.speeches))
-    for vocoder, makes in vocoders.items():
-        copies = [copy(original, spectrogram, makes, synthesizer.device, plan.seed) for original in audio.originals]
-        audio.copies[vocoder] = copies
-        hear(COPY.format(vocoder), ((one.audio, rate) for one in copies))
-    if audio.copies:
+            audio.originals = [read_audio(path, audio.rate)[0] for path in paths]
+        audio.mels = [mel_of(original, self.spectrogram) for original in audio.originals]
+
+    def speak(self) -> None:
+        self.results["seconds"] = {}
+        for vocoder, speaker in self.speakers.items():
+            speeches = [speak(speaker, prompt.text, self.plan.seed) for prompt in self.plan.prompts]
+            self.results["seconds"][vocoder] = _seconds(speeches)
+            is_default = speaker is self.synthesizer
+            if is_default:
+                self.audio.speeches = speeches
+            source = SYNTHESIS if is_default else OTHER_SYNTHESIS.format(vocoder)
+            self._hear(source, ((speech.audio, self.audio.rate) for speech in speeches))
+
+    def copy(self) -> None:
+        audio, results = self.audio, self.results
+        pairs = zip(self.plan.prompts, audio.mels, strict=True)
+        self.predicted = [teacher_forced(self.synthesizer, text, mel, self.plan.seed) for (_, text), mel in pairs]
+        for vocoder in self.copiers:
+            audio.copies[vocoder] = self._copies(audio.mels, copying(self.speakers[vocoder]))
+            self._hear(COPY.format(vocoder), ((one.audio, audio.rate) for one in audio.copies[vocoder]))
         results["copies"] = {vocoder: mean_scores(copies) for vocoder, copies in audio.copies.items()}
-        results["mels"] = _mels(audio, spectrogram)
-    if plan.prompts:
-        results["word_errors"] = _summary(heard)
-        results["sentences"] = _rows(plan.prompts, heard, synthesizer, audio)
-    if plan.hard:
-        hard = reading_faults.read_hard(synthesizer, plan.hard, plan.seed, recogniser)
-        results["hard"] = reading_faults.summarise(hard)
-        faulty = results["hard"]["faulty"]
+        results["teacher_forced"] = {
+            vocoder: mean_scores(self._copies(self.predicted, self.speakers[vocoder].vocoder))
+            for vocoder in self.copiers
+        }
+        results["mels"] = _mels(audio, self.spectrogram)
+
+    def look_for_artefacts(self) -> None:
+        config = self.synthesizer.audio
+        sounds = artefacts.sounds(config)
+        self.audio.sounds = {"computed": sounds} | {
+            vocoder: self._copies_of_sounds(sounds, copying(self.speakers[vocoder])) for vocoder in self.copiers
+        }
+        self.results["artefacts"] = {
+            source: artefacts.measure_all(of, config) for source, of in self.audio.sounds.items()
+        }
+
+    def compare_settings(self) -> None:
+        """Of WaveGlow, those that the plan names."""
+        plan = self.plan
+        if not (plan.sigmas or plan.denoises):
+            return
+        waveglow = self.speakers["waveglow"].vocoder if "waveglow" in self.speakers else None
+        if not isinstance(waveglow, WaveGlowVocoder):
+            raise FastglowError(f"{self.name} has no WaveGlow whose --sigma and --denoise could be compared")
+        own = waveglow.sigma, waveglow.denoise
+        sounds, rows = self.audio.sounds["computed"], []
+        for sigma, denoise in product(plan.sigmas or own[:1], plan.denoises or own[1:]):
+            waveglow.sigma, waveglow.denoise = sigma, denoise
+            measured = artefacts.measure_all(self._copies_of_sounds(sounds, waveglow), self.synthesizer.audio)
+            rows.append(
+                {
+                    "sigma": sigma,
+                    "denoise": denoise,
+                    "copies": mean_scores(self._copies(self.audio.mels, waveglow)),
+                    "teacher_forced": mean_scores(self._copies(self.predicted, waveglow)),
+                    **artefacts.summary(measured),
+                }
+            )
+        waveglow.sigma, waveglow.denoise = own
+        self.results["settings"] = rows
+
+    def count_word_errors(self) -> None:
+        self.results["word_errors"] = _summary(self.heard)
+        self.results["sentences"] = _rows(self.plan.prompts, self.heard, self.synthesizer, self.audio)
+
+    def read_hard_sentences(self) -> None:
+        plan = self.plan
+        hard = reading_faults.read_hard(self.synthesizer, plan.hard, plan.seed, self.recogniser)
+        self.results["hard"] = reading_faults.summarise(hard)
+        faulty = self.results["hard"]["faulty"]
         plan.say(
-            f"{name}: {faulty['first']} of {len(hard)} hard sentences with a fault, {faulty['left']} after retries"
+            f"{self.name}: {faulty['first']} of {len(hard)} hard sentences with a fault, {faulty['left']} after retries"
         )
-    return results, audio
+
+    def _hear(self, source: str, clips: Iterable[tuple[np.ndarray, int]]) -> None:
+        prompts = self.plan.prompts
+        # No bar unless it is seen.
+        watched = tqdm(clips, source, len(prompts), leave=False, disable=None)
+        texts = [self.recogniser.hear(as_pcm(*clip)) for clip in watched]
+        errors = [word_errors(prompt.text, text) for prompt, text in zip(prompts, texts, strict=True)]
+        self.heard[source] = Heard(texts, errors)
+        self.plan.say(f"{self.name}, {source}: word error {self.heard[source].total.rate:.3f}")
+
+    def _copies(self, mels: Sequence[np.ndarray], vocoder: Vocoder) -> list[Copy]:
+        device, seed = self.synthesizer.device, self.plan.seed
+        pairs = zip(self.audio.originals, mels, strict=True)
+        return [copy(original, mel, self.spectrogram, vocoder, device, seed) for original, mel in pairs]
+
+    def _copies_of_sounds(self, sounds: Mapping[str, np.ndarray], vocoder: Vocoder) -> dict[str, np.ndarray]:
+        device, seed = self.synthesizer.device, self.plan.seed
+        return {
+            name: vocode(mel_of(samples, self.spectrogram), vocoder, device, seed) for name, samples in sounds.items()
+        }
 
 
 def _mels(audio: Audio, spectrogram: MelSpectrogram) -> dict[str, dict[str, float]]:

@@ -1,6 +1,6 @@
 """A page of plots: how sentences were read, and what they look like beside the recordings. Needs matplotlib."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _FLOOR_DB = -80.0  # of the loudest bin: what is drawn darkest
+_FAINTEST_DB = -100.0  # of full scale, likewise
 _FILTER, _HOP = 1024, 256  # samples, of spectrograms
 
 
@@ -38,6 +39,26 @@ def draw_page(path: Path, rows: Sequence[dict[str, Any]], n: int, audio: Audio) 
     columns = figure.subplots(n_panels, len(chosen), squeeze=False).T
     for axes, i in zip(columns, chosen, strict=True):
         _draw_sentence(axes, rows[i], audio, i)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=80)
+
+
+def draw_sounds(path: Path, sounds: Mapping[str, Mapping[str, np.ndarray]], rate: int) -> None:
+    """Writes a PNG: spectrograms of sounds float32 [N], by name from left to right, by source from top to bottom.
+
+    In dBFS of a full-scale sine, so that silence is not drawn as loud as speech.
+    """
+    from matplotlib.figure import Figure
+
+    names = list(next(iter(sounds.values())))
+    figure = Figure(figsize=(3.6 * len(names), 2.4 * len(sounds)), layout="constrained")
+    rows = figure.subplots(len(sounds), len(names), squeeze=False)
+    for axes, (source, of) in zip(rows, sounds.items(), strict=True):
+        for ax, (name, samples) in zip(axes, of.items(), strict=True):
+            extent = (0, len(samples) / rate, 0, rate / 2000)
+            levels = spectrogram(samples, full_scale=_FILTER / 4)
+            ax.imshow(levels, aspect="auto", origin="lower", vmin=_FAINTEST_DB, vmax=0, extent=extent)
+            ax.set(title=f"{name}, {source}", xlabel="seconds", ylabel="kHz")
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=80)
 
@@ -67,10 +88,11 @@ def _draw_sentence(axes: Sequence["Axes"], row: dict[str, Any], audio: Audio, i:
         ax.set(title=caption, xlabel="seconds", ylabel="kHz")
 
 
-def spectrogram(samples: np.ndarray) -> np.ndarray:
-    """Levels [bins, frames] of audio [N], in dB of the loudest bin, at least -80."""
+def spectrogram(samples: np.ndarray, full_scale: float | None = None) -> np.ndarray:
+    """Levels [bins, frames] of audio [N] in dB, over the loudest bin or over the magnitude `full_scale`; at least
+    -120."""
     padded = torch.nn.functional.pad(torch.from_numpy(samples).float(), (0, max(0, _FILTER - len(samples))))
     window = torch.hann_window(_FILTER)
     magnitudes = torch.stft(padded, _FILTER, _HOP, window=window, return_complex=True, pad_mode="constant").abs()
-    levels = 20 * torch.log10(magnitudes / magnitudes.max().clamp(min=1e-10) + 1e-10)
-    return levels.clamp(min=_FLOOR_DB).numpy()
+    whole = magnitudes.max().clamp(min=1e-10) if full_scale is None else full_scale
+    return (20 * torch.log10(magnitudes / whole + 1e-6)).numpy()

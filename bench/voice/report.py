@@ -20,10 +20,21 @@ def markdown(results: Mapping[str, Any]) -> str:
         f"Seed {results['seed']}, {results['recogniser']}, {where}, torch {machine['torch']}, "
         f"commit {machine['commit']}.",
         _word_errors(voices),
-        *(section for of in voices for section in (_copies(of, results["missing"]), _mels(of))),
+        *(
+            section
+            for of in voices
+            for section in (
+                _copies(of, "copies", "Copy synthesis", results["missing"]),
+                _copies(of, "teacher_forced", "Teacher-forced mels", results["missing"]),
+                _mels(of),
+                _artefacts(of),
+                _settings(of),
+            )
+        ),
         _seconds(voices),
         *(_hard(of) for of in voices),
         *(f"## Plots: {of['voice']}\n\n![{of['voice']}]({of['page']})" for of in voices if "page" in of),
+        *(f"![Sounds of {of['voice']}]({of['sounds']})" for of in voices if "sounds" in of),
     ]
     return "\n\n".join(section for section in sections if section)
 
@@ -48,18 +59,18 @@ def _word_errors(voices: Sequence[Mapping[str, Any]]) -> str:
     return "## Word errors\n\n" + table(head, rows)
 
 
-def _copies(of: Mapping[str, Any], missing: Sequence[str]) -> str:
-    """Scores of the recordings' copies."""
-    if not of.get("copies"):
+def _copies(of: Mapping[str, Any], key: str, title: str, missing: Sequence[str]) -> str:
+    """Scores of audio beside the recordings whose timing it has."""
+    if not of.get(key):
         return ""
-    names = list(next(iter(of["copies"].values())))
-    rows = [(vocoder, *(_number(scores[name]) for name in names)) for vocoder, scores in of["copies"].items()]
+    names = list(next(iter(of[key].values())))
+    rows = [(vocoder, *(_number(scores[name]) for name in names)) for vocoder, scores in of[key].items()]
     notes = [
         "Distances from the recordings, lower is better: log_magnitude and convergence of multi-resolution STFTs, "
         "log_mel of the mel. Higher is better: pesq (wide band), stoi, estoi.",
         *(f"Left out: {line}." for line in missing),
     ]
-    return "\n\n".join([f"## Copy synthesis: {of['voice']}", table(("vocoder", *names), rows), *notes])
+    return "\n\n".join([f"## {title}: {of['voice']}", table(("vocoder", *names), rows), *notes])
 
 
 def _mels(of: Mapping[str, Any]) -> str:
@@ -76,13 +87,47 @@ def _mels(of: Mapping[str, Any]) -> str:
     return "\n\n".join([f"## Mels: {of['voice']}", table(("mels", *names), rows), note])
 
 
+def _artefacts(of: Mapping[str, Any]) -> str:
+    """Hiss, buzz and clicks."""
+    if not of.get("artefacts"):
+        return ""
+    names = ("level", "noise", "buzz", "click")
+    rows = [
+        (source, sound, *(_number(measured[name]) for name in names))
+        for source, sounds in of["artefacts"].items()
+        for sound, measured in sounds.items()
+    ]
+    note = (
+        "Copies of silence and of computed vowels. level: RMS in dBFS; noise: between the harmonics, in dB over them; "
+        "buzz: swing of the level at the rate of the mel's frames, in dB; click: the largest jump over the usual one."
+    )
+    return "\n\n".join([f"## Artefacts: {of['voice']}", table(("source", "sound", *names), rows), note])
+
+
+def _settings(of: Mapping[str, Any]) -> str:
+    """WaveGlow's, compared."""
+    if not of.get("settings"):
+        return ""
+    scores = [name for name in of["settings"][0]["copies"] if name in ("log_magnitude", "convergence", "pesq", "estoi")]
+    kinds = {"copies": "copy", "teacher_forced": "predicted"}
+    artefacts = ("silence", "vowel_noise")
+    rows = [
+        (f"{row['sigma']:g}", f"{row['denoise']:g}")
+        + tuple(_number(row[kind][name]) for kind in kinds for name in scores)
+        + tuple(f"{row[name]:.1f}" for name in artefacts)
+        for row in of["settings"]
+    ]
+    head = ("sigma", "denoise", *(f"{caption}: {name}" for caption in kinds.values() for name in scores), *artefacts)
+    return f"## WaveGlow's settings: {of['voice']}\n\n" + table(head, rows)
+
+
 def _seconds(voices: Sequence[Mapping[str, Any]]) -> str:
     rows = [
-        (of["voice"], *(f"{of['seconds'][part]:.3f}" for part in PARTS), f"{1 / of['seconds']['total']:.1f}")
+        (of["voice"], vocoder, *(f"{seconds[part]:.3f}" for part in PARTS), f"{1 / seconds['total']:.1f}")
         for of in voices
-        if "seconds" in of
+        for vocoder, seconds in of.get("seconds", {}).items()
     ]
-    head = ("voice", *PARTS, "times real time")
+    head = ("voice", "vocoder", *PARTS, "times real time")
     return "## Seconds per second of speech\n\n" + table(head, rows) if rows else ""
 
 

@@ -35,7 +35,12 @@ Model = Tacotron2 | WaveGlow
 MODELS: dict[str, type[Model]] = {"tacotron2": Tacotron2, "waveglow": WaveGlow}
 # fastglow's keywords that DeepLearningExamples' constructors do not take; for WaveGlow with the values it implies.
 _NOT_NVIDIA = ("p_prenet_dropout", "p_encoder_dropout", "p_postnet_dropout")
-_NOT_NVIDIA_WAVEGLOW = {"upsample_kernel_size": 1024, "upsample_stride": 256, "alternate_halves": False}
+_NOT_NVIDIA_WAVEGLOW = {
+    "upsample_kernel_size": 1024,
+    "upsample_stride": 256,
+    "alternate_halves": False,
+    "upsample_to_groups": False,
+}
 # Suffixes of files for torch.load.
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".th", ".tar", ".pyt", ".model")
 

@@ -3,7 +3,7 @@
 A layout maps a key to one expression per dimension: sums of terms such as "4*attention_rnn_dim", in the constructor's
 keywords and a few further names: `encoder_half` is half of encoder_embedding_dim, `step_width` is
 n_mel_channels * n_frames_per_step, `half.K` is half the channels of WaveGlow's flow K, `conditioning` is
-n_mel_channels * n_group. The same table infers the dimensions from a file and checks the file against them.
+n_mel_channels * frames_per_group. The same table infers the dimensions from a file and checks the file against them.
 """
 
 from __future__ import annotations
@@ -231,11 +231,13 @@ def _waveglow_dims(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> dic
             break
     if first:
         dims.update({f"half.{k}": first - (k // every) * size // 2 for k in range(n_flows)})
+    to_groups = first is not None and dims.get("conditioning") == dims.get("n_mel_channels")
     if first and "n_mel_channels" in dims:
-        dims["conditioning"] = dims["n_mel_channels"] * 2 * first
+        dims["conditioning"] = dims["n_mel_channels"] * (1 if to_groups else 2 * first)
     _check_shapes(waveglow_layout(n_flows, n_layers), shapes, dims, "WaveGlow")
     _odd_kernel("kernel_size", dims)
     assert first is not None  # or else the check of shapes has failed
+    kernel_size = dims["upsample_kernel_size"] * (2 * first if to_groups else 1)
     return {
         "n_mel_channels": dims["n_mel_channels"],
         "n_flows": n_flows,
@@ -247,8 +249,9 @@ def _waveglow_dims(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> dic
             "n_channels": dims["n_channels"],
             "kernel_size": dims["kernel_size"],
         },
-        "upsample_kernel_size": dims["upsample_kernel_size"],
-        "upsample_stride": max(dims["upsample_kernel_size"] // 4, 1),
+        "upsample_kernel_size": kernel_size,
+        "upsample_stride": max(kernel_size // 4, 1),
+        "upsample_to_groups": to_groups,
     }
 
 

@@ -29,8 +29,10 @@ _UPSAMPLE: frozenset[type[nn.Module]] = frozenset({Upsample})
 class WaveGlowConfig:
     """Constructor arguments of `WaveGlow`; defaults are the reference's (arg_parser.py).
 
-    The last three are fastglow's. `alternate_halves` is for NVIDIA's oldest checkpoints (`glow_old`): on odd flows the
-    coupling transforms the first half instead of the second.
+    The last four are fastglow's. `alternate_halves` is for NVIDIA's oldest checkpoints (`glow_old`): on odd flows the
+    coupling transforms the first half instead of the second. `upsample_to_groups`: the mel is upsampled to one frame per
+    group of samples instead of one per sample, so that the coupling networks read n_mel_channels instead of n_mel_channels
+    * n_group channels. Of a small model that is most of the work: a mel says nothing about single samples.
     """
 
     n_mel_channels: int = 80
@@ -42,6 +44,7 @@ class WaveGlowConfig:
     upsample_kernel_size: int = 1024
     upsample_stride: int = 256
     alternate_halves: bool = False
+    upsample_to_groups: bool = False
 
     def __post_init__(self) -> None:
         if self.n_group % 2 or self.n_early_size % 2:
@@ -61,6 +64,11 @@ class WaveGlowConfig:
                 f"upsample_stride={self.upsample_stride} must be a multiple of n_group={self.n_group} "
                 f"and at most upsample_kernel_size={self.upsample_kernel_size}"
             )
+        if self.upsample_to_groups and self.upsample_kernel_size % self.n_group:
+            raise FastglowError(
+                f"upsample_kernel_size={self.upsample_kernel_size} must be a multiple of n_group={self.n_group} "
+                "with upsample_to_groups"
+            )
 
     def is_early(self, flow: int) -> bool:
         """Whether channels leave (forward) or enter (inverse) at this flow."""
@@ -70,6 +78,11 @@ class WaveGlowConfig:
     def n_remaining_channels(self) -> int:
         """Number of channels that pass through every flow."""
         return self.n_group - self.n_early_size * sum(self.is_early(k) for k in range(self.n_flows))
+
+    @property
+    def frames_per_group(self) -> int:
+        """Frames of the upsampled mel over a group of samples."""
+        return 1 if self.upsample_to_groups else self.n_group
 
 
 def _log_dets(flows: Sequence[Flow], audio: Tensor) -> Sequence[Tensor | None]:
@@ -100,7 +113,10 @@ class WaveGlow(Refreshable):
         super().__init__()
         config = WaveGlowConfig(*args, **kw)
         self.config = config
-        self.upsample = Upsample(config.n_mel_channels, config.upsample_kernel_size, config.upsample_stride)
+        width = config.n_group // config.frames_per_group  # samples under a frame of the upsampled mel
+        self.upsample = Upsample(
+            config.n_mel_channels, config.upsample_kernel_size // width, config.upsample_stride // width
+        )
         self.WN = nn.ModuleList()
         self.convinv = nn.ModuleList()
         n_channels = config.n_group
@@ -108,7 +124,7 @@ class WaveGlow(Refreshable):
             if config.is_early(k):
                 n_channels -= config.n_early_size
             self.convinv.append(InvertibleConv1x1(n_channels))
-            self.WN.append(WN(n_channels // 2, config.n_mel_channels * config.n_group, **config.WN_config))
+            self.WN.append(WN(n_channels // 2, config.n_mel_channels * config.frames_per_group, **config.WN_config))
 
     @staticmethod
     def remove_weightnorm(model: "WaveGlow") -> "WaveGlow":
@@ -196,18 +212,22 @@ class WaveGlow(Refreshable):
         return torch.cat([*early_outputs, audio], dim=1), log_s_list, log_det_list
 
     def _grouped_spect(self, mel: Tensor, n_samples: int) -> Tensor:
-        """The upsampled mel of complete groups of samples, [B, n_mel_channels * n_group, n_samples // n_group]."""
+        """The upsampled mel of complete groups of samples, [B, n_mel_channels * frames_per_group, n_samples //
+        n_group]."""
+        config = self.config
         on_references = mel.is_cpu and not backend.traced() and not backend.picks_triton("wavenet_layer", mel)
-        fits = n_samples <= mel.shape[2] * self.config.upsample_stride
+        fits = n_samples <= mel.shape[2] * config.upsample_stride
+        n_groups = n_samples // config.n_group
         if on_references and fits and may_bypass((self.upsample,), _UPSAMPLE):
-            return self.upsample.grouped(mel, self.config.n_group)[:, :, : n_samples // self.config.n_group]
+            return self.upsample.grouped(mel, config.frames_per_group)[:, :, :n_groups]
         spect = self.upsample(mel)
-        if spect.shape[2] < n_samples:
+        covered = spect.shape[2] * config.n_group // config.frames_per_group
+        if covered < n_samples:
             raise FastglowError(
-                f"a mel of {mel.shape[2]} frames covers {spect.shape[2]} samples, the audio has {n_samples}: "
+                f"a mel of {mel.shape[2]} frames covers {covered} samples, the audio has {n_samples}: "
                 "cut the audio or pass a longer mel"
             )
-        return group(spect[:, :, :n_samples], self.config.n_group)
+        return group(spect[:, :, : n_groups * config.frames_per_group], config.frames_per_group)
 
     @torch.no_grad()
     def infer(
@@ -271,9 +291,10 @@ class WaveGlow(Refreshable):
         noise = sigma * noise.to(mel.dtype)
 
         if may_bypass((self.upsample,), _UPSAMPLE):
-            spect = self.upsample.grouped(mel, config.n_group)
+            spect = self.upsample.grouped(mel, config.frames_per_group)
         else:
-            spect = group(self.upsample(mel)[:, :, : n_groups * config.n_group], config.n_group)
+            n_spect = n_groups * config.frames_per_group
+            spect = group(self.upsample(mel)[:, :, :n_spect], config.frames_per_group)
         audio, unused = noise[:, : config.n_remaining_channels], noise[:, config.n_remaining_channels :]
         for flow in reversed(self._flows):
             kept, changed = flow.split(audio)

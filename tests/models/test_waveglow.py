@@ -39,6 +39,8 @@ STRUCTURES = {
     "kernel 800 stride 200": {"upsample_kernel_size": 800, "upsample_stride": 200},
     "kernel as long as its stride": {"upsample_kernel_size": 16},
     "kernel no multiple of its stride": {"upsample_kernel_size": 37},
+    "mel upsampled to groups": {"upsample_to_groups": True},
+    "mel upsampled to groups, kernel as long as its stride": {"upsample_to_groups": True, "upsample_kernel_size": 16},
     "WN kernel 5": {"WN_config": {"n_layers": 3, "n_channels": 6, "kernel_size": 5}},
 }
 
@@ -70,6 +72,29 @@ def noise_of(model, z):
     n_early = sum(k > 0 and k % config.n_early_every == 0 for k in range(config.n_flows))
     early = [z[:, i * config.n_early_size : (i + 1) * config.n_early_size] for i in range(n_early)]
     return torch.cat([z[:, n_early * config.n_early_size :], *reversed(early)], dim=1)
+
+
+def test_a_mel_upsampled_to_groups_is_one_that_all_samples_of_a_group_share():
+    """The same function as the reference's structure, with weights that repeat within a group."""
+    torch.manual_seed(1)
+    model = build(upsample_to_groups=True)
+    n_group, n_mel_channels = model.n_group, model.n_mel_channels
+    wide = build()
+    state = dict(model.state_dict())
+    state["upsample.weight"] = state["upsample.weight"].repeat_interleave(n_group, dim=2)
+    for wn in range(model.n_flows):
+        for layer in range(model.config.WN_config["n_layers"]):
+            prefix = f"WN.{wn}.cond_layers.{layer}"
+            narrow = model.WN[wn].cond_layers[layer].weight[:, :, 0]  # [rows, n_mel_channels]
+            weight = (narrow / n_group).repeat_interleave(n_group, dim=1)[:, :, None]
+            assert weight.shape[1] == n_mel_channels * n_group
+            state[f"{prefix}.weight_v"] = weight
+            state[f"{prefix}.weight_g"] = weight.norm(dim=(1, 2), keepdim=True)
+    wide.load_state_dict(state)
+    mel, audio = mel_and_audio(model)
+    for ours, theirs in zip(model((mel, audio)), wide((mel, audio)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(model.infer(mel, seed=3), wide.infer(mel, seed=3))
 
 
 @pytest.mark.parametrize("n_channels", [256, None])

@@ -50,7 +50,7 @@ def text(evaluated):
 
 
 def test_a_voice_beside_the_recordings(voice, text):
-    sources = ["originals", "synthesis", "copy by griffin-lim", "copy by waveglow"]
+    sources = ["originals", "synthesis", "synthesis by waveglow", "copy by griffin-lim", "copy by waveglow"]
     errors = voice["word_errors"]
     assert list(errors) == sources
     for source in sources:
@@ -93,8 +93,10 @@ def test_copies_mels_and_seconds_of_a_voice(voice, text):
     assert copied["variance"] == pytest.approx(1, abs=0.1) and abs(copied["sibilance"]) < 1
     distortions = {source: of["cepstral_distortion"] for source, of in voice["mels"].items()}
     assert min(distortions, key=distortions.__getitem__) == "copy by griffin-lim"
-    seconds = voice["seconds"]
-    assert seconds["total"] >= max(seconds["acoustic"], seconds["vocoder"]) > 0
+    assert list(voice["seconds"]) == ["griffin-lim", "waveglow"]
+    for vocoder, seconds in voice["seconds"].items():
+        assert seconds["total"] >= max(seconds["acoustic"], seconds["vocoder"]) > 0
+        assert f"| {vocoder} | {seconds['acoustic']:.3f} |" in text
 
 
 def test_a_page_of_plots(evaluated, voice, text):

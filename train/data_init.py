@@ -1,0 +1,48 @@
+"""Initial weights of WaveGlow that fit the data, as Glow's (Kingma & Dhariwal 2018, section 3.1).
+
+Neither changes the model: only where its training begins.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastglow.models import WaveGlow
+
+from .manifest import PreparedDataset
+
+N_ITEMS = 100
+"""That statistics are computed from; more hardly change them."""
+
+_LEAST_DEVIATION = 1e-3  # of a mel channel without sound
+
+
+@torch.no_grad()
+def fit_to_data(model: WaveGlow, dataset: PreparedDataset) -> None:
+    """Has the upsampling interpolate mels whose channels are scaled to mean 0 and variance 1, and the first 1x1
+    convolution scale the audio to variance 1.
+
+    By default the upsampling mixes channels at random, of log-mels whose means are far from 0, and noise of variance 1
+    begins as audio of variance 1: training must first find what two statistics say.
+    """
+    items = dataset.items["train"][:N_ITEMS]
+    mels = np.concatenate([dataset.mel(item) for item in items], axis=1).astype(np.float64)
+    samples = np.concatenate([dataset.samples(item) for item in items]).astype(np.float64) / 2**15
+    mean = torch.from_numpy(mels.mean(axis=1))
+    deviation = torch.from_numpy(mels.std(axis=1)).clamp(min=_LEAST_DEVIATION)
+    upsample = model.upsample
+    assert upsample.bias is not None
+    kernel = interpolation(upsample.kernel_size[0], upsample.stride[0])
+    upsample.weight.zero_()
+    upsample.weight[range(len(mean)), range(len(mean))] = (kernel / deviation[:, None]).to(upsample.weight)
+    upsample.bias.copy_(-mean / deviation)
+    model.convinv[0].conv.weight.div_(max(float(np.sqrt(np.mean(samples**2))), 2.0**-15))
+
+
+def interpolation(kernel_size: int, stride: int) -> Tensor:
+    """The transposed convolution's kernel, float64 [kernel_size], that fades from each frame to the next within a
+    stride; the samples over any position add up to 1. Without room to fade, each frame holds for its stride."""
+    position = torch.arange(kernel_size, dtype=torch.float64) + 0.5
+    kernel = torch.minimum(position, 2 * stride - position).clamp(min=0) / stride
+    total = torch.stack([kernel[phase::stride].sum() for phase in range(stride)])
+    return kernel / total.repeat(-(-kernel_size // stride))[:kernel_size]
