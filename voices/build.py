@@ -14,7 +14,7 @@ from fastglow.cli import exit_code
 from .recipe import Recipe, find_recipe
 from .running import Runner, Stopped, say, shown
 from .stages import Prepare, Screen, Stage, Train
-from .voice_stages import Choose, Evaluate, Export
+from .voice_stages import ChooseAcoustic, ChooseVocoder, Evaluate, Export
 from .work import Work
 
 
@@ -31,7 +31,8 @@ def _waveglow(work: Work) -> list[Stage]:
 
 
 def _voice(work: Work) -> list[Stage]:
-    return [*_tacotron2(work), Choose(work), Export(work)]
+    vocoder = [ChooseVocoder(work)] if work.recipe.speaks_by_waveglow else []
+    return [*_tacotron2(work), ChooseAcoustic(work), *vocoder, Export(work)]
 
 
 def _report(work: Work) -> list[Stage]:

@@ -48,11 +48,11 @@ class Recipe:
         tacotron2, waveglow: stages of the trainings.
         gpu: by model, a file of options for `python -m voices.gpu` that are not the run's, such as the batch size.
         development: file of id|text, sentences that no model is trained on; the checkpoint that the recogniser
-            understands best is taken. None: the newest is.
+            understands best is taken. None: the newest is. A WaveGlow is chosen by a third of the held-out clips.
         newest: how many of the newest checkpoints are compared, besides the best one and the end of each stage.
         export: more options of `fastglow export-voice`, by name.
-        max_megabytes: of the voice's Tacotron 2.
-        speaks_by_waveglow: whether the voice takes the WaveGlow.
+        max_megabytes: of the voice.
+        speaks_by_waveglow: whether the voice takes the WaveGlow, whose training is a goal of its own.
     """
 
     folder: Path
@@ -72,6 +72,10 @@ class Recipe:
     export: dict[str, Any] = field(default_factory=dict)
     max_megabytes: float = 20.0
     speaks_by_waveglow: bool = False
+
+    def trainings(self, model: str) -> tuple[Training, ...]:
+        """Of "tacotron2" or "waveglow"."""
+        return {"tacotron2": self.tacotron2, "waveglow": self.waveglow}[model]
 
     def gpu_options(self, model: str) -> dict[str, Any]:
         """What a GPU trains with, unlike the run."""

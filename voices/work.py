@@ -30,7 +30,6 @@ class Work:
         data: prepared data set.
         ends: the last checkpoint of each stage of a training.
         candidates: what the recogniser heard of checkpoints.
-        chosen: the checkpoint that the voice is made of.
         voice: for `fastglow synth --voice`.
         report: on the voice.
     """
@@ -43,13 +42,16 @@ class Work:
         self.data = folder / "data"
         self.ends = folder / "ends"
         self.candidates = folder / "candidates"
-        self.chosen = folder / "chosen.pt"
         self.voice = folder / "voice"
         self.report = folder / "report"
 
     def run(self, model: str) -> Path:
         """The folder of a training."""
         return self.folder / model
+
+    def chosen(self, model: str) -> Path:
+        """The checkpoint that the voice is made of."""
+        return self.folder / ("chosen.pt" if model == "tacotron2" else f"chosen_{model}.pt")
 
     @property
     def exclude(self) -> Path | None:

@@ -39,6 +39,8 @@ TRANSCRIPTS = "transcripts.jsonl"
               help="Hard sentences of your own: category|text.")  # fmt: skip
 @click.option("--vocoder", "vocoders", multiple=True, type=click.Choice(VOCODERS),
               help="Speaks, and copies the recordings (repeatable). Default: all that the voice has.")  # fmt: skip
+@click.option("--copies-only", is_flag=True, help="Only copy the recordings: neither speak nor recognise.")
+@click.option("--waveglow", type=click.Path(path_type=Path), help="A checkpoint in place of each voice's WaveGlow.")
 @click.option("--sigma", "sigmas", multiple=True, type=click.FloatRange(0),
               help="Compare WaveGlow at this standard deviation of its noise (repeatable).")  # fmt: skip
 @click.option("--denoise", "denoises", multiple=True, type=click.FloatRange(0),
@@ -65,12 +67,15 @@ def command(
         raise FastglowError("--metadata and --texts are both sentences: pass one of them")
     if (metadata is None) != (wavs is None):
         raise FastglowError("--metadata and --wavs belong together: pass both")
-    if wavs is None and (models["sigmas"] or models["denoises"]):
-        raise FastglowError("--sigma and --denoise are compared on recordings: pass --metadata and --wavs too")
+    copies_only = models["copies_only"]
+    if wavs is None and (models["sigmas"] or models["denoises"] or copies_only):
+        raise FastglowError("--sigma, --denoise and --copies-only need recordings: pass --metadata and --wavs too")
+    if copies_only and (hard or plots):
+        raise FastglowError("--copies-only leaves out what --hard and --plots show: pass it without them")
     if hard is None:
-        hard = texts is None
+        hard = texts is None and not copies_only
     if plots is None:
-        plots = 0 if texts else 3
+        plots = 0 if texts or copies_only else 3
     file = metadata or texts
     if not hard and file is None:
         raise FastglowError("nothing to measure: pass --metadata CSV and --wavs DIR, --texts FILE, or --hard")
@@ -86,16 +91,17 @@ def command(
         models["device"],
         lambda line: click.echo(line, err=True),
     )
-    found = [find_voice(name) for name in voices]
+    found = [find_voice(name, models["waveglow"]) for name in voices]
     if out and prompts and plots:
         require_matplotlib()
     if out:
         out.mkdir(parents=True, exist_ok=True)
-    recogniser = Remembering(Pocketsphinx(), transcripts or (out / TRANSCRIPTS if out else None))
+    remembered = transcripts or (out / TRANSCRIPTS if out else None)
+    recogniser = None if copies_only else Remembering(Pocketsphinx(), remembered)
     results: dict[str, Any] = {
         "seed": seed,
         "machine": {**environment.describe(), **environment.processor()},
-        "recogniser": recogniser.name,
+        "recogniser": recogniser.name if recogniser else "no recogniser",
         "missing": missing_scores() if plan.recordings else [],
         "voices": [],
     }
@@ -108,7 +114,7 @@ def command(
                 of["sounds"] = f"sounds{i}.png"
                 draw_sounds(out / of["sounds"], audio.sounds, audio.rate)
         results["voices"].append(of)
-    if prompts:
+    if prompts and not copies_only:
         # Of the best voice.
         results["word_error"] = min(of["word_errors"][SYNTHESIS]["rate"] for of in results["voices"])
     text = report.markdown(results)

@@ -89,8 +89,11 @@ class Audio:
     sounds: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
 
 
-def evaluate(name: str, voice: Voice, plan: Plan, recogniser: Recogniser) -> tuple[dict[str, Any], Audio]:
+def evaluate(name: str, voice: Voice, plan: Plan, recogniser: Recogniser | None) -> tuple[dict[str, Any], Audio]:
     """Everything that the plan asks for of one voice, and what to draw of it.
+
+    Args:
+        recogniser: None: recordings are copied, nothing is spoken.
 
     Raises:
         FastglowError: models or recordings that cannot be read or used, or a vocoder that the voice lacks.
@@ -98,13 +101,14 @@ def evaluate(name: str, voice: Voice, plan: Plan, recogniser: Recogniser) -> tup
     evaluation = _Evaluation(name, voice, plan, recogniser)
     if plan.recordings:
         evaluation.read_recordings()
-    if plan.prompts:
+    speaks = bool(plan.prompts) and recogniser is not None
+    if speaks:
         evaluation.speak()
     if plan.recordings:
         evaluation.copy()
         evaluation.look_for_artefacts()
         evaluation.compare_settings()
-    if plan.prompts:
+    if speaks:
         evaluation.count_word_errors()
     if plan.hard:
         evaluation.read_hard_sentences()
@@ -123,9 +127,11 @@ class _Evaluation:
         results: for the report.
     """
 
-    def __init__(self, name: str, voice: Voice, plan: Plan, recogniser: Recogniser):
+    def __init__(self, name: str, voice: Voice, plan: Plan, recogniser: Recogniser | None):
         self.name, self.plan, self.recogniser = name, plan, recogniser
         self.copiers = list(dict.fromkeys(plan.vocoders or ["griffin-lim", *(["waveglow"] if voice.waveglow else [])]))
+        if (plan.sigmas or plan.denoises) and "waveglow" not in self.copiers:
+            raise FastglowError(f"{name} has no WaveGlow, or not in --vocoder, to compare --sigma and --denoise of")
         self.speakers = {
             vocoder: Synthesizer.from_voice(voice, plan.device, vocoder=vocoder)
             for vocoder in dict.fromkeys([voice.vocoder, *self.copiers])
@@ -185,9 +191,8 @@ class _Evaluation:
         plan = self.plan
         if not (plan.sigmas or plan.denoises):
             return
-        waveglow = self.speakers["waveglow"].vocoder if "waveglow" in self.speakers else None
-        if not isinstance(waveglow, WaveGlowVocoder):
-            raise FastglowError(f"{self.name} has no WaveGlow whose --sigma and --denoise could be compared")
+        waveglow = self.speakers["waveglow"].vocoder
+        assert isinstance(waveglow, WaveGlowVocoder)
         own = waveglow.sigma, waveglow.denoise
         sounds, rows = self.audio.sounds["computed"], []
         for sigma, denoise in product(plan.sigmas or own[:1], plan.denoises or own[1:]):
@@ -219,10 +224,12 @@ class _Evaluation:
         )
 
     def _hear(self, source: str, clips: Iterable[tuple[np.ndarray, int]]) -> None:
-        prompts = self.plan.prompts
+        prompts, recogniser = self.plan.prompts, self.recogniser
+        if recogniser is None:
+            return
         # No bar unless it is seen.
         watched = tqdm(clips, source, len(prompts), leave=False, disable=None)
-        texts = [self.recogniser.hear(as_pcm(*clip)) for clip in watched]
+        texts = [recogniser.hear(as_pcm(*clip)) for clip in watched]
         errors = [word_errors(prompt.text, text) for prompt, text in zip(prompts, texts, strict=True)]
         self.heard[source] = Heard(texts, errors)
         self.plan.say(f"{self.name}, {source}: word error {self.heard[source].total.rate:.3f}")

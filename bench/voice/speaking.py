@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from fastglow.engine import Speech, Synthesizer
@@ -14,14 +15,18 @@ from .recognition import Pocketsphinx, Recogniser, as_pcm
 from .word_errors import WordErrors, word_errors
 
 
-def find_voice(name: str) -> Voice:
+def find_voice(name: str, waveglow: Path | None = None) -> Voice:
     """A bundled voice, a voice's folder, or a checkpoint of a Tacotron 2, which speaks through Griffin-Lim.
+
+    Args:
+        waveglow: a checkpoint in place of the voice's; None: its own, if it has one.
 
     Raises:
         FastglowError: there is no such voice.
     """
     path = Path(name)
-    return Voice(tacotron2=path) if path.is_file() and path.name != "voice.json" else Voice.load(name)
+    voice = Voice(tacotron2=path) if path.is_file() and path.name != "voice.json" else Voice.load(name)
+    return voice if waveglow is None else replace(voice, waveglow=waveglow)
 
 
 def speak(synthesizer: Synthesizer, text: str, seed: int) -> Speech:

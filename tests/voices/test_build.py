@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastglow import cli
-from fastglow.checkpoint import inspect_checkpoint
+from fastglow.checkpoint import inspect_checkpoint, load_checkpoint
 from fastglow.errors import FastglowError
 from fastglow.train.checkpointing import load_training_checkpoint
 from fastglow.train.command import train as train_command
@@ -38,6 +38,7 @@ def test_a_voice_is_made_in_one_go(finished):
     assert finished.commands.names() == EVERYTHING
     voice = Voice.load(finished.out / "voice")
     assert voice.name == "tiny" and voice.lexicon == finished.out / "voice" / "lexicon.txt"
+    assert (finished.out / "held_out.txt").read_text().count("\n") == 1
     choice = json.loads((finished.out / "choice.json").read_text())
     assert choice["iteration"] == 2 and choice["word_errors"] == {"2": 0.25, "3": 0.5}
     info = inspect_checkpoint(voice.tacotron2)
@@ -185,6 +186,34 @@ def test_waveglow_is_trained_apart_and_taken_when_asked_for(finished):
     finished.values = finished.values | {"speaks_by_waveglow": True}
     finished.make("voice")
     assert Voice.load(finished.out / "voice").vocoder == "waveglow"
+
+
+def test_the_waveglow_is_chosen_by_a_third_of_the_held_out_clips(project, tmp_path):
+    """And the voice is reported on with the others."""
+    others = tmp_path / "others"
+    others.mkdir()
+    (others / "wavs").symlink_to((CLIPS / "wavs").resolve())
+    (others / "metadata.csv").write_text("".join((CLIPS / "metadata.csv").read_text().splitlines(True)[:3]))
+    waveglow = json.loads((project.recipe / "waveglow.json").read_text())
+    project.write("waveglow.json", waveglow | {"iters_per_checkpoint": 1})
+    project.values = project.values | {"speaks_by_waveglow": True, "prepare": {"validation_files": str(others), "workers": 1}}
+    project.make("waveglow")
+    assert project.make().names()[-4:] == ["bench.voice", "bench.voice", "export-voice", "bench.voice"]
+    held_out = [item.id for item in PreparedDataset.open(project.out / "data").items["validation"]]
+    assert (project.out / "choosing.txt").read_text().split() == held_out[2:]
+    assert (project.out / "held_out.txt").read_text().split() == held_out[:2]
+    choice = json.loads((project.out / "choice_waveglow.json").read_text())
+    assert choice["iteration"] == 1 and choice["distances"] == {"1": 0.7, "2": 0.9}
+    chosen = load_training_checkpoint(project.out / "waveglow" / "checkpoint_1.pt", "waveglow")["state_dict"]
+    exported = load_checkpoint(Voice.load(project.out / "voice").waveglow).state_dict()
+    for name, tensor in exported.items():
+        assert torch.equal(tensor, chosen[name].half().float()), name
+
+
+def test_a_waveglow_that_is_not_trained_is_asked_for(project):
+    project.values = project.values | {"speaks_by_waveglow": True, "tacotron2": ["1_align.json"], "development": None}
+    with pytest.raises(FastglowError, match="no checkpoint to choose from: make the goal waveglow first"):
+        project.make("voice")
 
 
 def test_what_is_done_does_not_wait_for_those_that_read_it(finished):

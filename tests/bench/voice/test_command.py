@@ -1,12 +1,18 @@
 """The command `python -m bench.voice`, with a recogniser that hears by the clock."""
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from bench.voice.command import main
+from bench.voice.copy_synthesis import teacher_forced
 from bench.voice.page import choose_rows
+from fastglow import Synthesizer, save_checkpoint
+from tests.engine.conftest import make_waveglow
 
 from .conftest import Listener
 
@@ -168,3 +174,101 @@ def _file(folder, text):
     path = folder / "ids.txt"
     path.write_text(text)
     return path
+
+
+def test_copies_of_predicted_mels(voice, text):
+    """Random weights predict nothing: their copies are farther from the recordings than those of the recorded mels."""
+    assert list(voice["teacher_forced"]) == ["griffin-lim", "waveglow"]
+    copied, predicted = (voice[kind]["griffin-lim"] for kind in ("copies", "teacher_forced"))
+    assert list(copied) == list(predicted)
+    assert copied["log_mel"] < 0.2 < predicted["log_mel"] and copied["log_magnitude"] < predicted["log_magnitude"]
+    assert "## Teacher-forced mels" in text and f"| griffin-lim | {predicted['log_magnitude']:.3f} |" in text
+
+
+def test_teacher_forced_mels_are_those_of_the_model(voice_folder):
+    """Frame by frame, whatever the number of frames per step; the same seed, the same mel."""
+    synthesizer = Synthesizer.from_voice(str(voice_folder), "cpu", torch.float32)
+    assert synthesizer.tacotron2.config.n_frames_per_step == 2
+    mel = np.random.default_rng(1).standard_normal((80, 9)).astype(np.float32)
+    predicted = teacher_forced(synthesizer, "How old are you?", mel, seed=3)
+    assert predicted.shape == mel.shape
+    assert np.array_equal(predicted, teacher_forced(synthesizer, "How old are you?", mel, seed=3))
+    assert not np.array_equal(predicted, teacher_forced(synthesizer, "How old are you?", mel, seed=4))
+    ids = torch.tensor([synthesizer.frontend.encode("How old are you?").symbols])
+    torch.manual_seed(3)
+    padded = torch.from_numpy(np.pad(mel, ((0, 0), (0, 1))))[None]
+    with torch.no_grad():
+        output = synthesizer.tacotron2((ids, torch.tensor([ids.shape[1]]), padded, ids.shape[1], torch.tensor([9])))
+    assert np.array_equal(predicted, output[1][0, :, :9].numpy())
+
+
+def test_artefacts_of_each_vocoder(voice, text, evaluated):
+    measured = voice["artefacts"]
+    assert list(measured) == ["computed", "griffin-lim", "waveglow"]
+    for source, sounds in measured.items():
+        assert list(sounds) == ["silence", "a", "i", "u"]
+        assert f"| {source} | a | {sounds['a']['level']:.3f} |" in text
+    assert measured["computed"]["silence"]["level"] < measured["griffin-lim"]["silence"]["level"] < -80
+    # Random weights hiss in silence, and do not hold a vowel.
+    assert measured["waveglow"]["silence"]["level"] > -60
+    assert measured["griffin-lim"]["a"]["noise"] < -20 < measured["waveglow"]["a"]["noise"]
+    assert (evaluated / voice["sounds"]).read_bytes().startswith(b"\x89PNG") and f"({voice['sounds']})" in text
+
+
+def test_settings_of_waveglow_are_compared(voice_folder, monkeypatch, tmp_path):
+    """Without a recogniser. Each row is what the voice gives with these settings."""
+    monkeypatch.setattr("bench.voice.command.Pocketsphinx", None)
+    common = [str(voice_folder), *RECORDINGS, "--limit", "1", "--copies-only", "--vocoder", "waveglow"]
+    assert main([*common, "--sigma", "0.2", "--sigma", "0.9", "--denoise", "0.1", "--out", str(tmp_path / "a")]) == 0
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    (found,) = report["voices"]
+    assert "word_error" not in report and "word_errors" not in found and "seconds" not in found
+    assert [(row["sigma"], row["denoise"]) for row in found["settings"]] == [(0.2, 0.1), (0.9, 0.1)]
+    text = (tmp_path / "a" / "report.md").read_text()
+    for row in found["settings"]:
+        description = json.loads((voice_folder / "voice.json").read_text())
+        folder = tmp_path / f"voice{row['sigma']}"
+        shutil.copytree(voice_folder, folder)
+        settings = {"sigma": row["sigma"], "denoise": row["denoise"]}
+        (folder / "voice.json").write_text(json.dumps(description | settings))
+        assert main([str(folder), *common[1:], "--out", str(folder / "report")]) == 0
+        (alone,) = json.loads((folder / "report" / "report.json").read_text())["voices"]
+        for kind in ("copies", "teacher_forced"):
+            ours, theirs = row[kind], alone[kind]["waveglow"]
+            for name in ours.keys() - {"seconds_per_second"}:
+                assert ours[name] == pytest.approx(theirs[name])
+        assert row["silence"] == alone["artefacts"]["waveglow"]["silence"]["level"]
+        assert f"| {row['sigma']:g} | 0.1 |" in text
+    first, second = found["settings"]
+    assert first["silence"] < second["silence"]
+
+
+def test_another_waveglow(voice_folder, listener, tmp_path):
+    other = tmp_path / "other.safetensors"
+    model = make_waveglow()
+    with torch.no_grad():
+        model.convinv[0].conv.weight.mul_(2)  # half as loud
+    save_checkpoint(model, other)
+    common = [str(voice_folder), *RECORDINGS, "--limit", "1", "--copies-only", "--vocoder", "waveglow"]
+    assert main([*common, "--out", str(tmp_path / "own")]) == 0
+    assert main([*common, "--waveglow", str(other), "--out", str(tmp_path / "other")]) == 0
+    own, theirs = (
+        json.loads((tmp_path / name / "report.json").read_text())["voices"][0]["copies"]["waveglow"]["log_magnitude"]
+        for name in ("own", "other")
+    )
+    assert abs(own - theirs) > 0.1 and listener.heard == 0
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--hard", "--copies-only"], "need recordings"),
+        (["--hard", "--sigma", "0.5"], "need recordings"),
+        ([*RECORDINGS, "--copies-only", "--hard"], "leaves out what --hard"),
+        ([*RECORDINGS, "--copies-only", "--plots", "1"], "leaves out what --hard and --plots"),
+        ([*RECORDINGS, "--limit", "1", "--no-hard", "--sigma", "0.5"], "has no WaveGlow, or not in --vocoder"),
+        ([*RECORDINGS, "--waveglow", "none.pt", "--vocoder", "waveglow"], "none.pt"),
+    ],
+)
+def test_bad_settings(listener, checkpoint, capsys, arguments, message):
+    assert message in error_of(capsys, checkpoint, *arguments)
