@@ -82,7 +82,7 @@ def forward(
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """`WaveGlow.forward`."""
     config = model.config
-    spect = _group(model.upsample(mel)[:, :, : audio.shape[1]], config.n_group)
+    spect = _spect(model, mel, audio.shape[1])
     z = _group(audio.unsqueeze(1), config.n_group)
     leaving, log_s_list, log_det_list = [], [], []
     for k, flow in enumerate(flows_of(model)):
@@ -125,8 +125,7 @@ class Speaker:
     def infer(self, mel: Tensor, noise: Tensor, sigma: float, run: RunLayers = run_layers) -> Tensor:
         """`WaveGlow.infer`."""
         config = self.model.config
-        spect = self.model.upsample(mel)[:, :, : mel.shape[2] * config.upsample_stride]
-        spect = _group(spect, config.n_group)
+        spect = _spect(self.model, mel, mel.shape[2] * config.upsample_stride)
         n = config.n_remaining_channels
         z, entering = sigma * noise[:, :n], sigma * noise[:, n:]
         for k in reversed(range(config.n_flows)):
@@ -163,6 +162,12 @@ def normalise(convolution: NormedConvolution) -> Convolution:
 
 def normalise_layer(layer: NormedLayer) -> Layer:
     return Layer(*map(normalise, layer))
+
+
+def _spect(model: WaveGlow, mel: Tensor, n_samples: int) -> Tensor:
+    """The upsampled mel of complete groups of samples."""
+    per_group = model.config.frames_per_group
+    return _group(model.upsample(mel)[:, :, : n_samples // model.config.n_group * per_group], per_group)
 
 
 def _group(x: Tensor, n_group: int) -> Tensor:

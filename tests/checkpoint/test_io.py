@@ -152,7 +152,7 @@ def test_nvidias_layout(build, tmp_path):
     WaveGlow(**content["config"]).load_state_dict(content["state_dict"])
 
 
-@pytest.mark.parametrize("changes", [{"alternate_halves": True}, {"upsample_stride": 32}])
+@pytest.mark.parametrize("changes", [{"alternate_halves": True}, {"upsample_stride": 32}, {"upsample_to_groups": True}])
 def test_models_that_nvidias_class_cannot_express_are_refused(build, tmp_path, changes):
     keywords = {"upsample_kernel_size": 1024, "upsample_stride": 256, **changes}
     model = build.waveglow(**keywords)

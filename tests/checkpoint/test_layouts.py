@@ -53,9 +53,10 @@ def test_every_tacotron2_is_inferred_from_its_shapes(half, **keywords):
     n_layers=st.integers(1, 3),
     n_channels=st.sampled_from([2, 4, 6]),
     kernel_size=odd,
+    upsample_to_groups=st.booleans(),
 )
 def test_every_waveglow_is_inferred_from_its_shapes(
-    n_mel_channels, n_flows, n_early_every, half_early, half_last, **wn_config
+    n_mel_channels, n_flows, n_early_every, half_early, half_last, upsample_to_groups, **wn_config
 ):
     n_early = (n_flows - 1) // n_early_every
     n_group = 2 * (half_last + half_early * n_early)
@@ -68,6 +69,7 @@ def test_every_waveglow_is_inferred_from_its_shapes(
         wn_config,
         upsample_kernel_size=4 * n_group,
         upsample_stride=n_group,
+        upsample_to_groups=upsample_to_groups,
     )
     config = infer_config("waveglow", meta(model.state_dict()), {})
     if n_early == 0:  # the file does not say when early outputs would come

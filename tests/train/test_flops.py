@@ -25,6 +25,7 @@ WAVEGLOW = [
     {"n_mel_channels": 5, "n_flows": 5, "n_group": 12, "n_early_every": 2, "n_early_size": 4,
      "WN_config": {"n_layers": 3, "n_channels": 6, "kernel_size": 5}, "upsample_kernel_size": 31,
      "upsample_stride": 24},
+    {**SMALL_WAVEGLOW, "upsample_to_groups": True},
 ]  # fmt: skip
 
 
