@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from fastglow.models import WaveGlow
+from fastglow.modules import InvertibleConv1x1
+from fastglow.modules.module_lists import modules_of_type
 
 from .manifest import PreparedDataset
 
@@ -36,7 +38,8 @@ def fit_to_data(model: WaveGlow, dataset: PreparedDataset) -> None:
     upsample.weight.zero_()
     upsample.weight[range(len(mean)), range(len(mean))] = (kernel / deviation[:, None]).to(upsample.weight)
     upsample.bias.copy_(-mean / deviation)
-    model.convinv[0].conv.weight.div_(max(float(np.sqrt(np.mean(samples**2))), 2.0**-15))
+    first, *_ = modules_of_type(InvertibleConv1x1, model.convinv)
+    first.conv.weight.div_(max(float(np.sqrt(np.mean(samples**2))), 2.0**-15))
 
 
 def interpolation(kernel_size: int, stride: int) -> Tensor:

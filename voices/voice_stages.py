@@ -48,9 +48,8 @@ class Choose(Stage):
     def report_on(self, file: Path, sentences: Path, report: Path) -> Command:
         """Measures a candidate."""
 
-    @staticmethod
     @abstractmethod
-    def score(report: Path) -> float | None:
+    def score(self, report: Path) -> float | None:
         """Of a report, the lower the better; None: there is none yet."""
 
     def is_done(self) -> bool:
@@ -102,10 +101,12 @@ class ChooseAcoustic(Choose):
 
     name, model = "choice", ACOUSTIC
     record_name, score_name = "choice.json", "word_errors"
-    score = staticmethod(evaluating.word_error)
 
     def sentences(self) -> Path | None:
         return self.recipe.development
+
+    def score(self, report: Path) -> float | None:
+        return evaluating.word_error(report)
 
     def report_on(self, file: Path, sentences: Path, report: Path) -> Command:
         return evaluating.on_texts(file, sentences, report)
@@ -116,7 +117,6 @@ class ChooseVocoder(Choose):
 
     name, model = "choice of the vocoder", VOCODER
     record_name, score_name = "choice_waveglow.json", "distances"
-    score = staticmethod(evaluating.distance)
 
     def __init__(self, work: Work):
         super().__init__(work)
@@ -124,6 +124,9 @@ class ChooseVocoder(Choose):
 
     def sentences(self) -> Path | None:
         return write_ids(self.work.folder / "choosing.txt", held_out(self.work)[1])
+
+    def score(self, report: Path) -> float | None:
+        return evaluating.distance(report)
 
     def report_on(self, file: Path, sentences: Path, report: Path) -> Command:
         return evaluating.on_copies(self.work.chosen(ACOUSTIC), file, self.work.speech, sentences, report)
@@ -190,8 +193,8 @@ class Export(Stage):
         size = sum(file.stat().st_size for file in self.new.iterdir())
         if size > self.recipe.max_megabytes * 1e6:
             raise FastglowError(
-                f"{self.new} has {size / 1e6:.1f} MB, must have at most {self.recipe.max_megabytes:g} MB: train smaller "
-                "models, or raise max_megabytes in the recipe"
+                f"{self.new} has {size / 1e6:.1f} MB, must have at most {self.recipe.max_megabytes:g} MB: train "
+                "smaller models, or raise max_megabytes in the recipe"
             )
         self.origin.forget()
         shutil.rmtree(self.work.voice, ignore_errors=True)

@@ -69,7 +69,7 @@ def measure(name: str, audio: np.ndarray, config: MelConfig) -> dict[str, float 
     steady = audio[margin:-margin].astype(np.float64)
     jumps = np.diff(steady, 2)
     return {
-        "level": _db(np.mean(steady**2)),
+        "level": _db(float(np.mean(steady**2))),
         "noise": _noise(steady, rate, VOWELS[name].pitch) if name in VOWELS else None,
         "buzz": _buzz(steady, hop),
         "click": float(np.abs(jumps).max() / max(np.sqrt(np.mean(jumps**2)), _FLOOR)),

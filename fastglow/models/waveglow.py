@@ -30,9 +30,10 @@ class WaveGlowConfig:
     """Constructor arguments of `WaveGlow`; defaults are the reference's (arg_parser.py).
 
     The last four are fastglow's. `alternate_halves` is for NVIDIA's oldest checkpoints (`glow_old`): on odd flows the
-    coupling transforms the first half instead of the second. `upsample_to_groups`: the mel is upsampled to one frame per
-    group of samples instead of one per sample, so that the coupling networks read n_mel_channels instead of n_mel_channels
-    * n_group channels. Of a small model that is most of the work: a mel says nothing about single samples.
+    coupling transforms the first half instead of the second. `upsample_to_groups`: the mel is upsampled to one frame a
+    group of samples instead of one a sample, so that the coupling networks read n_mel_channels instead of
+    n_mel_channels * n_group channels. In a small model these are most of the work, and a mel says nothing about single
+    samples.
     """
 
     n_mel_channels: int = 80

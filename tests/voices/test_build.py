@@ -196,7 +196,10 @@ def test_the_waveglow_is_chosen_by_a_third_of_the_held_out_clips(project, tmp_pa
     (others / "metadata.csv").write_text("".join((CLIPS / "metadata.csv").read_text().splitlines(True)[:3]))
     waveglow = json.loads((project.recipe / "waveglow.json").read_text())
     project.write("waveglow.json", waveglow | {"iters_per_checkpoint": 1})
-    project.values = project.values | {"speaks_by_waveglow": True, "prepare": {"validation_files": str(others), "workers": 1}}
+    project.values = project.values | {
+        "speaks_by_waveglow": True,
+        "prepare": {"validation_files": str(others), "workers": 1},
+    }
     project.make("waveglow")
     assert project.make().names()[-4:] == ["bench.voice", "bench.voice", "export-voice", "bench.voice"]
     held_out = [item.id for item in PreparedDataset.open(project.out / "data").items["validation"]]
