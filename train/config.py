@@ -250,6 +250,12 @@ class WaveGlowTrainConfig(TrainConfig):
     epochs: int = option(1001, "Number of total epochs to run.")
     segment_length: int = option(4000, "Samples of audio in one item.")
     sigma: float = option(1.0, "Standard deviation of the noise that the audio is mapped to.")
+    likelihood_weight: float = option(1.0, "Weight of the negative log-likelihood; 0: off, with --stft-weight.")
+    stft_weight: float = option(
+        0.0,
+        "Weight of the STFT distance between the audio and what the model makes of its mel and noise; 0: off.",
+    )
+    stft_sigma: float = option(0.6, "Standard deviation of that noise.")
     fit_to_data: bool = option(
         False,
         "Begin with weights that interpolate normalised mels and scale the audio to variance 1, which training "
@@ -261,5 +267,8 @@ class WaveGlowTrainConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("likelihood_weight", "stft_weight", "stft_sigma"):
+            if not 0 <= getattr(self, name) < inf:
+                raise FastglowError(f"{name}={getattr(self, name)} must be finite and not negative")
         if self.segment_length <= 0:
             raise FastglowError(f"segment_length={self.segment_length} must be positive")

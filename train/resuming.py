@@ -37,7 +37,7 @@ _ORDER_OPTIONS = {"seed", "bucket_batches"}
 _LOSS_OPTIONS = {
     *("guided_attention_weight", "guided_attention_sigma", "gate_positive_weight", "mask_padding", "text_cleaners"),
     *("l1_weight", "upper_band_weight", "delta_weight", "ssim_weight"),
-    *("sigma", "segment_length"),
+    *("sigma", "segment_length", "likelihood_weight", "stft_weight", "stft_sigma"),
 }
 
 Changes = dict[str, tuple[Any, Any]]

@@ -32,6 +32,7 @@ from .manifest import PreparedDataset
 from .mel_losses import delta_loss, l1_loss, ssim_loss
 from .packing import Packing, SegmentPacking, TextMelPacking, mel_spectrogram
 from .ranks import Ranks
+from .stft_loss import stft_distance
 
 logger = logging.getLogger(__name__)
 
@@ -296,6 +297,8 @@ class WaveGlowTask(Task[WaveGlowTrainConfig, WaveGlowConfig, WaveGlow, SegmentDa
                 f"with --hop-length {model_config.upsample_stride}"
             )
         self.packing = SegmentPacking(config.segment_length, dataset.audio)
+        if not config.likelihood_weight and not config.stft_weight:
+            raise FastglowError("likelihood_weight=0 and stft_weight=0 leave no loss: raise one of them")
         self.criterion = WaveGlowLoss(config.sigma)
         for split, items in dataset.items.items():
             n_short = sum(item.samples < config.segment_length for item in items)
@@ -319,10 +322,31 @@ class WaveGlowTask(Task[WaveGlowTrainConfig, WaveGlowConfig, WaveGlow, SegmentDa
         return SegmentDataset(self.dataset, split, self.config.segment_length, self.config.seed)
 
     def losses(self, model: nn.Module, batch: SegmentBatch) -> dict[str, Tensor]:
-        return self.losses_of(model((batch.mel, batch.audio)), batch)
+        config = self.config
+        inputs = (batch.mel, batch.audio)
+        # Both by calls of the model, as DistributedDataParallel asks for.
+        flowed = model(inputs) if config.likelihood_weight else None
+        made = model(inputs, noise=self._noise(batch.audio)) if config.stft_weight else None
+        return self.losses_of((flowed, made), batch)
+
+    def _noise(self, audio: Tensor) -> Tensor:
+        n_items, n_samples = audio.shape
+        n_group = self.model_config.n_group
+        noise = torch.randn(n_items, n_group, n_samples // n_group, device=audio.device)
+        return self.config.stft_sigma * noise
 
     def losses_of(self, output: Any, batch: SegmentBatch) -> dict[str, Tensor]:
-        return {"loss": self.criterion(output)}
+        flowed, made = output
+        config = self.config
+        if made is None:
+            return {"loss": config.likelihood_weight * self.criterion(flowed)}
+        distance = stft_distance(made, batch.audio[:, : made.shape[1]])
+        losses = {"stft_loss": distance.log_magnitude + distance.convergence}
+        losses["loss"] = config.stft_weight * losses["stft_loss"]
+        if flowed is not None:
+            losses["likelihood_loss"] = self.criterion(flowed)
+            losses["loss"] = losses["loss"] + config.likelihood_weight * losses["likelihood_loss"]
+        return losses
 
     @torch.no_grad()
     def sample(self, model: WaveGlow, valset: SegmentDataset) -> Sample:

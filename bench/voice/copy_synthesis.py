@@ -87,9 +87,8 @@ def copy(
     # Frames are centred on multiples of the hop, so the last one reaches past the recording's end.
     audio = made[: len(recording)]
     copied = mel_of(audio, spectrogram)
-    distance = spectral_distance(recording, audio)
     scores: dict[str, float | None] = {
-        **distance._asdict(),
+        **spectral_distance(recording, audio)._asdict(),
         "log_mel": float(np.abs(copied - wanted).mean()),
         **perceptual_scores(recording, audio, rate),
         "delay_ms": 1000 * delay(recording, audio, rate),

@@ -7,26 +7,13 @@ from typing import NamedTuple
 import numpy as np
 import soxr
 import torch
-from torch import Tensor
+
+from fastglow.train.stft_loss import stft_distance
 
 from .extra import is_installed, missing
 
 RATE = 16_000  # Hz, of PESQ's wide band
 
-
-class Resolution(NamedTuple):
-    """Of an STFT, in samples."""
-
-    filter_length: int
-    hop_length: int
-    win_length: int
-
-
-RESOLUTIONS = (Resolution(1024, 120, 600), Resolution(2048, 240, 1200), Resolution(512, 50, 240))
-"""As in Parallel WaveGAN (Yamamoto, Song & Kim, 2020), whose loss these distances are."""
-
-FLOOR = 1e-7
-"""Of the power of a bin, as there: below it, the logarithm would compare rounding errors."""
 
 # Lags between which a delay is looked for, and the smoothing of the envelopes, over several periods of the voice's
 # pitch, in seconds.
@@ -37,25 +24,16 @@ _LEAST_SECONDS = 0.25
 
 
 class SpectralDistance(NamedTuple):
-    """Means over the resolutions.
-
-    Attributes:
-        log_magnitude: mean absolute difference of the natural logarithms of the magnitudes.
-        convergence: norm of the difference of the magnitudes over the norm of the recording's.
-    """
+    """As of `StftDistance`."""
 
     log_magnitude: float
     convergence: float
 
 
 def spectral_distance(recording: np.ndarray, audio: np.ndarray) -> SpectralDistance:
-    """Multi-resolution STFT distance of audio [N] from a recording [N], float in [-1, 1]."""
-    log_magnitudes, convergences = [], []
-    for resolution in RESOLUTIONS:
-        wanted, found = (_magnitudes(torch.from_numpy(samples), resolution) for samples in (recording, audio))
-        log_magnitudes.append(float((wanted.log() - found.log()).abs().mean()))
-        convergences.append(float((wanted - found).norm() / wanted.norm()))
-    return SpectralDistance(float(np.mean(log_magnitudes)), float(np.mean(convergences)))
+    """`stft_distance` of audio [N] from a recording [N], float in [-1, 1], in float64."""
+    found, wanted = (torch.from_numpy(samples).double()[None] for samples in (audio, recording))
+    return SpectralDistance(*map(float, stft_distance(found, wanted)))
 
 
 def perceptual_scores(recording: np.ndarray, audio: np.ndarray, rate: int) -> dict[str, float | None]:
@@ -106,13 +84,6 @@ def delay(recording: np.ndarray, audio: np.ndarray, rate: int) -> float:
     products = np.fft.irfft(np.fft.rfft(found, size) * np.fft.rfft(wanted, size).conj(), size)
     lags = np.arange(-most, most + 1)
     return float(lags[products[lags].argmax()]) / rate
-
-
-def _magnitudes(samples: Tensor, resolution: Resolution) -> Tensor:
-    """[bins, frames], float64."""
-    window = torch.hann_window(resolution.win_length, dtype=torch.float64)
-    spectrum = torch.stft(samples.double(), *resolution, window, center=True, pad_mode="constant", return_complex=True)
-    return (spectrum.real**2 + spectrum.imag**2).clamp(min=FLOOR).sqrt()
 
 
 def _envelope(samples: np.ndarray, rate: int) -> np.ndarray:

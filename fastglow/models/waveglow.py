@@ -175,8 +175,10 @@ class WaveGlow(Refreshable):
             for k, (convinv, wn) in enumerate(modules)
         ]
 
-    def forward(self, forward_input: tuple[Tensor, Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """Audio to noise, for training.
+    def forward(
+        self, forward_input: tuple[Tensor, Tensor], noise: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]] | Tensor:
+        """Audio to noise, for training. With `noise`, the inverse: see `generate`.
 
         Args:
             forward_input: (mel [B, n_mel_channels, frames], audio [B, N] in [-1, 1]); the upsampled mel must cover the
@@ -190,6 +192,8 @@ class WaveGlow(Refreshable):
             FastglowError: the mel is too short for the audio, or the audio for one group.
         """
         mel, audio = forward_input
+        if noise is not None:
+            return self.generate(mel, noise)
         if not audio.shape[0] or audio.shape[1] < self.config.n_group:
             raise FastglowError(
                 f"audio has shape {list(audio.shape)}, must be [B, N] with B > 0, N >= {self.config.n_group}"
@@ -211,6 +215,27 @@ class WaveGlow(Refreshable):
             log_s_list.append(log_s)
             log_det_list.append(log_det)
         return torch.cat([*early_outputs, audio], dim=1), log_s_list, log_det_list
+
+    def generate(self, mel: Tensor, noise: Tensor) -> Tensor:
+        """Noise to audio, differentiable, in batches without padding; `infer` is faster.
+
+        Args:
+            mel: [B, n_mel_channels, frames], which must cover the noise.
+            noise: [B, n_group, T], in `infer`'s order, times its standard deviation.
+
+        Returns:
+            audio [B, T * n_group].
+        """
+        config = self.config
+        spect = self._grouped_spect(mel, noise.shape[2] * config.n_group)
+        audio, unused = noise[:, : config.n_remaining_channels], noise[:, config.n_remaining_channels :]
+        for flow in reversed(self._flows):
+            kept, changed = flow.split(audio)
+            changed = kernels.affine_coupling_inverse(changed, flow.wn(kept, spect))
+            audio = flow.unmix_differentiably(flow.join(kept, changed))
+            if flow.n_early:
+                audio, unused = torch.cat((unused[:, : flow.n_early], audio), dim=1), unused[:, flow.n_early :]
+        return audio.transpose(1, 2).flatten(1)
 
     def _grouped_spect(self, mel: Tensor, n_samples: int) -> Tensor:
         """The upsampled mel of complete groups of samples, [B, n_mel_channels * frames_per_group, n_samples //

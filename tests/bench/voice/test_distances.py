@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from bench.voice import distances
-from bench.voice.distances import RESOLUTIONS, delay, perceptual_scores, spectral_distance
+from bench.voice.distances import delay, perceptual_scores, spectral_distance
 from bench.voice.extra import is_installed
+from fastglow.train.stft_loss import RESOLUTIONS
 
 RATE = 22050
 
