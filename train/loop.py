@@ -132,7 +132,7 @@ class Trainer:
         self.sharing = Sharing(config.batch_size, ranks.rank, ranks.world_size, config.accumulate)
         self.sampler = StepSampler(self.trainset.lengths(), self.sharing, config.seed, config.bucket_batches)
         self.loader = self._loader(self.trainset, config.num_workers)
-        self.meter = StepMeter(device, model_config, DTYPES[config.amp] or torch.float32)
+        self.meter = StepMeter(device, model_config, DTYPES[config.amp] or torch.float32, self.task.passes)
         self.step = TrainStep(self.state, self.task, config, ranks, self.meter.watch)
         self.reporter = None
         if ranks.is_first:

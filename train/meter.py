@@ -19,13 +19,15 @@ class StepMeter:
         device: that computes.
         model_config: of the model, for its arithmetic.
         dtype: of the matrix products.
+        passes: how often a batch goes through the model.
 
     Attributes:
         watch: whose laps are "data" (waiting for batches), "model" (forward and backward) and "optimizer".
     """
 
-    def __init__(self, device: torch.device, model_config: ModelConfig, dtype: torch.dtype):
+    def __init__(self, device: torch.device, model_config: ModelConfig, dtype: torch.dtype, passes: int = 1):
         self.device = device
+        self.passes = passes
         self.model_config = model_config
         self.dtype = dtype
         self.watch = Stopwatch(device)
@@ -50,7 +52,8 @@ class StepMeter:
             batches: that this process read.
         """
         self.watch.stop()
-        self._flops.append(sum(training_flops(self.model_config, batch) for batch in batches))
+        flops = sum(training_flops(self.model_config, batch) for batch in batches)
+        self._flops.append(self.passes * flops)
 
     def measure(self, scalars: dict[str, float]) -> tuple[dict[str, float], float]:
         """The next of the finished steps, once the device has done all of them.

@@ -71,11 +71,13 @@ class Task(ABC, Generic[ConfigT, ModelConfigT, ModelT, DataT, BatchT]):
     Attributes:
         packing: makes its batches.
         has_dynamic_shapes: of its batches.
+        passes: how often a batch goes through the model.
     """
 
     name: str
     packing: Packing
     has_dynamic_shapes: bool
+    passes = 1
 
     def __init__(self, config: ConfigT, model_config: ModelConfigT, dataset: PreparedDataset):
         if model_config.n_mel_channels != dataset.audio.n_mel_channels:
@@ -297,7 +299,8 @@ class WaveGlowTask(Task[WaveGlowTrainConfig, WaveGlowConfig, WaveGlow, SegmentDa
                 f"with --hop-length {model_config.upsample_stride}"
             )
         self.packing = SegmentPacking(config.segment_length, dataset.audio)
-        if not config.likelihood_weight and not config.stft_weight:
+        self.passes = bool(config.likelihood_weight) + bool(config.stft_weight)
+        if not self.passes:
             raise FastglowError("likelihood_weight=0 and stft_weight=0 leave no loss: raise one of them")
         self.criterion = WaveGlowLoss(config.sigma)
         for split, items in dataset.items.items():

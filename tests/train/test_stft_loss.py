@@ -67,6 +67,7 @@ def test_losses(prepared, tmp_path, likelihood_weight):
     torch.testing.assert_close(losses["stft_loss"], distance, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(losses["loss"], 2 * distance + likelihood_weight * likelihood, rtol=1e-4, atol=1e-5)
     assert ("likelihood_loss" in losses) == bool(likelihood_weight)
+    assert made.meter.passes == 1 + bool(likelihood_weight)
     losses["loss"].backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
 
@@ -74,7 +75,7 @@ def test_losses(prepared, tmp_path, likelihood_weight):
 def test_without_the_option_the_loss_is_the_likelihood(prepared, tmp_path):
     made = trainer(prepared, tmp_path)
     losses = made.task.losses(made.state.model, batch_of(made))
-    assert list(losses) == ["loss"]
+    assert list(losses) == ["loss"] and made.meter.passes == 1
 
 
 def test_it_learns(prepared, tmp_path):
