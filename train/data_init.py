@@ -3,7 +3,6 @@
 Neither changes the model: only where its training begins.
 """
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +11,7 @@ from fastglow.modules import InvertibleConv1x1
 from fastglow.modules.module_lists import modules_of_type
 
 from .manifest import PreparedDataset
+from .packing import mel_spectrogram
 
 N_ITEMS = 100
 """That statistics are computed from; more hardly change them."""
@@ -27,11 +27,11 @@ def fit_to_data(model: WaveGlow, dataset: PreparedDataset) -> None:
     By default the upsampling mixes channels at random, of log-mels whose means are far from 0, and noise of variance 1
     begins as audio of variance 1: training must first find what two statistics say.
     """
-    items = dataset.items["train"][:N_ITEMS]
-    mels = np.concatenate([dataset.mel(item) for item in items], axis=1).astype(np.float64)
-    samples = np.concatenate([dataset.samples(item) for item in items]).astype(np.float64) / 2**15
-    mean = torch.from_numpy(mels.mean(axis=1))
-    deviation = torch.from_numpy(mels.std(axis=1)).clamp(min=_LEAST_DEVIATION)
+    recordings = [torch.from_numpy(dataset.samples(item).copy()) for item in dataset.items["train"][:N_ITEMS]]
+    spectrogram = mel_spectrogram(dataset.audio)  # data sets may lack mels, which WaveGlow's training does not read
+    mels = torch.cat([spectrogram(samples[None].float() / 2**15)[0] for samples in recordings], dim=1).double()
+    mean, deviation = mels.mean(dim=1), mels.std(dim=1).clamp(min=_LEAST_DEVIATION)
+    power = torch.cat(recordings).double().div(2**15).square().mean()
     upsample = model.upsample
     assert upsample.bias is not None
     kernel = interpolation(upsample.kernel_size[0], upsample.stride[0])
@@ -39,7 +39,7 @@ def fit_to_data(model: WaveGlow, dataset: PreparedDataset) -> None:
     upsample.weight[range(len(mean)), range(len(mean))] = (kernel / deviation[:, None]).to(upsample.weight)
     upsample.bias.copy_(-mean / deviation)
     first, *_ = modules_of_type(InvertibleConv1x1, model.convinv)
-    first.conv.weight.div_(max(float(np.sqrt(np.mean(samples**2))), 2.0**-15))
+    first.conv.weight.div_(power.sqrt().clamp(min=2.0**-15))
 
 
 def interpolation(kernel_size: int, stride: int) -> Tensor:

@@ -162,6 +162,8 @@ class TrainState:
             for module in model.modules():
                 if isinstance(module, nn.BatchNorm1d):
                     nn.init.uniform_(module.weight)
+        if not config.init_from and not resumed:
+            self.task.begin(model)
         if config.init_from and not resumed:
             warm_start(model, config.init_from, config.ignore_layers, self.task.dataset.audio)
         return self.task.for_ranks(model.to(self.device), self.ranks)

@@ -36,7 +36,8 @@ class StftDistance(NamedTuple):
 def stft_distance(audio: Tensor, target: Tensor) -> StftDistance:
     """Of audio [B, N] from a target [B, N], in [-1, 1]; float32, or float64 for float64.
 
-    A silent target has a convergence that is not finite, unless the batch has another item.
+    The convergence is that of the batch as a whole. Beside a silent target it is large, but finite: magnitudes have a
+    floor.
     """
     pairs = [(magnitudes(audio, of), magnitudes(target, of)) for of in RESOLUTIONS]
     log_magnitudes = [(found.log() - wanted.log()).abs().mean() for found, wanted in pairs]

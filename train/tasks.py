@@ -102,6 +102,10 @@ class Task(ABC, Generic[ConfigT, ModelConfigT, ModelT, DataT, BatchT]):
     @abstractmethod
     def build_model(self) -> ModelT: ...
 
+    @abstractmethod
+    def begin(self, model: ModelT) -> None:
+        """Fits the initial weights of a model that begins from nothing to the data, where options ask for it."""
+
     def for_ranks(self, model: nn.Module, ranks: Ranks) -> nn.Module:
         """The model as the processes of a run train it together."""
         return model
@@ -201,13 +205,15 @@ class Tacotron2Task(Task[Tacotron2TrainConfig, Tacotron2Config, Tacotron2, TextM
     def build_model(self) -> Tacotron2:
         model = Tacotron2(**asdict(self.model_config))
         model.gradient_checkpointing = self.config.gradient_checkpointing
+        return model
+
+    def begin(self, model: Tacotron2) -> None:
         if self.config.init_mel_bias:
             items = self.dataset.items["train"][:N_ITEMS]
             mean = np.mean([self.dataset.mel(item).mean(axis=1, dtype=np.float32) for item in items], axis=0)
             bias = torch.from_numpy(mean).repeat(self.model_config.n_frames_per_step)
             with torch.no_grad():
                 model.decoder.linear_projection.linear_layer.bias.copy_(bias)
-        return model
 
     def for_ranks(self, model: nn.Module, ranks: Ranks) -> nn.Module:
         if not (self.config.sync_batchnorm and ranks.several):
@@ -317,9 +323,11 @@ class WaveGlowTask(Task[WaveGlowTrainConfig, WaveGlowConfig, WaveGlow, SegmentDa
     def build_model(self) -> WaveGlow:
         model = WaveGlow(**asdict(self.model_config))
         model.memory_saving = self.config.memory_saving
+        return model
+
+    def begin(self, model: WaveGlow) -> None:
         if self.config.fit_to_data:
             fit_to_data(model, self.dataset)
-        return model
 
     def build_dataset(self, split: str) -> SegmentDataset:
         return SegmentDataset(self.dataset, split, self.config.segment_length, self.config.seed)

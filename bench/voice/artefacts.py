@@ -82,11 +82,16 @@ def measure_all(sounds: Mapping[str, np.ndarray], config: MelConfig) -> dict[str
 
 
 def summary(measured: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
-    """Of `measure_all`: the level of silence, and the vowels' mean noise, in dB."""
-    noises = [noise for of in measured.values() if (noise := of["noise"]) is not None]
+    """Of `measure_all`: the level of silence and the vowels' mean noise, and of all sounds the worst buzz and click."""
+    values = {key: [value for of in measured.values() if (value := of[key]) is not None] for key in measured[SILENCE]}
     level = measured[SILENCE]["level"]
     assert level is not None
-    return {"silence": level, "vowel_noise": float(np.mean(noises))}
+    return {
+        "silence": level,
+        "vowel_noise": float(np.mean(values["noise"])),
+        "buzz": max(values["buzz"]),
+        "click": max(values["click"]),
+    }
 
 
 def _db(power: float) -> float:
@@ -103,5 +108,5 @@ def _noise(audio: np.ndarray, rate: int, pitch: float) -> float:
 def _buzz(audio: np.ndarray, hop: int) -> float:
     """Of the level's mean course within a frame, highest over lowest: what is not locked to the frames averages out."""
     course = np.mean(audio[: len(audio) // hop * hop].reshape(-1, hop) ** 2, axis=0)
-    smooth = course.reshape(8, -1).mean(axis=1)
+    smooth = np.array([part.mean() for part in np.array_split(course, 8)])
     return _db((smooth.max() + _FLOOR) / (smooth.min() + _FLOOR))

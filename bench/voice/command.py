@@ -92,7 +92,7 @@ def command(
         lambda line: click.echo(line, err=True),
     )
     found = [find_voice(name, models["waveglow"]) for name in voices]
-    if out and prompts and plots:
+    if out and prompts and (plots or copies_only):
         require_matplotlib()
     if out:
         out.mkdir(parents=True, exist_ok=True)
@@ -110,9 +110,9 @@ def command(
         if out and prompts and plots:
             of["page"] = f"page{i}.png"
             draw_page(out / of["page"], of["sentences"], plots, audio)
-            if audio.sounds:
-                of["sounds"] = f"sounds{i}.png"
-                draw_sounds(out / of["sounds"], audio.sounds, audio.rate)
+        if out and audio.sounds and (plots or copies_only):
+            of["sounds"] = f"sounds{i}.png"
+            draw_sounds(out / of["sounds"], audio.sounds, audio.rate)
         results["voices"].append(of)
     if prompts and not copies_only:
         # Of the best voice.

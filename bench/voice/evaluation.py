@@ -191,12 +191,11 @@ class _Evaluation:
         plan = self.plan
         if not (plan.sigmas or plan.denoises):
             return
-        waveglow = self.speakers["waveglow"].vocoder
-        assert isinstance(waveglow, WaveGlowVocoder)
-        own = waveglow.sigma, waveglow.denoise
+        own = self.speakers["waveglow"].vocoder
+        assert isinstance(own, WaveGlowVocoder)
         sounds, rows = self.audio.sounds["computed"], []
-        for sigma, denoise in product(plan.sigmas or own[:1], plan.denoises or own[1:]):
-            waveglow.sigma, waveglow.denoise = sigma, denoise
+        for sigma, denoise in product(plan.sigmas or [own.sigma], plan.denoises or [own.denoise]):
+            waveglow = WaveGlowVocoder(own.model, sigma, denoise)
             measured = artefacts.measure_all(self._copies_of_sounds(sounds, waveglow), self.synthesizer.audio)
             rows.append(
                 {
@@ -207,7 +206,6 @@ class _Evaluation:
                     **artefacts.summary(measured),
                 }
             )
-        waveglow.sigma, waveglow.denoise = own
         self.results["settings"] = rows
 
     def count_word_errors(self) -> None:

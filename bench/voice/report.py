@@ -110,7 +110,7 @@ def _settings(of: Mapping[str, Any]) -> str:
         return ""
     scores = [name for name in of["settings"][0]["copies"] if name in ("log_magnitude", "convergence", "pesq", "estoi")]
     kinds = {"copies": "copy", "teacher_forced": "predicted"}
-    artefacts = ("silence", "vowel_noise")
+    artefacts = ("silence", "vowel_noise", "buzz", "click")
     rows = [
         (f"{row['sigma']:g}", f"{row['denoise']:g}")
         + tuple(_number(row[kind][name]) for kind in kinds for name in scores)

@@ -214,7 +214,8 @@ def _module_hints(module: Inert, model: str) -> dict[str, Any]:
     if model == "waveglow":
         upsample = _child(module, "upsample")
         stride = upsample.state.get("stride") if upsample is not None else None
-        if isinstance(stride, tuple) and len(stride) == 1:
+        # A config's is in samples; the module's need not be.
+        if "upsample_stride" not in hints and isinstance(stride, tuple) and len(stride) == 1:
             hints["upsample_stride"] = stride[0]
         if module.class_name.split(".")[-2:] == ["glow_old", "WaveGlow"]:
             hints["alternate_halves"] = True

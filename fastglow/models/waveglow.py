@@ -178,11 +178,13 @@ class WaveGlow(Refreshable):
     def forward(
         self, forward_input: tuple[Tensor, Tensor], noise: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor], list[Tensor]] | Tensor:
-        """Audio to noise, for training. With `noise`, the inverse: see `generate`.
+        """Audio to noise, for training.
 
         Args:
             forward_input: (mel [B, n_mel_channels, frames], audio [B, N] in [-1, 1]); the upsampled mel must cover the
                 audio. Samples past the last complete group of n_group are dropped.
+            noise: [B, n_group, T]; the result is then `generate(mel, noise)`, of a module that
+                DistributedDataParallel has wrapped, too.
 
         Returns:
             (z [B, n_group, N / n_group], log s of every flow, each [B, n_half, N / n_group], log|det W|
@@ -225,14 +227,22 @@ class WaveGlow(Refreshable):
 
         Returns:
             audio [B, T * n_group].
+
+        Raises:
+            FastglowError: shapes that do not fit.
         """
         config = self.config
+        if noise.dim() != 3 or noise.shape[:2] != (len(mel), config.n_group) or not noise.numel():
+            raise FastglowError(
+                f"noise has shape {list(noise.shape)}, must be {[len(mel), config.n_group]} + [T], T > 0"
+            )
         spect = self._grouped_spect(mel, noise.shape[2] * config.n_group)
         audio, unused = noise[:, : config.n_remaining_channels], noise[:, config.n_remaining_channels :]
         for flow in reversed(self._flows):
             kept, changed = flow.split(audio)
             changed = kernels.affine_coupling_inverse(changed, flow.wn(kept, spect))
-            audio = flow.unmix_differentiably(flow.join(kept, changed))
+            with backend.without_autocast(changed):  # rounding between flows is heard
+                audio = flow.unmix(flow.join(kept, changed))
             if flow.n_early:
                 audio, unused = torch.cat((unused[:, : flow.n_early], audio), dim=1), unused[:, flow.n_early :]
         return audio.transpose(1, 2).flatten(1)

@@ -39,13 +39,6 @@ class Flow(NamedTuple):
         reverses = accepts(self.convinv, InvertibleConv1x1, audio, reverse=True)
         return self.convinv(audio, reverse=True) if reverses else self.convinv.infer(audio)
 
-    def unmix_differentiably(self, audio: Tensor) -> Tensor:
-        """`unmix` with a gradient of the weight; in float32 at least, as rounding here is heard."""
-        with torch.autocast(audio.device.type, enabled=False):
-            wide = torch.promote_types(audio.dtype, torch.float32)
-            inverse = torch.linalg.inv(self.convinv.conv.weight.squeeze(2).to(wide))
-            return inverse @ audio.to(wide)
-
     def split(self, audio: Tensor) -> tuple[Tensor, Tensor]:
         """(the half that conditions the coupling, the half that the coupling changes)."""
         first, second = audio.chunk(2, dim=1)

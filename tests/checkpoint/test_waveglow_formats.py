@@ -174,3 +174,12 @@ def test_unexpected_keys(build, tmp_path, extra):
     torch.save({**build.waveglow().state_dict(), extra: torch.zeros(2)}, tmp_path / "w.pt")
     with pytest.raises(FastglowError, match=f"key '{extra}' is not part of WaveGlow"):
         load_checkpoint(tmp_path / "w.pt")
+
+
+def test_a_pickled_waveglow_upsampled_to_groups(build, tmp_path):
+    """Its upsampling layer's stride is in groups."""
+    model = build.waveglow(upsample_to_groups=True)
+    torch.save(model, tmp_path / "w.pt")
+    torch.save({"model": model}, tmp_path / "d.pt")
+    for name in ("w.pt", "d.pt"):
+        assert load_checkpoint(tmp_path / name).config == model.config

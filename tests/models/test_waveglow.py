@@ -74,38 +74,6 @@ def noise_of(model, z):
     return torch.cat([z[:, n_early * config.n_early_size :], *reversed(early)], dim=1)
 
 
-def test_generate_is_the_inference(structure):
-    model = build(**structure)
-    mel, audio = mel_and_audio(model)
-    noise = torch.randn(2, model.n_group, audio.shape[1] // model.n_group, dtype=torch.float64)
-    expected = model.infer(mel, 0.7, noise=noise)
-    torch.testing.assert_close(model.generate(mel, 0.7 * noise), expected)
-    torch.testing.assert_close(model((mel, audio), noise=0.7 * noise), expected)
-
-
-@pytest.mark.parametrize("upsample_to_groups", [False, True])
-def test_generate_has_gradients(upsample_to_groups):
-    """Of every weight, against finite differences along a random direction."""
-    torch.manual_seed(2)
-    model = build(n_flows=3, upsample_to_groups=upsample_to_groups)
-    mel, audio = mel_and_audio(model)
-    noise = torch.randn(2, model.n_group, audio.shape[1] // model.n_group, dtype=torch.float64)
-    upstream = torch.randn_like(audio)
-    model.generate(mel, noise).backward(upstream)
-    step = 1e-6
-    for name, parameter in model.named_parameters():
-        direction = torch.randn_like(parameter)
-        with torch.no_grad():
-            found = []
-            for sign in (1, -1):
-                parameter.add_(sign * step * direction)
-                model.refresh()
-                found.append((model.generate(mel, noise) * upstream).sum())
-                parameter.sub_(sign * step * direction)
-        expected = (found[0] - found[1]) / (2 * step)
-        torch.testing.assert_close((parameter.grad * direction).sum(), expected, rtol=1e-4, atol=1e-6, msg=name)
-
-
 def test_a_mel_upsampled_to_groups_is_one_that_all_samples_of_a_group_share():
     """The same function as the reference's structure, with weights that repeat within a group."""
     torch.manual_seed(1)

@@ -25,6 +25,8 @@ OPTIONS = {
 def new_trainer(model, data, out, **options):
     if model == "tacotron2":
         options |= EVERY_TERM | {"p_frame_dropout": 0.3, "gate_positive_weight": 5.0}
+    else:
+        options |= {"stft_weight": 0.5}
     config, model_config = configs(model, data, out, batch_size=2, log_interval=4, **options)
     trainer = Trainer(model, config, model_config, progress=False)
     trainer.state.model.train()

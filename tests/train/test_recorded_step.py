@@ -50,6 +50,7 @@ OPTIONS = {
     "float32": {},
     "fp16, average": {"amp": "fp16", "init_loss_scale": 2.0**24, "ema": 0.5},
     "accumulate, bf16": {"amp": "bf16", "accumulate": 2, "batch_size": 1, "ema": 0.9},
+    "STFT distance": {"stft_weight": 0.5},
 }
 
 

@@ -69,5 +69,18 @@ def test_clicks(sounds):
 
 def test_summary(sounds):
     measured = artefacts.measure_all(sounds, CONFIG)
-    noises = [measured[name]["noise"] for name in "aiu"]
-    assert artefacts.summary(measured) == {"silence": -120, "vowel_noise": pytest.approx(np.mean(noises))}
+    assert artefacts.summary(measured) == {
+        "silence": -120,
+        "vowel_noise": pytest.approx(np.mean([measured[name]["noise"] for name in "aiu"])),
+        "buzz": max(of["buzz"] for of in measured.values()),
+        "click": max(of["click"] for of in measured.values()),
+    }
+
+
+@pytest.mark.parametrize("hop", [275, 300])
+def test_any_hop(hop):
+    config = MelConfig(hop_length=hop)
+    audio = hiss(np.zeros(round(artefacts.SECONDS * RATE)), -40.0)
+    louder = np.arange(len(audio)) // (hop // 2) % 2
+    assert artefacts.measure("silence", audio, config)["buzz"] < 1
+    assert artefacts.measure("silence", audio * (1 + louder), config)["buzz"] > (3 if hop % 2 == 0 else 0)
