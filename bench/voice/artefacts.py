@@ -31,6 +31,9 @@ VOWELS = {
 }
 BANDWIDTHS = (80.0, 100.0, 140.0)  # Hz, of the formants
 
+# Higher formants, in Hz: those of a uniform tube as long as a woman's vocal tract, with wider bands.
+HIGHER, SPACING, HIGHER_BANDWIDTH = 3955.0, 1130.0, 0.06
+
 _FADE = 0.05  # seconds
 _FLOOR = 1e-12  # of powers whose logarithm is taken
 _NEAR_HZ = 15.0  # a harmonic's share of the spectrum, to either side
@@ -47,9 +50,11 @@ def _vowel(vowel: Vowel, n: int, rate: int) -> np.ndarray:
     """Harmonics that fall by 6 dB an octave, as a glottis and the radiation of lips make them, through resonators."""
     seconds = np.arange(n) / rate
     harmonics = vowel.pitch * np.arange(1, int(rate / 2 / vowel.pitch))
-    gains = vowel.pitch / harmonics
-    for formant, bandwidth in zip(vowel.formants, BANDWIDTHS, strict=True):
-        gains = gains / np.abs(1 - (harmonics / formant) ** 2 + 1j * harmonics * bandwidth / formant**2)
+    higher = np.arange(HIGHER, rate / 2, SPACING)
+    formants = np.append(vowel.formants, higher)[:, None]
+    bandwidths = np.append(BANDWIDTHS, HIGHER_BANDWIDTH * higher)[:, None]
+    resonances = np.abs(1 - (harmonics / formants) ** 2 + 1j * harmonics * bandwidths / formants**2)
+    gains = vowel.pitch / harmonics / resonances.prod(axis=0)
     audio = gains @ np.sin(2 * np.pi * harmonics[:, None] * seconds)
     fade = np.minimum(1, np.minimum(seconds, seconds[-1] - seconds) / _FADE)
     return (audio * fade * 10 ** (SPEECH_DB / 20) / audio.std()).astype(np.float32)

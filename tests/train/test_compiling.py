@@ -30,7 +30,8 @@ from fastglow.train.loop import train
 from fastglow.train.step import TrainStep
 from tests.train.conftest import configs
 
-model, data, out = sys.argv[1:]
+model, data, out, options = sys.argv[1:]
+OPTIONS = json.loads(options)
 NO_DROPOUT = {f"p_{part}_dropout": 0.0 for part in ("attention", "decoder", "prenet", "encoder", "postnet")}
 compile, compiled = torch.compile, []
 compiling.compile_problem = lambda device: None
@@ -46,7 +47,7 @@ def without_recompiling(self, batches, weights):
 TrainStep.__call__ = without_recompiling
 
 def run(name, given=None, **options):
-    config, model_config = configs(model, data, f"{out}/{name}", ema=0.5, learning_rate=1e-3, **options)
+    config, model_config = configs(model, data, f"{out}/{name}", ema=0.5, learning_rate=1e-3, **OPTIONS, **options)
     for key, value in NO_DROPOUT.items():
         if hasattr(model_config, key):
             setattr(model_config, key, value)
@@ -64,11 +65,11 @@ print(json.dumps(compiled))
 """
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_a_run_goes_on_compiled(model, prepared, tmp_path):
+@pytest.mark.parametrize("model, options", [*((model, {}) for model in MODELS), ("waveglow", {"stft_weight": 0.5})])
+def test_a_run_goes_on_compiled(model, options, prepared, tmp_path):
     """From an eager run's checkpoint to its end, with a validation, and on from there."""
     done = subprocess.run(
-        [sys.executable, "-c", COMPILED_RUNS, model, str(prepared), str(tmp_path)],
+        [sys.executable, "-c", COMPILED_RUNS, model, str(prepared), str(tmp_path), json.dumps(options)],
         env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
