@@ -16,7 +16,7 @@ from fastglow.engine.vocoders import Vocoder, WaveGlowVocoder
 from fastglow.errors import FastglowError
 from fastglow.voices import Voice
 
-from . import artefacts, reading_faults
+from . import artefacts, prosody, reading_faults
 from .copy_synthesis import Copy, copy, copying, mean_scores, mel_of, teacher_forced, vocode
 from .mel_measures import cepstral_distortion, texture
 from .recognition import Recogniser, as_pcm
@@ -110,6 +110,8 @@ def evaluate(name: str, voice: Voice, plan: Plan, recogniser: Recogniser | None)
         evaluation.compare_settings()
     if speaks:
         evaluation.count_word_errors()
+    if speaks and plan.recordings:
+        evaluation.measure_prosody()
     if plan.hard:
         evaluation.read_hard_sentences()
     return evaluation.results, evaluation.audio
@@ -211,6 +213,22 @@ class _Evaluation:
     def count_word_errors(self) -> None:
         self.results["word_errors"] = _summary(self.heard)
         self.results["sentences"] = _rows(self.plan.prompts, self.heard, self.synthesizer, self.audio)
+
+    def measure_prosody(self) -> None:
+        """Of the acoustic model: any vocoder keeps it."""
+        texts = [prompt.text for prompt in self.plan.prompts]
+        sources = {SYNTHESIS: [speech.audio for speech in self.audio.speeches], ORIGINALS: self.audio.originals}
+        self.results["prosody"] = {
+            source: prosody.measure(
+                [
+                    prosody.Utterance(text, audio, mel_of(audio, self.spectrogram))
+                    for text, audio in zip(texts, of, strict=True)
+                    if len(audio)
+                ],
+                self.synthesizer.audio,
+            )
+            for source, of in sources.items()
+        }
 
     def read_hard_sentences(self) -> None:
         plan = self.plan

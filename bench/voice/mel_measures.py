@@ -61,6 +61,12 @@ def texture(mels: Sequence[np.ndarray], config: MelConfig) -> Texture | None:
     return Texture(*np.mean(found, axis=0).tolist()) if found else None
 
 
+def active_frames(mel: np.ndarray) -> np.ndarray:
+    """Which frames of a log-mel [C, frames] are no pauses: bool [frames]."""
+    level = np.exp(2 * mel.astype(np.float64)).sum(axis=0)
+    return level > level.max() * np.exp(-2 * ACTIVE_DB / _DB)
+
+
 def cepstral_distortion(mel: np.ndarray, other: np.ndarray) -> float:
     """Mel cepstral distortion in dB (Kubichek, 1993) of log-mels [C, frames] along their best alignment in time.
 
@@ -104,7 +110,7 @@ def _texture(mel: np.ndarray, upper: np.ndarray) -> list[float]:
     """The fields of one utterance's `Texture`; `upper` [C] marks the upper bands."""
     power = np.exp(2 * mel)
     level = power.sum(axis=0)
-    active = level > level.max() * np.exp(-2 * ACTIVE_DB / _DB)
+    active = active_frames(mel)
     variances = mel[:, active].var(axis=1)
     sharpness = _laplacian(mel)[:, active[1:-1]]
     if not upper[1:-1].any():  # mel_fmax is not above UPPER_HZ

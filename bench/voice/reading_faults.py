@@ -156,10 +156,7 @@ def read_hard(
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Counts of sentences: by fault, by category and by check, with the rows."""
-    total = WordErrors()
     heard = [row for row in rows if "errors" in row]
-    for row in heard:
-        total += word_errors(row["spoken"], row["heard"])
     return {
         "sentences": len(rows),
         "faulty": {when: sum(bool(row[when]) for row in rows) for when in ("first", "left")},
@@ -170,11 +167,12 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 "sentences": len(of),
                 "first": sum(bool(row["first"]) for row in of),
                 "left": sum(bool(row["left"]) for row in of),
+                "word_errors": _errors(of),
             }
             for category in dict.fromkeys(row["category"] for row in rows)
             if (of := [row for row in rows if row["category"] == category])
         },
-        "word_errors": total.as_dict() if heard else None,
+        "word_errors": _errors(rows),
         "checks": {
             "leap": sum(row["leap"] >= LEAST_LEAP for row in rows),
             "return": sum(row["return"] >= LEAST_LEAP for row in rows),
@@ -184,6 +182,12 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         },
         "rows": list(rows),
     }
+
+
+def _errors(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Of the rows that the recogniser heard; None: it heard none."""
+    heard = [word_errors(row["spoken"], row["heard"]) for row in rows if "errors" in row]
+    return sum(heard, WordErrors()).as_dict() if heard else None
 
 
 def _count(rows: Sequence[dict[str, Any]], when: str) -> dict[str, int]:

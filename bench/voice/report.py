@@ -27,6 +27,7 @@ def markdown(results: Mapping[str, Any]) -> str:
                 _copies(of, "copies", "Copy synthesis", results["missing"]),
                 _copies(of, "teacher_forced", "Teacher-forced mels", results["missing"]),
                 _mels(of),
+                _prosody(of),
                 _artefacts(of),
                 _settings(of),
             )
@@ -85,6 +86,20 @@ def _mels(of: Mapping[str, Any]) -> str:
         "cepstral_distortion is the distance in dB, aligned in time."
     )
     return "\n\n".join([f"## Mels: {of['voice']}", table(("mels", *names), rows), note])
+
+
+def _prosody(of: Mapping[str, Any]) -> str:
+    """Pace, pauses and pitch."""
+    if not of.get("prosody"):
+        return ""
+    names = list(next(iter(of["prosody"].values())))
+    rows = [(source, *(_number(values[name]) for name in names)) for source, values in of["prosody"].items()]
+    note = (
+        "Medians over sentences: words a second without pauses, pauses within a sentence (the mean) and their seconds, "
+        "pitch in Hz and its spread in semitones, the pitch at the end of statements and of questions in semitones "
+        "over the sentence's."
+    )
+    return "\n\n".join([f"## Prosody: {of['voice']}", table(("source", *names), rows), note])
 
 
 def _artefacts(of: Mapping[str, Any]) -> str:
@@ -149,8 +164,11 @@ def _hard(of: Mapping[str, Any]) -> str:
         )
     parts.append(
         table(
-            ("category", "sentences", "first attempt", "after retries"),
-            [(name, row["sentences"], row["first"], row["left"]) for name, row in hard["categories"].items()],
+            ("category", "sentences", "first attempt", "after retries", "word error"),
+            [
+                (name, row["sentences"], row["first"], row["left"], _number((row["word_errors"] or {}).get("rate")))
+                for name, row in hard["categories"].items()
+            ],
         )
     )
     parts.append(

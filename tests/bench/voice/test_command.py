@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from bench.voice.command import main
@@ -103,6 +104,14 @@ def test_copies_mels_and_seconds_of_a_voice(voice, text):
     for vocoder, seconds in voice["seconds"].items():
         assert seconds["total"] >= max(seconds["acoustic"], seconds["vocoder"]) > 0
         assert f"| {vocoder} | {seconds['acoustic']:.3f} |" in text
+
+
+def test_prosody_of_a_voice(voice, text):
+    for source in ("synthesis", "originals"):
+        assert f"| {source} | {voice['prosody'][source]['words_a_second']:.3f} |" in text
+    prompts = (CLIPS / "metadata.csv").read_text().splitlines()[:2]
+    seconds = sum(soundfile.info(CLIPS / "wavs" / f"{line.split('|')[0]}.ogg").duration for line in prompts)
+    assert voice["prosody"]["originals"]["words_a_second"] > 8 / seconds  # of which some are silence
 
 
 def test_a_page_of_plots(evaluated, voice, text):

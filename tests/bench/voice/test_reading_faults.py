@@ -139,9 +139,18 @@ def test_faults_are_counted_by_kind_and_category():
     assert found["faults"] == {"first": {"repeats": 1, "skips": 1}, "left": {"skips": 1}}
     assert found["retries"] == 3 + 1
     assert found["categories"] == {
-        "first": {"sentences": 2, "first": 2, "left": 1},
-        "second": {"sentences": 1, "first": 0, "left": 0},
+        "first": {"sentences": 2, "first": 2, "left": 1, "word_errors": None},
+        "second": {"sentences": 1, "first": 0, "left": 0, "word_errors": None},
     }
+
+
+def test_word_errors_are_counted_by_category():
+    voice = reader(lambda symbols, seed: reading(len(symbols)))
+    rows = [HardSentence("one", "What is it?"), HardSentence("two", "A long way."), HardSentence("one", "Who is it?")]
+    found = summarise(read_hard(voice, rows, SEED, Script("what is it", "a way", "who was it")))
+    rates = {name: of["word_errors"]["rate"] for name, of in found["categories"].items()}
+    assert rates == {"one": 1 / 6, "two": 1 / 3}
+    assert found["word_errors"]["rate"] == 2 / 9
 
 
 def test_a_slow_and_a_fast_sentence_stand_out():
