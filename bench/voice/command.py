@@ -59,9 +59,9 @@ def command(
     """Measure how well VOICE speaks: a bundled voice, a voice's folder, or a Tacotron 2 checkpoint.
 
     With --metadata and --wavs: word error of the synthesis, of the recordings and of their copies by each vocoder;
-    distances of the copies, also of those made of predicted mels; how smooth these are; hiss, buzz and clicks. With
-    --texts: word error of the synthesis alone. Several voices are compared. Beside either, or alone: faults in the
-    reading of hard sentences.
+    distances of the copies, also of those made of predicted mels; how smooth these are; pace, pauses and pitch; hiss,
+    buzz and clicks. With --texts: word error of the synthesis alone. Several voices are compared. Beside either, or
+    alone: faults in the reading of hard sentences.
     """
     if metadata and texts:
         raise FastglowError("--metadata and --texts are both sentences: pass one of them")

@@ -14,6 +14,7 @@ from fastglow.audio import MelSpectrogram, read_audio
 from fastglow.engine import Speech, Synthesizer
 from fastglow.engine.vocoders import Vocoder, WaveGlowVocoder
 from fastglow.errors import FastglowError
+from fastglow.text import split_sentences
 from fastglow.voices import Voice
 
 from . import artefacts, prosody, reading_faults
@@ -215,20 +216,17 @@ class _Evaluation:
         self.results["sentences"] = _rows(self.plan.prompts, self.heard, self.synthesizer, self.audio)
 
     def measure_prosody(self) -> None:
-        """Of the acoustic model: any vocoder keeps it."""
-        texts = [prompt.text for prompt in self.plan.prompts]
-        sources = {SYNTHESIS: [speech.audio for speech in self.audio.speeches], ORIGINALS: self.audio.originals}
-        self.results["prosody"] = {
-            source: prosody.measure(
-                [
-                    prosody.Utterance(text, audio, mel_of(audio, self.spectrogram))
-                    for text, audio in zip(texts, of, strict=True)
-                    if len(audio)
-                ],
-                self.synthesizer.audio,
-            )
-            for source, of in sources.items()
-        }
+        """Of the acoustic model: any vocoder keeps it. Texts of several sentences have the engine's pauses, too."""
+        pairs: dict[str, list[prosody.Utterance]] = {SYNTHESIS: [], ORIGINALS: []}
+        audio = self.audio
+        for (_, text), speech, original, mel in zip(
+            self.plan.prompts, audio.speeches, audio.originals, audio.mels, strict=True
+        ):
+            if len(speech.sentences) == 1 and len(split_sentences(text)) == 1:
+                spoken = mel_of(speech.audio, self.spectrogram)
+                pairs[SYNTHESIS].append(prosody.Utterance(text, speech.audio, spoken))
+                pairs[ORIGINALS].append(prosody.Utterance(text, original, mel))
+        self.results["prosody"] = {source: prosody.measure(of, self.spectrogram.config) for source, of in pairs.items()}
 
     def read_hard_sentences(self) -> None:
         plan = self.plan

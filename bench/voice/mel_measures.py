@@ -62,9 +62,8 @@ def texture(mels: Sequence[np.ndarray], config: MelConfig) -> Texture | None:
 
 
 def active_frames(mel: np.ndarray) -> np.ndarray:
-    """Which frames of a log-mel [C, frames] are no pauses: bool [frames]."""
-    level = np.exp(2 * mel.astype(np.float64)).sum(axis=0)
-    return level > level.max() * np.exp(-2 * ACTIVE_DB / _DB)
+    """Which frames of a log-mel [C, frames], one or more, are no pauses: bool [frames]."""
+    return _active(np.exp(2 * mel.astype(np.float64)).sum(axis=0))
 
 
 def cepstral_distortion(mel: np.ndarray, other: np.ndarray) -> float:
@@ -110,7 +109,7 @@ def _texture(mel: np.ndarray, upper: np.ndarray) -> list[float]:
     """The fields of one utterance's `Texture`; `upper` [C] marks the upper bands."""
     power = np.exp(2 * mel)
     level = power.sum(axis=0)
-    active = active_frames(mel)
+    active = _active(level)
     variances = mel[:, active].var(axis=1)
     sharpness = _laplacian(mel)[:, active[1:-1]]
     if not upper[1:-1].any():  # mel_fmax is not above UPPER_HZ
@@ -123,6 +122,11 @@ def _texture(mel: np.ndarray, upper: np.ndarray) -> list[float]:
         sharpness[upper[1:-1]].var(),
         _DB / 2 * (np.log(hiss).mean() - np.log(level[active].mean())),
     ]
+
+
+def _active(level: np.ndarray) -> np.ndarray:
+    """Of powers."""
+    return level > level.max() * np.exp(-2 * ACTIVE_DB / _DB)
 
 
 def _laplacian(mel: np.ndarray) -> np.ndarray:

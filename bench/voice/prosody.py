@@ -1,11 +1,13 @@
 """Pace, pauses and pitch of speech, to compare a voice's reading with recordings of the same sentences."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from fastglow.audio import MelConfig
+from fastglow.audio.mel import MIN_MAGNITUDE
 
 from .mel_measures import active_frames
 from .word_errors import words_of
@@ -19,9 +21,10 @@ FINAL = 0.2
 
 _WINDOW, _HOP = 3 / LOWEST, 0.01  # seconds
 _VOICED = 0.5  # the least autocorrelation
-_OCTAVE_COST = 0.02  # of a pitch an octave lower, whose autocorrelation is as high
+_OCTAVE_COST = 0.02  # an octave of lag, or multiples of the period would be as good as it
 _QUIET = 0.03  # of the largest amplitude
-_CLOSING = "\"'”’)»"
+_CLOSING = " \u00a0\u202f\"'”’)]»!"
+_FLOOR = np.log(MIN_MAGNITUDE) + 0.01  # of the mel of silence
 
 
 class Utterance(NamedTuple):
@@ -43,11 +46,14 @@ def measure(utterances: Sequence[Utterance], config: MelConfig) -> dict[str, flo
 
     Returns:
         words_a_second: between the first and the last sound, without pauses.
-        pauses: within a sentence; the mean.
-        pause_seconds: of a pause.
-        pitch: a sentence's median, in Hz.
-        pitch_spread: standard deviation within a sentence, in semitones.
-        statement_end, question_end: pitch of the last FINAL seconds with one, in semitones over the sentence's median.
+        pauses: the mean number of pauses within a sentence.
+        pause_seconds: of all pauses, as the mel shows them: its windows reach into them from both sides.
+        pitch: an utterance's median, in Hz. Those with less than FINAL seconds of pitch count for neither this nor
+            what follows.
+        pitch_spread: half the range of the pitch in semitones, from the 16th to the 84th percentile: the standard
+            deviation of a normal distribution, untouched by where the voice creaks and the octave is ambiguous.
+        statement_end, question_end: pitch of the last FINAL seconds that have one, in semitones over the utterance's
+            median.
     """
     rates, counts, lengths, medians, spreads = [], [], [], [], []
     ends: dict[bool, list[float]] = {True: [], False: []}
@@ -63,7 +69,7 @@ def measure(utterances: Sequence[Utterance], config: MelConfig) -> dict[str, flo
         if len(voiced) > final:
             median = float(np.median(voiced))
             medians.append(2 ** (median / 12))
-            spreads.append(voiced.std())
+            spreads.append(float(np.diff(np.percentile(voiced, [16, 84]))[0]) / 2)
             ends[is_question(utterance.text)].append(float(np.median(voiced[-final:])) - median)
     return {
         "words_a_second": _median(rates),
@@ -71,14 +77,13 @@ def measure(utterances: Sequence[Utterance], config: MelConfig) -> dict[str, flo
         "pause_seconds": _median(lengths),
         "pitch": _median(medians),
         "pitch_spread": _median(spreads),
-        # Medians, because where a voice creaks the octave is ambiguous.
         "statement_end": _median(ends[False]),
         "question_end": _median(ends[True]),
     }
 
 
 def is_question(text: str) -> bool:
-    return text.rstrip().rstrip(_CLOSING).endswith("?")
+    return text.rstrip(_CLOSING).endswith("?")
 
 
 def pitch(audio: np.ndarray, rate: int) -> np.ndarray:
@@ -92,28 +97,26 @@ def pitch(audio: np.ndarray, rate: int) -> np.ndarray:
         return np.zeros(0)
     frames = np.lib.stride_tricks.sliding_window_view(audio.astype(np.float64), size)[::hop]
     window = np.hanning(size)
-    shortest, longest = int(rate / HIGHEST), int(rate / LOWEST)
-    own = _autocorrelation(window, longest + 2)
-    found = _autocorrelation((frames - frames.mean(axis=1, keepdims=True)) * window, longest + 2)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        found = np.nan_to_num(found / found[:, :1]) / (own / own[0])
-    lags = np.arange(shortest, longest + 1)
+    lags = np.arange(int(rate / HIGHEST), math.ceil(rate / LOWEST) + 1)
+    own = _autocorrelation(window, lags[-1] + 2)
+    found = _autocorrelation((frames - frames.mean(axis=1, keepdims=True)) * window, lags[-1] + 2)
+    found = found / np.maximum(found[:, :1], np.finfo(float).tiny) / (own / own[0])
     before, at, after = (found[:, lags + step] for step in (-1, 0, 1))
     peak = (at > before) & (at >= after)
-    scores = np.where(peak, at - _OCTAVE_COST * np.log2(lags / shortest), -np.inf)
-    best = scores.argmax(axis=1)
-    row = np.arange(len(best))
-    curvature = before[row, best] - 2 * at[row, best] + after[row, best]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        shift = np.nan_to_num((before[row, best] - after[row, best]) / (2 * curvature))
-    quiet = np.abs(frames).max(axis=1) < _QUIET * np.abs(audio).max()
-    voiced = peak[row, best] & (at[row, best] > _VOICED) & ~quiet
+    # A parabola through three values: a peak between two lags is higher than at either.
+    curvature = np.where(peak, before - 2 * at + after, -1.0)
+    height = np.minimum(1.0, at - (before - after) ** 2 / (8 * curvature))
+    best = np.where(peak, height - _OCTAVE_COST * np.log2(lags / lags[0]), -np.inf).argmax(axis=1)
+    chosen = np.arange(len(best)), best
+    loud = np.abs(frames).max(axis=1) >= _QUIET * np.abs(audio).max()
+    voiced = peak[chosen] & (height[chosen] > _VOICED) & loud
+    shift = (before - after)[chosen] / (2 * curvature[chosen])
     return np.where(voiced, rate / (lags[best] + shift), 0.0)
 
 
 def _spoken(mel: np.ndarray, config: MelConfig) -> tuple[float, list[float]]:
     """Seconds of speech, and of each pause within it."""
-    if not mel.shape[1]:
+    if not np.any(mel > _FLOOR):
         return 0.0, []
     active = np.flatnonzero(active_frames(mel))
     frame = config.hop_length / config.sampling_rate

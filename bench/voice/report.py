@@ -95,9 +95,9 @@ def _prosody(of: Mapping[str, Any]) -> str:
     names = list(next(iter(of["prosody"].values())))
     rows = [(source, *(_number(values[name]) for name in names)) for source, values in of["prosody"].items()]
     note = (
-        "Medians over sentences: words a second without pauses, pauses within a sentence (the mean) and their seconds, "
-        "pitch in Hz and its spread in semitones, the pitch at the end of statements and of questions in semitones "
-        "over the sentence's."
+        "Of texts of one sentence. Medians: words a second without pauses, seconds of a pause, pitch in Hz, half its "
+        "range from the 16th to the 84th percentile in semitones, the pitch at the end of statements and of questions "
+        "in semitones over the sentence's. pauses: the mean number within a sentence."
     )
     return "\n\n".join([f"## Prosody: {of['voice']}", table(("source", *names), rows), note])
 

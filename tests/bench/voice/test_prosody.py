@@ -15,7 +15,7 @@ SPECTROGRAM = MelSpectrogram.from_config(CONFIG)
 def tone(pitches, rate=RATE, harmonics=12):
     """Harmonics of a pitch in Hz for each sample."""
     phase = 2 * np.pi * np.cumsum(pitches) / rate
-    return 0.03 * sum(np.sin(k * phase) / k for k in range(1, harmonics + 1))
+    return 0.03 * sum(np.sin(k * phase + k * k) / k for k in range(1, harmonics + 1))
 
 
 def silence(seconds):
@@ -32,9 +32,10 @@ def held(pitch, seconds):
 
 
 @pytest.mark.parametrize("rate", [16000, 22050, 48000])
-@pytest.mark.parametrize("pitch", [75.0, 131.3, 212.0, 440.0])
+@pytest.mark.parametrize("pitch", [62.0, 75.0, 131.3, 212.0, 298.8, 428.3, 480.0])
 def test_pitch_of_harmonics(rate, pitch):
-    found = prosody.pitch(tone(np.full(rate, pitch), rate, harmonics=8), rate)
+    """As many as there can be, whose peak lies between two lags."""
+    found = prosody.pitch(tone(np.full(rate, pitch), rate, harmonics=int(0.98 * rate / 2 / pitch)), rate)
     np.testing.assert_allclose(found, pitch, rtol=0.002)
 
 
@@ -78,8 +79,17 @@ def test_ends_of_questions_and_statements():
     assert found["question_end"] == pytest.approx(12 * np.log2(300 / 200), abs=0.1)
     assert found["statement_end"] == pytest.approx(12 * np.log2(150 / 200), abs=0.1)
     assert found["pitch"] == pytest.approx(200, rel=0.01)
-    # Of the four fifths at 200 Hz and a fifth 7.02 semitones above, and the like below.
-    assert found["pitch_spread"] == pytest.approx(0.4 * 12 * np.log2(300 / 200), rel=0.05)
+
+
+def test_pitch_spread():
+    """Of pitches that are spread evenly over so many semitones, with a creak that halves the pitch of a tenth."""
+    semitones = 9.0
+    glide = 150 * 2 ** (np.linspace(0, semitones, 3 * RATE) / 12)
+    whole = prosody.measure([spoken("It is.", tone(glide))], CONFIG)["pitch_spread"]
+    assert whole == pytest.approx(0.34 * semitones, rel=0.03)
+    creaking = np.where(np.arange(len(glide)) < 0.9 * len(glide), glide, glide / 2)
+    found = prosody.measure([spoken("It is.", tone(creaking))], CONFIG)["pitch_spread"]
+    assert found == pytest.approx(whole, rel=0.1)
 
 
 def test_what_is_not_there_is_nan():
@@ -89,11 +99,23 @@ def test_what_is_not_there_is_nan():
     names = ("pause_seconds", "pitch", "pitch_spread", "statement_end", "question_end")
     assert all(np.isnan(found[name]) for name in names)
     assert all(np.isnan(value) for value in prosody.measure([], CONFIG).values())
+    for seconds in (0, 0.001, 1):
+        found = prosody.measure([spoken("Not a word.", silence(seconds))], CONFIG)
+        assert found.pop("pauses") == 0 and all(np.isnan(value) for value in found.values())
 
 
 @pytest.mark.parametrize(
     ("text", "question"),
-    [("Why?", True), ("“Why?”", True), ("(Why?)", True), ("Why? ", True), ("Why? Because.", False), ("", False)],
+    [
+        ("Why?", True),
+        ("“Why?”", True),
+        ("(Why?)", True),
+        ("Why? ", True),
+        ("« Pourquoi ? »", True),
+        ("Why?!", True),
+        ("Why? Because.", False),
+        ("", False),
+    ],
 )
 def test_questions(text, question):
     assert prosody.is_question(text) is question
