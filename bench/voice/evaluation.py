@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from fastglow.audio import MelSpectrogram, read_audio
+from fastglow.audio import MelConfig, MelSpectrogram, read_audio
 from fastglow.engine import Speech, Synthesizer
 from fastglow.engine.vocoders import Vocoder, WaveGlowVocoder
 from fastglow.errors import FastglowError
@@ -76,6 +76,7 @@ class Audio:
     Attributes:
         rate: Hz, the voice's.
         speeches: synthesis.
+        spoken: their log-mels as they sound.
         originals: recordings, float32 [N], at that rate; may be none.
         mels: their log-mels.
         copies: of the originals, by vocoder.
@@ -84,6 +85,7 @@ class Audio:
 
     rate: int
     speeches: list[Speech] = field(default_factory=list)
+    spoken: list[np.ndarray] = field(default_factory=list)
     originals: list[np.ndarray] = field(default_factory=list)
     mels: list[np.ndarray] = field(default_factory=list)
     copies: dict[str, list[Copy]] = field(default_factory=dict)
@@ -162,6 +164,10 @@ class _Evaluation:
             is_default = speaker is self.synthesizer
             if is_default:
                 self.audio.speeches = speeches
+                # A speech without audio has a mel without frames.
+                self.audio.spoken = [
+                    mel_of(speech.audio, self.spectrogram) if speech.sentences else speech.mel for speech in speeches
+                ]
             source = SYNTHESIS if is_default else OTHER_SYNTHESIS.format(vocoder)
             self._hear(source, ((speech.audio, self.audio.rate) for speech in speeches))
 
@@ -177,7 +183,7 @@ class _Evaluation:
             vocoder: mean_scores(self._copies(self.predicted, self.speakers[vocoder].vocoder))
             for vocoder in self.copiers
         }
-        results["mels"] = _mels(audio, self.spectrogram)
+        results["mels"] = _mels(audio, self.synthesizer.audio)
 
     def look_for_artefacts(self) -> None:
         config = self.synthesizer.audio
@@ -219,13 +225,11 @@ class _Evaluation:
         """Of the acoustic model: any vocoder keeps it. Texts of several sentences have the engine's pauses, too."""
         pairs: dict[str, list[prosody.Utterance]] = {SYNTHESIS: [], ORIGINALS: []}
         audio = self.audio
-        for (_, text), speech, original, mel in zip(
-            self.plan.prompts, audio.speeches, audio.originals, audio.mels, strict=True
-        ):
+        for i, (_, text) in enumerate(self.plan.prompts):
+            speech = audio.speeches[i]
             if len(speech.sentences) == 1 and len(split_sentences(text)) == 1:
-                spoken = mel_of(speech.audio, self.spectrogram)
-                pairs[SYNTHESIS].append(prosody.Utterance(text, speech.audio, spoken))
-                pairs[ORIGINALS].append(prosody.Utterance(text, original, mel))
+                pairs[SYNTHESIS].append(prosody.Utterance(text, speech.audio, audio.spoken[i]))
+                pairs[ORIGINALS].append(prosody.Utterance(text, audio.originals[i], audio.mels[i]))
         self.results["prosody"] = {source: prosody.measure(of, self.spectrogram.config) for source, of in pairs.items()}
 
     def read_hard_sentences(self) -> None:
@@ -260,21 +264,20 @@ class _Evaluation:
         }
 
 
-def _mels(audio: Audio, spectrogram: MelSpectrogram) -> dict[str, dict[str, float]]:
+def _mels(audio: Audio, config: MelConfig) -> dict[str, dict[str, float]]:
     """By source: how sharp its mels are over the originals', and how far from them.
 
     The predicted mels; those of the synthesis as it sounds; those of the copies.
     """
     sources = {
         PREDICTED: [speech.mel for speech in audio.speeches],
-        # A speech without audio has a mel without frames.
-        SYNTHESIS: [mel_of(speech.audio, spectrogram) if speech.sentences else speech.mel for speech in audio.speeches],
+        SYNTHESIS: audio.spoken,
         **{COPY.format(vocoder): [one.mel for one in copies] for vocoder, copies in audio.copies.items()},
     }
-    wanted = texture(audio.mels, spectrogram.config)
+    wanted = texture(audio.mels, config)
     found: dict[str, dict[str, float]] = {}
     for source, mels in sources.items():
-        of = texture(mels, spectrogram.config)
+        of = texture(mels, config)
         if of is None or wanted is None:
             continue
         pairs = [(mel, original) for mel, original in zip(mels, audio.mels, strict=True) if mel.shape[1]]

@@ -91,6 +91,7 @@ def pitch(audio: np.ndarray, rate: int) -> np.ndarray:
 
     The highest peak of the autocorrelation over that of the window (Boersma, "Accurate short-term analysis of the
     fundamental frequency and the harmonics-to-noise ratio of a sampled sound", 1993), without his search for a path.
+    `fastglow.audio.excitation.pitch` has only the mel to find it in, and goes on, too high, where voicing fades.
     """
     size, hop = round(_WINDOW * rate), round(_HOP * rate)
     if len(audio) < size:

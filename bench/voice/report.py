@@ -60,46 +60,42 @@ def _word_errors(voices: Sequence[Mapping[str, Any]]) -> str:
     return "## Word errors\n\n" + table(head, rows)
 
 
-def _copies(of: Mapping[str, Any], key: str, title: str, missing: Sequence[str]) -> str:
-    """Scores of audio beside the recordings whose timing it has."""
+def _scores(of: Mapping[str, Any], key: str, title: str, head: str, *notes: str) -> str:
+    """Scores by source or vocoder."""
     if not of.get(key):
         return ""
     names = list(next(iter(of[key].values())))
-    rows = [(vocoder, *(_number(scores[name]) for name in names)) for vocoder, scores in of[key].items()]
-    notes = [
+    rows = [(source, *(_number(values[name]) for name in names)) for source, values in of[key].items()]
+    return "\n\n".join([f"## {title}: {of['voice']}", table((head, *names), rows), *notes])
+
+
+def _copies(of: Mapping[str, Any], key: str, title: str, missing: Sequence[str]) -> str:
+    """Scores of audio beside the recordings whose timing it has."""
+    note = (
         "Distances from the recordings, lower is better: log_magnitude and convergence of multi-resolution STFTs, "
-        "log_mel of the mel. Higher is better: pesq (wide band), stoi, estoi.",
-        *(f"Left out: {line}." for line in missing),
-    ]
-    return "\n\n".join([f"## {title}: {of['voice']}", table(("vocoder", *names), rows), *notes])
+        "log_mel of the mel. Higher is better: pesq (wide band), stoi, estoi."
+    )
+    return _scores(of, key, title, "vocoder", note, *(f"Left out: {line}." for line in missing))
 
 
 def _mels(of: Mapping[str, Any]) -> str:
     """How smooth mels are."""
-    if not of.get("mels"):
-        return ""
-    names = list(next(iter(of["mels"].values())))
-    rows = [(source, *(_number(values[name]) for name in names)) for source, values in of["mels"].items()]
     note = (
         "Over the recordings': variance of log-mels and of their Laplacian, in all bands and above 4 kHz, where 1 is "
         "as sharp as they are and less is smoother; sibilance, the level of the strongest tenth above 4 kHz, in dB. "
         "cepstral_distortion is the distance in dB, aligned in time."
     )
-    return "\n\n".join([f"## Mels: {of['voice']}", table(("mels", *names), rows), note])
+    return _scores(of, "mels", "Mels", "mels", note)
 
 
 def _prosody(of: Mapping[str, Any]) -> str:
     """Pace, pauses and pitch."""
-    if not of.get("prosody"):
-        return ""
-    names = list(next(iter(of["prosody"].values())))
-    rows = [(source, *(_number(values[name]) for name in names)) for source, values in of["prosody"].items()]
     note = (
         "Of texts of one sentence. Medians: words a second without pauses, seconds of a pause, pitch in Hz, half its "
         "range from the 16th to the 84th percentile in semitones, the pitch at the end of statements and of questions "
         "in semitones over the sentence's. pauses: the mean number within a sentence."
     )
-    return "\n\n".join([f"## Prosody: {of['voice']}", table(("source", *names), rows), note])
+    return _scores(of, "prosody", "Prosody", "source", note)
 
 
 def _artefacts(of: Mapping[str, Any]) -> str:
